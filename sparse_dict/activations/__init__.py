@@ -1,0 +1,1 @@
+"""Activations: harvesting them into shards and reading shards back."""

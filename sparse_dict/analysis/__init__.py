@@ -1,0 +1,1 @@
+"""Comparing dictionaries: numbers, figures, report."""

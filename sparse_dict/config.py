@@ -1,0 +1,390 @@
+"""The schema of every stage's config: names, types and ranges.
+
+The values live in ``conf/*.yaml``; a field here without a default must be set there. A misspelt
+key or a wrong type ends at compose time; ranges are checked in ``__post_init__``, which
+`OmegaConf.to_object` runs before a stage writes anything.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from sparse_dict.errors import UserError
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+
+
+def _positive(config: Any, section: str, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise UserError(f"{section}.{name} must be positive, not {getattr(config, name)}")
+
+
+def _not_negative(config: Any, section: str, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) >= 0:
+            raise UserError(f"{section}.{name} must not be negative, not {getattr(config, name)}")
+
+
+def _one_of(config: Any, section: str, name: str, *choices: str) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise UserError(f"{section}.{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class DataConfig:
+    """What every corpus has: the share of its documents held out for validation and harvest."""
+
+    val_fraction: float = MISSING
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"data.val_fraction must lie in (0, 1), not {self.val_fraction}")
+
+
+@dataclass
+class DocstringsData(DataConfig):
+    """Docstrings of installed libraries."""
+
+    packages: list[str] | None = MISSING  # import names; null takes every installed library
+    min_chars: int = MISSING  # shorter docstrings are left out
+
+
+@dataclass
+class FilesData(DataConfig):
+    """Local txt, jsonl or parquet files."""
+
+    files: Any = MISSING  # a path or glob, or a list of them
+    text_column: str = MISSING  # the column or JSON key that holds the text
+
+
+@dataclass
+class HubData(DataConfig):
+    """A data set of the Hugging Face hub."""
+
+    path: str = MISSING
+    name: str | None = MISSING
+    revision: str | None = MISSING
+    split: str = MISSING
+    streaming: bool = MISSING
+    text_column: str = MISSING
+    max_documents: int | None = MISSING  # null takes all
+
+
+@dataclass
+class GPT2Tokenizer:
+    """GPT-2's byte-pair vocabulary, through tiktoken."""
+
+    kind: str = "gpt2"
+
+
+@dataclass
+class BPETokenizer:
+    """A byte-pair vocabulary trained on the corpus."""
+
+    vocab_size: int = MISSING  # ids in all: bytes, merges and the end-of-text token
+    train_chars: int = MISSING  # characters of the corpus that the trainer sees
+    kind: str = "bpe"
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 258:
+            raise UserError(
+                "tokenizer.vocab_size must be at least 258 (256 bytes, one merge, end of text), "
+                f"not {self.vocab_size}"
+            )
+        _positive(self, "tokenizer", "train_chars")
+
+
+# --- language model -------------------------------------------------------------------------------
+
+
+@dataclass
+class ModelConfig:
+    """A GPT in the nanoGPT manner."""
+
+    n_layers: int = MISSING
+    n_heads: int = MISSING
+    d_model: int = MISSING
+    d_mlp: int = MISSING
+    n_ctx: int = MISSING  # tokens in one context
+
+    def __post_init__(self) -> None:
+        _positive(self, "model", "n_layers", "n_heads", "d_model", "d_mlp", "n_ctx")
+        if self.d_model % self.n_heads:
+            raise UserError(
+                f"model.d_model ({self.d_model}) must be a multiple of "
+                f"model.n_heads ({self.n_heads})"
+            )
+
+
+@dataclass
+class AdamWConfig:
+    """AdamW with linear warm-up and cosine decay, for the language model."""
+
+    lr: float = MISSING
+    min_lr_ratio: float = MISSING  # learning rate at the end, as a share of lr
+    beta1: float = MISSING
+    beta2: float = MISSING
+    weight_decay: float = MISSING  # on matrices only
+    warmup_fraction: float = MISSING  # share of the run spent in warm-up
+    grad_clip: float = MISSING  # global norm; 0 turns clipping off
+
+    def __post_init__(self) -> None:
+        _positive(self, "optimizer", "lr")
+        _not_negative(
+            self, "optimizer", "min_lr_ratio", "weight_decay", "grad_clip", "warmup_fraction"
+        )
+
+
+@dataclass
+class LMTrainingConfig:
+    """How long and in what pieces the language model is trained."""
+
+    n_tokens: int = MISSING  # tokens seen in all
+    batch_size: int = MISSING  # sequences of n_ctx tokens in one forward pass
+    accumulate: int = MISSING  # forward passes in one optimiser step
+    precision: str = MISSING  # fp32 | bf16
+    eval_every: int = MISSING  # optimiser steps between validation losses
+    eval_tokens: int = MISSING  # validation tokens in one estimate
+    checkpoint_every: int = MISSING  # optimiser steps between checkpoints
+    log_every: int = MISSING  # optimiser steps between logged values
+
+    def __post_init__(self) -> None:
+        _positive(
+            self,
+            "training",
+            "n_tokens",
+            "batch_size",
+            "accumulate",
+            "eval_every",
+            "eval_tokens",
+            "checkpoint_every",
+            "log_every",
+        )
+        _one_of(self, "training", "precision", "fp32", "bf16")
+
+
+# --- activations ----------------------------------------------------------------------------------
+
+
+@dataclass
+class HarvestConfig:
+    """Which activations are written, how many, and how."""
+
+    layer: int = MISSING  # counted from zero
+    site: str = MISSING
+    n_tokens: int = MISSING  # rows to write; the corpus may hold fewer
+    split: str = MISSING  # which part of the corpus: validation | train | all
+    batch_size: int = MISSING  # sequences of n_ctx tokens in one forward pass
+    shard_rows: int = MISSING
+    dtype: str = MISSING  # float16 | float32
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "harvest", "layer")
+        _positive(self, "harvest", "n_tokens", "batch_size", "shard_rows")
+        _one_of(self, "harvest", "site", "mlp_post")
+        _one_of(self, "harvest", "split", "validation", "train", "all")
+        _one_of(self, "harvest", "dtype", "float16", "float32")
+
+
+@dataclass
+class ActivationsConfig:
+    """How a dictionary sees the activations."""
+
+    scaling: str = MISSING  # rms: divide by their root mean square | none
+
+    def __post_init__(self) -> None:
+        _one_of(self, "activations", "scaling", "rms", "none")
+
+
+# --- sparse autoencoders --------------------------------------------------------------------------
+
+
+@dataclass
+class SAEConfig:
+    """One dictionary: its shape and its loss."""
+
+    dict_size: int = MISSING
+    tied: bool = MISSING  # encoder = decoder transposed
+    l1: float = MISSING  # coefficient of the L1 penalty
+    l1_scaling: str = MISSING  # none | dict_size: divide l1 by the dictionary's size
+    precision: str = MISSING  # fp32 | bf16: of the encoder's product
+
+    def __post_init__(self) -> None:
+        _positive(self, "sae", "dict_size")
+        _not_negative(self, "sae", "l1")
+        _one_of(self, "sae", "l1_scaling", "none", "dict_size")
+        _one_of(self, "sae", "precision", "fp32", "bf16")
+
+
+@dataclass
+class AdamConfig:
+    """Adam with a constant learning rate after a linear warm-up, for dictionaries."""
+
+    lr: float = MISSING
+    beta1: float = MISSING
+    beta2: float = MISSING
+    eps: float = MISSING
+    warmup_steps: int = MISSING
+
+    def __post_init__(self) -> None:
+        _positive(self, "optimizer", "lr", "eps")
+        _not_negative(self, "optimizer", "beta1", "beta2", "warmup_steps")
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"optimizer.{name} must be below 1, not {getattr(self, name)}")
+
+
+@dataclass
+class SAETrainingConfig:
+    """How long and in what pieces dictionaries are trained."""
+
+    n_activations: int = MISSING  # rows seen in all; more than there are means several passes
+    batch_size: int = MISSING  # rows in one optimiser step
+    eval_rows: int = MISSING  # rows at the end of the harvest, kept for the final numbers
+    log_every: int = MISSING  # optimiser steps between logged values
+    checkpoint_every: int = MISSING  # optimiser steps between checkpoints
+
+    def __post_init__(self) -> None:
+        _positive(
+            self,
+            "training",
+            "n_activations",
+            "batch_size",
+            "eval_rows",
+            "log_every",
+            "checkpoint_every",
+        )
+
+
+# --- analysis -------------------------------------------------------------------------------------
+
+
+@dataclass
+class AnalysisConfig:
+    """How dictionaries are compared and what is shown."""
+
+    matching: str = MISSING  # max | hungarian: how a feature finds its partner
+    against: str = MISSING  # next | next_two | all_larger: which dictionaries it is sought in
+    features: str = MISSING  # all | alive: which features count
+    threshold: float = MISSING  # an MCS above it is called high
+    block_rows: int = MISSING  # features compared at a time; bounds the memory
+
+    def __post_init__(self) -> None:
+        _one_of(self, "analysis", "matching", "max", "hungarian")
+        _one_of(self, "analysis", "against", "next", "next_two", "all_larger")
+        _one_of(self, "analysis", "features", "all", "alive")
+        _positive(self, "analysis", "block_rows")
+        if not -1 <= self.threshold <= 1:
+            raise UserError(f"analysis.threshold is a cosine in [-1, 1], not {self.threshold}")
+
+
+# --- all stages -----------------------------------------------------------------------------------
+
+
+@dataclass
+class TrackingConfig:
+    """Weights & Biases."""
+
+    mode: str = MISSING  # auto | online | offline | disabled
+    project: str = MISSING
+    entity: str | None = MISSING
+    tags: list[str] = MISSING
+
+    def __post_init__(self) -> None:
+        _one_of(self, "tracking", "mode", "auto", "online", "offline", "disabled")
+
+
+@dataclass
+class StudyConfig:
+    """What all four stages share."""
+
+    name: str = MISSING  # the study
+    study_dir: str = MISSING
+    device: str = MISSING  # auto | cpu | cuda | cuda:1 | mps
+    seed: int = MISSING
+    tracking: TrackingConfig = MISSING
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
+            raise UserError(f"name must be a plain folder name, not {self.name!r}")
+        if self.seed < 0:
+            raise UserError(f"seed must not be negative, not {self.seed}")
+
+
+@dataclass
+class TrainLMConfig(StudyConfig):
+    """Stage 1."""
+
+    lm_dir: str = MISSING
+    cache_dir: str = MISSING  # corpora, vocabularies and token shards, shared by all studies
+    data: Any = MISSING
+    tokenizer: Any = MISSING
+    model: ModelConfig = MISSING
+    optimizer: AdamWConfig = MISSING
+    training: LMTrainingConfig = MISSING
+
+
+@dataclass
+class HarvestStageConfig(StudyConfig):
+    """Stage 2."""
+
+    lm_dir: str = MISSING
+    activations_dir: str = MISSING
+    cache_dir: str = MISSING
+    data: Any = MISSING
+    harvest: HarvestConfig = MISSING
+
+
+@dataclass
+class TrainSAEConfig(StudyConfig):
+    """Stage 3."""
+
+    activations_dir: str = MISSING
+    activations: ActivationsConfig = MISSING
+    sae: SAEConfig = MISSING
+    optimizer: AdamConfig = MISSING
+    training: SAETrainingConfig = MISSING
+
+
+@dataclass
+class AnalyzeConfig(StudyConfig):
+    """Stage 4."""
+
+    sae_dir: str = MISSING
+    analysis_dir: str = MISSING
+    analysis: AnalysisConfig = MISSING
+
+
+def register() -> None:
+    """Make the schemas and the resolvers known to Hydra; every script does so by importing us."""
+    store = ConfigStore.instance()
+    for name, node in {
+        "train_lm": TrainLMConfig,
+        "harvest": HarvestStageConfig,
+        "train_sae": TrainSAEConfig,
+        "analyze": AnalyzeConfig,
+        "data/docstrings": DocstringsData,
+        "data/files": FilesData,
+        "data/hub": HubData,
+        "tokenizer/gpt2": GPT2Tokenizer,
+        "tokenizer/bpe": BPETokenizer,
+    }.items():
+        group, _, leaf = f"schema/{name}".rpartition("/")
+        store.store(group=group, name=leaf, node=node, provider="sparse_dict")
+    OmegaConf.register_new_resolver(
+        "sparse_dict.conf", lambda folder: str(CONF_DIR / folder), replace=True
+    )
+    OmegaConf.register_new_resolver(
+        "sparse_dict.job_folder", lambda dirname: dirname or "default", replace=True
+    )
+
+
+register()

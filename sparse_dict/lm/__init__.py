@@ -1,0 +1,1 @@
+"""The small transformer: model, training, baselines."""

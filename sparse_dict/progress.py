@@ -1,0 +1,72 @@
+"""Progress that suits where it is read: a bar on a terminal, a line now and then in a log file."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+log = logging.getLogger(__name__)
+
+LOG_EVERY_S = 15.0
+
+
+class Progress:
+    """Counts `unit`s up to `total`, with speed, time left and a few live values.
+
+    Use as a context manager; `advance(n, loss=...)` moves it on.
+    """
+
+    def __init__(self, description: str, total: int, unit: str, initial: int = 0) -> None:
+        from tqdm import tqdm
+
+        self.description = description
+        self.total = total
+        self.unit = unit
+        self.done = initial
+        self._initial = initial
+        self._started = time.monotonic()
+        self._next_line = self._started + LOG_EVERY_S
+        self._bar = (
+            tqdm(
+                desc=description, total=total, unit=unit, unit_scale=True,
+                initial=initial, dynamic_ncols=True,
+            )
+            if sys.stderr.isatty()
+            else None
+        )  # fmt: skip
+
+    def advance(self, n: int, **values: float) -> None:
+        """Count `n` more units; `values` are shown behind the bar, e.g. ``loss=4.2``."""
+        self.done += n
+        if self._bar is not None:
+            if values:
+                shown = {key: f"{value:.4g}" for key, value in values.items()}
+                self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(n)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LOG_EVERY_S
+            left = (self.total - self.done) / max(self.rate, 1e-9)
+            tail = "".join(f", {key} {value:.4g}" for key, value in values.items())
+            log.info(
+                "%s: %s of %s %s, %.0f/s, %.0f s left%s",
+                self.description, f"{self.done:,}", f"{self.total:,}", self.unit,
+                self.rate, left, tail,
+            )  # fmt: skip
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the start of this process's part."""
+        return (self.done - self._initial) / max(time.monotonic() - self._started, 1e-9)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: the step, the ensemble trainer, the files."""
