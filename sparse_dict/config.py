@@ -216,6 +216,7 @@ class SAEConfig:
     l1: float = MISSING  # coefficient of the L1 penalty
     l1_scaling: str = MISSING  # none | dict_size: divide l1 by the dictionary's size
     precision: str = MISSING  # fp32 | bf16: of the encoder's product
+    project_gradient: bool = MISSING  # drop the decoder gradient's part along its unit rows
 
     def __post_init__(self) -> None:
         _positive(self, "sae", "dict_size")
@@ -249,6 +250,8 @@ class SAETrainingConfig:
     n_activations: int = MISSING  # rows seen in all; more than there are means several passes
     batch_size: int = MISSING  # rows in one optimiser step
     eval_rows: int = MISSING  # rows at the end of the harvest, kept for the final numbers
+    l1_warmup_steps: int = MISSING  # optimiser steps over which l1 rises from zero
+    dead_window: int = MISSING  # a feature is dead if not active on this many rows seen last
     log_every: int = MISSING  # optimiser steps between logged values
     checkpoint_every: int = MISSING  # optimiser steps between checkpoints
 
@@ -259,12 +262,19 @@ class SAETrainingConfig:
             "n_activations",
             "batch_size",
             "eval_rows",
+            "dead_window",
             "log_every",
             "checkpoint_every",
         )
+        _not_negative(self, "training", "l1_warmup_steps")
 
 
 # --- analysis -------------------------------------------------------------------------------------
+
+
+ANALYSIS_PARTS = (
+    "claims", "heatmap", "histograms", "agreement", "ridge", "sparsity", "frontier"
+)  # fmt: skip
 
 
 @dataclass
@@ -276,12 +286,19 @@ class AnalysisConfig:
     features: str = MISSING  # all | alive: which features count
     threshold: float = MISSING  # an MCS above it is called high
     block_rows: int = MISSING  # features compared at a time; bounds the memory
+    match_limit: int = MISSING  # dictionaries of different seeds above this size are not matched
+    parts: list[str] = MISSING  # what is analysed, among ANALYSIS_PARTS
 
     def __post_init__(self) -> None:
         _one_of(self, "analysis", "matching", "max", "hungarian")
         _one_of(self, "analysis", "against", "next", "next_two", "all_larger")
         _one_of(self, "analysis", "features", "all", "alive")
-        _positive(self, "analysis", "block_rows")
+        _positive(self, "analysis", "block_rows", "match_limit")
+        for part in self.parts:
+            if part not in ANALYSIS_PARTS:
+                raise UserError(
+                    f"analysis.parts may hold {', '.join(ANALYSIS_PARTS)}, not {part!r}"
+                )
         if not -1 <= self.threshold <= 1:
             raise UserError(f"analysis.threshold is a cosine in [-1, 1], not {self.threshold}")
 

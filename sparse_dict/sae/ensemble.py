@@ -1,0 +1,193 @@
+"""Trains many dictionaries in one pass over the activations; one dictionary is an ensemble of one.
+
+Every member sees the same batches in the same order, and its result depends on its own config
+alone: see `step_cpu` and `State.initial`.
+"""
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparse_dict import interrupt
+from sparse_dict.activations.store import Activations
+from sparse_dict.config import TrainSAEConfig
+from sparse_dict.errors import UserError
+from sparse_dict.progress import Progress
+from sparse_dict.sae import folder as folders
+from sparse_dict.sae import kernel
+from sparse_dict.sae.batches import batches, training_rows
+from sparse_dict.sae.state import State, Stats, hyper
+from sparse_dict.sae.step_cpu import SparseStep
+from sparse_dict.sae.step_torch import DenseStep
+from sparse_dict.tracking import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Member:
+    """One dictionary of an ensemble, and all that is its own."""
+
+    config: TrainSAEConfig
+    folder: Path
+    record: dict[str, Any]  # what identifies its result; a checkpoint of another one is refused
+    run: Run
+    state: State
+    history: list[dict[str, float]] = field(default_factory=list)
+    sums: Stats = field(default_factory=Stats)  # since the last line of the history
+    error: UserError | None = None
+    seconds: float = 0.0  # of all passes that trained it, including its companions' share
+
+    def save_checkpoint(self, step: int) -> None:
+        """Write its state after `step` optimiser steps."""
+        tensors = {name: t.cpu().numpy() for name, t in self.state.tensors().items()}
+        meta = {
+            "step": step,
+            "record": self.record,
+            "history": self.history,
+            "sums": asdict(self.sums),
+            "seconds": self.seconds,
+        }
+        folders.write_checkpoint(self.folder, tensors, meta)
+
+    def load_checkpoint(self) -> int:
+        """Take its state from its folder; returns the optimiser steps done (0: none)."""
+        meta = folders.read_checkpoint_meta(self.folder)
+        if meta is None:
+            return 0
+        if meta["record"] != json.loads(json.dumps(self.record)):
+            raise UserError(
+                f"{self.folder / folders.CHECKPOINT} belongs to another config or other "
+                "activations: choose another name= or remove the folder"
+            )
+        tensors = folders.read_checkpoint(self.folder)
+        self.state.load({name: torch.from_numpy(array) for name, array in tensors.items()})
+        self.history, self.seconds = meta["history"], meta["seconds"]
+        self.sums = Stats(**meta["sums"])
+        return int(meta["step"])
+
+
+def make_step(states: list[State], d_in: int, bf16: list[bool]) -> SparseStep | DenseStep:
+    """The fastest way to train `states` where they are."""
+    library = kernel.load(kernel.padded(d_in)) if states[0].b.device.type == "cpu" else None
+    if library is None:
+        return DenseStep(states, d_in, bf16)
+    return SparseStep(library, states, d_in, bf16)
+
+
+def scale_of(config: TrainSAEConfig, activations: Activations) -> float:
+    """What activations are divided by before a dictionary sees them."""
+    return activations.rms if config.activations.scaling == "rms" else 1.0
+
+
+def variance(activations: Activations) -> float:
+    """Mean over dimensions of the raw activations' variance: the denominator of FVU."""
+    return float(activations.rms**2 - (activations.mean.astype("float64") ** 2).mean())
+
+
+def total_steps(config: TrainSAEConfig) -> int:
+    """Optimiser steps of a whole training."""
+    return -(-config.training.n_activations // config.training.batch_size)
+
+
+def train(members: list[Member], activations: Activations, first_step: int) -> None:
+    """Train `members`, which share `training` and `activations` configs, from `first_step` on.
+
+    A member that turns non-finite gets an `error` and is trained no further.
+
+    Raises:
+        Interrupted: a signal asked to stop; checkpoints are written.
+    """
+    config = members[0].config
+    training = config.training
+    device = members[0].state.b.device
+    scale = scale_of(config, activations)
+    var = variance(activations) / scale**2
+    rows = training_rows(activations, training.eval_rows, training.batch_size)
+    last_step = total_steps(config)
+    started = logged = time.monotonic()
+    logged_rows = first_step * training.batch_size
+    seconds_before = [member.seconds for member in members]
+    batch_size = training.batch_size
+    project = [member.config.sae.project_gradient for member in members]
+    bf16 = [member.config.sae.precision == "bf16" for member in members]
+    feed = batches(
+        activations, rows=rows, batch_size=batch_size, first_step=first_step,
+        last_step=last_step, scale=scale, device=device,
+    )  # fmt: skip
+
+    def save(step: int) -> None:
+        for member in members:
+            if member.error is None:
+                member.save_checkpoint(step)
+
+    with (
+        interrupt.on_signal() as request,
+        make_step([member.state for member in members], activations.d_in, bf16) as step_fn,
+        Progress(
+            f"{len(members)} dictionar{'y' if len(members) == 1 else 'ies'}",
+            last_step * batch_size, " rows", first_step * batch_size,
+        ) as progress,
+    ):  # fmt: skip
+        for step, x in enumerate(feed, start=first_step + 1):
+            seen = step * batch_size
+            hypers = [hyper(m.config, step) if m.error is None else None for m in members]
+            for member, before, sums in zip(
+                members, seconds_before, step_fn(x, hypers, seen, project), strict=True
+            ):
+                if member.error is None:
+                    member.sums.add(sums)
+                    member.seconds = before + time.monotonic() - started
+                    if not member.sums.finite:
+                        _drop(member, step)
+            if step % training.log_every == 0 or step == last_step:
+                now = time.monotonic()
+                speed = (seen - logged_rows) / max(now - logged, 1e-9)
+                logged, logged_rows = now, seen
+                for member in members:
+                    if member.error is None and not member.state.is_finite():
+                        _drop(member, step)
+                    if member.error is None:
+                        _log(member, seen, step, var, activations.d_in, speed)
+                if all(member.error for member in members):
+                    return
+            progress.advance(batch_size)
+            if request.signal and step < last_step:
+                save(step)
+                log.error("stopped after %s rows: the same command goes on from there", seen)
+                raise request.error()
+            if step % training.checkpoint_every == 0 and step < last_step:
+                save(step)
+
+
+def _drop(member: Member, step: int) -> None:
+    member.error = UserError(
+        f"{member.folder.name}: not finite after {step} steps, dropped; "
+        "lower optimizer.lr or raise optimizer.warmup_steps"
+    )
+    log.error("%s", member.error)
+
+
+def _log(member: Member, seen: int, step: int, var: float, d_in: int, speed: float) -> None:
+    sums, member.sums = member.sums, Stats()
+    mse = sums.squared_error / (sums.rows * d_in)
+    since = seen - member.state.last_fired
+    values = {
+        "activations": seen,
+        "mse": mse,
+        "fvu": mse / var,
+        "l0": sums.active / sums.rows,
+        "l1": sums.l1 / sums.rows,
+        "dead": int((since >= min(member.config.training.dead_window, seen)).sum()),
+        "lr": hyper(member.config, step).lr,
+        "activations_per_second": speed,
+    }
+    member.history.append(values)
+    member.run.log(
+        {name if name == "activations" else f"sae/{name}": v for name, v in values.items()}
+    )

@@ -1,0 +1,72 @@
+"""From a trained state to the dictionary on raw activations, and its numbers on held-out rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sparse_dict.activations.store import Activations
+from sparse_dict.sae.folder import Dictionary
+from sparse_dict.sae.state import State
+
+CHUNK = 4096  # rows encoded at a time
+
+
+def on_raw(state: State, d_in: int, scale: float) -> Dictionary:
+    """The dictionary for activations that are not divided by `scale`.
+
+    relu(W x + s b) = s relu(W x / s + b): scaling the bias alone scales the codes by s, and with
+    them the reconstruction, while the decoder keeps its unit rows.
+    """
+    W_enc, W_dec = state.W_enc[:, :d_in].cpu(), state.W_dec[:, :d_in].cpu()
+    return Dictionary(
+        W_enc=np.ascontiguousarray(W_enc.T.numpy()),
+        b_enc=(state.b.cpu() * scale).numpy(),
+        W_dec=np.ascontiguousarray(W_dec.numpy()),
+        b_dec=np.zeros(d_in, dtype=np.float32),
+    )
+
+
+@dataclass
+class Evaluation:
+    """A dictionary's numbers on rows that it was not trained on."""
+
+    mse: float  # mean over rows and dimensions, raw units
+    l0: float  # active features in a row
+    l1: float  # sum of codes in a row, raw units
+    fire_count: npt.NDArray[np.int64]  # (dict_size,) rows on which each feature was active
+    rows: int
+
+
+@torch.inference_mode()
+def evaluate(
+    dictionaries: list[Dictionary], activations: Activations, start: int, device: torch.device
+) -> list[Evaluation]:
+    """Numbers of every dictionary on the rows from `start` to the end, read once."""
+    weights = [
+        tuple(torch.from_numpy(a).to(device) for a in (d.W_enc, d.b_enc, d.W_dec, d.b_dec))
+        for d in dictionaries
+    ]
+    rows = activations.rows - start
+    error, l1 = np.zeros(len(weights)), np.zeros(len(weights))
+    fired = [torch.zeros(len(d.b_enc), dtype=torch.int64, device=device) for d in dictionaries]
+    for first in range(start, activations.rows, CHUNK):
+        read = activations.read(first, min(first + CHUNK, activations.rows))
+        x = torch.from_numpy(read).to(device)
+        for i, (W_enc, b_enc, W_dec, b_dec) in enumerate(weights):
+            codes = torch.addmm(b_enc, x, W_enc).relu_()  # (chunk, dict_size)
+            residual = torch.addmm(b_dec, codes, W_dec) - x
+            error[i] += float(residual.square().sum(dtype=torch.float64))
+            l1[i] += float(codes.sum(dtype=torch.float64))
+            fired[i] += (codes > 0).sum(dim=0)
+    return [
+        Evaluation(
+            mse=error[i] / (rows * activations.d_in),
+            l0=float(fired[i].sum()) / rows,
+            l1=l1[i] / rows,
+            fire_count=fired[i].cpu().numpy(),
+            rows=rows,
+        )
+        for i in range(len(weights))
+    ]

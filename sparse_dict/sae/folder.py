@@ -1,0 +1,152 @@
+"""A dictionary's folder: SAELens' format, what we measured, and the checkpoint while training."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from sparse_dict.errors import UserError
+from sparse_dict.files import read_json, replacing, write_json
+
+Array = npt.NDArray[np.float32]
+
+WEIGHTS = "sae_weights.safetensors"
+FEATURES = "features.safetensors"
+METRICS = "metrics.json"
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass
+class Dictionary:
+    """A trained dictionary, right on raw activations: relu(x W_enc + b_enc) W_dec + b_dec."""
+
+    W_enc: Array  # (d_in, dict_size)
+    b_enc: Array  # (dict_size,)
+    W_dec: Array  # (dict_size, d_in), unit rows
+    b_dec: Array  # (d_in,)
+
+    def encode(self, x: Array) -> Array:
+        """Codes (rows, dict_size) of raw activations `x` (rows, d_in)."""
+        return np.maximum(x @ self.W_enc + self.b_enc, 0)
+
+    def decode(self, codes: Array) -> Array:
+        """Reconstructions (rows, d_in) of codes (rows, dict_size)."""
+        return codes @ self.W_dec + self.b_dec
+
+
+@dataclass
+class Trained:
+    """All of a finished dictionary's folder."""
+
+    folder: Path
+    dictionary: Dictionary
+    fire_count: npt.NDArray[np.int64]  # (dict_size,) active rows among the evaluation rows
+    metrics: dict[str, Any]
+
+
+def write(
+    folder: Path,
+    dictionary: Dictionary,
+    fire_count: npt.NDArray[np.int64],
+    metrics: dict[str, Any],
+    hook: str,
+) -> None:
+    """Write a finished dictionary; `metrics.json` comes last and says that the rest is there.
+
+    `hook` names where the activations come from, for SAELens' metadata.
+    """
+    d_in, dict_size = dictionary.W_enc.shape
+    tensors = {
+        name: np.ascontiguousarray(getattr(dictionary, name))
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec")
+    }
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary)
+    write_json(
+        folder / "cfg.json",
+        {
+            "architecture": "standard",
+            "d_in": d_in,
+            "d_sae": dict_size,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": False,
+            "normalize_activations": "none",
+            "reshape_activations": "none",
+            "metadata": {"hook_name": hook},
+        },
+    )
+    with replacing(folder / FEATURES) as temporary:
+        save_file({"fire_count": fire_count}, temporary)
+    write_json(folder / METRICS, metrics)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def read(folder: Path) -> Trained:
+    """Read a finished dictionary.
+
+    Raises:
+        UserError: a file is missing or broken, or shapes do not fit each other.
+    """
+    metrics = read_json(folder / METRICS)
+    tensors = _tensors(folder / WEIGHTS)
+    if missing := {"W_enc", "b_enc", "W_dec", "b_dec"} - tensors.keys():
+        raise UserError(f"{folder / WEIGHTS} lacks {', '.join(sorted(missing))}")
+    dictionary = Dictionary(*(tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")))
+    fire_count = _tensors(folder / FEATURES).get("fire_count")
+    if dictionary.W_enc.ndim != 2 or fire_count is None:
+        raise UserError(f"{folder} does not hold a dictionary's tensors")
+    d_in, dict_size = dictionary.W_enc.shape
+    shapes = {
+        "b_enc": (dict_size,), "W_dec": (dict_size, d_in), "b_dec": (d_in,)
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        if getattr(dictionary, name).shape != shape:
+            raise UserError(f"{folder / WEIGHTS}: {name} does not have the shape {shape}")
+    if fire_count.shape != (dict_size,):
+        raise UserError(f"{folder / FEATURES}: fire_count does not have the shape {(dict_size,)}")
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise UserError(f"{folder / WEIGHTS} holds values that are not finite")
+    return Trained(folder, dictionary, fire_count.astype(np.int64), metrics)
+
+
+def write_checkpoint(
+    folder: Path, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]
+) -> None:
+    """Write a dictionary in training, with `meta` as JSON in the file's header."""
+    with replacing(folder / CHECKPOINT) as temporary:
+        save_file(tensors, temporary, metadata={"meta": json.dumps(meta)})
+
+
+def read_checkpoint_meta(folder: Path) -> dict[str, Any] | None:
+    """What was noted beside a checkpoint's tensors, or None if there is no checkpoint."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            meta = json.loads((file.metadata() or {})["meta"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove it to start again") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("step"), int):
+        raise UserError(f"{path} has no step in its header: remove it to start again")
+    return meta
+
+
+def read_checkpoint(folder: Path) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a checkpoint."""
+    return _tensors(folder / CHECKPOINT)

@@ -1,0 +1,233 @@
+"""Stage 3: which dictionaries are still to train, which together, and what is written of them."""
+
+import csv
+import io
+import logging
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sparse_dict.activations.store import Activations
+from sparse_dict.config import TrainSAEConfig
+from sparse_dict.errors import UserError
+from sparse_dict.files import fingerprint, read_json, write_text
+from sparse_dict.sae import folder as folders
+
+log = logging.getLogger(__name__)
+
+Outcome = dict[str, Any] | Exception
+
+# Keys that say how a run is watched, not what it learns.
+_WATCHING = ("tracking", "device", "study_dir", "name", "activations_dir")
+_WATCHING_TRAINING = ("log_every", "checkpoint_every", "dead_window")
+
+
+# Once per process: the moments of a foreign folder cost a pass over it.
+_open = cache(Activations.open)
+
+
+def _record(config: TrainSAEConfig, activations: Activations) -> dict[str, Any]:
+    """What decides the result: the config less what only watches, and the activations."""
+    kept = {key: value for key, value in asdict(config).items() if key not in _WATCHING}
+    for key in _WATCHING_TRAINING:
+        del kept["training"][key]
+    return {"config": kept, "activations": activations.fingerprint}
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            found
+            for key in keys
+            for found in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if old == new else [f"{path}: {old} there, {new} here"]
+
+
+def check(config: TrainSAEConfig, folder: Path | None = None) -> None:
+    """Raise `UserError` if `config` cannot be trained; writes nothing.
+
+    With `folder`, also if that folder holds a result of another config or of other activations.
+    """
+    activations = _open(Path(config.activations_dir))
+    needed = config.training.eval_rows + config.training.batch_size
+    if activations.rows < needed:
+        raise UserError(
+            f"{activations.folder} has {activations.rows:,} rows: too few for "
+            f"training.eval_rows={config.training.eval_rows} and "
+            f"training.batch_size={config.training.batch_size}"
+        )
+    if folder is not None:
+        _is_finished(folder, _record(config, activations))
+
+
+def _is_finished(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether `folder` already holds the result that `record` describes.
+
+    Raises:
+        UserError: it holds, or holds the beginning of, another one.
+    """
+    if (folder / folders.METRICS).exists():
+        there, finished = read_json(folder / folders.METRICS).get("record"), True
+    else:
+        meta = folders.read_checkpoint_meta(folder)
+        if meta is None:
+            return False
+        there, finished = meta.get("record"), False
+    if differences := _differences(there, record):
+        raise UserError(
+            f"{folder} was trained differently ({differences[0]}): "
+            "choose another name= or remove the folder"
+        )
+    return finished
+
+
+def run(config: TrainSAEConfig) -> dict[str, Any]:
+    """Train one dictionary in Hydra's output folder; returns its metrics."""
+    from hydra.core.hydra_config import HydraConfig
+
+    (outcome,) = train_many([config], [Path(HydraConfig.get().runtime.output_dir)])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def train_many(configs: list[TrainSAEConfig], folders_: list[Path]) -> list[Outcome]:
+    """Train a dictionary per config, those that can share a pass together.
+
+    Finished ones are skipped, interrupted ones go on. A dictionary that fails gives its exception
+    and leaves the others alone.
+
+    Returns:
+        Metrics or exception of each, in the order given.
+    """
+    outcomes: dict[int, Outcome] = {}
+    passes: dict[str, list[int]] = defaultdict(list)
+    for i, (config, folder) in enumerate(zip(configs, folders_, strict=True)):
+        try:
+            activations = _open(Path(config.activations_dir))
+            if _is_finished(folder, _record(config, activations)):
+                outcomes[i] = read_json(folder / folders.METRICS)
+                log.info("%s is already trained", folder)
+                continue
+            meta = folders.read_checkpoint_meta(folder)
+        except UserError as error:
+            outcomes[i] = error
+            continue
+        together = [config.activations_dir, config.device, asdict(config.activations)]
+        step = meta["step"] if meta else 0
+        passes[fingerprint([*together, asdict(config.training), step])].append(i)
+    for number, indices in enumerate(passes.values(), start=1):
+        if len(passes) > 1:
+            log.info("pass %d of %d: %d dictionaries", number, len(passes), len(indices))
+        results = _train_pass([configs[i] for i in indices], [folders_[i] for i in indices])
+        outcomes.update(zip(indices, results, strict=True))
+    finished = [outcomes[i] for i in range(len(configs))]
+    _show(folders_, finished)
+    return finished
+
+
+def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcome]:
+    """Train dictionaries that share a pass, evaluate and write them."""
+    from sparse_dict import runtime, tracking
+    from sparse_dict.sae import ensemble
+    from sparse_dict.sae.batches import training_rows
+    from sparse_dict.sae.evaluate import evaluate, on_raw
+    from sparse_dict.sae.state import State
+
+    first = configs[0]
+    activations = _open(Path(first.activations_dir))
+    device = runtime.device(first.device)
+    runtime.allocator()
+    eval_start = training_rows(activations, first.training.eval_rows, first.training.batch_size)
+    scale = ensemble.scale_of(first, activations)
+    with ExitStack() as stack:
+        members = []
+        for config, path in zip(configs, paths, strict=True):
+            record = _record(config, activations)
+            run = stack.enter_context(
+                tracking.open_run(
+                    config.tracking,
+                    study_dir=Path(config.study_dir),
+                    group=config.name,
+                    job_type="train_sae",
+                    name=path.name,
+                    config=asdict(config),
+                    folder=path,
+                    step_metric="activations",
+                )
+            )
+            state = State.initial(config, activations.d_in, device)
+            members.append(ensemble.Member(config, path, record, run, state))
+        steps = {member.load_checkpoint() for member in members}
+        ensemble.train(members, activations, steps.pop())
+        whole = [member for member in members if member.error is None]
+        dictionaries = [on_raw(member.state, activations.d_in, scale) for member in whole]
+        evaluations = evaluate(dictionaries, activations, eval_start, device)
+        for member, dictionary, numbers in zip(whole, dictionaries, evaluations, strict=True):
+            metrics = {
+                "dict_size": member.config.sae.dict_size,
+                "l1": member.config.sae.l1,
+                "l1_scaling": member.config.sae.l1_scaling,
+                "tied": member.config.sae.tied,
+                "activation": "relu",
+                "seed": member.config.seed,
+                "d_in": activations.d_in,
+                "mse": numbers.mse / scale**2,
+                "fvu": numbers.mse / ensemble.variance(activations),
+                "l0": numbers.l0,
+                "l1_norm": numbers.l1 / scale,
+                "dead": int((numbers.fire_count == 0).sum()),
+                "eval_rows": numbers.rows,
+                "n_activations": ensemble.total_steps(first) * first.training.batch_size,
+                "activations_scale": scale,
+                "seconds": member.seconds,
+                "trained_together": len(members),
+                "record": member.record,
+                "config": asdict(member.config),
+                "fingerprints": {"activations": activations.fingerprint},
+            }
+            _write(member, dictionary, numbers.fire_count, metrics, _hook(activations))
+            member.run.summary({k: v for k, v in metrics.items() if isinstance(v, int | float)})
+        for member in members:
+            if member.error is not None:
+                member.run.finish(exit_code=1)
+        return [member.error or read_json(member.folder / folders.METRICS) for member in members]
+
+
+def _hook(activations: Activations) -> str:
+    """TransformerLens' name of the site, which is what SAELens' metadata speak of."""
+    if activations.manifest is None:
+        return "unknown"
+    return f"blocks.{activations.manifest['layer']}.mlp.hook_post"
+
+
+def _write(
+    member: Any, dictionary: folders.Dictionary, fire_count: Any, metrics: dict[str, Any], site: str
+) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(member.history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(member.history)
+    write_text(member.folder / "history.csv", table.getvalue())
+    folders.write(member.folder, dictionary, fire_count, metrics, site)
+
+
+def _show(paths: list[Path], outcomes: list[Outcome]) -> None:
+    """Log a table of what was trained."""
+    lines = [f"{'size':>6} {'l1':>9} {'FVU':>7} {'L0':>7} {'dead':>6} {'seconds':>8}  folder"]
+    for path, outcome in zip(paths, outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            lines.append(f"{'failed':>48}  {path.name}: {outcome}")
+        else:
+            m = outcome
+            lines.append(
+                f"{m['dict_size']:>6} {m['l1']:>9.2e} {m['fvu']:>7.4f} {m['l0']:>7.2f} "
+                f"{m['dead']:>6} {m['seconds']:>8.1f}  {path.name}"
+            )
+    log.info("dictionaries\n%s", "\n".join(lines))

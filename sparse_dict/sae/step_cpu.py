@@ -1,0 +1,183 @@
+"""One optimiser step of many dictionaries on the CPU, over active entries only (`kernel.c`).
+
+Each dictionary's batch is cut into chunks of rows, dealt alternately to two tasks with gradients
+of their own. That number is fixed, and a task runs in one thread and touches one dictionary: so
+the result does not depend on how many threads there are or what else is trained.
+"""
+
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from sparse_dict.sae import kernel
+from sparse_dict.sae.state import Hyper, State, Stats
+
+CHUNK = 256  # rows: a chunk's residuals and inputs stay in the second-level cache
+BLOCK = 512  # features whose encoder products are made, then scanned, at a time
+PARTS = 2
+
+
+class _Scratch:
+    """The buffers of one running task."""
+
+    def __init__(self, width: int, max_size: int) -> None:
+        entries = max_size * CHUNK + kernel.LANES
+        self.products = torch.empty(BLOCK * CHUNK)
+        self.products_bf16 = torch.empty(BLOCK * CHUNK, dtype=torch.bfloat16)
+        self.residual = torch.empty(CHUNK, width)
+        self.rows = torch.empty(entries, dtype=torch.int32)
+        self.codes = torch.empty(entries)
+        self.starts = torch.empty(max_size + 1, dtype=torch.int64)
+
+
+class _Gradients:
+    """Gradients of one dictionary, in `PARTS` parts."""
+
+    def __init__(self, state: State) -> None:
+        self.dec = torch.zeros(PARTS, *state.W_dec.shape)
+        self.enc = self.dec if state.tied else torch.zeros_like(self.dec)
+        self.b = torch.zeros(PARTS, state.dict_size)
+        self.fired = torch.zeros(PARTS, state.dict_size, dtype=torch.int64)
+
+
+class SparseStep:
+    """Computes steps for a fixed list of dictionaries; use as a context manager."""
+
+    def __init__(
+        self, library: ctypes.CDLL, states: list[State], d_in: int, bf16: list[bool]
+    ) -> None:
+        self.library = library
+        self.states = states
+        self.d_in = d_in
+        self.bf16 = bf16
+        self._gradients = [_Gradients(state) for state in states]
+        self._W_bf16 = [
+            state.W_enc.bfloat16() if low else None for state, low in zip(states, bf16, strict=True)
+        ]
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        threads = min(max(threads, 1), PARTS * len(states))
+        largest = max(state.dict_size for state in states)
+        self._scratch: SimpleQueue[_Scratch] = SimpleQueue()
+        for _ in range(threads):
+            self._scratch.put(_Scratch(states[0].W_dec.shape[1], largest))
+        self._torch_threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __enter__(self) -> Self:
+        torch.set_num_threads(1)  # the tasks are the parallelism
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._torch_threads)
+
+    def __call__(
+        self, x: Tensor, hypers: list[Hyper | None], seen: int, project: list[bool]
+    ) -> list[Stats]:
+        """Train every dictionary whose hyper is not None on batch `x` (batch, width).
+
+        `seen` counts the rows seen with this batch; features active in it are marked with it.
+        Returns each dictionary's sums before the update.
+        """
+        live = [i for i, hyper in enumerate(hypers) if hyper is not None]
+        live.sort(key=lambda i: -self.states[i].dict_size)  # long tasks first
+        low = x.bfloat16() if any(self.bf16[i] for i in live) else None
+        tasks = [(i, part) for i in live for part in range(PARTS)]
+        sums = [Stats() for _ in self.states]
+        parts = self._pool.map(lambda t: self._accumulate(x, low, t[0], t[1], hypers), tasks)
+        for (i, _), part_sums in zip(tasks, parts, strict=True):
+            sums[i].add(part_sums)
+        list(self._pool.map(lambda i: self._optimise(i, hypers, seen, project[i]), live))
+        return sums
+
+    def _accumulate(
+        self, x: Tensor, low: Tensor | None, i: int, part: int, hypers: list[Hyper | None]
+    ) -> Stats:
+        """Gradients of every `PARTS`-th chunk of the batch."""
+        state, gradients, hyper = self.states[i], self._gradients[i], hypers[i]
+        assert hyper is not None
+        sums = Stats()
+        scratch = self._scratch.get()
+        try:
+            chunks = range(part * CHUNK, len(x), PARTS * CHUNK)
+            for start in chunks:
+                rows = x[start : start + CHUNK]
+                rows_low = low[start : start + CHUNK] if low is not None and self.bf16[i] else None
+                l1, active = self._encode(i, part, rows, rows_low, scratch)
+                sums.l1 += l1
+                sums.active += active
+                sums.rows += len(rows)
+                sums.squared_error += self.library.squared_error(
+                    scratch.residual.data_ptr(), len(rows)
+                )
+                self.library.backward(
+                    rows.data_ptr(), scratch.residual.data_ptr(), state.W_dec.data_ptr(),
+                    scratch.rows.data_ptr(), scratch.codes.data_ptr(), scratch.starts.data_ptr(),
+                    state.dict_size, 2 / (len(x) * self.d_in), hyper.penalty / len(x),
+                    gradients.enc[part].data_ptr(), gradients.dec[part].data_ptr(),
+                    gradients.b[part].data_ptr(),
+                )  # fmt: skip
+        finally:
+            self._scratch.put(scratch)
+        return sums
+
+    def _encode(
+        self, i: int, part: int, rows: Tensor, rows_low: Tensor | None, scratch: _Scratch
+    ) -> tuple[float, int]:
+        """Codes and residual of one chunk into `scratch`; the sum of codes and their number."""
+        state, n = self.states[i], len(rows)
+        l1 = ctypes.c_double(0.0)
+        fired = self._gradients[i].fired[part]
+        end = 0
+        self.library.start_residual(rows.data_ptr(), n, scratch.residual.data_ptr())
+        for first in range(0, state.dict_size, BLOCK):
+            block = slice(first, min(first + BLOCK, state.dict_size))
+            size = block.stop - first
+            products = scratch.products[: size * n].view(size, n)
+            W = state.W_enc[block]
+            W_low = self._W_bf16[i]
+            if rows_low is not None and W_low is not None:
+                products_low = scratch.products_bf16[: size * n].view(size, n)
+                torch.mm(W_low[block], rows_low.T, out=products_low)
+                products.copy_(products_low)
+            else:
+                torch.mm(W, rows.T, out=products)  # (block, chunk)
+            end = self.library.encode_block(
+                rows.data_ptr(), products.data_ptr(),
+                W.data_ptr() if rows_low is not None else None,
+                state.b[block].data_ptr(), state.W_dec[block].data_ptr(), None, None,
+                size, n, end, scratch.residual.data_ptr(), scratch.rows.data_ptr(),
+                scratch.codes.data_ptr(), scratch.starts[first:].data_ptr(),
+                fired[block].data_ptr(), ctypes.addressof(l1),
+            )  # fmt: skip
+        return l1.value, end
+
+    def _optimise(self, i: int, hypers: list[Hyper | None], seen: int, project: bool) -> None:
+        """Adam and renormalisation of one dictionary; its gradients become zero."""
+        state, gradients, hyper = self.states[i], self._gradients[i], hypers[i]
+        assert hyper is not None
+        self.library.optimise(
+            state.dict_size, state.W_enc.data_ptr(), state.W_dec.data_ptr(), state.b.data_ptr(),
+            gradients.enc.data_ptr(), gradients.dec.data_ptr(), gradients.b.data_ptr(),
+            gradients.dec.stride(0), gradients.b.stride(0),
+            state.m_enc.data_ptr(), state.v_enc.data_ptr(), state.m_dec.data_ptr(),
+            state.v_dec.data_ptr(), state.m_b.data_ptr(), state.v_b.data_ptr(), project,
+            hyper.lr, hyper.beta1, hyper.beta2, hyper.eps,
+            1 - hyper.beta1**hyper.step, 1 - hyper.beta2**hyper.step,
+        )  # fmt: skip
+        state.last_fired[gradients.fired.any(dim=0)] = seen
+        gradients.fired.zero_()
+        W_low = self._W_bf16[i]
+        if W_low is not None:
+            W_low.copy_(state.W_enc)

@@ -1,0 +1,174 @@
+"""One optimiser step, against autograd and torch.optim.Adam, and against itself in company."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sae_helpers import sae_config, sparse_rows
+from torch import Tensor
+
+from sparse_dict.config import TrainSAEConfig
+from sparse_dict.sae import kernel
+from sparse_dict.sae.ensemble import make_step
+from sparse_dict.sae.state import State, hyper
+from sparse_dict.sae.step_cpu import SparseStep
+from sparse_dict.sae.step_torch import DenseStep
+
+CPU = torch.device("cpu")
+VARIANTS = [
+    {},
+    {"tied": True},
+    {"l1_scaling": "dict_size", "l1": 0.5},
+    {"project_gradient": True},
+    {"tied": True, "project_gradient": True},
+    {"dict_size": 600},  # more than one block of features
+]
+
+
+def sparse_step(states: list[State], d_in: int, bf16: list[bool]) -> SparseStep:
+    library = kernel.load(kernel.padded(d_in))
+    assert library is not None, "these tests need a C compiler"
+    return SparseStep(library, states, d_in, bf16)
+
+
+def pad(x: Tensor) -> Tensor:
+    """Zero columns up to the kernel's width."""
+    return torch.nn.functional.pad(x, (0, kernel.padded(x.shape[1]) - x.shape[1]))
+
+
+def train(step_class, configs: list[TrainSAEConfig], batches: list[Tensor], d_in: int):
+    """States and sums after training on `batches`."""
+    states = [State.initial(config, d_in, CPU) for config in configs]
+    make = sparse_step if step_class is SparseStep else DenseStep
+    sums = []
+    with make(states, d_in, [c.sae.precision == "bf16" for c in configs]) as step:
+        for t, x in enumerate(batches, start=1):
+            hypers = [hyper(config, t) for config in configs]
+            project = [config.sae.project_gradient for config in configs]
+            sums.append(step(pad(x), hypers, t * len(x), project))
+    return states, sums
+
+
+def reference(config: TrainSAEConfig, batches: list[Tensor], d_in: int):
+    """The loss written plainly in float64, autograd and torch.optim.Adam."""
+    state = State.initial(config, d_in, CPU)
+    W_dec = state.W_dec[:, :d_in].double().requires_grad_()
+    W_enc = W_dec if config.sae.tied else state.W_enc[:, :d_in].double().requires_grad_()
+    b = state.b.double().requires_grad_()
+    parameters = [W_dec, b] if config.sae.tied else [W_enc, W_dec, b]
+    o = config.optimizer
+    adam = torch.optim.Adam(parameters, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps)
+    l1 = config.sae.l1 / (config.sae.dict_size if config.sae.l1_scaling == "dict_size" else 1)
+    losses = []
+    for x in (batch.double() for batch in batches):
+        codes = torch.relu(x @ W_enc.T + b)
+        mse = (codes @ W_dec - x).square().mean()
+        loss = mse + l1 * codes.sum(dim=1).mean()
+        adam.zero_grad()
+        loss.backward()
+        if config.sae.project_gradient:
+            W_dec.grad -= (W_dec.grad * W_dec).sum(dim=1, keepdim=True) * W_dec.detach()
+        adam.step()
+        with torch.no_grad():
+            W_dec /= W_dec.norm(dim=1, keepdim=True)
+        losses.append((mse.item(), codes.sum().item(), int((codes > 0).sum())))
+    return W_enc, W_dec, b, losses
+
+
+@pytest.mark.parametrize("step_class", [SparseStep, DenseStep])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("d_in", [32, 20])
+def test_ten_steps_equal_a_float64_autograd_loop_with_torch_adam(step_class, variant, d_in):
+    config = sae_config(**variant)
+    x = sparse_rows(10 * 300, d_in)  # 300 rows: a chunk that is not full
+    batches = list(x.split(300))
+    (state,), sums = train(step_class, [config], batches, d_in)
+    W_enc, W_dec, b, losses = reference(config, batches, d_in)
+    # Adam divides by the gradient's size, so rounding shows where gradients are tiny: 2e-4 is a
+    # fifth of one step of the learning rate, and ten steps were made.
+    torch.testing.assert_close(state.W_dec[:, :d_in].double(), W_dec, rtol=0, atol=2e-4)
+    torch.testing.assert_close(state.W_enc[:, :d_in].double(), W_enc, rtol=0, atol=2e-4)
+    torch.testing.assert_close(state.b.double(), b, rtol=0, atol=2e-4)
+    for (total,), (mse, l1, active) in zip(sums, losses, strict=True):
+        assert total.squared_error / (300 * d_in) == pytest.approx(mse, rel=1e-4)
+        assert total.l1 == pytest.approx(l1, rel=1e-4)
+        assert total.active == pytest.approx(active, rel=1e-3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    rows=st.integers(1, 530),
+    d_in=st.integers(2, 40),
+    dict_size=st.integers(1, 70),
+    tied=st.booleans(),
+    l1=st.floats(0, 1),
+    seed=st.integers(0, 100),
+)
+def test_gradients_equal_float64_autograd_for_any_shape(rows, d_in, dict_size, tied, l1, seed):
+    config = sae_config(dict_size=dict_size, tied=tied, l1=l1, seed=seed)
+    x = sparse_rows(rows, d_in, seed)
+    state = State.initial(config, d_in, CPU)
+    with sparse_step([state], d_in, [False]) as step:
+        step._accumulate(pad(x), None, 0, 0, [hyper(config, 1)])
+        step._accumulate(pad(x), None, 0, 1, [hyper(config, 1)])
+        got = {
+            "dec": step._gradients[0].dec.sum(0)[:, :d_in],
+            "enc": step._gradients[0].enc.sum(0)[:, :d_in],
+            "b": step._gradients[0].b.sum(0),
+        }
+    W_dec = state.W_dec[:, :d_in].double().requires_grad_()
+    W_enc = W_dec if tied else state.W_enc[:, :d_in].double().requires_grad_()
+    b = state.b.double().requires_grad_()
+    codes = torch.relu(x.double() @ W_enc.T + b)
+    loss = (codes @ W_dec - x.double()).square().mean() + l1 * codes.sum(dim=1).mean()
+    loss.backward()
+    wants = {"dec": W_dec.grad, "enc": W_enc.grad, "b": b.grad}
+    # One scale for all: a gradient that cancels to nothing is rounding alone.
+    scale = max(float(want.abs().max()) for want in wants.values()) + 1e-12
+    for name, want in wants.items():
+        torch.testing.assert_close(got[name].double() / scale, want / scale, rtol=0, atol=1e-4)
+
+
+COMPANY = [
+    sae_config(dict_size=48, seed=0),
+    sae_config(dict_size=700, seed=1, l1=3e-2),
+    sae_config(dict_size=17, seed=0, tied=True, lr=3e-3),
+    sae_config(dict_size=64, seed=3, precision="bf16"),
+]
+
+
+@pytest.mark.parametrize("step_class", [SparseStep, DenseStep])
+@pytest.mark.parametrize("chosen", range(len(COMPANY)))
+def test_a_dictionary_is_bit_for_bit_the_same_alone_and_in_company(step_class, chosen):
+    batches = list(sparse_rows(6 * 600, 32).split(600))
+    together, _ = train(step_class, COMPANY, batches, 32)
+    (alone,), _ = train(step_class, [COMPANY[chosen]], batches, 32)
+    for name, tensor in alone.tensors().items():
+        assert torch.equal(tensor, together[chosen].tensors()[name]), name
+
+
+def test_bf16_products_change_little_and_codes_stay_exact():
+    config, low = sae_config(), sae_config(precision="bf16")
+    batches = list(sparse_rows(10 * 512, 32).split(512))
+    (a,), full = train(SparseStep, [config], batches, 32)
+    (b,), half = train(SparseStep, [low], batches, 32)
+    assert full[-1][0].squared_error == pytest.approx(half[-1][0].squared_error, rel=1e-2)
+    assert not torch.equal(a.W_dec, b.W_dec)
+
+
+def test_features_that_did_not_fire_are_not_marked():
+    config = sae_config(dict_size=8)
+    state = State.initial(config, 16, CPU)
+    state.b[:4] = -100.0
+    with make_step([state], 16, [False]) as step:
+        step(sparse_rows(512, 16), [hyper(config, 1)], 512, [False])
+    assert state.last_fired.tolist() == [0] * 4 + [512] * 4
+
+
+def test_warm_up_raises_the_penalty_and_the_learning_rate_in_proportion():
+    config = sae_config(l1=0.4, lr=1e-2, training={"l1_warmup_steps": 8})
+    config.optimizer.warmup_steps = 4
+    assert hyper(config, 2).penalty == pytest.approx(0.1)
+    assert hyper(config, 2).lr == pytest.approx(5e-3)
+    assert hyper(config, 100).penalty == pytest.approx(0.4)
+    assert hyper(config, 100).lr == pytest.approx(1e-2)

@@ -1,0 +1,220 @@
+"""Whole trainings: passes, folders, resumption, failures."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sae_helpers import sae_config, sparse_rows
+
+from sparse_dict.errors import UserError
+from sparse_dict.interrupt import Interrupted
+from sparse_dict.sae import ensemble, folder, stage
+from sparse_dict.sae.evaluate import on_raw
+from sparse_dict.sae.state import State
+
+D_IN = 24
+ROWS = 5000
+
+
+@pytest.fixture
+def activations_dir(tmp_path: Path) -> Path:
+    """A foreign folder of two .npy files whose rows are far from unit RMS."""
+    path = tmp_path / "activations"
+    path.mkdir()
+    x = 7 * sparse_rows(ROWS, D_IN).numpy()
+    np.save(path / "a.npy", x[:2000])
+    np.save(path / "b.npy", x[2000:].astype(np.float64))
+    return path
+
+
+def config_in(activations_dir: Path, **values):
+    config = sae_config(**values)
+    return replace(
+        config,
+        activations_dir=str(activations_dir),
+        study_dir=str(activations_dir.parent / "study"),
+    )
+
+
+def results(path: Path) -> dict[str, bytes]:
+    """What must be equal bit for bit between two trainings of one dictionary."""
+    names = (folder.WEIGHTS, folder.FEATURES, "cfg.json")
+    history = [line.rsplit(",", 1)[0] for line in (path / "history.csv").read_text().splitlines()]
+    return {name: (path / name).read_bytes() for name in names} | {
+        "history without speed": "\n".join(history).encode()
+    }
+
+
+def test_a_dictionary_on_disk_is_the_one_in_memory_on_raw_activations(activations_dir, tmp_path):
+    config = config_in(activations_dir, training={"n_activations": 20_000}, lr=3e-3)
+    (metrics,) = stage.train_many([config], [tmp_path / "sae"])
+    assert isinstance(metrics, dict)
+    trained = folder.read(tmp_path / "sae")
+    np.testing.assert_allclose(np.linalg.norm(trained.dictionary.W_dec, axis=1), 1, atol=1e-6)
+    held_out = 7 * sparse_rows(ROWS, D_IN).numpy()[-config.training.eval_rows :]
+    codes = trained.dictionary.encode(held_out)
+    residual = trained.dictionary.decode(codes) - held_out
+    everything = 7 * sparse_rows(ROWS, D_IN).numpy()
+    assert metrics["fvu"] == pytest.approx(
+        (residual**2).mean() / everything.var(axis=0).mean(), rel=1e-4
+    )
+    assert metrics["l0"] == pytest.approx((codes > 0).sum(axis=1).mean(), rel=1e-3)
+    assert metrics["dead"] == int((trained.fire_count == 0).sum())
+    assert metrics["fvu"] < 0.5  # it has learned something
+
+
+def test_folding_the_scale_keeps_reconstructions_on_raw_activations():
+    config = sae_config(dict_size=40)
+    state = State.initial(config, D_IN, torch.device("cpu"))
+    state.b += 0.1 * torch.randn(40, generator=torch.Generator().manual_seed(1))
+    x = sparse_rows(100, D_IN)
+    scaled = torch.relu(x @ state.W_enc[:, :D_IN].T + state.b) @ state.W_dec[:, :D_IN]
+    raw = on_raw(state, D_IN, scale=5.0)
+    again = raw.decode(raw.encode((5 * x).numpy()))
+    np.testing.assert_allclose(again, 5 * scaled.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_dictionaries_trained_together_equal_those_trained_alone(activations_dir, tmp_path):
+    configs = [
+        config_in(activations_dir, dict_size=size, tied=tied, seed=seed)
+        for size, tied, seed in [(32, False, 0), (80, False, 1), (32, True, 0)]
+    ]
+    stage.train_many(configs, [tmp_path / f"together{i}" for i in range(3)])
+    for i, config in enumerate(configs):
+        stage.train_many([config], [tmp_path / f"alone{i}"])
+        assert results(tmp_path / f"together{i}") == results(tmp_path / f"alone{i}")
+
+
+def test_an_interrupted_training_goes_on_bit_for_bit(activations_dir, tmp_path, monkeypatch):
+    configs = [config_in(activations_dir, dict_size=size) for size in (16, 40)]
+    stage.train_many(configs, [tmp_path / "whole16", tmp_path / "whole40"])
+    parts = [tmp_path / "parts16", tmp_path / "parts40"]
+
+    class StopsAtOnce(ensemble.interrupt.StopRequest):
+        def __init__(self) -> None:
+            self.signal = 15
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
+        for _ in range(3):  # each run makes one step and is stopped
+            with pytest.raises(Interrupted) as stopped:
+                stage.train_many(configs, parts)
+            assert stopped.value.code == 143
+            assert not (parts[0] / folder.METRICS).exists()
+    assert folder.read_checkpoint_meta(parts[1])["step"] == 3
+    stage.train_many(configs, parts)
+    for size, part in zip((16, 40), parts, strict=True):
+        assert results(tmp_path / f"whole{size}") == results(part)
+        assert not (part / folder.CHECKPOINT).exists()
+
+
+def test_finished_dictionaries_are_skipped_and_new_ones_trained(activations_dir, tmp_path):
+    first = config_in(activations_dir, dict_size=16)
+    stage.train_many([first], [tmp_path / "a"])
+    before = (tmp_path / "a" / folder.METRICS).stat().st_mtime_ns
+    second = config_in(activations_dir, dict_size=32)
+    outcomes = stage.train_many([first, second], [tmp_path / "a", tmp_path / "b"])
+    assert [outcome["dict_size"] for outcome in outcomes] == [16, 32]
+    assert (tmp_path / "a" / folder.METRICS).stat().st_mtime_ns == before
+
+
+def test_a_finished_folder_of_another_config_is_refused_and_names_the_key(
+    activations_dir, tmp_path
+):
+    stage.train_many([config_in(activations_dir, dict_size=16)], [tmp_path / "a"])
+    before = (tmp_path / "a" / folder.WEIGHTS).read_bytes()
+    other = config_in(activations_dir, dict_size=24)
+    with pytest.raises(UserError, match=r"config\.sae\.dict_size: 16 there, 24 here"):
+        stage.check(other, tmp_path / "a")
+    (outcome,) = stage.train_many([other], [tmp_path / "a"])
+    assert isinstance(outcome, UserError)
+    assert (tmp_path / "a" / folder.WEIGHTS).read_bytes() == before
+
+
+def test_a_folder_trained_on_other_activations_is_refused(activations_dir, tmp_path):
+    config = config_in(activations_dir, dict_size=16)
+    stage.train_many([config], [tmp_path / "a"])
+    other = tmp_path / "other"
+    other.mkdir()
+    np.save(other / "x.npy", sparse_rows(ROWS, D_IN, seed=9).numpy())
+    with pytest.raises(UserError, match="activations"):
+        stage.check(replace(config, activations_dir=str(other)), tmp_path / "a")
+
+
+def test_a_member_that_turns_non_finite_is_dropped_and_the_others_go_on(activations_dir, tmp_path):
+    good = config_in(activations_dir, dict_size=16)
+    bad = config_in(activations_dir, dict_size=16, lr=1e38)
+    outcomes = stage.train_many([good, bad], [tmp_path / "good", tmp_path / "bad"])
+    assert isinstance(outcomes[0], dict)
+    assert isinstance(outcomes[1], UserError)
+    assert "not finite" in str(outcomes[1])
+    assert not (tmp_path / "bad" / folder.METRICS).exists()
+    stage.train_many([good], [tmp_path / "alone"])
+    assert results(tmp_path / "good") == results(tmp_path / "alone")
+
+
+def test_more_activations_than_rows_means_several_passes(activations_dir, tmp_path):
+    config = config_in(activations_dir, training={"n_activations": 3 * ROWS})
+    (metrics,) = stage.train_many([config], [tmp_path / "a"])
+    assert isinstance(metrics, dict)
+    assert metrics["n_activations"] == 30 * 512  # rounded up to whole batches
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"batch_size": 5000}, "too few for training.eval_rows=256 and training.batch_size=5000"),
+        ({"eval_rows": 5000}, "too few"),
+    ],
+)
+def test_a_batch_larger_than_the_data_is_refused(activations_dir, training, message):
+    with pytest.raises(UserError, match=message):
+        stage.check(config_in(activations_dir, training=training))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "shape", "nan", "missing", "not json"])
+def test_a_broken_folder_is_a_named_error(activations_dir, tmp_path, damage):
+    from safetensors.numpy import load_file, save_file
+
+    stage.train_many([config_in(activations_dir, dict_size=16)], [tmp_path / "a"])
+    path = tmp_path / "a" / folder.WEIGHTS
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "missing":
+        path.unlink()
+    elif damage == "not json":
+        (tmp_path / "a" / folder.METRICS).write_text("{")
+    else:
+        tensors = load_file(path)
+        if damage == "shape":
+            tensors["b_enc"] = tensors["b_enc"][:-1].copy()
+        else:
+            tensors["W_dec"][0, 0] = np.nan
+        save_file(tensors, path)
+    with pytest.raises(UserError, match=str(tmp_path / "a")):
+        folder.read(tmp_path / "a")
+
+
+@pytest.mark.slow
+def test_saelens_opens_a_dictionary_and_computes_the_same(activations_dir, tmp_path):
+    sae_lens = pytest.importorskip("sae_lens")
+    stage.train_many([config_in(activations_dir)], [tmp_path / "a"])
+    x = 7 * sparse_rows(50, D_IN, seed=3)
+    sae = sae_lens.SAE.load_from_disk(tmp_path / "a")
+    ours = folder.read(tmp_path / "a").dictionary
+    codes = ours.encode(x.numpy())
+    torch.testing.assert_close(sae.encode(x), torch.from_numpy(codes), rtol=1e-4, atol=1e-5)
+    want = torch.from_numpy(ours.decode(codes))
+    torch.testing.assert_close(sae(x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_metrics_say_which_activations_they_come_from(activations_dir, tmp_path):
+    from sparse_dict.activations.store import Activations
+
+    stage.train_many([config_in(activations_dir)], [tmp_path / "a"])
+    metrics = json.loads((tmp_path / "a" / folder.METRICS).read_text())
+    fingerprint = Activations.open(activations_dir).fingerprint
+    assert metrics["fingerprints"]["activations"] == fingerprint
