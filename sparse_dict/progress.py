@@ -14,10 +14,11 @@ LOG_EVERY_S = 15.0
 class Progress:
     """Counts `unit`s up to `total`, with speed, time left and a few live values.
 
-    Use as a context manager; `advance(n, loss=...)` moves it on.
+    A `total` of None is for streams whose end is not known. Use as a context manager;
+    `advance(n, loss=...)` moves it on.
     """
 
-    def __init__(self, description: str, total: int, unit: str, initial: int = 0) -> None:
+    def __init__(self, description: str, total: int | None, unit: str, initial: int = 0) -> None:
         from tqdm import tqdm
 
         self.description = description
@@ -46,12 +47,14 @@ class Progress:
             self._bar.update(n)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LOG_EVERY_S
-            left = (self.total - self.done) / max(self.rate, 1e-9)
+            whole, left = "", ""
+            if self.total is not None:
+                whole = f" of {self.total:,}"
+                left = f", {(self.total - self.done) / max(self.rate, 1e-9):.0f} s left"
             tail = "".join(f", {key} {value:.4g}" for key, value in values.items())
             log.info(
-                "%s: %s of %s %s, %.0f/s, %.0f s left%s",
-                self.description, f"{self.done:,}", f"{self.total:,}", self.unit,
-                self.rate, left, tail,
+                "%s: %s%s %s, %.0f/s%s%s",
+                self.description, f"{self.done:,}", whole, self.unit, self.rate, left, tail,
             )  # fmt: skip
 
     @property

@@ -1,0 +1,61 @@
+"""Trains a byte-level byte-pair vocabulary."""
+
+from collections.abc import Iterable, Iterator
+
+MIN_PAIRS = 2  # a merge is learned from a pair seen at least this often
+
+
+def train_ranks(texts: Iterable[str], n_ranks: int, max_chars: int) -> dict[bytes, int]:
+    """Ranks 0..n-1 of the 256 bytes and up to ``n_ranks - 256`` merges.
+
+    Sees the first `max_chars` characters of `texts`. Empty if there are none; fewer than
+    `n_ranks` if the text repeats too little.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    trained = Tokenizer(models.BPE())
+    # Splits text by GPT-2's expression and shows each byte as a character.
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=n_ranks,
+        min_frequency=MIN_PAIRS,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    head = _Head(texts, max_chars)
+    trained.train_from_iterator(head, trainer=trainer)
+    if not head.chars:
+        return {}
+    bytes_of = _bytes_by_character()
+    vocabulary: dict[str, int] = trained.get_vocab()
+    return {
+        bytes(bytes_of[character] for character in token): rank
+        for token, rank in sorted(vocabulary.items(), key=lambda item: item[1])
+    }
+
+
+class _Head:
+    """The first `max_chars` characters of a stream; counts what it gave."""
+
+    def __init__(self, texts: Iterable[str], max_chars: int) -> None:
+        self._texts = texts
+        self._left = max_chars
+        self.chars = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            part = text[: self._left]
+            self.chars += len(part)
+            self._left -= len(part)
+            yield part
+            if not self._left:
+                return
+
+
+def _bytes_by_character() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the others from U+0100 on."""
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + place): byte for place, byte in enumerate(others)
+    }

@@ -1,0 +1,159 @@
+"""The docstrings of installed libraries, read from their source without importing them."""
+
+import difflib
+import gc
+import hashlib
+import json
+import logging
+import multiprocessing
+import re
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from importlib import metadata
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from sparse_dict import files as whole_files
+from sparse_dict.config import DocstringsData
+from sparse_dict.errors import UserError
+from sparse_dict.progress import Progress
+from sparse_dict.text.cache import building
+from sparse_dict.text.cleaning import unique
+from sparse_dict.text.cores import available_cores
+from sparse_dict.text.extract import extract
+from sparse_dict.text.files import read_jsonl
+
+log = logging.getLogger(__name__)
+
+PROJECT = "sparse-dict"
+RULES = 1  # counted up when other text comes out of the same packages
+FILES_A_TASK = 100
+
+
+def check(data: DocstringsData) -> None:
+    """Quick test of the config.
+
+    Raises:
+        UserError: a name in `data.packages` is no installed library.
+    """
+    if data.packages is None:
+        return
+    if not data.packages:
+        raise UserError("data.packages is empty: name a library, or set it to null for all")
+    installed = _providers()
+    for name in data.packages:
+        if name not in installed:
+            near = difflib.get_close_matches(name, installed, n=1)
+            hint = f"did you mean {near[0]}?" if near else "give import names, such as sklearn"
+            raise UserError(f"data.packages: no library {name!r} is installed; {hint}")
+
+
+def describe(data: DocstringsData) -> dict[str, Any]:
+    """What decides the text: package versions, the Python that parses them, and the rules."""
+    check(data)
+    return {
+        "kind": "docstrings",
+        "rules": RULES,
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "packages": None if data.packages is None else sorted(set(data.packages)),
+        "versions": {name: dist.version for name, dist in _chosen(data).items()},
+        "min_chars": data.min_chars,
+    }
+
+
+def documents(data: DocstringsData, cache_dir: Path) -> Iterator[str]:
+    """The docstrings in an order that is random but fixed; extracted once, then cached.
+
+    Raises:
+        UserError: see `check`.
+    """
+    folder = cache_dir / "corpus" / whole_files.fingerprint(describe(data))
+    if not folder.is_dir():
+        started = time.monotonic()
+        with building(folder) as fresh:
+            texts = _extract(data)
+            lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
+            whole_files.write_text(fresh / "documents.jsonl", "".join(lines))
+        log.info(
+            "docstrings: %s documents, %.1f MB, in %.0f s",
+            f"{len(texts):,}", sum(map(len, texts)) / 1e6, time.monotonic() - started,
+        )  # fmt: skip
+    yield from read_jsonl(folder / "documents.jsonl", "text")
+
+
+def _extract(data: DocstringsData) -> list[str]:
+    """All docstrings, deduplicated.
+
+    They are sorted by a hash of their text: neither the start of the corpus, on which a
+    vocabulary is trained, nor any stretch of it is then of one library.
+    """
+    paths = _sources(data)
+    tasks = [paths[i : i + FILES_A_TASK] for i in range(0, len(paths), FILES_A_TASK)]
+    workers = min(available_cores(), len(tasks))
+    found: list[str] = []
+    with Progress("extract docstrings", len(paths), "files") as progress:
+        if workers < 2:
+            for task in tasks:
+                found += extract(task, data.min_chars)
+                progress.advance(len(task))
+        else:
+            # Spawned, since a fork of a process with threads may hang. Syntax trees have no
+            # cycles, and without the collector they are built a quarter faster.
+            with ProcessPoolExecutor(
+                workers, multiprocessing.get_context("spawn"), initializer=gc.disable
+            ) as pool:
+                extracted = pool.map(extract, tasks, repeat(data.min_chars))
+                for task, texts in zip(tasks, extracted, strict=True):
+                    found += texts
+                    progress.advance(len(task))
+    return sorted(unique(found), key=lambda text: hashlib.blake2b(text.encode()).digest())
+
+
+def _sources(data: DocstringsData) -> list[str]:
+    """The Python files of the chosen libraries, sorted."""
+    wanted = None if data.packages is None else set(data.packages)
+    paths = set()
+    for dist in _chosen(data).values():
+        for file in dist.files or ():
+            inside = file.parts[0] != ".."  # scripts are installed elsewhere
+            if file.suffix == ".py" and inside:
+                top = file.parts[0].removesuffix(".py")
+                if wanted is None or top in wanted:
+                    paths.add(str(dist.locate_file(file)))
+    return sorted(paths)
+
+
+def _chosen(data: DocstringsData) -> dict[str, metadata.Distribution]:
+    """The distributions that hold the chosen libraries, by name, sorted."""
+    chosen = _distributions()
+    if data.packages is not None:
+        providers = _providers()
+        names = {name for package in data.packages for name in providers[package]}
+        chosen = {name: dist for name, dist in chosen.items() if name in names}
+    return chosen
+
+
+def _distributions() -> dict[str, metadata.Distribution]:
+    """Every installed distribution but this project, by normalised name, sorted."""
+    found: dict[str, metadata.Distribution] = {}
+    for dist in metadata.distributions():
+        name = dist.metadata["Name"]
+        if name and _normalised(name) != PROJECT:
+            found.setdefault(_normalised(name), dist)  # the first on sys.path is what is imported
+    return dict(sorted(found.items()))
+
+
+def _providers() -> dict[str, list[str]]:
+    """The distributions (normalised names) that provide each import name."""
+    provided = {
+        package: [name for name in map(_normalised, names) if name != PROJECT]
+        for package, names in metadata.packages_distributions().items()
+    }
+    return {package: names for package, names in provided.items() if names}
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

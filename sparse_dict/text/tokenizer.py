@@ -1,0 +1,217 @@
+"""Byte-pair vocabularies: GPT-2's, or one trained on the corpus; tiktoken encodes with both."""
+
+import base64
+import binascii
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import tiktoken
+
+from sparse_dict import files
+from sparse_dict.config import BPETokenizer, DataConfig, GPT2Tokenizer
+from sparse_dict.errors import UserError
+from sparse_dict.text import bpe, corpus
+from sparse_dict.text.cache import building
+from sparse_dict.text.cores import available_cores
+from sparse_dict.text.files import one_line
+from sparse_dict.text.network import reachable
+
+log = logging.getLogger(__name__)
+
+END_OF_TEXT = "<|endoftext|>"
+# GPT-2's expression, written as tiktoken writes it, which splits alike and faster.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+GPT2_HOST = "https://openaipublic.blob.core.windows.net"
+CACHED_S = 2.0  # more than enough to load GPT-2's vocabulary from a disk
+DOWNLOAD_S = 120.0
+BPE_RULES = 1  # counted up when the same corpus and settings give another vocabulary
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Attributes:
+        n_vocab: ids in all, the end of text included.
+        eot: id of the end of text, the last one.
+        dtype: smallest of uint16 and uint32 that holds every id.
+        fingerprint: identifies ranks and splitting expression.
+    """
+
+    def __init__(self, name: str, ranks: dict[bytes, int], pat_str: str) -> None:
+        self.name = name
+        self.eot = len(ranks)
+        self.n_vocab = len(ranks) + 1
+        self.dtype = np.dtype(np.uint16 if self.n_vocab <= 2**16 else np.uint32)
+        self._ranks = ranks
+        self._pat_str = pat_str
+        self._encoding = tiktoken.Encoding(
+            name,
+            pat_str=pat_str,
+            mergeable_ranks=ranks,
+            special_tokens={END_OF_TEXT: self.eot},
+            explicit_n_vocab=self.n_vocab,
+        )
+        self.fingerprint = files.fingerprint([pat_str, self._lines()])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, `dtype` (n,), without end of text; on all cores.
+
+        A literal ``<|endoftext|>`` is ordinary text. Lone surrogates are a UnicodeEncodeError.
+        """
+        if len(texts) == 1:
+            return [self._encode(texts[0])]
+        with ThreadPoolExecutor(available_cores()) as pool:
+            return list(pool.map(self._encode, texts))
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text; bytes that are no UTF-8 become U+FFFD, the end of text its literal name."""
+        return self._encoding.decode([int(i) for i in ids])
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that `token` stands for; KeyError if it is not in the vocabulary."""
+        return self._encoding.decode_single_token_bytes(int(token))
+
+    def save(self, folder: Path) -> None:
+        """Write ``ranks.tiktoken`` (base64 and rank a line) and ``tokenizer.json``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(folder / "ranks.tiktoken", "\n".join(self._lines()) + "\n")
+        files.write_json(
+            folder / "tokenizer.json",
+            {
+                "name": self.name,
+                "pat_str": self._pat_str,
+                "special_tokens": {END_OF_TEXT: self.eot},
+                "n_vocab": self.n_vocab,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: a file is missing or malformed, or the two do not fit each other.
+        """
+        path = folder / "tokenizer.json"
+        record = files.read_json(path)
+        ranks = _read_ranks(folder / "ranks.tiktoken")
+        for key, kind in (("name", str), ("pat_str", str), ("special_tokens", dict)):
+            if not isinstance(record.get(key), kind):
+                raise UserError(f"{path}: {key} must be a {kind.__name__}, not {record.get(key)!r}")
+        expected = {"special_tokens": {END_OF_TEXT: len(ranks)}, "n_vocab": len(ranks) + 1}
+        for key, value in expected.items():
+            if record.get(key) != value or isinstance(record[key], bool):
+                raise UserError(f"{path}: {key} is {record.get(key)!r}, but the ranks say {value}")
+        try:
+            return cls(record["name"], ranks, record["pat_str"])
+        except ValueError as error:
+            raise UserError(f"{path}: pat_str is no usable expression: {one_line(error)}") from None
+
+    def _encode(self, text: str) -> np.ndarray:
+        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
+
+    def _lines(self) -> list[str]:
+        ordered = sorted(self._ranks.items(), key=lambda item: item[1])
+        return [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ordered]
+
+
+def build(config: GPT2Tokenizer | BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokenizer:
+    """The vocabulary that `config` asks for; a trained one is cached by corpus and settings.
+
+    Raises:
+        UserError: GPT-2's cannot be fetched, or the corpus is missing or empty.
+    """
+    match config:
+        case GPT2Tokenizer():
+            return _gpt2()
+        case BPETokenizer():
+            return _trained(config, data, cache_dir)
+        case _:
+            raise TypeError(f"{type(config).__name__} is no tokenizer")
+
+
+def _trained(config: BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokenizer:
+    settings = {
+        "rules": BPE_RULES,
+        "corpus": corpus.describe(data),
+        "vocab_size": config.vocab_size,
+        "train_chars": config.train_chars,
+    }
+    folder = cache_dir / "tokenizer" / files.fingerprint(settings)
+    if not folder.is_dir():
+        texts = corpus.documents(data, cache_dir)
+        with building(folder) as fresh:
+            started = time.monotonic()
+            ranks = bpe.train_ranks(texts, config.vocab_size - 1, config.train_chars)
+            if not ranks:
+                raise UserError("the corpus is empty: there is no text to train a vocabulary on")
+            Tokenizer("bpe", ranks, GPT2_PATTERN).save(fresh)
+        log.info("vocabulary: trained in %.0f s", time.monotonic() - started)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.n_vocab < config.vocab_size:
+        log.warning(
+            "vocabulary: the corpus yields %d ids only, not tokenizer.vocab_size=%d",
+            tokenizer.n_vocab, config.vocab_size,
+        )  # fmt: skip
+    return tokenizer
+
+
+def _gpt2() -> Tokenizer:
+    """GPT-2's vocabulary from tiktoken's cache or the network.
+
+    tiktoken downloads without a timeout, so it works in a thread that can be given up.
+    """
+    result: dict[str, Any] = {}
+
+    def fetch() -> None:
+        try:
+            result["encoding"] = tiktoken.get_encoding("gpt2")
+        except Exception as error:  # requests', the file system's, or a ValueError of a bad hash
+            result["error"] = error
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    thread.join(CACHED_S)
+    if thread.is_alive():
+        thread.join(DOWNLOAD_S if reachable(GPT2_HOST) else CACHED_S)
+    if "encoding" not in result:
+        why = (
+            one_line(result["error"], 100) if "error" in result else f"{GPT2_HOST} does not answer"
+        )
+        raise UserError(
+            "GPT-2's vocabulary cannot be fetched: set TIKTOKEN_CACHE_DIR to a folder that holds "
+            f"it, or use tokenizer=bpe ({why})"
+        )
+    encoding = result["encoding"]
+    return Tokenizer("gpt2", encoding._mergeable_ranks, encoding._pat_str)
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(lines):
+        where = f"{path}, line {number + 1}"
+        encoded, _, rank = line.partition(" ")
+        try:
+            token = base64.b64decode(encoded, validate=True)
+        except binascii.Error as error:
+            raise UserError(f"{where}: not base64: {error}") from None
+        if rank != str(number):
+            raise UserError(f"{where}: rank {rank!r}, expected {number}")
+        if not token or token in ranks:
+            raise UserError(f"{where}: {'an empty' if not token else 'a repeated'} token")
+        ranks[token] = number
+    if any(bytes([byte]) not in ranks for byte in range(256)):
+        raise UserError(f"{path} lacks some of the 256 single bytes")
+    return ranks

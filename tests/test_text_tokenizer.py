@@ -1,0 +1,199 @@
+import base64
+import json
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparse_dict.config import BPETokenizer, FilesData, GPT2Tokenizer
+from sparse_dict.errors import UserError
+from sparse_dict.text import bpe, tokenizer
+from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
+
+TEXTS = [
+    f"The {i} dictionaries of the {i % 7} models don't find the same features." for i in range(200)
+]
+RANKS = bpe.train_ranks(TEXTS, 300, 100_000)
+TRAINED = Tokenizer("bpe", RANKS, GPT2_PATTERN)
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    return FilesData(val_fraction=0.5, files=str(path), text_column="text")
+
+
+@given(st.lists(st.text(), max_size=4))
+@settings(max_examples=30, deadline=None)
+def test_any_text_is_encoded_and_decoded_without_loss(texts):
+    for text, ids in zip(texts, TRAINED.encode_batch(texts), strict=True):
+        assert TRAINED.decode(ids) == text
+        assert b"".join(TRAINED.token_bytes(i) for i in ids) == text.encode()
+        assert not (ids == TRAINED.eot).any()
+
+
+def test_a_literal_end_of_text_is_ordinary_text():
+    (ids,) = TRAINED.encode_batch(["<|endoftext|>"])
+    assert TRAINED.eot not in ids
+    assert TRAINED.decode(ids) == "<|endoftext|>"
+    assert TRAINED.token_bytes(TRAINED.eot) == b"<|endoftext|>"
+
+
+def test_the_vocabulary_holds_bytes_merges_and_the_end_of_text_last():
+    assert TRAINED.n_vocab == 301
+    assert TRAINED.eot == 300
+    assert sorted(RANKS.values()) == list(range(300))
+    assert all(bytes([byte]) in RANKS for byte in range(256))
+    assert b" dictionaries" in RANKS or b" the" in RANKS
+
+
+def test_merges_encode_as_the_trainer_itself_encodes():
+    from tokenizers import Tokenizer as Reference
+    from tokenizers import models, pre_tokenizers, trainers
+
+    reference = Reference(models.BPE())
+    reference.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    reference.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            min_frequency=bpe.MIN_PAIRS,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    texts = [*TEXTS[:20], "We've  spaces\n\n and 12345 Ünïcode — done  "]
+    for text, ids in zip(texts, TRAINED.encode_batch(texts), strict=True):
+        assert ids.tolist() == reference.encode(text).ids
+
+
+def test_ids_take_two_bytes_if_they_fit():
+    assert TRAINED.dtype == np.uint16
+    assert TRAINED.encode_batch(["a", "b"])[1].dtype == np.uint16
+    many = dict(RANKS)
+    number = 0
+    while len(many) < 2**16:
+        many.setdefault(b"%d" % number * 3, len(many))
+        number += 1
+    assert Tokenizer("bpe", many, GPT2_PATTERN).dtype == np.uint32
+
+
+def test_training_sees_only_the_first_characters():
+    seen = bpe.train_ranks(["ab" * 50, "cd" * 50], 258, 100)
+    assert {token for token, rank in seen.items() if rank >= 256} == {b"ab", b"abab"}
+
+
+def test_a_saved_tokenizer_is_loaded_with_the_same_ids(tmp_path):
+    TRAINED.save(tmp_path / "t")
+    loaded = Tokenizer.load(tmp_path / "t")
+    assert loaded.fingerprint == TRAINED.fingerprint
+    for before, after in zip(TRAINED.encode_batch(TEXTS), loaded.encode_batch(TEXTS), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_the_fingerprint_follows_ranks_and_pattern():
+    other = bpe.train_ranks(TEXTS, 299, 100_000)
+    prints = {
+        Tokenizer("bpe", RANKS, GPT2_PATTERN).fingerprint,
+        Tokenizer("another name", RANKS, GPT2_PATTERN).fingerprint,
+        Tokenizer("bpe", other, GPT2_PATTERN).fingerprint,
+        Tokenizer("bpe", RANKS, r"\s+|\S+").fingerprint,
+    }
+    assert len(prints) == 3
+
+
+def _replaced(line, number=0):
+    def change(folder):
+        path = folder / "ranks.tiktoken"
+        lines = path.read_text().splitlines()
+        lines[number] = line
+        path.write_text("\n".join(lines))
+
+    return change
+
+
+def _recorded(**values):
+    def change(folder):
+        path = folder / "tokenizer.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_replaced("!!! 0"), "line 1: not base64"),
+        (_replaced(f"{base64.b64encode(b'!').decode()} 7"), "line 1: rank '7', expected 0"),
+        (_replaced("IQ=="), "line 1: rank '', expected 0"),
+        (_replaced(f"{base64.b64encode(b'!').decode()} 299", 299), "line 300: a repeated token"),
+        (_replaced(" 0"), "line 1: an empty token"),
+        (_replaced(f"{base64.b64encode(b'longer').decode()} 0"), "lacks some of the 256"),
+        (_recorded(n_vocab=7), "n_vocab is 7, but the ranks say 301"),
+        (_recorded(n_vocab="301"), "n_vocab is '301'"),
+        (_recorded(special_tokens={"<|endoftext|>": 5}), "special_tokens is"),
+        (_recorded(special_tokens=[]), "special_tokens must be a dict"),
+        (_recorded(pat_str=None), "pat_str must be a str, not None"),
+        (_recorded(pat_str="("), "pat_str is no usable expression"),
+        (_recorded(name=1), "name must be a str, not 1"),
+        (lambda folder: (folder / "ranks.tiktoken").unlink(), "ranks.tiktoken does not exist"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json does not exist"),
+        (lambda folder: (folder / "ranks.tiktoken").write_bytes(b"\xff"), "cannot be read"),
+    ],
+)
+def test_a_damaged_tokenizer_is_refused_with_what_is_wrong(tmp_path, change, message):
+    TRAINED.save(tmp_path)
+    change(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trained_vocabulary_is_cached_by_corpus_and_settings(tmp_path, data, monkeypatch):
+    first = tokenizer.build(BPETokenizer(300, 10_000), data, tmp_path)
+    other = tokenizer.build(BPETokenizer(280, 10_000), data, tmp_path)
+    assert (first.n_vocab, other.n_vocab) == (300, 280)
+    monkeypatch.delattr(bpe, "train_ranks")
+    again = tokenizer.build(BPETokenizer(300, 10_000), data, tmp_path)
+    assert again.fingerprint == first.fingerprint
+
+
+def test_a_corpus_too_small_for_the_vocabulary_says_so(tmp_path, data, caplog):
+    built = tokenizer.build(BPETokenizer(5000, 10_000), data, tmp_path)
+    assert 256 < built.n_vocab < 5000
+    assert f"yields {built.n_vocab} ids only" in caplog.text
+
+
+def test_an_empty_corpus_trains_no_vocabulary(tmp_path):
+    (tmp_path / "a.txt").write_text(" \n")
+    data = FilesData(val_fraction=0.5, files=str(tmp_path / "a.txt"), text_column="text")
+    with pytest.raises(UserError, match="the corpus is empty"):
+        tokenizer.build(BPETokenizer(300, 10_000), data, tmp_path)
+    assert list((tmp_path / "tokenizer").iterdir()) == []
+
+
+def test_gpt2_without_network_or_cache_says_what_to_do(tmp_path, data, monkeypatch):
+    def fail(name):
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr(tokenizer.tiktoken, "get_encoding", fail)
+    with pytest.raises(UserError, match=r"TIKTOKEN_CACHE_DIR.*tokenizer=bpe \(no route\)"):
+        tokenizer.build(GPT2Tokenizer(), data, tmp_path)
+
+
+def test_a_hanging_download_of_gpt2_is_given_up(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(tokenizer.tiktoken, "get_encoding", lambda name: time.sleep(60))
+    monkeypatch.setattr(tokenizer, "reachable", lambda url: False)
+    monkeypatch.setattr(tokenizer, "CACHED_S", 0.1)
+    with pytest.raises(UserError, match="does not answer"):
+        tokenizer.build(GPT2Tokenizer(), data, tmp_path)
+
+
+def test_gpt2_takes_the_ranks_and_pattern_of_tiktoken(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(tokenizer.tiktoken, "get_encoding", lambda name: TRAINED._encoding)
+    built = tokenizer.build(GPT2Tokenizer(), data, tmp_path)
+    assert built.name == "gpt2"
+    assert built.fingerprint == TRAINED.fingerprint

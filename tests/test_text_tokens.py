@@ -1,0 +1,277 @@
+import json
+import logging
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparse_dict.config import FilesData
+from sparse_dict.errors import UserError
+from sparse_dict.progress import Progress
+from sparse_dict.text import bpe, cache, corpus, tokens
+from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
+from sparse_dict.text.tokens import TokenStore, TokenStream
+
+TEXTS = [f"Document {i} of many, {'and more ' * (i % 5)}with é." for i in range(60)]
+
+
+def make_tokenizer(n_ranks: int = 280) -> Tokenizer:
+    return Tokenizer("bpe", bpe.train_ranks(TEXTS, n_ranks, 10_000), GPT2_PATTERN)
+
+
+def make_data(folder: Path, texts: list[str] = TEXTS, val_fraction: float = 0.3) -> FilesData:
+    path = folder / "corpus.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return FilesData(val_fraction=val_fraction, files=str(path), text_column="text")
+
+
+def prepare_in(folder: str) -> str:
+    data = FilesData(val_fraction=0.3, files=f"{folder}/corpus.jsonl", text_column="text")
+    return tokens.prepare(data, make_tokenizer(), Path(folder)).fingerprint
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "SHARD_TOKENS", 100)
+    monkeypatch.setattr(tokens, "BATCH_DOCUMENTS", 7)
+    return tokens.prepare(make_data(tmp_path), make_tokenizer(), tmp_path)
+
+
+def expected(split: str) -> list[str]:
+    return [t for t in TEXTS if tokens.in_validation(t, 0.3) == (split == "validation")]
+
+
+def test_each_split_holds_its_documents_each_followed_by_the_end_of_text(store):
+    tokenizer = make_tokenizer()
+    for name in ("train", "validation"):
+        stream = store.split(name)
+        texts = expected(name)
+        assert tokenizer.decode(stream.window(0, len(stream))) == "".join(
+            f"{text}<|endoftext|>" for text in texts
+        )
+        assert stream.n_documents == len(texts) == store.splits[name].documents
+        assert stream.n_bytes == sum(len(text.encode()) for text in texts)
+        assert len(stream) == store.splits[name].tokens
+        assert len(store.splits[name].shards) > 2
+
+
+def test_origins_count_documents_and_positions_from_zero_with_the_end_of_text_last(store):
+    stream = store.split("validation")
+    ids = stream.window(0, len(stream))
+    ends = np.flatnonzero(ids == store.eot)
+    document, position = stream.origins(0, len(stream))
+    lengths = np.diff(np.concatenate([[-1], ends]))
+    np.testing.assert_array_equal(document, np.repeat(np.arange(len(lengths)), lengths))
+    np.testing.assert_array_equal(position, np.concatenate([np.arange(n) for n in lengths]))
+    part = stream.origins(57, 80)
+    np.testing.assert_array_equal(part[0], document[57:137])
+    np.testing.assert_array_equal(part[1], position[57:137])
+
+
+def test_all_is_train_followed_by_validation(store):
+    train, validation, both = (store.split(name) for name in ("train", "validation", "all"))
+    ids = np.concatenate([part.window(0, len(part)) for part in (train, validation)])
+    np.testing.assert_array_equal(both.window(0, len(both)), ids)
+    document, position = both.origins(len(train), len(validation))
+    np.testing.assert_array_equal(
+        document - train.n_documents, validation.origins(0, len(validation))[0]
+    )
+    np.testing.assert_array_equal(position, validation.origins(0, len(validation))[1])
+    assert both.n_bytes == train.n_bytes + validation.n_bytes
+
+
+@given(st.lists(st.lists(st.integers(0, 65535), max_size=5), max_size=6), st.data())
+@settings(deadline=None)
+def test_windows_over_shard_borders_equal_the_concatenation(parts, draw):
+    shards = [np.array(part, np.uint16) for part in parts]
+    whole = np.concatenate([np.empty(0, np.int64), *shards])
+    stream = TokenStream(shards, np.zeros(1, np.int64), 0)
+    assert len(stream) == len(whole)
+    start = draw.draw(st.integers(0, len(whole)))
+    length = draw.draw(st.integers(0, len(whole) - start))
+    window = stream.window(start, length)
+    assert window.dtype == np.int64
+    np.testing.assert_array_equal(window, whole[start : start + length])
+
+
+def test_a_window_past_the_end_is_an_index_error(store):
+    stream = store.split("train")
+    for start, length in [(-1, 3), (0, len(stream) + 1), (len(stream), 1), (0, -1)]:
+        with pytest.raises(IndexError):
+            stream.window(start, length)
+
+
+def test_a_document_keeps_its_split_when_others_are_added(tmp_path):
+    few = tokens.prepare(make_data(tmp_path, TEXTS[:30]), make_tokenizer(), tmp_path)
+    more = tokens.prepare(make_data(tmp_path, TEXTS[::-1]), make_tokenizer(), tmp_path)
+    tokenizer = make_tokenizer()
+
+    def documents(store: TokenStore, split: str) -> set[str]:
+        stream = store.split(split)
+        return set(tokenizer.decode(stream.window(0, len(stream))).split("<|endoftext|>"))
+
+    for split in ("train", "validation"):
+        assert documents(few, split) < documents(more, split)
+
+
+def test_about_the_asked_share_of_documents_is_held_out():
+    held = sum(tokens.in_validation(f"text {i}", 0.2) for i in range(5000))
+    assert 880 < held < 1120
+
+
+def test_a_store_is_made_once(tmp_path, monkeypatch):
+    data = make_data(tmp_path)
+    first = tokens.prepare(data, make_tokenizer(), tmp_path)
+    monkeypatch.delattr(corpus, "documents")
+    assert tokens.prepare(data, make_tokenizer(), tmp_path) == first
+
+
+def test_corpus_split_and_vocabulary_each_make_another_store(tmp_path):
+    stores = [
+        tokens.prepare(make_data(tmp_path), make_tokenizer(), tmp_path),
+        tokens.prepare(make_data(tmp_path, TEXTS[1:]), make_tokenizer(), tmp_path),
+        tokens.prepare(make_data(tmp_path, val_fraction=0.4), make_tokenizer(), tmp_path),
+        tokens.prepare(make_data(tmp_path), make_tokenizer(270), tmp_path),
+    ]
+    assert len({store.fingerprint for store in stores}) == 4
+
+
+def test_the_manifest_tells_what_the_store_was_made_of(store):
+    manifest = store.manifest
+    assert manifest["tokenizer"] == make_tokenizer().fingerprint
+    assert manifest["corpus"]["kind"] == "files"
+    assert (store.n_vocab, store.eot, store.dtype) == (281, 280, np.uint16)
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            from sparse_dict.files import sha256_file
+
+            assert sha256_file(store.folder / shard["name"]) == shard["sha256"]
+
+
+def test_a_corpus_without_documents_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UserError, match="the corpus is empty"):
+        tokens.prepare(make_data(tmp_path, [" "]), make_tokenizer(), tmp_path)
+    assert list((tmp_path / "tokens").iterdir()) == []
+
+
+def test_a_split_without_documents_is_refused_only_when_it_is_asked_for(tmp_path):
+    store = tokens.prepare(make_data(tmp_path, TEXTS[:1], 1e-9), make_tokenizer(), tmp_path)
+    assert store.split("train").n_documents == store.split("all").n_documents == 1
+    with pytest.raises(UserError, match=r"validation part of the corpus is empty.*val_fraction"):
+        store.split("validation")
+
+
+def test_an_interrupted_preparation_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatch):
+    data = make_data(tmp_path)
+    monkeypatch.setattr(tokens, "SHARD_TOKENS", 100)
+
+    def interrupted(data, cache_dir):
+        yield from TEXTS[:40]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "documents", interrupted)
+        patch.setattr(tokens, "BATCH_DOCUMENTS", 7)
+        with pytest.raises(KeyboardInterrupt):
+            tokens.prepare(data, make_tokenizer(), tmp_path)
+    assert list((tmp_path / "tokens").iterdir()) == []
+    store = tokens.prepare(data, make_tokenizer(), tmp_path)
+    assert store.split("all").n_documents == len(TEXTS)
+
+
+def test_two_processes_can_prepare_the_same_store(tmp_path):
+    make_data(tmp_path)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        first, second = pool.map(prepare_in, [str(tmp_path)] * 2)
+    assert first == second
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [first]
+    assert TokenStore.open(tmp_path / "tokens" / first).split("all").n_documents == len(TEXTS)
+
+
+def test_the_first_to_finish_a_cache_folder_wins(tmp_path):
+    target = tmp_path / "cache" / "x"
+    with cache.building(target) as slow:
+        (slow / "who").write_text("slow")
+        with cache.building(target) as quick:
+            (quick / "who").write_text("quick")
+    assert (target / "who").read_text() == "quick"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
+    old, young = tmp_path / ".x.1-a", tmp_path / ".x.2-b"
+    for left in (old, young):
+        left.mkdir()
+    os.utime(old, (time.time() - 2 * cache.STALE_S,) * 2)
+    with cache.building(tmp_path / "y"):
+        pass
+    assert not old.exists()
+    assert young.exists()
+
+
+def _manifest(**changes):
+    def change(folder):
+        path = folder / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def _train(**changes):
+    def change(folder):
+        path = folder / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["splits"]["train"].update(changes)
+        path.write_text(json.dumps(manifest))
+
+    return change
+
+
+def _array(name, values):
+    return lambda folder: np.save(folder / name, values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json does not exist"),
+        (lambda folder: (folder / "train-00001.npy").unlink(), "train-00001.npy does not exist"),
+        (lambda folder: (folder / "train-00001.npy").write_bytes(b"x"), "cannot be read"),
+        (_array("train-00001.npy", np.zeros(99, np.uint16)), r"uint16 \(99,\), its manifest says"),
+        (_array("train-00001.npy", np.zeros(100, np.int64)), r"int64 \(100,\), its manifest says"),
+        (_array("train-00001.npy", np.array([{}] * 100)), "cannot be read"),
+        (_array("train-documents.npy", np.zeros(3, np.int64)), r"int64 \(3,\), its manifest says"),
+        (_manifest(format=0), "format 0, expected 1"),
+        (_manifest(dtype="float64"), "dtype 'float64' is not"),
+        (_manifest(fingerprint=None), "no fingerprint"),
+        (_manifest(eot=-1), "eot must be a count, not -1"),
+        (_manifest(splits={}), "splits must be train and validation"),
+        (_train(documents=True), "documents must be a count, not True"),
+        (_train(shards="x"), "a split must be an object with a list of shards"),
+        (_train(shards=[{"name": "../x.npy", "tokens": 1}]), "'../x.npy' is no name"),
+        (_train(shards=[3]), "None is no name"),
+        (_train(document_starts={"name": "/etc/x.npy"}), "'/etc/x.npy' is no name"),
+        (_train(tokens=1), "train shards do not add up"),
+    ],
+)  # fmt: skip
+def test_a_damaged_store_is_refused_with_what_is_wrong(store, change, message):
+    change(store.folder)
+    with pytest.raises(UserError, match=message) as caught:
+        TokenStore.open(store.folder)
+    assert f"delete {store.folder} to have it made again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_progress_of_a_stream_names_no_end(caplog, monkeypatch):
+    monkeypatch.setattr("sparse_dict.progress.LOG_EVERY_S", 0.0)
+    with caplog.at_level(logging.INFO), Progress("encode", None, "documents") as progress:
+        progress.advance(1200, Mtokens=2.5)
+    assert "encode: 1,200 documents, " in caplog.text
+    assert "Mtokens 2.5" in caplog.text
+    assert "left" not in caplog.text
