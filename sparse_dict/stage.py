@@ -4,6 +4,7 @@ Each stage is a module with ``check(config)``, which raises `UserError` while no
 written yet and must be quick, and ``run(config)``, which does the work.
 """
 
+import copy
 import importlib
 import logging
 import sys
@@ -11,9 +12,10 @@ from types import ModuleType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from sparse_dict import config as _config  # noqa: F401  registers the schemas with Hydra
@@ -45,13 +47,22 @@ def typed(cfg: DictConfig) -> Any:
         raise UserError(" ".join(str(error).split())) from None
 
 
+def task_config(config: DictConfig) -> DictConfig:
+    """What a script is given of a composed config: all but Hydra's own part, still typed."""
+    task = copy.deepcopy(config)
+    with read_write(task), open_dict(task):
+        del task["hydra"]
+    return task
+
+
 def run(name: str, cfg: DictConfig) -> Any:
     """Run stage `name`; a `UserError` ends a single run with one line and exit code 1."""
     try:
         return _module(name).run(typed(cfg))
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # the launcher reports it for this job, and the other jobs go on
+            # one of Hydra's own, which it prints without a traceback
+            raise CompactHydraException(str(error)) from None
         log.error("%s", error)
         raise SystemExit(1) from None
 
@@ -66,9 +77,8 @@ class CheckFirst(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit with code 2 and one line if the stage's `check` finds something wrong."""
         name = config.hydra.job.name
-        task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
         try:
-            _module(name).check(typed(task))
+            _module(name).check(typed(task_config(config)))
         except UserError as error:
             print(f"{name}.py: {error}", file=sys.stderr)  # noqa: T201  logging is not set up yet
             raise SystemExit(2) from None

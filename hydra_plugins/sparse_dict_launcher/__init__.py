@@ -1,0 +1,1 @@
+"""Hydra plugin: a launcher that hands all jobs of a multirun to one function."""

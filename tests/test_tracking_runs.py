@@ -1,0 +1,291 @@
+"""The real wandb client in processes of its own, against a small server or none at all."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb_server import WandbServer
+
+from sparse_dict import tracking
+
+ROOT = Path(__file__).resolve().parent.parent
+KEY = {"WANDB_API_KEY": "0" * 40}
+
+PRELUDE = """
+import logging, math, sys, time
+from pathlib import Path
+from sparse_dict import tracking
+from sparse_dict.config import TrackingConfig
+from sparse_dict.errors import UserError
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+
+def open_run(name, mode="auto"):
+    return tracking.open_run(
+        TrackingConfig(mode=mode, project="sparse-dict", entity=None, tags=["tag"]),
+        study_dir="study", group="group", job_type="train_sae", name=name,
+        config={"sae": {"l1": 0.1}, "seed": 0}, folder=Path("jobs", name), step_metric="seen",
+    )
+
+"""
+
+
+def child(folder: Path, code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a bare environment whose home is the current folder."""
+    bare = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", PRELUDE + code],
+        cwd=folder,
+        env={**bare, **env},
+        capture_output=True,
+        text=True,
+        timeout=40,
+    )
+
+
+def command_line(folder: Path, command: str, **env: str) -> str:
+    """The output of a command as a user would type it."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {"PATH": path, "HOME": str(folder), **env}
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=True,
+    ).stdout
+
+
+def by_name(server: WandbServer) -> dict[str, str]:
+    return {run["bucket"]["displayName"]: run_id for run_id, run in server.runs.items()}
+
+
+def metrics(server: WandbServer, run_id: str) -> list[dict[str, Any]]:
+    """The rows as they were logged, without wandb's own columns."""
+    rows = server.history(run_id)
+    return [{k: v for k, v in row.items() if not k.startswith("_")} for row in rows]
+
+
+def test_all_that_is_logged_arrives_online(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(PNG)
+    code = """
+with open_run("good") as run:
+    run.log({"seen": 10, "loss": 0.5})
+    run.log({"seen": 20, "loss": math.nan, "ratio": math.inf})
+    run.image("figure", Path("picture.png"))
+    run.summary({"fvu": 0.125, "worst": -math.inf})
+run.finish(3)  # it has finished: nothing happens
+"""
+    with WandbServer() as server:
+        process = child(tmp_path, code, WANDB_BASE_URL=server.url, **KEY)
+    assert process.returncode == 0
+    assert process.stdout + process.stderr == ""
+    (run_id,) = server.runs
+    run = server.runs[run_id]
+    sent = {key: run["bucket"][key] for key in ("groupName", "jobType", "displayName", "tags")}
+    assert sent == {
+        "groupName": "group",
+        "jobType": "train_sae",
+        "displayName": "good",
+        "tags": ["tag"],
+    }
+    config = server.config(run_id)
+    assert (config["sae"], config["seed"]) == ({"l1": 0.1}, 0)
+    axes = config["_wandb"]["m"]  # numbered fields: 1 name, 2 pattern, 5 index of the step metric
+    assert axes[0]["1"] == "seen"
+    assert (axes[1]["2"], axes[1]["5"]) == ("*", 1)
+    first, second, picture = metrics(server, run_id)
+    assert first == {"seen": 10, "loss": 0.5}
+    assert math.isnan(second["loss"])
+    assert second["ratio"] == math.inf
+    assert server.uploads[f"/{run_id}/{picture['figure']['path']}"] == PNG
+    assert server.summary(run_id)["fvu"] == 0.125
+    assert server.summary(run_id)["worst"] == -math.inf
+    assert run["exit_code"] == 0
+    assert not (tmp_path / "jobs" / "good" / tracking.ID_FILE).exists()
+
+
+def test_a_job_that_goes_on_later_does_so_in_the_same_run(tmp_path: Path) -> None:
+    code = """
+try:
+    with open_run("job") as run:
+        run.log({"seen": 10, "loss": 0.5})
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    pass
+"""
+    with WandbServer() as server:
+        env = {"WANDB_BASE_URL": server.url, **KEY}
+        child(tmp_path, code, **env)
+        (run_id,) = server.runs
+        assert server.runs[run_id]["exit_code"] == 1
+        child(tmp_path, "open_run('job').log({'seen': 20, 'loss': 0.25})", **env)
+    assert list(server.runs) == [run_id]
+    assert metrics(server, run_id) == [{"seen": 10, "loss": 0.5}, {"seen": 20, "loss": 0.25}]
+
+
+def test_sixteen_offline_runs_at_once_stay_in_the_study_and_can_be_sent_later(
+    tmp_path: Path,
+) -> None:
+    code = """
+runs = [open_run(f"run{i}") for i in range(16)]
+for step in (1, 2):
+    for i, run in enumerate(runs):
+        run.log({"seen": step, "loss": i})
+for i, run in enumerate(runs):
+    run.summary({"end": i})
+    run.finish(i % 2)
+"""
+    process = child(tmp_path, code)
+    assert process.stdout == ""
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("wandb: offline (no API key for https://api.wandb.ai); to send")
+    assert {path.name for path in tmp_path.iterdir()} == {"study"}
+    assert {path.name for path in (tmp_path / "study").iterdir()} == {"wandb"}
+    assert len(list((tmp_path / "study" / "wandb").glob("offline-run-*"))) == 16
+
+    run = next((tmp_path / "study" / "wandb").glob("offline-run-*"))
+    inspected = json.loads(
+        command_line(tmp_path, f"wandb leet inspect --summary --json {run.relative_to(tmp_path)}")
+    )
+    assert "seen" in json.dumps(inspected)
+
+    (command,) = re.findall("wandb sync .*", line)
+    with WandbServer() as server:
+        command_line(tmp_path, command, WANDB_BASE_URL=server.url, **KEY)
+    assert len(server.runs) == 16
+    for name, run_id in by_name(server).items():
+        i = int(name.removeprefix("run"))
+        assert metrics(server, run_id) == [{"seen": 1, "loss": i}, {"seen": 2, "loss": i}]
+        assert server.summary(run_id)["end"] == i
+        assert server.runs[run_id]["exit_code"] == i % 2
+
+
+@pytest.mark.parametrize("mode", [{"mode": "disabled"}, {"WANDB_MODE": "disabled"}])
+def test_disabled_writes_nothing_and_does_not_load_wandb(
+    tmp_path: Path, mode: dict[str, str]
+) -> None:
+    code = f"""
+with open_run("run", mode={mode.get("mode", "auto")!r}) as run:
+    run.log({{"seen": 1}})
+    run.summary({{"end": 1}})
+    run.image("figure", Path("none.png"))
+assert "wandb" not in sys.modules
+"""
+    process = child(tmp_path, code, **{k: v for k, v in mode.items() if k != "mode"})
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "key", "reason"),
+    [
+        (200, {}, "no API key for {url}"),
+        (401, KEY, "{url} refuses the API key"),
+        (503, KEY, "{url} answers 503"),
+        (None, KEY, "{url} does not answer"),
+    ],
+)
+def test_online_without_key_or_server_is_a_user_error_at_once(
+    tmp_path: Path, status: int | None, key: dict[str, str], reason: str
+) -> None:
+    code = """
+tracking.PROBE_S = 1.0
+start = time.monotonic()
+try:
+    open_run("run", mode="online")
+except UserError as error:
+    print(error, end="")
+assert time.monotonic() - start < 3
+"""
+    with WandbServer() as server:
+        if status is None:
+            server.delays["Viewer"] = 30
+        else:
+            server.status = status
+        process = child(tmp_path, code, WANDB_BASE_URL=server.url, **key)
+    assert process.stderr == ""
+    assert process.stdout == (
+        f"tracking.mode=online, but {reason.format(url=server.url)}; "
+        "run `wandb login`, or set tracking.mode=offline"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_accepts_no_run_costs_seconds_once(tmp_path: Path) -> None:
+    code = """
+tracking.INIT_S = 1.0
+start = time.monotonic()
+for i in range(4):
+    open_run(f"run{i}").finish()
+assert time.monotonic() - start < 8
+"""
+    with WandbServer() as server:
+        server.delays["UpsertBucket"] = 30
+        process = child(tmp_path, code, WANDB_BASE_URL=server.url, **KEY)
+    assert process.returncode == 0, process.stderr
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("wandb: offline (no run could be opened: ")
+    assert len(list((tmp_path / "study" / "wandb").glob("offline-run-*"))) == 4
+
+
+def test_a_server_that_dies_costs_seconds_and_no_data(tmp_path: Path) -> None:
+    code = """
+import os, urllib.request
+tracking.FINISH_S = 1.0
+runs = [open_run(f"run{i}") for i in range(6)]
+urllib.request.urlopen(os.environ["WANDB_BASE_URL"] + "/die")
+start = time.monotonic()
+for i, run in enumerate(runs):
+    run.log({"seen": 1, "loss": i})
+    run.finish(i % 2)
+assert time.monotonic() - start < 8
+"""
+    with WandbServer() as server:
+        process = child(tmp_path, code, WANDB_BASE_URL=server.url, **KEY)
+    assert process.returncode == 0, process.stderr
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("wandb: the server did not take everything in time; to send it later")
+    (command,) = re.findall("wandb sync .*", line)
+    with WandbServer() as server:
+        command_line(tmp_path, command, WANDB_BASE_URL=server.url, **KEY)
+    assert len(server.runs) == 6
+    for name, run_id in by_name(server).items():
+        i = int(name.removeprefix("run"))
+        assert metrics(server, run_id) == [{"seen": 1, "loss": i}]
+        assert server.runs[run_id]["exit_code"] == i % 2
+
+
+def test_trouble_while_logging_is_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def log(self, values: dict[str, float]) -> None:
+            raise BrokenPipeError("the service is gone")
+
+        def finish(self, exit_code: int) -> None:
+            raise BrokenPipeError("the service is gone")
+
+    for _ in range(2):
+        with tracking.Run(Broken(), online=False, id_file=tmp_path / "id") as run:
+            run.log({"loss": 1.0})
+            run.log({"loss": 2.0})
+    assert [record.getMessage() for record in caplog.records] == [
+        "wandb: could not log to a run: BrokenPipeError: the service is gone",
+        "wandb: could not finish a run: BrokenPipeError: the service is gone",
+    ]
+
+
+PNG = bytes.fromhex(  # one grey pixel
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+    "0000000a49444154789c636800000082008177cd72b60000000049454e44ae426082"
+)

@@ -1,0 +1,148 @@
+"""A small server that the real wandb client takes for its own, and that keeps what it is sent."""
+
+import json
+import re
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+
+class WandbServer:
+    """Runs by their id, each with `bucket` as created, `files` by line number, `exit_code`."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.uploads: dict[str, bytes] = {}
+        self.operations: list[str] = []
+        self.status = 200  # of every answer
+        self.delays: dict[str, float] = {}  # seconds before an operation is answered
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def body(self) -> bytes:
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+            def answer(self, value: Any, status: int = 200) -> None:
+                data = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_POST(self) -> None:
+                body = self.body()
+                if server.status != 200:
+                    self.answer({}, server.status)
+                elif self.path == "/graphql":
+                    self.answer(server.graphql(json.loads(body)))
+                elif match := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
+                    server.stream(match[1], json.loads(body))
+                    self.answer({"exitcode": None, "limits": {}})
+                else:  # telemetry
+                    self.answer({})
+
+            def do_PUT(self) -> None:
+                server.uploads[self.path] = self.body()
+                self.answer({}, server.status)
+
+            def do_GET(self) -> None:
+                """To ask for /die makes the server answer nothing but errors from now on."""
+                if self.path == "/die":
+                    server.status = 500
+                self.answer({}, 200 if self.path == "/die" else 404)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # client went away
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
+
+    def graphql(self, request: dict[str, Any]) -> dict[str, Any]:
+        query, variables = request["query"], request.get("variables") or {}
+        found = re.search(r"(?:query|mutation)\s+(\w+)", query)
+        operation = found[1] if found else ""
+        self.operations.append(operation)
+        time.sleep(self.delays.get(operation, 0))
+        if operation == "Viewer":
+            viewer = {"id": "u", "entity": "me", "username": "me", "flags": "{}"}
+            return {"data": {"viewer": {**viewer, "teams": {"edges": []}}}}
+        if operation == "UpsertBucket":
+            run_id = variables["name"]
+            run = self.runs.setdefault(run_id, {"bucket": {}, "files": {}})
+            run["bucket"].update({k: v for k, v in variables.items() if v is not None})
+            project = {"name": "sparse-dict", "entity": {"name": "me"}}
+            bucket = {"id": f"b-{run_id}", "name": run_id, "displayName": run_id, "sweepName": None,
+                      "project": {"id": "p", **project}, "historyLineCount": 0}  # fmt: skip
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
+        if operation == "RunResumeStatus":
+            project = {"id": "p", "name": "sparse-dict", "entity": {"id": "e", "name": "me"}}
+            return {"data": {"model": {**project, "bucket": self.bucket(variables["name"])}}}
+        if operation == "CreateRunFiles":
+            folder = f"{self.url}/{variables['run']}"
+            made = [{"name": n, "uploadUrl": f"{folder}/{n}"} for n in variables["files"]]
+            return {"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": made}}}
+        return {"errors": [{"message": f"{operation} is not known here"}]}
+
+    def bucket(self, run_id: str) -> dict[str, Any] | None:
+        """What a client that resumes a run is told of it."""
+        if run_id not in self.runs:
+            return None
+        history = self.history(run_id)
+        return {
+            "id": f"b-{run_id}",
+            "name": run_id,
+            "summaryMetrics": json.dumps(self.summary(run_id)),
+            "displayName": self.runs[run_id]["bucket"]["displayName"],
+            "logLineCount": 0,
+            "historyLineCount": len(history),
+            "eventsLineCount": 0,
+            "historyTail": json.dumps([json.dumps(row) for row in history[-1:]]),
+            "eventsTail": "[]",
+            "config": self.runs[run_id]["bucket"]["config"],
+            "tags": [],
+            "notes": None,
+            "wandbConfig": '{"t": 1}',  # without it the client begins anew
+        }
+
+    def stream(self, run_id: str, body: dict[str, Any]) -> None:
+        run = self.runs[run_id]
+        for name, part in (body.get("files") or {}).items():
+            lines = run["files"].setdefault(name, {})
+            lines.update(enumerate(map(json.loads, part["content"]), part["offset"]))
+        if body.get("complete"):
+            run["exit_code"] = body["exitcode"]
+
+    def history(self, run_id: str) -> list[dict[str, Any]]:
+        """The rows of a run, without those that an interrupted client has overwritten."""
+        lines = self.runs[run_id]["files"].get("wandb-history.jsonl", {})
+        return [lines[number] for number in sorted(lines)]
+
+    def summary(self, run_id: str) -> dict[str, Any]:
+        """A run's end values."""
+        return self.runs[run_id]["files"].get("wandb-summary.json", {}).get(0, {})
+
+    def config(self, run_id: str) -> dict[str, Any]:
+        """A run's config."""
+        entries = json.loads(self.runs[run_id]["bucket"]["config"])
+        return {key: entry["value"] for key, entry in entries.items()}
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.http.shutdown()
+        self.http.server_close()
