@@ -79,6 +79,30 @@ class HubData(DataConfig):
 
 
 @dataclass
+class ToyData:
+    """Synthetic activations whose features are known, in place of a text and a language model."""
+
+    d_in: int = MISSING
+    n_features: int = MISSING
+    n_active: float = MISSING  # features active in a row, mean
+    decay: float = MISSING  # a feature's probability as a share of the one before it
+    correlated: bool = MISSING  # whether features are active together
+    value: str = MISSING  # of an active feature; uniform: U(0, 1) | product: of two such
+
+    def __post_init__(self) -> None:
+        _positive(self, "data", "d_in", "n_features", "n_active", "decay")
+        _one_of(self, "data", "value", "uniform", "product")
+        if self.decay > 1:
+            raise UserError(f"data.decay must be at most 1, not {self.decay}")
+        most = self.n_active / sum(self.decay**i for i in range(self.n_features))
+        if most >= 1:
+            raise UserError(
+                f"data.n_active={self.n_active} would make the first feature active with "
+                f"probability {most:.2f}: take fewer, more n_features or a larger decay"
+            )
+
+
+@dataclass
 class GPT2Tokenizer:
     """GPT-2's byte-pair vocabulary, through tiktoken."""
 
@@ -212,17 +236,37 @@ class SAEConfig:
     """One dictionary: its shape and its loss."""
 
     dict_size: int = MISSING
+    activation: str = MISSING  # relu | topk | batch_topk | jumprelu
     tied: bool = MISSING  # encoder = decoder transposed
     l1: float = MISSING  # coefficient of the L1 penalty
     l1_scaling: str = MISSING  # none | dict_size: divide l1 by the dictionary's size
+    k: int = MISSING  # topk, batch_topk: active features a row
+    l0: float = MISSING  # jumprelu: coefficient of the number of active features
+    threshold: float = MISSING  # jumprelu: its thresholds' first value
+    bandwidth: float = MISSING  # jumprelu: width of the kernel that moves thresholds
+    dead: str = MISSING  # none | resample | auxk: what is done about dead features
+    resample_every: int = MISSING  # resample: optimiser steps between resamplings
+    aux_k: int = MISSING  # auxk: dead features that model the residual of a row
+    aux_coefficient: float = MISSING  # auxk: weight of that loss
     precision: str = MISSING  # fp32 | bf16: of the encoder's product
     project_gradient: bool = MISSING  # drop the decoder gradient's part along its unit rows
 
     def __post_init__(self) -> None:
-        _positive(self, "sae", "dict_size")
-        _not_negative(self, "sae", "l1")
+        _positive(
+            self, "sae", "dict_size", "k", "threshold", "bandwidth", "resample_every", "aux_k"
+        )
+        _not_negative(self, "sae", "l1", "l0", "aux_coefficient")
+        _one_of(self, "sae", "activation", "relu", "topk", "batch_topk", "jumprelu")
         _one_of(self, "sae", "l1_scaling", "none", "dict_size")
+        _one_of(self, "sae", "dead", "none", "resample", "auxk")
         _one_of(self, "sae", "precision", "fp32", "bf16")
+        if self.activation in ("topk", "batch_topk") and self.k > self.dict_size:
+            raise UserError(f"sae.k ({self.k}) is larger than sae.dict_size ({self.dict_size})")
+        if self.activation == "jumprelu" and self.bandwidth > 2 * self.threshold:
+            raise UserError(
+                f"sae.bandwidth ({self.bandwidth}) must be at most twice sae.threshold "
+                f"({self.threshold}): the kernel would reach below zero"
+            )
 
 
 @dataclass
@@ -273,8 +317,10 @@ class SAETrainingConfig:
 
 
 ANALYSIS_PARTS = (
-    "claims", "heatmap", "histograms", "agreement", "ridge", "sparsity", "frontier"
+    "claims", "heatmap", "histograms", "agreement", "ridge", "sparsity", "frontier",
+    "baselines", "loss_recovered", "truth",
 )  # fmt: skip
+BASELINES = ("neurons", "random", "pca", "ica", "nmf")
 
 
 @dataclass
@@ -301,6 +347,26 @@ class AnalysisConfig:
                 )
         if not -1 <= self.threshold <= 1:
             raise UserError(f"analysis.threshold is a cosine in [-1, 1], not {self.threshold}")
+
+
+@dataclass
+class BaselinesConfig:
+    """Simpler bases that dictionaries are measured against, and the loss behind either."""
+
+    methods: list[str] = MISSING  # among BASELINES
+    rows: int = MISSING  # rows to fit, half of them each time, and held-out rows to measure
+    ks: list[int] = MISSING  # codes kept in a row: the points of a baseline's curves
+    loss_tokens: int = MISSING  # held-out text on which the language model's loss is taken
+
+    def __post_init__(self) -> None:
+        _positive(self, "baselines", "rows", "loss_tokens")
+        for method in self.methods:
+            if method not in BASELINES:
+                raise UserError(
+                    f"baselines.methods may hold {', '.join(BASELINES)}, not {method!r}"
+                )
+        if not self.ks or min(self.ks) < 1:
+            raise UserError(f"baselines.ks must be positive numbers, not {self.ks}")
 
 
 # --- all stages -----------------------------------------------------------------------------------
@@ -377,7 +443,11 @@ class AnalyzeConfig(StudyConfig):
 
     sae_dir: str = MISSING
     analysis_dir: str = MISSING
+    activations_dir: str = MISSING  # what the dictionaries were trained on
+    lm_dir: str = MISSING
+    cache_dir: str = MISSING
     analysis: AnalysisConfig = MISSING
+    baselines: BaselinesConfig = MISSING
 
 
 def register() -> None:
@@ -391,6 +461,7 @@ def register() -> None:
         "data/docstrings": DocstringsData,
         "data/files": FilesData,
         "data/hub": HubData,
+        "data/toy": ToyData,
         "tokenizer/gpt2": GPT2Tokenizer,
         "tokenizer/bpe": BPETokenizer,
     }.items():

@@ -8,7 +8,7 @@ from sae_helpers import sae_config, sparse_rows
 from torch import Tensor
 
 from sparse_dict.config import TrainSAEConfig
-from sparse_dict.sae import kernel
+from sparse_dict.sae import dead_features, kernel
 from sparse_dict.sae.ensemble import make_step
 from sparse_dict.sae.state import State, hyper
 from sparse_dict.sae.step_cpu import SparseStep
@@ -25,10 +25,10 @@ VARIANTS = [
 ]
 
 
-def sparse_step(states: list[State], d_in: int, bf16: list[bool]) -> SparseStep:
+def sparse_step(states: list[State], d_in: int) -> SparseStep:
     library = kernel.load(kernel.padded(d_in))
     assert library is not None, "these tests need a C compiler"
-    return SparseStep(library, states, d_in, bf16)
+    return SparseStep(library, states, d_in)
 
 
 def pad(x: Tensor) -> Tensor:
@@ -41,11 +41,10 @@ def train(step_class, configs: list[TrainSAEConfig], batches: list[Tensor], d_in
     states = [State.initial(config, d_in, CPU) for config in configs]
     make = sparse_step if step_class is SparseStep else DenseStep
     sums = []
-    with make(states, d_in, [c.sae.precision == "bf16" for c in configs]) as step:
+    with make(states, d_in) as step:
         for t, x in enumerate(batches, start=1):
             hypers = [hyper(config, t) for config in configs]
-            project = [config.sae.project_gradient for config in configs]
-            sums.append(step(pad(x), hypers, t * len(x), project))
+            sums.append(step(pad(x), hypers, t * len(x)))
     return states, sums
 
 
@@ -108,7 +107,7 @@ def test_gradients_equal_float64_autograd_for_any_shape(rows, d_in, dict_size, t
     config = sae_config(dict_size=dict_size, tied=tied, l1=l1, seed=seed)
     x = sparse_rows(rows, d_in, seed)
     state = State.initial(config, d_in, CPU)
-    with sparse_step([state], d_in, [False]) as step:
+    with sparse_step([state], d_in) as step:
         step._accumulate(pad(x), None, 0, 0, [hyper(config, 1)])
         step._accumulate(pad(x), None, 0, 1, [hyper(config, 1)])
         got = {
@@ -129,11 +128,115 @@ def test_gradients_equal_float64_autograd_for_any_shape(rows, d_in, dict_size, t
         torch.testing.assert_close(got[name].double() / scale, want / scale, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"activation": "topk", "k": 5, "l1": 0.0},
+        {"activation": "topk", "k": 5, "l1": 0.0, "dict_size": 600},
+        {"activation": "batch_topk", "k": 5, "l1": 0.0},
+        {"activation": "jumprelu", "l1": 0.0, "l0": 1e-3},
+        {"activation": "jumprelu", "l1": 0.0, "l0": 1e-3, "tied": True},
+        {"dead": "auxk", "l1": 0.3},
+        {"activation": "topk", "k": 2, "dead": "auxk", "l1": 0.0},
+        {"dead": "resample", "l1": 0.3},
+        {"dead": "resample", "l1": 0.3, "tied": True},
+    ],
+    ids=str,
+)
+def test_the_sparse_step_equals_the_dense_step_for_every_variant(variant):
+    config = sae_config(**variant, lr=3e-3, training={"dead_window": 1024})
+    batches = list(sparse_rows(8 * 512, 32).split(512))
+    (sparse,), got = train(SparseStep, [config], batches, 32)
+    (dense,), want = train(DenseStep, [config], batches, 32)
+    for (a,), (b,) in zip(got, want, strict=True):
+        assert a.squared_error == pytest.approx(b.squared_error, rel=2e-3)
+        assert a.active == pytest.approx(b.active, rel=5e-3)
+    for name, tensor in sparse.tensors().items():
+        torch.testing.assert_close(tensor, dense.tensors()[name], rtol=0, atol=3e-3, msg=name)
+
+
+def test_topk_keeps_exactly_k_codes_a_row():
+    config = sae_config(activation="topk", k=3, l1=0.0)
+    _, sums = train(SparseStep, [config], [sparse_rows(700, 32)], 32)
+    assert sums[0][0].active == 3 * 700
+
+
+def test_batch_topk_keeps_k_codes_a_row_on_average_and_its_threshold_says_which():
+    config = sae_config(activation="batch_topk", k=3, l1=0.0)
+    x = sparse_rows(512, 32)
+    (state,), sums = train(SparseStep, [config], [x], 32)
+    assert sums[0][0].active == 3 * 512
+    first = State.initial(config, 32, CPU)
+    codes = (x @ first.W_enc.T).relu()
+    least = [part.flatten().topk(3 * 256).values[-1] for part in codes.split(256)]
+    assert min(least) <= state.batch_floor.item() <= max(least)
+
+
+def test_jumprelu_thresholds_follow_the_straight_through_gradient():
+    """The gradient of arXiv 2407.14435's pseudo-derivatives, from a plain loop over entries."""
+    config = sae_config(activation="jumprelu", l1=0.0, l0=2e-3, dict_size=6)
+    x = sparse_rows(40, 8).double()
+    state = State.initial(config, 8, CPU)
+    theta, eps, l0 = 0.05, 0.05, 2e-3
+    W_enc, W_dec = state.W_enc[:, :8].double(), state.W_dec[:, :8].double()
+    z = x @ W_enc.T
+    residual = (z * (z > theta)) @ W_dec - x
+    want = torch.zeros(6, dtype=torch.float64)
+    for r in range(40):
+        for k in range(6):
+            if abs(float(z[r, k]) - theta) < eps / 2:
+                g = 2 / (40 * 8) * float(residual[r] @ W_dec[k])
+                want[k] += -(theta / eps) * g - l0 / 40 / eps
+    with sparse_step([state], 8) as step:
+        for part in range(2):
+            step._accumulate(pad(x.float()), None, 0, part, [hyper(config, 1)])
+        got = step._gradients[0].threshold.sum(0)
+    assert float(want.abs().max()) > 0
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-7)
+
+
+def test_auxiliary_gradients_equal_autograd():
+    config = sae_config(dead="auxk", aux_k=3, dict_size=20)
+    state = State.initial(config, 16, CPU)
+    dead = torch.arange(20) < 8
+    state.b[dead] = -0.05
+    x = sparse_rows(60, 16)
+    got = dead_features.auxiliary_gradients(state, x, dead, 16)
+    W_enc, W_dec, b = (
+        p[dead].clone().requires_grad_() for p in (state.W_enc, state.W_dec, state.b)
+    )
+    codes = torch.relu(x @ W_enc.T + b)
+    top = codes.topk(3, dim=1)
+    codes = torch.zeros_like(codes).scatter(1, top.indices, top.values)
+    everything = torch.relu(x @ state.W_enc.T + state.b) @ state.W_dec
+    (config.sae.aux_coefficient * (codes @ W_dec - (x - everything)).square().mean()).backward()
+    for mine, parameter in zip(got, (W_enc, W_dec, b), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-3, atol=1e-7)
+
+
+def test_resampling_brings_dead_features_to_life_and_leaves_the_others():
+    config = sae_config(dict_size=20)
+    state = State.initial(config, 16, CPU)
+    dead = torch.arange(20) < 8
+    state.b[dead] = -100.0
+    before = state.W_dec.clone()
+    x = sparse_rows(300, 16)
+    dead_features.resample(state, x, dead, step=1)
+    assert torch.equal(state.W_dec[~dead], before[~dead])
+    codes = torch.relu(x @ state.W_enc.T + state.b)
+    assert bool((codes[:, dead] > 0).any(dim=0).all())
+    torch.testing.assert_close(state.W_dec.norm(dim=1), torch.ones(20))
+
+
 COMPANY = [
     sae_config(dict_size=48, seed=0),
     sae_config(dict_size=700, seed=1, l1=3e-2),
     sae_config(dict_size=17, seed=0, tied=True, lr=3e-3),
     sae_config(dict_size=64, seed=3, precision="bf16"),
+    sae_config(dict_size=64, activation="topk", k=5),
+    sae_config(dict_size=64, activation="batch_topk", k=5, dead="auxk"),
+    sae_config(dict_size=64, activation="jumprelu", l0=1e-3),
+    sae_config(dict_size=64, dead="resample", l1=0.3),
 ]
 
 
@@ -160,8 +263,8 @@ def test_features_that_did_not_fire_are_not_marked():
     config = sae_config(dict_size=8)
     state = State.initial(config, 16, CPU)
     state.b[:4] = -100.0
-    with make_step([state], 16, [False]) as step:
-        step(sparse_rows(512, 16), [hyper(config, 1)], 512, [False])
+    with make_step([state], 16) as step:
+        step(sparse_rows(512, 16), [hyper(config, 1)], 512)
     assert state.last_fired.tolist() == [0] * 4 + [512] * 4
 
 

@@ -198,10 +198,32 @@ def test_a_broken_folder_is_a_named_error(activations_dir, tmp_path, damage):
         folder.read(tmp_path / "a")
 
 
+KINDS = [
+    {},
+    {"activation": "topk", "k": 3, "l1": 0.0},
+    {"activation": "batch_topk", "k": 3, "l1": 0.0},
+    {"activation": "jumprelu", "l0": 1e-3, "l1": 0.0},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_kind_reloads_as_what_was_trained(activations_dir, tmp_path, kind):
+    (metrics,) = stage.train_many([config_in(activations_dir, **kind)], [tmp_path / "a"])
+    trained = folder.read(tmp_path / "a")
+    held_out = 7 * sparse_rows(ROWS, D_IN).numpy()[-256:]
+    codes = trained.dictionary.encode(held_out)
+    assert metrics["l0"] == pytest.approx((codes > 0).sum() / 256, rel=1e-3)
+    if kind.get("activation") == "topk":
+        assert ((codes > 0).sum(axis=1) <= 3).all()
+    if kind.get("activation") == "batch_topk":
+        assert (codes > 0).sum() / 256 == pytest.approx(3, rel=0.2)
+
+
 @pytest.mark.slow
-def test_saelens_opens_a_dictionary_and_computes_the_same(activations_dir, tmp_path):
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_saelens_opens_a_dictionary_and_computes_the_same(activations_dir, tmp_path, kind):
     sae_lens = pytest.importorskip("sae_lens")
-    stage.train_many([config_in(activations_dir)], [tmp_path / "a"])
+    stage.train_many([config_in(activations_dir, **kind)], [tmp_path / "a"])
     x = 7 * sparse_rows(50, D_IN, seed=3)
     sae = sae_lens.SAE.load_from_disk(tmp_path / "a")
     ours = folder.read(tmp_path / "a").dictionary

@@ -72,12 +72,12 @@ class Member:
         return int(meta["step"])
 
 
-def make_step(states: list[State], d_in: int, bf16: list[bool]) -> SparseStep | DenseStep:
+def make_step(states: list[State], d_in: int) -> SparseStep | DenseStep:
     """The fastest way to train `states` where they are."""
     library = kernel.load(kernel.padded(d_in)) if states[0].b.device.type == "cpu" else None
     if library is None:
-        return DenseStep(states, d_in, bf16)
-    return SparseStep(library, states, d_in, bf16)
+        return DenseStep(states, d_in)
+    return SparseStep(library, states, d_in)
 
 
 def scale_of(config: TrainSAEConfig, activations: Activations) -> float:
@@ -114,8 +114,6 @@ def train(members: list[Member], activations: Activations, first_step: int) -> N
     logged_rows = first_step * training.batch_size
     seconds_before = [member.seconds for member in members]
     batch_size = training.batch_size
-    project = [member.config.sae.project_gradient for member in members]
-    bf16 = [member.config.sae.precision == "bf16" for member in members]
     feed = batches(
         activations, rows=rows, batch_size=batch_size, first_step=first_step,
         last_step=last_step, scale=scale, device=device,
@@ -128,7 +126,7 @@ def train(members: list[Member], activations: Activations, first_step: int) -> N
 
     with (
         interrupt.on_signal() as request,
-        make_step([member.state for member in members], activations.d_in, bf16) as step_fn,
+        make_step([member.state for member in members], activations.d_in) as step_fn,
         Progress(
             f"{len(members)} dictionar{'y' if len(members) == 1 else 'ies'}",
             last_step * batch_size, " rows", first_step * batch_size,
@@ -138,7 +136,7 @@ def train(members: list[Member], activations: Activations, first_step: int) -> N
             seen = step * batch_size
             hypers = [hyper(m.config, step) if m.error is None else None for m in members]
             for member, before, sums in zip(
-                members, seconds_before, step_fn(x, hypers, seen, project), strict=True
+                members, seconds_before, step_fn(x, hypers, seen), strict=True
             ):
                 if member.error is None:
                     member.sums.add(sums)
@@ -176,14 +174,13 @@ def _drop(member: Member, step: int) -> None:
 def _log(member: Member, seen: int, step: int, var: float, d_in: int, speed: float) -> None:
     sums, member.sums = member.sums, Stats()
     mse = sums.squared_error / (sums.rows * d_in)
-    since = seen - member.state.last_fired
     values = {
         "activations": seen,
         "mse": mse,
         "fvu": mse / var,
         "l0": sums.active / sums.rows,
         "l1": sums.l1 / sums.rows,
-        "dead": int((since >= min(member.config.training.dead_window, seen)).sum()),
+        "dead": int(member.state.dead(seen).sum()),
         "lr": hyper(member.config, step).lr,
         "activations_per_second": speed,
     }

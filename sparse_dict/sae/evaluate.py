@@ -17,14 +17,21 @@ def on_raw(state: State, d_in: int, scale: float) -> Dictionary:
     """The dictionary for activations that are not divided by `scale`.
 
     relu(W x + s b) = s relu(W x / s + b): scaling the bias alone scales the codes by s, and with
-    them the reconstruction, while the decoder keeps its unit rows.
+    them the reconstruction, while the decoder keeps its unit rows. Thresholds scale like codes.
     """
     W_enc, W_dec = state.W_enc[:, :d_in].cpu(), state.W_dec[:, :d_in].cpu()
+    threshold = None
+    if state.log_threshold is not None:
+        threshold = (state.log_threshold.exp().cpu() * scale).numpy()
+    elif state.batch_floor is not None:
+        threshold = np.full(state.dict_size, float(state.batch_floor) * scale, dtype=np.float32)
     return Dictionary(
         W_enc=np.ascontiguousarray(W_enc.T.numpy()),
         b_enc=(state.b.cpu() * scale).numpy(),
         W_dec=np.ascontiguousarray(W_dec.numpy()),
         b_dec=np.zeros(d_in, dtype=np.float32),
+        threshold=threshold,
+        k=state.sae.k if state.sae.activation == "topk" else None,
     )
 
 
@@ -55,7 +62,7 @@ def evaluate(
         read = activations.read(first, min(first + CHUNK, activations.rows))
         x = torch.from_numpy(read).to(device)
         for i, (W_enc, b_enc, W_dec, b_dec) in enumerate(weights):
-            codes = torch.addmm(b_enc, x, W_enc).relu_()  # (chunk, dict_size)
+            codes = dictionaries[i].activate(torch.addmm(b_enc, x, W_enc))  # (chunk, dict_size)
             residual = torch.addmm(b_dec, codes, W_dec) - x
             error[i] += float(residual.square().sum(dtype=torch.float64))
             l1[i] += float(codes.sum(dtype=torch.float64))

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,26 +13,45 @@ from safetensors.numpy import load_file, save_file
 from sparse_dict.errors import UserError
 from sparse_dict.files import read_json, replacing, write_json
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Array = npt.NDArray[np.float32]
 
 WEIGHTS = "sae_weights.safetensors"
 FEATURES = "features.safetensors"
 METRICS = "metrics.json"
 CHECKPOINT = "checkpoint.safetensors"
+WEIGHT_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
 
 @dataclass
 class Dictionary:
-    """A trained dictionary, right on raw activations: relu(x W_enc + b_enc) W_dec + b_dec."""
+    """A trained dictionary, right on raw activations: act(x W_enc + b_enc) W_dec + b_dec."""
 
     W_enc: Array  # (d_in, dict_size)
     b_enc: Array  # (dict_size,)
     W_dec: Array  # (dict_size, d_in), unit rows
     b_dec: Array  # (d_in,)
+    threshold: Array | None = None  # (dict_size,) JumpReLU and BatchTopK: codes up to it are zero
+    k: int | None = None  # TopK: only the k largest codes of a row are kept
+
+    def activate(self, z: "Tensor") -> "Tensor":
+        """Codes of pre-activations `z`, (rows, dict_size) both; `z` is overwritten."""
+        import torch
+
+        if self.threshold is not None:
+            z.mul_(z > torch.from_numpy(self.threshold).to(z.device))
+        z.relu_()
+        if self.k is not None:
+            z.mul_(z >= z.topk(self.k, dim=1).values[:, -1:])
+        return z
 
     def encode(self, x: Array) -> Array:
         """Codes (rows, dict_size) of raw activations `x` (rows, d_in)."""
-        return np.maximum(x @ self.W_enc + self.b_enc, 0)
+        import torch
+
+        return self.activate(torch.from_numpy(x @ self.W_enc + self.b_enc)).numpy()
 
     def decode(self, codes: Array) -> Array:
         """Reconstructions (rows, d_in) of codes (rows, dict_size)."""
@@ -63,14 +82,20 @@ def write(
     d_in, dict_size = dictionary.W_enc.shape
     tensors = {
         name: np.ascontiguousarray(getattr(dictionary, name))
-        for name in ("W_enc", "b_enc", "W_dec", "b_dec")
+        for name in WEIGHT_NAMES
+        if getattr(dictionary, name) is not None
     }
+    kind: dict[str, Any] = {"architecture": "standard"}
+    if dictionary.threshold is not None:
+        kind = {"architecture": "jumprelu"}
+    elif dictionary.k is not None:
+        kind = {"architecture": "topk", "k": dictionary.k, "rescale_acts_by_decoder_norm": False}
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary)
     write_json(
         folder / "cfg.json",
-        {
-            "architecture": "standard",
+        kind
+        | {
             "d_in": d_in,
             "d_sae": dict_size,
             "dtype": "float32",
@@ -106,17 +131,24 @@ def read(folder: Path) -> Trained:
     tensors = _tensors(folder / WEIGHTS)
     if missing := {"W_enc", "b_enc", "W_dec", "b_dec"} - tensors.keys():
         raise UserError(f"{folder / WEIGHTS} lacks {', '.join(sorted(missing))}")
-    dictionary = Dictionary(*(tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")))
+    W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in WEIGHT_NAMES[:4])
+    dictionary = Dictionary(W_enc, b_enc, W_dec, b_dec, tensors.get("threshold"))
+    k = read_json(folder / "cfg.json").get("k")
+    if k is not None and (not isinstance(k, int) or k < 1):
+        raise UserError(f"{folder / 'cfg.json'}: k is {k!r}, not a positive whole number")
+    dictionary.k = k
     fire_count = _tensors(folder / FEATURES).get("fire_count")
     if dictionary.W_enc.ndim != 2 or fire_count is None:
         raise UserError(f"{folder} does not hold a dictionary's tensors")
     d_in, dict_size = dictionary.W_enc.shape
-    shapes = {
-        "b_enc": (dict_size,), "W_dec": (dict_size, d_in), "b_dec": (d_in,)
-    }  # fmt: skip
+    shapes = {"b_enc": (dict_size,), "W_dec": (dict_size, d_in), "b_dec": (d_in,)}
+    if dictionary.threshold is not None:
+        shapes["threshold"] = (dict_size,)
     for name, shape in shapes.items():
         if getattr(dictionary, name).shape != shape:
             raise UserError(f"{folder / WEIGHTS}: {name} does not have the shape {shape}")
+    if k is not None and k > dict_size:
+        raise UserError(f"{folder / 'cfg.json'}: k is {k}, with {dict_size} features")
     if fire_count.shape != (dict_size,):
         raise UserError(f"{folder / FEATURES}: fire_count does not have the shape {(dict_size,)}")
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):

@@ -71,47 +71,87 @@ static int64_t scan_feature(const float *pre, float b, float floor, const float 
   return count;
 }
 
+static void sift_down(float *heap, int64_t k, int64_t i) {
+  for (;;) {
+    int64_t least = i, left = 2 * i + 1;
+    if (left < k && heap[left] < heap[least]) least = left;
+    if (left + 1 < k && heap[left + 1] < heap[least]) least = left + 1;
+    if (least == i) return;
+    const float swap = heap[i];
+    heap[i] = heap[least];
+    heap[least] = swap;
+    i = least;
+  }
+}
+
+/* The k-th largest of the positive z = pre[:, r] + b of each row r into floor (n,); tiny but
+   positive where fewer than k are. `heaps` needs n * k values. */
+void row_floors(const float *pre, const float *b, int64_t K, int64_t n, int64_t k, float *heaps,
+                float *floor) {
+  for (int64_t i = 0; i < n * k; i++) heaps[i] = 1e-30f;
+  for (int64_t r = 0; r < n; r++) floor[r] = 1e-30f;
+  for (int64_t f = 0; f < K; f++) {
+    const float *p = pre + f * n;
+    for (int64_t r = 0; r < n; r++) {
+      const float z = p[r] + b[f];
+      if (z > floor[r]) {
+        heaps[r * k] = z;
+        sift_down(heaps + r * k, k, 0);
+        floor[r] = heaps[r * k];
+      }
+    }
+  }
+}
+
 /* Find the active entries of K features on n rows and add their part of the reconstruction to R.
 
    pre        (K, n) encoder products without bias
    W_exact    (K, D) or NULL: recompute each code from it in float32 (pre came from bf16 products)
    floors     (K,) or NULL: thresholds per feature (JumpReLU); NULL is ReLU's zero
+   band       entries up to this far below their floor are listed too, though not active: they
+              move JumpReLU's threshold
    row_floor  (n,) or NULL: thresholds per row (TopK, BatchTopK)
    rows, codes, starts  the lists; starts[k]..starts[k+1] are feature k's entries; `first` is where
                         this block's begin
    fired      (K,) is increased by the number of active rows
    l1         is increased by the sum of the codes
+   active     is increased by the number of active entries
    Returns the end of the list. */
 int64_t encode_block(const float *X, const float *pre, const float *W_exact, const float *b,
-                     const float *W_dec, const float *floors, const float *row_floor, int64_t K,
-                     int64_t n, int64_t first, float *R, int32_t *rows, float *codes,
-                     int64_t *starts, int64_t *fired, double *l1) {
+                     const float *W_dec, const float *floors, float band, const float *row_floor,
+                     int64_t K, int64_t n, int64_t first, float *R, int32_t *rows, float *codes,
+                     int64_t *starts, int64_t *fired, double *l1, int64_t *active) {
   int64_t end = first;
   for (int64_t k = 0; k < K; k++) {
     starts[k] = end;
-    int64_t count = scan_feature(pre + k * n, b[k], floors ? floors[k] : 0.0f, row_floor, n,
-                                 rows + end, codes + end);
+    const float floor = floors ? floors[k] : 0.0f;
+    int64_t count =
+        scan_feature(pre + k * n, b[k], floor - band, row_floor, n, rows + end, codes + end);
     if (W_exact) {
       int64_t kept = 0;
       for (int64_t e = end; e < end + count; e++) {
         const float z = dot(W_exact + k * D, X + (int64_t)rows[e] * D) + b[k];
         rows[end + kept] = rows[e];
         codes[end + kept] = z;
-        kept += z > 0;
+        kept += z > floor - band;
       }
       count = kept;
     }
     vec w[VECS];
     memcpy(w, W_dec + k * D, sizeof w);
     float sum = 0;
+    int64_t on = 0;
     for (int64_t e = end; e < end + count; e++) {
-      vec *r = (vec *)(R + (int64_t)rows[e] * D);
       const float code = codes[e];
+      if (code <= floor) continue;
+      vec *r = (vec *)(R + (int64_t)rows[e] * D);
       for (int j = 0; j < VECS; j++) r[j] += code * w[j];
       sum += code;
+      on++;
     }
     *l1 += sum;
-    fired[k] += count;
+    *active += on;
+    fired[k] += on;
     end += count;
   }
   starts[K] = end;
@@ -126,23 +166,33 @@ double squared_error(const float *R, int64_t n) {
 }
 
 /* Add the gradients of  scale / 2 * sum R^2 + penalty * sum codes  to G_enc, G_dec (K, D), G_b (K,).
-   G_enc may be G_dec (tied weights). */
+   G_enc may be G_dec (tied weights).
+
+   With floors (K,), G_floor (K,) gets the straight-through gradient of the thresholds for
+   scale / 2 * sum R^2 + l0 * (number of active entries), with a rectangular kernel of width
+   2 * band (Rajamanoharan et al. 2024, arXiv 2407.14435, equations 11 and 12). */
 void backward(const float *X, const float *R, const float *W_dec, const int32_t *rows,
-              const float *codes, const int64_t *starts, int64_t K, float scale, float penalty,
-              float *G_enc, float *G_dec, float *G_b) {
+              const float *codes, const int64_t *starts, const float *floors, int64_t K,
+              float scale, float penalty, float l0, float band, float *G_enc, float *G_dec,
+              float *G_b, float *G_floor) {
   for (int64_t k = 0; k < K; k++) {
     if (starts[k] == starts[k + 1]) continue;
+    const float floor = floors ? floors[k] : 0.0f;
     vec w[VECS], enc[VECS], dec[VECS];
     memcpy(w, W_dec + k * D, sizeof w);
     memset(enc, 0, sizeof enc);
     memset(dec, 0, sizeof dec);
-    float bias = 0;
+    float bias = 0, at_floor = 0;
     for (int64_t e = starts[k]; e < starts[k + 1]; e++) {
       const vec *r = (const vec *)(R + (int64_t)rows[e] * D);
-      const vec *x = (const vec *)(X + (int64_t)rows[e] * D);
       vec sum = {0};
       for (int j = 0; j < VECS; j++) sum += r[j] * w[j];
-      const float code = scale * codes[e], g = scale * sum_lanes(sum) + penalty;
+      const float g_code = scale * sum_lanes(sum);
+      if (floors && fabsf(codes[e] - floor) < band)
+        at_floor -= (floor * g_code + l0) / (2 * band);
+      if (codes[e] <= floor) continue;
+      const vec *x = (const vec *)(X + (int64_t)rows[e] * D);
+      const float code = scale * codes[e], g = g_code + penalty;
       bias += g;
       for (int j = 0; j < VECS; j++) {
         dec[j] += code * r[j];
@@ -153,6 +203,7 @@ void backward(const float *X, const float *R, const float *W_dec, const int32_t 
     for (int j = 0; j < VECS; j++) gd[j] += dec[j];
     for (int j = 0; j < VECS; j++) ge[j] += enc[j];
     G_b[k] += bias;
+    if (floors) G_floor[k] += at_floor;
   }
 }
 
@@ -208,4 +259,10 @@ void optimise(int64_t K, float *W_enc, float *W_dec, float *b, float *G_enc, flo
 #if defined(__SSE__)
   _mm_setcsr(control);
 #endif
+}
+
+/* Adam on one vector of K values whose gradient comes in two parts (JumpReLU's thresholds). */
+void optimise_vector(int64_t K, float *w, float *G, float *m, float *v, float lr, float beta1,
+                     float beta2, float eps, float correct1, float correct2) {
+  adam(w, G, G + K, m, v, K, lr, beta1, beta2, eps, correct1, correct2);
 }

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,9 @@ FLAGS = [
     "-fno-math-errno", "-freciprocal-math", "-ffp-contract=fast", "-shared", "-fPIC",
 ]  # fmt: skip
 
-_FLOATS = ctypes.c_void_p
-_INT = ctypes.c_int64
-_FLOAT = ctypes.c_float
+_FLOATS: Any = ctypes.c_void_p
+_INT: Any = ctypes.c_int64
+_FLOAT: Any = ctypes.c_float
 
 
 def padded(width: int) -> int:
@@ -73,12 +74,16 @@ def load(width: int) -> ctypes.CDLL | None:
     kernel = ctypes.CDLL(str(library))
     kernel.start_residual.argtypes = [_FLOATS, _INT, _FLOATS]
     kernel.start_residual.restype = None
-    kernel.encode_block.argtypes = [_FLOATS] * 7 + [_INT] * 3 + [_FLOATS] * 6
+    kernel.row_floors.argtypes = [_FLOATS] * 2 + [_INT] * 3 + [_FLOATS] * 2
+    kernel.row_floors.restype = None
+    kernel.encode_block.argtypes = [_FLOATS] * 6 + [_FLOAT, _FLOATS] + [_INT] * 3 + [_FLOATS] * 7
     kernel.encode_block.restype = _INT
     kernel.squared_error.argtypes = [_FLOATS, _INT]
     kernel.squared_error.restype = ctypes.c_double
-    kernel.backward.argtypes = [_FLOATS] * 6 + [_INT] + [_FLOAT] * 2 + [_FLOATS] * 3
+    kernel.backward.argtypes = [_FLOATS] * 7 + [_INT] + [_FLOAT] * 4 + [_FLOATS] * 4
     kernel.backward.restype = None
+    kernel.optimise_vector.argtypes = [_INT] + [_FLOATS] * 4 + [_FLOAT] * 6
+    kernel.optimise_vector.restype = None
     kernel.optimise.argtypes = (
         [_INT] + [_FLOATS] * 6 + [_INT] * 2 + [_FLOATS] * 6 + [ctypes.c_int32] + [_FLOAT] * 6
     )

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sparse_dict import runtime, tracking
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError
@@ -22,7 +23,7 @@ Outcome = dict[str, Any] | Exception
 
 # Keys that say how a run is watched, not what it learns.
 _WATCHING = ("tracking", "device", "study_dir", "name", "activations_dir")
-_WATCHING_TRAINING = ("log_every", "checkpoint_every", "dead_window")
+_WATCHING_TRAINING = ("log_every", "checkpoint_every")
 
 
 # Once per process: the moments of a foreign folder cost a pass over it.
@@ -54,6 +55,8 @@ def check(config: TrainSAEConfig, folder: Path | None = None) -> None:
 
     With `folder`, also if that folder holds a result of another config or of other activations.
     """
+    runtime.check_device(config.device)
+    tracking.check(config.tracking)
     activations = _open(Path(config.activations_dir))
     needed = config.training.eval_rows + config.training.batch_size
     if activations.rows < needed:
@@ -134,7 +137,6 @@ def train_many(configs: list[TrainSAEConfig], folders_: list[Path]) -> list[Outc
 
 def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcome]:
     """Train dictionaries that share a pass, evaluate and write them."""
-    from sparse_dict import runtime, tracking
     from sparse_dict.sae import ensemble
     from sparse_dict.sae.batches import training_rows
     from sparse_dict.sae.evaluate import evaluate, on_raw
@@ -175,7 +177,7 @@ def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcom
                 "l1": member.config.sae.l1,
                 "l1_scaling": member.config.sae.l1_scaling,
                 "tied": member.config.sae.tied,
-                "activation": "relu",
+                "activation": member.config.sae.activation,
                 "seed": member.config.seed,
                 "d_in": activations.d_in,
                 "mse": numbers.mse / scale**2,

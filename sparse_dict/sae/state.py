@@ -1,13 +1,15 @@
 """What one dictionary is while it trains: parameters, Adam moments, and who fired when."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from sparse_dict.config import TrainSAEConfig
+from sparse_dict.config import SAEConfig, TrainSAEConfig
 from sparse_dict.sae import kernel
+
+FLOOR_DECAY = 0.99  # of BatchTopK's running threshold, per 256 rows
 
 
 @dataclass
@@ -19,6 +21,7 @@ class Hyper:
     beta2: float
     eps: float
     penalty: float  # L1 coefficient after scaling and warm-up
+    l0: float  # L0 coefficient after warm-up
     step: int  # counted from one, as Adam's bias correction wants it
 
 
@@ -39,7 +42,15 @@ class State:
     m_b: Tensor
     v_b: Tensor
     last_fired: Tensor  # (dict_size,) int64: rows seen when the feature was last active
-    tied: bool = field(default=False)
+    sae: SAEConfig
+    seed: int
+    dead_window: int  # rows
+    # JumpReLU's thresholds (dict_size,), learned as logarithms so that they stay positive
+    log_threshold: Tensor | None = None
+    m_threshold: Tensor | None = None
+    v_threshold: Tensor | None = None
+    # BatchTopK: (1,) running mean of the smallest code chosen, the threshold used afterwards
+    batch_floor: Tensor | None = None
 
     @property
     def dict_size(self) -> int:
@@ -59,6 +70,14 @@ class State:
         W_dec[:, :d_in] = torch.randn(size, d_in, generator=generator)
         W_dec /= W_dec.norm(dim=1, keepdim=True)
         W_dec = W_dec.to(device)
+        thresholds: dict[str, Tensor] = {}
+        if config.sae.activation == "jumprelu":
+            log = math.log(config.sae.threshold)
+            thresholds["log_threshold"] = torch.full((size,), log, device=device)
+            thresholds["m_threshold"] = torch.zeros(size, device=device)
+            thresholds["v_threshold"] = torch.zeros(size, device=device)
+        elif config.sae.activation == "batch_topk":
+            thresholds["batch_floor"] = torch.zeros(1, device=device)
         moments = [torch.zeros_like(W_dec) for _ in range(2 if config.sae.tied else 4)]
         return cls(
             W_enc=W_dec if config.sae.tied else W_dec.clone(),
@@ -71,13 +90,29 @@ class State:
             m_b=torch.zeros(size, device=device),
             v_b=torch.zeros(size, device=device),
             last_fired=torch.zeros(size, dtype=torch.int64, device=device),
-            tied=config.sae.tied,
+            sae=config.sae,
+            seed=config.seed,
+            dead_window=config.training.dead_window,
+            **thresholds,
         )
+
+    def dead(self, seen: int) -> Tensor:
+        """(dict_size,) bool: not active on the last `dead_window` of the `seen` rows."""
+        return seen - self.last_fired >= min(self.dead_window, seen)
+
+    def follow_floors(self, floors: list[float]) -> None:
+        """Move BatchTopK's running threshold towards the smallest codes just chosen."""
+        if self.batch_floor is None:
+            return
+        for floor in floors:
+            first = float(self.batch_floor) == 0.0
+            self.batch_floor += (floor - self.batch_floor) * (1.0 if first else 1 - FLOOR_DECAY)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to save; shared ones once."""
-        skip = {"tied"} | ({"W_enc", "m_enc", "v_enc"} if self.tied else set())
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip}
+        shared = {"W_enc", "m_enc", "v_enc"} if self.sae.tied else set()
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in shared}
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take the values that `tensors()` gave."""
@@ -86,7 +121,10 @@ class State:
 
     def is_finite(self) -> bool:
         """Whether every parameter is."""
-        return all(bool(torch.isfinite(p.sum())) for p in (self.W_enc, self.W_dec, self.b))
+        parameters = [self.W_enc, self.W_dec, self.b]
+        if self.log_threshold is not None:
+            parameters.append(self.log_threshold)
+        return all(bool(torch.isfinite(parameter.sum())) for parameter in parameters)
 
 
 def hyper(config: TrainSAEConfig, step: int) -> Hyper:
@@ -94,9 +132,9 @@ def hyper(config: TrainSAEConfig, step: int) -> Hyper:
     o, sae = config.optimizer, config.sae
     warm = min(1.0, step / o.warmup_steps) if o.warmup_steps else 1.0
     penalty = sae.l1 / sae.dict_size if sae.l1_scaling == "dict_size" else sae.l1
-    if config.training.l1_warmup_steps:
-        penalty *= min(1.0, step / config.training.l1_warmup_steps)
-    return Hyper(o.lr * warm, o.beta1, o.beta2, o.eps, penalty, step)
+    rise = config.training.l1_warmup_steps
+    risen = min(1.0, step / rise) if rise else 1.0
+    return Hyper(o.lr * warm, o.beta1, o.beta2, o.eps, penalty * risen, sae.l0 * risen, step)
 
 
 @dataclass

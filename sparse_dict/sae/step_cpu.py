@@ -15,10 +15,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sparse_dict.sae import kernel
+from sparse_dict.sae import dead_features, kernel
+from sparse_dict.sae.codes import SELECTION
 from sparse_dict.sae.state import Hyper, State, Stats
 
-CHUNK = 256  # rows: a chunk's residuals and inputs stay in the second-level cache
+CHUNK = SELECTION  # 256 rows: a chunk's residuals and inputs stay in the second-level cache
 BLOCK = 512  # features whose encoder products are made, then scanned, at a time
 PARTS = 2
 
@@ -34,6 +35,7 @@ class _Scratch:
         self.rows = torch.empty(entries, dtype=torch.int32)
         self.codes = torch.empty(entries)
         self.starts = torch.empty(max_size + 1, dtype=torch.int64)
+        self.floor = torch.empty(CHUNK)  # one for each row: what TopK chooses by
 
 
 class _Gradients:
@@ -41,7 +43,9 @@ class _Gradients:
 
     def __init__(self, state: State) -> None:
         self.dec = torch.zeros(PARTS, *state.W_dec.shape)
-        self.enc = self.dec if state.tied else torch.zeros_like(self.dec)
+        self.enc = self.dec if state.sae.tied else torch.zeros_like(self.dec)
+        self.threshold = torch.zeros(PARTS, state.dict_size)
+        self.floors: list[list[float]] = [[] for _ in range(PARTS)]  # of the chunks, in order
         self.b = torch.zeros(PARTS, state.dict_size)
         self.fired = torch.zeros(PARTS, state.dict_size, dtype=torch.int64)
 
@@ -49,16 +53,13 @@ class _Gradients:
 class SparseStep:
     """Computes steps for a fixed list of dictionaries; use as a context manager."""
 
-    def __init__(
-        self, library: ctypes.CDLL, states: list[State], d_in: int, bf16: list[bool]
-    ) -> None:
+    def __init__(self, library: ctypes.CDLL, states: list[State], d_in: int) -> None:
         self.library = library
         self.states = states
         self.d_in = d_in
-        self.bf16 = bf16
         self._gradients = [_Gradients(state) for state in states]
         self._W_bf16 = [
-            state.W_enc.bfloat16() if low else None for state, low in zip(states, bf16, strict=True)
+            state.W_enc.bfloat16() if state.sae.precision == "bf16" else None for state in states
         ]
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         threads = min(max(threads, 1), PARTS * len(states))
@@ -82,9 +83,7 @@ class SparseStep:
         self._pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._torch_threads)
 
-    def __call__(
-        self, x: Tensor, hypers: list[Hyper | None], seen: int, project: list[bool]
-    ) -> list[Stats]:
+    def __call__(self, x: Tensor, hypers: list[Hyper | None], seen: int) -> list[Stats]:
         """Train every dictionary whose hyper is not None on batch `x` (batch, width).
 
         `seen` counts the rows seen with this batch; features active in it are marked with it.
@@ -92,13 +91,13 @@ class SparseStep:
         """
         live = [i for i, hyper in enumerate(hypers) if hyper is not None]
         live.sort(key=lambda i: -self.states[i].dict_size)  # long tasks first
-        low = x.bfloat16() if any(self.bf16[i] for i in live) else None
+        low = x.bfloat16() if any(self._W_bf16[i] is not None for i in live) else None
         tasks = [(i, part) for i in live for part in range(PARTS)]
         sums = [Stats() for _ in self.states]
         parts = self._pool.map(lambda t: self._accumulate(x, low, t[0], t[1], hypers), tasks)
         for (i, _), part_sums in zip(tasks, parts, strict=True):
             sums[i].add(part_sums)
-        list(self._pool.map(lambda i: self._optimise(i, hypers, seen, project[i]), live))
+        list(self._pool.map(lambda i: self._optimise(i, x, hypers, seen), live))
         return sums
 
     def _accumulate(
@@ -108,13 +107,15 @@ class SparseStep:
         state, gradients, hyper = self.states[i], self._gradients[i], hypers[i]
         assert hyper is not None
         sums = Stats()
+        thresholds = None if state.log_threshold is None else state.log_threshold.exp()
+        band = state.sae.bandwidth / 2 if thresholds is not None else 0.0
         scratch = self._scratch.get()
         try:
             chunks = range(part * CHUNK, len(x), PARTS * CHUNK)
             for start in chunks:
                 rows = x[start : start + CHUNK]
-                rows_low = low[start : start + CHUNK] if low is not None and self.bf16[i] else None
-                l1, active = self._encode(i, part, rows, rows_low, scratch)
+                rows_low = low[start : start + CHUNK] if low is not None else None
+                l1, active = self._encode(i, part, rows, rows_low, thresholds, band, scratch)
                 sums.l1 += l1
                 sums.active += active
                 sums.rows += len(rows)
@@ -124,60 +125,122 @@ class SparseStep:
                 self.library.backward(
                     rows.data_ptr(), scratch.residual.data_ptr(), state.W_dec.data_ptr(),
                     scratch.rows.data_ptr(), scratch.codes.data_ptr(), scratch.starts.data_ptr(),
-                    state.dict_size, 2 / (len(x) * self.d_in), hyper.penalty / len(x),
+                    _pointer(thresholds), state.dict_size, 2 / (len(x) * self.d_in),
+                    hyper.penalty / len(x), hyper.l0 / len(x), band,
                     gradients.enc[part].data_ptr(), gradients.dec[part].data_ptr(),
-                    gradients.b[part].data_ptr(),
+                    gradients.b[part].data_ptr(), gradients.threshold[part].data_ptr(),
                 )  # fmt: skip
         finally:
             self._scratch.put(scratch)
         return sums
 
     def _encode(
-        self, i: int, part: int, rows: Tensor, rows_low: Tensor | None, scratch: _Scratch
+        self,
+        i: int,
+        part: int,
+        rows: Tensor,
+        rows_low: Tensor | None,
+        thresholds: Tensor | None,
+        band: float,
+        scratch: _Scratch,
     ) -> tuple[float, int]:
         """Codes and residual of one chunk into `scratch`; the sum of codes and their number."""
         state, n = self.states[i], len(rows)
-        l1 = ctypes.c_double(0.0)
+        l1, active = ctypes.c_double(0.0), ctypes.c_int64(0)
         fired = self._gradients[i].fired[part]
-        end = 0
+        exact = rows_low is not None and self._W_bf16[i] is not None
         self.library.start_residual(rows.data_ptr(), n, scratch.residual.data_ptr())
+        chosen = state.sae.activation in ("topk", "batch_topk")
+        if chosen:
+            everything = self._products(i, slice(0, state.dict_size), rows, rows_low, None)
+            self._choose(i, part, everything, scratch)
+        end = 0
         for first in range(0, state.dict_size, BLOCK):
             block = slice(first, min(first + BLOCK, state.dict_size))
-            size = block.stop - first
-            products = scratch.products[: size * n].view(size, n)
-            W = state.W_enc[block]
-            W_low = self._W_bf16[i]
-            if rows_low is not None and W_low is not None:
-                products_low = scratch.products_bf16[: size * n].view(size, n)
-                torch.mm(W_low[block], rows_low.T, out=products_low)
-                products.copy_(products_low)
+            if chosen:
+                products = everything[block]
             else:
-                torch.mm(W, rows.T, out=products)  # (block, chunk)
+                products = self._products(i, block, rows, rows_low, scratch)
             end = self.library.encode_block(
                 rows.data_ptr(), products.data_ptr(),
-                W.data_ptr() if rows_low is not None else None,
-                state.b[block].data_ptr(), state.W_dec[block].data_ptr(), None, None,
-                size, n, end, scratch.residual.data_ptr(), scratch.rows.data_ptr(),
+                state.W_enc[block].data_ptr() if exact and not chosen else None,
+                state.b[block].data_ptr(), state.W_dec[block].data_ptr(),
+                _pointer(thresholds[block] if thresholds is not None else None), band,
+                scratch.floor.data_ptr() if chosen else None,
+                block.stop - first, n, end, scratch.residual.data_ptr(), scratch.rows.data_ptr(),
                 scratch.codes.data_ptr(), scratch.starts[first:].data_ptr(),
-                fired[block].data_ptr(), ctypes.addressof(l1),
+                fired[block].data_ptr(), ctypes.addressof(l1), ctypes.addressof(active),
             )  # fmt: skip
-        return l1.value, end
+        return l1.value, active.value
 
-    def _optimise(self, i: int, hypers: list[Hyper | None], seen: int, project: bool) -> None:
+    def _products(
+        self, i: int, block: slice, rows: Tensor, rows_low: Tensor | None, scratch: _Scratch | None
+    ) -> Tensor:
+        """The encoder's products (features of the block, rows), in `scratch` if it is given."""
+        size, n = block.stop - block.start, len(rows)
+        products = torch.empty(size, n) if scratch is None else scratch.products[: size * n]
+        products = products.view(size, n)
+        W_low = self._W_bf16[i]
+        if W_low is None or rows_low is None:
+            return torch.mm(self.states[i].W_enc[block], rows.T, out=products)
+        if scratch is None:
+            return products.copy_(torch.mm(W_low[block], rows_low.T))
+        low = scratch.products_bf16[: size * n].view(size, n)
+        return products.copy_(torch.mm(W_low[block], rows_low.T, out=low))
+
+    def _choose(self, i: int, part: int, products: Tensor, scratch: _Scratch) -> None:
+        """The smallest code that each row keeps, into `scratch.floor`."""
+        state, (size, n) = self.states[i], products.shape
+        if state.sae.activation == "topk":
+            heaps = torch.empty(n * state.sae.k)
+            self.library.row_floors(
+                products.data_ptr(), state.b.data_ptr(), size, n, state.sae.k,
+                heaps.data_ptr(), scratch.floor.data_ptr(),
+            )  # fmt: skip
+            return
+        positive = (products + state.b[:, None]).relu_().flatten()
+        keep = min(state.sae.k * n, positive.numel())
+        smallest = float(positive.kthvalue(positive.numel() - keep + 1).values)
+        scratch.floor[:n] = max(smallest, 1e-30)
+        self._gradients[i].floors[part].append(smallest)
+
+    def _optimise(self, i: int, x: Tensor, hypers: list[Hyper | None], seen: int) -> None:
         """Adam and renormalisation of one dictionary; its gradients become zero."""
         state, gradients, hyper = self.states[i], self._gradients[i], hypers[i]
         assert hyper is not None
+        corrections = 1 - hyper.beta1**hyper.step, 1 - hyper.beta2**hyper.step
+        adam = hyper.lr, hyper.beta1, hyper.beta2, hyper.eps, *corrections
+        if state.sae.dead == "auxk":
+            dead = state.dead(seen)
+            enc, dec, b = dead_features.auxiliary_gradients(state, x, dead, self.d_in)
+            gradients.enc[0][dead] += enc
+            gradients.dec[0][dead] += dec
+            gradients.b[0][dead] += b
         self.library.optimise(
             state.dict_size, state.W_enc.data_ptr(), state.W_dec.data_ptr(), state.b.data_ptr(),
             gradients.enc.data_ptr(), gradients.dec.data_ptr(), gradients.b.data_ptr(),
             gradients.dec.stride(0), gradients.b.stride(0),
             state.m_enc.data_ptr(), state.v_enc.data_ptr(), state.m_dec.data_ptr(),
-            state.v_dec.data_ptr(), state.m_b.data_ptr(), state.v_b.data_ptr(), project,
-            hyper.lr, hyper.beta1, hyper.beta2, hyper.eps,
-            1 - hyper.beta1**hyper.step, 1 - hyper.beta2**hyper.step,
+            state.v_dec.data_ptr(), state.m_b.data_ptr(), state.v_b.data_ptr(),
+            state.sae.project_gradient, *adam,
         )  # fmt: skip
+        if state.log_threshold is not None:
+            gradients.threshold *= state.log_threshold.exp()  # d/d log t = t d/dt
+            self.library.optimise_vector(
+                state.dict_size, state.log_threshold.data_ptr(), gradients.threshold.data_ptr(),
+                _pointer(state.m_threshold), _pointer(state.v_threshold), *adam,
+            )  # fmt: skip
+        for floors in gradients.floors:
+            state.follow_floors(floors)
+            floors.clear()
         state.last_fired[gradients.fired.any(dim=0)] = seen
         gradients.fired.zero_()
+        if state.sae.dead == "resample" and hyper.step % state.sae.resample_every == 0:
+            dead_features.resample(state, x, state.dead(seen), hyper.step)
         W_low = self._W_bf16[i]
         if W_low is not None:
             W_low.copy_(state.W_enc)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

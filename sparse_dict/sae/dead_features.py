@@ -1,0 +1,73 @@
+"""What can be done about features that no longer fire."""
+
+import torch
+from torch import Tensor
+
+from sparse_dict.sae.codes import codes_of
+from sparse_dict.sae.state import State
+
+
+@torch.no_grad()
+def auxiliary_gradients(
+    state: State, x: Tensor, dead: Tensor, d_in: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients, for the dead features alone, of the auxiliary loss of TopK autoencoders.
+
+    The loss is `aux_coefficient` times the mean squared error with which the `aux_k` largest codes
+    among dead features model the residual of the living ones (Gao et al. 2024, arXiv 2406.04093,
+    appendix A.2). The residual counts as constant.
+
+    Args:
+        state: the dictionary before its update.
+        x: (batch, width), scaled.
+        dead: (dict_size,) bool.
+        d_in: columns of `x` that are not padding.
+
+    Returns:
+        Gradients of the rows of W_enc, W_dec and b at `dead`.
+    """
+    W_enc, W_dec = state.W_enc[dead], state.W_dec[dead]
+    if not len(W_dec):
+        return W_enc, W_dec, state.b[dead]
+    codes = (x @ W_enc.T + state.b[dead]).relu()  # (batch, dead)
+    if state.sae.aux_k < codes.shape[1]:
+        codes = codes * (codes >= codes.topk(state.sae.aux_k, dim=1).values[:, -1:])
+    wanted = x - codes_of(state, x)[1] @ state.W_dec
+    scale = state.sae.aux_coefficient * 2 / (len(x) * d_in)
+    residual = scale * (codes @ W_dec - wanted)  # (batch, width)
+    g_codes = (residual @ W_dec.T) * (codes > 0)
+    return g_codes.T @ x, codes.T @ residual, g_codes.sum(dim=0)
+
+
+@torch.no_grad()
+def resample(state: State, x: Tensor, dead: Tensor, step: int) -> None:
+    """Give dead features new directions: inputs that are reconstructed badly.
+
+    Rows are drawn with probability proportional to their squared loss; the decoder row becomes the
+    row's direction, the encoder row the same at a fifth of the living ones' mean norm, the bias and
+    the moments zero (Bricken et al. 2023, "Towards Monosemanticity", appendix on resampling).
+
+    Args:
+        state: the dictionary, changed in place.
+        x: (batch, width), scaled, from which rows are drawn.
+        dead: (dict_size,) bool.
+        step: the optimiser step; with the seed it decides the draw.
+    """
+    count = int(dead.sum())
+    if count == 0:
+        return
+    loss = (codes_of(state, x)[1] @ state.W_dec - x).square().sum(dim=1)
+    generator = torch.Generator().manual_seed(hash((state.seed, step)) % 2**63)
+    weights = loss.square().double().cpu()
+    if not float(weights.sum()) > 0:
+        return
+    drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
+    directions = torch.nn.functional.normalize(x[drawn.to(x.device)], dim=1)
+    living = state.W_enc[~dead].norm(dim=1)
+    state.W_dec[dead] = directions
+    if not state.sae.tied:
+        norm = 0.2 * living.mean() if len(living) else 1.0
+        state.W_enc[dead] = directions * norm
+    state.b[dead] = 0.0
+    for moment in (state.m_enc, state.v_enc, state.m_dec, state.v_dec, state.m_b, state.v_b):
+        moment[dead] = 0.0
