@@ -34,7 +34,7 @@ def configs(args: argparse.Namespace, folder: Path) -> list:
 
     training = c.SAETrainingConfig(
         n_activations=args.steps * args.batch, batch_size=args.batch, eval_rows=EVAL_ROWS,
-        l1_warmup_steps=0, dead_window=10**6, log_every=100, checkpoint_every=10**6,
+        l1_warmup_steps=0, dead_window=10**6, snapshots=0, log_every=100, checkpoint_every=10**6,
     )  # fmt: skip
     return [
         c.TrainSAEConfig(
@@ -43,7 +43,10 @@ def configs(args: argparse.Namespace, folder: Path) -> list:
             activations_dir=str(args.activations),
             activations=c.ActivationsConfig(scaling="rms"),
             sae=c.SAEConfig(
-                dict_size=size, tied=False, l1=l1, l1_scaling="none",
+                dict_size=size, activation="relu", tied=False, l1=l1, l1_scaling="none", k=32,
+                l0=0.0, threshold=0.01, bandwidth=0.01, dead="none", resample_every=2500,
+                aux_k=64, aux_coefficient=1 / 32, strategy="plain", freeze_above=0.9,
+                perturb_every=500, perturb_noise=0.5, perturb_share=0.75,
                 precision="bf16" if args.contestant == "ours-bf16" else "fp32",
                 project_gradient=True,
             ),

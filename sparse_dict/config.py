@@ -248,20 +248,36 @@ class SAEConfig:
     resample_every: int = MISSING  # resample: optimiser steps between resamplings
     aux_k: int = MISSING  # auxk: dead features that model the residual of a row
     aux_coefficient: float = MISSING  # auxk: weight of that loss
+    strategy: str = MISSING  # plain | freeze_perturb
+    freeze_above: float = MISSING  # freeze_perturb: MCS with the companion above which to freeze
+    perturb_every: int = MISSING  # freeze_perturb: optimiser steps between perturbations
+    perturb_noise: float = MISSING  # freeze_perturb: length of the noise added to unit rows
+    perturb_share: float = MISSING  # freeze_perturb: share of the training in which it is done
     precision: str = MISSING  # fp32 | bf16: of the encoder's product
     project_gradient: bool = MISSING  # drop the decoder gradient's part along its unit rows
 
     def __post_init__(self) -> None:
         _positive(
-            self, "sae", "dict_size", "k", "threshold", "bandwidth", "resample_every", "aux_k"
+            self,
+            "sae",
+            "dict_size",
+            "k",
+            "threshold",
+            "bandwidth",
+            "resample_every",
+            "aux_k",
+            "perturb_every",
         )
-        _not_negative(self, "sae", "l1", "l0", "aux_coefficient")
+        _not_negative(self, "sae", "l1", "l0", "aux_coefficient", "perturb_noise", "perturb_share")
+        _one_of(self, "sae", "strategy", "plain", "freeze_perturb")
         _one_of(self, "sae", "activation", "relu", "topk", "batch_topk", "jumprelu")
         _one_of(self, "sae", "l1_scaling", "none", "dict_size")
         _one_of(self, "sae", "dead", "none", "resample", "auxk")
         _one_of(self, "sae", "precision", "fp32", "bf16")
         if self.activation in ("topk", "batch_topk") and self.k > self.dict_size:
             raise UserError(f"sae.k ({self.k}) is larger than sae.dict_size ({self.dict_size})")
+        if self.strategy == "freeze_perturb" and self.precision == "bf16":
+            raise UserError("sae.strategy=freeze_perturb needs sae.precision=fp32")
         if self.activation == "jumprelu" and self.bandwidth > 2 * self.threshold:
             raise UserError(
                 f"sae.bandwidth ({self.bandwidth}) must be at most twice sae.threshold "
@@ -296,6 +312,7 @@ class SAETrainingConfig:
     eval_rows: int = MISSING  # rows at the end of the harvest, kept for the final numbers
     l1_warmup_steps: int = MISSING  # optimiser steps over which l1 rises from zero
     dead_window: int = MISSING  # a feature is dead if not active on this many rows seen last
+    snapshots: int = MISSING  # decoders kept at the end, half, a quarter ... of the training
     log_every: int = MISSING  # optimiser steps between logged values
     checkpoint_every: int = MISSING  # optimiser steps between checkpoints
 
@@ -310,7 +327,7 @@ class SAETrainingConfig:
             "log_every",
             "checkpoint_every",
         )
-        _not_negative(self, "training", "l1_warmup_steps")
+        _not_negative(self, "training", "l1_warmup_steps", "snapshots")
 
 
 # --- analysis -------------------------------------------------------------------------------------
@@ -318,7 +335,7 @@ class SAETrainingConfig:
 
 ANALYSIS_PARTS = (
     "claims", "heatmap", "histograms", "agreement", "ridge", "sparsity", "frontier",
-    "baselines", "loss_recovered", "truth",
+    "baselines", "loss_recovered", "truth", "contexts",
 )  # fmt: skip
 BASELINES = ("neurons", "random", "pca", "ica", "nmf")
 
@@ -367,6 +384,31 @@ class BaselinesConfig:
                 )
         if not self.ks or min(self.ks) < 1:
             raise UserError(f"baselines.ks must be positive numbers, not {self.ks}")
+
+
+@dataclass
+class ContextsConfig:
+    """Which features are shown with the text that they are active on, and how much of it."""
+
+    # null: some of each kind. Or a list of NAME:INDEX, where NAME is a dictionary's folder, a size
+    # in the main chain, or "neuron".
+    features: list[str] | None = MISSING
+    per_group: int = MISSING  # of each dictionary: top MCS, low MCS, random, outliers, dead
+    n_tokens: int = MISSING  # of the harvested text, read again to find contexts
+    top: int = MISSING  # contexts with the highest activations
+    spread: int = MISSING  # contexts at evenly spaced quantiles of the activations
+    width: int = MISSING  # tokens shown on either side
+
+    def __post_init__(self) -> None:
+        _positive(self, "contexts", "per_group", "n_tokens", "top", "width")
+        _not_negative(self, "contexts", "spread")
+        for name in self.features or []:
+            owner, _, index = name.rpartition(":")
+            if not (owner and index.isascii() and index.isdigit()):
+                raise UserError(
+                    "contexts.features must hold NAME:INDEX, such as 256:3 or neuron:5, "
+                    f"not {name!r}"
+                )
 
 
 # --- all stages -----------------------------------------------------------------------------------
@@ -448,6 +490,7 @@ class AnalyzeConfig(StudyConfig):
     cache_dir: str = MISSING
     analysis: AnalysisConfig = MISSING
     baselines: BaselinesConfig = MISSING
+    contexts: ContextsConfig = MISSING
 
 
 def register() -> None:

@@ -22,7 +22,8 @@ def sae_config(*, seed: int = 0, training: dict[str, Any] | None = None, **sae: 
     values = dict(
         dict_size=48, activation="relu", tied=False, l1=1e-2, l1_scaling="none", k=4, l0=0.0,
         threshold=0.05, bandwidth=0.05, dead="none", resample_every=2, aux_k=4,
-        aux_coefficient=0.03125, precision="fp32", project_gradient=False,
+        aux_coefficient=0.03125, strategy="plain", freeze_above=0.9, perturb_every=2,
+        perturb_noise=0.5, perturb_share=0.75, precision="fp32", project_gradient=False,
     )  # fmt: skip
     return TrainSAEConfig(
         name="test",
@@ -37,7 +38,7 @@ def sae_config(*, seed: int = 0, training: dict[str, Any] | None = None, **sae: 
         training=replace(
             SAETrainingConfig(
                 n_activations=4096, batch_size=512, eval_rows=256, l1_warmup_steps=0,
-                dead_window=1024, log_every=2, checkpoint_every=3,
+                dead_window=1024, snapshots=2, log_every=2, checkpoint_every=3,
             ),
             **(training or {}),
         ),

@@ -14,6 +14,7 @@ from sparse_dict.interrupt import Interrupted
 from sparse_dict.sae import ensemble, folder, stage
 from sparse_dict.sae.evaluate import on_raw
 from sparse_dict.sae.state import State
+from sparse_dict.sae.strategy import FreezePerturb
 
 D_IN = 24
 ROWS = 5000
@@ -109,6 +110,57 @@ def test_an_interrupted_training_goes_on_bit_for_bit(activations_dir, tmp_path, 
     for size, part in zip((16, 40), parts, strict=True):
         assert results(tmp_path / f"whole{size}") == results(part)
         assert not (part / folder.CHECKPOINT).exists()
+
+
+def test_snapshots_lie_at_the_end_half_and_so_on(activations_dir, tmp_path):
+    config = config_in(activations_dir, training={"snapshots": 3})
+    stage.train_many([config], [tmp_path / "a"])
+    kept = folder.read_snapshots(tmp_path / "a")
+    assert list(kept) == [2 * 512, 4 * 512, 8 * 512]
+    np.testing.assert_array_equal(kept[8 * 512], folder.read(tmp_path / "a").dictionary.W_dec)
+
+
+def frozen_config(activations_dir):
+    return config_in(
+        activations_dir, dict_size=16, strategy="freeze_perturb", freeze_above=0.6, lr=1e-2,
+        training={"n_activations": 40 * 512},
+    )  # fmt: skip
+
+
+def test_freezing_keeps_convergent_features_and_moves_the_others(activations_dir):
+    config = frozen_config(activations_dir)
+    state = State.initial(config, D_IN, torch.device("cpu"))
+    pair = FreezePerturb.beside(state, config, D_IN)
+    companion = pair.pair[1]
+    companion.W_dec[:5] = state.W_dec[:5]  # found by both
+    before = state.W_dec.clone()
+    pair.after_step(2, 100)
+    frozen = (before @ companion.W_dec.T).amax(1) > 0.6
+    assert frozen[:5].all()
+    moved = (state.W_dec - before).norm(dim=1)
+    assert (moved[:5] == 0).all()
+    assert (moved[~pair.frozen[0]] > 0.2).all()
+    torch.testing.assert_close(state.W_dec.norm(dim=1), torch.ones(16))
+    state.W_dec += 1.0  # an optimiser step on everything
+    pair.after_step(3, 100)
+    assert torch.equal(state.W_dec[:5], before[:5])
+
+
+def test_freeze_perturb_is_resumed_bit_for_bit(activations_dir, tmp_path, monkeypatch):
+    config = frozen_config(activations_dir)
+    stage.train_many([config], [tmp_path / "whole"])
+
+    class StopsAtOnce(ensemble.interrupt.StopRequest):
+        def __init__(self) -> None:
+            self.signal = 15
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
+        for _ in range(5):
+            with pytest.raises(Interrupted):
+                stage.train_many([config], [tmp_path / "parts"])
+    stage.train_many([config], [tmp_path / "parts"])
+    assert results(tmp_path / "whole") == results(tmp_path / "parts")
 
 
 def test_finished_dictionaries_are_skipped_and_new_ones_trained(activations_dir, tmp_path):

@@ -24,6 +24,7 @@ from sparse_dict.sae.batches import batches, training_rows
 from sparse_dict.sae.state import State, Stats, hyper
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
+from sparse_dict.sae.strategy import FreezePerturb
 from sparse_dict.tracking import Run
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Member:
     record: dict[str, Any]  # what identifies its result; a checkpoint of another one is refused
     run: Run
     state: State
+    strategy: FreezePerturb | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     sums: Stats = field(default_factory=Stats)  # since the last line of the history
     error: UserError | None = None
@@ -45,7 +47,7 @@ class Member:
 
     def save_checkpoint(self, step: int) -> None:
         """Write its state after `step` optimiser steps."""
-        tensors = {name: t.cpu().numpy() for name, t in self.state.tensors().items()}
+        tensors = self.state.tensors() | (self.strategy.tensors() if self.strategy else {})
         meta = {
             "step": step,
             "record": self.record,
@@ -53,7 +55,8 @@ class Member:
             "sums": asdict(self.sums),
             "seconds": self.seconds,
         }
-        folders.write_checkpoint(self.folder, tensors, meta)
+        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        folders.write_checkpoint(self.folder, arrays, meta)
 
     def load_checkpoint(self) -> int:
         """Take its state from its folder; returns the optimiser steps done (0: none)."""
@@ -65,8 +68,11 @@ class Member:
                 f"{self.folder / folders.CHECKPOINT} belongs to another config or other "
                 "activations: choose another name= or remove the folder"
             )
-        tensors = folders.read_checkpoint(self.folder)
-        self.state.load({name: torch.from_numpy(array) for name, array in tensors.items()})
+        arrays = folders.read_checkpoint(self.folder)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        self.state.load(tensors)
+        if self.strategy is not None:
+            self.strategy.load(tensors)
         self.history, self.seconds = meta["history"], meta["seconds"]
         self.sums = Stats(**meta["sums"])
         return int(meta["step"])
@@ -88,6 +94,12 @@ def scale_of(config: TrainSAEConfig, activations: Activations) -> float:
 def variance(activations: Activations) -> float:
     """Mean over dimensions of the raw activations' variance: the denominator of FVU."""
     return float(activations.rms**2 - (activations.mean.astype("float64") ** 2).mean())
+
+
+def snapshot_steps(config: TrainSAEConfig) -> set[int]:
+    """Steps after which the decoder is kept: the last, half of it, a quarter ..."""
+    last = total_steps(config)
+    return {last >> halvings for halvings in range(config.training.snapshots)} - {0}
 
 
 def total_steps(config: TrainSAEConfig) -> int:
@@ -119,6 +131,10 @@ def train(members: list[Member], activations: Activations, first_step: int) -> N
         last_step=last_step, scale=scale, device=device,
     )  # fmt: skip
 
+    pairs = [member.strategy for member in members if member.strategy is not None]
+    states = [member.state for member in members] + [pair.pair[1] for pair in pairs]
+    snapshots = snapshot_steps(config)
+
     def save(step: int) -> None:
         for member in members:
             if member.error is None:
@@ -126,7 +142,7 @@ def train(members: list[Member], activations: Activations, first_step: int) -> N
 
     with (
         interrupt.on_signal() as request,
-        make_step([member.state for member in members], activations.d_in) as step_fn,
+        make_step(states, activations.d_in) as step_fn,
         Progress(
             f"{len(members)} dictionar{'y' if len(members) == 1 else 'ies'}",
             last_step * batch_size, " rows", first_step * batch_size,
@@ -135,9 +151,11 @@ def train(members: list[Member], activations: Activations, first_step: int) -> N
         for step, x in enumerate(feed, start=first_step + 1):
             seen = step * batch_size
             hypers = [hyper(m.config, step) if m.error is None else None for m in members]
-            for member, before, sums in zip(
-                members, seconds_before, step_fn(x, hypers, seen), strict=True
-            ):
+            companions = [h for h, m in zip(hypers, members, strict=True) if m.strategy]
+            stepped = step_fn(x, hypers + companions, seen)[: len(members)]
+            for pair in pairs:
+                pair.after_step(step, last_step)
+            for member, before, sums in zip(members, seconds_before, stepped, strict=True):
                 if member.error is None:
                     member.sums.add(sums)
                     member.seconds = before + time.monotonic() - started
@@ -154,12 +172,17 @@ def train(members: list[Member], activations: Activations, first_step: int) -> N
                         _log(member, seen, step, var, activations.d_in, speed)
                 if all(member.error for member in members):
                     return
+            if step in snapshots:
+                for member in members:
+                    if member.error is None:
+                        W_dec = member.state.W_dec[:, : activations.d_in].cpu().numpy()
+                        folders.write_snapshot(member.folder, W_dec, seen)
             progress.advance(batch_size)
             if request.signal and step < last_step:
                 save(step)
                 log.error("stopped after %s rows: the same command goes on from there", seen)
                 raise request.error()
-            if step % training.checkpoint_every == 0 and step < last_step:
+            if step % training.checkpoint_every == 0 or step == last_step:
                 save(step)
 
 

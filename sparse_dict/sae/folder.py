@@ -22,6 +22,7 @@ WEIGHTS = "sae_weights.safetensors"
 FEATURES = "features.safetensors"
 METRICS = "metrics.json"
 CHECKPOINT = "checkpoint.safetensors"
+SNAPSHOTS = "snapshots"
 WEIGHT_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
 
@@ -154,6 +155,27 @@ def read(folder: Path) -> Trained:
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise UserError(f"{folder / WEIGHTS} holds values that are not finite")
     return Trained(folder, dictionary, fire_count.astype(np.int64), metrics)
+
+
+def write_snapshot(folder: Path, W_dec: Array, seen: int) -> None:
+    """Keep a decoder (dict_size, d_in) as it is after `seen` rows."""
+    with replacing(folder / SNAPSHOTS / f"{seen:012d}.safetensors") as temporary:
+        save_file({"W_dec": np.ascontiguousarray(W_dec)}, temporary)
+
+
+def read_snapshots(folder: Path) -> dict[int, Array]:
+    """Decoders by the number of rows seen, in that order.
+
+    Raises:
+        UserError: a snapshot is broken.
+    """
+    snapshots = {}
+    for path in sorted((folder / SNAPSHOTS).glob("[0-9]*.safetensors")):
+        W_dec = _tensors(path).get("W_dec")
+        if W_dec is None or W_dec.ndim != 2 or not path.stem.isdigit():
+            raise UserError(f"{path} is not a snapshot of a decoder")
+        snapshots[int(path.stem)] = W_dec
+    return snapshots
 
 
 def write_checkpoint(

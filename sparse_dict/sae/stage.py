@@ -141,6 +141,7 @@ def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcom
     from sparse_dict.sae.batches import training_rows
     from sparse_dict.sae.evaluate import evaluate, on_raw
     from sparse_dict.sae.state import State
+    from sparse_dict.sae.strategy import FreezePerturb
 
     first = configs[0]
     activations = _open(Path(first.activations_dir))
@@ -165,7 +166,10 @@ def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcom
                 )
             )
             state = State.initial(config, activations.d_in, device)
-            members.append(ensemble.Member(config, path, record, run, state))
+            pair = None
+            if config.sae.strategy == "freeze_perturb":
+                pair = FreezePerturb.beside(state, config, activations.d_in)
+            members.append(ensemble.Member(config, path, record, run, state, pair))
         steps = {member.load_checkpoint() for member in members}
         ensemble.train(members, activations, steps.pop())
         whole = [member for member in members if member.error is None]

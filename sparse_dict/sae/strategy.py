@@ -1,0 +1,89 @@
+"""Freezing what has converged and perturbing the rest: the post's untried idea.
+
+A dictionary is trained beside a companion of its own that differs in the initial values alone.
+What both have found is taken for converged and kept as it is; all other features of both are
+pushed away from where they are, and look further. The companion costs as much again.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sparse_dict.config import TrainSAEConfig
+from sparse_dict.sae.state import State
+
+COMPANION_SEED = 1_000_003  # added to the seed
+
+
+@dataclass
+class FreezePerturb:
+    """A pair of dictionaries and which of their features are frozen, (dict_size,) bool each."""
+
+    pair: tuple[State, State]
+    frozen: tuple[Tensor, Tensor]
+    kept: list[tuple[Tensor, Tensor, Tensor]]  # W_enc, W_dec, b when last frozen
+
+    @classmethod
+    def beside(cls, state: State, config: TrainSAEConfig, d_in: int) -> "FreezePerturb":
+        """A companion for `state`, with nothing frozen."""
+        other = replace(config, seed=config.seed + COMPANION_SEED)
+        companion = State.initial(other, d_in, state.b.device)
+        none = torch.zeros(state.dict_size, dtype=torch.bool, device=state.b.device)
+        made = cls((state, companion), (none, none.clone()), [])
+        made._keep()
+        return made
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside the member's own state."""
+        companion = {f"companion.{k}": v for k, v in self.pair[1].tensors().items()}
+        frozen = {f"frozen.{i}": mask for i, mask in enumerate(self.frozen)}
+        return companion | frozen
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take what `tensors()` gave; the member's state must be loaded before."""
+        prefix = "companion."
+        self.pair[1].load(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
+        for i, mask in enumerate(self.frozen):
+            mask.copy_(tensors[f"frozen.{i}"])
+        self._keep()
+
+    def _keep(self) -> None:
+        self.kept = [(s.W_enc.clone(), s.W_dec.clone(), s.b.clone()) for s in self.pair]
+
+    @torch.no_grad()
+    def after_step(self, step: int, last_step: int) -> None:
+        """Undo the step on frozen features; now and then, freeze and perturb anew."""
+        for state, frozen, (W_enc, W_dec, b) in zip(self.pair, self.frozen, self.kept, strict=True):
+            for now, then in ((state.W_enc, W_enc), (state.W_dec, W_dec), (state.b, b)):
+                now[frozen] = then[frozen]
+        sae = self.pair[0].sae
+        if step % sae.perturb_every == 0 and step <= sae.perturb_share * last_step:
+            self._freeze_and_perturb(step)
+
+    def _freeze_and_perturb(self, step: int) -> None:
+        cosines = self.pair[0].W_dec @ self.pair[1].W_dec.T  # (dict_size, dict_size)
+        for side, (state, frozen) in enumerate(zip(self.pair, self.frozen, strict=True)):
+            frozen.copy_(cosines.amax(dim=1 - side) > state.sae.freeze_above)
+            seed = state.seed * 2 + side + (step << 32)
+            generator = torch.Generator().manual_seed(seed % 2**63)
+            loose = ~frozen
+            for weights in (state.W_dec,) if state.sae.tied else (state.W_dec, state.W_enc):
+                noise = torch.randn(weights.shape, generator=generator).to(weights.device)
+                noise *= weights != 0  # columns of padding stay zero
+                length = state.sae.perturb_noise * weights.norm(dim=1, keepdim=True)
+                noise *= length / noise.norm(dim=1, keepdim=True).clamp(min=1e-12)
+                weights[loose] += noise[loose]
+            state.W_dec[loose] = torch.nn.functional.normalize(state.W_dec[loose], dim=1)
+            for moment in (
+                state.m_enc,
+                state.v_enc,
+                state.m_dec,
+                state.v_dec,
+                state.m_b,
+                state.v_b,
+            ):
+                moment[loose] = 0.0
+        self._keep()
