@@ -43,7 +43,7 @@ def configs(args: argparse.Namespace, folder: Path) -> list:
             activations_dir=str(args.activations),
             activations=c.ActivationsConfig(scaling="rms"),
             sae=c.SAEConfig(
-                dict_size=size, activation="relu", tied=False, l1=l1, l1_scaling="none", k=32,
+                dict_size=size, activation="relu", tied=False, init="independent", l1=l1, l1_scaling="none", k=32,
                 l0=0.0, threshold=0.01, bandwidth=0.01, dead="none", resample_every=2500,
                 aux_k=64, aux_coefficient=1 / 32, strategy="plain", freeze_above=0.9,
                 perturb_every=500, perturb_noise=0.5, perturb_share=0.75,
@@ -115,7 +115,7 @@ def peer(args: argparse.Namespace) -> tuple[float, list, list]:
                 with torch.no_grad():
                     self.ae.encoder.weight.copy_(start.W_enc)
                     self.ae.decoder.weight.copy_(start.W_dec.T)
-                    self.ae.encoder.bias.zero_()
+                    self.ae.encoder.bias.copy_(start.b)
                 self.ae.bias.requires_grad_(False)
                 made.append(self.ae)
 
@@ -147,7 +147,7 @@ def peer(args: argparse.Namespace) -> tuple[float, list, list]:
             with torch.no_grad():
                 sae.W_enc.copy_(first.W_enc.T)
                 sae.W_dec.copy_(first.W_dec)
-                sae.b_enc.zero_()
+                sae.b_enc.copy_(first.b)
                 sae.b_dec.zero_()
             sae.b_dec.requires_grad_(False)
             saes[str(i)] = sae

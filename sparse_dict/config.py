@@ -238,6 +238,7 @@ class SAEConfig:
     dict_size: int = MISSING
     activation: str = MISSING  # relu | topk | batch_topk | jumprelu
     tied: bool = MISSING  # encoder = decoder transposed
+    init: str = MISSING  # independent | aligned: whether the encoder starts as the decoder
     l1: float = MISSING  # coefficient of the L1 penalty
     l1_scaling: str = MISSING  # none | dict_size: divide l1 by the dictionary's size
     k: int = MISSING  # topk, batch_topk: active features a row
@@ -269,6 +270,7 @@ class SAEConfig:
             "perturb_every",
         )
         _not_negative(self, "sae", "l1", "l0", "aux_coefficient", "perturb_noise", "perturb_share")
+        _one_of(self, "sae", "init", "independent", "aligned")
         _one_of(self, "sae", "strategy", "plain", "freeze_perturb")
         _one_of(self, "sae", "activation", "relu", "topk", "batch_topk", "jumprelu")
         _one_of(self, "sae", "l1_scaling", "none", "dict_size")

@@ -167,7 +167,7 @@ def test_batch_topk_keeps_k_codes_a_row_on_average_and_its_threshold_says_which(
     (state,), sums = train(SparseStep, [config], [x], 32)
     assert sums[0][0].active == 3 * 512
     first = State.initial(config, 32, CPU)
-    codes = (x @ first.W_enc.T).relu()
+    codes = (x @ first.W_enc.T + first.b).relu()
     least = [part.flatten().topk(3 * 256).values[-1] for part in codes.split(256)]
     assert min(least) <= state.batch_floor.item() <= max(least)
 
@@ -179,7 +179,7 @@ def test_jumprelu_thresholds_follow_the_straight_through_gradient():
     state = State.initial(config, 8, CPU)
     theta, eps, l0 = 0.05, 0.05, 2e-3
     W_enc, W_dec = state.W_enc[:, :8].double(), state.W_dec[:, :8].double()
-    z = x @ W_enc.T
+    z = x @ W_enc.T + state.b.double()
     residual = (z * (z > theta)) @ W_dec - x
     want = torch.zeros(6, dtype=torch.float64)
     for r in range(40):

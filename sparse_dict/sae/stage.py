@@ -50,10 +50,10 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {old} there, {new} here"]
 
 
-def check(config: TrainSAEConfig, folder: Path | None = None) -> None:
-    """Raise `UserError` if `config` cannot be trained; writes nothing.
+def check(config: TrainSAEConfig, folder: Path) -> None:
+    """Raise `UserError` if `config` cannot be trained in `folder`; writes nothing.
 
-    With `folder`, also if that folder holds a result of another config or of other activations.
+    That includes a folder which holds a result of another config or of other activations.
     """
     runtime.check_device(config.device)
     tracking.check(config.tracking)
@@ -65,8 +65,17 @@ def check(config: TrainSAEConfig, folder: Path | None = None) -> None:
             f"training.eval_rows={config.training.eval_rows} and "
             f"training.batch_size={config.training.batch_size}"
         )
-    if folder is not None:
-        _is_finished(folder, _record(config, activations))
+    _is_finished(folder, _record(config, activations))
+
+
+def weight(config: TrainSAEConfig) -> float:
+    """A dictionary's part of an ensemble's work, by which launchers split a grid."""
+    return config.sae.dict_size
+
+
+def objective(metrics: dict[str, Any]) -> tuple[float, float]:
+    """What a sweeper such as Optuna makes small: the error, and the number of active features."""
+    return metrics["fvu"], metrics["l0"]
 
 
 def _is_finished(folder: Path, record: dict[str, Any]) -> bool:

@@ -59,7 +59,10 @@ class State:
 
     @classmethod
     def initial(cls, config: TrainSAEConfig, d_in: int, device: torch.device) -> "State":
-        """Random unit decoder rows, the encoder equal to the decoder, zero bias.
+        """Random unit decoder rows; an encoder as `sae.init` says.
+
+        ``independent``: encoder and bias uniform in +-1/sqrt(d_in), as `torch.nn.Linear` has them,
+        which is how the post began. ``aligned``: the encoder equal to the decoder, zero bias.
 
         The values depend on the config's seed, size and width alone, and are drawn on the CPU, so
         that they are the same on every device and whatever trains alongside.
@@ -69,6 +72,11 @@ class State:
         W_dec = torch.zeros(size, width)
         W_dec[:, :d_in] = torch.randn(size, d_in, generator=generator)
         W_dec /= W_dec.norm(dim=1, keepdim=True)
+        W_enc, b = W_dec.clone(), torch.zeros(size)
+        if config.sae.init == "independent":
+            bound = d_in**-0.5
+            W_enc[:, :d_in].uniform_(-bound, bound, generator=generator)
+            b.uniform_(-bound, bound, generator=generator)
         W_dec = W_dec.to(device)
         thresholds: dict[str, Tensor] = {}
         if config.sae.activation == "jumprelu":
@@ -80,9 +88,9 @@ class State:
             thresholds["batch_floor"] = torch.zeros(1, device=device)
         moments = [torch.zeros_like(W_dec) for _ in range(2 if config.sae.tied else 4)]
         return cls(
-            W_enc=W_dec if config.sae.tied else W_dec.clone(),
+            W_enc=W_dec if config.sae.tied else W_enc.to(device),
             W_dec=W_dec,
-            b=torch.zeros(size, device=device),
+            b=b.to(device),
             m_enc=moments[0],
             v_enc=moments[1],
             m_dec=moments[-2],
