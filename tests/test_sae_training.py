@@ -222,9 +222,9 @@ def test_more_activations_than_rows_means_several_passes(activations_dir, tmp_pa
         ({"eval_rows": 5000}, "too few"),
     ],
 )
-def test_a_batch_larger_than_the_data_is_refused(activations_dir, training, message):
+def test_a_batch_larger_than_the_data_is_refused(activations_dir, tmp_path, training, message):
     with pytest.raises(UserError, match=message):
-        stage.check(config_in(activations_dir, training=training))
+        stage.check(config_in(activations_dir, training=training), tmp_path / "a")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "shape", "nan", "missing", "not json"])
