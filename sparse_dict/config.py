@@ -392,7 +392,7 @@ class BaselinesConfig:
 class ContextsConfig:
     """Which features are shown with the text that they are active on, and how much of it."""
 
-    # null: some of each kind. Or a list of NAME:INDEX, where NAME is a dictionary's folder, a size
+    # null: some of each kind. Or a list of NAME/INDEX, where NAME is a dictionary's folder, a size
     # in the main chain, or "neuron".
     features: list[str] | None = MISSING
     per_group: int = MISSING  # of each dictionary: top MCS, low MCS, random, outliers, dead
@@ -405,10 +405,10 @@ class ContextsConfig:
         _positive(self, "contexts", "per_group", "n_tokens", "top", "width")
         _not_negative(self, "contexts", "spread")
         for name in self.features or []:
-            owner, _, index = name.rpartition(":")
+            owner, _, index = name.rpartition("/")
             if not (owner and index.isascii() and index.isdigit()):
                 raise UserError(
-                    "contexts.features must hold NAME:INDEX, such as 256:3 or neuron:5, "
+                    "contexts.features must hold NAME/INDEX, such as 256/3 or neuron/5, "
                     f"not {name!r}"
                 )
 

@@ -1,0 +1,139 @@
+"""Activations whose features are known: sparse sums of random directions, as in the toy models.
+
+After "Taking features out of superposition with sparse autoencoders" (Sharkey et al. 2022) and the
+code published for its replication. Row x = sum_i c_i f_i without noise; the features f_i are
+uniform on the sphere; c_i is zero but with probability p_i, which falls as decay^i and is scaled
+such that sum_i p_i is the wanted mean number of active features.
+"""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from sparse_dict import files, tracking
+from sparse_dict.activations import store
+from sparse_dict.config import HarvestStageConfig, ToyData
+from sparse_dict.progress import Progress
+
+log = logging.getLogger(__name__)
+
+Floats = NDArray[np.float32]
+
+TRUTH = "truth.safetensors"  # features (n_features, d_in) and probabilities (n_features,)
+CHUNK = 1 << 15  # rows made at a time
+
+
+class Toy:
+    """Draws rows of one toy model; `seed` decides its features, correlations and rows."""
+
+    def __init__(self, data: ToyData, seed: int) -> None:
+        self.data = data
+        # ShardWriter shuffles with Philox(seed): rows must not come from the same stream.
+        self._rng = np.random.default_rng([seed, 0x70])
+        features = self._rng.standard_normal((data.n_features, data.d_in))
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        self.features = features.astype(np.float32)  # (n_features, d_in), unit rows
+        self.probabilities = probabilities(data)  # (n_features,)
+        if data.correlated:
+            from scipy.special import ndtri
+
+            factor = np.linalg.cholesky(correlation_matrix(data.n_features, self._rng))
+            self._factor = factor.T.astype(np.float32)
+            self._bars = ndtri(self.probabilities).astype(np.float32)
+
+    def rows(self, n: int) -> tuple[Floats, Floats]:
+        """`n` more rows (n, d_in) and their codes (n, n_features)."""
+        shape = (n, self.data.n_features)
+        if self.data.correlated:
+            # A Gaussian copula: feature i is active where the i-th of n_features correlated normal
+            # variables lies below its p_i quantile, so each keeps its own probability.
+            normal = self._rng.standard_normal(shape, np.float32) @ self._factor
+            active = normal < self._bars
+        else:
+            active = self._rng.random(shape, np.float32) < self.probabilities
+        values = self._rng.random(int(active.sum()), np.float32)
+        if self.data.value == "product":
+            values *= self._rng.random(len(values), np.float32)
+        codes = np.zeros(shape, np.float32)
+        codes[active] = values
+        return codes @ self.features, codes
+
+
+def probabilities(data: ToyData) -> NDArray[np.float64]:
+    """How likely each feature is to be active, (n_features,)."""
+    falling = data.decay ** np.arange(data.n_features)
+    return np.asarray(data.n_active * falling / falling.sum())
+
+
+def correlation_matrix(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A random positive-definite correlation matrix, (n, n).
+
+    As in the published code: a symmetrised matrix of U(0, 1) entries whose diagonal is raised until
+    the smallest eigenvalue is positive; here divided to have ones on the diagonal. Correlations are
+    positive and weak, about 0.1 at n = 128.
+    """
+    matrix = rng.random((n, n))
+    matrix = (matrix + matrix.T) / 2
+    lowest = np.linalg.eigvalsh(matrix)[0]
+    if lowest < 0:
+        matrix -= 1.001 * lowest * np.eye(n)
+    scale = np.sqrt(np.diag(matrix))
+    return np.asarray(matrix / np.outer(scale, scale))
+
+
+def recorded(config: HarvestStageConfig) -> dict[str, Any]:
+    """What decides the rows, as the manifest keeps it."""
+    values = asdict(config)
+    keys = ("n_tokens", "shard_rows", "dtype")
+    kept = {key: values["harvest"][key] for key in keys}
+    return {"data": values["data"], "harvest": kept, "seed": config.seed}
+
+
+def write(config: HarvestStageConfig) -> None:
+    """Write `harvest.n_tokens` rows and the true features to `activations_dir`.
+
+    Raises:
+        UserError: a value does not fit `harvest.dtype`.
+    """
+    target, harvest = Path(config.activations_dir), config.harvest
+    toy = Toy(config.data, config.seed)
+    rows, d_in = harvest.n_tokens, config.data.d_in
+    writer = store.ShardWriter(target, rows, d_in, harvest.shard_rows, harvest.dtype, config.seed)
+    with tracking.open_run(
+        config.tracking,
+        study_dir=config.study_dir,
+        group=config.name,
+        job_type="harvest",
+        name=f"{config.name} activations",
+        config=asdict(config),
+        folder=target,
+        step_metric="rows",
+    ) as run:
+        with files.replacing(target / TRUTH) as temporary:
+            tensors = {"features": toy.features, "probabilities": toy.probabilities}
+            save_file(tensors, temporary)
+        active = 0
+        with Progress("toy activations", rows, "rows") as progress:
+            for start in range(0, rows, CHUNK):
+                n = min(CHUNK, rows - start)
+                x, codes = toy.rows(n)
+                origins = np.zeros((n, 3), np.int32)
+                origins[:, 0] = np.arange(start, start + n)  # no documents: the row's own number
+                writer.add(x, origins)
+                active += int(np.count_nonzero(codes))
+                progress.advance(n)
+        writer.finish(
+            {"site": "toy", "config": recorded(config)},
+            {"truth": files.fingerprint(files.sha256_file(target / TRUTH))},
+        )
+        rms = store.Activations.open(target).rms
+        run.summary({"rows": rows, "rms": rms, "active_per_row": active / rows})
+    log.info(
+        "%s: %s rows of %d features, %.2f active in a row, RMS %.3g",
+        target, f"{rows:,}", config.data.n_features, active / rows, rms,
+    )  # fmt: skip

@@ -1,0 +1,77 @@
+"""What a model without context, and one that sees a single token, reach on the same text."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int64]
+
+FIT_TOKENS = 20_000_000  # counts of more text change the losses little and take memory
+PIECE = 1 << 22
+
+
+class Stream(Protocol):
+    """The part of `text.tokens.TokenStream` that is needed here."""
+
+    def __len__(self) -> int: ...
+    def window(self, start: int, length: int) -> Tokens:
+        """`length` token ids from `start` on."""
+        ...
+
+
+def _pieces(stream: Stream, n: int) -> Iterator[Tokens]:
+    for start in range(0, n, PIECE):
+        yield stream.window(start, min(PIECE + 1, n - start))  # one shared token joins the pieces
+
+
+class Ngrams:
+    """Unigram and bigram counts of a token stream, at most its first `FIT_TOKENS`."""
+
+    def __init__(self, stream: Stream, n_vocab: int) -> None:
+        self.n_vocab = n_vocab
+        self.fitted_tokens = min(len(stream), FIT_TOKENS)
+        self.count: Tokens = np.zeros(n_vocab, np.int64)
+        pairs, counts = np.empty(0, np.int64), np.empty(0, np.int64)
+        for piece in _pieces(stream, self.fitted_tokens):
+            self.count += np.bincount(piece[:PIECE], minlength=n_vocab)
+            new, times = np.unique(piece[:-1] * n_vocab + piece[1:], return_counts=True)
+            pairs, where = np.unique(np.concatenate([pairs, new]), return_inverse=True)
+            counts = np.bincount(
+                where, weights=np.concatenate([counts, times]), minlength=len(pairs)
+            ).astype(np.int64)
+        self._pairs = pairs  # sorted, first * n_vocab + second
+        self._pair_counts = counts
+        first = pairs // n_vocab
+        self._followed = np.bincount(first, weights=counts, minlength=n_vocab)
+        self._followers = np.bincount(first, minlength=n_vocab)  # distinct ones
+
+    def unigram(self, tokens: Tokens) -> NDArray[np.float64]:
+        """Probability of each token by its frequency, each count one up."""
+        return (self.count[tokens] + 1) / (self.count.sum() + self.n_vocab)
+
+    def bigram(self, before: Tokens, tokens: Tokens) -> NDArray[np.float64]:
+        """Probability of each token given the one before it, interpolated with `unigram`.
+
+        Witten and Bell (1991), method C: a token with T distinct followers in c occurrences gives
+        them c / (c + T) of its probability and the unigram distribution the rest.
+        """
+        codes = before * self.n_vocab + tokens
+        where = np.searchsorted(self._pairs, codes)
+        where[where == len(self._pairs)] = 0
+        seen = np.where(self._pairs[where] == codes, self._pair_counts[where], 0)
+        c, t = self._followed[before], self._followers[before]
+        # A token that nothing ever followed leaves all to the unigram distribution.
+        return (seen + np.where(c == 0, 1, t) * self.unigram(tokens)) / np.where(c == 0, 1, c + t)
+
+
+def losses(train: Stream, n_vocab: int, windows: Tokens) -> dict[str, float]:
+    """Mean loss in nats of both on the targets of `windows`, (n, n_ctx + 1) of validation text."""
+    ngrams = Ngrams(train, n_vocab)
+    before, targets = windows[:, :-1].ravel(), windows[:, 1:].ravel()
+    return {
+        "unigram": float(-np.log(ngrams.unigram(targets)).mean()),
+        "bigram": float(-np.log(ngrams.bigram(before, targets)).mean()),
+        "fitted_tokens": ngrams.fitted_tokens,
+    }

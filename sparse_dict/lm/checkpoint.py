@@ -1,0 +1,115 @@
+"""The state of a training run in one safetensors file: tensors, and the rest as JSON in its header.
+
+One file is replaced as a whole, so a checkpoint is always one moment of one run.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from sparse_dict import files
+from sparse_dict.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparse_dict.lm.model import GPT
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+
+
+@dataclass
+class State:
+    """Where a run is; which data come next follows from the step alone."""
+
+    step: int = 0  # optimiser steps done
+    seconds: float = 0.0  # spent in them
+    loss_sum: float = 0.0  # of the steps since the last row of `history`
+    loss_steps: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def identity(path: Path) -> dict[str, Any] | None:
+    """What the checkpoint at `path` is a checkpoint of, or None if there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return _header(path)["identity"] if path.exists() else None
+
+
+def save(
+    path: Path,
+    model: "GPT",
+    optimizer: "torch.optim.Optimizer",
+    state: State,
+    identity: dict[str, Any],
+) -> None:
+    """Replace the checkpoint at `path`."""
+    from safetensors.torch import save
+
+    tensors = {}
+    for name, parameter in _parameters(model, optimizer):
+        tensors[f"model.{name}"] = parameter.detach()
+        for moment in MOMENTS:
+            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+    header = {"state": asdict(state), "identity": identity}
+    with files.replacing(path) as temporary:
+        metadata = {"checkpoint": json.dumps(header, allow_nan=False)}
+        temporary.write_bytes(save(tensors, metadata))  # `save_file` would give it mode 0600
+
+
+def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
+    """Put `model` and `optimizer` where the checkpoint at `path` was.
+
+    Raises:
+        UserError: the file is damaged or belongs to a model of another shape.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        state = State(**_header(path)["state"])
+        tensors = load_file(path)
+        names = [name for name, _ in _parameters(model, optimizer)]
+        model.load_state_dict({name: tensors[f"model.{name}"] for name in names})
+        step = torch.tensor(float(state.step))
+        moments: dict[int, dict[str, torch.Tensor]] = {
+            i: {"step": step.clone()} | {m: tensors[f"{m}.{name}"] for m in MOMENTS}
+            for i, name in enumerate(names)
+        }
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise _damaged(path, error) from None
+    return state
+
+
+def _parameters(
+    model: "GPT", optimizer: "torch.optim.Optimizer"
+) -> Iterator[tuple[str, "torch.nn.Parameter"]]:
+    """Name and parameter in the optimiser's order."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            yield names[parameter], parameter
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="np") as file:
+            header = json.loads(file.metadata()["checkpoint"])
+        if not isinstance(header["state"], dict) or not isinstance(header["identity"], dict):
+            raise KeyError("state")
+        return dict(header)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"{path} is damaged ({reason}): delete {path.parent} to start over")

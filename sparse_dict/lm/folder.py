@@ -1,0 +1,124 @@
+"""The folder of a language model: what is in it, whether it fits a config, how it is loaded."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparse_dict import files
+from sparse_dict.config import ModelConfig, TrainLMConfig
+from sparse_dict.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparse_dict.lm.model import GPT
+    from sparse_dict.text.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+RECORD = "lm.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer"
+CHECKPOINT = Path("checkpoint") / "state.safetensors"
+
+
+@dataclass
+class LoadedLM:
+    """A finished language model."""
+
+    model: "GPT"
+    tokenizer: "Tokenizer"
+    record: dict[str, Any]  # lm.json
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return ModelConfig(**self.record["config"]["model"])
+
+
+def what_decides(config: TrainLMConfig) -> dict[str, Any]:
+    """The part of a config that decides what is learned, as it is recorded and compared."""
+    values = asdict(config)
+    values["training"] = {
+        key: value
+        for key, value in values["training"].items()
+        if key not in ("log_every", "checkpoint_every")
+    }
+    keys = ("data", "tokenizer", "model", "optimizer", "training", "seed")
+    return {key: values[key] for key in keys}
+
+
+def first_difference(recorded: Any, wanted: Any, key: str = "") -> str | None:
+    """The first key in which two JSON-able values differ, as ``key is A there, B now``; or None."""
+    if isinstance(recorded, dict) and isinstance(wanted, dict):
+        for name in [*wanted, *(name for name in recorded if name not in wanted)]:
+            below = f"{key}.{name}" if key else name
+            found = first_difference(recorded.get(name), wanted.get(name), below)
+            if found:
+                return found
+        return None
+    return None if recorded == wanted else f"{key} is {recorded!r} there, {wanted!r} now"
+
+
+def read_record(lm_dir: Path) -> dict[str, Any]:
+    """`lm.json` of a finished language model, its types checked.
+
+    Raises:
+        UserError: there is none, it is unfinished, or the record is malformed.
+    """
+    path = lm_dir / RECORD
+    if not path.exists():
+        if (lm_dir / CHECKPOINT).exists():
+            raise UserError(f"{lm_dir} is not trained to the end: run train_lm.py again")
+        raise UserError(f"{lm_dir} holds no language model ({RECORD}): run train_lm.py first")
+    record = files.read_json(path)
+    try:
+        ModelConfig(**record["config"]["model"])
+        types = {"format_version": int, "n_vocab": int, "corpus": dict, "fingerprints": dict}
+        wrong = [key for key, kind in types.items() if not isinstance(record[key], kind)]
+        wrong += [k for k in ("model", "tokenizer", "corpus") if k not in record["fingerprints"]]
+        if not all(isinstance(value, int) for value in record["config"]["model"].values()):
+            wrong.append("config.model")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is malformed: {error!r}") from None
+    if wrong:
+        raise UserError(f"{path} is malformed: {wrong[0]}")
+    if record["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {record['format_version']}; this program reads "
+            f"{FORMAT_VERSION}"
+        )
+    return record
+
+
+def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
+    """The language model in `lm_dir`, in evaluation mode on `device`.
+
+    Raises:
+        UserError: the folder is missing, unfinished, or a file in it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from sparse_dict.lm.model import GPT
+    from sparse_dict.text.tokenizer import Tokenizer
+
+    record = read_record(lm_dir)
+    path = lm_dir / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: train the language model again")
+    if fingerprint(path) != record["fingerprints"]["model"]:
+        raise UserError(f"{path} is not the file that {RECORD} describes: train it again")
+    model = GPT(ModelConfig(**record["config"]["model"]), record["n_vocab"])
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from None
+    tokenizer = Tokenizer.load(lm_dir / TOKENIZER)
+    if tokenizer.fingerprint != record["fingerprints"]["tokenizer"]:
+        raise UserError(f"{lm_dir / TOKENIZER} is not the tokenizer that {RECORD} describes")
+    return LoadedLM(model.eval().to(device), tokenizer, record)
+
+
+def fingerprint(weights: Path) -> str:
+    """The fingerprint of a weights file."""
+    return files.fingerprint(files.sha256_file(weights))

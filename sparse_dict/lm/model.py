@@ -1,0 +1,108 @@
+"""A GPT in the nanoGPT manner: pre-norm, learned positions, tied embeddings, no biases."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_dict.config import ModelConfig
+from sparse_dict.lm.loss import linear_cross_entropy
+
+
+class Block(nn.Module):
+    """Causal self-attention and an MLP, each behind a LayerNorm and added to the residual."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.d_model
+        self.n_heads = config.n_heads
+        self.norm_1 = nn.LayerNorm(d, bias=False)
+        self.qkv = nn.Linear(d, 3 * d, bias=False)
+        self.attn_out = nn.Linear(d, d, bias=False)
+        self.norm_2 = nn.LayerNorm(d, bias=False)
+        self.mlp_in = nn.Linear(d, config.d_mlp, bias=False)
+        self.mlp_out = nn.Linear(config.d_mlp, d, bias=False)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The residual stream behind the attention, (batch, n_ctx, d_model) both ways."""
+        b, t, d = x.shape
+        qkv = self.qkv(self.norm_1(x)).view(b, t, 3, self.n_heads, d // self.n_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, n_ctx, d_head)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return x + self.attn_out(y.transpose(1, 2).reshape(b, t, d))
+
+    def mlp_post(self, x: Tensor) -> Tensor:
+        """The MLP's hidden activation after GELU, (batch, n_ctx, d_mlp), `x` as from `attend`."""
+        return F.gelu(self.mlp_in(self.norm_2(x)), approximate="tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The residual stream behind the block, (batch, n_ctx, d_model) both ways."""
+        x = self.attend(x)
+        return x + self.mlp_out(self.mlp_post(x))
+
+
+class GPT(nn.Module):
+    """The language model; `tokens` are int64 (batch, n_ctx), contexts may be shorter."""
+
+    def __init__(self, config: ModelConfig, n_vocab: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(n_vocab, config.d_model)  # also the unembedding
+        self.positions = nn.Embedding(config.n_ctx, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.d_model, bias=False)
+        # GPT-2's initial values; the residual stream is a sum of 2 n_layers terms.
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                residual = name.endswith(("attn_out.weight", "mlp_out.weight"))
+                std = 0.02 / math.sqrt(2 * config.n_layers) if residual else 0.02
+                nn.init.normal_(parameter, std=std)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        return self.embed(tokens) + self.positions.weight[: tokens.shape[1]]
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Final normalised hidden states, (batch, n_ctx, d_model)."""
+        x = self._embedded(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def loss(self, tokens: Tensor, targets: Tensor, *, bf16: bool = False) -> Tensor:
+        """Mean cross-entropy in nats of `targets`, which are `tokens` one further on.
+
+        `bf16` takes the unembedding's products in bfloat16, and on a GPU the blocks' as well: on a
+        CPU the blocks are too narrow to gain, and attention's gradient is slower in bfloat16.
+        """
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bf16 and tokens.is_cuda):
+            hidden = self.hidden(tokens).flatten(0, 1)  # (batch * n_ctx, d_model)
+        return linear_cross_entropy(hidden.float(), self.embed.weight, targets.flatten(), bf16=bf16)
+
+    def activations(self, tokens: Tensor, layer: int, site: str) -> Tensor:
+        """What `site` of block `layer` computes, (batch, n_ctx, d_mlp); what follows is not run."""
+        return self.split(tokens, layer, site)[0]
+
+    def split(
+        self, tokens: Tensor, layer: int, site: str
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The model in two: `activations`, and what leads from them to `hidden`.
+
+        The second part may be given anything of the shape of the first one's result.
+        """
+        if site != "mlp_post":
+            raise ValueError(f"unknown site {site!r}")
+        x = self._embedded(tokens)
+        for block in self.blocks[:layer]:
+            x = block(x)
+        block = self.blocks[layer]
+        assert isinstance(block, Block)
+        attended = block.attend(x)
+
+        def follow(activation: Tensor) -> Tensor:
+            x = attended + block.mlp_out(activation)
+            for later in self.blocks[layer + 1 :]:
+                x = later(x)
+            return self.norm(x)
+
+        return block.mlp_post(attended), follow

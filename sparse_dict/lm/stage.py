@@ -1,0 +1,170 @@
+"""Stage 1: corpus, vocabulary and tokens, then the language model and its folder."""
+
+import csv
+import io
+import logging
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparse_dict import files, runtime, tracking
+from sparse_dict.config import TrainLMConfig
+from sparse_dict.errors import UserError
+from sparse_dict.lm import checkpoint, folder
+from sparse_dict.text import corpus
+
+if TYPE_CHECKING:
+    from sparse_dict.lm.checkpoint import State
+    from sparse_dict.lm.train import Job
+
+log = logging.getLogger(__name__)
+
+
+def check(config: TrainLMConfig) -> None:
+    """Find wrong input within seconds, before anything is written.
+
+    Raises:
+        UserError: the corpus or the device is not there, or `lm_dir` was made with another config.
+    """
+    lm_dir = Path(config.lm_dir)
+    if lm_dir.exists() and not lm_dir.is_dir():
+        raise UserError(f"lm_dir: {lm_dir} is not a folder")
+    there = _recorded(lm_dir)
+    if there is not None:
+        _compare(lm_dir, {"config": there.get("config")}, {"config": folder.what_decides(config)})
+    runtime.check_device(config.device)
+    corpus.check(config.data)
+    tracking.check(config.tracking)
+
+
+def run(config: TrainLMConfig) -> None:
+    """Train the language model, or go on with it, and write its folder.
+
+    Raises:
+        UserError: as `check`; the corpus has changed or is too short for one context.
+    """
+    check(config)
+    lm_dir, cache_dir = Path(config.lm_dir), Path(config.cache_dir)
+    identity = {
+        "config": folder.what_decides(config),
+        "corpus": corpus.describe(config.data),
+    }
+    there = _recorded(lm_dir)
+    if there is not None:
+        _compare(lm_dir, there, identity)
+    if (lm_dir / folder.RECORD).exists():
+        log.info("%s is already trained", lm_dir)
+        shutil.rmtree(lm_dir / folder.CHECKPOINT.parent, ignore_errors=True)
+        return
+
+    from safetensors.torch import save
+
+    from sparse_dict.lm import baselines, train
+    from sparse_dict.lm.model import GPT
+    from sparse_dict.text import tokenizer as tokenizers
+    from sparse_dict.text import tokens
+
+    runtime.allocator()
+    tokenizer = tokenizers.build(config.tokenizer, config.data, cache_dir)
+    store = tokens.prepare(config.data, tokenizer, cache_dir)
+    device = runtime.device(config.device)
+    n_ctx = config.model.n_ctx
+    for name in ("train", "validation"):
+        if len(store.split(name)) <= n_ctx:
+            raise UserError(
+                f"the corpus holds {len(store.split(name))} {name} tokens, too few for one context "
+                f"(model.n_ctx = {n_ctx})"
+            )
+    windows = train.validation_windows(
+        store.split("validation"), n_ctx, config.training.eval_tokens
+    )
+    without_model = baselines.losses(store.split("train"), tokenizer.n_vocab, windows)
+    log.info(
+        "validation loss without a model: unigram %.3f, bigram %.3f",
+        without_model["unigram"], without_model["bigram"],
+    )  # fmt: skip
+    runtime.seed_torch(config.seed)
+    model = GPT(config.model, tokenizer.n_vocab).to(device)
+    job = train.Job(
+        train=store.split("train"),
+        validation=windows,
+        n_ctx=n_ctx,
+        optimizer=config.optimizer,
+        training=config.training,
+        seed=config.seed,
+        checkpoint=lm_dir / folder.CHECKPOINT,
+        identity=identity,
+    )
+    with tracking.open_run(
+        config.tracking,
+        study_dir=config.study_dir,
+        group=config.name,
+        job_type="train_lm",
+        name=f"{config.name} lm",
+        config=asdict(config),
+        folder=lm_dir,
+        step_metric="tokens",
+    ) as run:
+        state = train.train(model, job, run)
+        record = _record(job, state, device.type) | {"n_vocab": tokenizer.n_vocab}
+        record["baselines"] = without_model
+        run.summary(
+            record["losses"] | {f"{k}_loss": without_model[k] for k in ("unigram", "bigram")}
+        )
+    with files.replacing(lm_dir / folder.WEIGHTS) as temporary:
+        temporary.write_bytes(save({name: p.detach() for name, p in model.named_parameters()}))
+    tokenizer.save(lm_dir / folder.TOKENIZER)
+    _write_history(lm_dir / "history.csv", state)
+    record["fingerprints"] = {
+        "model": folder.fingerprint(lm_dir / folder.WEIGHTS),
+        "tokenizer": tokenizer.fingerprint,
+        "corpus": files.fingerprint(identity["corpus"]),
+    }
+    files.write_json(lm_dir / folder.RECORD, record)
+    shutil.rmtree(lm_dir / folder.CHECKPOINT.parent)
+    log.info(
+        "%s: validation loss %.3f (unigram %.3f, bigram %.3f), %.0f tokens/s",
+        lm_dir, record["losses"]["val_loss"], without_model["unigram"], without_model["bigram"],
+        record["tokens_per_second"],
+    )  # fmt: skip
+
+
+def _recorded(lm_dir: Path) -> dict[str, Any] | None:
+    """Config and corpus that `lm_dir` was made of, be it finished or not; None for neither."""
+    if (lm_dir / folder.RECORD).exists():
+        record = folder.read_record(lm_dir)
+        return {key: record[key] for key in ("config", "corpus")}
+    return checkpoint.identity(lm_dir / folder.CHECKPOINT)
+
+
+def _compare(lm_dir: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    difference = folder.first_difference(there, wanted)
+    if difference:
+        raise UserError(
+            f"{lm_dir} was made with another config or corpus: {difference.removeprefix('config.')}"
+            "; choose another name= or lm_dir=, or delete the folder"
+        )
+
+
+def _record(job: "Job", state: "State", device: str) -> dict[str, Any]:
+    last = state.history[-1]
+    tokens = state.step * job.step_tokens
+    return {
+        "format_version": folder.FORMAT_VERSION,
+        **job.identity,
+        "losses": {"train_loss": last["train_loss"], "val_loss": last["val_loss"]},
+        "tokens": tokens,
+        "steps": state.step,
+        "seconds": state.seconds,
+        "tokens_per_second": tokens / state.seconds,
+        "device": device,
+    }
+
+
+def _write_history(path: Path, state: "State") -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(state.history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(state.history)
+    files.write_text(path, text.getvalue())

@@ -1,0 +1,346 @@
+import json
+import math
+from collections import Counter
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from sparse_dict import files
+from sparse_dict.activations import store
+from sparse_dict.activations.store import Activations, ShardWriter
+from sparse_dict.errors import UserError
+
+INPUTS = {"model": "a", "tokenizer": "b", "corpus": "c"}
+D_IN = 5
+
+
+def harvest_rows(n, d_in=D_IN):
+    rows = np.random.default_rng(0).normal(size=(n, d_in)).astype(np.float32)
+    origins = np.stack([np.arange(n) // 7, np.arange(n) % 7, np.arange(n)], 1).astype(np.int32)
+    return rows, origins
+
+
+def write(folder, n=100, shard_rows=30, dtype="float32", chunk=16, seed=0, stop_after=None):
+    rows, origins = harvest_rows(n)
+    writer = ShardWriter(folder, n, D_IN, shard_rows, dtype, seed)
+    for start in range(0, n, chunk):
+        if stop_after is not None and start >= stop_after:
+            return rows
+        writer.add(rows[start : start + chunk], origins[start : start + chunk])
+    writer.finish({"layer": 2, "site": "mlp_post"}, INPUTS)
+    return rows
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if not p.is_dir()}
+
+
+def test_every_row_is_stored_once_beside_its_origin(tmp_path):
+    rows = write(tmp_path)
+    found = Activations.open(tmp_path)
+    assert (found.rows, found.d_in) == (100, D_IN)
+    assert [shard.rows for shard in found.shards] == [30, 30, 30, 10]
+    origins = found.origins(0, 100)
+    assert sorted(origins[:, 2]) == list(range(100))
+    assert (found.read(0, 100) == rows[origins[:, 2]]).all()
+    assert (origins[:, 0] == origins[:, 2] // 7).all()
+    assert (origins[:, 1] == origins[:, 2] % 7).all()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        ["manifest.json"]
+        + [f"{kind}-0000{i}.npy" for kind in ("shard", "origin") for i in range(4)]
+    )
+
+
+def test_mean_and_rms_are_those_of_the_stored_rows(tmp_path):
+    write(tmp_path, dtype="float16")
+    found = Activations.open(tmp_path)
+    rows = found.read(0, 100).astype(np.float64)
+    np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-12)
+    assert found.rms == pytest.approx(math.sqrt((rows**2).mean()), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_reads_cross_the_borders_of_shards(tmp_path, dtype):
+    write(tmp_path, dtype=dtype)
+    found = Activations.open(tmp_path)
+    whole = np.concatenate([np.load(shard.path) for shard in found.shards]).astype(np.float32)
+    for start, stop in [(0, 100), (29, 31), (25, 95), (30, 60), (99, 100), (40, 40)]:
+        read = found.read(start, stop)
+        assert read.dtype == np.float32
+        assert (read == whole[start:stop]).all()
+        out = np.full((stop - start, D_IN), np.nan, np.float32)
+        found.read_into(start, out)
+        assert (out == whole[start:stop]).all()
+    for start, stop in [(-1, 3), (90, 101)]:
+        with pytest.raises(IndexError):
+            found.read(start, stop)
+
+
+def test_all_permutations_are_equally_likely(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+    rows, origins = np.zeros((3, 1), np.float32), np.zeros((3, 3), np.int32)
+    origins[:, 2] = range(3)
+    times = 600
+    seen: Counter = Counter()
+    for seed in range(times):
+        folder = tmp_path / str(seed)
+        writer = ShardWriter(folder, 3, 1, 2, "float32", seed)
+        writer.add(rows[:2], origins[:2])
+        writer.add(rows[2:], origins[2:])
+        writer.finish({}, INPUTS)
+        found = [np.load(folder / f"origin-0000{i}.npy")[:, 2] for i in range(2)]
+        seen[tuple(int(i) for i in np.concatenate(found))] += 1
+    chi_square = sum((seen[p] - times / 6) ** 2 / (times / 6) for p in permutations(range(3)))
+    assert chi_square < 20.5  # 0.1 % for 5 degrees of freedom
+
+
+def test_neighbours_share_a_document_no_more_often_than_chance(tmp_path):
+    n, length = 20_000, 100
+    origins = np.zeros((n, 3), np.int32)
+    origins[:, 0] = np.arange(n) // length
+    writer = ShardWriter(tmp_path, n, 1, 6_000, "float16", seed=1)
+    for start in range(0, n, 512):
+        part = origins[start : start + 512]
+        writer.add(np.zeros((len(part), 1), np.float32), part)
+    writer.finish({}, INPUTS)
+    document = Activations.open(tmp_path).origins(0, n)[:, 0]
+    chance = (length - 1) / (n - 1)
+    together = (document[1:] == document[:-1]).sum()
+    expected = chance * (n - 1)
+    assert abs(together - expected) < 4 * math.sqrt(expected)
+    halves = np.bincount(document[: n // 2], minlength=n // length)  # far rows mix as well
+    assert abs(halves - length / 2).max() < 5 * math.sqrt(length / 4)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write(tmp_path / name, seed=seed)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert (
+        contents(tmp_path / "a")["shard-00000.npy"] != contents(tmp_path / "c")["shard-00000.npy"]
+    )
+
+
+@pytest.mark.parametrize("when", ["while adding", "while finishing"])
+def test_an_interrupted_harvest_is_incomplete_and_its_repetition_the_same(
+    tmp_path, monkeypatch, when
+):
+    write(tmp_path / "whole")
+    folder = tmp_path / "broken"
+    if when == "while adding":
+        write(folder, stop_after=64)
+    else:
+        with monkeypatch.context() as patch:
+
+            def save_two(self, name, array, save=ShardWriter._save):
+                if name == "shard-00002.npy":
+                    raise KeyboardInterrupt
+                return save(self, name, array)
+
+            patch.setattr(ShardWriter, "_save", save_two)
+            with pytest.raises(KeyboardInterrupt):
+                write(folder)
+    assert not (folder / "manifest.json").exists()
+    with pytest.raises(UserError, match="incomplete: the harvest was interrupted"):
+        Activations.open(folder)
+    write(folder)
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_starting_afresh_leaves_other_files_alone(tmp_path):
+    np.save(tmp_path / "mine.npy", np.zeros(3))
+    (tmp_path / "harvest.log").write_text("x")
+    write(tmp_path, stop_after=32)
+    write(tmp_path)
+    assert (tmp_path / "mine.npy").exists()
+    assert (tmp_path / "harvest.log").exists()
+
+
+def test_a_writer_that_lacks_rows_does_not_finish(tmp_path):
+    rows, origins = harvest_rows(10)
+    writer = ShardWriter(tmp_path, 11, D_IN, 4, "float32", 0)
+    writer.add(rows, origins)
+    with pytest.raises(ValueError, match="1 of 11 rows are missing"):
+        writer.finish({}, INPUTS)
+
+
+def test_overflow_and_non_finite_values_are_told_apart(tmp_path):
+    rows, origins = harvest_rows(4)
+    rows[2, 1] = 1e5
+    with pytest.raises(UserError, match=r"1e\+05 does not fit float16.*harvest.dtype=float32"):
+        ShardWriter(tmp_path / "a", 4, D_IN, 4, "float16", 0).add(rows, origins)
+    ShardWriter(tmp_path / "b", 4, D_IN, 4, "float32", 0).add(rows, origins)
+    rows[0, 0] = np.nan
+    with pytest.raises(UserError, match="not finite"):
+        ShardWriter(tmp_path / "c", 4, D_IN, 4, "float16", 0).add(rows, origins)
+
+
+def edit(folder, change):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+BREAKS = {
+    "gone": (lambda f: (f / "shard-00001.npy").unlink(), "shard-00001.npy is missing"),
+    "origin gone": (lambda f: (f / "origin-00001.npy").unlink(), "origin-00001.npy is missing"),
+    "truncated": (
+        lambda f: (f / "shard-00002.npy").write_bytes((f / "shard-00002.npy").read_bytes()[:-8]),
+        "shard-00002.npy is truncated",
+    ),
+    "empty": (lambda f: (f / "shard-00002.npy").write_bytes(b""), "shard-00002.npy is truncated"),
+    "dtype": (
+        lambda f: np.save(f / "shard-00000.npy", np.zeros((30, D_IN))),
+        "float64 .* the manifest says float32",
+    ),
+    "width": (
+        lambda f: np.save(f / "shard-00000.npy", np.zeros((30, 4), np.float32)),
+        r"\(30, 4\), the manifest says float32 \(30, 5\)",
+    ),
+    "rows": (
+        lambda f: np.save(f / "shard-00000.npy", np.zeros((31, D_IN), np.float32)),
+        r"\(31, 5\), the manifest says",
+    ),
+    "pickle": (
+        lambda f: np.save(f / "shard-00000.npy", np.array([[{}]]), allow_pickle=True),
+        "no array of numbers",
+    ),
+    "not json": (lambda f: (f / "manifest.json").write_text("{"), "cannot be read as JSON"),
+    "no shards": (lambda f: edit(f, lambda m: m.pop("shards")), "malformed: 'shards'"),
+    "leaves": (
+        lambda f: edit(f, lambda m: m["shards"][0].update(file="../shard-00000.npy")),
+        "is no shard's name",
+    ),
+    "absolute": (
+        lambda f: edit(f, lambda m: m["shards"][0].update(origin_file="/origin-00000.npy")),
+        "is no shard's name",
+    ),
+    "d_in": (lambda f: edit(f, lambda m: m.update(d_in=6)), "mean is not 6 finite numbers"),
+    "sum": (lambda f: edit(f, lambda m: m.update(rows=99)), "do not add up"),
+    "twice": (
+        lambda f: edit(f, lambda m: m["shards"].__setitem__(1, m["shards"][0])),
+        "listed twice",
+    ),
+    "rms": (lambda f: edit(f, lambda m: m.update(rms=float("nan"))), "rms is nan"),
+    "rms text": (lambda f: edit(f, lambda m: m.update(rms="1")), "malformed"),
+    "mean": (lambda f: edit(f, lambda m: m.update(mean=[None] * D_IN)), "malformed"),
+    "version": (lambda f: edit(f, lambda m: m.update(format_version=9)), "format version 9"),
+    "rows text": (lambda f: edit(f, lambda m: m["shards"][0].update(rows="30")), "rows is '30'"),
+    "shards text": (lambda f: edit(f, lambda m: m.update(shards="abc")), "malformed"),
+    "fingerprints": (lambda f: edit(f, lambda m: m.update(fingerprints=[])), "malformed"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_folder_is_one_line_that_names_what_is_wrong(tmp_path, name):
+    write(tmp_path)
+    damage, message = BREAKS[name]
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        Activations.open(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_or_empty_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        Activations.open(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"holds no \.npy files"):
+        Activations.open(tmp_path)
+
+
+def test_verify_finds_a_changed_byte_that_open_does_not(tmp_path):
+    write(tmp_path)
+    Activations.open(tmp_path).verify()
+    path = tmp_path / "origin-00001.npy"
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(UserError, match=r"origin-00001\.npy has changed"):
+        Activations.open(tmp_path).verify()
+
+
+def foreign(folder, **arrays):
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+def test_foreign_arrays_are_read_in_the_order_of_their_names(tmp_path):
+    rng = np.random.default_rng(0)
+    b = rng.normal(size=(7, 3)).astype(np.float16)
+    a = rng.normal(size=(4, 3))
+    c = np.asfortranarray(rng.normal(size=(5, 3)).astype(">f4"))
+    found = Activations.open(foreign(tmp_path, b=b, a=a, c=c))
+    rows = np.concatenate([x.astype(np.float32) for x in (a, b, c)])
+    assert (found.rows, found.d_in) == (16, 3)
+    assert (found.read(2, 13) == rows[2:13]).all()
+    assert found.origins(0, 16) is None
+    np.testing.assert_allclose(found.mean, rows.astype(float).mean(0))
+    assert found.rms == pytest.approx(math.sqrt((rows.astype(float) ** 2).mean()))
+
+
+def test_the_fingerprint_of_foreign_arrays_follows_their_contents_and_names(tmp_path):
+    a = np.ones((4, 3), np.float32)
+    prints = set()
+    for i, (name, array) in enumerate({"a": a, "b": a, "c": a * 2, "d": a.reshape(6, 2)}.items()):
+        (tmp_path / str(i)).mkdir()
+        prints.add(Activations.open(foreign(tmp_path / str(i), **{name: array})).fingerprint)
+    again = Activations.open(foreign(tmp_path / "0", a=a)).fingerprint
+    assert len(prints) == 4
+    assert again in prints
+
+
+def test_foreign_arrays_that_do_not_fit_are_named(tmp_path):
+    cases = {
+        "flat": (dict(a=np.zeros(5, np.float32)), r"a\.npy is float32 \(5,\)"),
+        "ints": (dict(a=np.zeros((5, 2), int)), r"a\.npy is int64"),
+        "widths": (dict(a=np.zeros((5, 2)), b=np.zeros((5, 3))), r"b\.npy is 3 wide, a\.npy is 2"),
+        "nothing": (dict(a=np.zeros((0, 2))), "without a single value"),
+        "no width": (dict(a=np.zeros((3, 0))), "without a single value"),
+    }
+    for name, (arrays, message) in cases.items():
+        (tmp_path / name).mkdir()
+        with pytest.raises(UserError, match=message):
+            Activations.open(foreign(tmp_path / name, **arrays))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e200])
+def test_a_foreign_value_that_is_no_finite_float32_is_located(tmp_path, monkeypatch, value):
+    monkeypatch.setattr(store, "SCAN_ROWS", 4)
+    bad = np.zeros((11, 2))
+    bad[6, 1] = value
+    found = Activations.open(foreign(tmp_path, a=np.zeros((5, 2)), b=bad))
+    with pytest.raises(UserError, match=r"b\.npy row 6"):
+        _ = found.rms
+
+
+def test_shards_of_ours_without_a_manifest_are_no_foreign_folder(tmp_path):
+    write(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(UserError, match="incomplete"):
+        Activations.open(tmp_path)
+
+
+def test_an_output_folder_with_foreign_arrays_is_refused(tmp_path):
+    store.check_output(tmp_path / "new")
+    store.check_output(tmp_path)
+    write(tmp_path / "half", stop_after=32)
+    store.check_output(tmp_path / "half")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is not a folder"):
+        store.check_output(tmp_path / "file")
+    with pytest.raises(UserError, match="did not write"):
+        store.check_output(foreign(tmp_path, a=np.zeros((2, 2))))
+
+
+def test_the_own_fingerprint_follows_the_inputs(tmp_path):
+    prints = set()
+    for name, inputs in (("a", INPUTS), ("b", INPUTS | {"model": "x"})):
+        writer = ShardWriter(tmp_path / name, 4, D_IN, 4, "float32", 0)
+        writer.add(*harvest_rows(4))
+        writer.finish({}, inputs)
+        prints.add(Activations.open(tmp_path / name).fingerprint)
+    assert len(prints) == 2
+    assert files.read_json(tmp_path / "b" / "manifest.json")["fingerprints"]["model"] == "x"

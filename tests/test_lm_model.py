@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sparse_dict.config import ModelConfig
+from sparse_dict.lm.model import GPT
+
+CONFIG = ModelConfig(n_layers=3, n_heads=2, d_model=8, d_mlp=20, n_ctx=16)
+N_VOCAB = 37
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return GPT(CONFIG, N_VOCAB)
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(N_VOCAB, (4, 16), generator=torch.Generator().manual_seed(1))
+
+
+def test_there_are_no_biases_and_the_embedding_is_tied(model):
+    per_block = 8 * 3 * 8 + 8 * 8 + 2 * 8 * 20 + 2 * 8
+    assert sum(p.numel() for p in model.parameters()) == (N_VOCAB + 16) * 8 + 3 * per_block + 8
+    assert not [name for name, _ in model.named_parameters() if "bias" in name]
+
+
+def test_initial_values_are_gpt2s():
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(n_layers=8, n_heads=2, d_model=64, d_mlp=256, n_ctx=64), 500)
+    block = model.blocks[3]
+    for weight in (model.embed.weight, model.positions.weight, block.qkv.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+    for weight in (block.attn_out.weight, block.mlp_out.weight):
+        assert weight.std().item() == pytest.approx(0.02 / math.sqrt(16), rel=0.05)
+
+
+def test_a_position_sees_no_later_token(model, tokens):
+    changed = tokens.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % N_VOCAB
+    before, after = model.hidden(tokens), model.hidden(changed)
+    torch.testing.assert_close(before[:, :9], after[:, :9])
+    assert not torch.isclose(before[:, 9:], after[:, 9:]).all(-1).any()
+
+
+def test_the_order_of_earlier_tokens_matters(model, tokens):
+    swapped = tokens.clone()
+    swapped[:, [0, 1]] = tokens[:, [1, 0]]
+    assert (model.hidden(tokens)[:, 8] - model.hidden(swapped)[:, 8]).abs().max() > 1e-6
+
+
+def test_the_loss_is_the_cross_entropy_of_the_tied_unembedding(model, tokens):
+    targets = tokens.roll(-1, 1)
+    logits = model.hidden(tokens) @ model.embed.weight.T
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(model.loss(tokens, targets), expected)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_activations_are_those_of_the_full_forward_pass(model, tokens, layer):
+    seen = []
+    hook = model.blocks[layer].mlp_in.register_forward_hook(lambda m, i, out: seen.append(out))
+    model.hidden(tokens)
+    hook.remove()
+    expected = (
+        0.5
+        * seen[0]
+        * (1 + torch.tanh(math.sqrt(2 / math.pi) * (seen[0] + 0.044715 * seen[0] ** 3)))
+    )
+    found = model.activations(tokens, layer, "mlp_post")
+    assert found.shape == (4, 16, 20)
+    torch.testing.assert_close(found, expected)
+
+
+def test_nothing_behind_the_site_is_run(model, tokens):
+    class Never(nn.Module):
+        def forward(self, x):
+            raise AssertionError("was run")
+
+    model.blocks[1].mlp_out = Never()
+    model.blocks[2] = Never()
+    model.norm = Never()
+    assert model.activations(tokens, 1, "mlp_post").shape == (4, 16, 20)
+    with pytest.raises(AssertionError, match="was run"):
+        model.hidden(tokens)
+
+
+def test_an_unknown_site_is_refused(model, tokens):
+    with pytest.raises(ValueError, match="resid"):
+        model.activations(tokens, 0, "resid")

@@ -1,0 +1,281 @@
+"""Stages 1 and 2 from text to shards, on a corpus of a few kilobytes."""
+
+import csv
+import json
+import logging
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparse_dict.activations import stage as harvest_stage
+from sparse_dict.activations.store import Activations
+from sparse_dict.config import (
+    AdamWConfig,
+    BPETokenizer,
+    FilesData,
+    HarvestConfig,
+    HarvestStageConfig,
+    LMTrainingConfig,
+    ModelConfig,
+    TrackingConfig,
+    TrainLMConfig,
+)
+from sparse_dict.errors import UserError
+from sparse_dict.interrupt import Interrupted
+from sparse_dict.lm import folder, stage, train
+
+ROOT = Path(__file__).parent.parent
+TRACKING = TrackingConfig("disabled", "p", None, [])
+
+
+def corpus(path, n=400):
+    rng = np.random.default_rng(0)
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+    with path.open("w") as file:
+        for i in range(n):
+            text = " ".join(rng.choice(words, size=30))
+            file.write(json.dumps({"text": f"{i} {text}."}) + "\n")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    base = tmp_path_factory.mktemp("study")
+    corpus(base / "text.jsonl")
+    config = lm_config(base)
+    stage.run(config)
+    return base
+
+
+def lm_config(base, **changes):
+    values = dict(
+        name="tiny", study_dir=str(base), device="cpu", seed=0, tracking=TRACKING,
+        lm_dir=str(base / "lm"), cache_dir=str(base / "cache"),
+        data=FilesData(0.3, str(base / "text.jsonl"), "text"),
+        tokenizer=BPETokenizer(300, 100_000),
+        model=ModelConfig(2, 2, 8, 16, 16),
+        optimizer=AdamWConfig(1e-2, 0.1, 0.9, 0.95, 0.1, 0.1, 1.0),
+        training=LMTrainingConfig(16 * 8 * 30, 8, 1, "fp32", 10, 500, 10, 10),
+    )  # fmt: skip
+    return TrainLMConfig(**(values | changes))
+
+
+def harvest_config(base, **changes):
+    values = dict(
+        name="tiny", study_dir=str(base), device="cpu", seed=0, tracking=TRACKING,
+        lm_dir=str(base / "lm"), activations_dir=str(base / "activations"),
+        cache_dir=str(base / "cache"), data=lm_config(base).data,
+        harvest=HarvestConfig(1, "mlp_post", 1_000, "validation", 4, 300, "float16"),
+    )  # fmt: skip
+    return HarvestStageConfig(**(values | changes))
+
+
+def snapshot(path):
+    return {str(p): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_the_folder_of_a_language_model_is_complete_and_loads(study):
+    lm = folder.load(study / "lm")
+    record = lm.record
+    assert record["baselines"]["unigram"] > record["baselines"]["bigram"] > 0
+    assert record["losses"]["val_loss"] < np.log(300)
+    assert (record["steps"], record["tokens"]) == (30, 16 * 8 * 30)
+    assert record["tokens_per_second"] > 0
+    rows = list(csv.DictReader((study / "lm" / "history.csv").open()))
+    assert [row["step"] for row in rows] == ["10", "20", "30"]
+    assert float(rows[-1]["val_loss"]) == record["losses"]["val_loss"]
+    assert not (study / "lm" / "checkpoint").exists()
+    assert not lm.model.training
+    assert lm.tokenizer.decode(lm.tokenizer.encode_batch(["alpha beta"])[0]) == "alpha beta"
+
+
+def test_the_recorded_validation_loss_is_that_of_the_loaded_model(study):
+    from sparse_dict.text import tokens
+
+    lm = folder.load(study / "lm")
+    store = tokens.prepare(lm_config(study).data, lm.tokenizer, study / "cache")
+    windows = train.validation_windows(store.split("validation"), 16, 500)
+    loss = lm.model.loss(torch.from_numpy(windows[:, :-1]), torch.from_numpy(windows[:, 1:]))
+    assert loss.item() == pytest.approx(lm.record["losses"]["val_loss"], rel=1e-5)
+
+
+def test_the_same_command_again_changes_nothing(study, caplog):
+    caplog.set_level(logging.INFO)
+    before = snapshot(study / "lm")
+    stage.run(lm_config(study, device="auto", cache_dir=str(study / "elsewhere")))
+    assert "already trained" in caplog.text
+    assert snapshot(study / "lm") == before
+    assert not (study / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, r"seed is 0 there, 1 now"),
+        ({"model": ModelConfig(2, 2, 8, 16, 32)}, r"model\.n_ctx is 16 there, 32 now"),
+        ({"tokenizer": BPETokenizer(301, 100_000)}, r"tokenizer\.vocab_size is 300 there"),
+    ],
+)
+def test_another_config_is_refused_by_its_first_key(study, change, message):
+    with pytest.raises(UserError, match=message):
+        stage.check(lm_config(study, **change))
+
+
+def test_how_often_is_logged_is_no_other_config(study):
+    training = replace(lm_config(study).training, log_every=3, checkpoint_every=4)
+    stage.check(lm_config(study, training=training))
+    with pytest.raises(UserError, match=r"training\.batch_size"):
+        stage.check(lm_config(study, training=replace(training, batch_size=9)))
+
+
+def test_a_changed_corpus_is_refused(tmp_path):
+    corpus(tmp_path / "text.jsonl")
+    config = lm_config(tmp_path)
+    stage.run(config)
+    corpus(tmp_path / "text.jsonl", n=401)
+    with pytest.raises(UserError, match=r"corpus\.\S+ is .* there, "):
+        stage.run(config)
+
+
+def test_a_stopped_run_is_unfinished_refuses_other_configs_and_goes_on(tmp_path, monkeypatch):
+    corpus(tmp_path / "text.jsonl")
+    config = lm_config(tmp_path)
+    batch = train.batch
+
+    def stop_at_12(job, step):
+        if step == 12:
+            signal.raise_signal(signal.SIGTERM)
+        return batch(job, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "batch", stop_at_12)
+        with pytest.raises(Interrupted):
+            stage.run(config)
+    with pytest.raises(UserError, match="not trained to the end"):
+        harvest_stage.check(harvest_config(tmp_path))
+    with pytest.raises(UserError, match="seed is 0 there, 5 now"):
+        stage.check(lm_config(tmp_path, seed=5))
+    stage.run(config)
+    other = lm_config(tmp_path, lm_dir=str(tmp_path / "straight"))
+    stage.run(other)
+    straight = (tmp_path / "straight" / "model.safetensors").read_bytes()
+    assert (tmp_path / "lm" / "model.safetensors").read_bytes() == straight
+
+
+def test_a_corpus_shorter_than_a_context_is_named(tmp_path):
+    corpus(tmp_path / "text.jsonl", n=6)
+    with pytest.raises(UserError, match=r"too few for one context \(model.n_ctx = 5000\)"):
+        stage.run(lm_config(tmp_path, model=ModelConfig(1, 1, 4, 4, 5_000)))
+    assert not (tmp_path / "lm").exists()
+
+
+DAMAGE = {
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "does not exist"),
+    "weights": (
+        lambda f: (f / "model.safetensors").write_bytes(b"x" * 200),
+        "not the file that lm.json describes",
+    ),
+    "record": (lambda f: (f / "lm.json").write_text("[]"), "not a JSON object"),
+    "no model": (lambda f: (f / "lm.json").write_text('{"config": {}}'), "malformed"),
+    "fingerprints": (
+        lambda f: (f / "lm.json").write_text(
+            json.dumps(json.loads((f / "lm.json").read_text()) | {"fingerprints": {}})
+        ),
+        "malformed: model",
+    ),
+    "version": (
+        lambda f: (f / "lm.json").write_text(
+            json.dumps(json.loads((f / "lm.json").read_text()) | {"format_version": 7})
+        ),
+        "format version 7",
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer" / "tokenizer.json").unlink(), "does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_language_model_is_named(study, tmp_path, name):
+    for path in (study / "lm").rglob("*"):
+        if path.is_file():
+            target = tmp_path / path.relative_to(study / "lm")
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    damage, message = DAMAGE[name]
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        folder.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_harvest_is_whole_contexts_and_a_second_one_changes_nothing(study, caplog):
+    caplog.set_level(logging.INFO)
+    harvest_stage.run(harvest_config(study))
+    found = Activations.open(study / "activations")
+    assert (found.rows, found.d_in) == (1_000 // 16 * 16, 16)
+    assert found.manifest["layer"] == 1
+    assert (
+        found.manifest["fingerprints"]["model"]
+        == folder.load(study / "lm").record["fingerprints"]["model"]
+    )
+    found.verify()
+    before = snapshot(study / "activations")
+    harvest_stage.run(harvest_config(study))
+    assert "already there" in caplog.text
+    assert snapshot(study / "activations") == before
+    other = replace(harvest_config(study).harvest, layer=0)
+    with pytest.raises(UserError, match=r"harvest\.layer is 1 there, 0 now"):
+        harvest_stage.check(harvest_config(study, harvest=other))
+
+
+def test_a_corpus_with_too_few_tokens_gives_what_it_holds(study, caplog, tmp_path):
+    harvest = replace(harvest_config(study).harvest, n_tokens=10**7, split="all")
+    target = str(tmp_path / "all")
+    harvest_stage.run(harvest_config(study, harvest=harvest, activations_dir=target))
+    assert "instead of harvest.n_tokens=10,000,000" in caplog.text
+    rows = Activations.open(tmp_path / "all").rows
+    assert rows > 4_000
+    assert rows % 16 == 0
+    harvest = replace(harvest, split="validation")
+    harvest_stage.run(
+        harvest_config(study, harvest=harvest, activations_dir=str(tmp_path / "held out"))
+    )
+    assert 0.1 < Activations.open(tmp_path / "held out").rows / rows < 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lm_dir": "nowhere"}, "run train_lm.py first"),
+        ({"harvest": HarvestConfig(2, "mlp_post", 100, "all", 4, 10, "float16")}, "layers 0 to 1"),
+        ({"harvest": HarvestConfig(0, "mlp_post", 15, "all", 4, 10, "float16")}, "one context of"),
+        ({"device": "tpu"}, "device must be"),
+        ({"data": FilesData(0.3, "nowhere.txt", "text")}, "nowhere.txt"),
+    ],
+)
+def test_wrong_input_of_the_harvest_is_found_by_its_check(study, change, message):
+    with pytest.raises(UserError, match=message):
+        harvest_stage.check(harvest_config(study, **change))
+
+
+def test_activations_of_another_model_are_refused(study, tmp_path):
+    harvest_stage.run(harvest_config(study, activations_dir=str(tmp_path / "a")))
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    manifest["fingerprints"]["model"] = "0" * 16
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="model is '0000000000000000' there"):
+        harvest_stage.check(harvest_config(study, activations_dir=str(tmp_path / "a")))
+
+
+def test_the_checks_need_no_heavy_import():
+    program = (
+        "import sys, sparse_dict.lm.stage, sparse_dict.activations.stage;"
+        "heavy = {'torch', 'datasets', 'wandb', 'numba', 'scipy', 'seaborn'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
