@@ -7,9 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-# Of two outcomes of a grid, the demo shows both: at l1=3e-2 many features are found again in the
-# next size; at 1e-2 fewer.
-DEMO_GRID := sae.dict_size=64,128,256,512 sae.l1=1e-2,3e-2
+DEMO_GRID := sae.dict_size=64,128,256,512 sae.l1=3e-3,1e-2,3e-2,6e-2 seed=0,1
 
 .PHONY: demo test check
 

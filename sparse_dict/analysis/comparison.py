@@ -1,0 +1,166 @@
+"""MCS and MMCS of a study's dictionaries with their larger ones, in every variant."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sparse_dict.analysis import random_directions
+from sparse_dict.analysis.similarity import Similarities
+from sparse_dict.analysis.study import Chain, Entry, Study
+from sparse_dict.config import AnalysisConfig
+
+Floats = NDArray[np.floating[Any]]
+
+MATCHING = {"max": "plain maximum", "hungarian": "one-to-one (Hungarian)"}
+AGAINST = {
+    "next": "next size",
+    "next_two": "mean of next two sizes",
+    "all_larger": "mean of all larger sizes",
+}
+FEATURES = {"all": "all features", "alive": "alive features only"}
+REACH = {"next": 1, "next_two": 2, "all_larger": None}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a feature finds its partner, in which dictionaries, and which features count."""
+
+    matching: str
+    against: str
+    features: str
+
+    def __str__(self) -> str:
+        return ", ".join([MATCHING[self.matching], AGAINST[self.against], FEATURES[self.features]])
+
+
+VARIANTS = tuple(Variant(*names) for names in product(MATCHING, AGAINST, FEATURES))
+
+
+class Comparison:
+    """Answers questions about MCS; remembers each pair of dictionaries it has compared."""
+
+    def __init__(self, study: Study, settings: AnalysisConfig) -> None:
+        self.study = study
+        self.settings = settings
+        self.shown = Variant(settings.matching, settings.against, settings.features)
+        self.similarities = Similarities(settings.block_rows)
+        self._larger: dict[str, tuple[Entry, ...]] = {}
+        for entry in study.entries:
+            self.similarities.add(entry.name, entry.decoder, entry.alive)
+        for chain in study.chains:
+            for i, entry in enumerate(chain.entries):
+                self._larger[entry.name] = chain.entries[i + 1 :]
+
+    def partners(self, entry: Entry, against: str) -> tuple[Entry, ...]:
+        """The larger dictionaries of the same chain in which its features are sought.
+
+        As in the post, where fewer than two larger ones exist "next two" means those there are.
+        """
+        return self._larger[entry.name][: REACH[against]]
+
+    def mcs(self, entry: Entry, variant: Variant | None = None) -> Floats:
+        """MCS of each feature averaged over its partners, shape (size,); nan where excluded."""
+        variant = variant or self.shown
+        names = [partner.name for partner in self.partners(entry, variant.against)]
+        return self.similarities.mean_mcs(entry.name, names, variant.matching, variant.features)
+
+    def counted(self, entry: Entry, variant: Variant | None = None) -> Floats:
+        """The MCS values that count: `mcs` without the excluded features."""
+        values = self.mcs(entry, variant)
+        return values[np.isfinite(values)]
+
+    def sizes(self, entry: Entry, variant: Variant | None = None) -> list[int]:
+        """How many features each partner offers (those alive, if only these count)."""
+        variant = variant or self.shown
+        partners = self.partners(entry, variant.against)
+        if variant.features == "alive":
+            return [int(partner.alive.sum()) for partner in partners if partner.alive.any()]
+        return [partner.size for partner in partners]
+
+    def random_mean(self, entry: Entry, variant: Variant | None = None) -> float:
+        """Exact MMCS of random directions with random dictionaries of the partners' sizes.
+
+        For the plain maximum; one-to-one matching of random directions lies a little lower.
+        """
+        return random_directions.mean_mcs(self.study.d_in, self.sizes(entry, variant))
+
+    def cells(self, variant: Variant | None = None) -> pd.DataFrame:
+        """One row a dictionary that has a larger one.
+
+        Columns: dictionary, family, dict_size, l1, l1_scaling, seed, matching, against,
+        features, partners, n, mmcs, random_mmcs, n_above, share_above.
+        """
+        variant = variant or self.shown
+        rows = []
+        for entry in self.study.entries:
+            partners = self.partners(entry, variant.against)
+            if not partners:
+                continue
+            values = self.counted(entry, variant)
+            above = int((values > self.settings.threshold).sum())
+            rows.append(
+                {
+                    "dictionary": entry.name,
+                    "family": entry.family,
+                    "dict_size": entry.size,
+                    "l1": entry.l1,
+                    "l1_scaling": str(entry.metrics.get("l1_scaling")),
+                    "seed": entry.seed,
+                    "matching": variant.matching,
+                    "against": variant.against,
+                    "features": variant.features,
+                    "partners": " ".join(str(partner.size) for partner in partners),
+                    "n": len(values),
+                    "mmcs": float(values.mean()) if len(values) else float("nan"),
+                    "random_mmcs": self.random_mean(entry, variant),
+                    "n_above": above,
+                    "share_above": above / len(values) if len(values) else float("nan"),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def table(self, variants: Iterable[Variant]) -> pd.DataFrame:
+        """`cells` of several variants, one below the other."""
+        return pd.concat([self.cells(variant) for variant in variants], ignore_index=True)
+
+    @cached_property
+    def main(self) -> Chain | None:
+        """The chain that the main figures show: of the first family, that with the best MMCS.
+
+        Only chains with as many sizes as the longest compete (the mean over different sizes would
+        not be comparable); the mean runs over sizes and seeds, the lowest seed is shown. None if
+        no dictionary has a larger one.
+        """
+        chains = [chain for chain in self.study.chains if len(chain.entries) > 1]
+        if not chains:
+            return None
+        family = next(f for f in self.study.families if any(c.family == f for c in chains))
+        chains = [chain for chain in chains if chain.family == family]
+        longest = max(len(chain.entries) for chain in chains)
+        chains = [chain for chain in chains if len(chain.entries) == longest]
+        by_l1: dict[float, list[float]] = {}
+        for chain in chains:
+            by_l1.setdefault(chain.l1, []).append(self.chain_mean(chain))
+        best = max(by_l1, key=lambda l1: float(np.nan_to_num(np.mean(by_l1[l1]), nan=-1)))
+        return min((c for c in chains if c.l1 == best), key=lambda c: c.seed)
+
+    def chain_mean(self, chain: Chain) -> float:
+        """MMCS averaged over all sizes of a chain but the largest; nan if nothing counts."""
+        values = [self.counted(entry) for entry in chain.entries[:-1]]
+        return float(np.mean([v.mean() if len(v) else np.nan for v in values]))
+
+    def same_but_seed(self, chain: Chain) -> list[Chain]:
+        """Chains that differ from `chain` in the seed at most, and have the same sizes."""
+        sizes = [entry.size for entry in chain.entries]
+        return [
+            other
+            for other in self.study.chains
+            if (other.family, other.l1) == (chain.family, chain.l1)
+            and [entry.size for entry in other.entries] == sizes
+        ]

@@ -1,0 +1,231 @@
+"""How much of the language model's loss a reconstruction preserves when it replaces the activation.
+
+Cross-entropy on held-out text: of the model as it is, with the activation of the harvested site
+replaced by a reconstruction at every position, and with it replaced by zero or by its mean.
+Recovered = (CE_ablated - CE_reconstructed) / (CE_ablated - CE_original): 1 for a perfect
+reconstruction, 0 for one that is no better than the ablation, below 0 for a worse one.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from sparse_dict import files, runtime
+from sparse_dict.activations.store import Activations
+from sparse_dict.analysis import baselines
+from sparse_dict.analysis.baselines import UNTOLD, Draw, Floats
+from sparse_dict.analysis.report import Section, Table
+from sparse_dict.analysis.study import Entry, Study
+from sparse_dict.config import AnalyzeConfig
+from sparse_dict.errors import UserError
+from sparse_dict.lm import folder as lm_folder
+from sparse_dict.lm.loss import linear_cross_entropy
+from sparse_dict.text.tokens import TokenStore
+
+if TYPE_CHECKING:
+    from sparse_dict.lm.model import GPT
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes the place of an activation, in one or more variants that share some work."""
+
+    labels: tuple[str, ...]
+    reconstruct: Callable[[Floats], Iterable[Floats]]  # (rows, d_in) to one (rows, d_in) a label
+
+
+ORIGINAL, ZERO, MEAN = "original", "zero", "mean"
+
+
+@torch.inference_mode()
+def losses(
+    model: "GPT",
+    contexts: NDArray[np.int64],
+    layer: int,
+    site: str,
+    mean: NDArray[np.float64],
+    replacements: Iterable[Replacement],
+) -> dict[str, float]:
+    """Mean cross-entropy in nats of the model, ablated and with each replacement, by label.
+
+    `contexts` (n, length + 1) are token ids, the last of each only a target; `mean` (d_in,) is the
+    mean activation.
+    """
+    device = model.embed.weight.device
+    replacements = [
+        Replacement((ORIGINAL,), lambda x: [x]),
+        Replacement((ZERO,), lambda x: [np.zeros_like(x)]),
+        Replacement((MEAN,), lambda x: [np.broadcast_to(mean.astype(np.float32), x.shape).copy()]),
+        *replacements,
+    ]
+    sums: dict[str, float] = {label: 0.0 for item in replacements for label in item.labels}
+    step = max(1, BATCH_TOKENS // (contexts.shape[1] - 1))
+    for start in range(0, len(contexts), step):
+        batch = torch.from_numpy(contexts[start : start + step]).to(device)
+        targets = batch[:, 1:].flatten()
+        activation, follow = model.split(batch[:, :-1], layer, site)
+        x = activation.flatten(0, 1).float().cpu().numpy()  # (tokens, d_in)
+        for item in replacements:
+            for label, found in zip(item.labels, item.reconstruct(x), strict=True):
+                replaced = torch.from_numpy(found).to(device).view_as(activation)
+                hidden = follow(replaced).flatten(0, 1)
+                loss = linear_cross_entropy(hidden, model.embed.weight, targets)
+                sums[label] += float(loss) * len(targets)
+    return {label: value / (contexts.shape[1] - 1) / len(contexts) for label, value in sums.items()}
+
+
+def recovered(loss: float, original: float, ablated: float) -> float:
+    """Share of the ablation's damage that a reconstruction avoids; nan if there is none."""
+    return (ablated - loss) / (ablated - original) if ablated > original else float("nan")
+
+
+def of_dictionary(entry: Entry) -> Replacement:
+    """The reconstruction by a dictionary, under its name."""
+    dictionary = entry.trained.dictionary
+    return Replacement((entry.name,), lambda x: [dictionary.decode(dictionary.encode(x))])
+
+
+def of_basis(method: str, basis: baselines.Basis, ks: list[int]) -> Replacement:
+    """The reconstructions by a baseline with k codes each, under `method`:k."""
+    return Replacement(tuple(f"{method}:{k}" for k in ks), lambda x: basis.sparse(x, ks))
+
+
+def held_out(
+    manifest: dict[str, Any], cache_dir: Path, n_ctx: int, n_tokens: int
+) -> tuple[NDArray[np.int64], str]:
+    """Contexts (n, n_ctx + 1) of the text that the activations were taken on, and what they are.
+
+    Behind the harvested tokens if there are enough, else the last ones harvested.
+
+    Raises:
+        UserError: the text's tokens are no longer in `cache_dir`, or too few.
+    """
+    try:
+        wanted = {
+            "corpus": manifest["corpus"],
+            "val_fraction": manifest["config"]["data"]["val_fraction"],
+            "tokenizer": manifest["fingerprints"]["tokenizer"],
+        }
+        split = manifest["config"]["harvest"]["split"]
+    except KeyError as error:
+        raise UserError(f"the activations' manifest does not tell their text ({error})") from None
+    stores = cache_dir / "tokens"
+    for path in sorted(stores.glob("*/manifest.json")):
+        there = files.read_json(path)
+        if all(there.get(key) == value for key, value in wanted.items()):
+            store = TokenStore.open(path.parent)
+            break
+    else:
+        raise UserError(f"{stores} does not hold the text that was harvested: set cache_dir")
+    # A harvest of the training part leaves the whole validation part.
+    stream = store.split("validation" if split == "train" else split)
+    harvested = 0 if split == "train" else int(manifest["rows"])
+    n = min(n_tokens, len(stream) - 1) // n_ctx
+    if not n:
+        raise UserError(f"the {split} part of the corpus is shorter than one context")
+    unseen = len(stream) - harvested > n * n_ctx
+    start = harvested if unseen else len(stream) - n * n_ctx - 1
+    windows = [stream.window(start + i * n_ctx, n_ctx + 1) for i in range(n)]
+    what = "neither harvested nor trained on" if unseen else "the last of those harvested"
+    return np.stack(windows), f"{n * n_ctx:,} tokens of the validation text, {what}"
+
+
+def measure(
+    study: Study, config: AnalyzeConfig, bases: dict[str, baselines.Basis]
+) -> tuple[dict[str, float], str]:
+    """`losses` of all dictionaries and baselines, and what text they were taken on.
+
+    Raises:
+        UserError: the activations, their language model or its text are not there.
+    """
+    activations: Activations = baselines.activations_of(study, Path(config.activations_dir))
+    manifest = activations.manifest
+    if manifest is None or "model" not in manifest["fingerprints"]:
+        raise UserError("these activations do not come from a language model of ours")
+    lm_dir = Path(config.lm_dir)
+    lm = lm_folder.load(lm_dir, runtime.device(config.device))
+    if lm.record["fingerprints"]["model"] != manifest["fingerprints"]["model"]:
+        raise UserError(f"{lm_dir} is not the model that the activations were taken from")
+    contexts, what = held_out(
+        manifest, Path(config.cache_dir), lm.config.n_ctx, config.baselines.loss_tokens
+    )
+    ks = [k for k in config.baselines.ks if k <= activations.d_in]
+    replacements = [of_dictionary(entry) for entry in study.entries]
+    replacements += [of_basis(method, basis, ks) for method, basis in bases.items()]
+    found = losses(
+        lm.model, contexts, manifest["layer"], manifest["site"], activations.mean, replacements
+    )
+    return found, what
+
+
+def section(
+    study: Study, config: AnalyzeConfig, measured: baselines.Measured | None, draw: Draw
+) -> Section:
+    """Loss recovered by dictionaries, and by the baselines where they were fitted."""
+    title = "The model's loss with reconstructed activations"
+    bases = measured.bases if measured else {}
+    try:
+        found, what = measure(study, config, bases)
+    except UserError as error:
+        return Section(title, [UNTOLD.format(error)])
+    original, zero, mean = (found.pop(label) for label in (ORIGINAL, ZERO, MEAN))
+    rows = [
+        {
+            "dictionary": entry.name,
+            "family": entry.family,
+            "dict_size": entry.size,
+            "l1": entry.l1,
+            "seed": entry.seed,
+            "l0": float(entry.metrics["l0"]),
+            "loss": found.pop(entry.name),
+        }
+        for entry in study.entries
+    ]
+    others = [
+        {"baseline": baselines.LABELS[method], "l0": int(k), "loss": loss}
+        for label, loss in found.items()
+        for method, _, k in [label.partition(":")]
+    ]
+    dictionaries = pd.DataFrame(rows)
+    simpler = pd.DataFrame(others, columns=["baseline", "l0", "loss"])
+    for frame in (dictionaries, simpler):
+        for name, ablated in (("mean", mean), ("zero", zero)):
+            values = [recovered(loss, original, ablated) for loss in frame["loss"]]
+            frame[f"recovered_{name}"] = np.array(values, dtype=float)
+    both = pd.concat([dictionaries, simpler], ignore_index=True)
+    files.write_text(Path(config.analysis_dir) / "loss_recovered.csv", both.to_csv(index=False))
+
+    text = (
+        "The activation that the dictionaries were trained on is replaced at every position, and "
+        f"the cross-entropy taken on {what}. It is {original:.4f} nats as the model is, "
+        f"{mean:.4f} with the mean activation and {zero:.4f} with zero. Recovered is "
+        "(CE ablated - CE reconstructed) / (CE ablated - CE original): 1 is perfect, 0 as bad as "
+        "the ablation."
+    )
+    result = Section(title, [text])
+    if mean > original:
+        low = float(min(0, both["recovered_mean"].clip(lower=-0.5).min()))
+        result.blocks.append(
+            draw(
+                "loss_recovered",
+                baselines.curves(
+                    dictionaries, simpler, "recovered_mean", "loss recovered, of mean-ablation",
+                    "Loss recovered by reconstructions", (low, 1.02),
+                ),
+                "Loss recovered",
+                "Towards the upper left is better: the same loss with fewer active codes.",
+            )
+        )  # fmt: skip
+    columns = ["dictionary", "l0", "loss", "recovered_mean", "recovered_zero"]
+    result.blocks.append(Table("Dictionaries", dictionaries[columns], fold=len(dictionaries) > 12))
+    if len(simpler):
+        result.blocks.append(Table("Baselines", simpler.rename(columns={"l0": "k"}), fold=True))
+    return result

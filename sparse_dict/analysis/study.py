@@ -1,0 +1,249 @@
+"""Find and load the dictionaries of a study, and sort them into chains of sizes."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_dict.errors import UserError
+
+if TYPE_CHECKING:
+    from sparse_dict.sae.folder import Trained
+
+# Two dictionaries belong to the same family if their configs agree in everything but these.
+AXES = {"sae.dict_size", "sae.l1", "seed"}
+INCIDENTAL = {
+    "name", "study_dir", "device", "tracking", "activations_dir", "lm_dir", "sae_dir", "cache_dir",
+    "training.log_every", "training.checkpoint_every", "training.snapshots",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A folder that is not part of the analysis, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One dictionary of the study."""
+
+    name: str  # its folder, relative to the study's sae folder
+    family: str  # what it shares with dictionaries that differ only in size, L1 and seed
+    size: int
+    l1: float
+    seed: int
+    trained: "Trained"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The dictionary's end values, config and fingerprints."""
+        return self.trained.metrics
+
+    @property
+    def encoder(self) -> NDArray[np.float32]:
+        """A row of encoder weights for each feature, shape (size, d_in)."""
+        return self.trained.dictionary.W_enc.T
+
+    @property
+    def decoder(self) -> NDArray[np.float32]:
+        """A row of decoder weights for each feature, shape (size, d_in)."""
+        return self.trained.dictionary.W_dec
+
+    @property
+    def frequency(self) -> NDArray[np.float64]:
+        """Share of evaluation rows on which each feature is active, shape (size,)."""
+        return self.trained.fire_count / max(int(self.metrics["eval_rows"]), 1)
+
+    @cached_property
+    def alive(self) -> NDArray[np.bool_]:
+        """Which features were active at least once on the evaluation rows, shape (size,)."""
+        return self.trained.fire_count > 0
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Dictionaries that differ in size alone, smallest first."""
+
+    family: str
+    l1: float
+    seed: int
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """All dictionaries that can be compared, and what had to be left out."""
+
+    folder: Path
+    entries: tuple[Entry, ...]
+    left_out: tuple[LeftOut, ...]
+    chains: tuple[Chain, ...]
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return int(self.entries[0].decoder.shape[1])
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Labels of the families: most dictionaries first, then those nearest to the post's."""
+        counts = Counter(entry.family for entry in self.entries)
+        oddity = {entry.family: _oddity(entry.metrics) for entry in self.entries}
+        return tuple(sorted(counts, key=lambda name: (-counts[name], oddity[name], name)))
+
+
+def _oddity(metrics: Mapping[str, Any]) -> int:
+    """In how many ways a dictionary is not like the post's, of those that make families."""
+    sae = metrics["config"].get("sae") or {}
+    post = {"activation": "relu", "tied": False, "l1_scaling": "none"}
+    post |= {"strategy": "plain", "dead": "none"}
+    return sum(sae.get(key, usual) != usual for key, usual in post.items())
+
+
+def finished(folder: Path) -> list[Path]:
+    """Folders with a `metrics.json`: `folder` itself, its children and theirs, sorted.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"sae_dir {folder} is not a folder: train dictionaries first, or set it")
+    found = sorted(
+        path.parent
+        for pattern in ("metrics.json", "*/metrics.json", "*/*/metrics.json")
+        for path in folder.glob(pattern)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise UserError(f"{folder} holds no finished dictionary (none has a metrics.json)")
+    return found
+
+
+def unfinished(folder: Path, done: list[Path]) -> list[Path]:
+    """Folders that look like a dictionary's (Hydra's config or weights) without `metrics.json`."""
+    marks = (".hydra", "sae_weights.safetensors", "checkpoint.safetensors")
+    return sorted(
+        path
+        for pattern in ("*", "*/*")
+        for path in folder.glob(pattern)
+        if path.is_dir() and path not in done
+        if any((path / mark).exists() for mark in marks)
+    )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if f"{prefix}{key}" in INCIDENTAL | AXES:
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _character(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What must agree within a family, flattened; every value as text."""
+    named = {f"sae.{key}": metrics.get(key) for key in ("tied", "l1_scaling", "activation")}
+    return {key: str(value) for key, value in {**named, **dict(_flat(metrics["config"]))}.items()}
+
+
+def _labels(characters: dict[str, dict[str, str]]) -> dict[str, str]:
+    """A short label a dictionary: the settings in which the study's families differ."""
+    keys = sorted({key for character in characters.values() for key in character})
+    differing = [
+        key
+        for key in keys
+        if len({character.get(key, "-") for character in characters.values()}) > 1
+    ]
+    return {
+        name: ", ".join(f"{key.rpartition('.')[2]}={c.get(key, '-')}" for key in differing)
+        for name, c in characters.items()
+    }
+
+
+def _origin(trained: "Trained") -> tuple[str, int]:
+    fingerprints = trained.metrics.get("fingerprints") or {}
+    return str(fingerprints.get("activations", "unknown")), len(trained.dictionary.W_enc)
+
+
+def _wrong(metrics: Mapping[str, Any]) -> str | None:
+    """What keeps a readable dictionary out of the analysis, if anything."""
+    for key in ("dict_size", "l1", "seed", "fvu", "l0", "eval_rows"):
+        if not isinstance(metrics.get(key), int | float):
+            return f"metrics.json holds no number {key}"
+    if not isinstance(metrics.get("config"), Mapping):
+        return "metrics.json holds no config"
+    return None
+
+
+def load(folder: Path) -> Study:
+    """Read every dictionary below `folder`; broken, unfinished and foreign ones are left out.
+
+    Dictionaries can only be compared on the same activations: where fingerprints or widths differ,
+    the largest group is kept and the others are left out by name, as are repetitions.
+
+    Raises:
+        UserError: no dictionary can be read.
+    """
+    from sparse_dict.sae.folder import read
+
+    paths = finished(folder)
+    left_out = [
+        LeftOut(_name(path, folder), "not finished: it has no metrics.json")
+        for path in unfinished(folder, paths)
+    ]
+    found: dict[str, Trained] = {}
+    for path in paths:
+        try:
+            trained = read(path)
+            wrong = _wrong(trained.metrics)
+        except UserError as error:
+            wrong = str(error)
+        if wrong is None:
+            found[_name(path, folder)] = trained
+        else:
+            left_out.append(LeftOut(_name(path, folder), wrong))
+    if not found:
+        raise UserError(f"no dictionary in {folder} can be read; the first: {left_out[0].reason}")
+
+    origins = {name: _origin(trained) for name, trained in found.items()}
+    kept, _ = Counter(origins.values()).most_common(1)[0]
+    for name, (fingerprint, d_in) in origins.items():
+        if (fingerprint, d_in) != kept:
+            del found[name]
+            left_out.append(
+                LeftOut(name, f"trained on other activations ({fingerprint}, {d_in} wide)")
+            )
+
+    labels = _labels({name: _character(trained.metrics) for name, trained in found.items()})
+    seen: dict[tuple[str, float, int, int], str] = {}
+    entries = []
+    for name, trained in found.items():
+        metrics = trained.metrics
+        size, l1, seed = len(trained.fire_count), float(metrics["l1"]), int(metrics["seed"])
+        first = seen.setdefault((labels[name], l1, seed, size), name)
+        if first != name:
+            left_out.append(LeftOut(name, f"the same settings as {first}"))
+        else:
+            entries.append(Entry(name, labels[name], size, l1, seed, trained))
+    entries.sort(key=lambda e: (e.family, e.l1, e.seed, e.size))
+    return Study(folder, tuple(entries), tuple(left_out), _chains(entries))
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.name if path == folder else str(path.relative_to(folder))
+
+
+def _chains(entries: list[Entry]) -> tuple[Chain, ...]:
+    groups: dict[tuple[str, float, int], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.family, entry.l1, entry.seed].append(entry)
+    return tuple(Chain(*key, tuple(group)) for key, group in groups.items())

@@ -1,0 +1,198 @@
+"""Dictionaries of toy activations against the features that made them."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from sparse_dict import files
+from sparse_dict.activations.toy import TRUTH
+from sparse_dict.analysis import figures, random_directions
+from sparse_dict.analysis.baselines import UNTOLD, Draw, activations_of
+from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.report import Section, Table
+from sparse_dict.analysis.similarity import max_cosine, normalised
+from sparse_dict.analysis.study import Study
+from sparse_dict.config import AnalyzeConfig
+from sparse_dict.errors import UserError
+
+Floats = NDArray[np.float32]
+
+# Column of `table`, title, format and range of its heat map.
+PANELS = (
+    ("truth_mmcs", "MMCS with the truth", ".2f", (0.0, 1.0)),
+    ("truth_found", "share of true features found", ".0%", (0.0, 1.0)),
+    ("fvu", "FVU", ".2g", (0.0, 1.0)),
+    ("dead_share", "share of dead features", ".0%", (0.0, 1.0)),
+)
+
+
+def read(study: Study, folder: Path) -> Floats:
+    """The true features (n_features, d_in) of the activations in `folder`.
+
+    Raises:
+        UserError: these are not the study's activations, or have no known features.
+    """
+    manifest = activations_of(study, folder).manifest or {"fingerprints": {}}
+    if "truth" not in manifest["fingerprints"]:
+        raise UserError("the features of these activations are not known, as in a toy model")
+    path = folder / TRUTH
+    try:
+        features = load_file(path)["features"]
+        found = files.fingerprint(files.sha256_file(path))
+    except (SafetensorError, OSError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+    if found != manifest["fingerprints"]["truth"]:
+        raise UserError(f"{path} is not the file that the manifest describes")
+    return features
+
+
+def mcs(truth: Floats, decoder: Floats, block_rows: int) -> Floats:
+    """Largest cosine of each true feature (n, d) with any decoder row (m, d): shape (n,).
+
+    MMCS with the truth is its mean: over the *true* features, so a dictionary that finds a few of
+    them many times is not praised for it.
+    """
+    return max_cosine(normalised(truth), normalised(decoder), block_rows)
+
+
+def table(comparison: Comparison, truth: Floats) -> pd.DataFrame:
+    """One row a dictionary: agreement with the truth and with larger ones, and end values."""
+    threshold = comparison.settings.threshold
+    rows = []
+    for entry in comparison.study.entries:
+        values = mcs(truth, entry.decoder, comparison.settings.block_rows)
+        partners = comparison.partners(entry, comparison.shown.against)
+        counted = comparison.counted(entry) if partners else np.empty(0)
+        rows.append(
+            {
+                "dictionary": entry.name,
+                "family": entry.family,
+                "dict_size": entry.size,
+                "l1": entry.l1,
+                "seed": entry.seed,
+                "truth_mmcs": float(values.mean(dtype=np.float64)),
+                "truth_found": float((values > threshold).mean()),
+                "larger_mmcs": float(counted.mean()) if len(counted) else float("nan"),
+                "fvu": float(entry.metrics["fvu"]),
+                "l0": float(entry.metrics["l0"]),
+                "dead": int((~entry.alive).sum()),
+                "dead_share": float((~entry.alive).mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def heatmaps(frame: pd.DataFrame, n_features: int) -> Figure:
+    """Agreement with the truth, FVU and dead features by size and L1; mean over seeds."""
+    sizes, grid = frame["dict_size"].nunique(), frame["l1"].nunique()
+    figure, axes = plt.subplots(2, 2, figsize=(figures.WIDTH, 1.6 + 0.62 * sizes))
+    for axis, (value, title, fmt, (low, high)) in zip(axes.flat, PANELS, strict=True):
+        cells = frame.pivot_table(index="dict_size", columns="l1", values=value)
+        sns.heatmap(
+            cells, ax=axis, annot=True, fmt=fmt, annot_kws={"size": 8 if grid <= 6 else 6},
+            cmap="viridis", vmin=low, vmax=high, linewidths=0.5, cbar=False,
+            xticklabels=[figures.l1_label(l1) for l1 in cells.columns],
+        )  # fmt: skip
+        axis.set_facecolor("0.9")
+        axis.set_title(title)
+        axis.set_xlabel("L1 coefficient")
+        axis.set_ylabel("dictionary size")
+        axis.tick_params(axis="y", rotation=0)
+        axis.tick_params(axis="x", rotation=0 if grid <= 5 else 45)
+    figure.suptitle(f"Dictionaries of {n_features} known features")
+    return figure
+
+
+def predictor(frame: pd.DataFrame, shown: str) -> Figure:
+    """MMCS-with-truth against MMCS-with-larger, a point a dictionary."""
+    figure, axis = plt.subplots(figsize=(5.2, 3.8))
+    sizes = sorted(frame["dict_size"].unique())
+    sns.scatterplot(
+        frame, x="larger_mmcs", y="truth_mmcs", hue="dict_size", hue_order=sizes,
+        palette=sns.color_palette("viridis", len(sizes)).as_hex(), style="family", s=36, ax=axis,
+    )  # fmt: skip
+    axis.axline((0, 0), slope=1, color="0.7", lw=0.8, ls="--")
+    axis.set_xlim(0, 1.02)
+    axis.set_ylim(0, 1.02)
+    axis.set_xlabel("MMCS with larger dictionaries")
+    axis.set_ylabel("MMCS with the truth")
+    handles, labels = axis.get_legend_handles_labels()
+    axis.get_legend().remove()
+    if frame["family"].nunique() > 1:
+        names = {"dict_size": "size", "family": "kind"}
+        labels = [names.get(label, label) for label in labels]
+    else:
+        handles, labels = handles[1 : len(sizes) + 1], labels[1 : len(sizes) + 1]
+    figure.legend(handles, labels, title="dictionary", loc="outside right upper")
+    axis.set_title(shown, fontsize=8)
+    figure.suptitle("Does agreement with larger dictionaries predict the truth?")
+    return figure
+
+
+def correlations(frame: pd.DataFrame) -> dict[str, Any]:
+    """Pearson's and Spearman's correlation of the two MMCS over dictionaries, and their number."""
+    known = frame.dropna(subset=["larger_mmcs"])
+    larger, truth = known["larger_mmcs"], known["truth_mmcs"]
+    return {
+        "dictionaries": len(known),
+        "pearson": float(larger.corr(truth)),
+        "spearman": float(larger.rank().corr(truth.rank())),
+    }
+
+
+def section(comparison: Comparison, config: AnalyzeConfig, draw: Draw) -> Section:
+    """What was found of the known features; `truth.csv`."""
+    title = "Against the true features"
+    try:
+        truth = read(comparison.study, Path(config.activations_dir))
+    except UserError as error:
+        return Section(title, [UNTOLD.format(error)])
+    frame = table(comparison, truth)
+    files.write_text(Path(config.analysis_dir) / "truth.csv", frame.to_csv(index=False))
+    n, d = truth.shape
+    chance = ", ".join(
+        f"{random_directions.max_mean(d, size):.2f} for {size}"
+        for size in sorted(frame["dict_size"].unique())
+    )
+    threshold = comparison.settings.threshold
+    section = Section(
+        title,
+        [
+            f"The activations are sparse sums of {n} known directions in {d} dimensions. For each "
+            "true feature, MCS is its largest cosine similarity with the dictionary's features; "
+            f"MMCS is the mean over the true ones, and one is found if its MCS exceeds "
+            f"{threshold:g}. Random dictionaries would reach {chance}.",
+            draw(
+                "truth_heatmaps", heatmaps(frame, n), "Known features by size and L1",
+                "Each cell is one dictionary, its size on the left and its L1 below. A dictionary "
+                f"smaller than {n} cannot find all. FVU: share of variance unexplained; dead: "
+                "never active on the evaluation rows.",
+            ),
+        ],
+    )  # fmt: skip
+    known = frame.dropna(subset=["larger_mmcs"])
+    if len(known) > 2:
+        found = correlations(frame)
+        section.blocks.append(
+            draw(
+                "truth_predictor", predictor(known, str(comparison.shown)),
+                "MMCS with larger dictionaries as a predictor",
+                "Each point is a dictionary that has a larger one. Over "
+                f"{found['dictionaries']} of them Pearson's correlation is {found['pearson']:.2f} "
+                f"and Spearman's {found['spearman']:.2f}. Below the dashed line a dictionary "
+                "agrees with larger ones more than with the truth.",
+            )
+        )  # fmt: skip
+    columns = ["dictionary", "truth_mmcs", "truth_found", "larger_mmcs", "fvu", "l0", "dead"]
+    section.blocks.append(
+        Table("All dictionaries against the truth", frame[columns], fold=len(frame) > 12)
+    )
+    return section

@@ -1,0 +1,399 @@
+"""Contexts of features against a brute-force reading of the whole text; the page and its safety."""
+
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from analysis_study import unit, write_dictionary
+from safetensors.torch import save_file
+
+from sparse_dict import files
+from sparse_dict.activations.harvest import harvest
+from sparse_dict.activations.store import ShardWriter
+from sparse_dict.analysis import contexts, features_page, report, study
+from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.contexts import Chosen, Context, Feature, Gallery, Untold
+from sparse_dict.config import AnalysisConfig, ContextsConfig, FilesData, HarvestConfig, ModelConfig
+from sparse_dict.errors import UserError
+from sparse_dict.lm import folder as lm_folder
+from sparse_dict.lm.model import GPT
+from sparse_dict.text import tokens
+from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
+from sparse_dict.tracking import Run
+
+N_CTX, D, LAYER = 16, 12, 1
+MODEL = ModelConfig(n_layers=2, n_heads=2, d_model=8, d_mlp=D, n_ctx=N_CTX)
+SETTINGS = ContextsConfig(None, per_group=3, n_tokens=10**6, top=4, spread=3, width=5)
+ANALYSIS = AnalysisConfig("max", "next", "all", 0.9, 64, 64, ["contexts"])
+EVIL = "</script><img src=x onerror=alert(1)><!--"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A random model, its harvest and dictionaries of 8 and 20 features, as the stages write."""
+    base = tmp_path_factory.mktemp("study")
+    rng = np.random.default_rng(0)
+    words = ["alpha", "beta", "gamma", "delta", EVIL]
+    with (base / "text.jsonl").open("w") as file:
+        for i in range(200):
+            text = " ".join(rng.choice(words, size=20, p=[0.3, 0.3, 0.2, 0.18, 0.02]))
+            file.write(json.dumps({"text": f"{i} {text}\n"}) + "\n")
+    data = FilesData(0.3, str(base / "text.jsonl"), "text")
+    ranks = {bytes([i]): i for i in range(256)}
+    tokenizer = Tokenizer("bytes", ranks | {b"al": 256, b"ta": 257}, GPT2_PATTERN)
+    store = tokens.prepare(data, tokenizer, base / "cache")
+
+    torch.manual_seed(0)
+    model = GPT(MODEL, tokenizer.n_vocab)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)  # so that the values differ well beyond rounding
+    lm_dir = base / "lm"
+    tokenizer.save(lm_dir / "tokenizer")
+    save_file(model.state_dict(), lm_dir / "model.safetensors")
+    fingerprints = {
+        "model": lm_folder.fingerprint(lm_dir / "model.safetensors"),
+        "tokenizer": tokenizer.fingerprint,
+        "corpus": "c",
+    }
+    record = {
+        "format_version": 1, "n_vocab": tokenizer.n_vocab, "corpus": {},
+        "config": {"model": vars(MODEL)}, "fingerprints": fingerprints,
+    }  # fmt: skip
+    files.write_json(lm_dir / "lm.json", record)
+
+    stream = store.split("validation")
+    rows = len(stream) // N_CTX * N_CTX
+    config = HarvestConfig(LAYER, "mlp_post", rows, "validation", 8, 1000, "float32")
+    writer = ShardWriter(base / "activations", rows, D, 1000, "float32", seed=0)
+    harvest(model, stream, config, N_CTX, writer, Run(None, False, base))
+    fields = {
+        "layer": LAYER, "site": "mlp_post", "lm_dir": str(lm_dir),
+        "corpus": store.manifest["corpus"],
+        "config": {"data": vars(data), "harvest": vars(config)},
+    }  # fmt: skip
+    writer.finish(fields, fingerprints)
+    manifest = files.read_json(base / "activations" / "manifest.json")
+    for size in (8, 20):
+        decoder = unit(rng.standard_normal((size, D)))
+        count = rng.integers(1, 1000, size)
+        count[3] = 0
+        write_dictionary(
+            base / "sae" / f"size={size}", decoder, count,
+            encoder=decoder + 0.1 * rng.standard_normal((size, D)).astype(np.float32),
+            fingerprints={"activations": manifest["fingerprints"]["activations"]},
+        )  # fmt: skip
+    return base
+
+
+def config(base, **changes):
+    values = dict(
+        seed=0, device="cpu", activations_dir=str(base / "activations"), lm_dir=str(base / "lm"),
+        cache_dir=str(base / "cache"), contexts=SETTINGS, analysis=ANALYSIS,
+    )  # fmt: skip
+    return SimpleNamespace(**(values | changes))
+
+
+def compared(base):
+    return Comparison(study.load(base / "sae"), ANALYSIS)
+
+
+@pytest.fixture(scope="module")
+def gathered(base):
+    return contexts.gather(config(base), compared(base))
+
+
+@pytest.fixture(scope="module")
+def brute(base):
+    """All tokens read, (contexts, N_CTX), and their raw activations, one context at a time."""
+    lm = lm_folder.load(base / "lm")
+    (path,) = (base / "cache" / "tokens").iterdir()
+    stream = tokens.TokenStore.open(path).split("validation")
+    text = stream.window(0, len(stream) // N_CTX * N_CTX).reshape(-1, N_CTX)
+    seen = []
+    with torch.no_grad():
+        for row in text:
+            seen.append(lm.model.activations(torch.from_numpy(row)[None], LAYER, "mlp_post")[0])
+    return text, torch.stack(seen).numpy()
+
+
+def codes_of(feature, activations):
+    chosen = feature.chosen
+    if chosen.entry is None:
+        return activations[..., chosen.index]
+    d = chosen.entry.trained.dictionary
+    pre = activations @ d.W_enc[:, chosen.index] + d.b_enc[chosen.index]
+    return np.maximum(pre, 0)
+
+
+def highest(text, codes, width):
+    """The highest context of each model context, up to its peak, without repetitions.
+
+    What follows the peak is left out: texts that are alike up to there differ by rounding alone.
+    """
+    found, seen = [], set()
+    for row in np.argsort(-codes.max(1), kind="stable"):
+        at = int(codes[row].argmax())
+        first = max(0, at - width)
+        left = tuple(text[row, first : at + 1])
+        if codes[row, at] > 0 and left not in seen:
+            found.append((list(left), codes[row, first : at + 1]))
+        seen.add(left)
+    return found
+
+
+def up_to_peak(context):
+    return context.tokens[: context.peak + 1].tolist()
+
+
+def test_a_context_shows_consecutive_tokens_on_both_sides_within_the_models_context(
+    gathered, brute
+):
+    text, activations = brute
+    for feature in gathered.features:
+        codes = codes_of(feature, activations)
+        for context in [*feature.top, *feature.spread]:
+            n = len(context.tokens)
+            windows = np.lib.stride_tricks.sliding_window_view(text, n, axis=1)
+            rows, starts = np.nonzero((windows == context.tokens).all(-1))
+            shown = [codes[r, s : s + n] for r, s in zip(rows, starts, strict=True)]
+            assert min(np.abs(values - context.values).max() for values in shown) < 1e-3
+            for length in (context.peak, n - 1 - context.peak):
+                assert length == SETTINGS.width or {0, N_CTX - n} & set(starts.tolist())
+
+
+def test_the_highest_contexts_are_those_of_a_search_through_all_tokens(gathered, brute):
+    text, activations = brute
+    assert gathered.n_tokens == text.size
+    for feature in gathered.features:
+        wanted = highest(text, codes_of(feature, activations), SETTINGS.width)[: SETTINGS.top]
+        values = [c.values[c.peak] for c in feature.top]
+        np.testing.assert_allclose(values, [v.max() for _, v in wanted], rtol=1e-4)
+        for context, (ids, codes) in zip(feature.top, wanted, strict=True):
+            assert up_to_peak(context) == ids
+            left = context.values[: context.peak + 1]
+            np.testing.assert_allclose(left, codes, rtol=1e-4, atol=1e-4)
+
+
+def test_histogram_density_and_maximum_count_every_token(gathered, brute):
+    for feature in gathered.features:
+        codes = codes_of(feature, brute[1]).ravel()
+        active = codes[codes > 0]
+        assert feature.density == len(active) / len(codes)
+        assert feature.largest == pytest.approx(active.max(), rel=1e-4)
+        counts, _ = np.histogram(active, contexts.BINS, (0, active.max()))
+        assert feature.histogram.sum() == len(active)
+        assert np.abs(np.cumsum(feature.histogram - counts)).max() <= 2  # rounding at the borders
+
+
+def test_spread_contexts_lie_at_their_quantiles(base):
+    comparison = compared(base)
+    settings = replace(SETTINGS, features=["20/0", "20/1", "neuron/2"], spread=10)
+    gallery = contexts.gather(config(base, contexts=settings), comparison)
+    for feature in gallery.features[:3]:
+        shown = [c.values[c.peak] for c in feature.spread]
+        assert shown == sorted(shown, reverse=True)
+        assert 8 <= len(shown) <= 10  # repeated text may leave one out
+        assert 0 < shown[-1] < 0.3 * feature.largest
+
+
+def test_contexts_do_not_depend_on_the_chunks(base, gathered, monkeypatch):
+    monkeypatch.setattr(contexts, "CHUNK_VALUES", 1)
+    again = contexts.gather(config(base), compared(base))
+    for one, other in zip(gathered.features, again.features, strict=True):
+        np.testing.assert_allclose(one.largest, other.largest, rtol=1e-4)
+        assert [up_to_peak(c) for c in one.top] == [up_to_peak(c) for c in other.top]
+
+
+def test_logit_effects_follow_the_direct_path(base, gathered):
+    model = lm_folder.load(base / "lm").model
+    feature = next(f for f in gathered.features if f.chosen.entry)
+    direction = torch.from_numpy(feature.chosen.entry.decoder[feature.chosen.index])
+    with torch.no_grad():
+        residual = model.blocks[LAYER].mlp_out(direction)
+        normed = model.norm(residual)  # differs by its scale, which the effect leaves out
+        logits = (
+            normed * (residual.var(correction=0) + model.norm.eps).sqrt() @ model.embed.weight.T
+        )
+    logits -= logits.mean()
+    order = logits.argsort(descending=True).tolist()
+    assert [token for token, _ in feature.promoted] == order[: contexts.EFFECTS]
+    assert [token for token, _ in feature.demoted] == order[::-1][: contexts.EFFECTS]
+    np.testing.assert_allclose(
+        [v for _, v in feature.promoted], logits[order[: contexts.EFFECTS]], rtol=1e-4
+    )
+
+
+def test_each_group_is_shown_and_every_feature_has_its_nearest_neuron(base, gathered):
+    comparison = compared(base)
+    small, large = comparison.main.entries
+    mcs = comparison.mcs(small)
+    alive = np.flatnonzero(small.alive)
+    of = {
+        group: [
+            f.chosen.index
+            for f in gathered.features
+            if group in f.chosen.groups and f.chosen.entry and f.chosen.entry.size == small.size
+        ]
+        for group in (contexts.TOP, contexts.LOW, contexts.RANDOM, contexts.DEAD)
+    }
+    ranked = alive[np.argsort(-mcs[alive])].tolist()
+    assert set(of[contexts.TOP]) == set(ranked[:3])
+    assert set(of[contexts.LOW]) == set(ranked[-3:])
+    assert len(of[contexts.RANDOM]) == 3
+    assert of[contexts.DEAD] == [3]
+    assert any(f.chosen.entry and f.chosen.entry.size == large.size for f in gathered.features)
+    neurons = [f.chosen.index for f in gathered.features if f.chosen.entry is None]
+    assert neurons == sorted({f.neuron[0] for f in gathered.features if f.neuron})
+
+
+def test_the_features_asked_for_are_shown_in_their_order(base):
+    comparison = compared(base)
+    asked = ["20/7", "size=8/2", "neuron/5", "20/7"]
+    chosen = contexts.choose(comparison, replace(SETTINGS, features=asked), 0)
+    found = [(c.entry and c.entry.size, c.index) for c in chosen if contexts.ASKED in c.groups]
+    assert found == [(20, 7), (8, 2), (None, 5)]
+    only = contexts.gather(
+        config(base, contexts=replace(SETTINGS, features=["neuron/5"])), comparison
+    )
+    assert [f.chosen.index for f in only.features] == [5]
+
+
+@pytest.mark.parametrize("name", ["20/20", "neuron/12", "21/0", "nothing/1"])
+def test_a_feature_that_does_not_exist_is_an_error(base, name):
+    with pytest.raises(UserError, match=name):
+        contexts.choose(compared(base), replace(SETTINGS, features=[name]), 0)
+
+
+@pytest.mark.parametrize("name", ["7", "20/", "/3", "20/-1", "20/x"])
+def test_a_feature_without_name_and_index_is_refused_by_the_config(name):
+    with pytest.raises(UserError, match="NAME/INDEX"):
+        replace(SETTINGS, features=[name])
+
+
+@pytest.mark.parametrize("key", ["activations_dir", "lm_dir", "cache_dir"])
+def test_what_is_missing_is_told_and_not_fatal(base, tmp_path, key, monkeypatch):
+    elsewhere = config(base, **{key: str(tmp_path / "none")})
+    if key == "lm_dir":  # the harvest's record would still lead to it
+        original = files.read_json
+
+        def without_record(path):
+            return {k: v for k, v in original(path).items() if k != "lm_dir"}
+
+        monkeypatch.setattr(files, "read_json", without_record)
+    found = contexts.gather(elsewhere, compared(base))
+    assert isinstance(found, Untold)
+    assert str(tmp_path / "none") in found.reason
+    page = report.render("t", "s", [features_page.section(found)])
+    assert "Cannot be told here" in page
+
+
+def test_the_harvests_record_leads_to_a_model_that_is_not_in_the_study(base, tmp_path):
+    found = contexts.gather(config(base, lm_dir=str(tmp_path)), compared(base))
+    assert isinstance(found, Gallery)
+
+
+def test_another_model_in_the_folder_is_not_taken_for_the_harvested_one(base, tmp_path):
+    comparison = compared(base)
+    record = files.read_json(base / "lm" / "lm.json")
+    record["fingerprints"]["model"] = "0" * 16
+    files.write_json(tmp_path / "lm.json", record)
+    source = contexts.open_source(config(base, lm_dir=str(tmp_path)), comparison.study)
+    assert source.lm.record["fingerprints"]["model"] != "0" * 16
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def data_of(page):
+    pattern = r'<script type="application/json"[^>]*>(.*?)</script>'
+    return json.loads(re.search(pattern, page, re.DOTALL)[1])
+
+
+def hostile(token, name="x"):
+    """A gallery whose one token and whose dictionary's name are `token` and `name`."""
+    entry = study.Entry(name, name, 4, 0.1, 0, SimpleNamespace(fire_count=np.ones(4)))
+    context = Context(np.zeros(3, np.int32), np.array([0, 2, 1], np.float32), 1)
+    counts = np.ones(contexts.BINS, np.int64)
+    effects = [(0, 1.0)]
+
+    def feature(chosen, neuron):
+        return Feature(
+            chosen, 2.0, 0.5, 2.0, counts, [context], [context], effects, effects, neuron
+        )
+
+    pair = [
+        feature(Chosen(entry, 1, (contexts.TOP,), 0.9), (2, -0.7)),
+        feature(Chosen(None, 2, (contexts.NEURON,)), None),
+    ]
+    return Gallery(pair, {0: token}, 10, 100, 16, "plain maximum")
+
+
+@pytest.mark.parametrize("text", [EVIL, "<!--<script>", "</SCRIPT >", "&lt;\u2028'\"\\"])
+def test_no_token_or_name_can_end_the_data_or_become_markup(text):
+    for draw in (
+        features_page.page,
+        lambda gallery: report.render("t", "s", [features_page.section(gallery)]),
+    ):
+        page, harmless = draw(hostile(text, text)), draw(hostile("a", "a"))
+        for mark in ("<script", "</script", "<!--", "<img"):
+            assert page.lower().count(mark) == harmless.lower().count(mark)
+        assert data_of(page)["vocabulary"] == [text]
+        assert data_of(page)["dictionaries"][0]["name"] == text
+
+
+def test_the_script_writes_text_and_no_markup():
+    script = features_page._resource("features.js")
+    for way in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("):
+        assert way not in script
+
+
+def test_the_pages_need_no_network(gathered):
+    for page in (
+        features_page.page(gathered),
+        report.render("t", "s", [features_page.section(gathered)]),
+    ):
+        assert not re.search(r"https?:|//[a-z]+\.|@import|url\(|fetch\(|XMLHttp|<link", page)
+        links = re.findall(r'(?:src|href)="([^"]*)"', page)
+        assert set(links) <= {"features.html", "report.html"}
+
+
+def test_the_page_holds_the_contexts_as_they_were_found(gathered, tmp_path):
+    features_page.write(gathered, tmp_path)
+    data = data_of((tmp_path / "features.html").read_text(encoding="utf-8"))
+    assert len(data["features"]) == len(gathered.features)
+    for drawn, feature in zip(data["features"], gathered.features, strict=True):
+        assert drawn["index"] == feature.chosen.index
+        assert drawn["dead"] == (feature.chosen.index == 3 and feature.chosen.entry is not None)
+        for (ids, values, peak), context in zip(drawn["top"], feature.top, strict=True):
+            words = [data["vocabulary"][i] for i in ids]
+            assert words == [gathered.vocabulary[i] for i in context.tokens.tolist()]
+            assert values[peak] / 255 * drawn["largest"] == pytest.approx(
+                context.values[peak], abs=drawn["largest"] / 255
+            )
+        if feature.neuron:
+            nearest = data["features"][drawn["neuron"][0]]
+            assert (nearest["groups"], nearest["index"]) == (
+                [contexts.NEURON],
+                feature.neuron[0],
+            )
+
+
+def test_the_report_shows_four_to_six_features_beside_their_neurons(gathered):
+    page = report.render("t", "s", [features_page.section(gathered)])
+    data = data_of(page)
+    shown = [f for f in data["features"] if f["shown"]]
+    assert 4 <= len(shown) <= 6
+    assert all(f["top"] and f["neuron"] for f in shown)
+    assert 'href="features.html"' in page
+    assert len(data["features"]) < len(gathered.features)
+
+
+def test_line_breaks_and_broken_characters_are_printable():
+    assert contexts.printable(b" a\n\t") == " a⏎⇥"
+    assert contexts.printable("é".encode()[:1]) == "\\xc3"
+    assert contexts.printable("\u202e\x00".encode()) == "\\u202e\\u0000"

@@ -1,0 +1,158 @@
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from analysis_study import write_dictionary, write_study
+from matplotlib.text import Text
+from test_analysis_similarity import directions, settings_of
+
+from sparse_dict.analysis import figures, report, sections, stage, study
+from sparse_dict.analysis.comparison import VARIANTS, Comparison
+from sparse_dict.config import AnalyzeConfig, TrackingConfig
+from sparse_dict.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def config(folder: Path, **changes: object) -> AnalyzeConfig:
+    return AnalyzeConfig(
+        name="fake", study_dir=str(folder), device="cpu", seed=0,
+        tracking=TrackingConfig(mode="disabled", project="p", entity=None, tags=[]),
+        sae_dir=str(folder / "sae"), analysis_dir=str(folder / "analysis"),
+        analysis=settings_of(**changes),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder / "sae", sizes=(16, 32, 64), l1s=(0.01, 0.03, 0.1), seeds=(0, 1))
+    broken = folder / "sae" / "<b>broken&"
+    (broken / ".hydra").mkdir(parents=True)
+    stage.check(config(folder))
+    stage.run(config(folder))
+    return folder / "analysis"
+
+
+def test_a_run_writes_figures_as_png_and_svg_tables_claims_and_the_report(analysed: Path):
+    keys = {
+        "heatmap_mmcs", "high_features", "histograms", "histograms_l1", "random_directions",
+        "agreement_sizes", "agreement_seeds", "ridge", "effective_neurons", "frontier",
+    }  # fmt: skip
+    names = {path.name for path in analysed.iterdir()}
+    assert names == {f"{key}.{kind}" for key in keys for kind in ("png", "svg")} | {
+        "dictionaries.csv", "mmcs.csv", "claims.json", "report.html",
+    }  # fmt: skip
+    claims = json.loads((analysed / "claims.json").read_text())["claims"]
+    assert {claim["verdict"] for claim in claims} <= {
+        "holds", "does not hold", "cannot be told here",
+    }  # fmt: skip
+
+
+def test_the_report_needs_no_other_file_and_no_network(analysed: Path):
+    page = (analysed / "report.html").read_text()
+    links = re.findall(r'(?:src|href)\s*=\s*"([^"]{0,40})', page)
+    assert links
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert not re.search(r"<script|<link|@import|url\(", page)
+    assert page.count("<figure") == 10
+
+
+def test_names_are_escaped_in_the_report(analysed: Path):
+    page = (analysed / "report.html").read_text()
+    assert "&lt;b&gt;broken&amp;: not finished" in page
+    assert "<b>broken" not in page
+
+
+def test_the_tables_hold_every_dictionary_and_variant(analysed: Path):
+    assert len(pd.read_csv(analysed / "dictionaries.csv")) == 18
+    cells = pd.read_csv(analysed / "mmcs.csv")
+    assert len(cells) == 12 * 6  # two of three sizes, six plain variants
+    assert cells["mmcs"].between(-1, 1.0001).all()
+
+
+def test_running_again_replaces_what_is_there_and_parts_can_be_turned_off(tmp_path: Path, caplog):
+    write_study(tmp_path / "sae", sizes=(8, 16))
+    folder = tmp_path / "analysis"
+    folder.mkdir()
+    (folder / "report.html").write_text("old")
+    with caplog.at_level(logging.INFO):
+        stage.run(config(tmp_path, parts=["frontier"], matching="hungarian", against="all_larger"))
+    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert not (folder / "claims.json").exists()
+    assert not (folder / "heatmap_mmcs.png").exists()
+    assert "hungarian" in (folder / "mmcs.csv").read_text()
+    assert caplog.messages[-1] == f"report: {folder / 'report.html'}"
+
+
+def test_a_single_dictionary_gives_a_report_that_says_what_is_missing(tmp_path: Path):
+    write_dictionary(tmp_path / "sae" / "one", directions(8, 4, 0), np.full(8, 1, np.int64))
+    stage.run(config(tmp_path))
+    page = (tmp_path / "analysis" / "report.html").read_text()
+    assert "No dictionary of this study has a larger one" in page
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_every_variant_can_be_shown_and_is_named_on_the_heat_map(tmp_path: Path, variant):
+    write_study(tmp_path, sizes=(8, 16, 32), d=8)
+    compared = Comparison(
+        study.load(tmp_path),
+        settings_of(matching=variant.matching, against=variant.against, features=variant.features),
+    )
+    with figures.style():
+        figure = figures.heatmap(compared.cells(), compared.shown)
+        titles = figure.get_suptitle()
+        figures.plt.close(figure)
+    assert str(variant) in titles
+
+
+def test_every_text_of_every_figure_is_legible_in_print(tmp_path: Path):
+    write_study(tmp_path, sizes=(8, 16, 32), l1s=(0.01, 0.03, 0.1), seeds=(0, 1), d=16)
+    compared = Comparison(study.load(tmp_path), settings_of())
+    seen: list[str] = []
+
+    def draw(key: str, figure: Any, title: str, caption: str) -> report.Picture:
+        figure.canvas.draw()
+        assert figure.get_figwidth() <= 7
+        for text in figure.findobj(Text):
+            if text.get_visible() and text.get_text():
+                assert text.get_fontsize() >= 7.99, (key, text.get_text())
+        figures.plt.close(figure)
+        seen.append(key)
+        return report.Picture(key, title, caption, b"")
+
+    from sparse_dict.analysis import agreement, ridge
+
+    with figures.style():
+        sections.heatmap(compared, compared.cells(), draw)
+        sections.histograms(compared, draw)
+        sections.histogram_appendix(compared, draw)
+        sections.agreement(compared, agreement.compare_seeds(compared.study, 99), draw)
+        sections.ridge(ridge.fit(compared.cells()), draw)
+        sections.neurons(compared, draw)
+        sections.frontier(compared.study, draw)
+    assert len(seen) == 10
+
+
+def test_without_dictionaries_the_check_fails_in_one_line(tmp_path: Path):
+    with pytest.raises(UserError, match="sae_dir"):
+        stage.check(config(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_check_imports_neither_torch_nor_seaborn(tmp_path: Path):
+    write_dictionary(tmp_path / "sae" / "one", directions(8, 4, 0), np.full(8, 1, np.int64))
+    code = (
+        "import sys; from types import SimpleNamespace as N; "
+        "from sparse_dict.analysis import stage; "
+        f"stage.check(N(sae_dir={str(tmp_path / 'sae')!r})); "
+        "sys.exit(bool({'torch', 'seaborn', 'matplotlib', 'pandas', 'scipy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
