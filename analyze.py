@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from sparse_dict import stage
+from sparse_dict import cli, stage
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="analyze")
@@ -13,4 +13,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -43,9 +43,9 @@ def configs(args: argparse.Namespace, folder: Path) -> list:
             activations_dir=str(args.activations),
             activations=c.ActivationsConfig(scaling="rms"),
             sae=c.SAEConfig(
-                dict_size=size, activation="relu", tied=False, init="independent", l1=l1, l1_scaling="none", k=32,
-                l0=0.0, threshold=0.01, bandwidth=0.01, dead="none", resample_every=2500,
-                aux_k=64, aux_coefficient=1 / 32, strategy="plain", freeze_above=0.9,
+                dict_size=size, activation="relu", tied=False, init="independent",
+                l1=l1, l1_scaling="none", k=32, l0=0.0, threshold=0.01, bandwidth=0.01,
+                dead="none", resample_every=2500, aux_k=64, aux_coefficient=1 / 32, strategy="plain", freeze_above=0.9,
                 perturb_every=500, perturb_noise=0.5, perturb_share=0.75,
                 precision="bf16" if args.contestant == "ours-bf16" else "fp32",
                 project_gradient=True,
@@ -92,8 +92,8 @@ def peer(args: argparse.Namespace) -> tuple[float, list, list]:
     rows = activations.rows - EVAL_ROWS
     scale = activations.rms
     data = torch.from_numpy(activations.read(0, min(rows, args.steps * args.batch))) / scale
-    starts = [State.initial(c, 128, torch.device("cpu")) for c in configs(args, Path("."))]
-    grid = configs(args, Path("."))
+    starts = [State.initial(c, 128, torch.device("cpu")) for c in configs(args, Path())]
+    grid = configs(args, Path())
 
     def batches():
         for step in range(args.steps):
@@ -101,8 +101,8 @@ def peer(args: argparse.Namespace) -> tuple[float, list, list]:
             yield data[at : at + args.batch]
 
     if args.contestant == "dictionary_learning":
-        from dictionary_learning.training import trainSAE
         from dictionary_learning.trainers.standard import StandardTrainer
+        from dictionary_learning.training import trainSAE
 
         made = []
 
@@ -154,7 +154,7 @@ def peer(args: argparse.Namespace) -> tuple[float, list, list]:
         trainer = MultiSAETrainer(
             SAETrainerConfig(
                 total_training_samples=args.steps * args.batch,
-                train_batch_size_samples=args.batch, lr=1e-3,
+                train_batch_size_samples=args.batch, lr=1e-3, lr_end=1e-3,
             ),
             saes, {name: "x" for name in saes}, ({"x": batch} for batch in batches()),
         )  # fmt: skip

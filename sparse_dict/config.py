@@ -8,11 +8,13 @@ key or a wrong type ends at compose time; ranges are checked in ``__post_init__`
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from sparse_dict.errors import UserError
+from sparse_dict.sites import Site, parse
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
@@ -199,23 +201,55 @@ class LMTrainingConfig:
 
 
 @dataclass
+class StudyLM:
+    """The language model that train_lm.py has put into lm_dir."""
+
+
+@dataclass
+class HFModel:
+    """A causal language model of the transformers library, with its own tokenizer."""
+
+    name_or_path: str = MISSING  # a folder, or a name on the Hugging Face hub
+    revision: str | None = MISSING
+    n_ctx: int = MISSING  # tokens in one context
+    dtype: str = MISSING  # float32 | bfloat16 | float16: what the model computes in
+
+    def __post_init__(self) -> None:
+        _positive(self, "lm", "n_ctx")
+        _one_of(self, "lm", "dtype", "float32", "bfloat16", "float16")
+
+
+@dataclass
 class HarvestConfig:
     """Which activations are written, how many, and how."""
 
     layer: int = MISSING  # counted from zero
-    site: str = MISSING
+    site: str = MISSING  # a short name (sparse_dict/sites.py), or with lm=hf a module's path
     n_tokens: int = MISSING  # rows to write; the corpus may hold fewer
     split: str = MISSING  # which part of the corpus: validation | train | all
     batch_size: int = MISSING  # sequences of n_ctx tokens in one forward pass
     shard_rows: int = MISSING
     dtype: str = MISSING  # float16 | float32
+    # LAYER/SITE or modules' paths, side by side in one row; null: layer and site alone
+    sites: list[str] | None = None
+    skip_first: int = 0  # positions left out at the start of each context: attention sinks
 
     def __post_init__(self) -> None:
-        _not_negative(self, "harvest", "layer")
+        _not_negative(self, "harvest", "layer", "skip_first")
         _positive(self, "harvest", "n_tokens", "batch_size", "shard_rows")
-        _one_of(self, "harvest", "site", "mlp_post")
+        places = self.places()
+        if not places or len(set(places)) < len(places):
+            raise UserError(
+                f"harvest.sites must name one site or more, each once, not {self.sites}"
+            )
         _one_of(self, "harvest", "split", "validation", "train", "all")
         _one_of(self, "harvest", "dtype", "float16", "float32")
+
+    def places(self) -> list[Site]:
+        """The sites in the order in which a row holds them."""
+        if self.sites is None:
+            return [parse(self.site, self.layer, "harvest.site")]
+        return [parse(text, None, "harvest.sites") for text in self.sites]
 
 
 @dataclass
@@ -336,8 +370,8 @@ class SAETrainingConfig:
 
 
 ANALYSIS_PARTS = (
-    "claims", "heatmap", "histograms", "agreement", "ridge", "sparsity", "frontier",
-    "baselines", "loss_recovered", "truth", "contexts",
+    "claims", "heatmap", "histograms", "agreement", "families", "ridge", "undertraining",
+    "sparsity", "frontier", "baselines", "loss_recovered", "truth", "contexts", "interp",
 )  # fmt: skip
 BASELINES = ("neurons", "random", "pca", "ica", "nmf")
 
@@ -373,7 +407,7 @@ class BaselinesConfig:
     """Simpler bases that dictionaries are measured against, and the loss behind either."""
 
     methods: list[str] = MISSING  # among BASELINES
-    rows: int = MISSING  # rows to fit, half of them each time, and held-out rows to measure
+    rows: int = MISSING  # to fit, one half and then the other; as many as a half are measured
     ks: list[int] = MISSING  # codes kept in a row: the points of a baseline's curves
     loss_tokens: int = MISSING  # held-out text on which the language model's loss is taken
 
@@ -411,6 +445,64 @@ class ContextsConfig:
                     "contexts.features must hold NAME/INDEX, such as 256/3 or neuron/5, "
                     f"not {name!r}"
                 )
+
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass
+class InterpConfig:
+    """Explanations of features by a chat model, and how well they predict; null base_url: off."""
+
+    base_url: str | None = MISSING  # an OpenAI-compatible endpoint, such as http://host:8000/v1
+    model: str | None = MISSING  # as the endpoint calls it
+    api_key_env: str | None = MISSING  # environment variable that holds the key; null: none is sent
+    price_in: float | None = MISSING  # of a million tokens of prompt; null: 0, on this machine only
+    price_out: float | None = MISSING  # of a million tokens of answer; likewise
+    max_cost: float = MISSING  # never exceeded, all runs together; in the prices' currency
+    per_group: int = MISSING  # features explained of each group and baseline
+    baselines: list[str] = MISSING  # among BASELINES
+    width: int = MISSING  # tokens of an excerpt
+    examples: int = MISSING  # excerpts that an explanation is made from
+    simulate: int = MISSING  # held-out excerpts simulated, half the highest and half random
+    detect: int = MISSING  # held-out excerpts to tell apart, half active and half not
+    parallel: int = MISSING  # requests at a time
+    timeout_s: float = MISSING
+    retries: int = MISSING  # of a request, when the server is busy or fails
+
+    def __post_init__(self) -> None:
+        _positive(self, "interp", "per_group", "width", "examples", "parallel", "timeout_s")
+        _not_negative(self, "interp", "max_cost", "retries")
+        for name in ("simulate", "detect"):
+            if getattr(self, name) < 2 or getattr(self, name) % 2:
+                raise UserError(f"interp.{name} must be even and positive")
+        for method in self.baselines:
+            if method not in BASELINES:
+                raise UserError(f"interp.baselines may hold {', '.join(BASELINES)}, not {method!r}")
+        if self.base_url is None:
+            return
+        try:
+            parts = urlsplit(self.base_url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("http", "https") or parts.username is not None:
+            raise UserError(
+                f"interp.base_url must be http(s)://HOST/PATH, without a password, "
+                f"not {self.base_url!r}"
+            )
+        if not self.model:
+            raise UserError("interp.model must name the model that interp.base_url is to use")
+        prices = (self.price_in, self.price_out)
+        if None in prices and host not in LOOPBACK:
+            raise UserError(
+                "interp.price_in and interp.price_out must be given for a server elsewhere, "
+                "or the cap could not hold; 0 if it is free"
+            )
+        if any(not price >= 0 for price in prices if price is not None):
+            raise UserError("interp.price_in and interp.price_out must not be negative")
+        if any(prices) and not self.max_cost > 0:
+            raise UserError("interp.max_cost must be positive where tokens have a price")
 
 
 # --- all stages -----------------------------------------------------------------------------------
@@ -468,6 +560,7 @@ class HarvestStageConfig(StudyConfig):
     cache_dir: str = MISSING
     data: Any = MISSING
     harvest: HarvestConfig = MISSING
+    lm: Any = MISSING  # StudyLM or HFModel
 
 
 @dataclass
@@ -493,6 +586,15 @@ class AnalyzeConfig(StudyConfig):
     analysis: AnalysisConfig = MISSING
     baselines: BaselinesConfig = MISSING
     contexts: ContextsConfig = MISSING
+    interp: InterpConfig = MISSING
+
+
+def _choices(group: str, *left_out: str) -> str:
+    """The choices of a config group as a line of ``--help``."""
+    files = (CONF_DIR / group).glob("*.yaml")
+    names = sorted(file.stem for file in files if file.stem not in left_out)
+    shown = "experiment" if group.endswith("/experiment") else group
+    return f"  {shown}={'|'.join(names)}"
 
 
 def register() -> None:
@@ -509,11 +611,19 @@ def register() -> None:
         "data/toy": ToyData,
         "tokenizer/gpt2": GPT2Tokenizer,
         "tokenizer/bpe": BPETokenizer,
+        "lm/study": StudyLM,
+        "lm/hf": HFModel,
     }.items():
         group, _, leaf = f"schema/{name}".rpartition("/")
         store.store(group=group, name=leaf, node=node, provider="sparse_dict")
     OmegaConf.register_new_resolver(
         "sparse_dict.conf", lambda folder: str(CONF_DIR / folder), replace=True
+    )
+    OmegaConf.register_new_resolver("sparse_dict.choices", _choices, replace=True)
+    OmegaConf.register_new_resolver(
+        "sparse_dict.if_relu",
+        lambda activation, value: value if activation == "relu" else 0.0,
+        replace=True,
     )
     OmegaConf.register_new_resolver(
         "sparse_dict.job_folder", lambda dirname: dirname or "default", replace=True

@@ -6,7 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sparse_dict.errors import UserError
 
@@ -55,6 +58,21 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {type(value).__name__}, not a JSON object")
     return value
+
+
+def map_array(path: Path, mode: Literal["r", "c"]) -> NDArray[Any]:
+    """Map a ``.npy`` file of numbers; nothing else, be it a zip archive or pickled objects.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: anything else is wrong with it, told in one line.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode=mode)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a malformed header may raise nearly anything
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def sha256_file(path: Path) -> str:

@@ -1,27 +1,34 @@
 """What the four scripts share: check before anything is written, run, one line on error.
 
-Each stage is a module with ``check(config)``, which raises `UserError` while nothing has been
-written yet and must be quick, and ``run(config)``, which does the work.
+Each stage is a module with ``check(config, folder)``, which raises `UserError` while nothing has
+been written yet and must be quick, and ``run(config)``, which does the work. `folder` is the one
+into which Hydra will write the job's config and log.
 """
 
 import copy
 import importlib
 import logging
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from sparse_dict import cli, jobs, lock
 from sparse_dict import config as _config  # noqa: F401  registers the schemas with Hydra
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, explained
 
 log = logging.getLogger(__name__)
+
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 MODULES = {
     "train_lm": "sparse_dict.lm.stage",
@@ -39,12 +46,15 @@ def typed(cfg: DictConfig) -> Any:
     """The config as its dataclass, ranges checked.
 
     Raises:
-        UserError: a value is missing or out of range.
+        UserError: a value is missing or out of range, or a key means nothing.
     """
+    for key in cli.unknown_keys(cfg):
+        raise UserError(cli.no_key(key, cfg))
     try:
         return OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
-        raise UserError(" ".join(str(error).split())) from None
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise UserError(f"{where}{str(error).splitlines()[0]}") from None
 
 
 def task_config(config: DictConfig) -> DictConfig:
@@ -56,9 +66,16 @@ def task_config(config: DictConfig) -> DictConfig:
 
 
 def run(name: str, cfg: DictConfig) -> Any:
-    """Run stage `name`; a `UserError` ends a single run with one line and exit code 1."""
+    """Run stage `name`; a `UserError` ends a single run with one line and exit code 1.
+
+    Returns:
+        What a sweeper may optimise: the stage's ``objective`` of its outcome, if it has one.
+    """
+    stage = _module(name)
+    logging.raiseExceptions = False  # a log file on a full disk: no traceback for each line
     try:
-        return _module(name).run(typed(cfg))
+        outcome = _one_line_errors(stage.run, typed(cfg))
+        return stage.objective(outcome) if hasattr(stage, "objective") else outcome
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             # one of Hydra's own, which it prints without a traceback
@@ -67,18 +84,55 @@ def run(name: str, cfg: DictConfig) -> Any:
         raise SystemExit(1) from None
 
 
-class CheckFirst(Callback):
-    """Checks a single run before Hydra makes its folder, so that wrong input leaves no trace.
+def _one_line_errors(run: Callable[[Any], Any], config: Any) -> Any:
+    """`run(config)`, in which a full disk or a missing permission is a `UserError`."""
+    try:
+        return run(config)
+    except Exception as error:
+        if line := explained(error):
+            raise UserError(line) from error
+        raise
 
-    Hydra turns exceptions in callbacks into warnings, hence the `SystemExit`. A multirun's jobs
-    are checked by the launcher that trains them.
+
+class CheckFirst(Callback):
+    """Checks all jobs before Hydra makes the first one's folder: wrong input leaves no trace.
+
+    Hydra turns exceptions in callbacks into warnings, hence the `SystemExit`. Our own launchers
+    check their jobs themselves.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit with code 2 and one line if the stage's `check` finds something wrong."""
         name = config.hydra.job.name
+        HydraConfig.instance().set_config(config)  # what ${hydra:...} is read from
         try:
-            _module(name).check(typed(task_config(config)))
+            task = typed(task_config(config))
+            folder = _run_dir(config)
+            _module(name).check(task, folder)
+            lock.hold_until_exit([folder])  # Hydra writes there before the stage begins
         except UserError as error:
             print(f"{name}.py: {error}", file=sys.stderr)  # noqa: T201  logging is not set up yet
             raise SystemExit(2) from None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """The same for each job that Hydra's own launcher will run."""
+        if config.hydra.launcher._target_ != BASIC_LAUNCHER or not jobs.has_grid(config):
+            return
+        loader = GlobalHydra.instance().config_loader()
+        name = config.hydra.job.name
+        try:
+            grid = jobs.composed(config, loader, jobs.grid(config, loader), 0, _module(name))
+            lock.hold_until_exit(job.folder for job in grid)
+        except UserError as error:
+            print(f"{name}.py: {error}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(2) from None
+        except HydraException as error:
+            print(f"{name}.py: {cli.explanation(error)}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(1) from None
+
+
+def _run_dir(config: DictConfig) -> Path:
+    try:
+        return Path(str(config.hydra.run.dir)).absolute()
+    except OmegaConfBaseException as error:
+        raise UserError(f"hydra.run.dir: {str(error).splitlines()[0]}") from None

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_dict.activations.harvest import harvest
+from sparse_dict.activations.harvest import harvest, widths
 from sparse_dict.activations.store import Activations, ShardWriter
 from sparse_dict.config import HarvestConfig, ModelConfig
+from sparse_dict.errors import UserError
 from sparse_dict.lm.model import GPT
+from sparse_dict.sites import SITES, Site
 from sparse_dict.text.tokens import TokenStream
 from sparse_dict.tracking import Run
 
@@ -95,3 +97,114 @@ def test_the_batch_size_does_not_change_which_rows_are_taken(tmp_path, model, st
         order = np.argsort(stream._document_starts[document] + position)
         by_place.append(found.read(0, ROWS)[order])
     np.testing.assert_allclose(by_place[0], by_place[1], rtol=1e-4, atol=1e-5)
+
+
+ORDER = list(SITES)
+D, D_MLP = MODEL.d_model, MODEL.d_mlp
+
+
+def naive_sites(model, tokens):
+    """What each block computes, by hooks on its modules and sums of what they gave."""
+    seen = {}
+    for layer, block in enumerate(model.blocks):
+        for name in ("norm_1", "attn_out", "norm_2", "mlp_in", "mlp_out"):
+
+            def keep(_, inputs, output, key=(layer, name)):
+                seen[key] = inputs[0], output
+
+            getattr(block, name).register_forward_hook(keep)
+    model.hidden(tokens)
+    found = {}
+    for layer in range(MODEL.n_layers):
+        before, added = seen[layer, "norm_1"][0], seen[layer, "attn_out"][1]
+        between, hidden = before + added, seen[layer, "mlp_in"][1]
+        values = [before, added, between, hidden, seen[layer, "mlp_out"][0]]
+        values.append(between + seen[layer, "mlp_out"][1])
+        for name, value in zip(ORDER, values, strict=True):
+            found[Site(name, layer)] = value
+    for module in model.modules():
+        module._forward_hooks.clear()
+    return found
+
+
+@torch.no_grad()
+def test_every_site_is_what_the_blocks_modules_compute(model, stream):
+    tokens = torch.from_numpy(stream.window(0, 2 * N_CTX)).view(2, N_CTX)
+    naive = naive_sites(model, tokens)
+    for site, value in naive.items():
+        torch.testing.assert_close(model.read(tokens, [site])[0], value)
+    many = [Site("mlp_post", 2), Site("resid_pre", 0), Site("attn_out", 1)]
+    for site, value in zip(many, model.read(tokens, many), strict=True):
+        torch.testing.assert_close(value, naive[site])
+
+
+def test_nothing_behind_the_last_site_is_computed(model, stream):
+    ran = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in model.named_modules()
+    ]
+    model.read(torch.zeros((1, 4), dtype=torch.int64), [Site("mlp_pre", 1), Site("attn_out", 0)])
+    for handle in handles:
+        handle.remove()
+    assert ran[-1] == "blocks.1.mlp_in"
+
+
+def harvested_sites(folder, model, stream, sites, skip=0):
+    config = HarvestConfig(
+        0, "mlp_post", ROWS, "validation", 7, 200, "float32", sites=sites, skip_first=skip
+    )
+    columns = widths(model, config.places())
+    rows = ROWS // N_CTX * (N_CTX - skip)
+    writer = ShardWriter(folder, rows, sum(columns), 200, "float32", seed=0, widths=columns)
+    harvest(model, stream, config, N_CTX, writer, Run(None, False, folder))
+    writer.finish({}, {})
+    return Activations.open(folder), writer
+
+
+def in_text_order(found, stream):
+    document, position, _ = found.origins(0, found.rows).T
+    place = stream._document_starts[document] + position
+    return found.read(0, found.rows)[np.argsort(place)], np.sort(place)
+
+
+def test_several_sites_lie_side_by_side_in_the_order_asked_for(tmp_path, model, stream):
+    found, writer = harvested_sites(tmp_path / "both", model, stream, ["2/mlp_post", "0/resid_mid"])
+    assert found.d_in == D_MLP + D
+    both, _ = in_text_order(found, stream)
+    for name, columns in (("2/mlp_post", slice(D_MLP)), ("0/resid_mid", slice(D_MLP, None))):
+        alone, _ = harvested_sites(tmp_path / name, model, stream, [name])
+        rows, _ = in_text_order(alone, stream)
+        np.testing.assert_allclose(both[:, columns], rows, rtol=1e-6)
+        part = writer.parts[0 if columns.start is None else 1]
+        assert part.rms == pytest.approx(np.sqrt((rows.astype(np.float64) ** 2).mean()))
+
+
+def test_the_first_positions_of_each_context_are_read_but_not_written(tmp_path, model, stream):
+    every, _ = in_text_order(
+        harvested_sites(tmp_path / "all", model, stream, ["1/mlp_post"])[0], stream
+    )
+    found, _ = harvested_sites(tmp_path / "kept", model, stream, ["1/mlp_post"], skip=3)
+    rows, places = in_text_order(found, stream)
+    kept = [place for place in range(ROWS) if place % N_CTX >= 3]
+    assert places.tolist() == kept
+    np.testing.assert_allclose(rows, every[kept], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"site": "mlp"}, "harvest.site must be one of resid_pre.*not 'mlp'"),
+        ({"sites": ["mlp_post"]}, "harvest.sites must be LAYER/SITE"),
+        ({"sites": ["1/mlp_post", "1/mlp_post"]}, "each once"),
+        ({"sites": []}, "one site or more"),
+        ({"skip_first": -1}, "must not be negative"),
+    ],
+)
+def test_a_site_that_has_no_meaning_is_refused(changes, message):
+    values = dict(
+        layer=0, site="mlp_post", n_tokens=1, split="all", batch_size=1, shard_rows=1,
+        dtype="float16",
+    )  # fmt: skip
+    with pytest.raises(UserError, match=message):
+        HarvestConfig(**values | changes)

@@ -98,5 +98,5 @@ def test_parts_that_are_turned_off_leave_their_claims_open(tmp_path: Path):
     compared = Comparison(study.load(tmp_path), settings_of())
     found = claims.assess(compared, None, None)
     off = [claim for claim in found if "analysis.parts" in claim.ours]
-    assert len(off) == 6
+    assert len(off) == 7
     assert {claim.verdict for claim in off} == {UNTOLD}

@@ -48,7 +48,7 @@ def test_a_run_writes_figures_as_png_and_svg_tables_claims_and_the_report(analys
     }  # fmt: skip
     names = {path.name for path in analysed.iterdir()}
     assert names == {f"{key}.{kind}" for key in keys for kind in ("png", "svg")} | {
-        "dictionaries.csv", "mmcs.csv", "claims.json", "report.html",
+        "dictionaries.csv", "mmcs.csv", "claims.json", "report.html", "analysis.json",
     }  # fmt: skip
     claims = json.loads((analysed / "claims.json").read_text())["claims"]
     assert {claim["verdict"] for claim in claims} <= {
@@ -135,7 +135,7 @@ def test_every_text_of_every_figure_is_legible_in_print(tmp_path: Path):
         sections.histograms(compared, draw)
         sections.histogram_appendix(compared, draw)
         sections.agreement(compared, agreement.compare_seeds(compared.study, 99), draw)
-        sections.ridge(ridge.fit(compared.cells()), draw)
+        sections.ridge(compared, compared.cells(), ridge.fit(compared.cells()), draw)
         sections.neurons(compared, draw)
         sections.frontier(compared.study, draw)
     assert len(seen) == 10
@@ -152,7 +152,7 @@ def test_the_check_imports_neither_torch_nor_seaborn(tmp_path: Path):
     code = (
         "import sys; from types import SimpleNamespace as N; "
         "from sparse_dict.analysis import stage; "
-        f"stage.check(N(sae_dir={str(tmp_path / 'sae')!r})); "
+        f"stage.check(N(sae_dir={str(tmp_path / 'sae')!r}, analysis=N(parts=[]))); "
         "sys.exit(bool({'torch', 'seaborn', 'matplotlib', 'pandas', 'scipy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.config_store import ConfigStore
@@ -71,7 +72,7 @@ def weight(config):
 
 
 def objective(outcome):
-    return outcome["size"], outcome["number"]
+    return outcome["size"], 2 * outcome["size"]
 
 
 def outcome(config, folder):
@@ -185,6 +186,36 @@ def test_two_workers_train_a_share_each(
     assert len(cores.pop().split(",")) == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "package"), LAUNCHERS)
+def test_dictionaries_of_shares_are_those_of_one_ensemble(
+    tmp_path: Path, launcher: str, package: str
+) -> None:
+    pytest.importorskip(package)
+    (tmp_path / "rows").mkdir()
+    rows = np.random.default_rng(0).standard_normal((5000, 16), dtype=np.float32)
+    np.save(tmp_path / "rows" / "a.npy", rows)
+    weights = {}
+    for name in ("ensemble", launcher):
+        command = f"""
+            -m hydra/launcher={name} name={name} activations_dir=rows tracking.mode=disabled
+            sae.dict_size=16,32 training.n_activations=4000 training.batch_size=100
+            training.eval_rows=500
+        """
+        process = subprocess.run(
+            [sys.executable, str(ROOT / "train_sae.py"), *command.split()],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert process.returncode == 0, process.stdout + process.stderr
+        files = sorted((tmp_path / "outputs" / name / "sae").glob("*/sae_weights.safetensors"))
+        weights[name] = [file.read_bytes() for file in files]
+        assert len(weights[name]) == 2
+    assert weights["ensemble"] == weights[launcher]
+
+
 def test_workers_share_the_cores_and_the_gpus(app: Path, tmp_path: Path) -> None:
     pytest.importorskip("joblib")
     process = launch(
@@ -234,6 +265,7 @@ def test_a_worker_that_dies_leaves_the_other_shares_alone(
 def test_what_cannot_work_is_told_in_one_line_before_anything_is_written(
     app: Path, tmp_path: Path, overrides: list[str], line: str
 ) -> None:
+    pytest.importorskip("joblib")
     process = launch(app, tmp_path, *overrides)
     assert process.returncode == 2
     assert process.stderr.startswith(line)
@@ -243,8 +275,8 @@ def test_what_cannot_work_is_told_in_one_line_before_anything_is_written(
 
 @pytest.mark.parametrize(
     ("launcher", "package", "extra"),
-    [("submitit_local", "submitit", "slurm"), ("submitit_slurm", "submitit", "slurm"),
-     ("ray", "ray", "ray")],
+    [("joblib", "joblib", "joblib"), ("submitit_local", "submitit", "slurm"),
+     ("submitit_slurm", "submitit", "slurm"), ("ray", "ray", "ray")],
 )  # fmt: skip
 def test_a_missing_package_names_the_extra_that_brings_it(
     app: Path, tmp_path: Path, launcher: str, package: str, extra: str
@@ -348,5 +380,8 @@ def test_optuna_gets_the_objectives_of_every_batch(app: Path, tmp_path: Path) ->
     )
     assert process.returncode == 0, process.stdout + process.stderr
     assert len(re.findall("Launching [12] jobs together", process.stdout)) == 2
-    (found,) = OmegaConf.load(tmp_path / "runs" / "optimization_results.yaml").solutions
-    assert found == {"params": {"size": 1}, "values": [1.0, found["values"][1]]}
+    tried = [int(path.name.removeprefix("size=")) for path in (tmp_path / "runs").glob("size=*")]
+    best = {"params": {"size": min(tried)}, "values": [min(tried), 2 * min(tried)]}
+    found = OmegaConf.load(tmp_path / "runs" / "optimization_results.yaml").solutions
+    assert all(solution == best for solution in found)
+    assert len(found) > 0

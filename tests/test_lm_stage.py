@@ -65,6 +65,10 @@ def lm_config(base, **changes):
     return TrainLMConfig(**(values | changes))
 
 
+def one_harvest(**changes):
+    return replace(HarvestConfig(0, "mlp_post", 100, "all", 4, 10, "float16"), **changes)
+
+
 def harvest_config(base, **changes):
     values = dict(
         name="tiny", study_dir=str(base), device="cpu", seed=0, tracking=TRACKING,
@@ -253,6 +257,9 @@ def test_a_corpus_with_too_few_tokens_gives_what_it_holds(study, caplog, tmp_pat
         ({"lm_dir": "nowhere"}, "run train_lm.py first"),
         ({"harvest": HarvestConfig(2, "mlp_post", 100, "all", 4, 10, "float16")}, "layers 0 to 1"),
         ({"harvest": HarvestConfig(0, "mlp_post", 15, "all", 4, 10, "float16")}, "one context of"),
+        ({"harvest": one_harvest(sites=["0/mlp_post", "7/mlp_post"])}, "7/mlp_post does not exist"),
+        ({"harvest": one_harvest(site="h.0.mlp")}, "h.0.mlp is a module's path, which needs lm=hf"),
+        ({"harvest": one_harvest(skip_first=16)}, "leaves nothing of a context of 16"),
         ({"device": "tpu"}, "device must be"),
         ({"data": FilesData(0.3, "nowhere.txt", "text")}, "nowhere.txt"),
     ],
@@ -260,6 +267,42 @@ def test_a_corpus_with_too_few_tokens_gives_what_it_holds(study, caplog, tmp_pat
 def test_wrong_input_of_the_harvest_is_found_by_its_check(study, change, message):
     with pytest.raises(UserError, match=message):
         harvest_stage.check(harvest_config(study, **change))
+
+
+def test_the_manifest_tells_the_columns_of_several_sites(study, tmp_path):
+    harvest = replace(
+        harvest_config(study).harvest, n_tokens=150, sites=["1/mlp_post", "0/resid_post"],
+        skip_first=1,
+    )  # fmt: skip
+    config = harvest_config(study, harvest=harvest, activations_dir=str(tmp_path / "a"))
+    harvest_stage.run(config)
+    found = Activations.open(tmp_path / "a")
+    assert found.rows == 150
+    first, second = found.manifest["sites"]
+    d_mlp = first["columns"][1]
+    assert (first["site"], first["columns"][0]) == ("1/mlp_post", 0)
+    assert (second["site"], second["columns"]) == ("0/resid_post", [d_mlp, found.d_in])
+    squares = found.read(0, 150).astype(np.float64) ** 2
+    assert first["rms"] == pytest.approx(np.sqrt(squares[:, :d_mlp].mean()), rel=1e-6)
+    assert second["rms"] == pytest.approx(np.sqrt(squares[:, d_mlp:].mean()), rel=1e-6)
+    assert set(found.manifest["config"]["harvest"]) == {
+        "n_tokens", "split", "batch_size", "shard_rows", "dtype", "sites", "skip_first",
+    }  # fmt: skip
+    other = replace(harvest, sites=["0/resid_post"])
+    with pytest.raises(UserError, match=r"harvest\.sites is \['1/mlp_post'"):
+        harvest_stage.check(replace(config, harvest=other))
+
+
+def test_a_harvest_older_than_a_key_is_as_if_made_with_its_default(study, tmp_path):
+    config = harvest_config(study, activations_dir=str(tmp_path / "a"))
+    harvest_stage.run(config)
+    recorded = Activations.open(tmp_path / "a").manifest["config"]
+    assert set(recorded) == {"data", "harvest", "seed"}
+    assert set(recorded["harvest"]) == {
+        "layer", "site", "n_tokens", "split", "batch_size", "shard_rows", "dtype",
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"harvest\.skip_first is None there, 1 now"):
+        harvest_stage.check(replace(config, harvest=replace(config.harvest, skip_first=1)))
 
 
 def test_activations_of_another_model_are_refused(study, tmp_path):

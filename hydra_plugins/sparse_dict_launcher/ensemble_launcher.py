@@ -3,7 +3,8 @@
 Hydra's own `run_job` makes each job's folder, ``.hydra/``, log file, callbacks and `JobReturn`; the
 calls are nested, job i's task being the `run_job` of job i + 1, and the innermost task calls
 ``train_many(configs, folders)`` of the module that ``hydra.launcher.batch`` names. That module's
-``check(config, folder)`` sees every job before anything is written.
+``check(config, folder)`` sees every job before anything is written. Its ``objective(outcome)``, if
+there is one, gives the value that a sweeper optimises (``hydra/sweeper=optuna``).
 
 A log record made with ``extra={"folder": str(folder)}`` goes to that job's log file only, any
 other one to the log files of all jobs.
@@ -16,22 +17,26 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig
+
+from sparse_dict import lock
+from sparse_dict.errors import UserError, explained
+from sparse_dict.jobs import Job, composed, grid, has_grid
 
 log = logging.getLogger(__name__)
 
-BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 FRAMES_PER_JOB = 10  # of Python's stack, for one level of nested run_job; measured: 3
 
 
@@ -46,19 +51,6 @@ class EnsembleLauncherConf:
 ConfigStore.instance().store(
     group="hydra/launcher", name="ensemble", node=EnsembleLauncherConf, provider="sparse_dict"
 )
-
-
-@dataclass
-class Job:
-    """A composed job, before it has a folder."""
-
-    number: int
-    overrides: tuple[str, ...]
-    config: DictConfig
-    folder: Path
-
-    def __str__(self) -> str:
-        return " ".join(filter_overrides(self.overrides)) or f"job {self.number}"
 
 
 class FailedJob(JobReturn):
@@ -95,9 +87,8 @@ class EnsembleLauncher(Launcher):
         self.hydra_context = hydra_context
         self.config = config
         self.failed = False
-        self.basic_sweeper = config.hydra.sweeper._target_ == BASIC_SWEEPER
-        if self.basic_sweeper:
-            jobs = self._composed(self._grid(), 0)
+        if has_grid(config):
+            jobs = self._composed(grid(config, hydra_context.config_loader), 0)
             self.checked = {(job.number, job.overrides): job for job in jobs}
 
     def launch(
@@ -111,78 +102,37 @@ class EnsembleLauncher(Launcher):
             jobs = [self.checked.pop(key) for key in keys]
         else:
             jobs = self._composed(job_overrides, initial_job_idx)
-        log.info("Launching %d jobs together", len(jobs))
-        for job in jobs:
-            log.info("\t#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
-
-        recursion_limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(recursion_limit + FRAMES_PER_JOB * len(jobs))
+        shares = self._shares(list({job.folder: job for job in jobs}.values()))
+        for i, share in enumerate(shares):
+            where = f", share {i + 1} of {len(shares)}" if len(shares) > 1 else ""
+            log.info("Launching %d jobs together%s", len(share), where)
+            for job in share:
+                log.info("\t#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
         try:
-            returns = Nest(self.hydra_context, self.batch, jobs).run()
+            results = self._run(shares)
         except KeyboardInterrupt:  # the traceback would show every level of the nest
             sys.stderr.write(f"{self.config.hydra.job.name}.py: interrupted\n")
             raise SystemExit(130) from None
         finally:
-            sys.setrecursionlimit(recursion_limit)
             configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        self._tell_failures(jobs, returns)
-        return returns
+        returns: dict[Path, JobReturn] = {}
+        for share, result in zip(shares, results, strict=True):
+            self._tell_failures(share, result)
+            returns.update(zip((job.folder for job in share), result, strict=True))
+        return [returns[job.folder] for job in jobs]
 
-    def _grid(self) -> list[list[str]]:
-        """The overrides of all jobs, as Hydra's own sweeper will make them."""
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        params = self.config.hydra.sweeper.params or {}
-        arguments = [f"{key}={value}" for key, value in params.items()]
-        arguments += self.config.hydra.overrides.task
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
-        return grid
-
-    def _composed(self, grid: Sequence[Sequence[str]], first_number: int) -> list[Job]:
-        """Compose and check every job; wrong input ends the process with one line."""
-        from sparse_dict.errors import UserError
-        from sparse_dict.stage import task_config, typed
-
-        check = importlib.import_module(self.batch).check
-        program = f"{self.config.hydra.job.name}.py"
-        hydra_config = HydraConfig.instance()
-        before = hydra_config.cfg
-        jobs: dict[Path, Job] = {}
-        try:
-            for number, overrides in enumerate(grid, first_number):
-                job = self._compose(number, overrides)
-                try:
-                    check(typed(task_config(job.config)), job.folder)
-                    if job.folder in jobs:
-                        raise UserError(
-                            f"job {jobs[job.folder].number} and job {number} have the same "
-                            f"folder, {job.folder}"
-                        )
-                except UserError as error:
-                    sys.stderr.write(f"{program}: {job}: {error}\n")
-                    raise SystemExit(2) from None
-                jobs[job.folder] = job
-        finally:
-            hydra_config.cfg = before
-        return list(jobs.values())
-
-    def _compose(self, number: int, overrides: Sequence[str]) -> Job:
+    def _composed(self, overrides: Sequence[Sequence[str]], first_number: int) -> list[Job]:
         loader = self.hydra_context.config_loader
-        config = loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = number
-            config.hydra.job.num = number
-        HydraConfig.instance().set_config(config)  # what ${hydra:job.num} is read from
-        with read_write(config.hydra), open_dict(config.hydra):
-            # absolute, because with hydra.job.chdir each job's run_job starts in another's folder
-            sweep_dir = Path(str(config.hydra.sweep.dir)).absolute()
-            folder = sweep_dir / str(config.hydra.sweep.subdir)
-            config.hydra.sweep.dir = str(sweep_dir)
-            config.hydra.runtime.output_dir = str(folder)
-        HydraConfig.instance().set_config(config)  # it copies, hence once more
-        return Job(number, tuple(overrides), config, folder)
+        stage = importlib.import_module(self.batch)
+        return composed(self.config, loader, overrides, first_number, stage)
+
+    def _shares(self, jobs: list[Job]) -> list[list[Job]]:
+        """The jobs that are trained by one call each."""
+        return [jobs]
+
+    def _run(self, shares: list[list[Job]]) -> list[list[JobReturn]]:
+        """Train each share; results in the same order."""
+        return [Nest(self.hydra_context.callbacks, self.batch, share).run() for share in shares]
 
     def _tell_failures(self, jobs: list[Job], returns: list[JobReturn]) -> None:
         """One line for each failed job, or a single one if one error ended them all."""
@@ -196,20 +146,21 @@ class EnsembleLauncher(Launcher):
         else:
             for job, error in failed:
                 log.error("#%d %s failed: %s", job.number, job, one_line(error))
-        if failed and not self.failed and self.basic_sweeper:
+        if not has_grid(self.config):
+            return
+        if failed and not self.failed:
             self.failed = True
             self.hydra_context.callbacks.callbacks.insert(0, ExitCode())  # the last to be called
-        if self.basic_sweeper:
-            for position, ret in enumerate(returns):
-                if isinstance(ret._return_value, Exception):
-                    returns[position] = FailedJob(**vars(ret))
+        for position, ret in enumerate(returns):
+            if isinstance(ret._return_value, Exception):
+                returns[position] = FailedJob(**vars(ret))
 
 
 class Nest:
     """The nested `run_job` calls of one launch."""
 
-    def __init__(self, hydra_context: HydraContext, batch: str, jobs: list[Job]) -> None:
-        self.hydra_context = hydra_context
+    def __init__(self, callbacks: Callbacks, batch: str, jobs: list[Job]) -> None:
+        self.callbacks = callbacks
         self.batch = batch
         self.jobs = jobs
         self.configs: list[Any] = []
@@ -223,9 +174,22 @@ class Nest:
         """Run all jobs.
 
         Raises:
-            CompactHydraException: Hydra itself could not set a job up, so that none was trained.
+            CompactHydraException: Hydra itself could not set a job up, or another process works in
+                a job's folder, so that none was trained.
         """
-        self._enter(0)
+        recursion_limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(recursion_limit + FRAMES_PER_JOB * len(self.jobs))
+        logging.raiseExceptions = False  # a log file on a full disk: no traceback for each line
+        try:
+            with ExitStack() as locks:  # before Hydra writes there
+                for job in self.jobs:
+                    try:
+                        locks.enter_context(lock.holding(job.folder))
+                    except UserError as error:
+                        raise CompactHydraException(f"{job}: {error}") from None
+                self._enter(0)
+        finally:
+            sys.setrecursionlimit(recursion_limit)
         if self.broken is not None:
             raise self.broken
         return self.returns[::-1]
@@ -237,9 +201,9 @@ class Nest:
             return
         job = self.jobs[position]
         context = HydraContext(
-            config_loader=self.hydra_context.config_loader,
+            config_loader=None,  # type: ignore[arg-type]  # run_job uses the callbacks only
             # callbacks keep state from a job's start to its end, and these jobs overlap
-            callbacks=copy.deepcopy(self.hydra_context.callbacks),
+            callbacks=copy.deepcopy(self.callbacks),
         )
         try:
             ret = run_job(
@@ -257,7 +221,6 @@ class Nest:
             self.returns.append(ret)
 
     def _task(self, position: int, config: DictConfig) -> Any:
-        from sparse_dict.errors import UserError
         from sparse_dict.stage import typed
 
         self.configs.append(typed(config))  # here, where ${hydra:...} means this job
@@ -270,12 +233,13 @@ class Nest:
         outcome = self.outcomes[position]
         root.handlers[:] = self.own_files[position]
         if isinstance(outcome, Exception):
-            trace = None if isinstance(outcome, UserError) else outcome
+            trace = None if isinstance(outcome, UserError) or explained(outcome) else outcome
             log.error("failed: %s", one_line(outcome), exc_info=trace)
         root.handlers[:] = [*self.consoles, *self.own_files[position]]
         if isinstance(outcome, Exception):
             raise outcome
-        return outcome
+        objective = getattr(importlib.import_module(self.batch), "objective", None)
+        return objective(outcome) if objective else outcome
 
     def _train(self) -> list[Any]:
         """The result or the exception of each job."""
@@ -310,7 +274,8 @@ def reopened(file: logging.FileHandler, folder: str) -> logging.FileHandler:
 
 def one_line(error: BaseException) -> str:
     """An error's message, with its type unless it is meant for users."""
-    from sparse_dict.errors import UserError
-
     text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    if isinstance(error, UserError | CompactHydraException):
+        return text
+    line = explained(error) if isinstance(error, Exception) else None
+    return line or f"{type(error).__name__}: {text}"

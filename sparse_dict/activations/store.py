@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,7 +80,7 @@ class Activations:
         manifest = files.read_json(path)
         try:
             shards, d_in, dtype = _parsed(folder, manifest)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is malformed: {error}") from None
         for shard in shards:
             assert shard.origin_path is not None
@@ -199,6 +200,7 @@ class Moments:
     """Mean and root mean square of rows, summed in float64 as they come."""
 
     def __init__(self, d_in: int) -> None:
+        self.d_in = d_in
         self._n = 0
         self._sum = np.zeros(d_in)
         self._squares = 0.0
@@ -233,10 +235,20 @@ class ShardWriter:
     rows! permutations is as likely as any other.
 
     Nothing counts until `finish` has written the manifest; a new writer starts afresh.
+
+    Attributes:
+        parts: moments of the columns of each of `widths`, if these are given.
     """
 
     def __init__(
-        self, folder: Path, rows: int, d_in: int, shard_rows: int, dtype: str, seed: int
+        self,
+        folder: Path,
+        rows: int,
+        d_in: int,
+        shard_rows: int,
+        dtype: str,
+        seed: int,
+        widths: Sequence[int] = (),
     ) -> None:
         self.folder = folder
         self.rows = rows
@@ -247,6 +259,7 @@ class ShardWriter:
         self._free = self._sizes.copy()  # places left in each shard
         self._record = np.dtype([("row", self.dtype, (d_in,)), ("origin", np.int32, (3,))])
         self._moments = Moments(d_in)
+        self.parts = [Moments(width) for width in widths]
         self._rng = np.random.Generator(np.random.Philox(seed))
         start_afresh(folder)
         (folder / SPOOL).mkdir(parents=True)
@@ -272,6 +285,10 @@ class ShardWriter:
                 "set harvest.dtype=float32"
             )
         self._moments.add(stored)
+        start = 0
+        for part in self.parts:
+            part.add(stored[:, start : start + part.d_in])
+            start += part.d_in
         counts = self._rng.multivariate_hypergeometric(self._free, len(rows))
         self._free -= counts
         order = self._rng.permutation(len(rows))  # the first counts[0] go to shard 0, and so on
@@ -359,7 +376,7 @@ def _parsed(folder: Path, manifest: dict[str, Any]) -> tuple[list[Shard], int, n
     """Shards, width and dtype of a manifest.
 
     Raises:
-        KeyError, TypeError, ValueError: it is malformed.
+        KeyError, TypeError, ValueError, OverflowError: it is malformed.
     """
     if manifest["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format version {manifest['format_version']!r} is not {FORMAT_VERSION}")
@@ -406,15 +423,11 @@ def _inside(folder: Path, name: str) -> Path:
 def _mapped(path: Path) -> NDArray[Any]:
     try:
         # Copy-on-write rather than read-only: torch warns about arrays that it must not write to.
-        array: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("not a .npy file")
+        return files.map_array(path, "c")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: harvest again") from None
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is truncated or no array of numbers: {reason}") from None
-    return array
+    except ValueError as error:
+        raise UserError(f"{path} is truncated or no array of numbers: {error}") from None
 
 
 def _convert(part: NDArray[Any], out: NDArray[Any]) -> None:

@@ -115,8 +115,8 @@ def write(config: HarvestStageConfig) -> None:
         step_metric="rows",
     ) as run:
         with files.replacing(target / TRUTH) as temporary:
-            tensors = {"features": toy.features, "probabilities": toy.probabilities}
-            save_file(tensors, temporary)
+            tensors: dict[str, np.ndarray] = {"features": toy.features}
+            save_file(tensors | {"probabilities": toy.probabilities}, temporary)
         active = 0
         with Progress("toy activations", rows, "rows") as progress:
             for start in range(0, rows, CHUNK):

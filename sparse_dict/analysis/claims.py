@@ -14,6 +14,7 @@ from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.intervals import Estimate, bootstrap, over_seeds
 from sparse_dict.analysis.ridge import Ridge
 from sparse_dict.analysis.study import Chain
+from sparse_dict.analysis.undertraining import Trajectory, growth
 
 Floats = NDArray[np.floating[Any]]
 
@@ -199,6 +200,16 @@ SEEDS_TOPK = _Text(
     "ReLU steadier",
     "Shared fraction of ReLU less that of TopK dictionaries of the same sizes, whose L0 are within "
     "a factor 1.5: holds if the 95 % interval lies above 0.",
+)
+
+UNDERTRAINED = _Text(
+    "undertrained",
+    "Features found again still increase with training at the end: under-trained",
+    "-",
+    "suspected",
+    "Share of features with MCS above the threshold against the next size, at full training less "
+    "that at half, averaged over sizes at the best L1: holds if the 95 % interval lies above 0, "
+    "else does not hold if it lies below 0.02.",
 )
 
 
@@ -413,10 +424,28 @@ def _topk(pairs: Sequence[SeedPair]) -> Claim:
     return SEEDS_TOPK.told(ours, estimate, verdict(estimate, 0))
 
 
+def _undertrained(comparison: Comparison, trajectory: Trajectory) -> Claim:
+    chain = comparison.main
+    if trajectory.missing is not None or chain is None:
+        return UNDERTRAINED.untold(trajectory.missing or NO_CHAIN)
+    estimate = _estimate(comparison, chain, lambda c: trajectory.halves[c.seed], growth)
+    halves = list(trajectory.halves.values())  # what the estimate is over: see `_estimate`
+    shown = halves if len(halves) >= 3 else [trajectory.halves[chain.seed]]
+    half, full = np.mean([part.mean(axis=0) for parts in shown for part in parts], axis=0)
+    ours = f"{half:.0%} at half, {full:.0%} at full training"
+    told = verdict(estimate, 0)
+    if told != HOLDS:
+        told = FAILS if estimate.high < 0.02 else UNTOLD
+    return UNDERTRAINED.told(ours, estimate, told)
+
+
 def assess(
-    comparison: Comparison, ridges: Sequence[Ridge] | None, pairs: Sequence[SeedPair] | None
+    comparison: Comparison,
+    ridges: Sequence[Ridge] | None,
+    pairs: Sequence[SeedPair] | None,
+    trajectory: Trajectory | None = None,
 ) -> list[Claim]:
-    """All claims; `ridges` or `pairs` is None where that part of the analysis is turned off."""
+    """All claims; None stands for a part of the analysis that is turned off."""
     chain = comparison.main
     if chain is not None and any(not len(comparison.counted(e)) for e in chain.entries[:-1]):
         chain = None  # alive features only, and a dictionary without any
@@ -451,7 +480,9 @@ def assess(
         claims += [text.untold(off) for text in (SEEDS, SEEDS_SIZE, SEEDS_FREQUENCY, SEEDS_TOPK)]
     else:
         claims += _seeds(chain, pairs)
-    return claims
+    if trajectory is None:
+        return [*claims, UNDERTRAINED.untold(off)]
+    return [*claims, _undertrained(comparison, trajectory)]
 
 
 def table(claims: Sequence[Claim]) -> pd.DataFrame:

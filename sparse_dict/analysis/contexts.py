@@ -19,6 +19,7 @@ from sparse_dict import files, runtime
 from sparse_dict.activations.store import MANIFEST
 from sparse_dict.analysis import sparsity
 from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.harvested import layer_and_site
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config import AnalyzeConfig, ContextsConfig
 from sparse_dict.errors import UserError
@@ -248,8 +249,9 @@ def open_source(config: AnalyzeConfig, study: Study) -> Source:
     wanted = (metrics.get("fingerprints") or {}).get("activations")
     recorded = metrics["config"].get("activations_dir")
     manifest = _manifest([config.activations_dir, recorded], wanted)
+    layer, site = layer_and_site(manifest)
     try:
-        layer, site, rows = int(manifest["layer"]), str(manifest["site"]), int(manifest["rows"])
+        rows = int(manifest["rows"])
         inputs, harvest = manifest["fingerprints"], manifest["config"]["harvest"]
         fraction = manifest["config"]["data"]["val_fraction"]
         text = {"corpus": manifest["corpus"], "val_fraction": fraction}

@@ -207,7 +207,7 @@ def histograms(comparison: Comparison, chain: Chain) -> Figure:
         axis.set_visible(False)
     for axis in axes[:, 0]:
         axis.set_ylabel("features")
-    for axis in (axes[-1, 0], axes.flat[len(panels) - 1]):
+    for axis in axes.flat[max(len(panels) - 2, 0) : len(panels)]:  # the lowest of each column
         axis.set_xlabel("MCS")
         axis.tick_params(labelbottom=True)
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -279,6 +279,7 @@ def _by_frequency(
     binned = [(label, by_frequency(frequency, found)) for label, frequency, found in groups]
     rarest = min((b.low for _, bins in binned for b in bins if b.low > 0), default=0.1)
     never_at = rarest / 12
+    any_never = any(b.low == 0 for _, bins in binned for b in bins)
     shades = _shades(len(binned), colours)
     for i, ((label, bins), colour) in enumerate(zip(binned, shades, strict=True)):
         nudge = 1.06 ** (i - (len(binned) - 1) / 2)  # so that error bars do not hide each other
@@ -290,11 +291,13 @@ def _by_frequency(
             x, share, yerr=bars, color=colour, lw=1, elinewidth=0.8, marker="o", ms=3, label=label
         )
     axis.set_xscale("log")
-    axis.axvline(never_at * 4, color="0.8", lw=0.8)
-    axis.set_xlim(never_at / 2, 1.2)
+    axis.set_xlim(never_at / 2 if any_never else rarest / 1.5, 1.2)
     decades = range(round(np.log10(rarest)), 1)
     labels = [f"$10^{{{k}}}$" if k else "1" for k in decades]
-    axis.set_xticks([never_at, *(10.0**k for k in decades)], ["never", *labels])
+    axis.set_xticks([10.0**k for k in decades], labels)
+    if any_never:
+        axis.axvline(never_at * 4, color="0.8", lw=0.8)
+        axis.set_xticks([never_at, *(10.0**k for k in decades)], ["never", *labels])
     axis.minorticks_off()
     axis.set_ylim(-0.03, 1.03)
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -426,6 +429,49 @@ def ridge(ridges: Sequence[Ridge]) -> Figure:
     axis.set_ylabel("L1 with the best MMCS")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     axis.set_title("Ridge of the heat map (open circles: at the edge of the grid, not fitted)")
+    return figure
+
+
+def ridge_heatmaps(cells: pd.DataFrame, ridges: Sequence[Ridge], shown: Variant) -> Figure:
+    """MMCS by size and L1, a panel a ridge, with its peaks and its line (figs. 4 and 5)."""
+    tables = [
+        cells[cells["family"] == item.family].pivot_table(
+            index="dict_size", columns="l1", values="mmcs"
+        )
+        for item in ridges
+    ]
+    widths = [len(table.columns) for table in tables]
+    figure, axes = plt.subplots(
+        1, len(ridges), figsize=(WIDTH, 1.7 + 0.42 * len(tables[0])), width_ratios=widths,
+        squeeze=False,
+    )  # fmt: skip
+    for axis, item, table in zip(axes[0], ridges, tables, strict=True):
+        sns.heatmap(
+            table, ax=axis, annot=True, fmt=".2f", annot_kws={"size": 8}, cmap="viridis",
+            vmin=0, vmax=1, linewidths=0.5, cbar=False,
+            xticklabels=[l1_label(float(l1)) for l1 in table.columns],
+        )  # fmt: skip
+        # Cells are one wide with their centres at .5, so logarithms become positions by rank.
+        ranks = np.arange(len(table.columns)) + 0.5
+        grid = np.log(table.columns.to_numpy(float))
+        rows = {size: row + 0.5 for row, size in enumerate(table.index)}
+        for peak in item.peaks:
+            axis.plot(
+                np.interp(np.log(peak.l1), grid, ranks), rows[peak.dict_size] + 0.33, "o",
+                color=RED, ms=5, mfc=RED if peak.interior else "none", clip_on=False,
+            )  # fmt: skip
+        title = item.family
+        if item.slope is not None and item.intercept is not None and item.interval is not None:
+            line = item.intercept + item.slope * np.log(table.index.to_numpy(float))
+            places = np.interp(line, grid, ranks, left=np.nan, right=np.nan)
+            axis.plot(places, [y + 0.33 for y in rows.values()], color=RED, lw=1.2)
+            title += f"\nslope {item.slope:.2f} [{item.interval[0]:.2f}, {item.interval[1]:.2f}]"
+        axis.set_title(title)
+        axis.set_xlabel("L1 coefficient")
+        axis.set_ylabel("dictionary size" if axis is axes[0, 0] else "")
+        axis.tick_params(axis="y", rotation=0)
+        axis.tick_params(axis="x", rotation=45)
+    figure.suptitle(f"MMCS with larger dictionaries\n{shown}")
     return figure
 
 

@@ -20,6 +20,7 @@ from sparse_dict import files, runtime
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import baselines
 from sparse_dict.analysis.baselines import UNTOLD, Draw, Floats
+from sparse_dict.analysis.harvested import layer_and_site
 from sparse_dict.analysis.report import Section, Table
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config import AnalyzeConfig
@@ -148,21 +149,21 @@ def measure(
     """
     activations: Activations = baselines.activations_of(study, Path(config.activations_dir))
     manifest = activations.manifest
-    if manifest is None or "model" not in manifest["fingerprints"]:
+    if manifest is None:
         raise UserError("these activations do not come from a language model of ours")
+    layer, site = layer_and_site(manifest)
     lm_dir = Path(config.lm_dir)
     lm = lm_folder.load(lm_dir, runtime.device(config.device))
     if lm.record["fingerprints"]["model"] != manifest["fingerprints"]["model"]:
         raise UserError(f"{lm_dir} is not the model that the activations were taken from")
+    runtime.allocator()
     contexts, what = held_out(
         manifest, Path(config.cache_dir), lm.config.n_ctx, config.baselines.loss_tokens
     )
     ks = [k for k in config.baselines.ks if k <= activations.d_in]
     replacements = [of_dictionary(entry) for entry in study.entries]
     replacements += [of_basis(method, basis, ks) for method, basis in bases.items()]
-    found = losses(
-        lm.model, contexts, manifest["layer"], manifest["site"], activations.mean, replacements
-    )
+    found = losses(lm.model, contexts, layer, site, activations.mean, replacements)
     return found, what
 
 

@@ -172,12 +172,14 @@ def histograms(comparison: Comparison, draw: Draw) -> Section:
         "is known exactly: for one of them, P(largest cosine ≤ t) = F(t)^m, with m features in the "
         "larger dictionary and F a Beta law."
     )
+    note = " For the plain maximum: one to one, random directions lie a little lower."
     section.blocks.append(
         draw(
             "histograms", figures.histograms(comparison, chain), "MCS of each size",
             f"At L1 {figures.l1_label(chain.l1)}, the best by MMCS. The black curve is the exact "
             "law of random directions with the same number of features; where it rises above the "
-            "panel it is cut. Features that were never active on the evaluation rows are orange.",
+            "panel it is cut. Features that were never active on the evaluation rows are orange."
+            + (note if comparison.shown.matching == "hungarian" else ""),
         )
     )  # fmt: skip
     section.blocks.append(
@@ -283,17 +285,19 @@ def agreement(comparison: Comparison, pairs: Sequence[SeedPair], draw: Draw) -> 
         section.blocks.append(Table("Chains of sizes", chain_table(comparison, chain)))
     if pairs:
         random = random_pw_mcc(comparison.study.d_in, {pair.first.size for pair in pairs})
-        best = [
-            p for p in pairs if chain and (p.first.family, p.first.l1) == (chain.family, chain.l1)
-        ]
+        # Kinds side by side are the business of `families`; here, L1 and frequency of the first.
+        family = chain.family if chain else comparison.study.families[0]
+        alike = [p for p in pairs if p.first.family == family] or list(pairs)
+        best = [p for p in alike if chain and p.first.l1 == chain.l1]
+        kind = f" Shown: {family}." if len(comparison.study.families) > 1 else ""
         section.blocks.append(
             draw(
-                "agreement_seeds", figures.seed_agreement(pairs, best or pairs, random),
+                "agreement_seeds", figures.seed_agreement(alike, best or alike, random),
                 "How much another seed would have learned",
                 "Dictionaries that differ only in the seed, matched one-to-one. PW-MCC: mean "
                 "cosine of matched decoder rows (Song et al. 2025). Shared: the matchings of "
                 "encoders and decoders give the same partner, both cosines above 0.7 (Paulo and "
-                "Belrose 2025). Right: at the best L1. Bars: 95 %.",
+                "Belrose 2025). Right: at the best L1. Bars: 95 %." + kind,
             )
         )  # fmt: skip
         section.blocks.append(Table("Pairs of seeds", seed_table(pairs), fold=len(pairs) > 12))
@@ -357,7 +361,9 @@ def seed_table(pairs: Sequence[SeedPair]) -> pd.DataFrame:
     )
 
 
-def ridge(ridges: Sequence[Ridge], draw: Draw) -> Section:
+def ridge(
+    comparison: Comparison, cells: pd.DataFrame, ridges: Sequence[Ridge], draw: Draw
+) -> Section:
     """Where MMCS peaks in L1, by size."""
     section = Section("The best L1 by dictionary size")
     if not ridges:
@@ -377,6 +383,18 @@ def ridge(ridges: Sequence[Ridge], draw: Draw) -> Section:
             "95 % interval (jackknife over sizes) where three or more sizes allow it.",
         )
     )  # fmt: skip
+    scalings = {item.l1_scaling: item for item in reversed(ridges)}
+    if len(scalings) > 1:
+        both = [scalings[key] for key in sorted(scalings, reverse=True)]  # none, dict_size
+        section.blocks.append(
+            draw(
+                "ridge_heatmaps", figures.ridge_heatmaps(cells, both, comparison.shown),
+                "Both ridges on their heat maps",
+                "The same L1 for all sizes makes a vertical line, one that grows with the size a "
+                "diagonal. Dots: the best L1 of a size (open: at the edge of the grid, not "
+                "fitted); lines: the fits of the figure above.",
+            )
+        )  # fmt: skip
     rows = [
         {
             "family": item.family,

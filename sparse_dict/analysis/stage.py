@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_dict import files
+from sparse_dict import files, lock
 from sparse_dict.config import AnalyzeConfig
 
 if TYPE_CHECKING:
@@ -19,35 +19,57 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def check(config: AnalyzeConfig) -> None:
+def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
     """See that there is something to analyse.
 
+    Hydra's folder of the job does not matter: what is made goes to `analysis_dir`.
+
     Raises:
-        UserError: `sae_dir` is not a folder or holds no finished dictionary.
+        UserError: `sae_dir` is not a folder or holds no finished dictionary; or the key for
+            `interp` is missing.
     """
-    from sparse_dict.analysis import study
+    from sparse_dict.analysis import llm, study
 
     study.finished(Path(config.sae_dir))
+    if _interprets(config):
+        llm.api_key(config.interp)
+
+
+MANIFEST = "analysis.json"  # which dictionaries were compared; written last
 
 
 def run(config: AnalyzeConfig) -> None:
-    """Write figures, tables, `claims.json` and `report.html` to `analysis_dir`.
+    """Write figures, tables, `claims.json`, `report.html` and `analysis.json` to `analysis_dir`.
 
     All of it is derived: what an earlier run left there is replaced.
 
     Raises:
-        UserError: no dictionary can be read, or one-to-one matching would not fit in memory.
+        UserError: no dictionary can be read, one-to-one matching would not fit in memory, or
+            another process works in `analysis_dir`.
     """
+    check(config)
+    with lock.holding(Path(config.analysis_dir)):
+        (Path(config.analysis_dir) / MANIFEST).unlink(missing_ok=True)
+        _run(config)
+
+
+def _run(config: AnalyzeConfig) -> None:
     from sparse_dict.analysis import (
         agreement,
+        baselines,
         claims,
+        families,
         figures,
+        loss_recovered,
         report,
         ridge,
         sections,
         study,
+        truth,
+        undertraining,
     )
     from sparse_dict.analysis.comparison import VARIANTS, Comparison
+    from sparse_dict.sae.folder import WEIGHTS
     from sparse_dict.tracking import open_run
 
     started = time.monotonic()
@@ -64,6 +86,9 @@ def run(config: AnalyzeConfig) -> None:
     pairs = None
     if "agreement" in settings.parts:
         pairs = agreement.compare_seeds(loaded, settings.match_limit)
+    trajectory = None
+    if "undertraining" in settings.parts:
+        trajectory = undertraining.follow(comparison)
     gathered = None
     if "contexts" in settings.parts:
         from sparse_dict.analysis import contexts, features_page
@@ -89,7 +114,9 @@ def run(config: AnalyzeConfig) -> None:
             return report.Picture(key, title, caption, png)
 
         parts: list[Section | None] = []
-        found = claims.assess(comparison, ridges, pairs) if "claims" in settings.parts else []
+        found = []
+        if "claims" in settings.parts:
+            found = claims.assess(comparison, ridges, pairs, trajectory)
         if found:
             files.write_json(folder / "claims.json", {"claims": [c.as_json() for c in found]})
             parts.append(sections.claim_table(found))
@@ -100,15 +127,32 @@ def run(config: AnalyzeConfig) -> None:
             parts.append(sections.histograms(comparison, draw))
         if pairs is not None:
             parts.append(sections.agreement(comparison, pairs, draw))
+        if "families" in settings.parts:
+            random = sections.random_pw_mcc(loaded.d_in, {e.size for e in loaded.entries})
+            parts.append(families.section(comparison, pairs, random, draw))
         if ridges is not None:
-            parts.append(sections.ridge(ridges, draw))
+            parts.append(sections.ridge(comparison, cells, ridges, draw))
+        if trajectory is not None:
+            parts.append(undertraining.section(comparison, trajectory, draw))
         if "sparsity" in settings.parts:
             parts.append(sections.neurons(comparison, draw))
         if "frontier" in settings.parts:
             parts.append(sections.frontier(loaded, draw))
+        measured = None
+        if "baselines" in settings.parts:
+            section, measured = baselines.section(loaded, config, draw)
+            parts.append(section)
+        if "loss_recovered" in settings.parts:
+            parts.append(loss_recovered.section(loaded, config, measured, draw))
+        if "truth" in settings.parts:
+            parts.append(truth.section(comparison, config, draw))
         if gathered is not None:
             features_page.write(gathered, folder)
             parts.append(features_page.section(gathered))
+        if _interprets(config):
+            from sparse_dict.analysis import interp
+
+            parts.append(interp.section(comparison, config))
         if "histograms" in settings.parts:
             parts.append(sections.histogram_appendix(comparison, draw))
         parts += [sections.left_out(loaded), sections.configs(loaded, asdict(config))]
@@ -123,9 +167,24 @@ def run(config: AnalyzeConfig) -> None:
             [part for part in parts if part is not None],
         )
         files.write_text(folder / "report.html", page)
+        compared = {
+            entry.name: files.fingerprint(files.sha256_file(entry.trained.folder / WEIGHTS))
+            for entry in loaded.entries
+        }
+        record = {
+            "dictionaries": compared,
+            "left_out": [asdict(item) for item in loaded.left_out],
+            "seconds": time.monotonic() - started,
+        }
+        files.write_json(folder / MANIFEST, record)
     for claim in found:
         log.info("%s: %s; %s", claim.verdict, claim.claim, claim.ours)
     log.info("report: %s", folder / "report.html")
+
+
+def _interprets(config: AnalyzeConfig) -> bool:
+    """Whether features are to be explained by a chat model."""
+    return "interp" in config.analysis.parts and config.interp.base_url is not None
 
 
 def _summary(comparison: "Comparison", found: "list[Claim]") -> dict[str, float | int | str]:

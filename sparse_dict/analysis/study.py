@@ -177,10 +177,14 @@ def _origin(trained: "Trained") -> tuple[str, int]:
 def _wrong(metrics: Mapping[str, Any]) -> str | None:
     """What keeps a readable dictionary out of the analysis, if anything."""
     for key in ("dict_size", "l1", "seed", "fvu", "l0", "eval_rows"):
-        if not isinstance(metrics.get(key), int | float):
+        value = metrics.get(key)
+        if not isinstance(value, int | float) or not abs(value) < 2**63:  # nor NaN
             return f"metrics.json holds no number {key}"
-    if not isinstance(metrics.get("config"), Mapping):
+    config = metrics.get("config")
+    if not isinstance(config, Mapping) or not isinstance(config.get("sae") or {}, Mapping):
         return "metrics.json holds no config"
+    if not isinstance(metrics.get("fingerprints") or {}, Mapping):
+        return "metrics.json holds no fingerprints"
     return None
 
 

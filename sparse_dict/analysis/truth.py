@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 PANELS = (
     ("truth_mmcs", "MMCS with the truth", ".2f", (0.0, 1.0)),
     ("truth_found", "share of true features found", ".0%", (0.0, 1.0)),
-    ("fvu", "FVU", ".2g", (0.0, 1.0)),
+    ("fvu", "FVU", ".3f", (0.0, 1.0)),
     ("dead_share", "share of dead features", ".0%", (0.0, 1.0)),
 )
 
@@ -99,7 +99,7 @@ def heatmaps(frame: pd.DataFrame, n_features: int) -> Figure:
         sns.heatmap(
             cells, ax=axis, annot=True, fmt=fmt, annot_kws={"size": 8 if grid <= 6 else 6},
             cmap="viridis", vmin=low, vmax=high, linewidths=0.5, cbar=False,
-            xticklabels=[figures.l1_label(l1) for l1 in cells.columns],
+            xticklabels=[figures.l1_label(float(str(l1))) for l1 in cells.columns],
         )  # fmt: skip
         axis.set_facecolor("0.9")
         axis.set_title(title)
@@ -125,15 +125,13 @@ def predictor(frame: pd.DataFrame, shown: str) -> Figure:
     axis.set_xlabel("MMCS with larger dictionaries")
     axis.set_ylabel("MMCS with the truth")
     handles, labels = axis.get_legend_handles_labels()
-    axis.get_legend().remove()
     if frame["family"].nunique() > 1:
         names = {"dict_size": "size", "family": "kind"}
         labels = [names.get(label, label) for label in labels]
     else:
         handles, labels = handles[1 : len(sizes) + 1], labels[1 : len(sizes) + 1]
-    figure.legend(handles, labels, title="dictionary", loc="outside right upper")
-    axis.set_title(shown, fontsize=8)
-    figure.suptitle("Does agreement with larger dictionaries predict the truth?")
+    axis.legend(handles, labels, title="dictionary", loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(f"Agreement with larger dictionaries, and with the truth\n{shown}")
     return figure
 
 

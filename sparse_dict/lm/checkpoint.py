@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparse_dict.lm.model import GPT
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+HISTORY = {"step", "tokens", "train_loss", "val_loss", "lr"}  # of a row
 
 
 @dataclass
@@ -73,7 +74,7 @@ def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
     from safetensors.torch import load_file
 
     try:
-        state = State(**_header(path)["state"])
+        state = _state(_header(path)["state"])
         tensors = load_file(path)
         names = [name for name, _ in _parameters(model, optimizer)]
         model.load_state_dict({name: tensors[f"model.{name}"] for name in names})
@@ -84,8 +85,29 @@ def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
         }
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from None
+    return state
+
+
+def _state(values: dict[str, Any]) -> State:
+    """The state in a checkpoint's header.
+
+    Raises:
+        TypeError, ValueError: it is malformed.
+    """
+    state = State(**values)
+    if type(state.step) is not int or type(state.loss_steps) is not int or state.step < 0:
+        raise ValueError("no count of steps")
+    if not all(isinstance(value, int | float) for value in (state.seconds, state.loss_sum)):
+        raise TypeError("no numbers")
+    if not isinstance(state.history, list) or not all(
+        isinstance(row, dict)
+        and row.keys() == HISTORY
+        and all(isinstance(value, int | float) for value in row.values())
+        for row in state.history
+    ):
+        raise TypeError("a malformed history")
     return state
 
 
@@ -106,7 +128,9 @@ def _header(path: Path) -> dict[str, Any]:
         if not isinstance(header["state"], dict) or not isinstance(header["identity"], dict):
             raise KeyError("state")
         return dict(header)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (
+        SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError
+    ) as error:  # fmt: skip
         raise _damaged(path, error) from None
 
 

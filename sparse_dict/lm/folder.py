@@ -76,7 +76,7 @@ def read_record(lm_dir: Path) -> dict[str, Any]:
         types = {"format_version": int, "n_vocab": int, "corpus": dict, "fingerprints": dict}
         wrong = [key for key, kind in types.items() if not isinstance(record[key], kind)]
         wrong += [k for k in ("model", "tokenizer", "corpus") if k not in record["fingerprints"]]
-        if not all(isinstance(value, int) for value in record["config"]["model"].values()):
+        if not all(type(value) is int for value in record["config"]["model"].values()):
             wrong.append("config.model")
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is malformed: {error!r}") from None
@@ -96,6 +96,7 @@ def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
     Raises:
         UserError: the folder is missing, unfinished, or a file in it is damaged.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -108,14 +109,26 @@ def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
         raise UserError(f"{path} does not exist: train the language model again")
     if fingerprint(path) != record["fingerprints"]["model"]:
         raise UserError(f"{path} is not the file that {RECORD} describes: train it again")
-    model = GPT(ModelConfig(**record["config"]["model"]), record["n_vocab"])
+    shape = ModelConfig(**record["config"]["model"])
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
+        tensors = load_file(path)
+        if shape.n_layers > len(tensors):
+            raise RuntimeError(f"{len(tensors)} tensors for {shape.n_layers} layers")
+        # a record may claim any size: nothing is allocated before the file agrees
+        with torch.device("meta"):
+            outline = GPT(shape, record["n_vocab"]).state_dict()
+        for name, tensor in outline.items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                raise RuntimeError(f"it holds no {name} of the shape {tuple(tensor.shape)}")
+        model = GPT(shape, record["n_vocab"])
+        model.load_state_dict(tensors)
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from None
     tokenizer = Tokenizer.load(lm_dir / TOKENIZER)
     if tokenizer.fingerprint != record["fingerprints"]["tokenizer"]:
         raise UserError(f"{lm_dir / TOKENIZER} is not the tokenizer that {RECORD} describes")
+    if tokenizer.n_vocab != record["n_vocab"]:
+        raise UserError(f"{lm_dir / RECORD}: n_vocab is not the tokenizer's {tokenizer.n_vocab}")
     return LoadedLM(model.eval().to(device), tokenizer, record)
 
 

@@ -1,7 +1,7 @@
 """A GPT in the nanoGPT manner: pre-norm, learned positions, tied embeddings, no biases."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparse_dict.config import ModelConfig
 from sparse_dict.lm.loss import linear_cross_entropy
+from sparse_dict.sites import SITES, Site
 
 
 class Block(nn.Module):
@@ -25,17 +26,34 @@ class Block(nn.Module):
         self.mlp_in = nn.Linear(d, config.d_mlp, bias=False)
         self.mlp_out = nn.Linear(config.d_mlp, d, bias=False)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """The residual stream behind the attention, (batch, n_ctx, d_model) both ways."""
+    def attention(self, x: Tensor) -> Tensor:
+        """What the attention adds to the residual stream, (batch, n_ctx, d_model) both ways."""
         b, t, d = x.shape
         qkv = self.qkv(self.norm_1(x)).view(b, t, 3, self.n_heads, d // self.n_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, n_ctx, d_head)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return x + self.attn_out(y.transpose(1, 2).reshape(b, t, d))
+        return self.attn_out(y.transpose(1, 2).reshape(b, t, d))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The residual stream behind the attention, (batch, n_ctx, d_model) both ways."""
+        return x + self.attention(x)
 
     def mlp_post(self, x: Tensor) -> Tensor:
         """The MLP's hidden activation after GELU, (batch, n_ctx, d_mlp), `x` as from `attend`."""
         return F.gelu(self.mlp_in(self.norm_2(x)), approximate="tanh")
+
+    def sites(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The sites one after another; what is not asked for is not computed."""
+        yield "resid_pre", x
+        added = self.attention(x)
+        yield "attn_out", added
+        x = x + added
+        yield "resid_mid", x
+        hidden = self.mlp_in(self.norm_2(x))
+        yield "mlp_pre", hidden
+        hidden = F.gelu(hidden, approximate="tanh")
+        yield "mlp_post", hidden
+        yield "resid_post", x + self.mlp_out(hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """The residual stream behind the block, (batch, n_ctx, d_model) both ways."""
@@ -59,6 +77,11 @@ class GPT(nn.Module):
                 std = 0.02 / math.sqrt(2 * config.n_layers) if residual else 0.02
                 nn.init.normal_(parameter, std=std)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed.weight.device
+
     def _embedded(self, tokens: Tensor) -> Tensor:
         return self.embed(tokens) + self.positions.weight[: tokens.shape[1]]
 
@@ -80,8 +103,25 @@ class GPT(nn.Module):
         return linear_cross_entropy(hidden.float(), self.embed.weight, targets.flatten(), bf16=bf16)
 
     def activations(self, tokens: Tensor, layer: int, site: str) -> Tensor:
-        """What `site` of block `layer` computes, (batch, n_ctx, d_mlp); what follows is not run."""
-        return self.split(tokens, layer, site)[0]
+        """What `site` of block `layer` computes, (batch, n_ctx, d); what follows is not run."""
+        return self.read(tokens, [Site(site, layer)])[0]
+
+    def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
+        """What each of `sites` computes, (batch, n_ctx, d); what follows the last is not run."""
+        for site in sites:
+            if site.name not in SITES or site.layer not in range(len(self.blocks)):
+                raise ValueError(f"unknown site {str(site)!r}")
+        found: dict[Site, Tensor] = {}
+        x = self._embedded(tokens)
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            for name, value in block.sites(x):
+                if (site := Site(name, layer)) in sites:
+                    found[site] = value
+                    if len(found) == len(sites):
+                        return [found[site] for site in sites]
+            x = value
+        raise AssertionError("every site lies in a block")
 
     def split(
         self, tokens: Tensor, layer: int, site: str

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_dict import files, runtime, tracking
+from sparse_dict import files, lock, runtime, tracking
 from sparse_dict.config import TrainLMConfig
 from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint, folder
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def check(config: TrainLMConfig) -> None:
+def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
     """Find wrong input within seconds, before anything is written.
+
+    Hydra's folder of the job does not matter: what is made goes to `lm_dir`.
 
     Raises:
         UserError: the corpus or the device is not there, or `lm_dir` was made with another config.
@@ -42,9 +44,15 @@ def run(config: TrainLMConfig) -> None:
     """Train the language model, or go on with it, and write its folder.
 
     Raises:
-        UserError: as `check`; the corpus has changed or is too short for one context.
+        UserError: as `check`; the corpus has changed or is too short for one context, or another
+            process works in `lm_dir`.
     """
     check(config)
+    with lock.holding(Path(config.lm_dir)):
+        _run(config)
+
+
+def _run(config: TrainLMConfig) -> None:
     lm_dir, cache_dir = Path(config.lm_dir), Path(config.cache_dir)
     identity = {
         "config": folder.what_decides(config),

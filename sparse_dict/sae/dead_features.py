@@ -57,7 +57,7 @@ def resample(state: State, x: Tensor, dead: Tensor, step: int) -> None:
     if count == 0:
         return
     loss = (codes_of(state, x)[1] @ state.W_dec - x).square().sum(dim=1)
-    generator = torch.Generator().manual_seed(hash((state.seed, step)) % 2**63)
+    generator = torch.Generator().manual_seed(hash((state.seed, state.dict_size, step)) % 2**63)
     weights = loss.square().double().cpu()
     if not float(weights.sum()) > 0:
         return

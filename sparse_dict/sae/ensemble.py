@@ -29,6 +29,10 @@ from sparse_dict.tracking import Run
 
 log = logging.getLogger(__name__)
 
+HISTORY = {
+    "activations", "mse", "fvu", "l0", "l1", "dead", "lr", "activations_per_second",
+}  # fmt: skip  # of a row
+
 
 @dataclass
 class Member:
@@ -69,12 +73,23 @@ class Member:
                 "activations: choose another name= or remove the folder"
             )
         arrays = folders.read_checkpoint(self.folder)
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        self.state.load(tensors)
-        if self.strategy is not None:
-            self.strategy.load(tensors)
+        try:
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            self.state.load(tensors)
+            if self.strategy is not None:
+                self.strategy.load(tensors)
+            self.sums = Stats(**meta["sums"])
+            self.sums.add(Stats())  # numbers all
+            if not 0 <= meta["step"] <= total_steps(self.config):
+                raise ValueError(f"step {meta['step']}")
+            if not all(isinstance(row, dict) and row.keys() == HISTORY for row in meta["history"]):
+                raise ValueError("a malformed history")
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{self.folder / folders.CHECKPOINT} is malformed ({error}): "
+                "remove it to start again"
+            ) from None
         self.history, self.seconds = meta["history"], meta["seconds"]
-        self.sums = Stats(**meta["sums"])
         return int(meta["step"])
 
 

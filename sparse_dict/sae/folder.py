@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from sparse_dict.errors import UserError
-from sparse_dict.files import read_json, replacing, write_json
+from sparse_dict.files import read_json, replacing, sha256_file, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,8 @@ FEATURES = "features.safetensors"
 METRICS = "metrics.json"
 CHECKPOINT = "checkpoint.safetensors"
 SNAPSHOTS = "snapshots"
+CONFIG = "cfg.json"
+HASHED = (WEIGHTS, CONFIG, FEATURES)  # metrics.json holds their SHA-256
 WEIGHT_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
 
@@ -94,7 +96,7 @@ def write(
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary)
     write_json(
-        folder / "cfg.json",
+        folder / CONFIG,
         kind
         | {
             "d_in": d_in,
@@ -109,7 +111,8 @@ def write(
     )
     with replacing(folder / FEATURES) as temporary:
         save_file({"fire_count": fire_count}, temporary)
-    write_json(folder / METRICS, metrics)
+    hashes = {name: sha256_file(folder / name) for name in HASHED}
+    write_json(folder / METRICS, metrics | {"sha256": hashes})
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -118,7 +121,9 @@ def _tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
         return load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (
+        SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError
+    ) as error:  # the latter ones of dtypes that numpy does not have  # fmt: skip
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
@@ -134,12 +139,13 @@ def read(folder: Path) -> Trained:
         raise UserError(f"{folder / WEIGHTS} lacks {', '.join(sorted(missing))}")
     W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in WEIGHT_NAMES[:4])
     dictionary = Dictionary(W_enc, b_enc, W_dec, b_dec, tensors.get("threshold"))
-    k = read_json(folder / "cfg.json").get("k")
-    if k is not None and (not isinstance(k, int) or k < 1):
+    k = read_json(folder / CONFIG).get("k")
+    if k is not None and (type(k) is not int or k < 1):
         raise UserError(f"{folder / 'cfg.json'}: k is {k!r}, not a positive whole number")
     dictionary.k = k
     fire_count = _tensors(folder / FEATURES).get("fire_count")
-    if dictionary.W_enc.ndim != 2 or fire_count is None:
+    floats = all(array.dtype == np.float32 for array in tensors.values())
+    if W_enc.ndim != 2 or not floats or fire_count is None or fire_count.dtype != np.int64:
         raise UserError(f"{folder} does not hold a dictionary's tensors")
     d_in, dict_size = dictionary.W_enc.shape
     shapes = {"b_enc": (dict_size,), "W_dec": (dict_size, d_in), "b_dec": (d_in,)}
@@ -154,7 +160,7 @@ def read(folder: Path) -> Trained:
         raise UserError(f"{folder / FEATURES}: fire_count does not have the shape {(dict_size,)}")
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise UserError(f"{folder / WEIGHTS} holds values that are not finite")
-    return Trained(folder, dictionary, fire_count.astype(np.int64), metrics)
+    return Trained(folder, dictionary, fire_count, metrics)
 
 
 def write_snapshot(folder: Path, W_dec: Array, seen: int) -> None:
@@ -172,7 +178,7 @@ def read_snapshots(folder: Path) -> dict[int, Array]:
     snapshots = {}
     for path in sorted((folder / SNAPSHOTS).glob("[0-9]*.safetensors")):
         W_dec = _tensors(path).get("W_dec")
-        if W_dec is None or W_dec.ndim != 2 or not path.stem.isdigit():
+        if W_dec is None or W_dec.ndim != 2 or not path.stem.isdecimal():
             raise UserError(f"{path} is not a snapshot of a decoder")
         snapshots[int(path.stem)] = W_dec
     return snapshots
@@ -194,11 +200,13 @@ def read_checkpoint_meta(folder: Path) -> dict[str, Any] | None:
     try:
         with safe_open(path, framework="numpy") as file:
             meta = json.loads((file.metadata() or {})["meta"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove it to start again") from None
-    if not isinstance(meta, dict) or not isinstance(meta.get("step"), int):
-        raise UserError(f"{path} has no step in its header: remove it to start again")
-    return meta
+    kinds = {"step": int, "record": dict, "history": list, "sums": dict, "seconds": int | float}
+    for key, kind in kinds.items():
+        if not isinstance(meta, dict) or not isinstance(meta.get(key), kind):
+            raise UserError(f"{path} has no {key} in its header: remove it to start again")
+    return dict(meta)
 
 
 def read_checkpoint(folder: Path) -> dict[str, npt.NDArray[Any]]:

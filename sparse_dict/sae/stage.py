@@ -10,12 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sparse_dict import runtime, tracking
+from sparse_dict import lock, runtime, tracking
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.files import fingerprint, read_json, write_text
 from sparse_dict.sae import folder as folders
+from sparse_dict.sites import SITES
 
 log = logging.getLogger(__name__)
 
@@ -112,19 +113,28 @@ def run(config: TrainSAEConfig) -> dict[str, Any]:
 def train_many(configs: list[TrainSAEConfig], folders_: list[Path]) -> list[Outcome]:
     """Train a dictionary per config, those that can share a pass together.
 
-    Finished ones are skipped, interrupted ones go on. A dictionary that fails gives its exception
-    and leaves the others alone.
+    Finished ones are skipped, interrupted ones go on. A dictionary that fails, or in whose folder
+    another process works, gives its exception and leaves the others alone.
 
     Returns:
         Metrics or exception of each, in the order given.
     """
+    with ExitStack() as locks:
+        return _train_many(configs, folders_, locks)
+
+
+def _train_many(
+    configs: list[TrainSAEConfig], folders_: list[Path], locks: ExitStack
+) -> list[Outcome]:
     outcomes: dict[int, Outcome] = {}
     passes: dict[str, list[int]] = defaultdict(list)
     for i, (config, folder) in enumerate(zip(configs, folders_, strict=True)):
         try:
+            locks.enter_context(lock.holding(folder))
             activations = _open(Path(config.activations_dir))
             if _is_finished(folder, _record(config, activations)):
                 outcomes[i] = read_json(folder / folders.METRICS)
+                (folder / folders.CHECKPOINT).unlink(missing_ok=True)  # if killed at the very end
                 log.info("%s is already trained", folder)
                 continue
             meta = folders.read_checkpoint_meta(folder)
@@ -217,9 +227,9 @@ def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcom
 
 def _hook(activations: Activations) -> str:
     """TransformerLens' name of the site, which is what SAELens' metadata speak of."""
-    if activations.manifest is None:
+    if activations.manifest is None or "layer" not in activations.manifest:
         return "unknown"
-    return f"blocks.{activations.manifest['layer']}.mlp.hook_post"
+    return f"blocks.{activations.manifest['layer']}.{SITES[activations.manifest['site']]}"
 
 
 def _write(

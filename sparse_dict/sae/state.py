@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +69,10 @@ class State:
         that they are the same on every device and whatever trains alongside.
         """
         size, width = config.sae.dict_size, kernel.padded(d_in)
-        generator = torch.Generator().manual_seed(config.seed)
+        # Not from the seed alone: a larger dictionary would begin with all rows of a smaller one,
+        # and be found to agree with it long before either has learned anything.
+        mixed = int(np.random.SeedSequence([config.seed, size]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(mixed)
         W_dec = torch.zeros(size, width)
         W_dec[:, :d_in] = torch.randn(size, d_in, generator=generator)
         W_dec /= W_dec.norm(dim=1, keepdim=True)
@@ -125,6 +129,8 @@ class State:
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take the values that `tensors()` gave."""
         for name, tensor in self.tensors().items():
+            if tensors[name].shape != tensor.shape:  # copy_ would broadcast
+                raise ValueError(f"{name} does not have the shape {tuple(tensor.shape)}")
             tensor.copy_(tensors[name])
 
     def is_finite(self) -> bool:

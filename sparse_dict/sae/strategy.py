@@ -7,6 +7,7 @@ pushed away from where they are, and look further. The companion costs as much a
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,8 +68,9 @@ class FreezePerturb:
         cosines = self.pair[0].W_dec @ self.pair[1].W_dec.T  # (dict_size, dict_size)
         for side, (state, frozen) in enumerate(zip(self.pair, self.frozen, strict=True)):
             frozen.copy_(cosines.amax(dim=1 - side) > state.sae.freeze_above)
-            seed = state.seed * 2 + side + (step << 32)
-            generator = torch.Generator().manual_seed(seed % 2**63)
+            # torch's CPU generator looks at the lower 32 bits of a seed only
+            seed = int(np.random.SeedSequence([state.seed, side, step]).generate_state(1)[0])
+            generator = torch.Generator().manual_seed(seed)
             loose = ~frozen
             for weights in (state.W_dec,) if state.sae.tied else (state.W_dec, state.W_enc):
                 noise = torch.randn(weights.shape, generator=generator).to(weights.device)

@@ -4,10 +4,10 @@ import functools
 import hashlib
 import logging
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from sparse_dict.errors import UserError
 from sparse_dict.progress import Progress
 from sparse_dict.text import corpus
 from sparse_dict.text.cache import building
-from sparse_dict.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,30 @@ BATCH_DOCUMENTS = 2048
 BATCH_CHARS = 2**23
 
 
-def prepare(data: DataConfig, tokenizer: Tokenizer, cache_dir: Path) -> "TokenStore":
+class Encoder(Protocol):
+    """What of a tokenizer is needed here: `text.tokenizer.Tokenizer`, or that of another model."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Ids in all."""
+
+    @property
+    def eot(self) -> int:
+        """Id of the end of text."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint16 or uint32."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies what the ids mean."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, `dtype` (n,), without end of text."""
+
+
+def prepare(data: DataConfig, tokenizer: Encoder, cache_dir: Path) -> "TokenStore":
     """Encode the corpus into ``cache_dir/tokens/<fingerprint>/``, unless it is there already.
 
     Every document is followed by `tokenizer.eot`, which counts as its last token. Which split a
@@ -255,10 +277,10 @@ def _read_split(path: Path, record: Any) -> Split:
 
 def _load(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
     try:
-        values: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        values = files.map_array(path, "r")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError) as error:
+    except ValueError as error:
         raise UserError(f"{path} cannot be read as an array: {error}") from None
     if values.dtype != dtype or values.shape != (length,):
         raise UserError(
@@ -321,7 +343,7 @@ class _SplitWriter:
 
 
 def _write(
-    texts: Iterable[str], data: DataConfig, tokenizer: Tokenizer, folder: Path
+    texts: Iterable[str], data: DataConfig, tokenizer: Encoder, folder: Path
 ) -> dict[str, Any]:
     writers = {name: _SplitWriter(folder, name, tokenizer.dtype) for name in SPLITS}
     with Progress("encode", None, "documents") as progress:

@@ -1,0 +1,216 @@
+"""`python -m sparse_dict.status outputs/NAME`: how far a study is.
+
+Reads only; works beside running stages and on studies that are half made.
+"""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparse_dict import files, lock
+from sparse_dict.activations import store
+from sparse_dict.analysis import stage as analysis_stage
+from sparse_dict.analysis import study
+from sparse_dict.errors import UserError
+from sparse_dict.lm import folder as lm_folder
+from sparse_dict.sae import folder as sae_folder
+
+SHOWN = 20  # dictionaries that are not done
+WIDTH = 100  # of what a log said last
+RECORD = re.compile(r"\[[^]]*\]\[[^]]*\]\[(?P<level>[A-Z]+)\] - (?P<text>.*)")
+TAIL = 1 << 16  # bytes of a log that are read
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    name: str
+    state: str  # done | running | interrupted | failed | damaged | not started
+    seconds: float | None
+    text: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; 0 unless there is no such folder."""
+    parser = argparse.ArgumentParser("python -m sparse_dict.status", description="how far it is")
+    parser.add_argument("study", type=Path, help="a study's folder, such as outputs/demo")
+    folder = parser.parse_args(argv).study
+    if not folder.is_dir():
+        parser.error(f"{folder} is no folder")
+    sys.stdout.write(printable(table(folder)))
+    return 0
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal cannot show or obeys: a stranger's files may hold anything."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def table(folder: Path) -> str:
+    """The whole answer, ending with a newline."""
+    rows = [
+        _row("train_lm", folder / "lm", lm_folder.RECORD, _lm),
+        _row("harvest", folder / "activations", store.MANIFEST, _activations),
+        *_dictionaries(folder / "sae"),
+        _row("analyze", folder / "analysis", analysis_stage.MANIFEST, _analysis),
+    ]
+    cells = [("stage", "state", "time", ""), *((r.name, r.state, _time(r), r.text) for r in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(3)]
+    lines = [
+        f"{name:<{widths[0]}}  {state:<{widths[1]}}  {seconds:>{widths[2]}}  {text}".rstrip()
+        for name, state, seconds, text in cells
+    ]
+    return "\n".join([f"study {folder}", "", *lines, "", *_pictures(folder / "analysis")]) + "\n"
+
+
+def _row(name: str, folder: Path, manifest: str, finished: Any) -> Row:
+    """The row of a stage with one folder; `finished` tells of its manifest."""
+    if holder := lock.holder(folder):
+        return Row(name, "running", _since_start(folder), f"{holder}: {_last(folder)[1]}")
+    if (folder / manifest).exists():
+        try:
+            seconds, text = finished(folder)
+        except UserError as error:
+            return Row(name, "damaged", None, str(error))
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            return Row(name, "damaged", None, f"{folder / manifest} is malformed: {error!r}")
+        return Row(name, "done", seconds, text)
+    return _unfinished(name, folder)
+
+
+def _unfinished(name: str, folder: Path) -> Row:
+    if not folder.is_dir():
+        return Row(name, "not started", None, "")
+    level, text = _last(folder)
+    kept = _kept(folder)
+    if level in ("ERROR", "CRITICAL") and not text.startswith("stopped "):
+        return Row(name, "failed", None, "; ".join(part for part in (text, kept) if part))
+    if kept or text or any(folder.iterdir()):
+        return Row(name, "interrupted", None, kept or "nothing to go on from: it starts afresh")
+    return Row(name, "not started", None, "")
+
+
+def _kept(folder: Path) -> str:
+    """What an unfinished stage left to go on from."""
+    if (folder / lm_folder.CHECKPOINT).exists():
+        return f"checkpoint in {folder / lm_folder.CHECKPOINT.parent}"
+    if (folder / sae_folder.CHECKPOINT).exists():
+        try:
+            meta = sae_folder.read_checkpoint_meta(folder)
+        except UserError as error:
+            return str(error)
+        return f"checkpoint of step {meta['step']:,}" if meta else ""
+    return ""
+
+
+def _lm(folder: Path) -> tuple[float, str]:
+    record = lm_folder.read_record(folder)
+    losses, steps = record["losses"], record["steps"]
+    return float(record["seconds"]), f"{steps:,} steps, validation loss {losses['val_loss']:.3f}"
+
+
+def _activations(folder: Path) -> tuple[float | None, str]:
+    opened = store.Activations.open(folder)
+    started, ended = _started(folder), (folder / store.MANIFEST).stat().st_mtime
+    # a start after the end is that of a later command, which found everything there
+    seconds = ended - started if started is not None and started <= ended else None
+    return seconds, f"{opened.rows:,} rows of {opened.d_in}, {len(opened.shards)} shards"
+
+
+def _analysis(folder: Path) -> tuple[float, str]:
+    record = files.read_json(folder / analysis_stage.MANIFEST)
+    text = f"{len(record['dictionaries'])} dictionaries compared"
+    if record["left_out"]:
+        text += f", {len(record['left_out'])} left out"
+    return float(record["seconds"]), text
+
+
+def dictionaries(sae_dir: Path) -> tuple[list[Path], list[Path]]:
+    """Folders of dictionaries that are finished, and of those that are not."""
+    done: list[Path] = []
+    with suppress(UserError):
+        done = study.finished(sae_dir)
+    return done, study.unfinished(sae_dir, done) if sae_dir.is_dir() else []
+
+
+def _dictionaries(sae_dir: Path) -> Iterator[Row]:
+    """One row for all, and one for each that is not done."""
+    done, others = dictionaries(sae_dir)
+    seconds, rows = 0.0, []
+    for path in done:
+        try:
+            metrics = files.read_json(path / sae_folder.METRICS)
+            # trained in one pass, they took that time together
+            seconds += float(metrics["seconds"]) / max(1, int(metrics.get("trained_together", 1)))
+        except UserError as error:
+            rows.append(Row(f"  {path.name}", "damaged", None, str(error)))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            rows.append(Row(f"  {path.name}", "damaged", None, "metrics.json is malformed"))
+    rows += [_row(f"  {path.name}", path, sae_folder.METRICS, None) for path in others]
+    states = [row.state for row in rows]
+    state = next((s for s in ("running", "failed", "interrupted", "damaged") if s in states), "")
+    if not state:
+        state = "done" if done else "not started"
+    whole = len(done) - states.count("damaged")
+    text = f"{whole} of {len(done) + len(others)} dictionaries" if done or others else ""
+    yield Row("train_sae", state, seconds if done else None, text)
+    yield from rows[:SHOWN]
+    if len(rows) > SHOWN:
+        yield Row(f"  and {len(rows) - SHOWN} more", "", None, "")
+
+
+def _pictures(folder: Path) -> list[str]:
+    pictures = len(list(folder.glob("*.png")))
+    lines = [f"pictures: {folder}/*.png ({pictures})"] if pictures else ["pictures: none yet"]
+    return lines + [
+        f"{name}: {folder / file}"
+        for name, file in (("report", "report.html"), ("features", "features.html"))
+        if (folder / file).exists()
+    ]
+
+
+def _last(folder: Path) -> tuple[str, str]:
+    """Level and text of the last record in a folder's log."""
+    found = ("", "")
+    for path in sorted(folder.glob("*.log")):
+        with suppress(OSError), path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            for match in RECORD.finditer(file.read().decode(errors="replace")):
+                found = match["level"], match["text"].strip()
+    level, text = found
+    return level, text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
+
+
+def _started(folder: Path) -> float | None:
+    """When the last command began: Hydra writes the config first."""
+    try:
+        return (folder / ".hydra" / "config.yaml").stat().st_mtime
+    except OSError:
+        return None
+
+
+def _since_start(folder: Path) -> float | None:
+    started = _started(folder)
+    return None if started is None else max(0.0, time.time() - started)
+
+
+def _time(row: Row) -> str:
+    if row.seconds is None or not 0 <= row.seconds < 1e9:
+        return ""
+    seconds = round(row.seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,299 @@
+"""`python -m sparse_dict.verify outputs/NAME`: is every file of a study what it should be?
+
+Reads all files whole, hashes them anew, and follows the fingerprints from stage to stage. Every
+fault is named; the exit code is 1 if there is one.
+"""
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from sparse_dict import files, lock, status
+from sparse_dict.activations import store, toy
+from sparse_dict.analysis import stage as analysis_stage
+from sparse_dict.errors import UserError, explained
+from sparse_dict.lm import folder as lm_folder
+from sparse_dict.sae import folder as sae_folder
+from sparse_dict.tracking import ID_FILE
+
+# What may lie in any job's folder: Hydra's files, our log and lock, wandb's note.
+ANYWHERE = rf"\.hydra|\.lock|[^.].*\.log|multirun\.yaml|{re.escape(ID_FILE)}"
+STUDY = rf"lm|activations|sae|analysis|wandb|{ANYWHERE}"
+LM = rf"lm\.json|model\.safetensors|tokenizer|history\.csv|checkpoint|{ANYWHERE}"
+TOKENIZER = r"ranks\.tiktoken|tokenizer\.json"
+SAE = rf"\.submitit|optimization_results\.yaml|{ANYWHERE}"
+DICTIONARY = (
+    rf"sae_weights\.safetensors|features\.safetensors|checkpoint\.safetensors|cfg\.json|"
+    rf"metrics\.json|history\.csv|snapshots|{ANYWHERE}"
+)
+SNAPSHOTS = r"\d+\.safetensors"
+ANALYSIS = rf"[^.].*\.(png|svg|csv|json|html)|{ANYWHERE}"
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+PNG_END = b"IEND\xaeB`\x82"
+
+
+class Verification:
+    """What was found in one study."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lines: list[str] = []
+        self.faults: list[str] = []
+        self.lm: dict[str, str] | None = None  # the model's fingerprints
+        self.activations: dict[str, str] | None = None
+        self.weights: dict[str, str] = {}  # of the finished dictionaries
+
+    def run(self) -> None:
+        """Check everything."""
+        self._only(self.folder, STUDY)
+        self._stage("lm", lm_folder.RECORD, self._lm)
+        self._stage("activations", store.MANIFEST, self._activations)
+        self._dictionaries()
+        self._stage("analysis", analysis_stage.MANIFEST, self._analysis)
+
+    def _stage(self, name: str, manifest: str, check: Callable[[Path], str]) -> None:
+        """Check a folder that should hold `manifest`, if it is there."""
+        folder = self.folder / name
+        if not folder.is_dir():
+            self.lines.append(f"{name}: not made")
+        elif holder := lock.holder(folder):
+            self._fault(f"{folder} is being written by {holder}: verify it again when it has ended")
+        elif not (folder / manifest).is_file():
+            self._fault(f"{folder} is not finished (no {manifest}): run its stage again")
+            self._attempt(folder, lambda: self._checkpoints(folder))
+        else:
+            self._attempt(folder, lambda: self.lines.append(f"{name}: {check(folder)}"))
+
+    def _attempt(self, path: Path, check: Callable[[], object]) -> None:
+        """Run `check`; what it raises is a fault of `path`."""
+        try:
+            check()
+        except UserError as error:
+            self._fault(str(error))
+        except OSError as error:
+            self._fault(explained(error) or f"{path}: {error}")
+        except MALFORMED as error:
+            self._fault(f"{path} is malformed: {error!r}")
+
+    def _fault(self, text: str) -> None:
+        if text not in self.faults:
+            self.faults.append(text)
+
+    def _expect(self, fits: object, text: str) -> None:
+        if not fits:
+            self._fault(text)
+
+    def _only(self, folder: Path, pattern: str) -> None:
+        """Name what does not belong in `folder`."""
+        root = self.folder.resolve()
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") and path.name.endswith(".tmp"):
+                self._fault(f"{path} is half a file that a killed process left: delete it")
+            elif path.is_symlink() and not path.resolve().is_relative_to(root):
+                self._fault(f"{path} leads out of the study, to {path.resolve()}")
+            elif not re.fullmatch(pattern, path.name):
+                self._fault(f"{path} does not belong there")
+
+    # --- stages -----------------------------------------------------------------------------------
+
+    def _lm(self, folder: Path) -> str:
+        self._only(folder, LM)
+        self._only(folder / lm_folder.TOKENIZER, TOKENIZER)
+        record = lm_folder.read_record(folder)
+        self.lm = record["fingerprints"]
+        lm_folder.load(folder)  # compares the fingerprints of model and tokenizer
+        path = folder / lm_folder.RECORD
+        corpus = record["fingerprints"]["corpus"]
+        self._expect(
+            files.fingerprint(record["corpus"]) == corpus,
+            f"{path}: the corpus it describes is not that of its fingerprint",
+        )
+        self._table(folder / "history.csv")
+        self._checkpoints(folder)
+        return f"model {record['fingerprints']['model']} from corpus {corpus}"
+
+    def _activations(self, folder: Path) -> str:
+        opened = store.Activations.open(folder)
+        manifest = opened.manifest
+        assert manifest is not None
+        names = {path.name for s in opened.shards for path in (s.path, s.origin_path) if path}
+        known = "|".join(re.escape(name) for name in (*sorted(names), store.MANIFEST, toy.TRUTH))
+        self._only(folder, rf"{known}|{ANYWHERE}")
+        for shard in opened.shards:
+            self._hash(shard.path, shard.sha256)
+            if shard.origin_path:
+                self._hash(shard.origin_path, shard.origin_sha256)
+        path = folder / store.MANIFEST
+        self.activations = manifest["fingerprints"]
+        inputs = {k: v for k, v in manifest["fingerprints"].items() if k != "activations"}
+        rest = {key: value for key, value in manifest.items() if key != "fingerprints"}
+        own = manifest["fingerprints"]["activations"]
+        self._expect(
+            files.fingerprint([inputs, rest]) == own,
+            f"{path} has changed since it was written: its fingerprint does not fit",
+        )
+        if "truth" in inputs:
+            digest = files.fingerprint(files.sha256_file(folder / toy.TRUTH))
+            self._expect(digest == inputs["truth"], f"{folder / toy.TRUTH} has changed")
+            return f"{own}, synthetic"
+        if "corpus" in inputs:
+            self._expect(
+                files.fingerprint(manifest["corpus"]) == inputs["corpus"],
+                f"{path}: the corpus it describes is not that of its fingerprint",
+            )
+        if self.lm is None:
+            return f"{own} from model {inputs.get('model')}, which this study does not hold"
+        for key in ("model", "tokenizer"):
+            self._expect(
+                inputs.get(key) == self.lm[key],
+                f"{path}: made from the {key} {inputs.get(key)}, but the study's is {self.lm[key]}",
+            )
+        return f"{own} from model {inputs.get('model')}"
+
+    def _dictionaries(self) -> None:
+        sae_dir = self.folder / "sae"
+        done, others = status.dictionaries(sae_dir)
+        if not sae_dir.is_dir():
+            self.lines.append("sae: not made")
+            return
+        jobs = {*done, *others}
+        parents = {path.parent for path in jobs} | {sae_dir}
+        for parent in sorted(parents - jobs):
+            inside = [path for path in jobs | parents if path.parent == parent]
+            self._only(parent, "|".join([SAE, *(re.escape(path.name) for path in inside)]))
+        for path in others:
+            if holder := lock.holder(path):
+                self._fault(f"{path} is being written by {holder}: verify it again later")
+            else:
+                self._fault(f"{path} is not finished: run its stage again")
+            self._only(path, DICTIONARY)
+            self._attempt(path, lambda path=path: self._checkpoints(path))  # type: ignore[misc]
+        for path in done:
+            self._attempt(path, lambda path=path: self._dictionary(path))  # type: ignore[misc]
+
+    def _dictionary(self, folder: Path) -> None:
+        name = str(folder.relative_to(self.folder / "sae"))
+        self._only(folder, DICTIONARY)
+        path = folder / sae_folder.METRICS
+        trained = sae_folder.read(folder)
+        metrics = trained.metrics
+        made_from = metrics["fingerprints"]["activations"]
+        recorded = metrics.get("sha256")
+        for file in sae_folder.HASHED:
+            if recorded is not None:
+                self._hash(folder / file, recorded[file])
+        self.weights[name] = files.fingerprint(files.sha256_file(folder / sae_folder.WEIGHTS))
+        unhashed = "" if recorded is not None else " (no hashes recorded: contents not checked)"
+        where = ""
+        if self.activations is None:
+            where = ", which this study does not hold"
+        else:
+            own = self.activations["activations"]
+            self._expect(
+                made_from == own,
+                f"{path}: trained on the activations {made_from}, but the study's are {own}",
+            )
+        self._expect(
+            metrics["record"]["activations"] == made_from,
+            f"{path}: its record and its fingerprints name different activations",
+        )
+        self._expect(
+            metrics["dict_size"] == len(trained.fire_count),
+            f"{path}: {metrics['dict_size']} features, its files hold {len(trained.fire_count)}",
+        )
+        self.lines.append(
+            f"sae/{name}: {self.weights[name]} from activations {made_from}{where}{unhashed}"
+        )
+        self._table(folder / "history.csv")
+        self._checkpoints(folder)
+        if (folder / sae_folder.SNAPSHOTS).is_dir():
+            self._only(folder / sae_folder.SNAPSHOTS, SNAPSHOTS)
+            shape = trained.dictionary.W_dec.shape
+            for seen, decoder in sae_folder.read_snapshots(folder).items():
+                fits = decoder.shape == shape
+                self._expect(fits, f"{folder}: snapshot {seen} has the shape {decoder.shape}")
+
+    def _analysis(self, folder: Path) -> str:
+        self._only(folder, ANALYSIS)
+        path = folder / analysis_stage.MANIFEST
+        compared: dict[str, Any] = files.read_json(path)["dictionaries"]
+        for name, weights in compared.items():
+            there = self.weights.get(name)
+            self._expect(there, f"{path}: {name!r} was compared, but is no dictionary here now")
+            self._expect(
+                there is None or there == weights,
+                f"{path}: {name!r} was compared as {weights}, and is {there} now: analyse again",
+            )
+        for file in sorted(folder.glob("*.json")):
+            files.read_json(file)
+        for file in sorted(folder.glob("*.csv")):
+            self._table(file)
+        for file in sorted(folder.glob("*.png")):
+            data = file.read_bytes()
+            whole = data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(PNG_END)
+            self._expect(whole, f"{file} is no whole picture: analyse again")
+        ends = {".html": b"</html>", ".svg": b"</svg>"}
+        for file in sorted(file for file in folder.iterdir() if file.suffix in ends):
+            self._expect(
+                file.read_bytes().rstrip().endswith(ends[file.suffix]),
+                f"{file} is no whole page: analyse again",
+            )
+        later = sorted(self.weights.keys() - compared.keys())
+        more = f"; {len(later)} more are there, {later[0]} first" if later else ""
+        return f"of {len(compared)} dictionaries{more}"
+
+    # --- files ------------------------------------------------------------------------------------
+
+    def _hash(self, path: Path, wanted: str | None) -> None:
+        self._expect(
+            files.sha256_file(path) == wanted, f"{path} has changed since it was written (SHA-256)"
+        )
+
+    def _checkpoints(self, folder: Path) -> None:
+        """Read whatever checkpoint is there."""
+        for path in (folder / lm_folder.CHECKPOINT, folder / sae_folder.CHECKPOINT):
+            if not path.exists():
+                continue
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    for name in file.keys():  # noqa: SIM118  it is no dict
+                        file.get_tensor(name)
+            except (SafetensorError, *MALFORMED) as error:
+                self._fault(f"{path} cannot be read: {error}")
+
+    def _table(self, path: Path) -> None:
+        """See that a CSV file has a header and rows of its width."""
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                header, *rows = csv.reader(file)
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{path} is no table: {error}") from None
+        self._expect(
+            all(len(row) == len(header) for row in rows), f"{path} has rows of different lengths"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what was made from what, and every fault; 1 if there is one."""
+    parser = argparse.ArgumentParser("python -m sparse_dict.verify", description="check a study")
+    parser.add_argument("study", type=Path, help="a study's folder, such as outputs/demo")
+    folder = parser.parse_args(argv).study
+    if not folder.is_dir():
+        parser.error(f"{folder} is no folder")
+    found = Verification(folder)
+    found.run()
+    verdict = f"{len(found.faults)} faults" if len(found.faults) != 1 else "1 fault"
+    lines = [*found.lines, "", *(f"FAULT {fault}" for fault in found.faults), verdict]
+    sys.stdout.write(status.printable("\n".join(lines) + "\n"))
+    return 1 if found.faults else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,248 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from analysis_study import unit, write_dictionary
+from scipy import stats
+
+from sparse_dict.activations.store import Activations
+from sparse_dict.analysis import baselines, figures, report, study
+from sparse_dict.analysis.baselines import Moments, fit, mmcs_between
+from sparse_dict.config import BASELINES, BaselinesConfig
+from sparse_dict.errors import UserError
+
+D = 12
+SETTINGS = BaselinesConfig(methods=list(BASELINES), rows=1500, ks=[1, 4, D, 99], loss_tokens=64)
+
+
+def mixed(n, seed=0):
+    """Rows (n, D) of D independent, heavy-tailed, positive sources, and their directions."""
+    rng = np.random.default_rng(7)
+    directions = unit(rng.standard_normal((D, D)))
+    sources = np.random.default_rng(seed).exponential(size=(n, D)) ** 1.5
+    return (sources @ directions).astype(np.float32), directions
+
+
+def fvu_of(x, found):
+    return float(np.square(x - found).sum() / np.square(x - x.mean(0)).sum())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder of activations and a study of two seeds: one perfect, one arbitrary dictionary."""
+    base = tmp_path_factory.mktemp("study")
+    x, _ = mixed(4000)
+    (base / "activations").mkdir()
+    np.save(base / "activations" / "a.npy", x)
+    fingerprint = Activations.open(base / "activations").fingerprint
+    both = np.concatenate([np.eye(D), -np.eye(D)]).astype(np.float32)
+    other = unit(np.random.default_rng(1).standard_normal((2 * D, D)))
+    for seed, decoder in enumerate((both, other)):
+        write_dictionary(
+            base / "sae" / f"seed={seed}", decoder, np.ones(2 * D, np.int64), seed=seed,
+            eval_rows=1000, fingerprints={"activations": fingerprint},
+        )  # fmt: skip
+    return base
+
+
+@pytest.fixture(scope="module")
+def measured(made):
+    loaded = study.load(made / "sae")
+    return baselines.measure(
+        loaded, baselines.activations_of(loaded, made / "activations"), SETTINGS, 0
+    )
+
+
+def test_kurtosis_is_that_of_scipy_and_of_the_laws_it_is_known_for():
+    rng = np.random.default_rng(0)
+    p = 0.05
+    codes = np.stack(
+        [rng.standard_normal(400_000), rng.laplace(size=400_000), rng.random(400_000) < p], axis=1
+    ).astype(np.float32)
+    moments = Moments(3)
+    for part in np.array_split(codes, 7):
+        moments.add(part)
+    found = moments.kurtosis()
+    np.testing.assert_allclose(
+        found, stats.kurtosis(codes.astype(np.float64)), rtol=1e-6, atol=1e-6
+    )
+    np.testing.assert_allclose(found, [0, 3, (1 - 6 * p * (1 - p)) / (p * (1 - p))], atol=0.4)
+    assert moments.l0 == pytest.approx(2 + p, abs=0.01)
+
+
+def test_kurtosis_of_a_feature_that_never_varies_is_not_a_number():
+    moments = Moments(2)
+    moments.add(np.array([[0, 1], [0, 1]], np.float32))
+    assert np.isnan(moments.kurtosis()).all()
+
+
+@pytest.mark.parametrize("method", ["neurons", "random", "pca", "ica"])
+def test_a_complete_basis_with_all_its_codes_reconstructs_exactly(method):
+    x, _ = mixed(2000)
+    (found,) = fit(method, x, 0).sparse(x, [D])
+    np.testing.assert_allclose(found, x, atol=2e-4)
+
+
+def test_the_neuron_basis_leaves_the_squares_of_the_deviations_that_it_drops():
+    x, _ = mixed(500)
+    basis = fit("neurons", x, 0)
+    smallest = np.sort((x - x.mean(0)) ** 2, axis=1)
+    for k, found in zip((1, 3, 8), basis.sparse(x, (1, 3, 8)), strict=True):
+        wanted = smallest[:, : D - k].sum() / smallest.sum()
+        assert fvu_of(x, found) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_pca_has_the_directions_of_the_singular_value_decomposition():
+    x, _ = mixed(2000)
+    _, _, rows = np.linalg.svd(x - x.mean(0, dtype=np.float64), full_matrices=False)
+    cosines = np.abs((fit("pca", x, 0).directions * rows).sum(1))
+    np.testing.assert_allclose(cosines, 1, atol=1e-3)
+
+
+def test_ica_finds_the_directions_of_independent_sources_and_pca_does_not():
+    x, directions = mixed(8000)
+
+    def agreement(method):
+        cosines = np.abs(directions @ fit(method, x, 0).directions.T)
+        return cosines.max(1).min()
+
+    assert agreement("ica") > 0.98
+    assert agreement("pca") < 0.9
+
+
+def test_ica_leaves_out_dimensions_in_which_nothing_varies():
+    x, _ = mixed(2000)
+    x[:, 3] = 0.5
+    basis = fit("ica", x, 0)
+    assert basis.directions.shape == (D - 1, D)
+    (found,) = basis.sparse(x, [D])
+    np.testing.assert_allclose(found, x, atol=2e-4)
+
+
+def test_nmf_has_codes_and_directions_without_a_sign():
+    x, _ = mixed(1000)
+    basis = fit("nmf", x, 0)
+    codes = basis.encode(mixed(200, seed=1)[0])
+    assert codes.min() >= 0
+    assert basis.directions.min() >= 0
+    np.testing.assert_allclose(np.linalg.norm(basis.directions, axis=1), 1, atol=1e-5)
+    (found,) = basis.sparse(x, [D])
+    assert fvu_of(x, found) < 0.2
+
+
+def test_no_more_than_k_codes_of_a_row_are_used():
+    x, _ = mixed(400)
+    basis = fit("random", x, 0)
+    for k, found in zip((1, 5), basis.sparse(x, (1, 5)), strict=True):
+        used = np.abs((found - basis.offset) @ basis.directions.T) > 1e-4
+        assert (used.sum(1) == k).all()
+
+
+def test_opposite_directions_agree_but_not_for_nmf():
+    x, _ = mixed(1000)
+    pca, nmf = fit("pca", x, 0), fit("nmf", x, 0)
+    for basis, wanted in ((pca, 1.0), (nmf, 0.0)):
+        mirrored = baselines.Basis(-basis.directions, basis.offset, basis.project, basis.signed)
+        found = mmcs_between(basis, mirrored)
+        assert found == pytest.approx(1.0, abs=1e-5) if wanted else found <= 1e-6
+
+
+def test_too_few_rows_are_a_user_error():
+    with pytest.raises(UserError, match=r"raise baselines\.rows"):
+        fit("pca", mixed(20)[0], 0)
+
+
+def test_a_perfect_dictionary_has_no_error_and_an_arbitrary_one_its_own(made, measured):
+    x = Activations.open(made / "activations").read(3250, 4000)
+    rows = measured.dictionaries.set_index("seed")
+    assert rows["fvu"][0] < 1e-10
+    assert rows["l0"][0] == pytest.approx(D)
+    other = study.load(made / "sae").entries[1].trained.dictionary
+    codes = np.maximum(x @ other.W_enc, 0)
+    assert rows["fvu"][1] == pytest.approx(fvu_of(x, codes @ other.W_dec), rel=1e-4)
+    assert rows["l0"][1] == pytest.approx((codes > 0).sum(1).mean())
+    assert rows["k"][1] == round(rows["l0"][1])
+    kurtosis = np.nanmedian(stats.kurtosis(codes.astype(np.float64)))
+    assert rows["kurtosis"][1] == pytest.approx(kurtosis, rel=1e-4)
+
+
+def test_baselines_are_measured_on_rows_that_they_were_not_fitted_to(made, measured):
+    found = Activations.open(made / "activations")
+    assert measured.rows == (750, 750)
+    basis = fit("pca", found.read(0, 750), 0)
+    x = found.read(3250, 4000)
+    (wanted,) = basis.sparse(x, [4])
+    front = measured.front.query("method == 'pca'").set_index("l0")["fvu"]
+    assert front[4] == pytest.approx(fvu_of(x, wanted), rel=1e-4)
+    assert list(front.index) == sorted({1, 4, D} | set(measured.dictionaries["k"]))
+    matched = measured.dictionaries
+    assert (matched["fvu_pca"] == front[matched["k"]].to_numpy()).all()
+
+
+def test_halves_agree_on_the_neurons_and_on_ica_more_than_on_random_directions(measured):
+    found = measured.summary.set_index("baseline")["mmcs_between_halves"]
+    assert found["neuron basis"] == 1
+    assert found["ICA"] > 0.97
+    assert found["random directions"] < 0.75
+
+
+def test_dictionaries_are_compared_between_seeds_where_there_are_several(made, measured):
+    first, second = (entry.decoder for entry in study.load(made / "sae").entries)
+    wanted = (first @ second.T).max(1).mean()
+    assert measured.dictionaries["mmcs_between_seeds"][0] == pytest.approx(wanted, rel=1e-5)
+
+
+def drawn(folder):
+    def draw(key, figure, title, caption):
+        return report.Picture(key, title, caption, figures.save(figure, folder, key))
+
+    return draw
+
+
+def config(base, activations="activations"):
+    return SimpleNamespace(
+        activations_dir=str(base / activations), analysis_dir=str(base / "analysis"),
+        baselines=SETTINGS, seed=0,
+    )  # fmt: skip
+
+
+def test_the_section_holds_a_figure_and_tables_that_are_also_on_disk(made):
+    with figures.style():
+        section, measured = baselines.section(
+            study.load(made / "sae"), config(made), drawn(made / "analysis")
+        )
+    assert measured is not None
+    assert [type(block).__name__ for block in section.blocks] == [
+        "str", "Picture", "str", "Table", "Table",
+    ]  # fmt: skip
+    front = pd.read_csv(made / "analysis" / "baselines.csv")
+    assert set(front["baseline"]) == set(baselines.LABELS.values())
+    assert len(pd.read_csv(made / "analysis" / "baselines_matched.csv")) == 2
+    assert (made / "analysis" / "baselines.svg").exists()
+
+
+def test_without_the_activations_it_is_said_that_nothing_can_be_told(made, tmp_path):
+    np.save(tmp_path / "a.npy", mixed(3000, seed=5)[0])
+    for folder, why in ((made / "none", "does not exist"), (tmp_path, "other activations")):
+        section, measured = baselines.section(
+            study.load(made / "sae"), config(made, folder), drawn(tmp_path)
+        )
+        assert measured is None
+        (text,) = section.blocks
+        assert "cannot be told here" in text
+        assert why in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ["umap"]}, "umap"),
+        ({"ks": []}, "ks"),
+        ({"ks": [0]}, "ks"),
+        ({"rows": 0}, "rows"),
+    ],
+)
+def test_settings_out_of_range_are_user_errors(change, message):
+    with pytest.raises(UserError, match=message):
+        BaselinesConfig(**{**vars(SETTINGS), **change})

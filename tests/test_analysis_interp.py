@@ -1,0 +1,432 @@
+"""Explanations and their scores, against a small chat server whose answers are scripted."""
+
+import json
+import logging
+import re
+import socket
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_analysis_contexts import base, compared, config  # noqa: F401
+
+from sparse_dict.analysis import baselines, interp, llm, report, stage
+from sparse_dict.analysis.interp import Case, Excerpt
+from sparse_dict.config import BaselinesConfig, InterpConfig
+from sparse_dict.errors import UserError
+
+ORACLE_WORD = re.compile(r"hot(\d+)")  # a token "hot7" has activation 7 in the cases below
+
+
+class ChatServer:
+    """Answers with `answer(system, user)`; with the next of `statuses` first, while there are."""
+
+    def __init__(self):
+        self.requests = []
+        self.statuses = []
+        self.keys = []
+        self.usage = {"prompt_tokens": 300, "completion_tokens": 20}
+        self.answer = oracle
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.requests.append(body)
+                server.keys.append(self.headers.get("Authorization"))
+                status = server.statuses.pop(0) if server.statuses else 200
+                text = server.answer(*(m["content"] for m in body["messages"]))
+                value = {"choices": [{"message": {"content": text}}], "usage": server.usage}
+                data = json.dumps(value if status == 200 else {"error": "no\nwith " + KEY}).encode()
+                self.send_response(status)
+                if status == 302:
+                    self.send_header("Location", "/elsewhere")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+
+KEY = "sk-secret"
+
+
+def level(token):
+    found = ORACLE_WORD.fullmatch(token.strip())
+    return int(found[1]) if found else 0
+
+
+def numbered(user):
+    return re.findall(r"^(\d+)(?:\t|\. )(.*)$", user, flags=re.MULTILINE)
+
+
+def oracle(system, user):
+    if system == interp.EXPLAIN:
+        return "Explanation: heat,\nby its degree"
+    assert "Explanation: heat, by its degree\n" in user
+    if system == interp.SIMULATE:
+        return "\n".join(f"{n}\t{level(token)}" for n, token in numbered(user))
+    return "\n".join(f"{n}\t{int('hot' in text)}" for n, text in numbered(user))
+
+
+def constant(system, user):
+    if system == interp.EXPLAIN:
+        return "anything"
+    value = 3 if system == interp.SIMULATE else 1
+    return "\n".join(f"{n}\t{value}" for n, _ in numbered(user))
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(llm, "BACKOFF_S", 0.01)
+    server = ChatServer()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def settings_of(url, **changes):
+    values = dict(
+        base_url=url, model="m", api_key_env=None, price_in=None, price_out=None, max_cost=0,
+        per_group=2, baselines=["neurons", "random"], width=8, examples=3, simulate=4, detect=6,
+        parallel=1, timeout_s=5, retries=2,
+    )  # fmt: skip
+    return InterpConfig(**(values | changes))
+
+
+def excerpt(*levels):
+    tokens = tuple(f" hot{v}" if v else " cold" for v in levels)
+    return Excerpt(tokens, np.array(levels, np.float32) / 2)
+
+
+def case(name="a/0", group="features"):
+    """Seven requests: an explanation, four simulations and two batches of detection."""
+    return Case(
+        group, name, 5.0, (excerpt(0, 10, 3), excerpt(1, 0, 0)),
+        (excerpt(0, 7, 1), excerpt(0, 0, 0), excerpt(2, 2, 9), excerpt(5, 0, 0)),
+        tuple(excerpt(0, v, 0) for v in (3, 0, 2, 0, 9, 0)),
+    )  # fmt: skip
+
+
+def lines(path: Path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_an_oracle_scores_one_in_simulation_and_detection(server, tmp_path):
+    found = interp.ask([case()], settings_of(server.url), tmp_path / "answers.jsonl")
+    (result,) = found.results
+    assert result.explanation == "heat, by its degree"
+    assert result.simulation == pytest.approx(1)
+    assert result.detection == 1
+    assert (result.malformed, found.stopped, len(server.requests)) == (0, None, 7)
+
+
+def test_an_explanation_is_made_from_marked_tokens_and_integer_activations():
+    text = interp.explain(case()).user
+    assert "Excerpt 1:  cold<< hot10>><< hot3>>" in text
+    assert 'Active: " hot10": 10, " hot3": 3' in text
+    assert 'Active: " hot1": 1' in text
+
+
+def test_a_constant_answer_scores_zero_in_simulation_and_chance_in_detection(server, tmp_path):
+    server.answer = constant
+    (result,) = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl").results
+    assert (result.simulation, result.detection) == (0, 0.5)
+
+
+def test_scores_follow_their_formulas_and_are_undefined_without_contrast():
+    x, y = [0, 1, 5, 2], [0.0, 0.5, 3.0, 3.0]
+    assert interp.correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert np.isnan(interp.correlation([1, 2], [0, 0]))
+    assert np.isnan(interp.correlation([], []))
+    assert interp.balanced_accuracy([1, 1, 1, 0], [1, 0, 0, 0]) == pytest.approx((1 + 1 / 3) / 2)
+    assert np.isnan(interp.balanced_accuracy([1, 0], [1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        ("1\t3\n2\t10", [3, 10]),
+        ("```\n2: 0\n1: 4\n```", [4, 0]),
+        ("1\t3", None),
+        ("1\t3\n2\t11", None),
+        ("1\t3\n2\t1\n2\t1", None),
+        ("1\t3\n2\t1\n3\t0", None),
+        ("I cannot tell", None),
+        ("", None),
+        ("1\t" + "9" * 5000 + "\n2\t1", None),
+    ],
+)
+def test_numbers_are_read_only_if_each_line_is_there_once(answer, wanted):
+    assert interp.read_numbers(answer, 2, 10) == wanted
+
+
+def test_malformed_answers_are_counted_and_do_not_count(server, tmp_path):
+    def sometimes(system, user):
+        wrong = system == interp.SIMULATE and "hot7" in user
+        return None if wrong else oracle(system, user)
+
+    server.answer = sometimes
+    (result,) = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl").results
+    assert result.malformed == 1
+    assert result.simulation == pytest.approx(1)
+    server.answer = lambda system, user: ""
+    settings = settings_of(server.url, model="silent")
+    (result,) = interp.ask([case()], settings, tmp_path / "b.jsonl").results
+    assert result.malformed == 1
+    assert np.isnan([result.simulation, result.detection]).all()
+
+
+def test_a_second_run_sends_nothing_and_finds_the_same(server, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    first = interp.ask([case(), case("b/1")], settings_of(server.url), path)
+    sent = len(server.requests)
+    second = interp.ask([case(), case("b/1")], settings_of(server.url), path)
+    assert len(server.requests) == sent == 7  # both ask the same
+    assert [r.simulation for r in first.results] == [r.simulation for r in second.results]
+    assert {line["answer"] is None for line in lines(path)} == {False}
+    assert lines(path)[0]["request"] == server.requests[0]
+
+
+def test_a_line_that_a_kill_cut_short_is_asked_again_and_spoils_no_other(server, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    interp.ask([case()], settings_of(server.url), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
+    (result,) = interp.ask([case()], settings_of(server.url), path).results
+    assert result.detection == 1
+    assert len(server.requests) == 8
+    interp.ask([case()], settings_of(server.url), path)
+    assert len(server.requests) == 8
+
+
+def test_the_cap_is_never_passed_and_what_is_there_is_kept(server, tmp_path, caplog):
+    path = tmp_path / "answers.jsonl"
+    # An answer costs 0.00032 here; a question may cost more, by its bytes and longest answer.
+    prices = {"price_in": 1.0, "price_out": 1.0}
+    settings = settings_of(server.url, max_cost=0.001, **prices)
+    with caplog.at_level(logging.INFO):
+        found = interp.ask([case()], settings, path)
+    assert not found.results
+    assert "interp.max_cost=0.001" in found.stopped
+    assert "7 requests" in caplog.text
+    assert 0 < found.spent <= 0.001
+    before = len(server.requests)
+    assert before == len(lines(path)) == round(found.spent / 0.00032)
+    again = interp.ask([case()], settings, path)  # what was spent before counts
+    assert again.spent == pytest.approx(found.spent)
+    assert len(server.requests) == before
+    more = interp.ask([case()], settings_of(server.url, max_cost=1.0, **prices), path)
+    assert more.results[0].simulation == pytest.approx(1)
+    assert len(server.requests) == 7
+
+
+def test_parallel_requests_do_not_pass_the_cap_together(server, tmp_path):
+    many = [replace(case(f"a/{i}"), examples=(excerpt(i + 1, 0), excerpt(1, 0))) for i in range(10)]
+    settings = settings_of(
+        server.url, price_in=1.0, price_out=1.0, max_cost=0.0025, parallel=8, baselines=[]
+    )
+    found = interp.ask(many, settings, tmp_path / "a.jsonl")
+    assert 0 < found.spent <= 0.0025
+    assert found.stopped
+
+
+def test_a_server_that_charges_more_than_can_be_is_trusted_with_less(server, tmp_path):
+    server.usage = {"prompt_tokens": 20_000, "completion_tokens": 0}
+    settings = settings_of(server.url, price_in=1.0, price_out=1.0, max_cost=0.05)
+    found = interp.ask([case()], settings, tmp_path / "a.jsonl")
+    assert 0.02 <= found.spent <= 0.05
+    assert found.stopped
+
+
+def test_without_usage_an_answer_is_charged_at_the_most_it_could_cost(server, tmp_path):
+    server.usage = None
+    settings = settings_of(server.url, price_in=1.0, price_out=2.0, max_cost=1.0)
+    question = llm.Question("é", "abc", 50)
+    with llm.Client(settings, tmp_path / "a.jsonl") as client:
+        server.answer = lambda *_: "yes"
+        assert client.ask(question) == "yes"
+        assert client.spent == pytest.approx((5 + 2 * llm.MESSAGE_TOKENS + 2 * 50) / 1e6)
+
+
+def test_a_busy_or_failing_server_is_asked_again(server, tmp_path):
+    server.statuses = [429, 503]
+    (result,) = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl").results
+    assert result.detection == 1
+    assert len(server.requests) == 9
+
+
+def test_retries_end_with_one_line(server, tmp_path):
+    server.statuses = [429] * 9
+    found = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl")
+    assert "failed 3 times" in found.stopped
+    assert "429" in found.stopped
+    assert "\n" not in found.stopped
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("status", [302, 400, 401])
+def test_a_refusal_is_one_line_without_the_key_and_is_not_repeated(
+    server, tmp_path, monkeypatch, status
+):
+    monkeypatch.setenv("CHAT_KEY", KEY)
+    server.statuses = [status]
+    settings = settings_of(server.url, api_key_env="CHAT_KEY")
+    found = interp.ask([case()], settings, tmp_path / "a.jsonl")
+    assert str(status) in found.stopped
+    assert "\n" not in found.stopped
+    assert KEY not in found.stopped
+    assert server.keys == [f"Bearer {KEY}"]
+
+
+def test_the_key_is_sent_and_stored_nowhere(server, tmp_path, monkeypatch):
+    settings = settings_of(server.url, api_key_env="CHAT_KEY")
+    monkeypatch.delenv("CHAT_KEY", raising=False)
+    with pytest.raises(UserError, match="CHAT_KEY is not set"):
+        llm.api_key(settings)
+    monkeypatch.setenv("CHAT_KEY", KEY)
+    interp.ask([case()], settings, tmp_path / "a.jsonl")
+    assert set(server.keys) == {f"Bearer {KEY}"}
+    assert KEY not in (tmp_path / "a.jsonl").read_text()
+
+
+def test_a_refused_connection_is_one_line(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    found = interp.ask([case()], settings_of(url), tmp_path / "a.jsonl")
+    assert "cannot be reached (ConnectionRefusedError" in found.stopped
+    assert "\n" not in found.stopped
+
+
+def test_a_timeout_is_tried_again_and_charged(server, tmp_path):
+    slow = threading.Event()
+
+    def answer(*_):
+        if len(server.requests) == 1:
+            slow.wait(1)
+        return "yes"
+
+    server.answer = answer
+    settings = settings_of(server.url, timeout_s=0.1, price_in=1.0, price_out=0.0, max_cost=1.0)
+    with llm.Client(settings, tmp_path / "a.jsonl") as client:
+        assert client.ask(llm.Question("a", "b", 5)) == "yes"
+        assert client.spent == pytest.approx((2 + 2 * llm.MESSAGE_TOKENS + 300) / 1e6)
+    slow.set()
+
+
+def test_what_is_no_chat_completion_ends_with_one_line(server, tmp_path):
+    def page(handler):
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(b"<html>")
+
+    server.http.RequestHandlerClass.do_POST = page
+    found = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl")
+    assert "no chat completion" in found.stopped
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base_url": "ftp://a/b"},
+        {"base_url": "localhost:8000"},
+        {"base_url": "http://user:word@localhost"},
+        {"base_url": "http://localhost:port"},
+        {"base_url": "https://api.example.com/v1"},  # prices are not given
+        {"price_in": 1.0},  # no cap
+        {"price_in": -1.0, "max_cost": 1.0},
+        {"model": None},
+        {"detect": 5},
+        {"baselines": ["magic"]},
+    ],
+)
+def test_settings_that_could_cost_unawares_or_make_no_sense_are_refused(changes):
+    with pytest.raises(UserError, match=r"^interp\."):
+        settings_of("http://localhost:1/v1", **changes)
+
+
+def test_a_sparse_basis_keeps_the_positive_ones_of_the_largest_codes():
+    x = np.random.default_rng(0).standard_normal((200, 6)).astype(np.float32)
+    basis = baselines.fit("random", x, seed=1)
+    found, codes = interp.sparse(basis, 2)(x), basis.encode(x)
+    for row, all_codes in zip(found, codes, strict=True):
+        largest = np.argsort(-np.abs(all_codes))[:2]
+        wanted = np.zeros(6)
+        wanted[largest] = np.maximum(all_codes[largest], 0)
+        np.testing.assert_array_equal(row, wanted.astype(np.float32))
+
+
+def full_config(base, folder, url):  # noqa: F811
+    return config(
+        base, analysis_dir=str(folder), interp=settings_of(url),
+        baselines=BaselinesConfig(["neurons"], 1000, [1], 1000),
+    )  # fmt: skip
+
+
+def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(base):  # noqa: F811
+    settings = full_config(base, base / "none", "http://localhost:1/v1")
+    comparison = compared(base)
+    source = interp.open_source(settings, comparison.study)
+    cases = interp.cases(settings, comparison, source)
+    again = interp.cases(settings, comparison, source)
+    assert [c.name for c in cases] == [c.name for c in again]
+    assert interp.explain(cases[0]) == interp.explain(again[0])
+    groups = pd.Series([c.group for c in cases]).value_counts()
+    assert groups.to_dict() == {
+        "features, other": 2, "neuron basis": 2, "random directions": 2,
+    }  # fmt: skip
+    for c in cases:
+        examples = {e.tokens for e in c.examples}
+        assert not examples & {e.tokens for e in [*c.simulate, *c.detect]}
+        assert [e.values.max() > 0 for e in c.detect].count(True) == 3
+        assert len({e.tokens for e in c.simulate}) == 4
+        assert all(len(e.tokens) == len(e.values) == 8 for e in c.examples)
+
+
+def test_activations_are_those_of_the_dictionary_on_every_token(base):  # noqa: F811
+    settings = full_config(base, base / "none", "http://localhost:1/v1")
+    comparison = compared(base)
+    source = interp.open_source(settings, comparison.study)
+    owners = list(interp._features(settings, comparison))
+    codes = interp._read(owners, source)
+    entry = next(e for e in comparison.study.entries if e.name == owners[1].name)
+    rows = interp._rows(source, source.text)
+    wanted = entry.trained.dictionary.encode(rows)[:, owners[1].columns[0]]
+    np.testing.assert_allclose(codes[1].ravel(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_report_tells_explanations_and_means_and_escapes_them(base, server, tmp_path):  # noqa: F811
+    def hostile(system, user):
+        return "<script>alert(1)" if system == interp.EXPLAIN else constant(system, user)
+
+    server.answer = hostile
+    section = interp.section(compared(base), full_config(base, tmp_path, server.url))
+    page = report.render("t", "s", [section])
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>" not in page
+    table = pd.read_csv(tmp_path / "interp.csv")
+    assert len(table) == 6
+    assert (table["detection"] == 0.5).all()
+    means = next(b for b in section.blocks if isinstance(b, report.Table)).frame
+    assert means["features"].tolist() == [2, 2, 2]
+    assert (means["detection, low"] == 0.5).all()
+    assert (tmp_path / interp.ANSWERS).exists()
+
+
+def test_nothing_is_asked_unless_an_endpoint_is_given(base):  # noqa: F811
+    settings = full_config(base, base / "none", None)
+    settings.analysis = replace(settings.analysis, parts=["interp"])
+    assert not stage._interprets(settings)
+    settings.interp = replace(settings.interp, base_url="http://localhost:1/v1")
+    assert stage._interprets(settings)

@@ -1,0 +1,260 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from analysis_study import unit, write_dictionary
+from safetensors.torch import save_file
+
+from sparse_dict import files
+from sparse_dict.activations.harvest import harvest
+from sparse_dict.activations.store import ShardWriter
+from sparse_dict.analysis import baselines, figures, loss_recovered, report, study
+from sparse_dict.analysis.loss_recovered import Replacement, held_out, losses, recovered
+from sparse_dict.config import BaselinesConfig, FilesData, HarvestConfig, ModelConfig
+from sparse_dict.errors import UserError
+from sparse_dict.lm import folder as lm_folder
+from sparse_dict.lm.model import GPT
+from sparse_dict.text import tokens
+from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
+from sparse_dict.tracking import Run
+
+N_VOCAB, N_CTX, D, LAYER = 31, 16, 12, 1
+MODEL = ModelConfig(n_layers=3, n_heads=2, d_model=8, d_mlp=D, n_ctx=N_CTX)
+
+
+def random_model(n_vocab=N_VOCAB):
+    torch.manual_seed(0)
+    model = GPT(MODEL, n_vocab)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)  # so that the activation matters for the loss
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model()
+
+
+@pytest.fixture(scope="module")
+def contexts(model):
+    """Text that the model wrote itself, so that it predicts it better than an ablated one does."""
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randint(N_VOCAB, (300, 1), generator=generator)
+    with torch.no_grad():
+        for _ in range(N_CTX):
+            odds = (model.hidden(text)[:, -1] @ model.embed.weight.T).softmax(-1)
+            text = torch.cat([text, odds.multinomial(1, generator=generator)], dim=1)
+    return text.numpy()
+
+
+@pytest.fixture(scope="module")
+def mean(model, contexts):
+    with torch.no_grad():
+        found = model.activations(torch.from_numpy(contexts[:, :-1]), LAYER, "mlp_post")
+    return found.flatten(0, 1).double().mean(0).numpy()
+
+
+def taken(model, contexts, mean, *replacements):
+    return losses(model, contexts, LAYER, "mlp_post", mean, replacements)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_the_two_parts_of_a_split_model_make_the_whole(model, contexts, layer):
+    batch = torch.from_numpy(contexts[:5, :-1])
+    with torch.no_grad():
+        activation, follow = model.split(batch, layer, "mlp_post")
+        torch.testing.assert_close(activation, model.activations(batch, layer, "mlp_post"))
+        torch.testing.assert_close(follow(activation), model.hidden(batch))
+
+
+def test_the_original_loss_is_the_models_own(model, contexts, mean):
+    batch = torch.from_numpy(contexts)
+    with torch.no_grad():
+        logits = model.hidden(batch[:, :-1]) @ model.embed.weight.T
+        wanted = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    assert taken(model, contexts, mean)["original"] == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_zero_ablation_is_a_model_whose_mlp_writes_nothing(model, contexts, mean):
+    silent = random_model()
+    with torch.no_grad():
+        silent.blocks[LAYER].mlp_out.weight.zero_()
+    wanted = taken(silent, contexts, mean)["original"]
+    assert taken(model, contexts, mean)["zero"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_perfect_dictionary_recovers_all_and_the_mean_nothing(model, contexts, mean, tmp_path):
+    both = np.concatenate([np.eye(D), -np.eye(D)]).astype(np.float32)
+    write_dictionary(tmp_path / "perfect", both, np.ones(2 * D, np.int64))
+    (entry,) = study.load(tmp_path).entries
+    constant = Replacement(("c",), lambda x: [np.tile(mean.astype(np.float32), (len(x), 1))])
+    nothing = Replacement(("n",), lambda x: [np.zeros_like(x)])
+    found = taken(model, contexts, mean, loss_recovered.of_dictionary(entry), constant, nothing)
+    original, zero, ablated = found["original"], found["zero"], found["mean"]
+    assert recovered(found["perfect"], original, ablated) == pytest.approx(1, abs=1e-4)
+    assert recovered(found["perfect"], original, zero) == pytest.approx(1, abs=1e-4)
+    assert recovered(found["c"], original, ablated) == pytest.approx(0, abs=1e-4)
+    assert recovered(found["n"], original, zero) == pytest.approx(0, abs=1e-4)
+
+
+def test_more_codes_of_a_basis_recover_more_and_all_of_them_everything(model, contexts, mean):
+    with torch.no_grad():
+        x = model.activations(torch.from_numpy(contexts[:, :-1]), LAYER, "mlp_post")
+    basis = baselines.fit("pca", x.flatten(0, 1).numpy(), 0)
+    found = taken(model, contexts, mean, loss_recovered.of_basis("pca", basis, [1, 6, D]))
+    shares = [recovered(found[f"pca:{k}"], found["original"], found["mean"]) for k in (1, 6, D)]
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[2] == pytest.approx(1, abs=1e-4)
+
+
+def test_where_ablation_does_no_harm_there_is_nothing_to_recover():
+    assert np.isnan(recovered(2.0, 2.0, 1.9))
+    assert recovered(2.5, 2.0, 2.25) == -1
+
+
+# --- a study as the stages write it ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    base = tmp_path_factory.mktemp("study")
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(["alpha", "beta", "gamma"], 20)) + f" {i}" for i in range(200)]
+    for i, line in enumerate(lines):
+        (base / "text").mkdir(exist_ok=True)
+        (base / "text" / f"{i}.txt").write_text(line)
+    data = FilesData(0.3, str(base / "text" / "*.txt"), "text")
+    tokenizer = Tokenizer("bytes", {bytes([i]): i for i in range(256)}, GPT2_PATTERN)
+    store = tokens.prepare(data, tokenizer, base / "cache")
+    model = random_model(tokenizer.n_vocab)
+    tokenizer.save(base / "lm" / "tokenizer")
+    save_file(model.state_dict(), base / "lm" / "model.safetensors")
+    fingerprints = {
+        "model": lm_folder.fingerprint(base / "lm" / "model.safetensors"),
+        "tokenizer": tokenizer.fingerprint,
+        "corpus": "c",
+    }
+    record = {
+        "format_version": 1, "n_vocab": tokenizer.n_vocab, "corpus": {},
+        "config": {"model": vars(MODEL)}, "fingerprints": fingerprints,
+    }  # fmt: skip
+    files.write_json(base / "lm" / "lm.json", record)
+    settings = HarvestConfig(LAYER, "mlp_post", 1600, "validation", 8, 1000, "float32")
+    writer = ShardWriter(base / "activations", 1600, D, 1000, "float32", seed=0)
+    harvest(model, store.split("validation"), settings, N_CTX, writer, Run(None, False, base))
+    fields = {
+        "layer": LAYER, "site": "mlp_post", "corpus": store.manifest["corpus"],
+        "config": {"data": vars(data), "harvest": vars(settings)},
+    }  # fmt: skip
+    writer.finish(fields, fingerprints)
+    manifest = files.read_json(base / "activations" / "manifest.json")
+    for size in (16, 24):
+        decoder = unit(rng.standard_normal((size, D)))
+        write_dictionary(
+            base / "sae" / f"size={size}", decoder, np.ones(size, np.int64), eval_rows=400,
+            fingerprints={"activations": manifest["fingerprints"]["activations"]},
+        )  # fmt: skip
+    return base
+
+
+def config(base, **changes):
+    values = dict(
+        device="cpu", seed=0, activations_dir=str(base / "activations"), lm_dir=str(base / "lm"),
+        cache_dir=str(base / "cache"), analysis_dir=str(base / "analysis"),
+        baselines=BaselinesConfig(["neurons", "pca"], 1000, [1, 4, 99], 320),
+    )  # fmt: skip
+    return SimpleNamespace(**values | changes)
+
+
+def stored(base):
+    (path,) = (base / "cache" / "tokens").iterdir()
+    return tokens.TokenStore.open(path)
+
+
+def test_the_text_lies_behind_what_was_harvested_if_there_is_enough(base):
+    manifest = files.read_json(base / "activations" / "manifest.json")
+    stream = stored(base).split("validation")
+    found, what = held_out(manifest, base / "cache", N_CTX, 320)
+    assert found.shape == (20, N_CTX + 1)
+    assert (found[:, 1:].ravel() == stream.window(1601, 320)).all()
+    assert (found[:, 0] == found.ravel()[0 :: N_CTX + 1]).all()
+    assert "neither harvested" in what
+
+
+def test_otherwise_it_is_the_last_of_the_harvest_and_that_is_said(base):
+    manifest = files.read_json(base / "activations" / "manifest.json")
+    stream = stored(base).split("validation")
+    manifest["rows"] = len(stream) // N_CTX * N_CTX
+    found, what = held_out(manifest, base / "cache", N_CTX, 320)
+    assert (found[:, 1:].ravel() == stream.window(len(stream) - 320, 320)).all()
+    assert "last of those harvested" in what
+
+
+def test_a_harvest_of_the_training_text_leaves_the_validation_text(base):
+    manifest = files.read_json(base / "activations" / "manifest.json")
+    manifest["config"]["harvest"]["split"] = "train"
+    found, _ = held_out(manifest, base / "cache", N_CTX, 320)
+    assert (found[0] == stored(base).split("validation").window(0, N_CTX + 1)).all()
+
+
+def drawn(folder):
+    def draw(key, figure, title, caption):
+        return report.Picture(key, title, caption, figures.save(figure, folder, key))
+
+    return draw
+
+
+def test_the_section_tells_every_dictionary_and_every_baseline(base):
+    loaded, draw = study.load(base / "sae"), drawn(base / "analysis")
+    with figures.style():
+        _, measured = baselines.section(loaded, config(base), draw)
+        loss_recovered.section(loaded, config(base), measured, draw)
+    table = pd.read_csv(base / "analysis" / "loss_recovered.csv")
+    assert table["dictionary"].dropna().tolist() == ["size=16", "size=24"]
+    assert table.dropna(subset=["baseline"])[["baseline", "l0"]].to_numpy().tolist() == [
+        ["neuron basis", 1], ["neuron basis", 4], ["PCA", 1], ["PCA", 4],
+    ]  # fmt: skip
+    assert np.isfinite(table["loss"]).all()
+    assert {"recovered_mean", "recovered_zero"} <= set(table.columns)
+
+
+def test_without_baselines_the_dictionaries_are_told_alone(base):
+    with figures.style():
+        loss_recovered.section(
+            study.load(base / "sae"), config(base), None, drawn(base / "analysis")
+        )
+    assert len(pd.read_csv(base / "analysis" / "loss_recovered.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("missing", "why"),
+    [
+        ({"lm_dir": "/nowhere"}, "no language model"),
+        ({"cache_dir": "/nowhere"}, "set cache_dir"),
+        ({"activations_dir": "/nowhere"}, "does not exist"),
+    ],
+)
+def test_what_is_missing_is_told_and_not_fatal(base, missing, why):
+    section = loss_recovered.section(study.load(base / "sae"), config(base, **missing), None, None)
+    (text,) = section.blocks
+    assert "cannot be told here" in text
+    assert why in text
+
+
+def test_another_model_than_the_harvested_one_is_refused(base, tmp_path):
+    import shutil
+
+    shutil.copytree(base / "lm", tmp_path / "lm")
+    other = GPT(MODEL, Tokenizer.load(base / "lm" / "tokenizer").n_vocab)
+    save_file(other.state_dict(), tmp_path / "lm" / "model.safetensors")
+    record = files.read_json(tmp_path / "lm" / "lm.json")
+    record["fingerprints"]["model"] = lm_folder.fingerprint(tmp_path / "lm" / "model.safetensors")
+    files.write_json(tmp_path / "lm" / "lm.json", record)
+    with pytest.raises(UserError, match="not the model"):
+        loss_recovered.measure(
+            study.load(base / "sae"), config(base, lm_dir=str(tmp_path / "lm")), {}
+        )

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+from sae_helpers import sparse_rows
+from test_cli_errors import ROOT, run
+
+from sparse_dict import stage
+
+
+def composed(*overrides: str):
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return stage.typed(hydra.compose("train_sae", list(overrides)))
+
+
+@pytest.mark.parametrize("experiment", ["demo", "toy", "consistency"])
+def test_an_experiments_l1_is_for_relu_and_the_others_are_made_sparse_by_k_or_l0(experiment: str):
+    assert composed(f"experiment={experiment}").sae.l1 > 0
+    for kind in ("topk", "batch_topk", "jumprelu"):
+        assert composed(f"experiment={experiment}", f"sae={kind}").sae.l1 == 0
+    assert composed(f"experiment={experiment}", "sae=topk", "sae.l1=0.5").sae.l1 == 0.5
+
+
+GRIDS = ["artefact", "artefact_divided", "consistency", "strategies"]
+
+
+@pytest.mark.parametrize("experiment", GRIDS)
+def test_an_experiments_grid_composes_at_both_ends_and_needs_no_m(experiment: str):
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = hydra.compose("train_sae", [f"experiment={experiment}"], return_hydra_config=True)
+    assert cfg.hydra.mode.name == "MULTIRUN"
+    grid = {key: str(value).split(",") for key, value in cfg.hydra.sweeper.params.items()}
+    for end in (0, -1):
+        composed(f"experiment={experiment}", *(f"{key}={grid[key][end]}" for key in grid))
+
+
+def test_an_experiment_with_a_grid_launches_it_without_being_told(tmp_path: Path):
+    np.save(tmp_path / "x.npy", sparse_rows(600, 16).numpy())
+    done = run(
+        "train_sae", "experiment=consistency", "sae=untied,topk", "sae.dict_size=16",
+        "training.n_activations=1024", "training.eval_rows=64", "training.batch_size=256",
+        f"activations_dir={tmp_path}", f"study_dir={tmp_path / 'out'}", "tracking.mode=disabled",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out/sae").glob("*/metrics.json"))) == 2 * 3  # seeds

@@ -1,0 +1,508 @@
+"""Processes that are killed, starved of disk or locked out, and folders that were damaged."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fault_study
+import numpy as np
+import pytest
+from fault_study import ROOT, SCRIPTS, contents
+
+from sparse_dict import lock, status, verify
+from sparse_dict.errors import UserError
+
+# kills of each stage: in the fast tier, and beyond it
+FAST = {"train_lm": 6, "harvest": 4, "train_sae": 8, "analyze": 2}
+SLOW = {"train_lm": 16, "harvest": 14, "train_sae": 18, "analyze": 6}
+
+
+class Zygote:
+    """See `fault_zygote`."""
+
+    def __init__(self) -> None:
+        python_path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "fault_zygote.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def run(self, stage: str, base: Path, **order: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"stage": stage, "base": str(base), **order}) + "\n")
+        self.process.stdin.flush()
+        return dict(json.loads(self.process.stdout.readline()))
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    made = Zygote()
+    yield made
+    assert made.process.stdin is not None
+    made.process.stdin.close()
+    made.process.wait(10)
+
+
+class Study:
+    """An undisturbed study: its folder, what is in it, and how long each stage took."""
+
+    def __init__(self, base: Path, zygote: Zygote) -> None:
+        self.base = base
+        self.seconds = {}
+        for stage in SCRIPTS:
+            done = zygote.run(stage, base)
+            assert done["rc"] == 0, done["text"]
+            self.seconds[stage] = done["seconds"]
+        self.contents = {stage: contents(base / folder) for stage, folder in SCRIPTS.items()}
+
+    def remake_analysis(self, zygote: Zygote) -> None:
+        """Its tables hold how long the dictionaries took, which may be new ones by now."""
+        assert zygote.run("analyze", self.base)["rc"] == 0
+        self.contents["analyze"] = contents(self.base / "analysis")
+
+    def equals(self, stage: str, base: Path | None = None) -> None:
+        assert contents((base or self.base) / SCRIPTS[stage]) == self.contents[stage]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Study:
+    top = tmp_path_factory.mktemp("faults")
+    fault_study.write_corpus(top / "text.jsonl")
+    return Study(top / "study", zygote)
+
+
+@pytest.fixture
+def copy(whole: Study) -> Iterator[Path]:
+    """A copy to damage, under the same path: manifests hold it."""
+    kept = whole.base.with_name("kept")
+    shutil.copytree(whole.base, kept, copy_function=shutil.copy2)
+    yield whole.base
+    shutil.rmtree(whole.base)
+    kept.rename(whole.base)
+
+
+def run_script(name: str, base: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        fault_study.command(name, base, *more),
+        cwd=base.parent, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+# --- kill -9 --------------------------------------------------------------------------------------
+
+
+def kill_and_repeat(zygote: Zygote, whole: Study, stage: str, kills: int, seed: int) -> None:
+    """Kill a stage until `kills` processes have died; each time it completes, compare, remove.
+
+    In turn: at a random moment, and at a random change of a file, where damage is likeliest.
+    """
+    rng = random.Random(f"{stage} {seed}")
+    if stage == "analyze":
+        whole.remake_analysis(zygote)
+    folder = whole.base / SCRIPTS[stage]
+    died = 0
+    most_changes = 60 if stage == "train_sae" else 30
+    while died < kills:
+        shutil.rmtree(folder)
+        if rng.random() < 0.3 and stage == "train_lm":
+            shutil.rmtree(whole.base.parent / "cache")
+        while died < kills:
+            if died % 2:
+                order: dict[str, Any] = {"die_at": rng.randint(1, most_changes)}
+            else:
+                order = {"after": rng.uniform(0, whole.seconds[stage])}
+            done = zygote.run(stage, whole.base, **order)
+            if done["rc"] == 0:
+                break
+            assert done["rc"] == -signal.SIGKILL, done["text"]
+            died += 1
+            status.table(whole.base)  # works at every moment
+        done = zygote.run(stage, whole.base)
+        assert done["rc"] == 0, done["text"]
+        whole.equals(stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", SCRIPTS)
+def test_a_stage_killed_at_random_moments_ends_as_if_undisturbed(
+    zygote: Zygote, whole: Study, stage: str
+):
+    kill_and_repeat(zygote, whole, stage, FAST[stage], 0)
+    assert verify.main([str(whole.base)]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", SCRIPTS)
+def test_a_stage_killed_many_times_ends_as_if_undisturbed(zygote: Zygote, whole: Study, stage: str):
+    kill_and_repeat(zygote, whole, stage, SLOW[stage], 1)
+    assert verify.main([str(whole.base)]) == 0
+
+
+def started(name: str, base: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        fault_study.command(name, base, *more),
+        cwd=base.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    raise AssertionError("waited in vain")
+
+
+@pytest.mark.slow
+def test_a_killed_script_leaves_its_lock_to_the_next_one(whole: Study, copy: Path):
+    shutil.rmtree(copy / "lm")
+    process = started("train_lm", copy)
+    wait_for((copy / "lm" / "checkpoint" / "state.safetensors").exists, process)
+    process.kill()
+    process.communicate()
+    assert (copy / "lm" / lock.FILE).exists()
+    assert lock.holder(copy / "lm") is None
+    done = run_script("train_lm", copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on from step" in done.stdout
+    assert not (copy / "lm" / lock.FILE).exists()
+    whole.equals("train_lm")
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_costs_a_checkpoint_and_a_non_zero_exit_code_within_ten_seconds(
+    copy: Path, number: signal.Signals
+):
+    checkpoint = copy / "lm" / "checkpoint" / "state.safetensors"
+    shutil.rmtree(copy / "lm")
+    process = started("train_lm", copy, "training.n_tokens=100_000_000")
+    wait_for(checkpoint.exists, process)
+    before, sent = checkpoint.stat().st_mtime_ns, time.monotonic()
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=10)
+    assert time.monotonic() - sent < 10
+    assert process.returncode == 128 + number
+    assert "the same command goes on from there" in output
+    assert "Traceback" not in output
+    assert checkpoint.stat().st_mtime_ns > before
+    assert not (copy / "lm" / "lm.json").exists()
+    assert "interrupted" in status.table(copy)
+
+
+# --- two processes --------------------------------------------------------------------------------
+
+
+def test_a_second_process_on_the_same_folder_is_refused_before_it_writes(copy: Path):
+    shutil.rmtree(copy / "lm")
+    first = started("train_lm", copy, "training.n_tokens=100_000_000")
+    try:
+        wait_for((copy / "lm" / "checkpoint").exists, first)
+        config = (copy / "lm" / ".hydra" / "config.yaml").read_bytes()
+        second = run_script("train_lm", copy, "training.n_tokens=100_000_000", "device=auto")
+        assert second.returncode == 2
+        assert second.stdout == ""
+        (line,) = second.stderr.splitlines()
+        assert f"is in use by process {first.pid} on " in line
+        assert (copy / "lm" / ".hydra" / "config.yaml").read_bytes() == config
+        assert f"process {first.pid}" in status.table(copy)
+        assert verify.main([str(copy)]) == 1
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_a_folder_in_use_fails_its_dictionary_alone(zygote: Zygote, whole: Study, copy: Path):
+    folders = sorted(path for path in (copy / "sae").iterdir() if path.is_dir())
+    for folder in folders:
+        shutil.rmtree(folder)
+    with lock.holding(folders[0]):
+        done = zygote.run("train_sae", copy)
+    assert done["rc"] == 1
+    assert f"in use by process {os.getpid()}" in done["text"]
+    assert [(folder / "metrics.json").exists() for folder in folders] == [False, True, True]
+    assert zygote.run("train_sae", copy)["rc"] == 0
+    whole.equals("train_sae")
+
+
+@pytest.mark.slow
+def test_a_multirun_is_refused_as_a_whole_if_one_of_its_folders_is_in_use(copy: Path):
+    grid = ["-m", "sae.dict_size=32,48"]
+    folder = copy / "sae" / "sae.dict_size=48"
+    with lock.holding(folder):
+        for launcher in ("ensemble", "basic"):
+            done = run_script("train_sae", copy, *grid, f"hydra/launcher={launcher}")
+            output = done.stdout + done.stderr
+            assert done.returncode != 0
+            assert f"in use by process {os.getpid()}" in output
+            assert "Traceback" not in output
+            assert not (folder / ".hydra").exists()
+
+
+def test_locks_nest_within_a_process_and_leave_nothing_behind(tmp_path: Path):
+    folder = tmp_path / "a" / "b"
+    with lock.holding(folder):
+        with lock.holding(folder, folder):
+            pass
+        assert (folder / lock.FILE).exists()
+        assert lock.holder(folder) == f"process {os.getpid()} on {os.uname().nodename}"
+    assert list(tmp_path.iterdir()) == []
+    assert lock.holder(folder) is None
+
+
+# --- no room, no permission -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", SCRIPTS)
+def test_no_room_on_the_disk_is_one_line_and_the_stage_goes_on_later(
+    zygote: Zygote, whole: Study, stage: str
+):
+    if stage == "analyze":
+        whole.remake_analysis(zygote)
+    shutil.rmtree(whole.base / SCRIPTS[stage])
+    limits = {"train_lm": 30_000, "harvest": 8_000, "train_sae": 10_000, "analyze": 20_000}
+    done = zygote.run(stage, whole.base, file_limit=limits[stage])
+    assert done["rc"] == 1, done["text"]
+    assert "the disk is full or a quota is used up" in done["text"]
+    assert len(done["text"].splitlines()) == 1
+    done = zygote.run(stage, whole.base)
+    assert done["rc"] == 0, done["text"]
+    whole.equals(stage)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 100 kB, which takes root."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("only root may mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def remount(folder: Path, option: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_script_with_one_line_and_leaves_the_last_checkpoint(
+    whole: Study, small_disk: Path
+):
+    lm_dir = f"lm_dir={small_disk}/lm"
+    done = run_script("train_lm", whole.base, lm_dir)
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    assert "Traceback" not in output
+    assert "Logging error" not in output
+    (line,) = re.findall("^.*ERROR.*$", output, re.MULTILINE)
+    assert "the disk is full" in line
+    assert (small_disk / "lm" / "checkpoint" / "state.safetensors").exists()
+    remount(small_disk, "size=10m")
+    done = run_script("train_lm", whole.base, lm_dir)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on from step" in done.stdout
+    assert contents(small_disk / "lm") == whole.contents["train_lm"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(whole: Study, small_disk: Path):
+    remount(small_disk, "ro")
+    done = run_script("train_lm", whole.base, f"lm_dir={small_disk}/lm")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "no permission to write or read there" in line
+    assert str(small_disk) in line
+
+
+# --- verify and status ----------------------------------------------------------------------------
+
+
+def test_verify_tells_what_was_made_from_what(whole: Study, capsys: pytest.CaptureFixture[str]):
+    assert verify.main([str(whole.base)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    model = re.fullmatch(r"lm: model (\w{16}) from corpus \w{16}", lines[0])
+    assert model
+    rows = re.fullmatch(rf"activations: (\w{{16}}) from model {model[1]}", lines[1])
+    assert rows
+    assert all(line.endswith(f"from activations {rows[1]}") for line in lines[2:5])
+    assert lines[5:] == ["analysis: of 3 dictionaries", "", "0 faults"]
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def another_count(manifest: dict[str, Any]) -> None:
+    manifest["shards"].pop()
+    manifest["rows"] = sum(shard["rows"] for shard in manifest["shards"])
+
+
+ONE = "sae/sae.dict_size=48"
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a flipped byte of a shard": (
+        lambda base: flip(base / "activations/shard-00001.npy", -5), "shard-00001.npy has changed",
+    ),
+    "a truncated shard": (
+        lambda base: truncate(base / "activations/shard-00002.npy"), "shard-00002.npy is truncated",
+    ),
+    "a missing shard": (
+        lambda base: (base / "activations/origin-00000.npy").unlink(), "origin-00000.npy",
+    ),
+    "fewer shards than there were": (
+        lambda base: edit(base / "activations/manifest.json", another_count),
+        "shard-00003.npy does not belong there",
+    ),
+    "a flipped byte of the model": (
+        lambda base: flip(base / "lm/model.safetensors", -5), "model.safetensors is not the file",
+    ),
+    "a flipped byte of the tokenizer": (
+        lambda base: flip(base / "lm/tokenizer/ranks.tiktoken", 900), "ranks.tiktoken",
+    ),
+    "the manifest of another model": (
+        lambda base: edit(
+            base / "activations/manifest.json",
+            lambda m: m["fingerprints"].update(model="0123456789abcdef"),
+        ),
+        "made from the model 0123456789abcdef, but the study's is",
+    ),
+    "a manifest changed by hand": (
+        lambda base: edit(base / "activations/manifest.json", lambda m: m.update(rms=0.5)),
+        "manifest.json has changed",
+    ),
+    "dictionaries of other activations": (
+        lambda base: edit(
+            base / ONE / "metrics.json", lambda m: m["fingerprints"].update(activations="f" * 16)
+        ),
+        "trained on the activations ffffffffffffffff",
+    ),
+    "a flipped byte of a dictionary": (
+        lambda base: flip(base / ONE / "sae_weights.safetensors", -2), "has changed since it was",
+    ),
+    "a truncated dictionary": (
+        lambda base: truncate(base / ONE / "features.safetensors"), "features.safetensors cannot",
+    ),
+    "another dictionary than was analysed": (
+        lambda base: shutil.rmtree(base / ONE), "was compared, but is no dictionary here now",
+    ),
+    "metrics that are no JSON": (
+        lambda base: truncate(base / ONE / "metrics.json"), "metrics.json cannot be read as JSON",
+    ),
+    "a truncated snapshot": (
+        lambda base: truncate(min((base / ONE / "snapshots").iterdir())), "snapshots/",
+    ),
+    "an unfinished dictionary": (
+        lambda base: (base / ONE / "metrics.json").unlink(), "sae.dict_size=48 is not finished",
+    ),
+    "a half-written file": (
+        lambda base: (base / "lm" / ".lm.json.tmp").write_text("{"), "is half a file",
+    ),
+    "a stranger's file": (
+        lambda base: (base / "analysis" / "run.pkl").write_bytes(b""), "run.pkl does not belong",
+    ),
+    "a link out of the study": (
+        lambda base: (base / "lm" / "history.csv").unlink()
+        or (base / "lm" / "history.csv").symlink_to("/etc/passwd"),
+        "history.csv leads out of the study",
+    ),
+    "a truncated picture": (
+        lambda base: truncate(base / "analysis" / "frontier.png"), "frontier.png is no whole",
+    ),
+    "a truncated report": (
+        lambda base: truncate(base / "analysis" / "report.html"), "report.html is no whole page",
+    ),
+    "an interrupted analysis": (
+        lambda base: (base / "analysis" / "analysis.json").unlink(), "analysis is not finished",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_verify_names_the_fault(damage: str, copy: Path, capsys: pytest.CaptureFixture[str]):
+    harm, message = DAMAGES[damage]
+    harm(copy)
+    assert verify.main([str(copy)]) == 1
+    faults = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAULT")]
+    assert any(message in fault for fault in faults), faults
+    status.table(copy)
+
+
+def test_status_tells_what_is_done_and_where_the_pictures_are(whole: Study):
+    lines = status.table(whole.base).splitlines()
+    assert [line.split()[:2] for line in lines[3:7]] == [[name, "done"] for name in SCRIPTS]
+    assert f"pictures: {whole.base}/analysis/*.png" in "\n".join(lines)
+
+
+def test_status_and_verify_work_on_a_study_that_is_half_made(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.rmtree(copy / "analysis")
+    shutil.rmtree(copy / ONE)
+    (copy / ONE).mkdir()
+    record = "[2026-01-01 10:00:00,000][sparse_dict.stage][ERROR] - no such luck\n"
+    (copy / ONE / "train_sae.log").write_text(record)
+    (copy / ONE / ".hydra").mkdir()
+    text = status.table(copy)
+    assert re.search(r"train_sae +failed .*2 of 3 dictionaries", text)
+    assert re.search(r"  sae.dict_size=48 +failed +no such luck", text)
+    assert re.search(r"analyze +not started", text)
+    assert verify.main([str(copy)]) == 1
+    assert "analysis: not made" in capsys.readouterr().out
+    for folder in ("sae", "activations", "lm"):
+        shutil.rmtree(copy / folder)
+        status.main([str(copy)])
+    assert verify.main([str(copy.parent / "cache")]) == 1
+
+
+@pytest.mark.parametrize("main", [status.main, verify.main])
+def test_a_folder_that_is_not_there_is_named(main: Any, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["outputs/nowhere"])
+    assert ended.value.code == 2
+    assert "outputs/nowhere is no folder" in capsys.readouterr().err
+
+
+def test_what_a_stranger_wrote_cannot_steer_the_terminal(copy: Path):
+    evil = copy / "sae" / "\x1b[31mred"
+    (evil / ".hydra").mkdir(parents=True)
+    text = status.printable(status.table(copy))
+    assert "\x1b" not in text
+    assert "\\x1b[31mred" in text
+
+
+def test_a_shard_that_was_exchanged_for_pickled_objects_is_not_loaded(copy: Path):
+    from sparse_dict.activations.store import Activations
+
+    np.save(copy / "activations/shard-00000.npy", np.array([object()]), allow_pickle=True)
+    with pytest.raises(UserError, match="no array of numbers"):
+        Activations.open(copy / "activations")

@@ -1,0 +1,252 @@
+"""Files from a stranger: whatever is in them, the readers answer with a `UserError` or a value."""
+
+import json
+import random
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fault_study import GRID, SCRIPTS, call, write_corpus
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sparse_dict import status, verify
+from sparse_dict.activations.store import Activations
+from sparse_dict.analysis import study
+from sparse_dict.errors import UserError
+from sparse_dict.lm import checkpoint
+from sparse_dict.lm import folder as lm_folder
+from sparse_dict.sae import folder as sae_folder
+from sparse_dict.text.tokenizer import Tokenizer
+from sparse_dict.text.tokens import TokenStore
+
+ONE = "sae/" + ",".join(GRID[-1])
+
+# Values that have broken readers: wrong kinds, limits, paths that lead elsewhere.
+NASTY = st.sampled_from(
+    [None, True, -1, 0, 2**31, 2**63, 2**70, -(10**400), 1.5, float("nan"), float("inf"), "", "x",
+     "../../etc/passwd", "/etc/passwd", "a\x00b", "\ud800", [], [[]], {}, {"a": 1}, "²"]
+)  # fmt: skip
+VALUES = NASTY | st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    top = tmp_path_factory.mktemp("fuzz")
+    write_corpus(top / "text.jsonl")
+    base = top / "study"
+    for name in SCRIPTS:
+        if name != "analyze":
+            call(name, base)()
+    (tokens,) = (base.parent / "cache" / "tokens").iterdir()
+    tokens.rename(base / "tokens")
+    model, optimizer = _tiny(base)
+    checkpoint.save(base / "state.safetensors", model, optimizer, checkpoint.State(), {})
+    shutil.copytree(base / ONE, base / "interrupted")
+    (base / "interrupted" / "metrics.json").unlink()
+    record = {"step": 1, "record": {}, "history": [], "sums": {}, "seconds": 1.0}
+    sae_folder.write_checkpoint(base / "interrupted", {"b": np.zeros(3, np.float32)}, record)
+    return base
+
+
+def _tiny(base: Path) -> Any:
+    import torch
+
+    from sparse_dict.lm.model import GPT
+
+    record = lm_folder.read_record(base / "lm")
+    model = GPT(lm_folder.ModelConfig(**record["config"]["model"]), record["n_vocab"])
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model.loss(
+        torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64)
+    ).backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def read_activations(base: Path) -> None:
+    opened = Activations.open(base / "activations")
+    for shard in opened.shards:
+        assert shard.path.parent == base / "activations"
+        assert shard.origin_path is not None
+        assert shard.origin_path.parent == base / "activations"
+    opened.read(0, opened.rows)
+    assert opened.mean.shape == (opened.d_in,)
+    assert opened.rms >= 0
+    opened.origins(0, opened.rows)
+    opened.verify()
+
+
+def read_model(base: Path) -> None:
+    lm_folder.load(base / "lm")
+
+
+def read_tokens(base: Path) -> None:
+    store = TokenStore.open(base / "tokens")
+    for name in ("train", "validation", "all"):
+        stream = store.split(name)
+        stream.window(0, len(stream))
+
+
+def read_checkpoint(base: Path) -> None:
+    checkpoint.identity(base / "state.safetensors")
+    model, optimizer = _tiny(base.with_name("study"))
+    checkpoint.load(base / "state.safetensors", model, optimizer)
+
+
+def read_dictionary(base: Path) -> None:
+    sae_folder.read(base / ONE)
+    sae_folder.read_snapshots(base / ONE)
+
+
+def read_interrupted(base: Path) -> None:
+    sae_folder.read_checkpoint_meta(base / "interrupted")
+    sae_folder.read_checkpoint(base / "interrupted")
+
+
+def read_study(base: Path) -> None:
+    study.load(base / "sae")
+    status.printable(status.table(base)).encode()
+
+
+READERS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "the manifest of activations": ("activations/manifest.json", read_activations),
+    "a shard": ("activations/shard-00001.npy", read_activations),
+    "the origins of rows": ("activations/origin-00003.npy", read_activations),
+    "the record of a model": ("lm/lm.json", read_model),
+    "the weights of a model": ("lm/model.safetensors", read_model),
+    "the ranks of a tokenizer": ("lm/tokenizer/ranks.tiktoken", read_model),
+    "the settings of a tokenizer": ("lm/tokenizer/tokenizer.json", read_model),
+    "the manifest of tokens": ("tokens/manifest.json", read_tokens),
+    "a file of tokens": ("tokens/train-00000.npy", read_tokens),
+    "the starts of documents": ("tokens/validation-documents.npy", read_tokens),
+    "a model's checkpoint": ("state.safetensors", read_checkpoint),
+    "SAELens' config": (f"{ONE}/cfg.json", read_dictionary),
+    "a dictionary's weights": (f"{ONE}/sae_weights.safetensors", read_dictionary),
+    "a dictionary's fire counts": (f"{ONE}/features.safetensors", read_dictionary),
+    "a dictionary's metrics": (f"{ONE}/metrics.json", read_study),
+    "a dictionary's checkpoint": ("interrupted/checkpoint.safetensors", read_interrupted),
+}
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Containers and keys of everything in a JSON value."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, below in list(pairs):
+        yield value, key
+        if isinstance(below, dict | list):
+            yield from places(below)
+
+
+def mutated_json(data: bytes, rng: random.Random, value: Any) -> bytes:
+    whole = json.loads(data)
+    container, key = rng.choice(list(places(whole)))
+    if rng.random() < 0.2:
+        del container[key]
+    else:
+        container[key] = value
+    return json.dumps(whole).encode()
+
+
+def mutated(path: Path, rng: random.Random, value: Any) -> bytes:
+    """The file with something changed: a value, the header, some bytes, or the end."""
+    data = path.read_bytes()
+    kind = rng.random()
+    if kind < 0.6 and path.suffix == ".json":
+        return mutated_json(data, rng, value)
+    if kind < 0.6 and path.suffix == ".safetensors":
+        (size,) = struct.unpack("<Q", data[:8])
+        header = mutated_json(data[8 : 8 + size], rng, value)
+        return struct.pack("<Q", len(header)) + header + data[8 + size :]
+    if kind < 0.75 and path.suffix == ".npy":
+        ends = {b"'": b'"', b"(": b"((((", b"<": b"|O", b"1": b"9999999999", b",": b"\n"}
+        old = rng.choice(list(ends))
+        return data[:12] + data[12:128].replace(old, ends[old], rng.randint(1, 3)) + data[128:]
+    if kind < 0.8:
+        return data[: rng.randrange(len(data))]
+    if kind < 0.85:
+        return rng.choice([b"", b"PK\x03\x04" + data, b"[" * 100_000, b"\x80\x04K\x01.", b"\xff"])
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 8)):
+        at = rng.randrange(min(len(changed), rng.choice([16, 300, len(changed)])))
+        changed[at] = rng.randrange(256)
+    return bytes(changed)
+
+
+def fuzz(template: Path, name: str, cases: int) -> None:
+    relative, read = READERS[name]
+    base = template.with_name("fuzzed")
+    shutil.rmtree(base, ignore_errors=True)
+    shutil.copytree(template, base)
+    path, original = base / relative, template / relative
+
+    @settings(
+        max_examples=cases, deadline=None, derandomize=True, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.randoms(use_true_random=False), VALUES)
+    def no_other_error(rng: random.Random, value: Any) -> None:
+        path.write_bytes(mutated(original, rng, value))
+        if path.name == "model.safetensors":  # a stranger makes the fingerprint fit
+            record = json.loads((template / "lm" / "lm.json").read_text())
+            record["fingerprints"]["model"] = lm_folder.fingerprint(path)
+            (base / "lm" / "lm.json").write_text(json.dumps(record))
+        try:
+            read(base)
+        except UserError as error:
+            message = str(error)
+        else:
+            message = ""
+        assert "\n" not in message
+
+    no_other_error()
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_file_is_a_user_error_or_none(template: Path, name: str):
+    fuzz(template, name, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_thousands_of_damaged_files_are_user_errors_or_none(template: Path, name: str):
+    fuzz(template, name, 300)
+
+
+@pytest.mark.slow
+def test_verify_ends_with_an_exit_code_whatever_it_finds(
+    template: Path, capsys: pytest.CaptureFixture[str]
+):
+    base = template.with_name("verified")
+    shutil.copytree(template, base)
+    for folder in ("tokens", "interrupted"):
+        shutil.rmtree(base / folder)
+    (base / "state.safetensors").unlink()
+    assert verify.main([str(base)]) == 0, capsys.readouterr().out
+    rng = random.Random(0)
+    for relative, _ in READERS.values():
+        path = base / relative
+        if not path.exists():
+            continue
+        original = path.read_bytes()
+        for _ in range(12):
+            path.write_bytes(mutated(template / relative, rng, rng.choice([None, "../x", 1e308])))
+            assert verify.main([str(base)]) in (0, 1)
+        path.write_bytes(original)
+    capsys.readouterr()
+
+
+def test_a_tokenizer_of_a_stranger_has_no_path_of_its_own(template: Path, tmp_path: Path):
+    shutil.copytree(template / "lm" / "tokenizer", tmp_path / "t")
+    record = json.loads((tmp_path / "t" / "tokenizer.json").read_text())
+    record["name"] = "/etc/passwd"
+    (tmp_path / "t" / "tokenizer.json").write_text(json.dumps(record))
+    assert Tokenizer.load(tmp_path / "t").n_vocab == record["n_vocab"]

@@ -1,0 +1,329 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from analysis_study import unit, write_dictionary
+from sae_helpers import sae_config
+from hydra import compose, initialize_config_dir
+from safetensors.numpy import load_file, save_file
+from test_analysis_similarity import settings_of
+
+from sparse_dict.activations import stage as harvest_stage
+from sparse_dict.activations.store import Activations
+from sparse_dict.activations.toy import TRUTH, Toy, correlation_matrix, probabilities
+from sparse_dict.analysis import figures, report, study, truth
+from sparse_dict.analysis import stage as analysis_stage
+from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.config import (
+    CONF_DIR,
+    HarvestConfig,
+    HarvestStageConfig,
+    ToyData,
+    TrackingConfig,
+)
+from sparse_dict.errors import UserError
+from sparse_dict.sae.stage import train_many
+from sparse_dict.stage import typed
+
+
+def toy_data(**changes):
+    values = dict(
+        d_in=64, n_features=128, n_active=5.0, decay=0.99, correlated=False, value="uniform"
+    )  # fmt: skip
+    return ToyData(**values | changes)
+
+
+def harvest_config(folder, rows=3000, seed=0, dtype="float32", **data):
+    return HarvestStageConfig(
+        name="toy", study_dir=str(folder), device="cpu", seed=seed,
+        tracking=TrackingConfig(mode="disabled", project="p", entity=None, tags=[]),
+        lm_dir="nowhere", activations_dir=str(folder / "activations"), cache_dir="nowhere",
+        data=toy_data(**data),
+        harvest=HarvestConfig(2, "mlp_post", rows, "validation", 64, 1000, dtype),
+    )  # fmt: skip
+
+
+# --- the data -------------------------------------------------------------------------------------
+
+
+def test_features_are_unit_vectors_and_probabilities_decay_to_the_wanted_mean():
+    toy = Toy(toy_data(), seed=0)
+    np.testing.assert_allclose(np.linalg.norm(toy.features, axis=1), 1, rtol=1e-6)
+    p = probabilities(toy.data)
+    np.testing.assert_allclose(p[1:] / p[:-1], 0.99)
+    assert p.sum() == pytest.approx(5)
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_each_feature_is_active_as_often_as_its_probability_says(correlated):
+    toy = Toy(toy_data(correlated=correlated), seed=1)
+    n = 100_000
+    active = (toy.rows(n)[1] > 0).mean(0)
+    p = toy.probabilities
+    z = (active - p) / np.sqrt(p * (1 - p) / n)
+    assert np.abs(z).max() < 4.5
+    assert z.std() == pytest.approx(1, abs=0.25)
+
+
+def test_correlated_features_are_active_together_more_often_than_chance():
+    counts = {c: (Toy(toy_data(correlated=c), 0).rows(50_000)[1] > 0).sum(1) for c in (False, True)}
+    p = probabilities(toy_data())
+    alone = (p * (1 - p)).sum()  # variance of the number of independent active features
+    assert counts[False].var() == pytest.approx(alone, rel=0.03)
+    assert counts[True].var() > 2 * alone
+
+
+def test_pairs_are_active_together_as_a_gaussian_copula_says():
+    from scipy.stats import multivariate_normal, norm
+
+    data = toy_data(n_features=8, d_in=4, n_active=2.0, correlated=True)
+    toy, n = Toy(data, 3), 400_000
+    active = toy.rows(n)[1] > 0
+    correlation = toy._factor.T @ toy._factor
+    for i, j in ((0, 1), (2, 7)):
+        bars = norm.ppf(toy.probabilities[[i, j]])
+        cov = [[1, correlation[i, j]], [correlation[i, j], 1]]
+        both = multivariate_normal([0, 0], cov).cdf(bars)
+        spread = np.sqrt(both * (1 - both) / n)
+        assert (active[:, i] & active[:, j]).mean() == pytest.approx(both, abs=4 * spread)
+
+
+def test_correlation_matrices_are_positive_definite_with_a_unit_diagonal():
+    matrix = correlation_matrix(128, np.random.default_rng(0))
+    np.testing.assert_allclose(np.diag(matrix), 1)
+    assert np.linalg.eigvalsh(matrix)[0] > 0
+    assert 0.05 < matrix[np.triu_indices(128, 1)].mean() < 0.2
+
+
+@pytest.mark.parametrize(("value", "mean"), [("uniform", 1 / 2), ("product", 1 / 4)])
+def test_rows_are_sums_of_features_with_values_of_the_stated_law(value, mean):
+    toy = Toy(toy_data(value=value), 0)
+    x, codes = toy.rows(20_000)
+    np.testing.assert_allclose(x, codes.astype(np.float64) @ toy.features, atol=1e-5)
+    values = codes[codes > 0]
+    assert values.mean() == pytest.approx(mean, abs=0.005)
+    assert values.max() < 1
+
+
+def test_the_seed_decides_features_and_rows():
+    first, same, other = (Toy(toy_data(), seed) for seed in (0, 0, 1))
+    assert (first.rows(10)[0] == same.rows(10)[0]).all()
+    assert not (first.features == other.features).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": "normal"}, r"data\.value"),
+        ({"decay": 1.01}, r"data\.decay"),
+        ({"n_active": 100.0}, "first feature"),
+        ({"d_in": 0}, r"data\.d_in"),
+    ],
+)
+def test_impossible_data_are_user_errors(change, message):
+    with pytest.raises(UserError, match=message):
+        toy_data(**change)
+
+
+# --- the stage ------------------------------------------------------------------------------------
+
+
+def test_the_harvest_writes_the_rows_and_the_true_features_without_a_language_model(tmp_path):
+    config = harvest_config(tmp_path)
+    harvest_stage.check(config)
+    harvest_stage.run(config)
+    found = Activations.open(tmp_path / "activations")
+    assert (found.rows, found.d_in) == (3000, 64)
+    found.verify()
+    toy = Toy(config.data, 0)
+    assert (load_file(tmp_path / "activations" / TRUTH)["features"] == toy.features).all()
+    rows = found.origins(0, 3000)[:, 0]
+    assert sorted(rows) == list(range(3000))
+    assert not (rows == np.arange(3000)).all()  # shuffled
+    np.testing.assert_array_equal(found.read(0, 3000), toy.rows(3000)[0][rows])
+
+
+def test_the_same_command_again_changes_nothing_and_another_one_is_refused(tmp_path):
+    harvest_stage.run(harvest_config(tmp_path))
+    before = (tmp_path / "activations" / "manifest.json").stat().st_mtime_ns
+    harvest_stage.run(harvest_config(tmp_path))
+    assert (tmp_path / "activations" / "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"data\.decay is 0\.99 there"):
+        harvest_stage.check(harvest_config(tmp_path, decay=0.98))
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def truth_mmcs(folder, rows, steps, configs, **data):
+    """Train dictionaries of fresh rows as stage 3 does; their entries, and MCS of the truth."""
+    harvest_stage.run(harvest_config(folder, rows, dtype="float16", **data))
+    made = []
+    for sae in configs:
+        config = sae_config(
+            training=dict(
+                n_activations=256 * steps, batch_size=256, eval_rows=4096, log_every=1000,
+                checkpoint_every=10**6, dead_window=10**6, snapshots=0,
+            ),
+            **sae,
+        )  # fmt: skip
+        config.activations_dir = str(folder / "activations")
+        config.activations.scaling = "none"
+        made.append(config)
+    outcomes = train_many(made, [folder / "sae" / str(i) for i in range(len(made))])
+    assert not any(isinstance(outcome, Exception) for outcome in outcomes)
+    entries = {entry.name: entry for entry in study.load(folder / "sae").entries}
+    entries = [entries[str(i)] for i in range(len(made))]
+    features = truth.read(study.load(folder / "sae"), folder / "activations")
+    return entries, [truth.mcs(features, entry.decoder, 512) for entry in entries]
+
+
+def test_a_dictionary_of_the_true_size_finds_the_true_features(tmp_path):
+    # The same rows several times: making them takes longer than training on them.
+    (entry,), (found,) = truth_mmcs(
+        tmp_path, 250_000, 5000, [dict(dict_size=128, l1=1e-3)], correlated=True, value="product"
+    )
+    assert found.mean() > 0.95
+    assert (found > 0.9).mean() > 0.8
+    assert json.loads((entry.trained.folder / "cfg.json").read_text())["metadata"] == {
+        "hook_name": "unknown"
+    }
+
+
+@pytest.mark.slow
+def test_the_authors_settings_give_what_their_code_gave(tmp_path):
+    """d = 64, G = 128, correlated, value U*U, 8,000 steps; their code's numbers in the comments."""
+    divided = dict(l1_scaling="dict_size")
+    configs = [
+        dict(dict_size=128, l1=0.1, **divided),  # MMCS .988, 98 % found, L0 8.3, FVU .065
+        dict(dict_size=256, l1=0.316, **divided),  # .997, all found, 86 dead
+        dict(dict_size=64, l1=0.1, **divided),  # .707
+        dict(dict_size=128, l1=10.0, **divided),  # .30 to .38, all dead
+        *(dict(dict_size=size, l1=1e-3) for size in (128, 256, 512, 1024)),  # .994 to .996
+    ]
+    steps = 8000
+    entries, found = truth_mmcs(
+        tmp_path, 256 * steps + 4096, steps, configs, correlated=True, value="product"
+    )
+    mmcs = [float(values.mean()) for values in found]
+    assert mmcs[0] == pytest.approx(0.988, abs=0.03)
+    assert entries[0].metrics["l0"] == pytest.approx(8.3, rel=0.15)
+    assert entries[0].metrics["fvu"] == pytest.approx(0.065, rel=0.15)
+    assert mmcs[1] == pytest.approx(0.997, abs=0.03)
+    assert mmcs[2] == pytest.approx(0.707, abs=0.03)
+    assert 0.3 < mmcs[3] < 0.4
+    assert entries[3].metrics["l0"] < 0.01
+    assert min(mmcs[4:]) > 0.95
+
+
+# --- analysis -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def known(tmp_path):
+    """A toy harvest and dictionaries that hold half and all of its 40 features."""
+    config = harvest_config(tmp_path, n_features=40, d_in=32, n_active=2.0)
+    harvest_stage.run(config)
+    features = Toy(config.data, 0).features
+    fingerprint = Activations.open(tmp_path / "activations").fingerprint
+    rng = np.random.default_rng(0)
+    for size, part in ((20, features[:20]), (64, features)):
+        decoder = unit(rng.standard_normal((size, 32)))
+        decoder[: len(part)] = part
+        write_dictionary(
+            tmp_path / "sae" / str(size), decoder, np.arange(size), eval_rows=100,
+            fingerprints={"activations": fingerprint},
+        )  # fmt: skip
+    return tmp_path
+
+
+def analyze_config(folder):
+    return SimpleNamespace(
+        activations_dir=str(folder / "activations"), analysis_dir=str(folder / "analysis")
+    )
+
+
+def test_mmcs_with_the_truth_is_the_mean_over_the_true_features(known):
+    loaded = study.load(known / "sae")
+    features = truth.read(loaded, known / "activations")
+    frame = truth.table(Comparison(loaded, settings_of()), features).set_index("dict_size")
+    small = loaded.entries[0].decoder
+    wanted = np.mean([max(feature @ row for row in small) for feature in features])
+    assert frame["truth_mmcs"][20] == pytest.approx(wanted, abs=1e-5)
+    assert frame["truth_found"][20] == 0.5
+    assert frame["truth_mmcs"][64] == pytest.approx(1, abs=1e-5)
+    assert frame["larger_mmcs"][20] == pytest.approx(1, abs=1e-5)
+    assert np.isnan(frame["larger_mmcs"][64])
+    assert frame["dead"].tolist() == [1, 1]
+
+
+def test_correlations_of_the_two_mmcs_are_scipys():
+    from scipy import stats
+
+    rng = np.random.default_rng(0)
+    larger = rng.random(12)
+    frame = pd.DataFrame({"larger_mmcs": larger, "truth_mmcs": larger + rng.random(12)})
+    frame.loc[12] = [np.nan, 0.5]
+    known = frame.dropna()
+    assert truth.correlations(frame) == {
+        "dictionaries": 12,
+        "pearson": pytest.approx(stats.pearsonr(known.iloc[:, 0], known.iloc[:, 1])[0]),
+        "spearman": pytest.approx(stats.spearmanr(known.iloc[:, 0], known.iloc[:, 1])[0]),
+    }
+
+
+def test_the_section_writes_its_table_and_heat_maps(known):
+    def draw(key, figure, title, caption):
+        return report.Picture(key, title, caption, figures.save(figure, known / "analysis", key))
+
+    comparison = Comparison(study.load(known / "sae"), settings_of())
+    with figures.style():
+        section = truth.section(comparison, analyze_config(known), draw)
+    assert [type(block).__name__ for block in section.blocks] == ["str", "Picture", "Table"]
+    assert len(pd.read_csv(known / "analysis" / "truth.csv")) == 2
+
+
+def test_without_known_features_or_with_changed_ones_nothing_is_told(known, tmp_path):
+    comparison = Comparison(study.load(known / "sae"), settings_of())
+    path = known / "activations" / TRUTH
+    save_file({"features": np.eye(3, dtype=np.float32)}, path)
+    (text,) = truth.section(comparison, analyze_config(known), None).blocks
+    assert "not the file that the manifest describes" in text
+    path.unlink()
+    (text,) = truth.section(comparison, analyze_config(known), None).blocks
+    assert "cannot be read" in text
+
+    (tmp_path / "plain").mkdir()
+    np.save(tmp_path / "plain" / "a.npy", np.ones((50, 4), np.float32))
+    entry = comparison.study.entries[0]
+    entry.metrics["fingerprints"]["activations"] = Activations.open(tmp_path / "plain").fingerprint
+    with pytest.raises(UserError, match="not known"):
+        truth.read(comparison.study, tmp_path / "plain")
+
+
+def composed(script, folder, *overrides):
+    """The config that a script would be given for the toy experiment."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        common = ["experiment=toy", f"study_dir={folder}", "tracking.mode=disabled"]
+        return typed(compose(script, [*common, *overrides]))
+
+
+def test_the_toy_experiment_of_the_three_stages_makes_a_study(tmp_path):
+    harvest_stage.run(
+        composed("harvest", tmp_path, "harvest.n_tokens=4096", "data.d_in=16", "data.n_features=32")
+    )
+    grid = [(size, l1) for size in (16, 32, 48) for l1 in (1e-3, 1e-2)]
+    short = ["training.n_activations=3072", "training.eval_rows=1024"]
+    configs = [
+        composed("train_sae", tmp_path, f"sae.dict_size={size}", f"sae.l1={l1}", *short)
+        for size, l1 in grid
+    ]
+    assert {config.activations.scaling for config in configs} == {"none"}
+    train_many(configs, [tmp_path / "sae" / f"{size},{l1}" for size, l1 in grid])
+    analysis_stage.run(composed("analyze", tmp_path, "analysis.parts=[truth]"))
+    page = (tmp_path / "analysis" / "report.html").read_text()
+    assert "Against the true features" in page
+    assert "as a predictor" in page
+    assert len(pd.read_csv(tmp_path / "analysis" / "truth.csv")) == 6
