@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from analysis_study import unit, write_dictionary
-from sae_helpers import sae_config
 from hydra import compose, initialize_config_dir
+from sae_helpers import sae_config
 from safetensors.numpy import load_file, save_file
 from test_analysis_similarity import settings_of
 
