@@ -45,7 +45,8 @@ def configs(args: argparse.Namespace, folder: Path) -> list:
             sae=c.SAEConfig(
                 dict_size=size, activation="relu", tied=False, init="independent",
                 l1=l1, l1_scaling="none", k=32, l0=0.0, threshold=0.01, bandwidth=0.01,
-                dead="none", resample_every=2500, aux_k=64, aux_coefficient=1 / 32, strategy="plain", freeze_above=0.9,
+                dead="none", resample_every=2500, aux_k=64, aux_coefficient=1 / 32,
+                strategy="plain", freeze_above=0.9,
                 perturb_every=500, perturb_noise=0.5, perturb_share=0.75,
                 precision="bf16" if args.contestant == "ours-bf16" else "fp32",
                 project_gradient=True,
