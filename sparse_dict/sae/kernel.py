@@ -50,7 +50,7 @@ def load(width: int) -> ctypes.CDLL | None:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     compiler = compiler or shutil.which("clang")
     if sys.platform == "win32" or compiler is None:
-        log.warning("no C compiler: dictionaries train with dense products, several times slower")
+        log.warning("no C compiler: dictionaries train with dense products, which is slower")
         return None
     source = SOURCE.read_bytes()
     key = hashlib.sha256(
