@@ -1,0 +1,134 @@
+"""The schema of every stage's config: names, types and ranges.
+
+The values live in ``conf/*.yaml``; a field here without a default must be set there. A misspelt
+key or a wrong type ends at compose time; ranges are checked in ``__post_init__``, which
+`OmegaConf.to_object` runs before a stage writes anything.
+"""
+
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from sparse_dict.config.activations import (
+    ActivationsConfig,
+    HarvestConfig,
+    HFModel,
+    StudyLM,
+)
+from sparse_dict.config.analysis import (
+    ANALYSIS_PARTS,
+    BASELINES,
+    LOOPBACK,
+    AnalysisConfig,
+    BaselinesConfig,
+    ContextsConfig,
+    InterpConfig,
+)
+from sparse_dict.config.lm import (
+    AdamWConfig,
+    LMTrainingConfig,
+    ModelConfig,
+)
+from sparse_dict.config.sae import (
+    AdamConfig,
+    SAEConfig,
+    SAETrainingConfig,
+)
+from sparse_dict.config.stages import (
+    AnalyzeConfig,
+    HarvestStageConfig,
+    StudyConfig,
+    TrackingConfig,
+    TrainLMConfig,
+    TrainSAEConfig,
+)
+from sparse_dict.config.text import (
+    BPETokenizer,
+    DataConfig,
+    DocstringsData,
+    FilesData,
+    GPT2Tokenizer,
+    HubData,
+    ToyData,
+)
+
+__all__ = [
+    "ANALYSIS_PARTS",
+    "BASELINES",
+    "CONF_DIR",
+    "LOOPBACK",
+    "ActivationsConfig",
+    "AdamConfig",
+    "AdamWConfig",
+    "AnalysisConfig",
+    "AnalyzeConfig",
+    "BPETokenizer",
+    "BaselinesConfig",
+    "ContextsConfig",
+    "DataConfig",
+    "DocstringsData",
+    "FilesData",
+    "GPT2Tokenizer",
+    "HFModel",
+    "HarvestConfig",
+    "HarvestStageConfig",
+    "HubData",
+    "InterpConfig",
+    "LMTrainingConfig",
+    "ModelConfig",
+    "SAEConfig",
+    "SAETrainingConfig",
+    "StudyConfig",
+    "StudyLM",
+    "ToyData",
+    "TrackingConfig",
+    "TrainLMConfig",
+    "TrainSAEConfig",
+]
+
+CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
+
+
+def _choices(group: str, *left_out: str) -> str:
+    """The choices of a config group as a line of ``--help``."""
+    files = (CONF_DIR / group).glob("*.yaml")
+    names = sorted(file.stem for file in files if file.stem not in left_out)
+    shown = "experiment" if group.endswith("/experiment") else group
+    return f"  {shown}={'|'.join(names)}"
+
+
+def register() -> None:
+    """Make the schemas and the resolvers known to Hydra; every script does so by importing us."""
+    store = ConfigStore.instance()
+    for name, node in {
+        "train_lm": TrainLMConfig,
+        "harvest": HarvestStageConfig,
+        "train_sae": TrainSAEConfig,
+        "analyze": AnalyzeConfig,
+        "data/docstrings": DocstringsData,
+        "data/files": FilesData,
+        "data/hub": HubData,
+        "data/toy": ToyData,
+        "tokenizer/gpt2": GPT2Tokenizer,
+        "tokenizer/bpe": BPETokenizer,
+        "lm/study": StudyLM,
+        "lm/hf": HFModel,
+    }.items():
+        group, _, leaf = f"schema/{name}".rpartition("/")
+        store.store(group=group, name=leaf, node=node, provider="sparse_dict")
+    OmegaConf.register_new_resolver(
+        "sparse_dict.conf", lambda folder: str(CONF_DIR / folder), replace=True
+    )
+    OmegaConf.register_new_resolver("sparse_dict.choices", _choices, replace=True)
+    OmegaConf.register_new_resolver(
+        "sparse_dict.if_relu",
+        lambda activation, value: value if activation == "relu" else 0.0,
+        replace=True,
+    )
+    OmegaConf.register_new_resolver(
+        "sparse_dict.job_folder", lambda dirname: dirname or "default", replace=True
+    )
+
+
+register()

@@ -1,0 +1,144 @@
+"""How dictionaries are compared, explained and shown."""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from omegaconf import MISSING
+
+from sparse_dict.config.ranges import not_negative, one_of, positive
+from sparse_dict.errors import UserError
+
+ANALYSIS_PARTS = (
+    "claims", "heatmap", "histograms", "agreement", "families", "ridge", "undertraining",
+    "sparsity", "frontier", "baselines", "loss_recovered", "truth", "contexts", "interp",
+)  # fmt: skip
+BASELINES = ("neurons", "random", "pca", "ica", "nmf")
+
+
+@dataclass
+class AnalysisConfig:
+    """How dictionaries are compared and what is shown."""
+
+    matching: str = MISSING  # max | hungarian: how a feature finds its partner
+    against: str = MISSING  # next | next_two | all_larger: which dictionaries it is sought in
+    features: str = MISSING  # all | alive: which features count
+    threshold: float = MISSING  # an MCS above it is called high
+    block_rows: int = MISSING  # features compared at a time; bounds the memory
+    match_limit: int = MISSING  # dictionaries of different seeds above this size are not matched
+    parts: list[str] = MISSING  # what is analysed, among ANALYSIS_PARTS
+
+    def __post_init__(self) -> None:
+        one_of(self, "analysis", "matching", "max", "hungarian")
+        one_of(self, "analysis", "against", "next", "next_two", "all_larger")
+        one_of(self, "analysis", "features", "all", "alive")
+        positive(self, "analysis", "block_rows", "match_limit")
+        for part in self.parts:
+            if part not in ANALYSIS_PARTS:
+                raise UserError(
+                    f"analysis.parts may hold {', '.join(ANALYSIS_PARTS)}, not {part!r}"
+                )
+        if not -1 <= self.threshold <= 1:
+            raise UserError(f"analysis.threshold is a cosine in [-1, 1], not {self.threshold}")
+
+
+@dataclass
+class BaselinesConfig:
+    """Simpler bases that dictionaries are measured against, and the loss behind either."""
+
+    methods: list[str] = MISSING  # among BASELINES
+    rows: int = MISSING  # to fit, one half and then the other; as many as a half are measured
+    ks: list[int] = MISSING  # codes kept in a row: the points of a baseline's curves
+    loss_tokens: int = MISSING  # held-out text on which the language model's loss is taken
+
+    def __post_init__(self) -> None:
+        positive(self, "baselines", "rows", "loss_tokens")
+        for method in self.methods:
+            if method not in BASELINES:
+                raise UserError(
+                    f"baselines.methods may hold {', '.join(BASELINES)}, not {method!r}"
+                )
+        if not self.ks or min(self.ks) < 1:
+            raise UserError(f"baselines.ks must be positive numbers, not {self.ks}")
+
+
+@dataclass
+class ContextsConfig:
+    """Which features are shown with the text that they are active on, and how much of it."""
+
+    # null: some of each kind. Or a list of NAME/INDEX, where NAME is a dictionary's folder, a size
+    # in the main chain, or "neuron".
+    features: list[str] | None = MISSING
+    per_group: int = MISSING  # of each dictionary: top MCS, low MCS, random, outliers, dead
+    n_tokens: int = MISSING  # of the harvested text, read again to find contexts
+    top: int = MISSING  # contexts with the highest activations
+    spread: int = MISSING  # contexts at evenly spaced quantiles of the activations
+    width: int = MISSING  # tokens shown on either side
+
+    def __post_init__(self) -> None:
+        positive(self, "contexts", "per_group", "n_tokens", "top", "width")
+        not_negative(self, "contexts", "spread")
+        for name in self.features or []:
+            owner, _, index = name.rpartition("/")
+            if not (owner and index.isascii() and index.isdigit()):
+                raise UserError(
+                    "contexts.features must hold NAME/INDEX, such as 256/3 or neuron/5, "
+                    f"not {name!r}"
+                )
+
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass
+class InterpConfig:
+    """Explanations of features by a chat model, and how well they predict; null base_url: off."""
+
+    base_url: str | None = MISSING  # an OpenAI-compatible endpoint, such as http://host:8000/v1
+    model: str | None = MISSING  # as the endpoint calls it
+    api_key_env: str | None = MISSING  # environment variable that holds the key; null: none is sent
+    price_in: float | None = MISSING  # of a million tokens of prompt; null: 0, on this machine only
+    price_out: float | None = MISSING  # of a million tokens of answer; likewise
+    max_cost: float = MISSING  # never exceeded, all runs together; in the prices' currency
+    per_group: int = MISSING  # features explained of each group and baseline
+    baselines: list[str] = MISSING  # among BASELINES
+    width: int = MISSING  # tokens of an excerpt
+    examples: int = MISSING  # excerpts that an explanation is made from
+    simulate: int = MISSING  # held-out excerpts simulated, half the highest and half random
+    detect: int = MISSING  # held-out excerpts to tell apart, half active and half not
+    parallel: int = MISSING  # requests at a time
+    timeout_s: float = MISSING
+    retries: int = MISSING  # of a request, when the server is busy or fails
+
+    def __post_init__(self) -> None:
+        positive(self, "interp", "per_group", "width", "examples", "parallel", "timeout_s")
+        not_negative(self, "interp", "max_cost", "retries")
+        for name in ("simulate", "detect"):
+            if getattr(self, name) < 2 or getattr(self, name) % 2:
+                raise UserError(f"interp.{name} must be even and positive")
+        for method in self.baselines:
+            if method not in BASELINES:
+                raise UserError(f"interp.baselines may hold {', '.join(BASELINES)}, not {method!r}")
+        if self.base_url is None:
+            return
+        try:
+            parts = urlsplit(self.base_url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("http", "https") or parts.username is not None:
+            raise UserError(
+                f"interp.base_url must be http(s)://HOST/PATH, without a password, "
+                f"not {self.base_url!r}"
+            )
+        if not self.model:
+            raise UserError("interp.model must name the model that interp.base_url is to use")
+        prices = (self.price_in, self.price_out)
+        if None in prices and host not in LOOPBACK:
+            raise UserError(
+                "interp.price_in and interp.price_out must be given for a server elsewhere, "
+                "or the cap could not hold; 0 if it is free"
+            )
+        if any(not price >= 0 for price in prices if price is not None):
+            raise UserError("interp.price_in and interp.price_out must not be negative")
+        if any(prices) and not self.max_cost > 0:
+            raise UserError("interp.max_cost must be positive where tokens have a price")

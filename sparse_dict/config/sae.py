@@ -1,0 +1,109 @@
+"""One dictionary, its optimiser and its training."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from sparse_dict.config.ranges import not_negative, one_of, positive
+from sparse_dict.errors import UserError
+
+
+@dataclass
+class SAEConfig:
+    """One dictionary: its shape and its loss."""
+
+    dict_size: int = MISSING
+    activation: str = MISSING  # relu | topk | batch_topk | jumprelu
+    tied: bool = MISSING  # encoder = decoder transposed
+    init: str = MISSING  # independent | aligned: whether the encoder starts as the decoder
+    l1: float = MISSING  # coefficient of the L1 penalty
+    l1_scaling: str = MISSING  # none | dict_size: divide l1 by the dictionary's size
+    k: int = MISSING  # topk, batch_topk: active features a row
+    l0: float = MISSING  # jumprelu: coefficient of the number of active features
+    threshold: float = MISSING  # jumprelu: its thresholds' first value
+    bandwidth: float = MISSING  # jumprelu: width of the kernel that moves thresholds
+    dead: str = MISSING  # none | resample | auxk: what is done about dead features
+    resample_every: int = MISSING  # resample: optimiser steps between resamplings
+    aux_k: int = MISSING  # auxk: dead features that model the residual of a row
+    aux_coefficient: float = MISSING  # auxk: weight of that loss
+    strategy: str = MISSING  # plain | freeze_perturb
+    freeze_above: float = MISSING  # freeze_perturb: MCS with the companion above which to freeze
+    perturb_every: int = MISSING  # freeze_perturb: optimiser steps between perturbations
+    perturb_noise: float = MISSING  # freeze_perturb: length of the noise added to unit rows
+    perturb_share: float = MISSING  # freeze_perturb: share of the training in which it is done
+    precision: str = MISSING  # fp32 | bf16: of the encoder's product
+    project_gradient: bool = MISSING  # drop the decoder gradient's part along its unit rows
+
+    def __post_init__(self) -> None:
+        positive(
+            self,
+            "sae",
+            "dict_size",
+            "k",
+            "threshold",
+            "bandwidth",
+            "resample_every",
+            "aux_k",
+            "perturb_every",
+        )
+        not_negative(self, "sae", "l1", "l0", "aux_coefficient", "perturb_noise", "perturb_share")
+        one_of(self, "sae", "init", "independent", "aligned")
+        one_of(self, "sae", "strategy", "plain", "freeze_perturb")
+        one_of(self, "sae", "activation", "relu", "topk", "batch_topk", "jumprelu")
+        one_of(self, "sae", "l1_scaling", "none", "dict_size")
+        one_of(self, "sae", "dead", "none", "resample", "auxk")
+        one_of(self, "sae", "precision", "fp32", "bf16")
+        if self.activation in ("topk", "batch_topk") and self.k > self.dict_size:
+            raise UserError(f"sae.k ({self.k}) is larger than sae.dict_size ({self.dict_size})")
+        if self.strategy == "freeze_perturb" and self.precision == "bf16":
+            raise UserError("sae.strategy=freeze_perturb needs sae.precision=fp32")
+        if self.activation == "jumprelu" and self.bandwidth > 2 * self.threshold:
+            raise UserError(
+                f"sae.bandwidth ({self.bandwidth}) must be at most twice sae.threshold "
+                f"({self.threshold}): the kernel would reach below zero"
+            )
+
+
+@dataclass
+class AdamConfig:
+    """Adam with a constant learning rate after a linear warm-up, for dictionaries."""
+
+    lr: float = MISSING
+    beta1: float = MISSING
+    beta2: float = MISSING
+    eps: float = MISSING
+    warmup_steps: int = MISSING
+
+    def __post_init__(self) -> None:
+        positive(self, "optimizer", "lr", "eps")
+        not_negative(self, "optimizer", "beta1", "beta2", "warmup_steps")
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"optimizer.{name} must be below 1, not {getattr(self, name)}")
+
+
+@dataclass
+class SAETrainingConfig:
+    """How long and in what pieces dictionaries are trained."""
+
+    n_activations: int = MISSING  # rows seen in all; more than there are means several passes
+    batch_size: int = MISSING  # rows in one optimiser step
+    eval_rows: int = MISSING  # rows at the end of the harvest, kept for the final numbers
+    l1_warmup_steps: int = MISSING  # optimiser steps over which l1 rises from zero
+    dead_window: int = MISSING  # a feature is dead if not active on this many rows seen last
+    snapshots: int = MISSING  # decoders kept at the end, half, a quarter ... of the training
+    log_every: int = MISSING  # optimiser steps between logged values
+    checkpoint_every: int = MISSING  # optimiser steps between checkpoints
+
+    def __post_init__(self) -> None:
+        positive(
+            self,
+            "training",
+            "n_activations",
+            "batch_size",
+            "eval_rows",
+            "dead_window",
+            "log_every",
+            "checkpoint_every",
+        )
+        not_negative(self, "training", "l1_warmup_steps", "snapshots")
