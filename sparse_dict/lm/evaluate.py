@@ -1,0 +1,103 @@
+"""The loss of a finished language model on other text: ``python -m sparse_dict.lm.evaluate``."""
+
+import argparse
+import logging
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sparse_dict.config import FilesData
+from sparse_dict.errors import UserError
+from sparse_dict.lm import folder
+from sparse_dict.text import corpus
+
+BLOCK = 16  # contexts whose mean loss is one measurement: neighbours come from the same documents
+
+
+@dataclass
+class TextLoss:
+    """Mean loss over a text.
+
+    Attributes:
+        loss: nats a token.
+        error: standard error of `loss`, from the spread between blocks of contexts.
+        bits_per_byte: the same loss for models of any vocabulary to be compared by.
+        tokens: targets that it is the mean of.
+    """
+
+    loss: float
+    error: float
+    bits_per_byte: float
+    tokens: int
+
+
+def on_files(lm: folder.LoadedLM, files: Sequence[str], text_column: str = "text") -> TextLoss:
+    """The loss on every whole context of `files` (txt, jsonl, parquet; globs too).
+
+    Documents stand one after another, each followed by the end of text, as in training.
+
+    Raises:
+        UserError: a file is missing or broken, or there is too little text for two blocks.
+    """
+    import torch
+
+    data = FilesData(val_fraction=0.5, files=list(files), text_column=text_column)
+    n_ctx, size = lm.config.n_ctx, BLOCK * lm.config.n_ctx
+    means, n_bytes = [], 0
+    pending = np.empty(0, np.int64)
+    with torch.no_grad():
+        for ids, length in _encoded(lm, data):
+            pending, n_bytes = np.concatenate([pending, ids]), n_bytes + length
+            while len(pending) > size:
+                windows = torch.from_numpy(pending[: size + 1].copy())
+                before, after = windows[:-1].view(BLOCK, n_ctx), windows[1:].view(BLOCK, n_ctx)
+                means.append(lm.model.loss(before, after).item())
+                pending = pending[size:]
+    if len(means) < 2:
+        raise UserError(f"{', '.join(files)}: fewer than {2 * size + 1} tokens, too few to measure")
+    tokens = len(means) * size
+    loss = statistics.fmean(means)
+    share = tokens / (tokens + len(pending))  # of the text that was measured
+    return TextLoss(
+        loss=loss,
+        error=statistics.stdev(means) / len(means) ** 0.5,
+        bits_per_byte=loss * tokens / np.log(2).item() / (n_bytes * share),
+        tokens=tokens,
+    )
+
+
+def _encoded(lm: folder.LoadedLM, data: FilesData) -> Iterator[tuple[np.ndarray, int]]:
+    """Ids and bytes of each document, its end of text included in the ids."""
+    for text in corpus.documents(data, Path()):
+        (ids,) = lm.tokenizer.encode_batch([text])
+        yield np.append(ids.astype(np.int64), lm.tokenizer.eot), len(text.encode())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the loss; 1 with one line on what is wrong."""
+    parser = argparse.ArgumentParser(
+        "python -m sparse_dict.lm.evaluate", description="a language model's loss on other text"
+    )
+    parser.add_argument("lm", type=Path, help="a language model's folder, such as outputs/demo/lm")
+    parser.add_argument("files", nargs="+", help="txt, jsonl or parquet files, or globs")
+    parser.add_argument("--text-column", default="text", help="jsonl, parquet (default: text)")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        found = on_files(folder.load(args.lm), args.files, args.text_column)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(
+        f"loss {found.loss:.3f} nats a token (standard error {found.error:.3f}), "
+        f"{found.bits_per_byte:.3f} bits a byte, on {found.tokens:,} tokens\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
