@@ -1,3 +1,49 @@
-"""Train a small transformer, learn dictionaries of its activations, and compare them."""
+"""Train a small transformer, learn dictionaries of its activations, and compare them.
+
+The names below are what docs/api.md tells of; each is read in when it is first used, so that
+``import sparse_dict`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparse_dict.activations.store import Activations as Activations
+    from sparse_dict.analysis.similarity import max_cosine as max_cosine
+    from sparse_dict.analysis.similarity import normalised as normalised
+    from sparse_dict.analysis.study import load as load_study
+    from sparse_dict.errors import UserError as UserError
+    from sparse_dict.lm.folder import load as load_lm
+    from sparse_dict.sae.folder import read as load_dictionary
+    from sparse_dict.sites import Site as Site
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Activations",
+    "Site",
+    "UserError",
+    "load_dictionary",
+    "load_lm",
+    "load_study",
+    "max_cosine",
+    "normalised",
+]
+
+_HOME = {
+    "Activations": ("activations.store", "Activations"),
+    "Site": ("sites", "Site"),
+    "UserError": ("errors", "UserError"),
+    "load_dictionary": ("sae.folder", "read"),
+    "load_lm": ("lm.folder", "load"),
+    "load_study": ("analysis.study", "load"),
+    "max_cosine": ("analysis.similarity", "max_cosine"),
+    "normalised": ("analysis.similarity", "normalised"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOME[name]
+    return getattr(import_module(f"{__name__}.{module}"), attribute)

@@ -9,22 +9,31 @@ import logging
 import netrc
 import os
 import secrets
+import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from sparse_dict import files
-from sparse_dict.config import TrackingConfig
+from sparse_dict.config import StudyConfig, TrackingConfig
 from sparse_dict.errors import UserError
+from sparse_dict.interrupt import Interrupted
 
 log = logging.getLogger(__name__)
 
-PROBE_S = 3.0  # how long the server may take to say that it is there
-INIT_S = 8.0  # how long it may take to accept a run
+# A bad server costs a process PROBE_S + PATIENCE_S + FINISH_S more than a good one, at most.
+PROBE_S = 3.0  # how long it may take to say that it is there
+PATIENCE_S = 4.0  # of waiting, over all runs; when they are used up, runs are written offline
+GRACE_S = 1.0  # what a good server may take to open or finish runs: does not count
 FINISH_S = 6.0  # how long it may take to accept the rest of a run
+AT_ONCE = 32  # runs that are opened side by side
+KILLED = 255  # exit code that wandb gives a run that Ctrl-C has ended
 ID_FILE = "wandb_run_id.txt"  # in the job's folder until the run finishes well
 
 # What wandb would gather at each start: without it a run opens in 10 ms instead of 150.
@@ -40,21 +49,47 @@ LIGHT = {
 }
 
 _lock = threading.Lock()
+_asking = threading.Lock()  # one asks the server, the others wait for the answer
 _said: set[str] = set()
 _server: dict[str, str] = {}  # by address: why it cannot be used, or "" if it can
-_lost = threading.Event()  # the server stopped taking data
+
+
+class _Waiting:
+    """A context in which the server is waited for; sums up how long, however many do so at once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth = 0
+        self._since = 0.0
+
+    def __enter__(self) -> None:
+        with _lock:
+            if self._depth == 0:
+                self._since = time.monotonic()
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        with _lock:
+            self._depth -= 1
+            if self._depth == 0:
+                self.seconds += max(0.0, time.monotonic() - self._since - GRACE_S)
+
+
+_waiting = _Waiting()
 
 
 class Run:
     """One run, or with `tracking.mode` disabled a thing that does nothing.
 
-    As a context manager it finishes with exit code 0, or with 1 on an exception.
+    As a context manager it finishes with exit code 0, on an exception with 1, or with `KILLED` if
+    a signal has raised it.
     """
 
     def __init__(self, run: Any | None, online: bool, id_file: Path) -> None:
         self._run = run
         self._online = online
         self._id_file = id_file
+        self._finishing: threading.Thread | None = None
 
     def log(self, values: dict[str, float]) -> None:
         """Log one row; it should hold the step metric, if the run has one."""
@@ -76,36 +111,52 @@ class Run:
 
                 self._run.log({key: wandb.Image(str(path))})
 
-    def finish(self, exit_code: int = 0) -> None:
-        """End the run; a second call does nothing.
+    def table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Log a table; its cells are numbers, texts, truth values or None."""
+        if self._run is not None:
+            with _harmless("log a table to"):
+                import wandb
 
-        Once a server is lost, the runs that follow are finished in the background, all at a time.
-        """
+                cells = [[_cell(value) for value in row] for row in rows]
+                table = wandb.Table(list(columns), cells, allow_mixed_types=True)
+                if self._online and not _quick():
+                    # A table is an artifact as well, about which wandb asks the server: for 20 s,
+                    # and then it drops the table. One that is bound already is sent as a file only.
+                    table.bind_to_run(self._run, key, self._run.step)
+                self._run.log({key: table})
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Begin to end the run; a second call does nothing."""
         run, self._run = self._run, None
-        if run is None:
-            return
+        if run is not None:
+            target = self._finish_online if self._online else self._finish_offline
+            self._finishing = threading.Thread(target=target, args=(run, exit_code))
+            self._finishing.start()
+
+    def wait(self) -> None:
+        """Wait until a run that was told to finish has done so, or has given up."""
+        if self._finishing is not None:
+            self._finishing.join()
+
+    def _finish_offline(self, run: Any, exit_code: int) -> None:
         with _harmless("finish"):
-            if not self._online:
-                run.finish(exit_code=exit_code)
-                return
-            thread = threading.Thread(target=self._finish_online, args=(run, exit_code))
-            thread.start()
-            while thread.is_alive() and not _lost.is_set():
-                thread.join(0.05)
+            run.finish(exit_code=exit_code)
 
     def _finish_online(self, run: Any, exit_code: int) -> None:
-        with _harmless("finish"):
-            try:
+        folder = Path(run.settings.wandb_dir)
+        try:
+            with _waiting:
                 run.finish(exit_code=exit_code)
-            except TimeoutError:
-                _lost.set()
-                folder = Path(run.settings.wandb_dir)
-                _say(
-                    logging.WARNING,
-                    "wandb: the server did not take everything in time; to send it later: "
-                    f"wandb sync --include-online {_shown(folder)}/run-*",
-                )
-                return
+        except Exception as error:
+            in_time = not isinstance(error, TimeoutError)
+            why = _one_line(error) if in_time else "it did not take everything in time"
+            _give_up(f"a run could not be finished: {why}")
+            _say(
+                logging.WARNING,
+                f"wandb: the server is slow or gone ({why}); to send later what is missing: "
+                f"wandb sync --include-online {_shown(folder)}",
+            )
+        else:
             if exit_code == 0:
                 self._id_file.unlink(missing_ok=True)
 
@@ -118,7 +169,43 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.finish(0 if kind is None else 1)
+        self.finish(_exit_code(error))
+        self.wait()
+
+
+def _exit_code(error: BaseException | None) -> int:
+    """What a run ends with."""
+    if error is None:
+        return 0
+    return KILLED if isinstance(error, KeyboardInterrupt | Interrupted) else 1
+
+
+@contextmanager
+def together(openers: Sequence[Callable[[], Run]]) -> Iterator[list[Run]]:
+    """Open several runs side by side, and finish them so: they wait no longer than one.
+
+    Args:
+        openers: each makes an `open_run`.
+
+    Raises:
+        UserError: as `open_run`.
+    """
+    with ThreadPoolExecutor(max(1, min(AT_ONCE, len(openers)))) as pool:
+        opened = [pool.submit(opener) for opener in openers]
+    runs = [each.result() for each in opened if each.exception() is None]
+    ended: BaseException | None = None
+    try:
+        for each in opened:
+            each.result()
+        yield runs
+    except BaseException as error:
+        ended = error
+        raise
+    finally:
+        for run in runs:
+            run.finish(_exit_code(ended))
+        for run in runs:
+            run.wait()
 
 
 def check(tracking: TrackingConfig) -> None:
@@ -127,38 +214,28 @@ def check(tracking: TrackingConfig) -> None:
     Raises:
         UserError: there is no key for the server, or it does not answer.
     """
-    if _mode(tracking) == "online" and (why_not := _why_offline()):
+    if _mode(tracking) == "online" and (why_not := why_offline()):
         raise UserError(
             f"tracking.mode=online, but {why_not}; run `wandb login`, or set tracking.mode=offline"
         )
 
 
 def open_run(
-    tracking: TrackingConfig,
-    *,
-    study_dir: str | Path,
-    group: str,
-    job_type: str,
-    name: str,
-    config: dict[str, Any],
-    folder: Path,
-    step_metric: str | None = None,
+    config: StudyConfig, job_type: str, name: str, folder: Path, step_metric: str | None = None
 ) -> Run:
-    """Open a run; any number may be open at once.
+    """Open a run of the group `config.name`; any number may be open at once.
 
     Args:
-        tracking: the config's section.
-        study_dir: wandb's own files go to its folder `wandb`.
-        group: the study, or what else the runs to be compared have in common.
+        config: the stage's; wandb's own files go to its `study_dir`, into the folder `wandb`.
         job_type: the stage.
         name: the run's name.
-        config: the resolved config, as plain containers.
         folder: the job's; remembers the run, so that a job that goes on later does so in it.
         step_metric: the logged value that is the horizontal axis of all others.
 
     Raises:
         UserError: `tracking.mode` is online and there is no key or no server.
     """
+    tracking, study_dir = config.tracking, Path(config.study_dir)
     id_file = folder / ID_FILE
     mode = _mode(tracking)
     if mode == "disabled":
@@ -168,25 +245,24 @@ def open_run(
         "project": tracking.project,
         "entity": tracking.entity,
         "tags": tracking.tags,
-        "group": group,
+        "group": config.name,
         "job_type": job_type,
         "name": name,
-        "config": config,
+        "config": asdict(config),
     }
-    study_dir = Path(study_dir)
-    why_offline = "tracking.mode=offline" if mode == "offline" else _why_offline()
-    if not why_offline:
+    why_not = "tracking.mode=offline" if mode == "offline" else why_offline()
+    if not why_not:
         try:
             return Run(_open_online(identity, study_dir, id_file, step_metric), True, id_file)
         except Exception as error:
             if mode == "online":
                 raise UserError(f"wandb cannot open a run online: {_one_line(error)}") from None
-            why_offline = _server[_address()] = f"no run could be opened: {_one_line(error)}"
+            why_not = _give_up(f"no run could be opened: {_one_line(error)}")
     if mode == "auto":
         _say(
             logging.INFO,
-            f"wandb: offline ({why_offline}); to send the runs later: "
-            f"wandb sync {_shown(study_dir / 'wandb')}/offline-run-*",
+            f"wandb: offline ({why_not}); to send the runs later: "
+            f"wandb sync {_shown(study_dir / 'wandb')}",
         )
     with _harmless("open"):
         return Run(_init("offline", identity, study_dir, step_metric), False, id_file)
@@ -199,7 +275,15 @@ def _open_online(
     resume = id_file.is_file()
     run_id = id_file.read_text(encoding="utf-8").strip() if resume else secrets.token_hex(8)
     identity = {**identity, "id": run_id, "resume": "allow" if resume else None}
-    run = _init("online", identity, study_dir, step_metric)
+    pattern = f"wandb/run-*-{run_id}"
+    before = set(study_dir.glob(pattern))
+    try:
+        with _waiting:
+            run = _init("online", identity, study_dir, step_metric)
+    except Exception:
+        for folder in set(study_dir.glob(pattern)) - before:  # an empty run, never to be sent
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     if not resume:
         files.write_text(id_file, run_id + "\n")
     return run
@@ -220,7 +304,7 @@ def _init(mode: str, identity: dict[str, Any], study_dir: Path, step_metric: str
         root_dir=str(study_dir.absolute()),
         use_dot_wandb=False,
         silent=True,
-        init_timeout=INIT_S,
+        init_timeout=max(0.0, PATIENCE_S - _waiting.seconds) + GRACE_S,
         finish_timeout=FINISH_S if mode == "online" else 0,
         finish_timeout_raises=True,
         **{key: value for key, value in LIGHT.items() if key in known},
@@ -256,14 +340,33 @@ def _address() -> str:
     return os.environ.get("WANDB_BASE_URL", by_file).rstrip("/")
 
 
-def _why_offline() -> str:
+def why_offline() -> str:
     """Why the server cannot be used, or "" if it can; asked once in a process."""
     address = _address()
-    with _lock:
+    with _asking:
         if address not in _server:
             key = _key(address)
-            _server[address] = _probe(address, key) if key else f"no API key for {address}"
+            _server[address] = _probe(address, key, PROBE_S) if key else f"no API key for {address}"
+        elif not _server[address] and _waiting.seconds > PATIENCE_S:
+            _give_up(f"{address} is too slow")
         return _server[address]
+
+
+def _quick() -> bool:
+    """Whether the server answers at once."""
+    address = _address()
+    with _asking:
+        if not _server.get(address):
+            key = _key(address) or ""
+            if why_not := _probe(address, key, GRACE_S):
+                _give_up(why_not)
+        return not _server[address]
+
+
+def _give_up(why: str) -> str:
+    """Use the server no more in this process."""
+    _server[_address()] = why
+    return why
 
 
 def _key(address: str) -> str | None:
@@ -282,7 +385,7 @@ def _key(address: str) -> str | None:
     return None
 
 
-def _probe(address: str, key: str) -> str:
+def _probe(address: str, key: str, seconds: float) -> str:
     """Ask the server who we are; what speaks against using it, or ""."""
     import requests
 
@@ -294,7 +397,7 @@ def _probe(address: str, key: str) -> str:
                 f"{address}/graphql",
                 json={"query": "query Viewer { viewer { id } }"},
                 auth=("api", key),
-                timeout=PROBE_S,
+                timeout=seconds,
             )
         except requests.RequestException:
             return
@@ -308,7 +411,7 @@ def _probe(address: str, key: str) -> str:
     # in a thread, because the time limit does not hold for looking up the server's name
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(PROBE_S)
+    thread.join(seconds)
     return answer[0]
 
 
@@ -328,6 +431,11 @@ def _say(level: int, message: str) -> None:
         _said.add(message)
     if new:
         log.log(level, message)
+
+
+def _cell(value: Any) -> Any:
+    """A value of numpy or pandas as Python's own, which is what wandb's tables take."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def _one_line(error: Exception) -> str:

@@ -16,14 +16,17 @@ class WandbServer:
         self.runs: dict[str, dict[str, Any]] = {}
         self.uploads: dict[str, bytes] = {}
         self.operations: list[str] = []
+        self.views: list[dict[str, Any]] = []  # workspaces
         self.status = 200  # of every answer
-        self.delays: dict[str, float] = {}  # seconds before an operation is answered
+        self.delay = 0.0  # seconds before anything is answered
+        self.delays: dict[str, float] = {}  # before an operation is
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def body(self) -> bytes:
+                time.sleep(server.delay)
                 return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
             def answer(self, value: Any, status: int = 200) -> None:
@@ -74,6 +77,8 @@ class WandbServer:
         if operation == "Viewer":
             viewer = {"id": "u", "entity": "me", "username": "me", "flags": "{}"}
             return {"data": {"viewer": {**viewer, "teams": {"edges": []}}}}
+        if operation == "GetDefaultEntity":
+            return {"data": {"viewer": {"id": "u", "entity": "me"}}}
         if operation == "UpsertBucket":
             run_id = variables["name"]
             run = self.runs.setdefault(run_id, {"bucket": {}, "files": {}})
@@ -89,6 +94,13 @@ class WandbServer:
             folder = f"{self.url}/{variables['run']}"
             made = [{"name": n, "uploadUrl": f"{folder}/{n}"} for n in variables["files"]]
             return {"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": made}}}
+        if operation == "CreateArtifact":  # the file of a table, which is there already
+            artifact = {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s"}}
+            return {"data": {"createArtifact": {"artifact": artifact}}}
+        if operation == "UpsertView2":
+            self.views.append(variables)
+            view = {"id": "v", "name": variables["name"]}
+            return {"data": {"upsertView": {"view": view, "inserted": True}}}
         return {"errors": [{"message": f"{operation} is not known here"}]}
 
     def bucket(self, run_id: str) -> dict[str, Any] | None:

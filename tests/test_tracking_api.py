@@ -1,0 +1,69 @@
+"""The examples of docs/api.md, run on a study made in seconds."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fault_study
+import numpy as np
+import pytest
+from analysis_study import write_study
+
+import sparse_dict
+
+PAGE = fault_study.ROOT / "docs" / "api.md"
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the study outputs/demo: model, activations, and dictionaries as wide."""
+    folder = tmp_path_factory.mktemp("api")
+    base = folder / "outputs" / "demo"
+    base.mkdir(parents=True)
+    fault_study.write_corpus(base.parent / "text.jsonl")
+    for name in ("train_lm", "harvest"):
+        fault_study.call(name, base)()
+    write_study(base / "sae", sizes=(64, 128, 256), l1s=(0.01, 0.02), seeds=(0, 1), d=16)
+    return folder
+
+
+def test_the_examples_run_and_do_what_they_say(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 7
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), names)
+    assert names["features"].shape == (128, 16)
+    assert names["x"].shape == names["restored"].shape == (500, 16)
+    assert names["mcs"].shape == (128,)
+    cosines = names["features"] @ names["larger"].dictionary.W_dec.T
+    assert names["mmcs"] == pytest.approx(cosines.max(axis=1).mean(), abs=1e-6)
+    assert [chain.level for chain in names["study"].chains] == [0.01, 0.01, 0.02, 0.02]
+    assert names["hidden"].shape == (1, names["tokens"].shape[1], 16)
+    expected = np.maximum(names["hidden"][0].numpy() @ names["dictionary"].W_enc, 0)
+    np.testing.assert_allclose(names["codes"], expected, atol=1e-5)
+    assert names["strongest"].shape == (names["tokens"].shape[1],)
+
+
+def test_every_public_name_is_on_the_page_and_resolves() -> None:
+    text = PAGE.read_text()
+    for name in sparse_dict.__all__:
+        assert f"sparse_dict.{name}" in text
+        assert callable(getattr(sparse_dict, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        sparse_dict.nothing  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, sparse_dict; print(*{'torch', 'numpy', 'hydra', 'wandb'} & {*sys.modules})"
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=fault_study.ROOT,
+    )
+    assert process.stdout.split() == []
