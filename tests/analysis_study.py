@@ -24,9 +24,13 @@ def write_dictionary(
     encoder: NDArray[np.float32] | None = None,
     l1: float = 0.03,
     seed: int = 0,
+    sae: Mapping[str, Any] | None = None,
     **metrics: Any,
 ) -> Path:
-    """A finished dictionary's folder; `encoder` has a row a feature, like `decoder`."""
+    """A finished dictionary's folder; `encoder` has a row a feature, like `decoder`.
+
+    `sae` holds settings of its config that have no place of their own in `metrics.json`.
+    """
     size, d_in = decoder.shape
     folder.mkdir(parents=True, exist_ok=True)
     encoder = decoder if encoder is None else encoder
@@ -49,7 +53,8 @@ def write_dictionary(
     config = {
         "name": "fake", "seed": seed, "device": "cpu",
         "sae": {"dict_size": size, "l1": l1, "tied": known["tied"],
-                "l1_scaling": known["l1_scaling"], "activation": known["activation"]},
+                "l1_scaling": known["l1_scaling"], "activation": known["activation"],
+                **(sae or {})},
         "training": {"batch_size": 256, "log_every": 10},
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps({"config": config, **known}))

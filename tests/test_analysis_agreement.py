@@ -9,13 +9,10 @@ from hypothesis import strategies as st
 from test_analysis_similarity import directions, settings_of
 
 from sparse_dict.analysis import study
-from sparse_dict.analysis.agreement import (
-    by_frequency,
-    compare_seeds,
-    found_along,
-    match_pair,
-)
+from sparse_dict.analysis.agreement import found_along
 from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.frequency import by_frequency
+from sparse_dict.analysis.seeds import compare, match_pair
 
 
 def test_the_same_dictionary_in_another_order_agrees_fully():
@@ -43,14 +40,14 @@ def test_a_feature_is_shared_only_if_encoders_and_decoders_choose_the_same_close
 
 def test_each_seed_is_compared_with_the_next_and_the_last_with_the_first(tmp_path: Path):
     write_study(tmp_path, sizes=(16, 32), seeds=(0, 1, 2, 5))
-    pairs = compare_seeds(study.load(tmp_path), match_limit=16)
+    pairs = compare(study.load(tmp_path), match_limit=16)
     assert [(p.first.seed, p.second.seed) for p in pairs] == [(0, 1), (1, 2), (2, 5), (5, 0)]
     assert {p.first.size for p in pairs} == {16}
 
 
 def test_two_seeds_are_compared_once_and_share_what_was_put_into_both(tmp_path: Path):
     write_study(tmp_path, sizes=(64,), seeds=(0, 1), d=128, noise=0.01)
-    (pair,) = compare_seeds(study.load(tmp_path), match_limit=100)
+    (pair,) = compare(study.load(tmp_path), match_limit=100)
     assert pair.shared.sum() == int(0.75 * 64)
     assert pair.pw_mcc == pytest.approx(pair.cosine.mean())
 

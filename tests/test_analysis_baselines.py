@@ -8,12 +8,12 @@ from scipy import stats
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import baselines, figures, report, study
-from sparse_dict.analysis.baselines import Moments, fit, mmcs_between
+from sparse_dict.analysis.baselines import Moments, Rows, fit, mmcs_between
 from sparse_dict.config import BASELINES, BaselinesConfig
 from sparse_dict.errors import UserError
 
 D = 12
-SETTINGS = BaselinesConfig(methods=list(BASELINES), rows=1500, ks=[1, 4, D, 99], loss_tokens=64)
+SETTINGS = BaselinesConfig(methods=list(BASELINES), rows=1500, ks=[1, 4, D, 99])
 
 
 def mixed(n, seed=0):
@@ -80,13 +80,13 @@ def test_kurtosis_of_a_feature_that_never_varies_is_not_a_number():
 @pytest.mark.parametrize("method", ["neurons", "random", "pca", "ica"])
 def test_a_complete_basis_with_all_its_codes_reconstructs_exactly(method):
     x, _ = mixed(2000)
-    (found,) = fit(method, x, 0).sparse(x, [D])
+    (found,) = fit(method, Rows.of(x), 0).sparse(x, [D])
     np.testing.assert_allclose(found, x, atol=2e-4)
 
 
 def test_the_neuron_basis_leaves_the_squares_of_the_deviations_that_it_drops():
     x, _ = mixed(500)
-    basis = fit("neurons", x, 0)
+    basis = fit("neurons", Rows.of(x), 0)
     smallest = np.sort((x - x.mean(0)) ** 2, axis=1)
     for k, found in zip((1, 3, 8), basis.sparse(x, (1, 3, 8)), strict=True):
         wanted = smallest[:, : D - k].sum() / smallest.sum()
@@ -96,7 +96,7 @@ def test_the_neuron_basis_leaves_the_squares_of_the_deviations_that_it_drops():
 def test_pca_has_the_directions_of_the_singular_value_decomposition():
     x, _ = mixed(2000)
     _, _, rows = np.linalg.svd(x - x.mean(0, dtype=np.float64), full_matrices=False)
-    cosines = np.abs((fit("pca", x, 0).directions * rows).sum(1))
+    cosines = np.abs((fit("pca", Rows.of(x), 0).directions * rows).sum(1))
     np.testing.assert_allclose(cosines, 1, atol=1e-3)
 
 
@@ -104,7 +104,7 @@ def test_ica_finds_the_directions_of_independent_sources_and_pca_does_not():
     x, directions = mixed(8000)
 
     def agreement(method):
-        cosines = np.abs(directions @ fit(method, x, 0).directions.T)
+        cosines = np.abs(directions @ fit(method, Rows.of(x), 0).directions.T)
         return cosines.max(1).min()
 
     assert agreement("ica") > 0.98
@@ -114,7 +114,7 @@ def test_ica_finds_the_directions_of_independent_sources_and_pca_does_not():
 def test_ica_leaves_out_dimensions_in_which_nothing_varies():
     x, _ = mixed(2000)
     x[:, 3] = 0.5
-    basis = fit("ica", x, 0)
+    basis = fit("ica", Rows.of(x), 0)
     assert basis.directions.shape == (D - 1, D)
     (found,) = basis.sparse(x, [D])
     np.testing.assert_allclose(found, x, atol=2e-4)
@@ -122,7 +122,7 @@ def test_ica_leaves_out_dimensions_in_which_nothing_varies():
 
 def test_nmf_has_codes_and_directions_without_a_sign():
     x, _ = mixed(1000)
-    basis = fit("nmf", x, 0)
+    basis = fit("nmf", Rows.of(x), 0)
     codes = basis.encode(mixed(200, seed=1)[0])
     assert codes.min() >= 0
     assert basis.directions.min() >= 0
@@ -131,9 +131,30 @@ def test_nmf_has_codes_and_directions_without_a_sign():
     assert fvu_of(x, found) < 0.2
 
 
+@pytest.mark.parametrize("method", BASELINES)
+def test_large_data_are_never_held_as_a_whole_and_give_the_same(method, monkeypatch):
+    monkeypatch.setattr(baselines, "IN_MEMORY", 2500)
+    monkeypatch.setattr(baselines, "NMF_ROWS", 50_000)
+    x, read = mixed(20_000)[0], []
+
+    def watched(start, stop):
+        read.append((start, stop))
+        return x[start:stop]
+
+    streamed = fit(method, Rows(watched, 0, len(x), D), 0)
+    assert max(stop - start for start, stop in read) <= max(baselines.CHUNK, 2500)
+    if method != "ica":
+        assert max(stop for _, stop in read) == len(x) or method in ("neurons", "random")
+    monkeypatch.undo()
+    whole, test = fit(method, Rows.of(x), 0), mixed(1000, seed=1)[0]
+    for k in (D,) if method == "nmf" else (3, D):
+        (one,), (other,) = streamed.sparse(test, [k]), whole.sparse(test, [k])
+        assert fvu_of(test, one) <= 1.15 * fvu_of(test, other) + 1e-6
+
+
 def test_no_more_than_k_codes_of_a_row_are_used():
     x, _ = mixed(400)
-    basis = fit("random", x, 0)
+    basis = fit("random", Rows.of(x), 0)
     for k, found in zip((1, 5), basis.sparse(x, (1, 5)), strict=True):
         used = np.abs((found - basis.offset) @ basis.directions.T) > 1e-4
         assert (used.sum(1) == k).all()
@@ -141,7 +162,7 @@ def test_no_more_than_k_codes_of_a_row_are_used():
 
 def test_opposite_directions_agree_but_not_for_nmf():
     x, _ = mixed(1000)
-    pca, nmf = fit("pca", x, 0), fit("nmf", x, 0)
+    pca, nmf = fit("pca", Rows.of(x), 0), fit("nmf", Rows.of(x), 0)
     for basis, wanted in ((pca, 1.0), (nmf, 0.0)):
         mirrored = baselines.Basis(-basis.directions, basis.offset, basis.project, basis.signed)
         found = mmcs_between(basis, mirrored)
@@ -149,8 +170,8 @@ def test_opposite_directions_agree_but_not_for_nmf():
 
 
 def test_too_few_rows_are_a_user_error():
-    with pytest.raises(UserError, match=r"raise baselines\.rows"):
-        fit("pca", mixed(20)[0], 0)
+    with pytest.raises(UserError, match="20 rows are too few"):
+        fit("pca", Rows.of(mixed(20)[0]), 0)
 
 
 def test_a_perfect_dictionary_has_no_error_and_an_arbitrary_one_its_own(made, measured):
@@ -170,7 +191,7 @@ def test_a_perfect_dictionary_has_no_error_and_an_arbitrary_one_its_own(made, me
 def test_baselines_are_measured_on_rows_that_they_were_not_fitted_to(made, measured):
     found = Activations.open(made / "activations")
     assert measured.rows == (750, 750)
-    basis = fit("pca", found.read(0, 750), 0)
+    basis = fit("pca", Rows(found.read, 0, 750, D), 0)
     x = found.read(3250, 4000)
     (wanted,) = basis.sparse(x, [4])
     front = measured.front.query("method == 'pca'").set_index("l0")["fvu"]

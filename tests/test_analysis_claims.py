@@ -6,7 +6,7 @@ import pytest
 from analysis_study import write_dictionary, write_study
 from test_analysis_similarity import directions, settings_of
 
-from sparse_dict.analysis import agreement, claims, ridge, study
+from sparse_dict.analysis import analyses, claims, ridge, seeds, study
 from sparse_dict.analysis.claims import FAILS, HOLDS, UNTOLD, verdict
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.intervals import Estimate
@@ -14,13 +14,28 @@ from sparse_dict.analysis.intervals import Estimate
 
 def assess(folder: Path, **changes: object) -> dict[str, claims.Claim]:
     compared = Comparison(study.load(folder), settings_of(**changes))
-    found = claims.assess(
-        compared, ridge.fit(compared.cells()), agreement.compare_seeds(compared.study, 2048)
-    )
+    pairs = seeds.compare(compared.study, 2048)
+    found = analyses.assess(compared, ridge.fit(compared.cells()), pairs, None)
     assert len({claim.key for claim in found}) == len(found)
     json.dumps([claim.as_json() for claim in found], allow_nan=False)
     assert len(claims.table(found)) == len(found)
     return {claim.key: claim for claim in found}
+
+
+def test_a_sweep_over_k_says_so_and_leaves_the_claims_on_l1_open(tmp_path: Path):
+    for k in (2, 4, 8):
+        for size in (16, 32, 64):
+            write_dictionary(
+                tmp_path / f"{k},{size}", directions(64, 16, k)[:size], np.ones(size, np.int64),
+                activation="topk", l1=0.0, sae={"k": k},
+            )  # fmt: skip
+    found = assess(tmp_path)
+    assert found["mmcs_above_random"].verdict == HOLDS
+    assert found["interior_l1"].ours == "k was swept, not L1"
+    assert found["ridge_vertical"].verdict == UNTOLD
+    main = Comparison(study.load(tmp_path), settings_of()).main
+    told = claims.section(list(found.values()), main).blocks
+    assert any("it is k that was varied" in block for block in told if isinstance(block, str))
 
 
 @pytest.mark.parametrize(
@@ -93,10 +108,10 @@ def test_relu_and_topk_are_compared_at_the_same_size_and_sparsity(tmp_path: Path
     assert assess(tmp_path)["relu_steadier_than_topk"].verdict == HOLDS
 
 
-def test_parts_that_are_turned_off_leave_their_claims_open(tmp_path: Path):
+def test_analyses_that_are_off_leave_their_claims_open(tmp_path: Path):
     write_study(tmp_path, sizes=(16, 32))
     compared = Comparison(study.load(tmp_path), settings_of())
-    found = claims.assess(compared, None, None)
-    off = [claim for claim in found if "analysis.parts" in claim.ours]
+    found = analyses.assess(compared, None, None, None)
+    off = [claim for claim in found if claim.ours.endswith(" is off")]
     assert len(off) == 7
     assert {claim.verdict for claim in off} == {UNTOLD}

@@ -15,9 +15,18 @@ from sparse_dict import files
 from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.store import ShardWriter
 from sparse_dict.analysis import contexts, features_page, report, study
+from sparse_dict.analysis.chosen import ASKED, DEAD, LOW, NEURON, RANDOM, TOP, Chosen, choose
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.contexts import Chosen, Context, Feature, Gallery, Untold
-from sparse_dict.config import AnalysisConfig, ContextsConfig, FilesData, HarvestConfig, ModelConfig
+from sparse_dict.analysis.contexts import Context, Feature, Gallery, Untold
+from sparse_dict.analysis.harvested import open_source, printable
+from sparse_dict.analysis.logit_effects import EFFECTS
+from sparse_dict.config import (
+    ComparisonConfig,
+    ContextsConfig,
+    FilesData,
+    HarvestConfig,
+    ModelConfig,
+)
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.model import GPT
@@ -28,7 +37,7 @@ from sparse_dict.tracking import Run
 N_CTX, D, LAYER = 16, 12, 1
 MODEL = ModelConfig(n_layers=2, n_heads=2, d_model=8, d_mlp=D, n_ctx=N_CTX)
 SETTINGS = ContextsConfig(None, per_group=3, n_tokens=10**6, top=4, spread=3, width=5)
-ANALYSIS = AnalysisConfig("max", "next", "all", 0.9, 64, 64, ["contexts"])
+COMPARISON = ComparisonConfig("max", "next", "all", 0.9, 64, 64)
 EVIL = "</script><img src=x onerror=alert(1)><!--"
 
 
@@ -45,7 +54,7 @@ def base(tmp_path_factory):
     data = FilesData(0.3, str(base / "text.jsonl"), "text")
     ranks = {bytes([i]): i for i in range(256)}
     tokenizer = Tokenizer("bytes", ranks | {b"al": 256, b"ta": 257}, GPT2_PATTERN)
-    store = tokens.prepare(data, tokenizer, base / "cache")
+    tokens.prepare(data, tokenizer, base / "cache")
 
     torch.manual_seed(0)
     model = GPT(MODEL, tokenizer.n_vocab)
@@ -66,40 +75,52 @@ def base(tmp_path_factory):
     }  # fmt: skip
     files.write_json(lm_dir / "lm.json", record)
 
+    harvested(base, base, fingerprints)
+    return base
+
+
+def harvested(base, folder, fingerprints, skip_first=0):
+    """Activations of the model in `base` and dictionaries of them, in `folder`."""
+    (path,) = (base / "cache" / "tokens").iterdir()
+    store = tokens.TokenStore.open(path)
     stream = store.split("validation")
-    rows = len(stream) // N_CTX * N_CTX
-    config = HarvestConfig(LAYER, "mlp_post", rows, "validation", 8, 1000, "float32")
-    writer = ShardWriter(base / "activations", rows, D, 1000, "float32", seed=0)
-    harvest(model, stream, config, N_CTX, writer, Run(None, False, base))
+    rows = len(stream) // N_CTX * (N_CTX - skip_first)
+    config = HarvestConfig(
+        LAYER, "mlp_post", rows, "validation", 8, 1000, "float32", skip_first=skip_first
+    )
+    writer = ShardWriter(folder / "activations", rows, D, 1000, "float32", seed=0)
+    model = lm_folder.load(base / "lm").model
+    harvest(model, stream, config, N_CTX, writer, Run(None, False, folder))
     fields = {
-        "layer": LAYER, "site": "mlp_post", "lm_dir": str(lm_dir),
+        "layer": LAYER, "site": "mlp_post", "lm_dir": str(base / "lm"),
         "corpus": store.manifest["corpus"],
-        "config": {"data": vars(data), "harvest": vars(config)},
+        "config": {"data": {"val_fraction": 0.3}, "harvest": vars(config)},
     }  # fmt: skip
     writer.finish(fields, fingerprints)
-    manifest = files.read_json(base / "activations" / "manifest.json")
+    manifest = files.read_json(folder / "activations" / "manifest.json")
+    rng = np.random.default_rng(2)
     for size in (8, 20):
         decoder = unit(rng.standard_normal((size, D)))
         count = rng.integers(1, 1000, size)
         count[3] = 0
         write_dictionary(
-            base / "sae" / f"size={size}", decoder, count,
+            folder / "sae" / f"size={size}", decoder, count,
             encoder=decoder + 0.1 * rng.standard_normal((size, D)).astype(np.float32),
             fingerprints={"activations": manifest["fingerprints"]["activations"]},
         )  # fmt: skip
-    return base
 
 
 def config(base, **changes):
     values = dict(
-        seed=0, device="cpu", activations_dir=str(base / "activations"), lm_dir=str(base / "lm"),
-        cache_dir=str(base / "cache"), contexts=SETTINGS, analysis=ANALYSIS,
+        seed=0, device="cpu", study_dir=str(base), lm_dir=str(base / "lm"),
+        activations_dir=str(base / "activations"),
+        cache_dir=str(base / "cache"), contexts=SETTINGS, comparison=COMPARISON,
     )  # fmt: skip
     return SimpleNamespace(**(values | changes))
 
 
 def compared(base):
-    return Comparison(study.load(base / "sae"), ANALYSIS)
+    return Comparison(study.load(base / "sae"), COMPARISON)
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +230,32 @@ def test_contexts_do_not_depend_on_the_chunks(base, gathered, monkeypatch):
         assert [up_to_peak(c) for c in one.top] == [up_to_peak(c) for c in other.top]
 
 
+def test_positions_without_rows_count_for_nothing_and_are_shown_without_activation(
+    base, brute, tmp_path
+):
+    skip = 12
+    record = files.read_json(base / "lm" / "lm.json")
+    harvested(base, tmp_path, record["fingerprints"], skip)
+    where = {key: str(tmp_path / name) for key, name in [("activations_dir", "activations")]}
+    gallery = contexts.gather(config(base, **where), compared(tmp_path))
+    text, activations = brute
+    assert (gallery.skip_first, gallery.n_tokens) == (skip, len(text) * (N_CTX - skip))
+    assert gallery.n_harvested == gallery.n_tokens
+    assert "first 12 positions" in " ".join(features_page.explained(gallery))
+    for feature in gallery.features:
+        codes = codes_of(feature, activations).copy()
+        codes[:, :skip] = 0
+        active = codes[codes > 0]
+        assert feature.density == len(active) / codes[:, skip:].size
+        assert feature.histogram.sum() == len(active)
+        wanted = highest(text, codes, SETTINGS.width)[: SETTINGS.top]
+        for context, (ids, values) in zip(feature.top, wanted, strict=True):
+            assert up_to_peak(context) == ids
+            left = context.values[: context.peak + 1]
+            np.testing.assert_allclose(left, values, rtol=1e-4, atol=1e-4)
+            assert context.values[0] == 0  # it reaches back before position 12
+
+
 def test_logit_effects_follow_the_direct_path(base, gathered):
     model = lm_folder.load(base / "lm").model
     feature = next(f for f in gathered.features if f.chosen.entry)
@@ -221,11 +268,9 @@ def test_logit_effects_follow_the_direct_path(base, gathered):
         )
     logits -= logits.mean()
     order = logits.argsort(descending=True).tolist()
-    assert [token for token, _ in feature.promoted] == order[: contexts.EFFECTS]
-    assert [token for token, _ in feature.demoted] == order[::-1][: contexts.EFFECTS]
-    np.testing.assert_allclose(
-        [v for _, v in feature.promoted], logits[order[: contexts.EFFECTS]], rtol=1e-4
-    )
+    assert [token for token, _ in feature.promoted] == order[:EFFECTS]
+    assert [token for token, _ in feature.demoted] == order[::-1][:EFFECTS]
+    np.testing.assert_allclose([v for _, v in feature.promoted], logits[order[:EFFECTS]], rtol=1e-4)
 
 
 def test_each_group_is_shown_and_every_feature_has_its_nearest_neuron(base, gathered):
@@ -239,13 +284,13 @@ def test_each_group_is_shown_and_every_feature_has_its_nearest_neuron(base, gath
             for f in gathered.features
             if group in f.chosen.groups and f.chosen.entry and f.chosen.entry.size == small.size
         ]
-        for group in (contexts.TOP, contexts.LOW, contexts.RANDOM, contexts.DEAD)
+        for group in (TOP, LOW, RANDOM, DEAD)
     }
     ranked = alive[np.argsort(-mcs[alive])].tolist()
-    assert set(of[contexts.TOP]) == set(ranked[:3])
-    assert set(of[contexts.LOW]) == set(ranked[-3:])
-    assert len(of[contexts.RANDOM]) == 3
-    assert of[contexts.DEAD] == [3]
+    assert set(of[TOP]) == set(ranked[:3])
+    assert set(of[LOW]) == set(ranked[-3:])
+    assert len(of[RANDOM]) == 3
+    assert of[DEAD] == [3]
     assert any(f.chosen.entry and f.chosen.entry.size == large.size for f in gathered.features)
     neurons = [f.chosen.index for f in gathered.features if f.chosen.entry is None]
     assert neurons == sorted({f.neuron[0] for f in gathered.features if f.neuron})
@@ -254,8 +299,8 @@ def test_each_group_is_shown_and_every_feature_has_its_nearest_neuron(base, gath
 def test_the_features_asked_for_are_shown_in_their_order(base):
     comparison = compared(base)
     asked = ["20/7", "size=8/2", "neuron/5", "20/7"]
-    chosen = contexts.choose(comparison, replace(SETTINGS, features=asked), 0)
-    found = [(c.entry and c.entry.size, c.index) for c in chosen if contexts.ASKED in c.groups]
+    chosen = choose(comparison, replace(SETTINGS, features=asked), 0)
+    found = [(c.entry and c.entry.size, c.index) for c in chosen if ASKED in c.groups]
     assert found == [(20, 7), (8, 2), (None, 5)]
     only = contexts.gather(
         config(base, contexts=replace(SETTINGS, features=["neuron/5"])), comparison
@@ -266,7 +311,7 @@ def test_the_features_asked_for_are_shown_in_their_order(base):
 @pytest.mark.parametrize("name", ["20/20", "neuron/12", "21/0", "nothing/1"])
 def test_a_feature_that_does_not_exist_is_an_error(base, name):
     with pytest.raises(UserError, match=name):
-        contexts.choose(compared(base), replace(SETTINGS, features=[name]), 0)
+        choose(compared(base), replace(SETTINGS, features=[name]), 0)
 
 
 @pytest.mark.parametrize("name", ["7", "20/", "/3", "20/-1", "20/x"])
@@ -289,7 +334,7 @@ def test_what_is_missing_is_told_and_not_fatal(base, tmp_path, key, monkeypatch)
     assert isinstance(found, Untold)
     assert str(tmp_path / "none") in found.reason
     page = report.render("t", "s", [features_page.section(found)])
-    assert "Cannot be told here" in page
+    assert "This cannot be told here" in page
 
 
 def test_the_harvests_record_leads_to_a_model_that_is_not_in_the_study(base, tmp_path):
@@ -302,7 +347,7 @@ def test_another_model_in_the_folder_is_not_taken_for_the_harvested_one(base, tm
     record = files.read_json(base / "lm" / "lm.json")
     record["fingerprints"]["model"] = "0" * 16
     files.write_json(tmp_path / "lm.json", record)
-    source = contexts.open_source(config(base, lm_dir=str(tmp_path)), comparison.study)
+    source = open_source(config(base, lm_dir=str(tmp_path)), comparison.study, 10**6)
     assert source.lm.record["fingerprints"]["model"] != "0" * 16
 
 
@@ -316,7 +361,7 @@ def data_of(page):
 
 def hostile(token, name="x"):
     """A gallery whose one token and whose dictionary's name are `token` and `name`."""
-    entry = study.Entry(name, name, 4, 0.1, 0, SimpleNamespace(fire_count=np.ones(4)))
+    entry = study.Entry(name, name, 4, "l1", 0.1, 0, SimpleNamespace(fire_count=np.ones(4)))
     context = Context(np.zeros(3, np.int32), np.array([0, 2, 1], np.float32), 1)
     counts = np.ones(contexts.BINS, np.int64)
     effects = [(0, 1.0)]
@@ -327,10 +372,10 @@ def hostile(token, name="x"):
         )
 
     pair = [
-        feature(Chosen(entry, 1, (contexts.TOP,), 0.9), (2, -0.7)),
-        feature(Chosen(None, 2, (contexts.NEURON,)), None),
+        feature(Chosen(entry, 1, (TOP,), 0.9), (2, -0.7)),
+        feature(Chosen(None, 2, (NEURON,)), None),
     ]
-    return Gallery(pair, {0: token}, 10, 100, 16, "plain maximum")
+    return Gallery(pair, {0: token}, 10, 100, 16, 0, "plain maximum")
 
 
 @pytest.mark.parametrize("text", [EVIL, "<!--<script>", "</SCRIPT >", "&lt;\u2028'\"\\"])
@@ -378,7 +423,7 @@ def test_the_page_holds_the_contexts_as_they_were_found(gathered, tmp_path):
         if feature.neuron:
             nearest = data["features"][drawn["neuron"][0]]
             assert (nearest["groups"], nearest["index"]) == (
-                [contexts.NEURON],
+                [NEURON],
                 feature.neuron[0],
             )
 
@@ -394,6 +439,6 @@ def test_the_report_shows_four_to_six_features_beside_their_neurons(gathered):
 
 
 def test_line_breaks_and_broken_characters_are_printable():
-    assert contexts.printable(b" a\n\t") == " a⏎⇥"
-    assert contexts.printable("é".encode()[:1]) == "\\xc3"
-    assert contexts.printable("\u202e\x00".encode()) == "\\u202e\\u0000"
+    assert printable(b" a\n\t") == " a⏎⇥"
+    assert printable("é".encode()[:1]) == "\\xc3"
+    assert printable("\u202e\x00".encode()) == "\\u202e\\u0000"

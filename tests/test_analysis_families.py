@@ -6,7 +6,7 @@ import pytest
 from analysis_study import write_study
 from test_analysis_similarity import settings_of
 
-from sparse_dict.analysis import agreement, families, figures, report, sections, study
+from sparse_dict.analysis import families, figures, report, seeds, study
 from sparse_dict.analysis.comparison import Comparison
 
 
@@ -28,9 +28,9 @@ def draw(key: str, figure: Any, title: str, caption: str) -> report.Picture:
 def test_kinds_are_named_by_their_architecture_and_taken_at_their_best_l1(tmp_path: Path):
     both = compared(tmp_path)
     assert set(families.names(both.study).values()) == {"ReLU", "TopK"}
-    pairs = agreement.compare_seeds(both.study, 99)
+    pairs = seeds.compare(both.study, 99)
     frame = families.table(both, pairs)
-    assert frame[frame["kind"] == "ReLU"]["l1"].unique().tolist() == [0.03]
+    assert frame[frame["kind"] == "ReLU"]["sparsity"].unique().tolist() == ["L1 0.03"]
     relu = frame[(frame["kind"] == "ReLU") & (frame["dict_size"] == 16)]
     entry = next(e for e in both.study.entries if (e.size, e.l1) == (16, 0.03))
     (pair,) = [p for p in pairs if p.first is entry]
@@ -41,9 +41,9 @@ def test_kinds_are_named_by_their_architecture_and_taken_at_their_best_l1(tmp_pa
 
 def test_the_section_compares_kinds_and_tells_their_shares(tmp_path: Path):
     both = compared(tmp_path)
-    pairs = agreement.compare_seeds(both.study, 99)
+    pairs = seeds.compare(both.study, 99)
     with figures.style():
-        told = families.section(both, pairs, sections.random_pw_mcc(32, {16, 32}), draw)
+        told = families.section(both, pairs, draw)
     assert told is not None
     text = " ".join(block for block in told.blocks if isinstance(block, str))
     assert "ReLU: " in text
@@ -54,9 +54,9 @@ def test_the_section_compares_kinds_and_tells_their_shares(tmp_path: Path):
 def test_one_seed_or_one_kind_leaves_out_what_cannot_be_compared(tmp_path: Path):
     both = compared(tmp_path / "both", seeds=(0,))
     with figures.style():
-        told = families.section(both, [], {}, draw)
+        told = families.section(both, [], draw)
     assert told is not None
     assert any("one seed" in block for block in told.blocks if isinstance(block, str))
     write_study(tmp_path / "one", sizes=(16, 32))
     one = Comparison(study.load(tmp_path / "one"), settings_of())
-    assert families.section(one, [], {}, draw) is None
+    assert families.section(one, [], draw) is None

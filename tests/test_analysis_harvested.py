@@ -1,6 +1,6 @@
 import pytest
 
-from sparse_dict.analysis.harvested import layer_and_site
+from sparse_dict.analysis.harvested import Place, place
 from sparse_dict.errors import UserError
 
 
@@ -13,7 +13,11 @@ def manifest(**changes):
 
 
 def test_the_mlps_hidden_layer_can_be_put_back_into_our_model():
-    assert layer_and_site(manifest()) == (2, "mlp_post")
+    assert place(manifest()) == Place(2, "mlp_post", 0)
+
+
+def test_the_first_positions_may_be_left_out():
+    assert place(manifest(config={"harvest": {"skip_first": 3}})).skip_first == 3
 
 
 @pytest.mark.parametrize(
@@ -22,7 +26,6 @@ def test_the_mlps_hidden_layer_can_be_put_back_into_our_model():
         ({"site": "resid_post"}, "of the site resid_post, not mlp_post"),
         ({"layer": None, "site": "model.layers.3.mlp:in"}, "of the site model.layers.3.mlp:in"),
         ({"sites": [{"site": "2/mlp_post"}, {"site": "3/mlp_post"}]}, "2/mlp_post, 3/mlp_post"),
-        ({"config": {"harvest": {"skip_first": 1}}}, "leave out the first positions"),
         ({"config": {"harvest": {}, "lm": {"name_or_path": "gpt2"}}}, "model of ours"),
         ({"fingerprints": {"truth": "t"}}, "model of ours"),
         ({"layer": None}, "lacks 'layer'"),
@@ -30,4 +33,4 @@ def test_the_mlps_hidden_layer_can_be_put_back_into_our_model():
 )
 def test_anything_else_is_said_not_to_be_told(changes, message):
     with pytest.raises(UserError, match=message):
-        layer_and_site(manifest(**changes))
+        place(manifest(**changes))

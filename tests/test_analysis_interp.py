@@ -12,11 +12,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_analysis_contexts import base, compared, config  # noqa: F401
+from test_analysis_contexts import D, base, compared, config  # noqa: F401
 
-from sparse_dict.analysis import baselines, interp, llm, report, stage
-from sparse_dict.analysis.interp import Case, Excerpt
-from sparse_dict.config import BaselinesConfig, InterpConfig
+from sparse_dict.analysis import (
+    baselines,
+    harvested,
+    interp,
+    interp_cases,
+    interp_questions,
+    llm,
+    report,
+    stage,
+)
+from sparse_dict.analysis.interp_questions import Case, Excerpt
+from sparse_dict.config import InterpConfig, TrackingConfig
 from sparse_dict.errors import UserError
 
 ORACLE_WORD = re.compile(r"hot(\d+)")  # a token "hot7" has activation 7 in the cases below
@@ -70,18 +79,18 @@ def numbered(user):
 
 
 def oracle(system, user):
-    if system == interp.EXPLAIN:
+    if system == interp_questions.EXPLAIN:
         return "Explanation: heat,\nby its degree"
     assert "Explanation: heat, by its degree\n" in user
-    if system == interp.SIMULATE:
+    if system == interp_questions.SIMULATE:
         return "\n".join(f"{n}\t{level(token)}" for n, token in numbered(user))
     return "\n".join(f"{n}\t{int('hot' in text)}" for n, text in numbered(user))
 
 
 def constant(system, user):
-    if system == interp.EXPLAIN:
+    if system == interp_questions.EXPLAIN:
         return "anything"
-    value = 3 if system == interp.SIMULATE else 1
+    value = 3 if system == interp_questions.SIMULATE else 1
     return "\n".join(f"{n}\t{value}" for n, _ in numbered(user))
 
 
@@ -98,7 +107,7 @@ def settings_of(url, **changes):
     values = dict(
         base_url=url, model="m", api_key_env=None, price_in=None, price_out=None, max_cost=0,
         per_group=2, baselines=["neurons", "random"], width=8, examples=3, simulate=4, detect=6,
-        parallel=1, timeout_s=5, retries=2,
+        parallel=1, timeout_s=5, retries=2, rows=1000, n_tokens=10**6,
     )  # fmt: skip
     return InterpConfig(**(values | changes))
 
@@ -131,7 +140,7 @@ def test_an_oracle_scores_one_in_simulation_and_detection(server, tmp_path):
 
 
 def test_an_explanation_is_made_from_marked_tokens_and_integer_activations():
-    text = interp.explain(case()).user
+    text = interp_questions.explain(case()).user
     assert "Excerpt 1:  cold<< hot10>><< hot3>>" in text
     assert 'Active: " hot10": 10, " hot3": 3' in text
     assert 'Active: " hot1": 1' in text
@@ -145,11 +154,13 @@ def test_a_constant_answer_scores_zero_in_simulation_and_chance_in_detection(ser
 
 def test_scores_follow_their_formulas_and_are_undefined_without_contrast():
     x, y = [0, 1, 5, 2], [0.0, 0.5, 3.0, 3.0]
-    assert interp.correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
-    assert np.isnan(interp.correlation([1, 2], [0, 0]))
-    assert np.isnan(interp.correlation([], []))
-    assert interp.balanced_accuracy([1, 1, 1, 0], [1, 0, 0, 0]) == pytest.approx((1 + 1 / 3) / 2)
-    assert np.isnan(interp.balanced_accuracy([1, 0], [1, 1]))
+    assert interp_questions.correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert np.isnan(interp_questions.correlation([1, 2], [0, 0]))
+    assert np.isnan(interp_questions.correlation([], []))
+    assert interp_questions.balanced_accuracy([1, 1, 1, 0], [1, 0, 0, 0]) == pytest.approx(
+        (1 + 1 / 3) / 2
+    )
+    assert np.isnan(interp_questions.balanced_accuracy([1, 0], [1, 1]))
 
 
 @pytest.mark.parametrize(
@@ -167,12 +178,12 @@ def test_scores_follow_their_formulas_and_are_undefined_without_contrast():
     ],
 )
 def test_numbers_are_read_only_if_each_line_is_there_once(answer, wanted):
-    assert interp.read_numbers(answer, 2, 10) == wanted
+    assert interp_questions.read_numbers(answer, 2, 10) == wanted
 
 
 def test_malformed_answers_are_counted_and_do_not_count(server, tmp_path):
     def sometimes(system, user):
-        wrong = system == interp.SIMULATE and "hot7" in user
+        wrong = system == interp_questions.SIMULATE and "hot7" in user
         return None if wrong else oracle(system, user)
 
     server.answer = sometimes
@@ -231,7 +242,7 @@ def test_the_cap_is_never_passed_and_what_is_there_is_kept(server, tmp_path, cap
 
 
 def test_parallel_requests_do_not_pass_the_cap_together(server, tmp_path):
-    many = [replace(case(f"a/{i}"), examples=(excerpt(i + 1, 0), excerpt(1, 0))) for i in range(10)]
+    many = several(10)
     settings = settings_of(
         server.url, price_in=1.0, price_out=1.0, max_cost=0.0025, parallel=8, baselines=[]
     )
@@ -308,6 +319,56 @@ def test_a_refused_connection_is_one_line(tmp_path):
     assert "\n" not in found.stopped
 
 
+def several(n):
+    return [replace(case(f"a/{i}"), examples=(excerpt(i + 1, 0), excerpt(1, 0))) for i in range(n)]
+
+
+def test_of_many_cases_those_that_are_answered_are_told_and_the_others_not_waited_for(
+    server, tmp_path
+):
+    path = tmp_path / "a.jsonl"
+    many = several(8)
+    interp.ask(many[3:5], settings_of(server.url), path)
+    server.statuses = [401] * 99
+    found = interp.ask(many, settings_of(server.url, parallel=2), path)
+    assert [result.case.name for result in found.results] == ["a/3", "a/4"]
+    assert "401" in found.stopped
+
+
+def test_after_an_interrupt_nothing_more_is_sent_and_the_same_command_goes_on(
+    server, tmp_path, monkeypatch
+):
+    path, many = tmp_path / "a.jsonl", several(8)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    def own_words(system, user):  # so that no two cases ask the same
+        slow.wait(0.01)
+        return user[:40] if system == interp_questions.EXPLAIN else constant(system, user)
+
+    slow, server.answer = threading.Event(), own_words
+    settings = settings_of(server.url, parallel=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(interp.Progress, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            interp.ask(many, settings, path)
+    sent = len(server.requests)
+    assert 7 <= sent == len(lines(path)) < 4 * 7
+    found = interp.ask(many, settings, path)
+    assert found.stopped is None
+    assert len(found.results) == 8
+    assert len(server.requests) == 8 * 7
+
+
+def test_means_are_told_with_their_intervals():
+    results = [interp_questions.Result(case(), "x", s, 0.5) for s in (0.1, 0.2, 0.6)]
+    table = interp.told(interp.by_group(results))
+    assert re.fullmatch(r"0\.30 \[0\.1\d?, 0\.\d+\]", table["simulation"][0])
+    assert table["detection"][0] == "0.50 [0.50, 0.50]"
+    assert interp.told(interp.by_group(results[:1]))["detection"][0] == "0.50"
+
+
 def test_a_timeout_is_tried_again_and_charged(server, tmp_path):
     slow = threading.Event()
 
@@ -358,8 +419,8 @@ def test_settings_that_could_cost_unawares_or_make_no_sense_are_refused(changes)
 
 def test_a_sparse_basis_keeps_the_positive_ones_of_the_largest_codes():
     x = np.random.default_rng(0).standard_normal((200, 6)).astype(np.float32)
-    basis = baselines.fit("random", x, seed=1)
-    found, codes = interp.sparse(basis, 2)(x), basis.encode(x)
+    basis = baselines.fit("random", baselines.Rows.of(x), seed=1)
+    found, codes = interp_cases.sparse(basis, 2)(x), basis.encode(x)
     for row, all_codes in zip(found, codes, strict=True):
         largest = np.argsort(-np.abs(all_codes))[:2]
         wanted = np.zeros(6)
@@ -370,18 +431,17 @@ def test_a_sparse_basis_keeps_the_positive_ones_of_the_largest_codes():
 def full_config(base, folder, url):  # noqa: F811
     return config(
         base, analysis_dir=str(folder), interp=settings_of(url),
-        baselines=BaselinesConfig(["neurons"], 1000, [1], 1000),
     )  # fmt: skip
 
 
 def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(base):  # noqa: F811
     settings = full_config(base, base / "none", "http://localhost:1/v1")
     comparison = compared(base)
-    source = interp.open_source(settings, comparison.study)
-    cases = interp.cases(settings, comparison, source)
-    again = interp.cases(settings, comparison, source)
+    source = harvested.open_source(settings, comparison.study, 10**6)
+    cases = interp_cases.cases(settings.interp, 0, comparison, source)
+    again = interp_cases.cases(settings.interp, 0, comparison, source)
     assert [c.name for c in cases] == [c.name for c in again]
-    assert interp.explain(cases[0]) == interp.explain(again[0])
+    assert interp_questions.explain(cases[0]) == interp_questions.explain(again[0])
     groups = pd.Series([c.group for c in cases]).value_counts()
     assert groups.to_dict() == {
         "features, other": 2, "neuron basis": 2, "random directions": 2,
@@ -397,18 +457,18 @@ def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(
 def test_activations_are_those_of_the_dictionary_on_every_token(base):  # noqa: F811
     settings = full_config(base, base / "none", "http://localhost:1/v1")
     comparison = compared(base)
-    source = interp.open_source(settings, comparison.study)
-    owners = list(interp._features(settings, comparison))
-    codes = interp._read(owners, source)
+    source = harvested.open_source(settings, comparison.study, 10**6)
+    owners = list(interp_cases._features(settings.interp, 0, comparison))
+    codes = interp_cases._read(owners, source)
     entry = next(e for e in comparison.study.entries if e.name == owners[1].name)
-    rows = interp._rows(source, source.text)
+    rows = source.rows(source.text).reshape(-1, D)
     wanted = entry.trained.dictionary.encode(rows)[:, owners[1].columns[0]]
     np.testing.assert_allclose(codes[1].ravel(), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_report_tells_explanations_and_means_and_escapes_them(base, server, tmp_path):  # noqa: F811
     def hostile(system, user):
-        return "<script>alert(1)" if system == interp.EXPLAIN else constant(system, user)
+        return "<script>alert(1)" if system == interp_questions.EXPLAIN else constant(system, user)
 
     server.answer = hostile
     section = interp.section(compared(base), full_config(base, tmp_path, server.url))
@@ -420,13 +480,19 @@ def test_the_report_tells_explanations_and_means_and_escapes_them(base, server, 
     assert (table["detection"] == 0.5).all()
     means = next(b for b in section.blocks if isinstance(b, report.Table)).frame
     assert means["features"].tolist() == [2, 2, 2]
-    assert (means["detection, low"] == 0.5).all()
+    assert means["detection"].tolist() == ["0.50 [0.50, 0.50]"] * 3
     assert (tmp_path / interp.ANSWERS).exists()
 
 
-def test_nothing_is_asked_unless_an_endpoint_is_given(base):  # noqa: F811
+def test_the_key_is_asked_for_only_where_an_endpoint_is_given(base, monkeypatch):  # noqa: F811
+    monkeypatch.delenv("CHAT_KEY", raising=False)
     settings = full_config(base, base / "none", None)
-    settings.analysis = replace(settings.analysis, parts=["interp"])
-    assert not stage._interprets(settings)
+    settings.sae_dir = str(base / "sae")
+    settings.tracking = TrackingConfig("disabled", "p", None, [])
+    settings.interp = replace(settings.interp, api_key_env="CHAT_KEY")
+    stage.check(settings)
     settings.interp = replace(settings.interp, base_url="http://localhost:1/v1")
-    assert stage._interprets(settings)
+    with pytest.raises(UserError, match="CHAT_KEY"):
+        stage.check(settings)
+    settings.interp = None
+    stage.check(settings)

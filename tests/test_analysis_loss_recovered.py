@@ -12,8 +12,15 @@ from sparse_dict import files
 from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.store import ShardWriter
 from sparse_dict.analysis import baselines, figures, loss_recovered, report, study
+from sparse_dict.analysis.harvested import Place
 from sparse_dict.analysis.loss_recovered import Replacement, held_out, losses, recovered
-from sparse_dict.config import BaselinesConfig, FilesData, HarvestConfig, ModelConfig
+from sparse_dict.config import (
+    BaselinesConfig,
+    FilesData,
+    HarvestConfig,
+    LossRecoveredConfig,
+    ModelConfig,
+)
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.model import GPT
@@ -58,8 +65,8 @@ def mean(model, contexts):
     return found.flatten(0, 1).double().mean(0).numpy()
 
 
-def taken(model, contexts, mean, *replacements):
-    return losses(model, contexts, LAYER, "mlp_post", mean, replacements)
+def taken(model, contexts, mean, *replacements, skip_first=0):
+    return losses(model, contexts, Place(LAYER, "mlp_post", skip_first), mean, replacements)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -101,10 +108,33 @@ def test_a_perfect_dictionary_recovers_all_and_the_mean_nothing(model, contexts,
     assert recovered(found["n"], original, zero) == pytest.approx(0, abs=1e-4)
 
 
+def test_positions_that_were_not_harvested_keep_their_activation(model, contexts, mean):
+    skip = 6
+    batch = torch.from_numpy(contexts)
+    with torch.no_grad():
+        activation, follow = model.split(batch[:, :-1], LAYER, "mlp_post")
+        activation = activation.clone()
+        activation[:, skip:] = 0
+        logits = follow(activation) @ model.embed.weight.T
+        wanted = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    seen = []
+
+    def watched(x):
+        seen.append(x.shape)
+        return [x]
+
+    found = taken(model, contexts, mean, Replacement(("same",), watched), skip_first=skip)
+    assert found["zero"] == pytest.approx(float(wanted), rel=1e-5)
+    whole = taken(model, contexts, mean)
+    assert found["original"] == found["same"] == pytest.approx(whole["original"], rel=1e-6)
+    assert found["original"] < found["zero"] < whole["zero"]
+    assert sum(n for n, _ in seen) == len(contexts) * (N_CTX - skip)
+
+
 def test_more_codes_of_a_basis_recover_more_and_all_of_them_everything(model, contexts, mean):
     with torch.no_grad():
         x = model.activations(torch.from_numpy(contexts[:, :-1]), LAYER, "mlp_post")
-    basis = baselines.fit("pca", x.flatten(0, 1).numpy(), 0)
+    basis = baselines.fit("pca", baselines.Rows.of(x.flatten(0, 1).numpy()), 0)
     found = taken(model, contexts, mean, loss_recovered.of_basis("pca", basis, [1, 6, D]))
     shares = [recovered(found[f"pca:{k}"], found["original"], found["mean"]) for k in (1, 6, D)]
     assert shares[0] < shares[1] < shares[2]
@@ -163,9 +193,11 @@ def base(tmp_path_factory):
 
 def config(base, **changes):
     values = dict(
-        device="cpu", seed=0, activations_dir=str(base / "activations"), lm_dir=str(base / "lm"),
+        device="cpu", seed=0, study_dir=str(base), lm_dir=str(base / "lm"),
+        activations_dir=str(base / "activations"),
         cache_dir=str(base / "cache"), analysis_dir=str(base / "analysis"),
-        baselines=BaselinesConfig(["neurons", "pca"], 1000, [1, 4, 99], 320),
+        baselines=BaselinesConfig(["neurons", "pca"], 1000, [1, 4, 99]),
+        loss_recovered=LossRecoveredConfig(320, [1, 4, 99]),
     )  # fmt: skip
     return SimpleNamespace(**values | changes)
 
@@ -192,6 +224,14 @@ def test_otherwise_it_is_the_last_of_the_harvest_and_that_is_said(base):
     found, what = held_out(manifest, base / "cache", N_CTX, 320)
     assert (found[:, 1:].ravel() == stream.window(len(stream) - 320, 320)).all()
     assert "last of those harvested" in what
+
+
+def test_the_text_begins_behind_the_contexts_that_lost_their_first_positions(base):
+    manifest = files.read_json(base / "activations" / "manifest.json")
+    manifest["config"]["harvest"]["skip_first"] = 12
+    manifest["rows"] //= 4  # of the same contexts
+    found, _ = held_out(manifest, base / "cache", N_CTX, 320)
+    assert (found[0] == stored(base).split("validation").window(1600, N_CTX + 1)).all()
 
 
 def test_a_harvest_of_the_training_text_leaves_the_validation_text(base):
@@ -233,7 +273,7 @@ def test_without_baselines_the_dictionaries_are_told_alone(base):
 @pytest.mark.parametrize(
     ("missing", "why"),
     [
-        ({"lm_dir": "/nowhere"}, "no language model"),
+        ({"lm_dir": "/nowhere"}, "set lm_dir"),
         ({"cache_dir": "/nowhere"}, "set cache_dir"),
         ({"activations_dir": "/nowhere"}, "does not exist"),
     ],
@@ -254,7 +294,7 @@ def test_another_model_than_the_harvested_one_is_refused(base, tmp_path):
     record = files.read_json(tmp_path / "lm" / "lm.json")
     record["fingerprints"]["model"] = lm_folder.fingerprint(tmp_path / "lm" / "model.safetensors")
     files.write_json(tmp_path / "lm" / "lm.json", record)
-    with pytest.raises(UserError, match="not the model"):
+    with pytest.raises(UserError, match="language model that was harvested"):
         loss_recovered.measure(
             study.load(base / "sae"), config(base, lm_dir=str(tmp_path / "lm")), {}
         )

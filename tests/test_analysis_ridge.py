@@ -13,7 +13,7 @@ def cells(power: float, sizes=(64, 128, 256, 512), scaling: str = "none") -> pd.
     """MMCS that is a parabola in ln L1 with its best L1 growing as size^power."""
     rows = [
         {
-            "family": scaling, "l1_scaling": scaling, "dict_size": size, "l1": l1,
+            "family": scaling, "l1_scaling": scaling, "dict_size": size, "axis": "l1", "l1": l1,
             "mmcs": 0.9 - 0.02 * np.log(l1 / (0.03 * (size / 128) ** power)) ** 2,
         }
         for size in sizes

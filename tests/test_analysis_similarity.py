@@ -11,19 +11,16 @@ from safetensors.numpy import load_file
 from sparse_dict.analysis import similarity, study
 from sparse_dict.analysis.comparison import VARIANTS, Comparison, Variant
 from sparse_dict.analysis.similarity import Similarities, match, max_cosine, normalised
-from sparse_dict.config import AnalysisConfig
+from sparse_dict.config import ComparisonConfig
 from sparse_dict.errors import UserError
 
-# The parts that need nothing but the dictionaries.
-PARTS = ["claims", "heatmap", "histograms", "agreement", "ridge", "sparsity", "frontier"]
 
-
-def settings_of(**changes: object) -> AnalysisConfig:
+def settings_of(**changes: object) -> ComparisonConfig:
     values = {
         "matching": "max", "against": "next", "features": "all", "threshold": 0.9,
-        "block_rows": 50, "match_limit": 2048, "parts": PARTS, **changes,
+        "block_rows": 50, "match_limit": 2048, **changes,
     }  # fmt: skip
-    return AnalysisConfig(**values)
+    return ComparisonConfig(**values)
 
 
 def directions(n: int, d: int, seed: int) -> np.ndarray:
@@ -130,7 +127,7 @@ def test_one_to_one_matching_shares_a_partner_that_two_features_want():
 
 def test_a_matching_that_cannot_fit_in_memory_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(similarity, "MAX_PAIRS", 8)
-    with pytest.raises(UserError, match=r"analysis\.matching=max"):
+    with pytest.raises(UserError, match=r"comparison\.matching=max"):
         match(directions(3, 4, 0), directions(3, 4, 1))
 
 
@@ -160,5 +157,5 @@ def test_the_main_chain_is_the_one_with_the_best_l1_among_the_longest(tmp_path: 
         write_dictionary(tmp_path / f"short{size}", decoder[:size], count, l1=1.0)
     main = Comparison(study.load(tmp_path), settings_of()).main
     assert main is not None
-    assert main.l1 == 0.03
+    assert main.level == 0.03
     assert [entry.size for entry in main.entries] == [32, 64, 128]

@@ -13,20 +13,24 @@ from analysis_study import write_dictionary, write_study
 from matplotlib.text import Text
 from test_analysis_similarity import directions, settings_of
 
-from sparse_dict.analysis import figures, report, sections, stage, study
+from sparse_dict.analysis import analyses, figures, frontier, heatmap, report, stage, study
 from sparse_dict.analysis.comparison import VARIANTS, Comparison
-from sparse_dict.config import AnalyzeConfig, TrackingConfig
+from sparse_dict.config import AnalyzeConfig, NoSettings, TrackingConfig
 from sparse_dict.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def config(folder: Path, **changes: object) -> AnalyzeConfig:
+# What needs nothing but the dictionaries.
+ANALYSES = ("claims", "heatmap", "histograms", "agreement", "ridge", "sparsity", "frontier")
+
+
+def config(folder: Path, *chosen: str, **changes: object) -> AnalyzeConfig:
     return AnalyzeConfig(
         name="fake", study_dir=str(folder), device="cpu", seed=0,
         tracking=TrackingConfig(mode="disabled", project="p", entity=None, tags=[]),
         sae_dir=str(folder / "sae"), analysis_dir=str(folder / "analysis"),
-        analysis=settings_of(**changes),
+        comparison=settings_of(**changes), **dict.fromkeys(chosen or ANALYSES, NoSettings()),
     )  # fmt: skip
 
 
@@ -78,13 +82,13 @@ def test_the_tables_hold_every_dictionary_and_variant(analysed: Path):
     assert cells["mmcs"].between(-1, 1.0001).all()
 
 
-def test_running_again_replaces_what_is_there_and_parts_can_be_turned_off(tmp_path: Path, caplog):
+def test_running_again_replaces_what_is_there_and_analyses_can_be_left_out(tmp_path: Path, caplog):
     write_study(tmp_path / "sae", sizes=(8, 16))
     folder = tmp_path / "analysis"
     folder.mkdir()
     (folder / "report.html").write_text("old")
     with caplog.at_level(logging.INFO):
-        stage.run(config(tmp_path, parts=["frontier"], matching="hungarian", against="all_larger"))
+        stage.run(config(tmp_path, "frontier", matching="hungarian", against="all_larger"))
     assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert not (folder / "claims.json").exists()
     assert not (folder / "heatmap_mmcs.png").exists()
@@ -107,7 +111,7 @@ def test_every_variant_can_be_shown_and_is_named_on_the_heat_map(tmp_path: Path,
         settings_of(matching=variant.matching, against=variant.against, features=variant.features),
     )
     with figures.style():
-        figure = figures.heatmap(compared.cells(), compared.shown)
+        figure = heatmap.heatmap(compared.cells(), compared.shown)
         titles = figure.get_suptitle()
         figures.plt.close(figure)
     assert str(variant) in titles
@@ -128,17 +132,79 @@ def test_every_text_of_every_figure_is_legible_in_print(tmp_path: Path):
         seen.append(key)
         return report.Picture(key, title, caption, b"")
 
-    from sparse_dict.analysis import agreement, ridge
-
     with figures.style():
-        sections.heatmap(compared, compared.cells(), draw)
-        sections.histograms(compared, draw)
-        sections.histogram_appendix(compared, draw)
-        sections.agreement(compared, agreement.compare_seeds(compared.study, 99), draw)
-        sections.ridge(compared, compared.cells(), ridge.fit(compared.cells()), draw)
-        sections.neurons(compared, draw)
-        sections.frontier(compared.study, draw)
+        analyses.make(config(tmp_path), compared, draw)
     assert len(seen) == 10
+
+
+def test_a_sweep_over_k_has_its_heat_map_over_k_and_one_over_l1_over_l1(tmp_path: Path):
+    write_study(tmp_path, sizes=(8, 16, 32), l1s=(0.01, 0.1), d=8)
+    for k in (2, 4):
+        for size in (8, 16, 32):
+            write_dictionary(
+                tmp_path / f"{k},{size}", directions(size, 8, k), np.full(size, 1, np.int64),
+                activation="topk", l1=0.0, sae={"k": k},
+            )  # fmt: skip
+    compared = Comparison(study.load(tmp_path), settings_of())
+    with figures.style():
+        figure = heatmap.heatmap(compared.cells(), compared.shown)
+        axes = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
+        labels = {
+            title: (axis.get_xlabel(), [tick.get_text() for tick in axis.get_xticklabels()])
+            for title, axis in axes.items()
+        }
+        figures.plt.close(figure)
+    assert labels == {
+        "activation=relu": ("L1 coefficient", ["0.01", "0.1"]),
+        "activation=topk": ("k (active features a row)", ["2", "4"]),
+    }
+
+
+@pytest.mark.parametrize("highest", [3.0, 12.0, 80.0, 900.0])
+def test_the_frontiers_l0_is_written_in_plain_numbers(highest: float):
+    table = pd.DataFrame(
+        {
+            "family": "", "dict_size": 64, "seed": 0, "level": [3.0, 2.0, 1.0],
+            "l0": np.geomspace(0.7, highest, 3), "fvu": [0.3, 0.2, 0.1],
+        }
+    )  # fmt: skip
+    with figures.style():
+        figure = frontier.frontier(table)
+        figure.canvas.draw()
+        axis = figure.axes[0].xaxis
+        low, high = sorted(axis.get_view_interval())
+        shown = {
+            tick.label1.get_text()
+            for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            if low <= tick.get_loc() <= high
+        } - {""}
+        figures.plt.close(figure)
+    assert len(shown) >= 2
+    assert all(re.fullmatch(r"[0-9.]+", text) for text in shown), shown
+
+
+def test_the_reports_tables_are_in_the_offline_run(tmp_path: Path):
+    write_study(tmp_path / "sae", sizes=(16, 32, 64))
+    settings = config(tmp_path, "claims", "heatmap", "sparsity")
+    settings.tracking.mode = "offline"
+    stage.run(settings)
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    tables = {
+        str(path.relative_to(run / "files/media/table")).rpartition("_")[0].rpartition("_")[0]:
+        json.loads(path.read_text())
+        for path in run.glob("files/media/table/**/*.table.json")
+    }  # fmt: skip
+    assert set(tables) == {
+        "study/all_dictionaries", "claims/claims_and_verdicts", "claims/the_rules_of_the_verdicts",
+        "heatmap/all_variants", "sparsity/means",
+    }  # fmt: skip
+    claims = json.loads((tmp_path / "analysis" / "claims.json").read_text())["claims"]
+    told = tables["claims/claims_and_verdicts"]
+    column = told["columns"].index("verdict")
+    assert [row[column] for row in told["data"]] == [claim["verdict"] for claim in claims]
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run)]
+    summary = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert all(f'"{key}"' in summary for key in tables)
 
 
 def test_without_dictionaries_the_check_fails_in_one_line(tmp_path: Path):
@@ -152,7 +218,8 @@ def test_the_check_imports_neither_torch_nor_seaborn(tmp_path: Path):
     code = (
         "import sys; from types import SimpleNamespace as N; "
         "from sparse_dict.analysis import stage; "
-        f"stage.check(N(sae_dir={str(tmp_path / 'sae')!r}, analysis=N(parts=[]))); "
+        "tracking = N(mode='disabled'); "
+        f"stage.check(N(sae_dir={str(tmp_path / 'sae')!r}, interp=None, tracking=tracking)); "
         "sys.exit(bool({'torch', 'seaborn', 'matplotlib', 'pandas', 'scipy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -22,9 +22,60 @@ def test_dictionaries_that_differ_in_size_alone_form_a_chain(tmp_path: Path):
     for chain in loaded.chains:
         sizes = [entry.size for entry in chain.entries]
         assert sizes == sorted(sizes)
-        assert {(e.family, e.l1, e.seed) for e in chain.entries} == {
-            (chain.family, chain.l1, chain.seed)
+        assert {(e.family, e.level, e.seed) for e in chain.entries} == {
+            (chain.family, chain.level, chain.seed)
         }
+
+
+def write_grid(folder: Path, name: str, grid: list[dict[str, float]], activation: str) -> None:
+    """Sizes 8 and 16 at each point of a grid of settings."""
+    for i, point in enumerate(grid):
+        for size in (8, 16):
+            write_dictionary(
+                folder / f"{name}{i},{size}", directions(size, 4, i), ONES[:size],
+                activation=activation, l1=point.get("l1", 0.0), sae={"k": 32, "l0": 0.0} | point,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("activation", "grid", "axis", "levels", "setting"),
+    [
+        ("relu", [{"l1": 0.1}, {"l1": 0.01}], "l1", {0.1, 0.01}, "L1 0.01"),
+        ("topk", [{"k": 4}, {"k": 8}], "k", {4.0, 8.0}, "k 4"),
+        ("batch_topk", [{"k": 1024}], "k", {1024.0}, "k 1024"),
+        ("topk", [{"l1": 0.1}, {"l1": 0.01}], "l1", {0.1, 0.01}, "L1 0.01"),
+        ("jumprelu", [{"l0": 1e-3}, {"l0": 1e-2}], "l0", {1e-3, 1e-2}, "L0 penalty 0.001"),
+    ],
+)
+def test_what_is_swept_is_what_makes_the_kind_sparse(
+    tmp_path: Path, activation, grid, axis, levels, setting
+):
+    write_grid(tmp_path, "a", grid, activation)
+    loaded = study.load(tmp_path)
+    assert loaded.left_out == ()
+    assert loaded.families == ("",)
+    assert {entry.axis for entry in loaded.entries} == {axis}
+    assert {chain.level for chain in loaded.chains} == levels
+    assert loaded.chains[0].setting == setting
+    assert all(len(chain.entries) == 2 for chain in loaded.chains)
+
+
+def test_a_setting_beside_the_one_that_is_swept_tells_families_apart(tmp_path: Path):
+    write_grid(tmp_path, "a", [{"k": k, "l1": l1} for k in (4, 8) for l1 in (0.0, 0.1)], "topk")
+    loaded = study.load(tmp_path)
+    assert loaded.families == ("l1=0.0", "l1=0.1")
+    assert {entry.axis for entry in loaded.entries} == {"k"}
+
+
+def test_kinds_that_are_made_sparse_in_different_ways_are_not_told_apart_by_that(tmp_path: Path):
+    write_grid(tmp_path, "relu", [{"l1": 0.1}, {"l1": 0.01}], "relu")
+    write_grid(tmp_path, "topk", [{"k": 4}, {"k": 8}], "topk")
+    write_grid(tmp_path, "jump", [{"l0": 1e-3}], "jumprelu")
+    loaded = study.load(tmp_path)
+    assert set(loaded.families) == {"activation=relu", "activation=topk", "activation=jumprelu"}
+    assert {(e.family, e.axis) for e in loaded.entries} == {
+        ("activation=relu", "l1"), ("activation=topk", "k"), ("activation=jumprelu", "l0"),
+    }  # fmt: skip
 
 
 def test_of_equally_many_dictionaries_those_nearest_to_the_posts_come_first(tmp_path: Path):
@@ -63,13 +114,14 @@ def test_broken_and_unfinished_dictionaries_are_left_out_by_name(tmp_path: Path)
     no_config = write_dictionary(tmp_path / "no-config", directions(8, 32, 0), ONES[:8])
     (no_config / "metrics.json").write_text('{"dict_size": 8}')
     short = write_dictionary(tmp_path / "short", directions(8, 32, 0), ONES[:7])
+    write_dictionary(tmp_path / "no-k", directions(8, 32, 0), ONES[:8], sae={"k": "many"})
     nan = directions(8, 32, 0)
     nan[0, 0] = np.nan
     write_dictionary(tmp_path / "nan", nan, ONES[:8])
     loaded = study.load(tmp_path)
     assert len(loaded.entries) == 2
     assert {item.name for item in loaded.left_out} == {
-        "unfinished", "truncated", "no-json", "no-config", short.name, "nan",
+        "unfinished", "truncated", "no-json", "no-config", short.name, "nan", "no-k",
     }  # fmt: skip
     assert all(item.reason and "\n" not in item.reason for item in loaded.left_out)
 

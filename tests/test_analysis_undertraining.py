@@ -30,8 +30,7 @@ def trained(folder: Path, known: dict[int, float], seeds=(0,)) -> Comparison:
 
 
 def outcome(compared: Comparison) -> claims.Claim:
-    found = claims.assess(compared, None, None, undertraining.follow(compared))
-    return next(claim for claim in found if claim.key == "undertrained")
+    return undertraining.claim(compared, undertraining.follow(compared))
 
 
 def test_each_snapshot_is_compared_with_that_of_the_next_size_after_as_many_rows(tmp_path: Path):

@@ -267,11 +267,30 @@ def test_correlations_of_the_two_mmcs_are_scipys():
     frame = pd.DataFrame({"larger_mmcs": larger, "truth_mmcs": larger + rng.random(12)})
     frame.loc[12] = [np.nan, 0.5]
     known = frame.dropna()
-    assert truth.correlations(frame) == {
-        "dictionaries": 12,
-        "pearson": pytest.approx(stats.pearsonr(known.iloc[:, 0], known.iloc[:, 1])[0]),
-        "spearman": pytest.approx(stats.spearmanr(known.iloc[:, 0], known.iloc[:, 1])[0]),
-    }
+    found = truth.correlations(frame)
+    assert found.dictionaries == 12
+    x, y = known.iloc[:, 0], known.iloc[:, 1]
+    assert found.pearson.value == pytest.approx(stats.pearsonr(x, y)[0])
+    assert found.spearman.value == pytest.approx(stats.spearmanr(x, y)[0])
+    # The bootstrap agrees with the interval of Fisher's transformation, roughly.
+    low, high = stats.pearsonr(x, y).confidence_interval()
+    assert (found.pearson.low, found.pearson.high) == pytest.approx((low, high), abs=0.25)
+    assert found.spearman.low < found.spearman.value < found.spearman.high
+
+
+def test_predictions_are_told_for_all_for_each_kind_and_for_those_large_enough():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "larger_mmcs": rng.random(16), "truth_mmcs": rng.random(16),
+            "family": ["a", "b"] * 8, "dict_size": [8] * 10 + [16] * 6,
+        }
+    )  # fmt: skip
+    found = truth.predictions(frame, 16)
+    assert found["of"].tolist() == ["all", "a", "b", "16 features or more"]
+    assert found["dictionaries"].tolist() == [16, 8, 8, 6]
+    one = truth.correlations(frame[frame["dict_size"] == 16]).pearson
+    assert found["Pearson"].iloc[-1] == f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
 
 
 def test_the_section_writes_its_table_and_heat_maps(known):
@@ -322,7 +341,7 @@ def test_the_toy_experiment_of_the_three_stages_makes_a_study(tmp_path):
     ]
     assert {config.activations.scaling for config in configs} == {"none"}
     train_many(configs, [tmp_path / "sae" / f"{size},{l1}" for size, l1 in grid])
-    analysis_stage.run(composed("analyze", tmp_path, "analysis.parts=[truth]"))
+    analysis_stage.run(composed("analyze", tmp_path, "analysis=[truth]"))
     page = (tmp_path / "analysis" / "report.html").read_text()
     assert "Against the true features" in page
     assert "as a predictor" in page

@@ -104,16 +104,8 @@ def write(config: HarvestStageConfig) -> None:
     toy = Toy(config.data, config.seed)
     rows, d_in = harvest.n_tokens, config.data.d_in
     writer = store.ShardWriter(target, rows, d_in, harvest.shard_rows, harvest.dtype, config.seed)
-    with tracking.open_run(
-        config.tracking,
-        study_dir=config.study_dir,
-        group=config.name,
-        job_type="harvest",
-        name=f"{config.name} activations",
-        config=asdict(config),
-        folder=target,
-        step_metric="rows",
-    ) as run:
+    name = f"{config.name} activations"
+    with tracking.open_run(config, "harvest", name, target, "rows") as run:
         with files.replacing(target / TRUTH) as temporary:
             tensors: dict[str, np.ndarray] = {"features": toy.features}
             save_file(tensors | {"probabilities": toy.probabilities}, temporary)

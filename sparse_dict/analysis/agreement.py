@@ -1,115 +1,51 @@
-"""How much of what one dictionary learned another one learned too: across seeds and sizes."""
+"""Features found again: in larger dictionaries, along chains of sizes, and by other seeds."""
 
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from sparse_dict.analysis import figures, frequency, seeds
+from sparse_dict.analysis.claims import Claim, Statement, chain_of, interval, mean_of_means, verdict
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.similarity import match, normalised
-from sparse_dict.analysis.study import Chain, Entry, Study
+from sparse_dict.analysis.report import Draw, Section, Table
+from sparse_dict.analysis.seeds import SeedPair
+from sparse_dict.analysis.study import Chain
 
 Floats = NDArray[np.floating[Any]]
-Bools = NDArray[np.bool_]
-
-SHARED_ABOVE = 0.7  # Paulo and Belrose's threshold
 
 
-@dataclass(frozen=True)
-class SeedPair:
-    """Two dictionaries that differ only in the seed, matched one-to-one; arrays have shape (n,)."""
-
-    first: Entry
-    second: Entry
-    cosine: Floats  # of decoder rows, under the decoders' optimal matching
-    shared: Bools
-
-    @property
-    def pw_mcc(self) -> float:
-        """Mean cosine of optimally matched decoder rows (see `match_pair`)."""
-        return float(self.cosine.mean())
+CHAINS = Statement(
+    "found_along_chain",
+    "A feature found again once is found again in every larger dictionary",
+    "-",
+    "expected of true features",
+    "Of the smallest dictionary's features found in the next size, the share found in all larger "
+    "ones: holds if the 95 % interval lies above 0.5. Needs three sizes and 20 features found.",
+)
 
 
-def match_pair(
-    first: tuple[NDArray[np.float32], NDArray[np.float32]],
-    second: tuple[NDArray[np.float32], NDArray[np.float32]],
-) -> tuple[Floats, Bools]:
-    """Compare two dictionaries of the same size, each given as encoder and decoder rows (n, d).
-
-    Returns, in the order of the first one's features:
-    - the cosine with the partner under the one-to-one matching of decoder rows that maximises
-      their sum. Its mean is PW-MCC, the pairwise dictionary mean correlation coefficient of Song
-      et al. (2025, arXiv 2505.20254); signed cosines, as in the authors' code;
-    - whether the feature is shared in the sense of Paulo and Belrose (2025, arXiv 2501.16615): the
-      optimal matching of the encoders and that of the decoders give it the same partner, and both
-      cosines exceed 0.7.
-    """
-    decoder_partner, decoder_cosine = match(normalised(first[1]), normalised(second[1]))
-    encoder_partner, encoder_cosine = match(normalised(first[0]), normalised(second[0]))
-    shared = decoder_partner == encoder_partner
-    shared &= (decoder_cosine > SHARED_ABOVE) & (encoder_cosine > SHARED_ABOVE)
-    return decoder_cosine, shared
-
-
-def seed_groups(study: Study) -> list[list[Entry]]:
-    """Dictionaries that are equal in everything but the seed, two or more, by rising seed."""
-    groups: dict[tuple[str, float, int], list[Entry]] = defaultdict(list)
-    for entry in study.entries:
-        groups[entry.family, entry.l1, entry.size].append(entry)
-    return [sorted(g, key=lambda e: e.seed) for g in groups.values() if len(g) > 1]
-
-
-def compare_seeds(study: Study, match_limit: int) -> list[SeedPair]:
-    """Match each dictionary with that of the next seed, the last with the first.
-
-    So every seed counts equally, and the work grows linearly with the number of seeds. Sizes above
-    `match_limit` are skipped: exact matching takes time and memory that grow steeply.
-    """
-    pairs = []
-    for group in seed_groups(study):
-        if group[0].size > match_limit:
-            continue
-        seconds = group[1:] + (group[:1] if len(group) > 2 else [])
-        for first, second in zip(group, seconds, strict=False):
-            cosine, shared = match_pair(
-                (first.encoder, first.decoder), (second.encoder, second.decoder)
+def section(comparison: Comparison, pairs: Sequence[SeedPair], draw: Draw) -> Section:
+    """Features found again across sizes and seeds."""
+    section = Section("What is found again, and by whom")
+    threshold, chain = comparison.settings.threshold, comparison.main
+    if chain is not None:
+        section.blocks.append(
+            draw(
+                "agreement_sizes", size_agreement(comparison, chain),
+                "Features found again in larger dictionaries",
+                "Left: share of features whose MCS exceeds the threshold, by how often they are "
+                "active (bars: 95 %, Wilson). Right: starting at each size, the share found in "
+                f"every larger dictionary up to the one below (MCS above {threshold:g}).",
             )
-            pairs.append(SeedPair(first, second, cosine, shared))
-    return pairs
-
-
-@dataclass(frozen=True)
-class FrequencyBin:
-    """Features that fire about equally often; `low` and `high` are shares of rows."""
-
-    low: float
-    high: float
-    n: int
-    found: int
-
-
-def by_frequency(frequency: Floats, found: Bools, per_decade: int = 1) -> list[FrequencyBin]:
-    """Share of features found again, in bins of log frequency; the first is "never active".
-
-    `frequency` (n,) is the share of evaluation rows on which a feature is active. Empty bins are
-    left out; the bin of the never-active has low = high = 0.
-    """
-    never = frequency == 0
-    bins = (
-        [FrequencyBin(0.0, 0.0, int(never.sum()), int(found[never].sum()))] if never.any() else []
-    )
-    if never.all():
-        return bins
-    steps = np.floor(np.log10(np.where(never, 1, frequency)) * per_decade).astype(int)
-    steps = np.minimum(steps, -1)  # a feature active on every row joins the topmost bin
-    for step in range(int(steps[~never].min()), 0):
-        chosen = ~never & (steps == step)
-        if chosen.any():
-            low, high = 10 ** (step / per_decade), 10 ** ((step + 1) / per_decade)
-            bins.append(FrequencyBin(low, high, int(chosen.sum()), int(found[chosen].sum())))
-    return bins
+        )  # fmt: skip
+        section.blocks.append(Table("Chains of sizes", chain_table(comparison, chain)))
+    section.blocks += seeds.blocks(comparison, pairs, draw)
+    return section
 
 
 def found_along(comparison: Comparison, chain: Chain, start: int = 0) -> NDArray[np.int64]:
@@ -127,3 +63,77 @@ def found_along(comparison: Comparison, chain: Chain, start: int = 0) -> NDArray
     values = np.stack(columns, axis=1)
     run = np.cumprod(values > comparison.settings.threshold, axis=1).sum(axis=1)
     return np.where(np.isfinite(values).all(axis=1), run, -1)
+
+
+def chain_table(comparison: Comparison, chain: Chain) -> pd.DataFrame:
+    """How many features of each size are found in the next, in all larger ones."""
+    rows = []
+    for start, entry in enumerate(chain.entries[:-1]):
+        run = found_along(comparison, chain, start)
+        run = run[run >= 0]
+        larger = len(chain.entries) - 1 - start
+        rows.append(
+            {
+                "size": entry.size,
+                "features": len(run),
+                "larger dictionaries": larger,
+                "found in the next": int((run >= 1).sum()),
+                "found in all larger": int((run == larger).sum()),
+                "share in all larger": float((run == larger).mean()) if len(run) else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def size_agreement(comparison: Comparison, chain: Chain) -> Figure:
+    """Found again in larger dictionaries: by firing frequency, and along the chain of sizes."""
+    threshold = comparison.settings.threshold
+    figure, axes = figures.grid(1, 2, 3.2)
+    groups = []
+    for entry in chain.entries[:-1]:
+        values = comparison.mcs(entry)
+        known = np.isfinite(values)
+        groups.append((str(entry.size), entry.frequency[known], values[known] > threshold))
+    frequency.draw(axes[0, 0], groups)
+    axes[0, 0].set_ylabel(f"features with MCS above {threshold:g}")
+    axes[0, 0].set_title("Found again, by firing frequency")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="dictionary size", loc="outside lower center", ncols=8)
+
+    axis = axes[0, 1]
+    sizes = [entry.size for entry in chain.entries]
+    for start, colour in zip(range(len(sizes) - 1), figures.shades(len(sizes) - 1), strict=True):
+        run = found_along(comparison, chain, start)
+        run = run[run >= 0]
+        steps = range(len(sizes) - start)
+        share = [float((run >= k).mean()) if len(run) else np.nan for k in steps]
+        axis.plot(range(start, len(sizes)), share, color=colour, marker="o", ms=3, lw=1)
+    axis.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+    axis.tick_params(axis="x", rotation=0 if len(sizes) <= 6 else 45)
+    axis.set_ylim(-0.03, 1.03)
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_xlabel("up to this dictionary size")
+    axis.set_ylabel("found in every larger one")
+    axis.set_title("Chains of sizes")
+    figure.suptitle(f"Features found again in larger dictionaries, {figures.named(chain)}")
+    return figure
+
+
+def claim(comparison: Comparison) -> Claim:
+    """Whether features found in the next size are found in all larger ones."""
+    chain = chain_of(comparison)
+    if chain is None:
+        return CHAINS.untold()
+    if len(chain.entries) < 3:
+        return CHAINS.untold("needs three sizes")
+
+    def samples(chain: Chain) -> list[Floats]:
+        run = found_along(comparison, chain)
+        return [(run[run >= 1] == len(chain.entries) - 1).astype(float)]
+
+    found = samples(chain)[0]
+    if len(found) < 20:
+        return CHAINS.untold(f"only {len(found)} features are found in the next size; needs 20")
+    estimate = interval(comparison, chain, samples, mean_of_means)
+    ours = f"{estimate.value:.0%} ({int(found.sum())} of {len(found)})"
+    return CHAINS.told(ours, estimate, verdict(estimate, 0.5))

@@ -8,6 +8,10 @@ the smallest is the best k-sparse approximation. ICA's codes are those of its un
 units of its unit-norm directions; NMF's are non-negative. As for a dictionary's, nothing is fitted
 anew once the k codes are chosen. Offsets: the mean row, for NMF the smallest value of each neuron,
 which makes the rest non-negative. Dictionaries have no offset.
+
+Rows are read a chunk at a time, so memory does not grow with `baselines.rows`: PCA sums up the
+covariance, NMF learns from one batch after another; ICA, which needs its rows at once, takes the
+first IN_MEMORY of them (the rows of a harvest are shuffled).
 """
 
 import warnings
@@ -27,10 +31,9 @@ from numpy.typing import NDArray
 from sparse_dict import files
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import figures
-from sparse_dict.analysis.agreement import seed_groups
-from sparse_dict.analysis.report import Picture, Section, Table
+from sparse_dict.analysis.report import UNTOLD, Draw, Section, Table
 from sparse_dict.analysis.similarity import max_cosine, normalised
-from sparse_dict.analysis.study import Entry, Study
+from sparse_dict.analysis.study import Entry, Study, seed_groups
 from sparse_dict.config import AnalyzeConfig, BaselinesConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.folder import Dictionary
@@ -45,12 +48,13 @@ LABELS = {
     "ica": "ICA",
     "nmf": "NMF",
 }
-UNTOLD = "This cannot be told here: {}."
-# Writes a figure to disk and logs it; gives what the report embeds.
-Draw = Callable[[str, Figure, str, str], Picture]
 CHUNK = 4096  # rows encoded at a time
+IN_MEMORY = 1 << 16  # rows that a solver may hold at once
 ICA_ITERATIONS = 200
-NMF_PASSES = 100
+NMF_BATCH = 1024
+NMF_PASSES = 100  # over rows in memory, at most
+NMF_ROWS = 1 << 20  # seen in all, at least, where there are more
+NMF_FORGET = 0.7  # what an old row weighs after a whole pass (scikit-learn's default)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +80,58 @@ class Basis:
             yield np.where(rank < k, codes, 0) @ self.directions + self.offset
 
 
-def fit(method: str, x: Floats, seed: int) -> Basis:
-    """Fit a baseline, one of config's BASELINES, to rows `x` (m, d_in).
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows start, ..., stop - 1 of width `d_in`, which `read` gives piece by piece."""
+
+    read: Callable[[int, int], Floats]  # start and stop to (stop - start, d_in)
+    start: int
+    stop: int
+    d_in: int
+
+    @classmethod
+    def of(cls, x: Floats) -> "Rows":
+        """Rows that are in memory, (m, d_in)."""
+        return cls(lambda start, stop: x[start:stop], 0, len(x), x.shape[1])
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def chunks(self, size: int = CHUNK) -> Iterator[Floats]:
+        """All rows in order, `size` at a time."""
+        for start in range(self.start, self.stop, size):
+            yield self.read(start, min(start + size, self.stop))
+
+    def first(self, n: int) -> Floats:
+        """The first `n` rows, or all if there are fewer."""
+        return self.read(self.start, min(self.start + n, self.stop))
+
+    def mean(self) -> Wide:
+        """The mean row, (d_in,)."""
+        return np.asarray(sum(x.sum(0, dtype=np.float64) for x in self.chunks()) / len(self))
+
+    def scatter(self, mean: Wide) -> Wide:
+        """Sum over rows of the outer product of a row less `mean` with itself, (d_in, d_in)."""
+        found = np.zeros((self.d_in, self.d_in))
+        for x in self.chunks():
+            centred = x - mean
+            found += centred.T @ centred
+        return found
+
+
+def fit(method: str, rows: Rows, seed: int) -> Basis:
+    """Fit a baseline, one of config's BASELINES.
 
     Raises:
         UserError: there are too few rows, or the solver fails on them.
     """
-    d = x.shape[1]
-    if len(x) < 2 * d:
-        raise UserError(f"{len(x)} rows are too few to fit {d} directions: raise baselines.rows")
-    mean = x.mean(0, dtype=np.float64).astype(np.float32)
+    d = rows.d_in
+    if len(rows) < 2 * d:
+        raise UserError(f"{len(rows)} rows are too few to fit {d} directions: use more")
+    if method == "nmf":
+        return _nmf(rows, seed)
+    exact = rows.mean()
+    mean = exact.astype(np.float32)
     match method:
         case "neurons":
             return _orthogonal(np.eye(d), mean)
@@ -93,14 +139,9 @@ def fit(method: str, x: Floats, seed: int) -> Basis:
             # The QR factor of a Gaussian matrix, its signs aside, is uniform (Haar).
             return _orthogonal(np.linalg.qr(_rng(seed).standard_normal((d, d)))[0], mean)
         case "pca":
-            from sklearn.decomposition import PCA
-
-            found = PCA(svd_solver="covariance_eigh").fit(x.astype(np.float64))
-            return _orthogonal(found.components_, mean)
+            return _orthogonal(np.linalg.eigh(rows.scatter(exact))[1].T[::-1], mean)
         case "ica":
-            return _ica(x, mean, seed)
-        case "nmf":
-            return _nmf(x, seed)
+            return _ica(rows.first(IN_MEMORY), mean, seed)
     raise ValueError(f"unknown baseline {method!r}")
 
 
@@ -145,16 +186,25 @@ def _ica(x: Floats, mean: Floats, seed: int) -> Basis:
     return Basis(directions, mean, lambda centred: centred @ unmixing, signed=True)
 
 
-def _nmf(x: Floats, seed: int) -> Basis:
+def _nmf(rows: Rows, seed: int) -> Basis:
     """Non-negative factors of what lies above each neuron's smallest value."""
     from sklearn.decomposition import MiniBatchNMF
 
-    lowest = x.min(0)
+    lowest: Floats = np.min([x.min(0) for x in rows.chunks()], axis=0)
+    whole = len(rows) <= IN_MEMORY
+    # Given a batch, scikit-learn takes it for the whole of the data.
+    forget = NMF_FORGET if whole else NMF_FORGET ** (NMF_BATCH / len(rows))
     nmf = MiniBatchNMF(
-        x.shape[1], init="nndsvda", batch_size=1024, max_iter=NMF_PASSES, random_state=seed
-    )
+        rows.d_in, init="nndsvda", batch_size=NMF_BATCH, max_iter=NMF_PASSES,
+        forget_factor=forget, random_state=seed,
+    )  # fmt: skip
     with _bounded():
-        nmf.fit(x - lowest)
+        if whole:
+            nmf.fit(rows.first(IN_MEMORY) - lowest)
+        else:
+            for _ in range(-(-NMF_ROWS // len(rows))):
+                for x in rows.chunks(NMF_BATCH):
+                    nmf.partial_fit(x - lowest)
     norms = np.linalg.norm(nmf.components_, axis=1).astype(np.float32)
     used = norms > 0
     directions = (nmf.components_[used] / norms[used, None]).astype(np.float32)
@@ -249,12 +299,13 @@ def measure(
     """
     held_out = min(int(entry.metrics["eval_rows"]) for entry in study.entries)
     half = min(settings.rows, activations.rows - held_out) // 2
-    halves = [activations.read(0, half), activations.read(half, 2 * half)]
+    read, d_in = activations.read, activations.d_in
+    halves = [Rows(read, 0, half, d_in), Rows(read, half, 2 * half, d_in)]
     n = min(held_out, settings.rows // 2)
-    x = activations.read(activations.rows - n, activations.rows)
-    variance = x.var(0, dtype=np.float64).sum() * n  # as the errors: summed over rows
+    unseen = Rows(read, activations.rows - n, activations.rows, d_in)
+    variance = float(np.trace(unseen.scatter(unseen.mean())))  # as the errors: summed over rows
 
-    dictionaries = [_dictionary(entry, x, variance) for entry in study.entries]
+    dictionaries = [_dictionary(entry, unseen, variance) for entry in study.entries]
     matched = {_matched(row["l0"], activations.d_in) for row in dictionaries}
     ks = sorted(matched | {k for k in settings.ks if k <= activations.d_in})
     bases, summary, front = {}, [], []
@@ -262,7 +313,7 @@ def measure(
         first, second = (fit(method, rows, seed + i) for i, rows in enumerate(halves))
         bases[method] = first
         moments, errors = Moments(len(first.directions)), np.zeros(len(ks))
-        for part in _chunks(x):
+        for part in unseen.chunks():
             moments.add(first.encode(part))
             for i, found in enumerate(first.sparse(part, ks)):
                 errors[i] += np.square(found - part, dtype=np.float64).sum()
@@ -288,11 +339,6 @@ def measure(
     return Measured(bases, pd.DataFrame(summary), table, frame, (half, n))
 
 
-def _chunks(x: Floats) -> Iterator[Floats]:
-    for start in range(0, len(x), CHUNK):
-        yield x[start : start + CHUNK]
-
-
 def _matched(l0: float, most: int) -> int:
     """How many codes a baseline keeps that is compared with a dictionary."""
     return min(max(round(l0), 1), most)
@@ -303,10 +349,10 @@ def _median(values: Wide) -> float:
     return float(np.median(known)) if len(known) else float("nan")
 
 
-def _dictionary(entry: Entry, x: Floats, variance: float) -> dict[str, Any]:
+def _dictionary(entry: Entry, rows: Rows, variance: float) -> dict[str, Any]:
     dictionary: Dictionary = entry.trained.dictionary
     moments, error = Moments(entry.size), 0.0
-    for part in _chunks(x):
+    for part in rows.chunks():
         codes = dictionary.encode(part)
         moments.add(codes)
         error += float(np.square(dictionary.decode(codes) - part, dtype=np.float64).sum())
@@ -374,10 +420,11 @@ def section(study: Study, config: AnalyzeConfig, draw: Draw) -> tuple[Section, M
 
     None, with the reason in the section, if the activations are not there or too few.
     """
-    title = "Simpler bases"
+    title, settings = "Simpler bases", config.baselines
+    assert settings is not None
     try:
         activations = activations_of(study, Path(config.activations_dir))
-        found = measure(study, activations, config.baselines, config.seed)
+        found = measure(study, activations, settings, config.seed)
     except UserError as error:
         return Section(title, [UNTOLD.format(error)]), None
     folder = Path(config.analysis_dir)
@@ -385,12 +432,13 @@ def section(study: Study, config: AnalyzeConfig, draw: Draw) -> tuple[Section, M
     files.write_text(folder / "baselines.csv", front.to_csv(index=False))
     files.write_text(folder / "baselines_matched.csv", found.dictionaries.to_csv(index=False))
     half, n = found.rows
+    sampled = f" (ICA: on {IN_MEMORY:,} of them)" if half > IN_MEMORY else ""
     text = (
-        f"Each basis was fitted on {half:,} rows and has its codes cut to the k largest of a row; "
-        "the codes are projections for neurons, random directions and PCA (orthogonal), those of "
-        "the unmixing matrix for ICA, non-negative ones for NMF. Each is given an offset for "
-        "free: the mean row, for NMF the smallest value of each neuron. Dictionaries have none, "
-        "and their L1 penalty shrinks their codes. FVU, L0 and kurtosis are measured on the "
+        f"Each basis was fitted on {half:,} rows{sampled} and has its codes cut to the k largest "
+        "of a row; the codes are projections for neurons, random directions and PCA (orthogonal), "
+        "those of the unmixing matrix for ICA, non-negative ones for NMF. Each is given an offset "
+        "for free: the mean row, for NMF the smallest value of each neuron. Dictionaries have "
+        "none, and their L1 penalty shrinks their codes. FVU, L0 and kurtosis are measured on the "
         f"same {n:,} held-out rows."
     )
     picture = draw(
@@ -414,7 +462,7 @@ def section(study: Study, config: AnalyzeConfig, draw: Draw) -> tuple[Section, M
         + "Kurtosis is the median over features of the excess kurtosis of all codes, 0 for a "
         "normal law: a basis is privileged if it is high."
     )
-    columns = {f"fvu_{m}": f"FVU {LABELS[m]}" for m in config.baselines.methods}
+    columns = {f"fvu_{m}": f"FVU {LABELS[m]}" for m in settings.methods}
     table = found.dictionaries.drop(columns=["dict_size", "l1", "seed", "family"])
     matched = Table(
         "Dictionaries, and each basis with k codes (k: L0, rounded)",

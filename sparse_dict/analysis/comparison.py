@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sparse_dict.analysis import random_directions
 from sparse_dict.analysis.similarity import Similarities
 from sparse_dict.analysis.study import Chain, Entry, Study
-from sparse_dict.config import AnalysisConfig
+from sparse_dict.config import ComparisonConfig
 
 Floats = NDArray[np.floating[Any]]
 
@@ -45,7 +45,7 @@ VARIANTS = tuple(Variant(*names) for names in product(MATCHING, AGAINST, FEATURE
 class Comparison:
     """Answers questions about MCS; remembers each pair of dictionaries it has compared."""
 
-    def __init__(self, study: Study, settings: AnalysisConfig) -> None:
+    def __init__(self, study: Study, settings: ComparisonConfig) -> None:
         self.study = study
         self.settings = settings
         self.shown = Variant(settings.matching, settings.against, settings.features)
@@ -93,8 +93,8 @@ class Comparison:
     def cells(self, variant: Variant | None = None) -> pd.DataFrame:
         """One row a dictionary that has a larger one.
 
-        Columns: dictionary, family, dict_size, l1, l1_scaling, seed, matching, against,
-        features, partners, n, mmcs, random_mmcs, n_above, share_above.
+        Columns: dictionary, family, dict_size, l1, l1_scaling, axis, level, seed, matching,
+        against, features, partners, n, mmcs, random_mmcs, n_above, share_above.
         """
         variant = variant or self.shown
         rows = []
@@ -111,6 +111,8 @@ class Comparison:
                     "dict_size": entry.size,
                     "l1": entry.l1,
                     "l1_scaling": str(entry.metrics.get("l1_scaling")),
+                    "axis": entry.axis,
+                    "level": entry.level,
                     "seed": entry.seed,
                     "matching": variant.matching,
                     "against": variant.against,
@@ -144,11 +146,11 @@ class Comparison:
         chains = [chain for chain in chains if chain.family == family]
         longest = max(len(chain.entries) for chain in chains)
         chains = [chain for chain in chains if len(chain.entries) == longest]
-        by_l1: dict[float, list[float]] = {}
+        means: dict[float, list[float]] = {}
         for chain in chains:
-            by_l1.setdefault(chain.l1, []).append(self.chain_mean(chain))
-        best = max(by_l1, key=lambda l1: float(np.nan_to_num(np.mean(by_l1[l1]), nan=-1)))
-        return min((c for c in chains if c.l1 == best), key=lambda c: c.seed)
+            means.setdefault(chain.level, []).append(self.chain_mean(chain))
+        best = max(means, key=lambda level: float(np.nan_to_num(np.mean(means[level]), nan=-1)))
+        return min((c for c in chains if c.level == best), key=lambda c: c.seed)
 
     def chain_mean(self, chain: Chain) -> float:
         """MMCS averaged over all sizes of a chain but the largest; nan if nothing counts."""
@@ -161,6 +163,6 @@ class Comparison:
         return [
             other
             for other in self.study.chains
-            if (other.family, other.l1) == (chain.family, chain.l1)
+            if (other.family, other.level) == (chain.family, chain.level)
             and [entry.size for entry in other.entries] == sizes
         ]

@@ -1,7 +1,8 @@
 """Kinds of dictionaries side by side at equal size: architectures, or ways of training them.
 
-Each kind is taken at its best L1. How much of it another seed would have learned is measured as in
-`agreement`, with the definitions of Song et al. (2025) and of Paulo and Belrose (2025).
+Each kind is taken at its best L1, or whatever was swept. How much of it another seed would have
+learned is measured as in `seeds`, with the definitions of Song et al. (2025) and of Paulo and
+Belrose (2025).
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,13 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from sparse_dict.analysis import figures, random_directions
-from sparse_dict.analysis.agreement import SeedPair
-from sparse_dict.analysis.baselines import UNTOLD, Draw
 from sparse_dict.analysis.comparison import Comparison, Variant
 from sparse_dict.analysis.intervals import bootstrap
-from sparse_dict.analysis.report import Section, Table
+from sparse_dict.analysis.report import UNTOLD, Draw, Section, Table
+from sparse_dict.analysis.seeds import SeedPair, random_pw_mcc
 from sparse_dict.analysis.study import Entry, Study
 
 TITLE = "Kinds of dictionaries compared"
@@ -48,28 +49,28 @@ def _architecture(entry: Entry) -> str:
     return f"{name}, tied" if entry.metrics.get("tied") else name
 
 
-def best_l1(comparison: Comparison) -> dict[str, float]:
-    """The L1 of each family with the highest MMCS; its only one where it has no larger sizes."""
+def best_level(comparison: Comparison) -> dict[str, float]:
+    """The level of each family with the highest MMCS; its only one where it has no larger sizes."""
     found: dict[str, dict[float, list[float]]] = {}
     for chain in comparison.study.chains:
         mean = comparison.chain_mean(chain) if len(chain.entries) > 1 else np.nan
-        found.setdefault(chain.family, {}).setdefault(chain.l1, []).append(mean)
+        found.setdefault(chain.family, {}).setdefault(chain.level, []).append(mean)
     return {
-        family: max(by_l1, key=lambda l1: float(np.nan_to_num(np.mean(by_l1[l1]), nan=-1)))
-        for family, by_l1 in found.items()
+        family: max(means, key=lambda level: float(np.nan_to_num(np.mean(means[level]), nan=-1)))
+        for family, means in found.items()
     }
 
 
 def table(comparison: Comparison, pairs: Sequence[SeedPair]) -> pd.DataFrame:
     """One row a dictionary or a pair of seeds; columns that a row does not know are nan.
 
-    Columns: kind, dict_size, l1, those of `PANELS`.
+    Columns: kind, dict_size, sparsity, those of `PANELS`.
     """
-    chosen, called = best_l1(comparison), names(comparison.study)
+    chosen, called = best_level(comparison), names(comparison.study)
     variant = Variant(comparison.shown.matching, "next", comparison.shown.features)
     rows: list[dict[str, Any]] = []
     for entry in comparison.study.entries:
-        if entry.l1 != chosen[entry.family]:
+        if entry.level != chosen[entry.family]:
             continue
         has_larger = bool(comparison.partners(entry, "next"))
         mcs = comparison.counted(entry, variant) if has_larger else np.empty(0)
@@ -77,7 +78,7 @@ def table(comparison: Comparison, pairs: Sequence[SeedPair]) -> pd.DataFrame:
             {
                 "kind": called[entry.family],
                 "dict_size": entry.size,
-                "l1": entry.l1,
+                "sparsity": entry.setting,
                 "mmcs_next": float(mcs.mean()) if len(mcs) else np.nan,
                 "fvu": float(entry.metrics["fvu"]),
                 "l0": float(entry.metrics["l0"]),
@@ -85,28 +86,30 @@ def table(comparison: Comparison, pairs: Sequence[SeedPair]) -> pd.DataFrame:
             }
         )
     for pair in pairs:
-        if pair.first.l1 == chosen[pair.first.family]:
+        if pair.first.level == chosen[pair.first.family]:
             rows.append(
                 {
                     "kind": called[pair.first.family],
                     "dict_size": pair.first.size,
-                    "l1": pair.first.l1,
+                    "sparsity": pair.first.setting,
                     "pw_mcc": pair.pw_mcc,
                     "shared_fraction": float(pair.shared.mean()),
                 }
             )
     frame = pd.DataFrame(rows)
-    return frame.reindex(columns=["kind", "dict_size", "l1", *(column for column, *_ in PANELS)])
+    return frame.reindex(
+        columns=["kind", "dict_size", "sparsity", *(column for column, *_ in PANELS)]
+    )
 
 
-def panels(frame: pd.DataFrame, d: int, random_pw_mcc: dict[int, float]) -> Figure:
+def panels(frame: pd.DataFrame, d: int, pw_mcc: dict[int, float]) -> Figure:
     """Agreement, reconstruction and sparsity by size, a line a kind; dotted: random directions."""
     figure, axes = figures.plt.subplots(2, 3, figsize=(figures.WIDTH, 5.6))
     kinds, sizes = list(dict.fromkeys(frame["kind"])), sorted(frame["dict_size"].unique())
     nexts = dict(pairwise(sizes))
     random = {
         "shared_fraction": dict.fromkeys(sizes, 0.0),  # no cosine reaches 0.7
-        "pw_mcc": random_pw_mcc,
+        "pw_mcc": pw_mcc,
         "mmcs_next": {n: random_directions.mean_mcs(d, [m]) for n, m in nexts.items()},
     }
     for axis, (column, title, share) in zip(axes.flat, PANELS, strict=True):
@@ -128,7 +131,7 @@ def panels(frame: pd.DataFrame, d: int, random_pw_mcc: dict[int, float]) -> Figu
         axis.set_title(title)
         axis.set_ylim(0, 1.03 if column in random else None)
         if share:
-            axis.yaxis.set_major_formatter(figures.PercentFormatter(1, decimals=0))
+            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     handles, labels = next(a for a in axes.flat if a.lines).get_legend_handles_labels()
     handles.append(figures.mpl.lines.Line2D([], [], color="0.4", ls=":", lw=1.2))
     columns = max(1, min(6, 110 // (max(map(len, kinds)) + 6)))
@@ -146,7 +149,7 @@ def answer(study: Study, pairs: Sequence[SeedPair], chosen: dict[str, float]) ->
         shared = [
             p.shared.astype(float)
             for p in pairs
-            if (p.first.family, p.first.l1) == (family, chosen[family])
+            if (p.first.family, p.first.level) == (family, chosen[family])
         ]
         if shared:
             mean = bootstrap(shared, lambda s: float(np.mean([part.mean() for part in s])))
@@ -156,22 +159,21 @@ def answer(study: Study, pairs: Sequence[SeedPair], chosen: dict[str, float]) ->
 
 def section(
     comparison: Comparison,
-    pairs: Sequence[SeedPair] | None,
-    random_pw_mcc: dict[int, float],
+    pairs: Sequence[SeedPair],
     draw: Draw,
 ) -> Section | None:
     """Kinds at equal size; None if the study holds one kind only."""
     study = comparison.study
     if len(study.families) < 2:
         return None
-    pairs = pairs or []
-    chosen, frame = best_l1(comparison), table(comparison, pairs)
+    chosen, frame = best_level(comparison), table(comparison, pairs)
+    random = random_pw_mcc(study.d_in, {pair.first.size for pair in pairs})
     section = Section(
         TITLE,
         [
-            "Each kind is shown at its best L1, on the same activations. Agreement depends on "
-            "sparsity, and features that are never active agree by chance alone, so compare kinds "
-            "whose L0 and dead features are alike."
+            "Each kind is shown at its best L1 (or k, or L0 penalty), on the same activations. "
+            "Agreement depends on sparsity, and features that are never active agree by chance "
+            "alone, so compare kinds whose L0 and dead features are alike."
         ],
     )
     if any(_is_paired(entry) for entry in study.entries):
@@ -182,7 +184,7 @@ def section(
         )
     section.blocks.append(
         draw(
-            "families", panels(frame, study.d_in, random_pw_mcc), "Kinds of dictionaries by size",
+            "families", panels(frame, study.d_in, random), "Kinds of dictionaries by size",
             "Above, what is found again: shared fraction (the matchings of encoders and decoders "
             "give the same partner, both cosines above 0.7) and PW-MCC (mean cosine of matched "
             "decoder rows) between seeds, and MMCS with the next size. Below, what it costs. "
@@ -196,7 +198,11 @@ def section(
         if told
         else UNTOLD.format("each kind has one seed, so seeds are not compared")
     )
-    means = frame.groupby(["dict_size", "kind"], sort=False).mean(numeric_only=True).reset_index()
+    means = (
+        frame.groupby(["dict_size", "kind", "sparsity"], sort=False)
+        .mean(numeric_only=True)
+        .reset_index()
+    )
     titles = {column: title for column, title, _ in PANELS}
     means = means.sort_values("dict_size", kind="stable").rename(columns=titles)
     section.blocks.append(Table("Kinds at equal size, means over seeds", means))

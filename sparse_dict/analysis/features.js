@@ -3,7 +3,6 @@
 const SparseFeatures = (() => {
   "use strict";
   const PAGE = 30; // cards shown at a time
-  const SCALE = 255; // activations are stored as integers, the feature's largest as this
 
   function el(tag, className, ...children) {
     const node = document.createElement(tag);
@@ -20,12 +19,12 @@ const SparseFeatures = (() => {
     const text = el("div");
     tokens.forEach((token, i) => {
       const span = el("span", i === peak ? "sf-peak" : "", data.vocabulary[token]);
-      const share = values[i] / SCALE;
+      const share = values[i] / data.scale;
       if (share > 0) span.style.background = `rgba(222, 143, 5, ${0.08 + 0.82 * share})`;
-      span.title = short(share * feature.largest);
+      span.title = `“${data.vocabulary[token]}” ${short(share * feature.largest)}`;
       text.append(span);
     });
-    return el("div", "sf-context", el("b", "", short((values[peak] / SCALE) * feature.largest)), text);
+    return el("div", "sf-context", el("b", "", short((values[peak] / data.scale) * feature.largest)), text);
   }
 
   function contexts(data, feature, title, list, limit) {
@@ -47,9 +46,13 @@ const SparseFeatures = (() => {
     return [el("h4", "", "Activations (tokens, log scale)"), bars, ends];
   }
 
+  // A token by itself, with a sign for each space.
+  const visible = (token) =>
+    token.split(/( )/).map((part) => (part === " " ? el("span", "", "␣") : part));
+
   function effects(data, title, list) {
     const lines = list.map(([token, value]) => {
-      const name = el("code", "", data.vocabulary[token]);
+      const name = el("code", "", ...visible(data.vocabulary[token]));
       name.title = data.vocabulary[token];
       return el("div", "sf-effect", name, el("span", "", signed(value)));
     });
@@ -69,7 +72,7 @@ const SparseFeatures = (() => {
 
   function title(data, feature) {
     const dictionary = data.dictionaries[feature.dictionary];
-    return dictionary.name ? `${dictionary.label}: feature ${feature.index}` : `Neuron ${feature.index}`;
+    return dictionary.size ? `${dictionary.label}: feature ${feature.index}` : `Neuron ${feature.index}`;
   }
 
   // `limits`: how many contexts of each kind, and how many logit effects.

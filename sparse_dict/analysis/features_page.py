@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from sparse_dict import files
-from sparse_dict.analysis import contexts
+from sparse_dict.analysis.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
 from sparse_dict.analysis.contexts import Context, Feature, Gallery, Untold
-from sparse_dict.analysis.figures import l1_label
-from sparse_dict.analysis.report import Markup, Section
+from sparse_dict.analysis.report import UNTOLD, Markup, Section
 from sparse_dict.analysis.study import Entry
 
 PAGE = "features.html"
+DATA = "features.json"  # what the page draws, for notebooks and others
 SCALE = 255  # activations are written as integers, a feature's largest as this
-IN_REPORT = {contexts.TOP: 2, contexts.RANDOM: 1, contexts.LOW: 1, contexts.OUTLIER: 2}
+IN_REPORT = {TOP: 2, RANDOM: 1, LOW: 1, OUTLIER: 2}
 
 HEAD = """<!DOCTYPE html>
 <html lang="en">
@@ -39,11 +39,13 @@ h1 { font: 600 1.5rem/1.25 Helvetica, Arial, sans-serif; }
 
 
 def write(gathered: Gallery | Untold, folder: Path) -> None:
-    """Write ``features.html`` to `folder`; without a gallery remove that of an earlier run."""
+    """Write PAGE and DATA to `folder`; without a gallery remove those of an earlier run."""
     if isinstance(gathered, Gallery):
         files.write_text(folder / PAGE, page(gathered))
+        files.write_text(folder / DATA, _json(payload(gathered, gathered.features, ())) + "\n")
     else:
-        (folder / PAGE).unlink(missing_ok=True)
+        for name in (PAGE, DATA):
+            (folder / name).unlink(missing_ok=True)
 
 
 def page(gallery: Gallery) -> str:
@@ -61,7 +63,7 @@ def section(gathered: Gallery | Untold) -> Section:
     """The report's section: a few features beside the neurons nearest to them."""
     found = Section("What features respond to")
     if isinstance(gathered, Untold):
-        found.blocks.append(f"Cannot be told here: {gathered.reason}.")
+        found.blocks.append(UNTOLD.format(gathered.reason))
         return found
     shown = pick(gathered.features)
     neurons = {f.neuron[0] for f in shown if f.neuron}
@@ -84,10 +86,12 @@ def section(gathered: Gallery | Untold) -> Section:
 
 def explained(gallery: Gallery) -> list[str]:
     """How to read a feature, in paragraphs."""
+    n = gallery.skip_first
+    skipped = f", the first {n} positions of which have no activations" if n else ""
     return [
         f"The language model read {gallery.n_tokens:,} of the {gallery.n_harvested:,} harvested "
-        f"tokens again, in evenly spaced contexts of {gallery.n_ctx}. For each feature: the "
-        "contexts where it is most active (at most one of each context of the model; repeated "
+        f"tokens again, in evenly spaced contexts of {gallery.n_ctx}{skipped}. For each feature: "
+        "the contexts where it is most active (at most one of each context of the model; repeated "
         "text is shown once), and others drawn at evenly spaced quantiles of its activations. The "
         "deeper a token's colour, the more active the feature, relative to its largest "
         "activation; the framed token is the one the context was chosen for, its activation "
@@ -103,7 +107,7 @@ def explained(gallery: Gallery) -> list[str]:
 
 def pick(features: Sequence[Feature]) -> list[Feature]:
     """Up to six features for the report: those asked for, or of the largest size with an MCS."""
-    asked = [f for f in features if contexts.ASKED in f.chosen.groups]
+    asked = [f for f in features if ASKED in f.chosen.groups]
     if asked:
         return asked[:6]
     active = [f for f in features if f.chosen.entry is not None and f.top]
@@ -158,8 +162,12 @@ def payload(
         }
 
     return {
+        "scale": SCALE,
         "vocabulary": [gallery.vocabulary[token] for token in used],
-        "dictionaries": [{"name": e.name if e else "", "label": _label(e)} for e in entries],
+        "dictionaries": [
+            {"name": e.name if e else NEURONS, "size": e and e.size, "label": _label(e)}
+            for e in entries
+        ],
         "features": [described(feature) for feature in features],
     }
 
@@ -168,7 +176,7 @@ def _label(entry: Entry | None) -> str:
     if entry is None:
         return "Neurons"
     kind = f", {entry.family}" if entry.family else ""
-    return f"{entry.size} features, L1 {l1_label(entry.l1)}, seed {entry.seed}{kind}"
+    return f"{entry.size} features, {entry.setting}, seed {entry.seed}{kind}"
 
 
 def _drawn(function: str, data: dict[str, Any]) -> str:
@@ -176,7 +184,7 @@ def _drawn(function: str, data: dict[str, Any]) -> str:
 
     Without a "<" the JSON can neither end its script element nor open a comment in it.
     """
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = _json(data).replace("<", "\\u003c")
     return (
         '<div id="sparse-features"><noscript>This part is drawn by a script.</noscript></div>\n'
         f'<script type="application/json" id="sparse-features-data">{text}</script>\n'
@@ -184,6 +192,10 @@ def _drawn(function: str, data: dict[str, Any]) -> str:
         f'SparseFeatures.{function}(document.getElementById("sparse-features"),\n'
         '  JSON.parse(document.getElementById("sparse-features-data").textContent));\n</script>'
     )
+
+
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, allow_nan=False, separators=(",", ":"))
 
 
 def _resource(name: str) -> str:

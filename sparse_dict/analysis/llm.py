@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -95,6 +94,7 @@ class Client:
         self._reserved = 0.0
         self._margin = 1.0  # by how much a server has charged more than the most that we expected
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
@@ -111,6 +111,10 @@ class Client:
         if self._file is not None:
             self._file.close()
 
+    def stop(self) -> None:
+        """Send nothing more, from any thread; what is under way is still received and kept."""
+        self._stopped.set()
+
     def known(self, question: Question) -> str | None:
         """The answer, if it was given before."""
         return self._answers.get(self._hash(question))
@@ -126,13 +130,16 @@ class Client:
 
         Raises:
             CapReached: it might cost more than is left; nothing was sent.
-            UserError: the endpoint cannot be reached, refuses, or is no chat endpoint.
+            UserError: the endpoint cannot be reached, refuses, or is no chat endpoint; or `stop`
+                was called.
         """
         found = self.known(question)
         if found is not None:
             return found
         wait = BACKOFF_S
         for attempt in range(self.settings.retries + 1):
+            if self._stopped.is_set():
+                break
             try:
                 return self._send(question)
             except _Again as error:
@@ -141,9 +148,9 @@ class Client:
                         f"{self._url} failed {attempt + 1} times, the last time: {error}"
                     ) from None
                 log.debug("asking %s again: %s", self._url, error)
-                time.sleep(min(max(wait, error.after), LONGEST_WAIT_S))
+                self._stopped.wait(min(max(wait, error.after), LONGEST_WAIT_S))
                 wait *= 2
-        raise AssertionError("unreachable")
+        raise UserError(f"{self._url} is not asked any more")
 
     def _read(self, file: BinaryIO) -> None:
         """Take in what earlier runs were told; a line that a kill cut short is passed over."""
@@ -159,7 +166,7 @@ class Client:
                 self.spent += cost
                 if isinstance(record["answer"], str):
                     self._answers[str(record["key"])] = record["answer"]
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue
         if not last.endswith(b"\n"):
             file.write(b"\n")  # so that the next record does not continue the half one

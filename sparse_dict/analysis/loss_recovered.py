@@ -1,7 +1,8 @@
 """How much of the language model's loss a reconstruction preserves when it replaces the activation.
 
 Cross-entropy on held-out text: of the model as it is, with the activation of the harvested site
-replaced by a reconstruction at every position, and with it replaced by zero or by its mean.
+replaced by a reconstruction at every harvested position, and with it replaced by zero or by its
+mean; positions that the harvest left out keep their activation throughout.
 Recovered = (CE_ablated - CE_reconstructed) / (CE_ablated - CE_original): 1 for a perfect
 reconstruction, 0 for one that is no better than the ablation, below 0 for a worse one.
 """
@@ -18,16 +19,14 @@ from numpy.typing import NDArray
 
 from sparse_dict import files, runtime
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis import baselines
-from sparse_dict.analysis.baselines import UNTOLD, Draw, Floats
-from sparse_dict.analysis.harvested import layer_and_site
-from sparse_dict.analysis.report import Section, Table
+from sparse_dict.analysis import baselines, harvested
+from sparse_dict.analysis.baselines import Floats
+from sparse_dict.analysis.harvested import Place
+from sparse_dict.analysis.report import UNTOLD, Draw, Section, Table
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config import AnalyzeConfig
 from sparse_dict.errors import UserError
-from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.loss import linear_cross_entropy
-from sparse_dict.text.tokens import TokenStore
 
 if TYPE_CHECKING:
     from sparse_dict.lm.model import GPT
@@ -50,15 +49,14 @@ ORIGINAL, ZERO, MEAN = "original", "zero", "mean"
 def losses(
     model: "GPT",
     contexts: NDArray[np.int64],
-    layer: int,
-    site: str,
+    place: Place,
     mean: NDArray[np.float64],
     replacements: Iterable[Replacement],
 ) -> dict[str, float]:
     """Mean cross-entropy in nats of the model, ablated and with each replacement, by label.
 
     `contexts` (n, length + 1) are token ids, the last of each only a target; `mean` (d_in,) is the
-    mean activation.
+    mean activation. All targets count, those of the positions that `place` leaves out among them.
     """
     device = model.embed.weight.device
     replacements = [
@@ -72,12 +70,14 @@ def losses(
     for start in range(0, len(contexts), step):
         batch = torch.from_numpy(contexts[start : start + step]).to(device)
         targets = batch[:, 1:].flatten()
-        activation, follow = model.split(batch[:, :-1], layer, site)
-        x = activation.flatten(0, 1).float().cpu().numpy()  # (tokens, d_in)
+        activation, follow = model.split(batch[:, :-1], place.layer, place.site)
+        taken = activation[:, place.skip_first :]
+        x = taken.flatten(0, 1).float().cpu().numpy()  # (rows, d_in)
         for item in replacements:
             for label, found in zip(item.labels, item.reconstruct(x), strict=True):
-                replaced = torch.from_numpy(found).to(device).view_as(activation)
-                hidden = follow(replaced).flatten(0, 1)
+                replaced = torch.from_numpy(found).to(device).view_as(taken)
+                whole = torch.cat([activation[:, : place.skip_first], replaced], 1)
+                hidden = follow(whole).flatten(0, 1)
                 loss = linear_cross_entropy(hidden, model.embed.weight, targets)
                 sums[label] += float(loss) * len(targets)
     return {label: value / (contexts.shape[1] - 1) / len(contexts) for label, value in sums.items()}
@@ -109,31 +109,12 @@ def held_out(
     Raises:
         UserError: the text's tokens are no longer in `cache_dir`, or too few.
     """
-    try:
-        wanted = {
-            "corpus": manifest["corpus"],
-            "val_fraction": manifest["config"]["data"]["val_fraction"],
-            "tokenizer": manifest["fingerprints"]["tokenizer"],
-        }
-        split = manifest["config"]["harvest"]["split"]
-    except KeyError as error:
-        raise UserError(f"the activations' manifest does not tell their text ({error})") from None
-    stores = cache_dir / "tokens"
-    for path in sorted(stores.glob("*/manifest.json")):
-        there = files.read_json(path)
-        if all(there.get(key) == value for key, value in wanted.items()):
-            store = TokenStore.open(path.parent)
-            break
-    else:
-        raise UserError(f"{stores} does not hold the text that was harvested: set cache_dir")
-    # A harvest of the training part leaves the whole validation part.
-    stream = store.split("validation" if split == "train" else split)
-    harvested = 0 if split == "train" else int(manifest["rows"])
+    stream, first = harvested.unread(manifest, cache_dir, n_ctx)
     n = min(n_tokens, len(stream) - 1) // n_ctx
     if not n:
-        raise UserError(f"the {split} part of the corpus is shorter than one context")
-    unseen = len(stream) - harvested > n * n_ctx
-    start = harvested if unseen else len(stream) - n * n_ctx - 1
+        raise UserError("the validation text is shorter than one context")
+    unseen = len(stream) - first > n * n_ctx
+    start = first if unseen else len(stream) - n * n_ctx - 1
     windows = [stream.window(start + i * n_ctx, n_ctx + 1) for i in range(n)]
     what = "neither harvested nor trained on" if unseen else "the last of those harvested"
     return np.stack(windows), f"{n * n_ctx:,} tokens of the validation text, {what}"
@@ -147,23 +128,21 @@ def measure(
     Raises:
         UserError: the activations, their language model or its text are not there.
     """
+    settings = config.loss_recovered
+    assert settings is not None
     activations: Activations = baselines.activations_of(study, Path(config.activations_dir))
     manifest = activations.manifest
     if manifest is None:
         raise UserError("these activations do not come from a language model of ours")
-    layer, site = layer_and_site(manifest)
-    lm_dir = Path(config.lm_dir)
-    lm = lm_folder.load(lm_dir, runtime.device(config.device))
-    if lm.record["fingerprints"]["model"] != manifest["fingerprints"]["model"]:
-        raise UserError(f"{lm_dir} is not the model that the activations were taken from")
+    place, lm = harvested.place(manifest), harvested.model(manifest, config)
     runtime.allocator()
-    contexts, what = held_out(
-        manifest, Path(config.cache_dir), lm.config.n_ctx, config.baselines.loss_tokens
-    )
-    ks = [k for k in config.baselines.ks if k <= activations.d_in]
+    contexts, what = held_out(manifest, Path(config.cache_dir), lm.config.n_ctx, settings.tokens)
+    ks = [k for k in settings.ks if k <= activations.d_in]
     replacements = [of_dictionary(entry) for entry in study.entries]
     replacements += [of_basis(method, basis, ks) for method, basis in bases.items()]
-    found = losses(lm.model, contexts, layer, site, activations.mean, replacements)
+    found = losses(lm.model, contexts, place, activations.mean, replacements)
+    if place.skip_first:
+        what += f"; the first {place.skip_first} positions of each context keep their activation"
     return found, what
 
 

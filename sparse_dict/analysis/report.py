@@ -2,10 +2,15 @@
 
 import base64
 import html
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CSS = """
 body { font: 16px/1.5 Georgia, 'Times New Roman', serif; color: #1a1a1a; background: #fff;
@@ -55,6 +60,11 @@ class Table:
     frame: pd.DataFrame
     fold: bool = False  # shown on demand
 
+    @property
+    def key(self) -> str:
+        """A short name: the title up to a comma or a bracket."""
+        return re.split(r"[,(]", self.title)[0].strip().lower().replace(" ", "_")
+
 
 @dataclass(frozen=True)
 class Notes:
@@ -78,12 +88,26 @@ class Markup:
     html: str
 
 
+# Writes a figure to disk and logs it; gives what the report embeds. Its key, title and caption.
+Draw = Callable[[str, "Figure", str, str], Picture]
+
+UNTOLD = "This cannot be told here: {}."
+NO_CHAIN = (
+    "No dictionary of this study has a larger one that differs from it in size alone, so MCS is "
+    "not defined. Train further sizes with the same L1 and seed."
+)
+
+
 @dataclass
 class Section:
     """A heading and what stands below it, in order; a plain string is a paragraph."""
 
     title: str
     blocks: list[str | Picture | Table | Notes | Code | Markup] = field(default_factory=list)
+
+    def tables(self) -> list[Table]:
+        """Its tables, in order."""
+        return [block for block in self.blocks if isinstance(block, Table)]
 
 
 def _cell(value: object, spec: str) -> str:

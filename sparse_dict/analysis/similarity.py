@@ -28,7 +28,7 @@ def normalised(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def max_cosine(
-    rows: NDArray[np.float32], others: NDArray[np.float32], block_rows: int
+    rows: NDArray[np.float32], others: NDArray[np.float32], block_rows: int = 2048
 ) -> NDArray[np.float32]:
     """Largest cosine of each of `rows` (n, d) with any of `others` (m, d); both normalised.
 
@@ -60,7 +60,7 @@ def match(
     if len(rows) * len(others) > MAX_PAIRS:
         raise UserError(
             f"one-to-one matching of {len(rows)} with {len(others)} features needs more than "
-            f"{12 * MAX_PAIRS / 2**30:.0f} GiB: use analysis.matching=max"
+            f"{12 * MAX_PAIRS / 2**30:.0f} GiB: use comparison.matching=max"
         )
     cosines = rows @ others.T
     chosen, partners = linear_sum_assignment(cosines, maximize=True)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_dict import files, lock
+from sparse_dict import files, lock, tracking
 from sparse_dict.config import AnalyzeConfig
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sparse_dict.analysis.claims import Claim
     from sparse_dict.analysis.comparison import Comparison
-    from sparse_dict.analysis.report import Picture, Section
+    from sparse_dict.analysis.report import Picture
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +26,14 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
 
     Raises:
         UserError: `sae_dir` is not a folder or holds no finished dictionary; or the key for
-            `interp` is missing.
+            `interp`, or what `tracking.mode=online` needs, is missing.
     """
     from sparse_dict.analysis import llm, study
 
     study.finished(Path(config.sae_dir))
-    if _interprets(config):
+    if config.interp is not None and config.interp.base_url is not None:
         llm.api_key(config.interp)
+    tracking.check(config.tracking)
 
 
 MANIFEST = "analysis.json"  # which dictionaries were compared; written last
@@ -54,57 +55,20 @@ def run(config: AnalyzeConfig) -> None:
 
 
 def _run(config: AnalyzeConfig) -> None:
-    from sparse_dict.analysis import (
-        agreement,
-        baselines,
-        claims,
-        families,
-        figures,
-        loss_recovered,
-        report,
-        ridge,
-        sections,
-        study,
-        truth,
-        undertraining,
-    )
+    from sparse_dict.analysis import analyses, claims, figures, overview, report, study
     from sparse_dict.analysis.comparison import VARIANTS, Comparison
     from sparse_dict.sae.folder import WEIGHTS
-    from sparse_dict.tracking import open_run
 
     started = time.monotonic()
-    folder, settings = Path(config.analysis_dir), config.analysis
+    folder = Path(config.analysis_dir)
     loaded = study.load(Path(config.sae_dir))
     for item in loaded.left_out:
         log.warning("left out: %s (%s)", item.name, item.reason)
     log.info("comparing %d dictionaries of %s", len(loaded.entries), loaded.folder)
 
-    comparison = Comparison(loaded, settings)
-    cells = comparison.cells()
-    wanted = [v for v in VARIANTS if v.matching == "max" or v == comparison.shown]
-    ridges = ridge.fit(cells) if "ridge" in settings.parts else None
-    pairs = None
-    if "agreement" in settings.parts:
-        pairs = agreement.compare_seeds(loaded, settings.match_limit)
-    trajectory = None
-    if "undertraining" in settings.parts:
-        trajectory = undertraining.follow(comparison)
-    gathered = None
-    if "contexts" in settings.parts:
-        from sparse_dict.analysis import contexts, features_page
-
-        gathered = contexts.gather(config, comparison)
-
+    comparison = Comparison(loaded, config.comparison)
     with (
-        open_run(
-            config.tracking,
-            study_dir=config.study_dir,
-            group=config.name,
-            job_type="analyze",
-            name="analyze",
-            config=asdict(config),
-            folder=folder,
-        ) as tracked,
+        tracking.open_run(config, "analyze", f"{config.name} analysis", folder) as tracked,
         figures.style(),
     ):
 
@@ -113,58 +77,25 @@ def _run(config: AnalyzeConfig) -> None:
             tracked.image(key, folder / f"{key}.png")
             return report.Picture(key, title, caption, png)
 
-        parts: list[Section | None] = []
-        found = []
-        if "claims" in settings.parts:
-            found = claims.assess(comparison, ridges, pairs, trajectory)
+        found, sections = analyses.make(config, comparison, draw)
         if found:
             files.write_json(folder / "claims.json", {"claims": [c.as_json() for c in found]})
-            parts.append(sections.claim_table(found))
-        parts.append(sections.trained(loaded, config.name))
-        if "heatmap" in settings.parts:
-            parts.append(sections.heatmap(comparison, cells, draw))
-        if "histograms" in settings.parts:
-            parts.append(sections.histograms(comparison, draw))
-        if pairs is not None:
-            parts.append(sections.agreement(comparison, pairs, draw))
-        if "families" in settings.parts:
-            random = sections.random_pw_mcc(loaded.d_in, {e.size for e in loaded.entries})
-            parts.append(families.section(comparison, pairs, random, draw))
-        if ridges is not None:
-            parts.append(sections.ridge(comparison, cells, ridges, draw))
-        if trajectory is not None:
-            parts.append(undertraining.section(comparison, trajectory, draw))
-        if "sparsity" in settings.parts:
-            parts.append(sections.neurons(comparison, draw))
-        if "frontier" in settings.parts:
-            parts.append(sections.frontier(loaded, draw))
-        measured = None
-        if "baselines" in settings.parts:
-            section, measured = baselines.section(loaded, config, draw)
-            parts.append(section)
-        if "loss_recovered" in settings.parts:
-            parts.append(loss_recovered.section(loaded, config, measured, draw))
-        if "truth" in settings.parts:
-            parts.append(truth.section(comparison, config, draw))
-        if gathered is not None:
-            features_page.write(gathered, folder)
-            parts.append(features_page.section(gathered))
-        if _interprets(config):
-            from sparse_dict.analysis import interp
+            sections = {"claims": claims.section(found, comparison.main), **sections}
+        for name, section in sections.items():
+            for table in section.tables():
+                frame = table.frame
+                columns = [str(column) for column in frame.columns]
+                tracked.table(f"{name}/{table.key}", columns, frame.itertuples(index=False))
 
-            parts.append(interp.section(comparison, config))
-        if "histograms" in settings.parts:
-            parts.append(sections.histogram_appendix(comparison, draw))
-        parts += [sections.left_out(loaded), sections.configs(loaded, asdict(config))]
-
-        files.write_text(folder / "dictionaries.csv", sections.overview(loaded).to_csv(index=False))
+        wanted = [v for v in VARIANTS if v.matching == "max" or v == comparison.shown]
+        files.write_text(folder / "dictionaries.csv", overview.overview(loaded).to_csv(index=False))
         files.write_text(folder / "mmcs.csv", comparison.table(wanted).to_csv(index=False))
         tracked.summary(_summary(comparison, found))
         page = report.render(
             f"Sparse dictionaries of the study {config.name}",
             f"{len(loaded.entries)} dictionaries in {loaded.folder}; "
             f"analysed in {time.monotonic() - started:.0f} s",
-            [part for part in parts if part is not None],
+            list(sections.values()),
         )
         files.write_text(folder / "report.html", page)
         compared = {
@@ -182,18 +113,13 @@ def _run(config: AnalyzeConfig) -> None:
     log.info("report: %s", folder / "report.html")
 
 
-def _interprets(config: AnalyzeConfig) -> bool:
-    """Whether features are to be explained by a chat model."""
-    return "interp" in config.analysis.parts and config.interp.base_url is not None
-
-
 def _summary(comparison: "Comparison", found: "list[Claim]") -> dict[str, float | int | str]:
-    """End values for tracking: the best L1 with its MMCS, the high features, the verdicts."""
+    """End values for tracking: the best level with its MMCS, the high features, the verdicts."""
     values: dict[str, float | int | str] = {"dictionaries": len(comparison.study.entries)}
     values |= {f"claims/{claim.key}": claim.verdict for claim in found}
     chain = comparison.main
     if chain is not None:
-        values["best_l1"] = chain.l1
+        values[f"best_{chain.axis}"] = chain.level
         values["mmcs"] = comparison.chain_mean(chain)
         for entry in chain.entries[:-1]:
             mcs = comparison.counted(entry)

@@ -15,8 +15,18 @@ from sparse_dict.errors import UserError
 if TYPE_CHECKING:
     from sparse_dict.sae.folder import Trained
 
-# Two dictionaries belong to the same family if their configs agree in everything but these.
-AXES = {"sae.dict_size", "sae.l1", "seed"}
+# What makes a dictionary sparse, by activation: the setting meant for it first.
+SPARSITY = {
+    "relu": ("l1",),
+    "topk": ("k", "l1"),
+    "batch_topk": ("k", "l1"),
+    "jumprelu": ("l0", "l1"),
+}
+LABELS = {"l1": "L1", "k": "k", "l0": "L0 penalty"}
+NAMES = {"l1": "L1 coefficient", "k": "k (active features a row)", "l0": "L0 coefficient"}
+# Two dictionaries belong to the same family if their configs agree in everything but these and the
+# axis of their family: the setting of SPARSITY that is swept.
+AXES = {"sae.dict_size", "seed"}
 INCIDENTAL = {
     "name", "study_dir", "device", "tracking", "activations_dir", "lm_dir", "sae_dir", "cache_dir",
     "training.log_every", "training.checkpoint_every", "training.snapshots",
@@ -36,9 +46,10 @@ class Entry:
     """One dictionary of the study."""
 
     name: str  # its folder, relative to the study's sae folder
-    family: str  # what it shares with dictionaries that differ only in size, L1 and seed
+    family: str  # what it shares with dictionaries that differ only in size, level and seed
     size: int
-    l1: float
+    axis: str  # what is swept in its family: l1, k or l0
+    level: float  # its value there
     seed: int
     trained: "Trained"
 
@@ -46,6 +57,16 @@ class Entry:
     def metrics(self) -> dict[str, Any]:
         """The dictionary's end values, config and fingerprints."""
         return self.trained.metrics
+
+    @property
+    def l1(self) -> float:
+        """Its L1 coefficient, whatever is swept."""
+        return float(self.metrics["l1"])
+
+    @property
+    def setting(self) -> str:
+        """What makes it sparse, for people: L1 0.03, or k 8."""
+        return setting(self.axis, self.level)
 
     @property
     def encoder(self) -> NDArray[np.float32]:
@@ -73,9 +94,15 @@ class Chain:
     """Dictionaries that differ in size alone, smallest first."""
 
     family: str
-    l1: float
+    axis: str
+    level: float
     seed: int
     entries: tuple[Entry, ...]
+
+    @property
+    def setting(self) -> str:
+        """What makes them sparse, for people."""
+        return setting(self.axis, self.level)
 
 
 @dataclass(frozen=True)
@@ -98,6 +125,24 @@ class Study:
         counts = Counter(entry.family for entry in self.entries)
         oddity = {entry.family: _oddity(entry.metrics) for entry in self.entries}
         return tuple(sorted(counts, key=lambda name: (-counts[name], oddity[name], name)))
+
+
+def number(value: float) -> str:
+    """A coefficient with three significant digits, or a number of features."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def setting(axis: str, level: float) -> str:
+    """A value of what is swept, with its name."""
+    return f"{LABELS[axis]} {number(level)}"
+
+
+def seed_groups(study: Study) -> list[list[Entry]]:
+    """Dictionaries that are equal in everything but the seed, two or more, by rising seed."""
+    groups: dict[tuple[str, float, int], list[Entry]] = defaultdict(list)
+    for entry in study.entries:
+        groups[entry.family, entry.level, entry.size].append(entry)
+    return [sorted(g, key=lambda e: e.seed) for g in groups.values() if len(g) > 1]
 
 
 def _oddity(metrics: Mapping[str, Any]) -> int:
@@ -150,22 +195,57 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _character(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """What must agree within a family, flattened; every value as text."""
+    """What must agree within a family, and what may be swept in it, flattened; values as text."""
     named = {f"sae.{key}": metrics.get(key) for key in ("tied", "l1_scaling", "activation")}
-    return {key: str(value) for key, value in {**named, **dict(_flat(metrics["config"]))}.items()}
+    every = {**named, **dict(_flat(metrics["config"])), "sae.l1": metrics["l1"]}
+    return {key: str(value) for key, value in every.items()}
 
 
-def _labels(characters: dict[str, dict[str, str]]) -> dict[str, str]:
-    """A short label a dictionary: the settings in which the study's families differ."""
+def _axes(characters: dict[str, dict[str, str]]) -> dict[str, str]:
+    """What is swept in each dictionary's family: of SPARSITY the first setting with two values.
+
+    Where none has two, it is the one meant for the activation.
+    """
+    values: dict[tuple[tuple[str, str], ...], dict[str, set[str]]] = {}
+    sparsity = {name: _sparsity(character) for name, character in characters.items()}
+    kinds = {
+        name: tuple(sorted((k, v) for k, v in c.items() if k not in sparsity[name]))
+        for name, c in characters.items()
+    }
+    for name, kind in kinds.items():
+        for key in sparsity[name]:
+            found = values.setdefault(kind, {}).setdefault(key, set())
+            found.add(characters[name][key])
+    return {
+        name: next((k for k in sparsity[name] if len(values[kind][k]) > 1), sparsity[name][0])
+        for name, kind in kinds.items()
+    }
+
+
+def _sparsity(character: Mapping[str, str]) -> list[str]:
+    """The settings that make a dictionary of this activation sparse, of those that it records."""
+    keys = SPARSITY.get(character["sae.activation"], ("l1",))
+    return [f"sae.{key}" for key in keys if f"sae.{key}" in character]
+
+
+def _labels(characters: dict[str, dict[str, str]], axes: dict[str, str]) -> dict[str, str]:
+    """A short label a dictionary: the settings in which the study's families differ.
+
+    What is swept within a family does not tell it from others.
+    """
+    told = {
+        name: {key: value for key, value in c.items() if key != axes[name]}
+        for name, c in characters.items()
+    }
     keys = sorted({key for character in characters.values() for key in character})
     differing = [
-        key
-        for key in keys
-        if len({character.get(key, "-") for character in characters.values()}) > 1
+        key for key in keys if len({told[n].get(key, "-") for n in told if key != axes[n]}) > 1
     ]
     return {
-        name: ", ".join(f"{key.rpartition('.')[2]}={c.get(key, '-')}" for key in differing)
-        for name, c in characters.items()
+        name: ", ".join(
+            f"{key.rpartition('.')[2]}={c.get(key, '-')}" for key in differing if key != axes[name]
+        )
+        for name, c in told.items()
     }
 
 
@@ -183,6 +263,10 @@ def _wrong(metrics: Mapping[str, Any]) -> str | None:
     config = metrics.get("config")
     if not isinstance(config, Mapping) or not isinstance(config.get("sae") or {}, Mapping):
         return "metrics.json holds no config"
+    for key in ("k", "l0"):
+        value = (config.get("sae") or {}).get(key, 0)
+        if not isinstance(value, int | float) or not abs(value) < 2**63:
+            return f"metrics.json holds no number sae.{key}"
     if not isinstance(metrics.get("fingerprints") or {}, Mapping):
         return "metrics.json holds no fingerprints"
     return None
@@ -227,18 +311,21 @@ def load(folder: Path) -> Study:
                 LeftOut(name, f"trained on other activations ({fingerprint}, {d_in} wide)")
             )
 
-    labels = _labels({name: _character(trained.metrics) for name, trained in found.items()})
+    characters = {name: _character(trained.metrics) for name, trained in found.items()}
+    axes = _axes(characters)
+    labels = _labels(characters, axes)
     seen: dict[tuple[str, float, int, int], str] = {}
     entries = []
     for name, trained in found.items():
         metrics = trained.metrics
-        size, l1, seed = len(trained.fire_count), float(metrics["l1"]), int(metrics["seed"])
-        first = seen.setdefault((labels[name], l1, seed, size), name)
+        size, seed = len(trained.fire_count), int(metrics["seed"])
+        axis, level = axes[name].removeprefix("sae."), float(characters[name][axes[name]])
+        first = seen.setdefault((labels[name], level, seed, size), name)
         if first != name:
             left_out.append(LeftOut(name, f"the same settings as {first}"))
         else:
-            entries.append(Entry(name, labels[name], size, l1, seed, trained))
-    entries.sort(key=lambda e: (e.family, e.l1, e.seed, e.size))
+            entries.append(Entry(name, labels[name], size, axis, level, seed, trained))
+    entries.sort(key=lambda e: (e.family, e.level, e.seed, e.size))
     return Study(folder, tuple(entries), tuple(left_out), _chains(entries))
 
 
@@ -247,7 +334,7 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _chains(entries: list[Entry]) -> tuple[Chain, ...]:
-    groups: dict[tuple[str, float, int], list[Entry]] = defaultdict(list)
+    groups: dict[tuple[str, str, float, int], list[Entry]] = defaultdict(list)
     for entry in entries:
-        groups[entry.family, entry.l1, entry.seed].append(entry)
+        groups[entry.family, entry.axis, entry.level, entry.seed].append(entry)
     return tuple(Chain(*key, tuple(group)) for key, group in groups.items())

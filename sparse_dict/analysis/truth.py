@@ -1,5 +1,7 @@
 """Dictionaries of toy activations against the features that made them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,17 @@ from safetensors.numpy import load_file
 from sparse_dict import files
 from sparse_dict.activations.toy import TRUTH
 from sparse_dict.analysis import figures, random_directions
-from sparse_dict.analysis.baselines import UNTOLD, Draw, activations_of
+from sparse_dict.analysis.baselines import activations_of
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.report import Section, Table
+from sparse_dict.analysis.intervals import Estimate, bootstrap
+from sparse_dict.analysis.report import UNTOLD, Draw, Section, Table
 from sparse_dict.analysis.similarity import max_cosine, normalised
-from sparse_dict.analysis.study import Study
+from sparse_dict.analysis.study import NAMES, Study, number
 from sparse_dict.config import AnalyzeConfig
 from sparse_dict.errors import UserError
 
 Floats = NDArray[np.float32]
+Wide = NDArray[np.floating[Any]]
 
 # Column of `table`, title, format and range of its heat map.
 PANELS = (
@@ -47,10 +51,12 @@ def read(study: Study, folder: Path) -> Floats:
     try:
         features = load_file(path)["features"]
         found = files.fingerprint(files.sha256_file(path))
-    except (SafetensorError, OSError, KeyError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     if found != manifest["fingerprints"]["truth"]:
         raise UserError(f"{path} is not the file that the manifest describes")
+    if features.dtype != np.float32 or features.ndim != 2 or features.shape[1] != study.d_in:
+        raise UserError(f"{path} holds no float32 directions of {study.d_in} dimensions")
     return features
 
 
@@ -77,6 +83,8 @@ def table(comparison: Comparison, truth: Floats) -> pd.DataFrame:
                 "family": entry.family,
                 "dict_size": entry.size,
                 "l1": entry.l1,
+                "axis": entry.axis,
+                "level": entry.level,
                 "seed": entry.seed,
                 "truth_mmcs": float(values.mean(dtype=np.float64)),
                 "truth_found": float((values > threshold).mean()),
@@ -91,19 +99,27 @@ def table(comparison: Comparison, truth: Floats) -> pd.DataFrame:
 
 
 def heatmaps(frame: pd.DataFrame, n_features: int) -> Figure:
-    """Agreement with the truth, FVU and dead features by size and L1; mean over seeds."""
-    sizes, grid = frame["dict_size"].nunique(), frame["l1"].nunique()
-    figure, axes = plt.subplots(2, 2, figsize=(figures.WIDTH, 1.6 + 0.62 * sizes))
-    for axis, (value, title, fmt, (low, high)) in zip(axes.flat, PANELS, strict=True):
-        cells = frame.pivot_table(index="dict_size", columns="l1", values=value)
+    """Agreement with the truth, FVU and dead features by size and L1; mean over seeds.
+
+    Two rows of panels a family.
+    """
+    families = list(dict.fromkeys(frame["family"]))
+    grid = int(frame.groupby("family")["level"].nunique().max())
+    sizes = int(frame["dict_size"].nunique())
+    height = (1.9 + 0.62 * sizes) * len(families)
+    figure, axes = plt.subplots(2 * len(families), 2, figsize=(figures.WIDTH, height))
+    panels = [(family, panel) for family in families for panel in PANELS]
+    for axis, (family, (value, title, fmt, (low, high))) in zip(axes.flat, panels, strict=True):
+        part = frame[frame["family"] == family]
+        cells = part.pivot_table(index="dict_size", columns="level", values=value)
         sns.heatmap(
             cells, ax=axis, annot=True, fmt=fmt, annot_kws={"size": 8 if grid <= 6 else 6},
             cmap="viridis", vmin=low, vmax=high, linewidths=0.5, cbar=False,
-            xticklabels=[figures.l1_label(float(str(l1))) for l1 in cells.columns],
+            xticklabels=[number(float(str(level))) for level in cells.columns],
         )  # fmt: skip
         axis.set_facecolor("0.9")
-        axis.set_title(title)
-        axis.set_xlabel("L1 coefficient")
+        axis.set_title(f"{title}\n{family}" if family else title)
+        axis.set_xlabel(NAMES[part["axis"].iloc[0]])
         axis.set_ylabel("dictionary size")
         axis.tick_params(axis="y", rotation=0)
         axis.tick_params(axis="x", rotation=0 if grid <= 5 else 45)
@@ -135,15 +151,56 @@ def predictor(frame: pd.DataFrame, shown: str) -> Figure:
     return figure
 
 
-def correlations(frame: pd.DataFrame) -> dict[str, Any]:
-    """Pearson's and Spearman's correlation of the two MMCS over dictionaries, and their number."""
+@dataclass(frozen=True)
+class Prediction:
+    """How well one MMCS tells the other, over dictionaries."""
+
+    dictionaries: int
+    pearson: Estimate
+    spearman: Estimate
+
+
+def correlations(frame: pd.DataFrame) -> Prediction:
+    """Pearson's and Spearman's correlation of the two MMCS, with bootstrap intervals."""
+    from scipy.stats import rankdata
+
     known = frame.dropna(subset=["larger_mmcs"])
-    larger, truth = known["larger_mmcs"], known["truth_mmcs"]
-    return {
-        "dictionaries": len(known),
-        "pearson": float(larger.corr(truth)),
-        "spearman": float(larger.rank().corr(truth.rank())),
-    }
+    pair = known[["larger_mmcs", "truth_mmcs"]].to_numpy(float)
+
+    def pearson(samples: Sequence[Wide]) -> float:
+        x, y = samples[0].T
+        flat = np.ptp(x) == 0 or np.ptp(y) == 0  # a resample may repeat one dictionary
+        return float("nan") if flat else float(np.corrcoef(x, y)[0, 1])
+
+    def spearman(samples: Sequence[Wide]) -> float:
+        return pearson([np.asarray(rankdata(samples[0], axis=0))])
+
+    return Prediction(len(known), bootstrap([pair], pearson), bootstrap([pair], spearman))
+
+
+def predictions(frame: pd.DataFrame, n_features: int) -> pd.DataFrame:
+    """`correlations` of all dictionaries, of each family, and of those that can hold the truth."""
+    parts = {"all": frame}
+    if frame["family"].nunique() > 1:
+        parts |= {str(family): part for family, part in frame.groupby("family")}
+    parts[f"{n_features} features or more"] = frame[frame["dict_size"] >= n_features]
+    rows = []
+    for name, part in parts.items():
+        if part["larger_mmcs"].count() > 2:
+            found = correlations(part)
+            rows.append(
+                {
+                    "of": name,
+                    "dictionaries": found.dictionaries,
+                    "Pearson": _told(found.pearson),
+                    "Spearman": _told(found.spearman),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _told(found: Estimate) -> str:
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def section(comparison: Comparison, config: AnalyzeConfig, draw: Draw) -> Section:
@@ -169,26 +226,28 @@ def section(comparison: Comparison, config: AnalyzeConfig, draw: Draw) -> Sectio
             f"MMCS is the mean over the true ones, and one is found if its MCS exceeds "
             f"{threshold:g}. Random dictionaries would reach {chance}.",
             draw(
-                "truth_heatmaps", heatmaps(frame, n), "Known features by size and L1",
-                "Each cell is one dictionary, its size on the left and its L1 below. A dictionary "
-                f"smaller than {n} cannot find all. FVU: share of variance unexplained; dead: "
-                "never active on the evaluation rows.",
+                "truth_heatmaps", heatmaps(frame, n), "Known features by size and sparsity",
+                "Each cell is one dictionary, its size on the left and how sparse it was made "
+                f"below. A dictionary smaller than {n} cannot find all. FVU: share of variance "
+                "unexplained; dead: never active on the evaluation rows.",
             ),
         ],
     )  # fmt: skip
     known = frame.dropna(subset=["larger_mmcs"])
     if len(known) > 2:
-        found = correlations(frame)
         section.blocks.append(
             draw(
                 "truth_predictor", predictor(known, str(comparison.shown)),
                 "MMCS with larger dictionaries as a predictor",
-                "Each point is a dictionary that has a larger one. Over "
-                f"{found['dictionaries']} of them Pearson's correlation is {found['pearson']:.2f} "
-                f"and Spearman's {found['spearman']:.2f}. Below the dashed line a dictionary "
-                "agrees with larger ones more than with the truth.",
+                "Each point is a dictionary that has a larger one. "
+                "Below the dashed line a dictionary agrees with larger ones more than with the "
+                "truth.",
             )
         )  # fmt: skip
+        told = predictions(frame, n)
+        section.blocks.append(
+            Table("Correlation of the two, with 95 % intervals over dictionaries", told)
+        )
     columns = ["dictionary", "truth_mmcs", "truth_found", "larger_mmcs", "fvu", "l0", "dead"]
     section.blocks.append(
         Table("All dictionaries against the truth", frame[columns], fold=len(frame) > 12)

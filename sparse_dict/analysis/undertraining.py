@@ -15,10 +15,19 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import figures, random_directions
-from sparse_dict.analysis.baselines import UNTOLD, Draw
+from sparse_dict.analysis import figures, random_directions, report
+from sparse_dict.analysis.claims import (
+    FAILS,
+    HOLDS,
+    NO_CHAIN,
+    UNTOLD,
+    Claim,
+    Statement,
+    interval,
+    verdict,
+)
 from sparse_dict.analysis.comparison import MATCHING, Comparison
-from sparse_dict.analysis.report import Section, Table
+from sparse_dict.analysis.report import Draw, Section, Table
 from sparse_dict.analysis.similarity import match, max_cosine, normalised
 from sparse_dict.analysis.study import Chain, Entry
 from sparse_dict.errors import UserError
@@ -127,7 +136,7 @@ def curves(points: pd.DataFrame, threshold: float, title: str) -> Figure:
     """MMCS and features above the threshold against activations seen, a line a size."""
     figure, axes = figures.plt.subplots(1, 2, figsize=(figures.WIDTH, 3.3))
     sizes = sorted(points["dict_size"].unique())
-    palette = dict(zip(sizes, figures._shades(len(sizes)), strict=True))
+    palette = dict(zip(sizes, figures.shades(len(sizes)), strict=True))
     names = {"mmcs": "MMCS with the next size", "n_above": f"features with MCS above {threshold:g}"}
     for axis, (value, label) in zip(axes, names.items(), strict=True):
         sns.lineplot(
@@ -156,7 +165,7 @@ def section(comparison: Comparison, trajectory: Trajectory, draw: Draw) -> Secti
     """Agreement with the next size against the activations seen."""
     chain = comparison.main
     if trajectory.missing is not None or chain is None:
-        return Section(TITLE, [UNTOLD.format(trajectory.missing)])
+        return Section(TITLE, [report.UNTOLD.format(trajectory.missing)])
     points, threshold = trajectory.points, comparison.settings.threshold
     text = (
         "Decoders were kept at the end of the training, at half of it, a quarter, and so on. Each "
@@ -167,7 +176,7 @@ def section(comparison: Comparison, trajectory: Trajectory, draw: Draw) -> Secti
     n_seeds = points["seed"].nunique()
     picture = draw(
         "undertraining",
-        curves(points, threshold, f"Agreement as training goes on, {figures._named(chain)}"),
+        curves(points, threshold, f"Agreement as training goes on, {figures.named(chain)}"),
         "Agreement against activations seen",
         "Left: MMCS with the next size; dotted, what random directions reach. Right: the number "
         f"of features with MCS above {threshold:g}."
@@ -197,3 +206,32 @@ def _ends(points: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+UNDERTRAINED = Statement(
+    "undertrained",
+    "Features found again still increase with training at the end: under-trained",
+    "-",
+    "suspected",
+    "Share of features with MCS above the threshold against the next size, at full training less "
+    "that at half, averaged over sizes at the best L1: holds if the 95 % interval lies above 0, "
+    "else does not hold if it lies below 0.02.",
+)
+
+
+def claim(comparison: Comparison, trajectory: Trajectory | None) -> Claim:
+    """Whether agreement still grows at the end of the training; None: it was not followed."""
+    if trajectory is None:
+        return UNDERTRAINED.untold("undertraining is off")
+    chain = comparison.main
+    if trajectory.missing is not None or chain is None:
+        return UNDERTRAINED.untold(trajectory.missing or NO_CHAIN)
+    estimate = interval(comparison, chain, lambda c: trajectory.halves[c.seed], growth)
+    halves = list(trajectory.halves.values())  # what the estimate is over: see `interval`
+    shown = halves if len(halves) >= 3 else [trajectory.halves[chain.seed]]
+    half, full = np.mean([part.mean(axis=0) for parts in shown for part in parts], axis=0)
+    ours = f"{half:.0%} at half, {full:.0%} at full training"
+    told = verdict(estimate, 0)
+    if told != HOLDS:
+        told = FAILS if estimate.high < 0.02 else UNTOLD
+    return UNDERTRAINED.told(ours, estimate, told)

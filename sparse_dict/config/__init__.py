@@ -5,6 +5,7 @@ key or a wrong type ends at compose time; ranges are checked in ``__post_init__`
 `OmegaConf.to_object` runs before a stage writes anything.
 """
 
+import textwrap
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -17,18 +18,20 @@ from sparse_dict.config.activations import (
     StudyLM,
 )
 from sparse_dict.config.analysis import (
-    ANALYSIS_PARTS,
     BASELINES,
     LOOPBACK,
-    AnalysisConfig,
     BaselinesConfig,
+    ComparisonConfig,
     ContextsConfig,
     InterpConfig,
+    LossRecoveredConfig,
+    NoSettings,
 )
 from sparse_dict.config.lm import (
     AdamWConfig,
     LMTrainingConfig,
     ModelConfig,
+    MuonConfig,
 )
 from sparse_dict.config.sae import (
     AdamConfig,
@@ -54,17 +57,16 @@ from sparse_dict.config.text import (
 )
 
 __all__ = [
-    "ANALYSIS_PARTS",
     "BASELINES",
     "CONF_DIR",
     "LOOPBACK",
     "ActivationsConfig",
     "AdamConfig",
     "AdamWConfig",
-    "AnalysisConfig",
     "AnalyzeConfig",
     "BPETokenizer",
     "BaselinesConfig",
+    "ComparisonConfig",
     "ContextsConfig",
     "DataConfig",
     "DocstringsData",
@@ -76,7 +78,10 @@ __all__ = [
     "HubData",
     "InterpConfig",
     "LMTrainingConfig",
+    "LossRecoveredConfig",
     "ModelConfig",
+    "MuonConfig",
+    "NoSettings",
     "SAEConfig",
     "SAETrainingConfig",
     "StudyConfig",
@@ -91,11 +96,13 @@ CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
 def _choices(group: str, *left_out: str) -> str:
-    """The choices of a config group as a line of ``--help``."""
+    """The choices of a config group as lines of ``--help``."""
     files = (CONF_DIR / group).glob("*.yaml")
     names = sorted(file.stem for file in files if file.stem not in left_out)
     shown = "experiment" if group.endswith("/experiment") else group
-    return f"  {shown}={'|'.join(names)}"
+    line = f"  {shown}={'| '.join(names)}"
+    indent = " " * (len(shown) + 3)
+    return textwrap.fill(line, 98, subsequent_indent=indent).replace("| ", "|")
 
 
 def register() -> None:
@@ -110,6 +117,8 @@ def register() -> None:
         "data/files": FilesData,
         "data/hub": HubData,
         "data/toy": ToyData,
+        "optimizer/adamw": AdamWConfig,
+        "optimizer/muon": MuonConfig,
         "tokenizer/gpt2": GPT2Tokenizer,
         "tokenizer/bpe": BPETokenizer,
         "lm/study": StudyLM,

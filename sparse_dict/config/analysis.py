@@ -1,4 +1,4 @@
-"""How dictionaries are compared, explained and shown."""
+"""How dictionaries are compared, and the settings of each analysis: ``conf/analysis/*.yaml``."""
 
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -8,16 +8,12 @@ from omegaconf import MISSING
 from sparse_dict.config.ranges import not_negative, one_of, positive
 from sparse_dict.errors import UserError
 
-ANALYSIS_PARTS = (
-    "claims", "heatmap", "histograms", "agreement", "families", "ridge", "undertraining",
-    "sparsity", "frontier", "baselines", "loss_recovered", "truth", "contexts", "interp",
-)  # fmt: skip
 BASELINES = ("neurons", "random", "pca", "ica", "nmf")
 
 
 @dataclass
-class AnalysisConfig:
-    """How dictionaries are compared and what is shown."""
+class ComparisonConfig:
+    """How dictionaries are compared, in whatever analysis."""
 
     matching: str = MISSING  # max | hungarian: how a feature finds its partner
     against: str = MISSING  # next | next_two | all_larger: which dictionaries it is sought in
@@ -25,40 +21,56 @@ class AnalysisConfig:
     threshold: float = MISSING  # an MCS above it is called high
     block_rows: int = MISSING  # features compared at a time; bounds the memory
     match_limit: int = MISSING  # dictionaries of different seeds above this size are not matched
-    parts: list[str] = MISSING  # what is analysed, among ANALYSIS_PARTS
 
     def __post_init__(self) -> None:
-        one_of(self, "analysis", "matching", "max", "hungarian")
-        one_of(self, "analysis", "against", "next", "next_two", "all_larger")
-        one_of(self, "analysis", "features", "all", "alive")
-        positive(self, "analysis", "block_rows", "match_limit")
-        for part in self.parts:
-            if part not in ANALYSIS_PARTS:
-                raise UserError(
-                    f"analysis.parts may hold {', '.join(ANALYSIS_PARTS)}, not {part!r}"
-                )
+        one_of(self, "comparison", "matching", "max", "hungarian")
+        one_of(self, "comparison", "against", "next", "next_two", "all_larger")
+        one_of(self, "comparison", "features", "all", "alive")
+        positive(self, "comparison", "block_rows", "match_limit")
         if not -1 <= self.threshold <= 1:
-            raise UserError(f"analysis.threshold is a cosine in [-1, 1], not {self.threshold}")
+            raise UserError(f"comparison.threshold is a cosine in [-1, 1], not {self.threshold}")
+
+
+@dataclass
+class NoSettings:
+    """An analysis that has no settings of its own."""
+
+
+def _known_baselines(section: str, methods: list[str]) -> None:
+    for method in methods:
+        if method not in BASELINES:
+            raise UserError(f"{section} may hold {', '.join(BASELINES)}, not {method!r}")
+
+
+def _counts(key: str, values: list[int]) -> None:
+    if not values or min(values) < 1:
+        raise UserError(f"{key} must be positive numbers, not {values}")
 
 
 @dataclass
 class BaselinesConfig:
-    """Simpler bases that dictionaries are measured against, and the loss behind either."""
+    """Simpler bases that dictionaries are measured against."""
 
     methods: list[str] = MISSING  # among BASELINES
     rows: int = MISSING  # to fit, one half and then the other; as many as a half are measured
     ks: list[int] = MISSING  # codes kept in a row: the points of a baseline's curves
-    loss_tokens: int = MISSING  # held-out text on which the language model's loss is taken
 
     def __post_init__(self) -> None:
-        positive(self, "baselines", "rows", "loss_tokens")
-        for method in self.methods:
-            if method not in BASELINES:
-                raise UserError(
-                    f"baselines.methods may hold {', '.join(BASELINES)}, not {method!r}"
-                )
-        if not self.ks or min(self.ks) < 1:
-            raise UserError(f"baselines.ks must be positive numbers, not {self.ks}")
+        positive(self, "baselines", "rows")
+        _known_baselines("baselines.methods", self.methods)
+        _counts("baselines.ks", self.ks)
+
+
+@dataclass
+class LossRecoveredConfig:
+    """The language model's loss with reconstructed activations."""
+
+    tokens: int = MISSING  # of held-out text
+    ks: list[int] = MISSING  # codes that a baseline keeps in a row
+
+    def __post_init__(self) -> None:
+        positive(self, "loss_recovered", "tokens")
+        _counts("loss_recovered.ks", self.ks)
 
 
 @dataclass
@@ -101,6 +113,8 @@ class InterpConfig:
     max_cost: float = MISSING  # never exceeded, all runs together; in the prices' currency
     per_group: int = MISSING  # features explained of each group and baseline
     baselines: list[str] = MISSING  # among BASELINES
+    rows: int = MISSING  # to fit these
+    n_tokens: int = MISSING  # of the harvested text, read again for excerpts
     width: int = MISSING  # tokens of an excerpt
     examples: int = MISSING  # excerpts that an explanation is made from
     simulate: int = MISSING  # held-out excerpts simulated, half the highest and half random
@@ -110,14 +124,22 @@ class InterpConfig:
     retries: int = MISSING  # of a request, when the server is busy or fails
 
     def __post_init__(self) -> None:
-        positive(self, "interp", "per_group", "width", "examples", "parallel", "timeout_s")
+        positive(
+            self,
+            "interp",
+            "per_group",
+            "rows",
+            "n_tokens",
+            "width",
+            "examples",
+            "parallel",
+            "timeout_s",
+        )
         not_negative(self, "interp", "max_cost", "retries")
         for name in ("simulate", "detect"):
             if getattr(self, name) < 2 or getattr(self, name) % 2:
                 raise UserError(f"interp.{name} must be even and positive")
-        for method in self.baselines:
-            if method not in BASELINES:
-                raise UserError(f"interp.baselines may hold {', '.join(BASELINES)}, not {method!r}")
+        _known_baselines("interp.baselines", self.baselines)
         if self.base_url is None:
             return
         try:

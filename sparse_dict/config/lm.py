@@ -47,6 +47,21 @@ class AdamWConfig:
 
 
 @dataclass
+class MuonConfig(AdamWConfig):
+    """Muon on the blocks' matrices, AdamW on embeddings, positions and norms."""
+
+    hidden_lr: float = MISSING  # of Muon; what is above is AdamW's, their schedule is the same
+    momentum: float = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "optimizer", "hidden_lr")
+        not_negative(self, "optimizer", "momentum")
+        if self.momentum >= 1:
+            raise UserError(f"optimizer.momentum must be below 1, not {self.momentum}")
+
+
+@dataclass
 class LMTrainingConfig:
     """How long and in what pieces the language model is trained."""
 

@@ -31,7 +31,7 @@ class SAEConfig:
     perturb_every: int = MISSING  # freeze_perturb: optimiser steps between perturbations
     perturb_noise: float = MISSING  # freeze_perturb: length of the noise added to unit rows
     perturb_share: float = MISSING  # freeze_perturb: share of the training in which it is done
-    precision: str = MISSING  # fp32 | bf16: of the encoder's product
+    precision: str = MISSING  # fp32 | bf16: of products; on a CPU, of the one that selects codes
     project_gradient: bool = MISSING  # drop the decoder gradient's part along its unit rows
 
     def __post_init__(self) -> None:

@@ -8,10 +8,12 @@ from omegaconf import MISSING
 
 from sparse_dict.config.activations import ActivationsConfig, HarvestConfig
 from sparse_dict.config.analysis import (
-    AnalysisConfig,
     BaselinesConfig,
+    ComparisonConfig,
     ContextsConfig,
     InterpConfig,
+    LossRecoveredConfig,
+    NoSettings,
 )
 from sparse_dict.config.lm import AdamWConfig, LMTrainingConfig, ModelConfig
 from sparse_dict.config.ranges import one_of
@@ -58,7 +60,7 @@ class TrainLMConfig(StudyConfig):
     data: Any = MISSING
     tokenizer: Any = MISSING
     model: ModelConfig = MISSING
-    optimizer: AdamWConfig = MISSING
+    optimizer: AdamWConfig = MISSING  # or MuonConfig
     training: LMTrainingConfig = MISSING
 
 
@@ -94,7 +96,19 @@ class AnalyzeConfig(StudyConfig):
     activations_dir: str = MISSING  # what the dictionaries were trained on
     lm_dir: str = MISSING
     cache_dir: str = MISSING
-    analysis: AnalysisConfig = MISSING
-    baselines: BaselinesConfig = MISSING
-    contexts: ContextsConfig = MISSING
-    interp: InterpConfig = MISSING
+    comparison: ComparisonConfig = MISSING
+    # The analyses: each a choice of the group `analysis`, None if it was not chosen.
+    claims: NoSettings | None = None
+    heatmap: NoSettings | None = None
+    histograms: NoSettings | None = None
+    agreement: NoSettings | None = None
+    families: NoSettings | None = None
+    ridge: NoSettings | None = None
+    undertraining: NoSettings | None = None
+    sparsity: NoSettings | None = None
+    frontier: NoSettings | None = None
+    baselines: BaselinesConfig | None = None
+    loss_recovered: LossRecoveredConfig | None = None
+    truth: NoSettings | None = None
+    contexts: ContextsConfig | None = None
+    interp: InterpConfig | None = None
