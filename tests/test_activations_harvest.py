@@ -19,8 +19,7 @@ MODEL = ModelConfig(n_layers=3, n_heads=2, d_model=8, d_mlp=12, n_ctx=N_CTX)
 ROWS = 40 * N_CTX
 
 
-@pytest.fixture(scope="module")
-def model():
+def new_model():
     torch.manual_seed(0)
     model = GPT(MODEL, N_VOCAB)
     with torch.no_grad():
@@ -29,12 +28,21 @@ def model():
     return model
 
 
-@pytest.fixture(scope="module")
-def stream():
+def new_stream():
     rng = np.random.default_rng(0)
     starts = np.cumsum([0, *rng.integers(3, 40, size=60)])
     tokens = rng.integers(N_VOCAB, size=int(starts[-1])).astype(np.uint16)
     return TokenStream([tokens[:500], tokens[500:]], starts[:-1], 1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return new_model()
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return new_stream()
 
 
 def harvested(folder, model, stream, batch_size=7, layer=1):
@@ -156,10 +164,12 @@ def harvested_sites(folder, model, stream, sites, skip=0):
     )
     columns = widths(model, config.places())
     rows = ROWS // N_CTX * (N_CTX - skip)
-    writer = ShardWriter(folder, rows, sum(columns), 200, "float32", seed=0, widths=columns)
+    writer = ShardWriter(folder, rows, sum(columns), 200, "float32", seed=0)
     harvest(model, stream, config, N_CTX, writer, Run(None, False, folder))
-    writer.finish({}, {})
-    return Activations.open(folder), writer
+    stops = np.cumsum(columns).tolist()
+    pieces = zip([0, *stops], stops, strict=False)
+    writer.finish({"sites": [{"columns": [start, stop]} for start, stop in pieces]}, {})
+    return Activations.open(folder)
 
 
 def in_text_order(found, stream):
@@ -169,22 +179,22 @@ def in_text_order(found, stream):
 
 
 def test_several_sites_lie_side_by_side_in_the_order_asked_for(tmp_path, model, stream):
-    found, writer = harvested_sites(tmp_path / "both", model, stream, ["2/mlp_post", "0/resid_mid"])
+    found = harvested_sites(tmp_path / "both", model, stream, ["2/mlp_post", "0/resid_mid"])
     assert found.d_in == D_MLP + D
     both, _ = in_text_order(found, stream)
     for name, columns in (("2/mlp_post", slice(D_MLP)), ("0/resid_mid", slice(D_MLP, None))):
-        alone, _ = harvested_sites(tmp_path / name, model, stream, [name])
+        alone = harvested_sites(tmp_path / name, model, stream, [name])
         rows, _ = in_text_order(alone, stream)
         np.testing.assert_allclose(both[:, columns], rows, rtol=1e-6)
-        part = writer.parts[0 if columns.start is None else 1]
-        assert part.rms == pytest.approx(np.sqrt((rows.astype(np.float64) ** 2).mean()))
+        place = found.manifest["sites"][0 if columns.start is None else 1]
+        assert place["rms"] == pytest.approx(np.sqrt((rows.astype(np.float64) ** 2).mean()))
 
 
 def test_the_first_positions_of_each_context_are_read_but_not_written(tmp_path, model, stream):
     every, _ = in_text_order(
-        harvested_sites(tmp_path / "all", model, stream, ["1/mlp_post"])[0], stream
+        harvested_sites(tmp_path / "all", model, stream, ["1/mlp_post"]), stream
     )
-    found, _ = harvested_sites(tmp_path / "kept", model, stream, ["1/mlp_post"], skip=3)
+    found = harvested_sites(tmp_path / "kept", model, stream, ["1/mlp_post"], skip=3)
     rows, places = in_text_order(found, stream)
     kept = [place for place in range(ROWS) if place % N_CTX >= 3]
     assert places.tolist() == kept

@@ -1,14 +1,20 @@
+import itertools
 import json
 import math
+import tracemalloc
 from collections import Counter
+from functools import partial
 from itertools import permutations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparse_dict import files
 from sparse_dict.activations import store
-from sparse_dict.activations.store import Activations, ShardWriter
+from sparse_dict.activations.deck import Deck
+from sparse_dict.activations.store import Activations, Moments, ShardWriter
 from sparse_dict.errors import UserError
 
 INPUTS = {"model": "a", "tokenizer": "b", "corpus": "c"}
@@ -81,7 +87,7 @@ def test_all_permutations_are_equally_likely(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda handle: None)
     rows, origins = np.zeros((3, 1), np.float32), np.zeros((3, 3), np.int32)
     origins[:, 2] = range(3)
-    times = 600
+    times = 300
     seen: Counter = Counter()
     for seed in range(times):
         folder = tmp_path / str(seed)
@@ -95,22 +101,82 @@ def test_all_permutations_are_equally_likely(tmp_path, monkeypatch):
     assert chi_square < 20.5  # 0.1 % for 5 degrees of freedom
 
 
-def test_neighbours_share_a_document_no_more_often_than_chance(tmp_path):
-    n, length = 20_000, 100
+@pytest.mark.parametrize(
+    ("n", "length", "shard_rows", "cards"),
+    [(20_000, 100, 6_000, 1 << 16), (20_000, 100, 700, 900), (50_001, 1_000, 4_000, 1_024)],
+)
+def test_neighbours_share_a_document_no_more_often_than_chance(
+    tmp_path, monkeypatch, n, length, shard_rows, cards
+):
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+    monkeypatch.setattr(store, "Deck", partial(Deck, cards=cards))
     origins = np.zeros((n, 3), np.int32)
     origins[:, 0] = np.arange(n) // length
-    writer = ShardWriter(tmp_path, n, 1, 6_000, "float16", seed=1)
+    origins[:, 2] = np.arange(n)
+    writer = ShardWriter(tmp_path, n, 1, shard_rows, "float16", seed=1)
     for start in range(0, n, 512):
         part = origins[start : start + 512]
         writer.add(np.zeros((len(part), 1), np.float32), part)
     writer.finish({}, INPUTS)
-    document = Activations.open(tmp_path).origins(0, n)[:, 0]
-    chance = (length - 1) / (n - 1)
-    together = (document[1:] == document[:-1]).sum()
-    expected = chance * (n - 1)
-    assert abs(together - expected) < 4 * math.sqrt(expected)
-    halves = np.bincount(document[: n // 2], minlength=n // length)  # far rows mix as well
-    assert abs(halves - length / 2).max() < 5 * math.sqrt(length / 4)
+    document, _, row = Activations.open(tmp_path).origins(0, n).T
+    assert (np.sort(row) == np.arange(n)).all()
+    for step in (1, 2, 3):  # as many pairs are of one document as random pairs would be
+        together = (document[step:] == document[:-step]).sum()
+        expected = (length - 1) / (n - 1) * (n - step)
+        assert abs(together - expected) < 4 * math.sqrt(expected)
+    halves = np.bincount(document[: n // 2], minlength=-(-n // length))  # far rows mix as well
+    whole = np.bincount(document) == length
+    assert abs(halves[whole] - length / 2).max() < 5 * math.sqrt(length / 4)
+    # Nor does a row's place tell of its place in the text: the rank correlation is chance.
+    assert abs(np.corrcoef(row, np.arange(n))[0, 1]) < 4 / math.sqrt(n)
+
+
+def test_a_deck_dealt_in_pieces_gives_all_permutations_alike():
+    times = 1200
+    seen: Counter = Counter()
+    for seed in range(times):
+        deck = Deck(4, 2, seed, cards=3)
+        shards = np.concatenate([deck.deal(0, 1), deck.deal(1, 4)])
+        rows = [np.flatnonzero(shards == i)[deck.order(i)] for i in range(2)]
+        seen[tuple(np.concatenate(rows).tolist())] += 1
+    chi_square = sum((seen[p] - times / 24) ** 2 / (times / 24) for p in permutations(range(4)))
+    assert chi_square < 49.7  # 0.1 % for 23 degrees of freedom
+
+
+@given(
+    rows=st.integers(1, 300), shard_rows=st.integers(1, 90), cards=st.integers(1, 400),
+    cuts=st.lists(st.integers(0, 300), max_size=4),
+)  # fmt: skip
+def test_who_deals_which_part_of_a_deck_does_not_matter(rows, shard_rows, cards, cuts):
+    whole = Deck(rows, shard_rows, 7, cards).deal(0, rows)
+    bounds = [0, *sorted(min(cut, rows) for cut in cuts), rows]
+    parts = [
+        Deck(rows, shard_rows, 7, cards).deal(start, stop)
+        for start, stop in itertools.pairwise(bounds)
+    ]
+    assert (np.concatenate(parts) == whole).all()
+    sizes = np.bincount(whole, minlength=-(-rows // shard_rows))
+    assert (sizes == Deck(rows, shard_rows, 7).sizes).all()
+
+
+def test_peak_memory_does_not_grow_with_the_number_of_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+    rows, origins = np.ones((1_000, 32), np.float16), np.zeros((1_000, 3), np.int32)
+
+    def peak(n):
+        tracemalloc.start()
+        writer = ShardWriter(tmp_path / str(n), n, 32, 20_000, "float16", 0)
+        for _ in range(n // len(rows)):
+            writer.add(rows, origins)
+        writer.finish({}, INPUTS)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    Moments(2).add(rows[:, :2])  # imports torch, which tracing would slow down
+    small, large = peak(150_000), peak(450_000)
+    assert large < 1.2 * small
+    assert large < 0.2 * 450_000 * (32 * 2 + 12)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(tmp_path):
@@ -133,10 +199,10 @@ def test_an_interrupted_harvest_is_incomplete_and_its_repetition_the_same(
     else:
         with monkeypatch.context() as patch:
 
-            def save_two(self, name, array, save=ShardWriter._save):
+            def save_two(self, name, *rest, save=ShardWriter._save):
                 if name == "shard-00002.npy":
                     raise KeyboardInterrupt
-                return save(self, name, array)
+                return save(self, name, *rest)
 
             patch.setattr(ShardWriter, "_save", save_two)
             with pytest.raises(KeyboardInterrupt):
@@ -146,6 +212,18 @@ def test_an_interrupted_harvest_is_incomplete_and_its_repetition_the_same(
         Activations.open(folder)
     write(folder)
     assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_what_a_kill_left_beside_the_manifest_is_removed_but_not_what_is_not_ours(tmp_path):
+    write(tmp_path)
+    (tmp_path / "partial").mkdir()
+    store.remove_spools(tmp_path)
+    assert not (tmp_path / "partial").exists()
+    (tmp_path / "partial").mkdir()
+    for name in ("shard-00001.0", "00001.json", "notes.txt"):
+        (tmp_path / "partial" / name).touch()
+    store.remove_spools(tmp_path)
+    assert [path.name for path in (tmp_path / "partial").iterdir()] == ["notes.txt"]
 
 
 def test_starting_afresh_leaves_other_files_alone(tmp_path):
@@ -174,6 +252,14 @@ def test_overflow_and_non_finite_values_are_told_apart(tmp_path):
     rows[0, 0] = np.nan
     with pytest.raises(UserError, match="not finite"):
         ShardWriter(tmp_path / "c", 4, D_IN, 4, "float16", 0).add(rows, origins)
+    writer = ShardWriter(tmp_path / "d", 4, D_IN, 4, "float16", 0)
+    with np.errstate(over="ignore"):
+        rounded = rows.astype(np.float16)
+    with pytest.raises(UserError, match="not finite"):
+        writer.add(rounded, origins)
+    rounded[0, 0] = 0
+    with pytest.raises(UserError, match="does not fit float16"):
+        writer.add(rounded, origins)
 
 
 def edit(folder, change):

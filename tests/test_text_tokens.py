@@ -233,6 +233,15 @@ def _train(**changes):
     return change
 
 
+def _flip(name):
+    def change(folder):
+        values = bytearray((folder / name).read_bytes())
+        values[-1] ^= 1
+        (folder / name).write_bytes(values)
+
+    return change
+
+
 def _array(name, values):
     return lambda folder: np.save(folder / name, values)
 
@@ -243,6 +252,8 @@ def _array(name, values):
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json does not exist"),
         (lambda folder: (folder / "train-00001.npy").unlink(), "train-00001.npy does not exist"),
         (lambda folder: (folder / "train-00001.npy").write_bytes(b"x"), "cannot be read"),
+        (_flip("train-00001.npy"), "train-00001.npy has changed since it was written"),
+        (_flip("validation-documents.npy"), "validation-documents.npy has changed since it was"),
         (_array("train-00001.npy", np.zeros(99, np.uint16)), r"uint16 \(99,\), its manifest says"),
         (_array("train-00001.npy", np.zeros(100, np.int64)), r"int64 \(100,\), its manifest says"),
         (_array("train-00001.npy", np.array([{}] * 100)), "cannot be read"),

@@ -2,13 +2,17 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from sparse_dict import distributed
 from sparse_dict.activations.store import ShardWriter
+from sparse_dict.ahead import ahead
 from sparse_dict.config import HarvestConfig
 from sparse_dict.progress import Progress
 from sparse_dict.sites import Site
@@ -38,7 +42,15 @@ def widths(model: Model, sites: Sequence[Site]) -> list[int]:
     return [found.shape[-1] for found in model.read(token, sites)]
 
 
-@torch.inference_mode()
+@dataclass
+class _Batch:
+    """Rows on their way from the model to the disk."""
+
+    rows: Tensor  # (contexts * kept, d_in) on the CPU, as the files hold them
+    origins: NDArray[np.int32]  # (contexts * kept, 3)
+    copied: "torch.cuda.Event | None"  # a copy from a GPU that is under way
+
+
 def harvest(
     model: Model,
     stream: TokenStream,
@@ -46,33 +58,60 @@ def harvest(
     n_ctx: int,
     writer: ShardWriter,
     run: "Run",
-) -> float:
-    """Write one row for each position of as many contexts as `writer.rows` asks for; rows/s.
+) -> None:
+    """Write one row for each position of as many contexts as `writer.rows` asks for.
 
     Contexts are consecutive pieces of the stream, so a context may span documents, as in training,
     and none is padded. Their first `skip_first` positions are read, but no rows. A row holds the
-    sites side by side, as they are: nothing is scaled.
+    sites side by side, as they are: nothing is scaled. The model runs in a thread of its own ahead
+    of the writing. Several processes share the batches, each a contiguous part of them.
     """
     sites, skip = config.places(), config.skip_first
     kept = n_ctx - skip
+    dtype = getattr(torch, config.dtype)
+    n_contexts = writer.rows // kept
+
+    @torch.inference_mode()
+    def read(first: int) -> _Batch:
+        n = min(config.batch_size, n_contexts - first)
+        tokens = stream.window(first * n_ctx, n * n_ctx)
+        contexts = torch.from_numpy(tokens).view(n, n_ctx).to(model.device, non_blocking=True)
+        found = [part[:, skip:] for part in model.read(contexts, sites)]
+        rows = (found[0] if len(found) == 1 else torch.cat(found, -1)).flatten(0, 1).to(dtype)
+        documents, positions = stream.origins(first * n_ctx, n * n_ctx)
+        origins = np.empty((n, n_ctx, 3), np.int32)
+        for i, values in enumerate((documents, positions, tokens)):
+            origins[:, :, i] = values.reshape(n, n_ctx)
+        on_cpu, copied = _to_cpu(rows)
+        return _Batch(on_cpu, origins[:, skip:].reshape(-1, 3), copied)
+
+    starts = range(0, n_contexts, config.batch_size)
+    rank, size = distributed.rank(), distributed.size()
+    starts = starts[len(starts) * rank // size : len(starts) * (rank + 1) // size]
+    own = (min(starts.stop, n_contexts) - starts.start) * kept  # rows of this process
+    writer.begin(starts.start * kept)
     started = time.perf_counter()
     next_log = started + LOG_EVERY_S
-    n_contexts = writer.rows // kept
-    with Progress("harvest", writer.rows, "rows") as progress:
-        for first in range(0, n_contexts, config.batch_size):
-            start = first * n_ctx
-            n = min(config.batch_size, n_contexts - first) * n_ctx
-            tokens = stream.window(start, n)
-            contexts = torch.from_numpy(tokens).view(-1, n_ctx).to(model.device)
-            found = [part[:, skip:].float() for part in model.read(contexts, sites)]
-            rows = torch.cat(found, -1).flatten(0, 1).cpu().numpy()  # (contexts * kept, d_in)
-            documents, positions = stream.origins(start, n)
-            origins = np.stack([documents, positions, tokens], axis=1).astype(np.int32)
-            writer.add(rows, origins.reshape(-1, n_ctx, 3)[:, skip:].reshape(-1, 3))
-            progress.advance(len(rows), MB=(progress.done + len(rows)) * writer.row_bytes / 1e6)
+    with Progress("harvest", own, "rows") as progress:
+        for batch in ahead(map(read, starts)):
+            if batch.copied is not None:
+                batch.copied.synchronize()
+            writer.add(batch.rows.numpy(), batch.origins)
+            done = progress.done + len(batch.rows)
+            progress.advance(len(batch.rows), MB=done * writer.row_bytes / 1e6)
             now = time.perf_counter()
             if now >= next_log:
                 next_log = now + LOG_EVERY_S
-                rate = progress.done / (now - started)
-                run.log({"rows": progress.done, "rows_per_second": rate})
-    return writer.rows / (time.perf_counter() - started)
+                run.log({"rows": done, "rows_per_second": done / (now - started)})
+
+
+def _to_cpu(rows: Tensor) -> "tuple[Tensor, torch.cuda.Event | None]":
+    """`rows` on the CPU, as soon as the event, if there is one, has come."""
+    if not rows.is_cuda:
+        return rows.cpu(), None
+    with torch.cuda.device(rows.device):  # which is a setting of each thread
+        pinned = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+        pinned.copy_(rows, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+    return pinned, copied

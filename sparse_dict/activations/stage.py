@@ -1,6 +1,7 @@
 """Stage 2: the activations of one or more sites of a language model, shuffled, on disk."""
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import fields as fields_of
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparse_dict import files, lock, runtime, tracking
+from sparse_dict import distributed, files, lock, runtime, tracking
 from sparse_dict.activations import store, toy
 from sparse_dict.config import HarvestStageConfig, HFModel, ToyData
 from sparse_dict.errors import UserError
@@ -34,6 +35,8 @@ def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
             device is not there, or `activations_dir` was made from other inputs.
     """
     if isinstance(config.data, ToyData):
+        if distributed.size() > 1:
+            raise UserError("data=toy is written by one process: start it without torchrun")
         store.check_output(Path(config.activations_dir))
         if (Path(config.activations_dir) / store.MANIFEST).exists():
             _compare(Path(config.activations_dir), {"config": toy.recorded(config)})
@@ -69,7 +72,8 @@ def run(config: HarvestStageConfig) -> None:
             cannot be stored, or another process works in `activations_dir`.
     """
     check(config)
-    with lock.holding(Path(config.activations_dir)):
+    locked = [Path(config.activations_dir)] if distributed.main() else []
+    with lock.holding(*locked), distributed.joined():
         _run(config)
 
 
@@ -84,6 +88,8 @@ def _run(config: HarvestStageConfig) -> None:
     inputs = _inputs(config) | {"corpus": corpus.describe(config.data)}
     if (target / store.MANIFEST).exists():
         _compare(target, inputs)
+        if distributed.main():
+            store.remove_spools(target)  # a kill may have left it, empty, beside the manifest
         log.info("%s is already there", target)
         return
 
@@ -94,7 +100,9 @@ def _run(config: HarvestStageConfig) -> None:
     settings = config.harvest
     model, tokenizer, n_ctx = _load(config)
     columns = widths(model, settings.places())
-    stream = tokens.prepare(config.data, tokenizer, Path(config.cache_dir)).split(settings.split)
+    with distributed.main_first():
+        tokenized = tokens.prepare(config.data, tokenizer, Path(config.cache_dir))
+    stream = tokenized.split(settings.split)
     kept = n_ctx - settings.skip_first  # rows of one context
     n_contexts = min(settings.n_tokens // kept, len(stream) // n_ctx)
     rows = n_contexts * kept
@@ -109,21 +117,13 @@ def _run(config: HarvestStageConfig) -> None:
             settings.split, f"{len(stream):,}", f"{rows:,}", f"{settings.n_tokens:,}",
         )  # fmt: skip
     writer = store.ShardWriter(
-        target, rows, sum(columns), settings.shard_rows, settings.dtype, config.seed,
-        columns if len(columns) > 1 else (),
-    )  # fmt: skip
-    with tracking.open_run(
-        config.tracking,
-        study_dir=config.study_dir,
-        group=config.name,
-        job_type="harvest",
-        name=f"{config.name} activations",
-        config=asdict(config),
-        folder=target,
-        step_metric="rows",
-    ) as run:
-        rate = harvest(model, stream, settings, n_ctx, writer, run)
-        fields = _places(config, columns, writer.parts)
+        target, rows, sum(columns), settings.shard_rows, settings.dtype, config.seed
+    )
+    name = f"{config.name} activations"
+    with tracking.open_run(config, "harvest", name, target, "rows") as run:
+        started = time.perf_counter()
+        harvest(model, stream, settings, n_ctx, writer, run)
+        fields = _places(config, columns)
         fields |= {"config": inputs["config"], "corpus": inputs["corpus"]}
         if not isinstance(config.lm, HFModel):
             fields["lm_dir"] = str(Path(config.lm_dir))
@@ -135,6 +135,7 @@ def _run(config: HarvestStageConfig) -> None:
                 "corpus": files.fingerprint(inputs["corpus"]),
             },
         )
+        rate = rows / (time.perf_counter() - started)
         written = store.Activations.open(target)
         run.summary(
             {
@@ -169,7 +170,7 @@ def _check_lm(config: HarvestStageConfig) -> int:
 
 def _load(config: HarvestStageConfig) -> "tuple[Model, Encoder, int]":
     """The language model on its device, its tokenizer, and the length of its contexts."""
-    device = runtime.device(config.device)
+    device = distributed.device(config.device)
     if isinstance(config.lm, HFModel):
         hf = _hf()
         return hf.load(config.lm, device), hf.load_tokenizer(config.lm), config.lm.n_ctx
@@ -187,9 +188,7 @@ def _hf() -> ModuleType:
     return hf
 
 
-def _places(
-    config: HarvestStageConfig, widths: Sequence[int], parts: Sequence[store.Moments]
-) -> dict[str, Any]:
+def _places(config: HarvestStageConfig, widths: Sequence[int]) -> dict[str, Any]:
     """The manifest's word on what a row holds: `layer` and `site`, or the columns of `sites`."""
     sites = config.harvest.places()
     if len(sites) == 1:
@@ -198,8 +197,8 @@ def _places(
     stops = np.cumsum(widths).tolist()
     return {
         "sites": [
-            {"site": str(site), "columns": [stop - width, stop], "rms": part.rms}
-            for site, width, stop, part in zip(sites, widths, stops, parts, strict=True)
+            {"site": str(site), "columns": [stop - width, stop]}
+            for site, width, stop in zip(sites, widths, stops, strict=True)
         ]
     }
 

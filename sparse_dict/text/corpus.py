@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sparse_dict.config import DataConfig, DocstringsData, FilesData, HubData
+from sparse_dict.config import DataConfig, DocstringsData, FilesData, HubData, ToyData
+from sparse_dict.errors import UserError
 from sparse_dict.text import docstrings, files, hub
 from sparse_dict.text.cleaning import unique
 
@@ -22,6 +23,10 @@ def check(data: DataConfig) -> None:
             files.check(data)
         case HubData():
             hub.check(data)
+        case ToyData():
+            raise UserError(
+                "data=toy is no text but activations: begin with harvest.py experiment=toy"
+            )
         case _:
             raise TypeError(f"{type(data).__name__} is no corpus")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_dict import files as whole_files
+from sparse_dict import interrupt
 from sparse_dict.config import DocstringsData
 from sparse_dict.errors import UserError
 from sparse_dict.progress import Progress
@@ -105,7 +106,8 @@ def _extract(data: DocstringsData) -> list[str]:
             with ProcessPoolExecutor(
                 workers, multiprocessing.get_context("spawn"), initializer=gc.disable
             ) as pool:
-                extracted = pool.map(extract, tasks, repeat(data.min_chars))
+                with interrupt.not_heard():
+                    extracted = pool.map(extract, tasks, repeat(data.min_chars))
                 for task, texts in zip(tasks, extracted, strict=True):
                     found += texts
                     progress.advance(len(task))

@@ -5,18 +5,21 @@ import hashlib
 import logging
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
-from sparse_dict import files
+from sparse_dict import distributed, files
+from sparse_dict.ahead import ahead
 from sparse_dict.config import DataConfig
 from sparse_dict.errors import UserError
 from sparse_dict.progress import Progress
 from sparse_dict.text import corpus
 from sparse_dict.text.cache import building
+from sparse_dict.text.cores import available_cores
 
 log = logging.getLogger(__name__)
 
@@ -137,9 +140,12 @@ class TokenStream:
             of text is the last position of the document it follows.
         """
         self._check(start, length)
-        positions = np.arange(start, start + length)
-        document = np.searchsorted(self._document_starts, positions, side="right") - 1
-        return document, positions - self._document_starts[document]
+        first, last = np.searchsorted(self._document_starts, [start, start + length - 1], "right")
+        documents = np.arange(first - 1, last)
+        starts = self._document_starts[first - 1 : last]
+        lengths = np.diff([start, *starts[1:], start + length])
+        place = np.arange(start, start + length) - np.repeat(starts, lengths)
+        return np.repeat(documents, lengths), place
 
     def _check(self, start: int, length: int) -> None:
         if start < 0 or length < 0 or start + length > len(self):
@@ -148,13 +154,18 @@ class TokenStream:
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a store: counts, shard files with their lengths, file of document starts."""
+    """One part of a store: counts, shard files with their lengths, file of document starts.
+
+    Attributes:
+        sha256: of each of these files.
+    """
 
     documents: int
     tokens: int
     bytes: int
     shards: tuple[tuple[str, int], ...]
     document_starts: str
+    sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -177,7 +188,9 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open a store and check that its files have the dtype and lengths of its manifest.
+        """Open a store and check that its files are those of its manifest, every byte of them.
+
+        The hashes take a second for 2 GB; of several processes only rank 0 takes them.
 
         Raises:
             UserError: what is missing or does not fit, and that the folder can be deleted.
@@ -211,6 +224,8 @@ class TokenStore:
         )
         for name in SPLITS:
             store._stream(name)
+        if distributed.main():
+            store._verify()
         return store
 
     def split(self, name: str) -> TokenStream:
@@ -229,6 +244,14 @@ class TokenStore:
                 "shorter documents, or another data.val_fraction"
             )
         return stream
+
+    def _verify(self) -> None:
+        hashes = {k: v for split in self.splits.values() for k, v in split.sha256.items()}
+        with ThreadPoolExecutor(available_cores()) as pool:
+            found = pool.map(files.sha256_file, [self.folder / name for name in hashes])
+            for (name, wanted), digest in zip(hashes.items(), found, strict=True):
+                if digest != wanted:
+                    raise UserError(f"{self.folder / name} has changed since it was written")
 
     def _stream(self, name: str) -> TokenStream:
         split = self.splits[name]
@@ -272,6 +295,10 @@ def _read_split(path: Path, record: Any) -> Split:
             (_file_name(path, shard), _count(path, shard, "tokens")) for shard in record["shards"]
         ),
         document_starts=_file_name(path, record.get("document_starts")),
+        sha256={
+            _file_name(path, entry): str(entry.get("sha256"))
+            for entry in [*record["shards"], record["document_starts"]]
+        },
     )
 
 
@@ -346,9 +373,11 @@ def _write(
     texts: Iterable[str], data: DataConfig, tokenizer: Encoder, folder: Path
 ) -> dict[str, Any]:
     writers = {name: _SplitWriter(folder, name, tokenizer.dtype) for name in SPLITS}
+    # Reading, encoding (itself on all cores) and writing each work on another batch.
+    encoded = ((batch, tokenizer.encode_batch(batch)) for batch in ahead(_batches(texts)))
     with Progress("encode", None, "documents") as progress:
-        for batch in _batches(texts):
-            for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+        for batch, all_ids in ahead(encoded):
+            for text, ids in zip(batch, all_ids, strict=True):
                 name = "validation" if in_validation(text, data.val_fraction) else "train"
                 writers[name].add(ids, tokenizer.eot, len(text.encode()))
             tokens = sum(writer.tokens for writer in writers.values())

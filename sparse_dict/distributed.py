@@ -1,0 +1,141 @@
+"""Several processes as one run, as torchrun starts them; without torchrun, one process.
+
+Rank 0 alone writes records, logs, tracks and holds the lock; all ranks read the same folders, so on
+several machines these lie on a shared file system. What ranks tell each other goes over gloo, the
+gradients of models on GPUs over NCCL.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, open_dict, read_write
+
+from sparse_dict import runtime
+from sparse_dict.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+# Others wait for as long as rank 0 tokenises a corpus; if it dies, their connection breaks at once.
+PATIENCE = timedelta(days=7)
+GRACE_S = 5.0  # torchrun ends all ranks when one has ended: rank 0 goes first, to say why
+
+
+def rank() -> int:
+    """This process' number."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def size() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def main() -> bool:
+    """Whether this is the process that writes."""
+    return rank() == 0
+
+
+def hush(config: DictConfig) -> None:
+    """Let this process, which is not the main one, log and track nothing; errors go to stderr."""
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.output_subdir = None
+        config.hydra.job_logging = {"root": None}
+    config.tracking.mode = "disabled"
+    logging.getLogger().setLevel(logging.ERROR)
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Connect the processes; without others, nothing.
+
+    Raises:
+        SystemExit: another process has ended, and has said why.
+    """
+    if size() == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    # with a GPU, the default is gloo for tensors on the CPU and NCCL for those on the GPU
+    dist.init_process_group("gloo" if not _nccl() else None, timeout=PATIENCE)
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, RuntimeError) and "onnection" in str(error):  # gloo's words
+            raise SystemExit(1) from None
+        if not main():
+            time.sleep(GRACE_S)
+        raise
+    barrier()
+    dist.destroy_process_group()
+
+
+def _nccl() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and torch.distributed.is_nccl_available()
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    gather(0.0)
+
+
+def gather(value: float) -> list[float]:
+    """What each process gives, by rank; the same in all of them."""
+    if size() == 1:
+        return [value]
+    import torch
+
+    values = torch.zeros(size(), dtype=torch.float64)
+    values[rank()] = value
+    torch.distributed.all_reduce(values)
+    return [float(item) for item in values]
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Run a block in rank 0 and then, when its result is on disk, in the others."""
+    if not main():
+        barrier()
+    yield
+    if main():
+        barrier()
+
+
+def device(name: str) -> "torch.device":
+    """As `runtime.device`; of several processes each takes the GPU of its LOCAL_RANK.
+
+    Raises:
+        UserError: there is no such device, or too few of them.
+    """
+    import torch
+
+    found = runtime.device(name)
+    if size() == 1 or found.type == "cpu":
+        return found
+    if found.type != "cuda" or found.index is not None:
+        raise UserError(f"device={name} is for one process: with torchrun use device=cuda or cpu")
+    own = runtime.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    torch.cuda.set_device(own)
+    return own
+
+
+def averaging(module: "torch.nn.Module") -> "torch.nn.Module":
+    """`module`, whose gradients are averaged over all processes as they are computed."""
+    if size() == 1:
+        return module
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(module)
+
+
+def local(module: "torch.nn.Module", *, when: bool) -> AbstractContextManager[None]:
+    """Within it, and if `when`, gradients of an `averaging` module are summed up here only."""
+    return module.no_sync() if when and size() > 1 else nullcontext()  # type: ignore[operator]
