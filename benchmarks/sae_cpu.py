@@ -1,17 +1,23 @@
 """Train a grid of dictionaries on two CPU cores: this project against its peers.
 
     python benchmarks/sae_cpu.py                       # 128..1024 x 4 l1, 16 dictionaries
-    python benchmarks/sae_cpu.py --sizes 512,1024,2048,4096,8192 --l1 3e-2
+    python benchmarks/sae_cpu.py --sizes 512,1024,2048,4096,8192 --l1 4e-2 --warm 400 --steps 50
+    python benchmarks/sae_cpu.py --ladder              # what each step towards ours bought
     python benchmarks/sae_cpu.py --curve               # cost per dictionary, 1 to 64 of them
+    python benchmarks/sae_cpu.py --memory              # peak memory at two lengths of training
+    python benchmarks/sae_cpu.py --precision           # what bf16 selection changes
 
-Needs `make demo` (the activations) and, for the peers, `pip install sae-lens dictionary-learning`.
-Every contestant runs in a process of its own, one at a time, in turn for several rounds; its
-training alone is timed (not imports, reading the data into memory, or evaluation), from the same
-initial values, on the same batches, with the same loss up to the peers' conventions. FVU and L0
-are those of the final weights on held-out rows. The result is appended as a line of JSON to --out.
+Needs the activations of `make demo` and, for the peers, `pip install sae-lens
+dictionary-learning`. Every contestant (`sae_contestants.py`) runs in a process of its own, one at
+a time, in turn for several rounds; its training alone is timed: not imports, what peers read into
+memory beforehand, or evaluation. FVU and L0 are those of the final weights on held-out rows.
+`--warm N` lets ours train N steps first, untimed, and hands its weights and Adam moments to all:
+what is timed then runs at the sparsity that a training spends its time at. The result is appended
+as a line of JSON to --out.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import resource
@@ -19,181 +25,48 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-SEED = 0
-EVAL_ROWS = 32_768
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.sae_contestants import CONTESTANTS, Task, warm_up  # noqa: E402
 
-def configs(args: argparse.Namespace, folder: Path) -> list:
-    """One of our configs per dictionary, with the decoder's gradient treated as the peers do."""
-    from sparse_dict import config as c
-
-    training = c.SAETrainingConfig(
-        n_activations=args.steps * args.batch, batch_size=args.batch, eval_rows=EVAL_ROWS,
-        l1_warmup_steps=0, dead_window=10**6, snapshots=0, log_every=100, checkpoint_every=10**6,
-    )  # fmt: skip
-    return [
-        c.TrainSAEConfig(
-            name="bench", study_dir=str(folder), device="cpu", seed=SEED,
-            tracking=c.TrackingConfig(mode="disabled", project="p", entity=None, tags=[]),
-            activations_dir=str(args.activations),
-            activations=c.ActivationsConfig(scaling="rms"),
-            sae=c.SAEConfig(
-                dict_size=size, activation="relu", tied=False, init="independent",
-                l1=l1, l1_scaling="none", k=32, l0=0.0, threshold=0.01, bandwidth=0.01,
-                dead="none", resample_every=2500, aux_k=64, aux_coefficient=1 / 32,
-                strategy="plain", freeze_above=0.9,
-                perturb_every=500, perturb_noise=0.5, perturb_share=0.75,
-                precision="bf16" if args.contestant == "ours-bf16" else "fp32",
-                project_gradient=True,
-            ),
-            optimizer=c.AdamConfig(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, warmup_steps=0),
-            training=training,
-        )
-        for size in args.sizes
-        for l1 in args.l1
-        for _ in range(args.repeat)
-    ]  # fmt: skip
+PEERS = ["ours", "dictionary_learning", "sae_lens"]
+LADDER = [
+    "autograd", "autograd, memory kept", "closed form, dense", "ours, one thread", "ours",
+    "ours, bf16 selection",
+]  # fmt: skip
+MIB = 2**20
 
 
-def ours(args: argparse.Namespace) -> tuple[float, list, list]:
-    """Seconds, L0s and FVUs of our trainer, by what the command line calls."""
-    from sparse_dict.sae import ensemble, kernel, stage
-    from sparse_dict.tracking import open_run  # noqa: F401  imported before the clock starts
-
-    kernel.load(kernel.padded(128))
-    seconds = 0.0
-    train = ensemble.train
-
-    def timed(*a: object) -> None:
-        nonlocal seconds
-        start = time.perf_counter()
-        train(*a)
-        seconds = time.perf_counter() - start
-
-    ensemble.train = timed
-    with tempfile.TemporaryDirectory() as folder:
-        grid = configs(args, Path(folder))
-        outcomes = stage.train_many(grid, [Path(folder) / str(i) for i in range(len(grid))])
-    return seconds, [m["l0"] for m in outcomes], [m["fvu"] for m in outcomes]
-
-
-def peer(args: argparse.Namespace) -> tuple[float, list, list]:
-    """The same of a peer, fed from memory."""
-    import torch
-
-    from sparse_dict.activations.store import Activations
-    from sparse_dict.sae.state import State
-
-    activations = Activations.open(args.activations)
-    rows = activations.rows - EVAL_ROWS
-    scale = activations.rms
-    data = torch.from_numpy(activations.read(0, min(rows, args.steps * args.batch))) / scale
-    starts = [State.initial(c, 128, torch.device("cpu")) for c in configs(args, Path())]
-    grid = configs(args, Path())
-
-    def batches():
-        for step in range(args.steps):
-            at = step * args.batch % (len(data) - args.batch)
-            yield data[at : at + args.batch]
-
-    if args.contestant == "dictionary_learning":
-        from dictionary_learning.trainers.standard import StandardTrainer
-        from dictionary_learning.training import trainSAE
-
-        made = []
-
-        class Same(StandardTrainer):
-            """Their trainer from our initial values, without the bias that the post lacks."""
-
-            def __init__(self, **kwargs: object) -> None:
-                super().__init__(**kwargs)
-                start = starts[len(made)]
-                with torch.no_grad():
-                    self.ae.encoder.weight.copy_(start.W_enc)
-                    self.ae.decoder.weight.copy_(start.W_dec.T)
-                    self.ae.encoder.bias.copy_(start.b)
-                self.ae.bias.requires_grad_(False)
-                made.append(self.ae)
-
-        trainers = [
-            dict(
-                trainer=Same, steps=args.steps, activation_dim=128, dict_size=c.sae.dict_size,
-                layer=2, lm_name="x", lr=1e-3, l1_penalty=c.sae.l1 * 128, warmup_steps=0,
-                sparsity_warmup_steps=None, seed=SEED, device="cpu",
-            )
-            for c in grid
-        ]  # fmt: skip
-        start = time.perf_counter()
-        trainSAE(batches(), trainers, args.steps, device="cpu")
-        seconds = time.perf_counter() - start
-        weights = [(a.encoder.weight, a.encoder.bias, a.decoder.weight.T) for a in made]
+def contest(name: str, task: Task) -> None:
+    """Run one contestant, or the warm-up, in this process and print its result."""
+    if name == "warm-up":
+        assert task.start
+        warm_up(task, Path(task.start))
+        result = {}
     else:
-        from sae_lens.config import SAETrainerConfig
-        from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
-        from sae_lens.training.multi_sae_trainer import MultiSAETrainer
-
-        saes = {}
-        for i, (c, first) in enumerate(zip(grid, starts, strict=True)):
-            sae = StandardTrainingSAE(
-                StandardTrainingSAEConfig(
-                    d_in=128, d_sae=c.sae.dict_size, l1_coefficient=c.sae.l1 * 128,
-                    apply_b_dec_to_input=False,
-                )
-            )  # fmt: skip
-            with torch.no_grad():
-                sae.W_enc.copy_(first.W_enc.T)
-                sae.W_dec.copy_(first.W_dec)
-                sae.b_enc.copy_(first.b)
-                sae.b_dec.zero_()
-            sae.b_dec.requires_grad_(False)
-            saes[str(i)] = sae
-        trainer = MultiSAETrainer(
-            SAETrainerConfig(
-                total_training_samples=args.steps * args.batch,
-                train_batch_size_samples=args.batch, lr=1e-3, lr_end=1e-3,
-            ),
-            saes, {name: "x" for name in saes}, ({"x": batch} for batch in batches()),
-        )  # fmt: skip
-        start = time.perf_counter()
-        trainer.fit()
-        seconds = time.perf_counter() - start
-        weights = [(s.W_enc.T, s.b_enc, s.W_dec) for s in saes.values()]
-    x = torch.from_numpy(activations.read(rows, activations.rows)) / scale
-    l0, fvu = [], []
-    variance = (activations.rms**2 - (activations.mean**2).mean()) / scale**2
-    with torch.no_grad():
-        for W_enc, b, W_dec in weights:
-            codes = torch.relu(x @ W_enc.T + b)
-            l0.append(float((codes > 0).sum(1).float().mean()))
-            fvu.append(float((codes @ W_dec - x).square().mean() / variance))
-    return seconds, l0, fvu
-
-
-def contest(args: argparse.Namespace) -> None:
-    """Run one contestant in this process and print its result."""
-    seconds, l0, fvu = (ours if args.contestant.startswith("ours") else peer)(args)
+        result = CONTESTANTS[name](task)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print("RESULT " + json.dumps(dict(seconds=seconds, l0=l0, fvu=fvu, peak_mib=peak)))
+    print("RESULT " + json.dumps({**result, "peak_mib": peak}))
 
 
-def run(args: argparse.Namespace, contestant: str, repeat: int = 1) -> dict:
+def run(name: str, task: Task) -> dict[str, Any]:
     """Run one contestant in a process of its own."""
-    command = [
-        sys.executable, __file__, "--contestant", contestant,
-        "--sizes", ",".join(map(str, args.sizes)), "--l1", ",".join(map(str, args.l1)),
-        "--batch", str(args.batch), "--steps", str(args.steps), "--repeat", str(repeat),
-        "--activations", str(args.activations),
-    ]  # fmt: skip
+    command = [sys.executable, __file__, "--contestant", name, json.dumps(asdict(task))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
-        sys.exit(f"{contestant} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+        sys.exit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def described(task: Task) -> dict[str, Any]:
+    """What was trained, without this machine's paths."""
+    return {k: v for k, v in asdict(task).items() if k not in ("activations", "start", "keep")}
 
 
 def machine() -> str:
@@ -205,77 +78,181 @@ def machine() -> str:
         return platform.processor()
 
 
-def compare(args: argparse.Namespace) -> dict:
+def gaps(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
+    """The largest relative difference of any dictionary's FVU and L0."""
+    return {
+        key: max(abs(a / b - 1) for a, b in zip(result[key], reference[key], strict=True))
+        for key in ("fvu", "l0")
+    }
+
+
+def compare(task: Task, contestants: list[str], rounds: int) -> dict[str, Any]:
     """All contestants in turn for several rounds; prints medians and ratios."""
-    contestants = ["ours", "ours-bf16", "dictionary_learning", "sae_lens"]
-    runs: dict[str, list[dict]] = {name: [] for name in contestants}
-    for round_ in range(args.rounds):
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
+    for number in range(1, rounds + 1):
         for name in contestants:
-            runs[name].append(run(args, name))
-            print(f"round {round_ + 1} {name}: {runs[name][-1]['seconds']:.1f} s", flush=True)
-    grid = [(size, l1) for size in args.sizes for l1 in args.l1]
-    rows = args.steps * args.batch
-    result = {"grid": grid, "batch": args.batch, "steps": args.steps, "machine": machine()}
-    reference = statistics.median(r["seconds"] for r in runs["ours"])
-    print(f"{'contestant':<20} {'rows/s':>8} {'x slower than ours':>19} {'peak MiB':>9}  "
-          f"{'worst FVU gap':>13} {'worst L0 gap':>12}")  # fmt: skip
+            runs[name].append(run(name, task))
+            print(f"round {number} {name}: {runs[name][-1]['seconds']:.2f} s", flush=True)
+    print(f"\n{'contestant':<22} {'rows/s':>8} {'x ours':>7} {'x CPU s':>7} {'peak MiB':>9} "
+          f"{'FVU gap':>8} {'L0 gap':>8}  L0")  # fmt: skip
+    table = {}
     for name in contestants:
-        seconds = statistics.median(r["seconds"] for r in runs[name])
-        ratios = [
-            r["seconds"] / o["seconds"] for r, o in zip(runs[name], runs["ours"], strict=True)
-        ]
-        last, ours_last = runs[name][-1], runs["ours"][-1]
-        gaps = {
-            key: max(abs(a / b - 1) for a, b in zip(last[key], ours_last[key], strict=True))
-            for key in ("fvu", "l0")
-        }
-        result[name] = dict(
-            seconds=seconds, rows_per_second=rows / seconds, ratio=statistics.median(ratios),
-            peak_mib=last["peak_mib"], gaps=gaps, l0=last["l0"], fvu=last["fvu"],
-            all_seconds=[r["seconds"] for r in runs[name]],
-        )  # fmt: skip
-        print(f"{name:<20} {rows / seconds:>8.0f} {statistics.median(ratios):>19.2f} "
-              f"{last['peak_mib']:>9.0f}  {gaps['fvu']:>13.2%} {gaps['l0']:>12.2%}")  # fmt: skip
-    result["ours_seconds"] = reference
-    return result
-
-
-def curve(args: argparse.Namespace) -> dict:
-    """Seconds per dictionary for ensembles of growing number."""
-    points = []
-    for count in (1, 4, 16, 64):
-        seconds = statistics.median(
-            run(args, "ours", repeat=count)["seconds"] for _ in range(args.rounds)
+        seconds = [r["seconds"] for r in runs[name]]
+        ratio, cpu_ratio = (
+            statistics.median(r[k] / o[k] for r, o in zip(runs[name], runs["ours"], strict=True))
+            for k in ("seconds", "cpu_seconds")
         )
-        points.append((count, seconds / count))
-        print(f"{count:>3} dictionaries of {args.sizes[0]}: {seconds / count:.2f} s each")
-    return {"size": args.sizes[0], "curve": points, "machine": machine(), "steps": args.steps}
+        last = runs[name][-1]
+        table[name] = {
+            "rows_per_second": task.steps * task.batch / statistics.median(seconds),
+            "ratio": ratio, "cpu_ratio": cpu_ratio, "gaps": gaps(last, runs["ours"][-1]),
+            "all_seconds": seconds, **last,
+        }  # fmt: skip
+        print(f"{name:<22} {table[name]['rows_per_second']:>8.0f} {ratio:>7.2f} "
+              f"{cpu_ratio:>7.2f} {last['peak_mib']:>9.0f} {table[name]['gaps']['fvu']:>8.2%} "
+              f"{table[name]['gaps']['l0']:>8.2%}  "
+              f"{min(last['l0']):.1f}-{max(last['l0']):.1f}")  # fmt: skip
+    return {"mode": "compare", "task": described(task), "contestants": table}
+
+
+def curve(task: Task, rounds: int) -> dict[str, Any]:
+    """Seconds per dictionary for ensembles of growing number, interleaved."""
+    counts = (1, 4, 16, 64)
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(rounds):
+        for count in counts:
+            part = replace(task, repeat=count)
+            if task.warm:
+                with tempfile.TemporaryDirectory() as folder:
+                    part.start = str(Path(folder) / "start.safetensors")
+                    run("warm-up", part)
+                    seconds[count].append(run("ours", part)["seconds"] / count)
+            else:
+                seconds[count].append(run("ours", part)["seconds"] / count)
+    medians = {count: statistics.median(values) for count, values in seconds.items()}
+    for count, value in medians.items():
+        print(f"{count:>3} dictionaries of {task.sizes[0]}: {value:.3f} s each")
+    return {"mode": "curve", "task": described(task), "seconds_each": medians, "all": seconds}
+
+
+def memory(task: Task) -> dict[str, Any]:
+    """Peak memory of ours above what imports take, at `task.steps` and at four times as many.
+
+    ``own`` is what the process allocated; files that are mapped, the activations, come on top in
+    ``with files``: the kernel takes those pages back when it needs them.
+    """
+    parameters = 4 * sum(size * (2 * 128 + 1) for size in task.sizes) * len(task.l1) / MIB
+    chunk = 4 * task.batch * 128 * 3 / MIB  # the batch, the one read ahead, and its stored form
+    allowed = chunk + 6 * parameters + 256
+    result: dict[str, Any] = {"allowed_mib": allowed, "parameters_mib": parameters}
+    print(f"parameters {parameters:.0f} MiB; chunk + 6 x parameters + 256 = {allowed:.0f} MiB")
+    for steps in (task.steps, 4 * task.steps):
+        found = run("ours", replace(task, steps=steps, sample_memory=True))
+        result[str(steps)] = {k: found[k] for k in ("own_mib", "with_mapped_files_mib", "peak_mib")}
+        print(f"{steps:>6} steps: own {found['own_mib']:.0f} MiB above imports, with files "
+              f"{found['with_mapped_files_mib']:.0f}; all of the process "
+              f"{found['peak_mib']:.0f}")  # fmt: skip
+    return {"mode": "memory", "task": described(task), **result}
+
+
+def precision(task: Task) -> dict[str, Any]:
+    """Whole trainings in float32 and with bf16 selection: FVU, L0, MMCS and seconds.
+
+    MMCS: of each dictionary with the next size of the same seed, and of equal dictionaries of two
+    precisions; beside it that of two seeds.
+    """
+    from sparse_dict.analysis.similarity import max_cosine, normalised
+    from sparse_dict.sae import folder as folders
+
+    result: dict[str, Any] = {"mode": "precision", "task": described(task), "rows": []}
+    kinds = {"fp32": "ours", "bf16": "ours, bf16 selection"}
+    with tempfile.TemporaryDirectory() as keep:
+        seconds = {}
+        for short, name in kinds.items():
+            found = run(name, replace(task, repeat=2, keep=f"{keep}/{short}"))
+            seconds[short] = found["seconds"]
+        grid = list(itertools.product(task.sizes, task.l1, range(2)))
+
+        def decoder(kind: str, size: int, l1: float, seed: int) -> Any:
+            read = folders.read(Path(keep) / kind / str(grid.index((size, l1, seed))))
+            return normalised(read.dictionary.W_dec), read.metrics
+
+        print(f"{'size':>5} {'l1':>7}  {'FVU':>15}  {'L0':>15}  {'MMCS next size':>15}  "
+              f"{'fp32 with bf16':>14}  {'two seeds':>9}")  # fmt: skip
+        for size, larger in zip(task.sizes, [*task.sizes[1:], None], strict=True):
+            for l1 in task.l1:
+                row: dict[str, Any] = {"size": size, "l1": l1}
+                for kind in kinds:
+                    both = [decoder(kind, size, l1, seed) for seed in range(2)]
+                    for key in ("fvu", "l0"):
+                        row[f"{kind}_{key}"] = statistics.mean(m[key] for _, m in both)
+                    if larger:
+                        next_ = [decoder(kind, larger, l1, seed)[0] for seed in range(2)]
+                        row[f"{kind}_mmcs"] = statistics.mean(
+                            float(max_cosine(rows, others, 512).mean())
+                            for (rows, _), others in zip(both, next_, strict=True)
+                        )
+                here = decoder("fp32", size, l1, 0)[0]
+                for key, other in (
+                    ("mmcs_of_precisions", decoder("bf16", size, l1, 0)[0]),
+                    ("mmcs_of_seeds", decoder("fp32", size, l1, 1)[0]),
+                ):
+                    row[key] = float(max_cosine(here, other, 512).mean())
+                result["rows"].append(row)
+                pairs = {
+                    key: f"{row.get('fp32_' + key, float('nan')):.4f} "
+                    f"{row.get('bf16_' + key, float('nan')):.4f}"
+                    for key in ("fvu", "l0", "mmcs")
+                }
+                print(f"{size:>5} {l1:>7.0e}  {pairs['fvu']:>15}  {pairs['l0']:>15}  "
+                      f"{pairs['mmcs']:>15}  {row['mmcs_of_precisions']:>14.4f}  "
+                      f"{row['mmcs_of_seeds']:>9.4f}")  # fmt: skip
+    print("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
+    return {**result, "seconds": seconds}
 
 
 def main() -> None:
     """Parse the command line and run what it asks for."""
+    if sys.argv[1:2] == ["--contestant"]:
+        contest(sys.argv[2], Task(**json.loads(sys.argv[3])))
+        return
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     split = lambda cast: lambda text: [cast(part) for part in text.split(",")]  # noqa: E731
-    parser.add_argument("--sizes", type=split(int), default=[128, 256, 512, 1024])
+    parser.add_argument("--sizes", type=split(int))
     parser.add_argument("--l1", type=split(float), default=[1e-2, 2e-2, 3e-2, 6e-2])
     parser.add_argument("--batch", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--warm", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="keep the state behind --warm, or use it again")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeat", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--contestant", help=argparse.SUPPRESS)
-    parser.add_argument("--curve", action="store_true")
+    mode = parser.add_mutually_exclusive_group()
+    for name in ("ladder", "curve", "memory", "precision"):
+        mode.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/sae_cpu.jsonl")
     parser.add_argument("--activations", type=Path, default=ROOT / "outputs/demo/activations")
     args = parser.parse_args()
-    if args.contestant:
-        contest(args)
-        return
+    task = Task(
+        sizes=args.sizes or ([512] if args.curve else [128, 256, 512, 1024]),
+        l1=args.l1[2:3] if args.curve else args.l1,
+        batch=args.batch, steps=args.steps, warm=args.warm, activations=str(args.activations),
+    )  # fmt: skip
     if args.curve:
-        args.sizes, args.l1 = [512], [3e-2]
-    result = curve(args) if args.curve else compare(args)
+        result = curve(task, args.rounds)
+    elif args.memory:
+        result = memory(task)
+    elif args.precision:
+        result = precision(task)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            if task.warm:
+                path = args.start or Path(folder) / "start.safetensors"
+                task.start = str(path)
+                if not path.exists():
+                    run("warm-up", task)
+            result = compare(task, LADDER if args.ladder else PEERS, args.rounds)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("a") as file:
-        file.write(json.dumps(result) + "\n")
+        file.write(json.dumps({"machine": machine(), **result}) + "\n")
 
 
 if __name__ == "__main__":

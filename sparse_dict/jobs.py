@@ -58,8 +58,12 @@ def composed(
     """Compose the job of each list of overrides and let `stage` check and weigh it.
 
     Only Hydra's own sweeper promises jobs that differ; others may come with the same folder.
-    Wrong input ends the process with one line.
+    Wrong input ends the process with one line, and so does a grid without jobs.
     """
+    if not overrides:
+        name = config.hydra.job.name
+        sys.stderr.write(f"{name}.py: the grid is empty: a swept key has no value\n")
+        raise SystemExit(2)
     hydra_config = HydraConfig.instance()
     before = hydra_config.cfg
     jobs: list[Job] = []
@@ -103,9 +107,9 @@ def _compose(
 
 
 def _check(job: Job, stage: ModuleType) -> None:
-    from sparse_dict.stage import task_config, typed
+    from sparse_dict.stage import one_line_errors, task_config, typed
 
     config = typed(task_config(job.config))
-    stage.check(config, job.folder)
+    one_line_errors(job.config.hydra.job.name, stage.check, config, job.folder)
     if hasattr(stage, "weight"):
         job.weight = stage.weight(config)

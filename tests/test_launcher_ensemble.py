@@ -203,6 +203,7 @@ def test_batches_come_as_several_launches_and_a_failure_stops_none(
             "app.py: size=-3: size must not be negative\n",
         ),
         (["size=1,1"], "app.py: size=1: job 0 and job 1 have the same folder, {runs}/size=1\n"),
+        (["size=range(5,5)"], "app.py: the grid is empty: a swept key has no value\n"),
     ],
 )
 def test_a_wrong_job_ends_the_launch_before_anything_is_written(

@@ -44,7 +44,10 @@ def train(step_class, configs: list[TrainSAEConfig], batches: list[Tensor], d_in
     with make(states, d_in) as step:
         for t, x in enumerate(batches, start=1):
             hypers = [hyper(config, t) for config in configs]
-            sums.append(step(pad(x), hypers, t * len(x)))
+            step(pad(x), hypers, t * len(x))
+            sums.append([state.stats() for state in states])
+            for state in states:
+                state.sums.zero_()
     return states, sums
 
 
@@ -263,7 +266,7 @@ def test_features_that_did_not_fire_are_not_marked():
     config = sae_config(dict_size=8)
     state = State.initial(config, 16, CPU)
     state.b[:4] = -100.0
-    with make_step([state], 16) as step:
+    with make_step([state], 16, 1) as step:
         step(sparse_rows(512, 16), [hyper(config, 1)], 512)
     assert state.last_fired.tolist() == [0] * 4 + [512] * 4
 

@@ -1,6 +1,9 @@
-"""Whole trainings: passes, folders, resumption, failures."""
+"""Whole trainings: passes, folders, resumption, failures, memory."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from sae_helpers import sae_config, sparse_rows
 
 from sparse_dict.errors import UserError
 from sparse_dict.interrupt import Interrupted
-from sparse_dict.sae import ensemble, folder, stage
+from sparse_dict.sae import ensemble, folder, kernel, stage
 from sparse_dict.sae.evaluate import on_raw
 from sparse_dict.sae.state import State
 from sparse_dict.sae.strategy import FreezePerturb
@@ -192,8 +195,12 @@ def test_a_folder_trained_on_other_activations_is_refused(activations_dir, tmp_p
     other = tmp_path / "other"
     other.mkdir()
     np.save(other / "x.npy", sparse_rows(ROWS, D_IN, seed=9).numpy())
-    with pytest.raises(UserError, match="activations"):
-        stage.check(replace(config, activations_dir=str(other)), tmp_path / "a")
+    config = replace(config, activations_dir=str(other))
+    with pytest.raises(UserError, match="trained differently"):
+        stage.check(config, tmp_path / "a")
+    with pytest.raises(UserError, match="holds dictionaries of other activations"):
+        stage.check(config, tmp_path / "b")  # a new one in the same study
+    stage.check(config, tmp_path / "another study" / "b")
 
 
 def test_a_member_that_turns_non_finite_is_dropped_and_the_others_go_on(activations_dir, tmp_path):
@@ -292,3 +299,46 @@ def test_metrics_say_which_activations_they_come_from(activations_dir, tmp_path)
     metrics = json.loads((tmp_path / "a" / folder.METRICS).read_text())
     fingerprint = Activations.open(activations_dir).fingerprint
     assert metrics["fingerprints"]["activations"] == fingerprint
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from dataclasses import replace
+from sae_helpers import sae_config
+from sparse_dict.sae import ensemble, evaluate, stage
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def grid(steps):
+    config = sae_config(dict_size=4096, training={"n_activations": steps * 512, "eval_rows": 4096})
+    config = replace(config, activations_dir=sys.argv[1])
+    return [config, replace(config, sae=replace(config.sae, dict_size=64))]
+
+folder = Path(sys.argv[2])
+stage.train_many(grid(1)[1:], [folder / "everything is loaded"])
+imports = peak()
+stage.train_many(grid(int(sys.argv[3])), [folder / "large", folder / "small"])
+print(peak() - imports)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_by_the_parameters_and_does_not_grow_with_the_training(
+    activations_dir, tmp_path
+):
+    tests = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+
+    def peak_mib(steps: int) -> float:
+        """Of a process that trains so long, above what it takes to train one small dictionary."""
+        command = [sys.executable, "-c", PEAK, activations_dir, tmp_path / str(steps), str(steps)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
+
+    short, long = peak_mib(20), peak_mib(200)
+    parameters = 4096 * (2 * kernel.padded(D_IN) + 1) * 4 / 2**20
+    assert short < 6 * parameters + 64  # the codes of all rows would take 64
+    assert long - short < 8

@@ -250,9 +250,13 @@ class Nest:
             for job, files in zip(self.jobs, self.own_files, strict=True)
         ]
         root.handlers[:] = [*self.consoles, *(file for own in self.own_files for file in own)]
+        from sparse_dict.stage import one_line_errors
+
         try:
             train_many = importlib.import_module(self.batch).train_many
-            outcomes = list(train_many(self.configs, [job.folder for job in self.jobs]))
+            folders = [job.folder for job in self.jobs]
+            name = self.jobs[0].config.hydra.job.name
+            outcomes = list(one_line_errors(name, train_many, self.configs, folders))
             if len(outcomes) != len(self.jobs):
                 raise RuntimeError(
                     f"{self.batch}.train_many gave {len(outcomes)} results "

@@ -12,10 +12,11 @@ import importlib.util
 import logging
 import os
 import shutil
+import signal
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -34,6 +35,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from hydra_plugins.sparse_dict_launcher.ensemble_launcher import EnsembleLauncher, Nest, one_line
 from sparse_dict.config import CONF_DIR
 from sparse_dict.errors import UserError
+from sparse_dict.interrupt import Interrupted
 from sparse_dict.jobs import Job
 
 log = logging.getLogger(__name__)
@@ -326,6 +328,12 @@ class JoblibLauncher(LocalShareLauncher):
         except KeyboardInterrupt:  # which the workers have got, too
             wait(futures, timeout=GRACE)
             raise
+        except Interrupted:  # SIGTERM, which they have not
+            for pid in list(pool._processes):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            wait(futures, timeout=GRACE)
+            raise
         finally:
             pool.shutdown(kill_workers=True)
 
@@ -382,7 +390,7 @@ class RayLauncher(ShareLauncher):
         tasks = [remote(call).remote(worker) for worker in workers]
         try:
             return [gathered(partial(ray.get, sent)) for sent in tasks]
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             for sent in tasks:
                 ray.cancel(sent, force=False)
             ray.wait(tasks, num_returns=len(tasks), timeout=GRACE)
@@ -478,7 +486,7 @@ def submitted(executor: Any, workers: list[Share]) -> list[Result | Exception]:
         )
     try:
         return [gathered(job.result) for job in jobs]
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         for job in jobs:
             job.cancel(check=False)
         raise

@@ -1,7 +1,8 @@
-"""Batches of activations for training, read ahead by a thread."""
+"""Batches of activations for training: read ahead by a thread, and kept on a GPU if they fit."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -9,6 +10,9 @@ from torch import Tensor
 from sparse_dict.activations.store import Activations
 from sparse_dict.errors import UserError
 from sparse_dict.sae import kernel
+
+BLOCK_BYTES = 1 << 26  # copied to a GPU at a time
+SHARE = 0.5  # of the memory free after a GPU's first step: what rows may take
 
 
 def training_rows(activations: Activations, eval_rows: int, batch_size: int) -> int:
@@ -35,6 +39,7 @@ def batches(
     last_step: int,
     scale: float,
     device: torch.device,
+    room: int | None = None,
 ) -> Iterator[Tensor]:
     """Batches of steps `first_step` to `last_step` - 1, counted from zero.
 
@@ -42,28 +47,110 @@ def batches(
     resumed run finds its place without any state. Each is (batch_size, width) float32, divided by
     `scale`, padded with zero columns to the kernel's width, and valid until the next one is asked
     for.
+
+    Rows that will be seen again stay on the device, if all of them take at most `room` bytes:
+    as they come past for the first time they are kept, and from then on nothing is read. By
+    default that is a share of what is free on a GPU once the first step has been made, and
+    nothing elsewhere.
+    """
+    streamed = _streamed(
+        activations, rows=rows, batch_size=batch_size, first_step=first_step,
+        last_step=last_step, scale=scale, device=device,
+    )  # fmt: skip
+    whole_pass = -(-rows // batch_size)  # steps, of which the last may begin again
+    kept: Tensor | None = None
+    for step in range(first_step, last_step):
+        start = step * batch_size % rows
+        if kept is not None and step - first_step >= whole_pass:
+            streamed.close()
+            yield _around(kept, start, batch_size)
+            continue
+        batch = next(streamed)
+        yield batch
+        if step == first_step and last_step - first_step > whole_pass:
+            kept = _place_for(rows, batch, _room(device) if room is None else room)
+        if kept is not None:
+            before_end = min(batch_size, rows - start)
+            kept[start : start + before_end] = batch[:before_end]
+            kept[: batch_size - before_end] = batch[before_end:]
+
+
+def _around(rows: Tensor, start: int, count: int) -> Tensor:
+    """`count` of `rows` from `start`, beginning again after the last."""
+    part = rows[start : start + count]
+    return part if len(part) == count else torch.cat([part, rows[: count - len(part)]])
+
+
+def _block(device: torch.device, batch_bytes: int) -> int:
+    """Batches to copy to `device` at a time; memory that the CPU itself can read needs no more."""
+    return max(1, BLOCK_BYTES // batch_bytes) if device.type == "cuda" else 1
+
+
+def _room(device: torch.device) -> int:
+    """Bytes of rows that may stay on `device`."""
+    return int(SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
+
+
+def _place_for(rows: int, batch: Tensor, room: int) -> Tensor | None:
+    """Memory for all rows beside `batch`, or None if there is not enough."""
+    if rows * batch[0].nbytes > room:
+        return None
+    try:
+        return batch.new_empty(rows, batch.shape[1])
+    except torch.OutOfMemoryError:  # somebody else was quicker
+        return None
+
+
+def _streamed(
+    activations: Activations,
+    *,
+    rows: int,
+    batch_size: int,
+    first_step: int,
+    last_step: int,
+    scale: float,
+    device: torch.device,
+) -> Generator[Tensor, None, None]:
+    """What `batches` yields, all of it from disk.
+
+    A GPU gets blocks of many batches, each copied through pinned memory on a stream of its own
+    while the one before is in use.
     """
     width = kernel.padded(activations.d_in)
-    pinned = device.type == "cuda"
-    buffers = [torch.zeros(batch_size, width, pin_memory=pinned) for _ in range(2)]
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    steps = min(_block(device, 4 * width * batch_size), last_step - first_step)
+    buffers = [torch.zeros(steps * batch_size, width, pin_memory=bool(stream)) for _ in range(2)]
     packed = torch.empty(batch_size, activations.d_in)
     factor = 1 / scale
 
-    def fill(step: int) -> Tensor:
-        start, filled = step * batch_size % rows, 0
-        while filled < batch_size:
-            count = min(batch_size - filled, rows - start)
-            activations.read_into(start, packed[filled : filled + count].numpy())
-            filled += count
-            start = 0
-        buffer = buffers[step % 2]
-        torch.mul(packed, factor, out=buffer[:, : activations.d_in])
-        return buffer
+    def fill(number: int) -> Tensor:
+        """Block `number`, on the device or, with a stream, on its way there."""
+        first = first_step + number * steps
+        last = min(first + steps, last_step)
+        buffer = buffers[number % 2]
+        if stream:
+            stream.synchronize()  # the copy from this buffer is over
+        for step in range(first, last):
+            start, filled = step * batch_size % rows, 0
+            while filled < batch_size:
+                count = min(batch_size - filled, rows - start)
+                activations.read_into(start, packed[filled : filled + count].numpy())
+                filled += count
+                start = 0
+            into = buffer[(step - first) * batch_size :][:batch_size]
+            torch.mul(packed, factor, out=into[:, : activations.d_in])
+        with torch.cuda.stream(stream) if stream else nullcontext():
+            return buffer[: (last - first) * batch_size].to(device, non_blocking=bool(stream))
 
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
-        ahead = reader.submit(fill, first_step)
-        for step in range(first_step, last_step):
-            batch = ahead.result().to(device, non_blocking=False)
-            if step + 1 < last_step:
-                ahead = reader.submit(fill, step + 1)
-            yield batch
+        ahead = reader.submit(fill, 0)
+        blocks = -(-(last_step - first_step) // steps)
+        for number in range(blocks):
+            block = ahead.result()
+            if stream:
+                current = torch.cuda.current_stream(device)
+                current.wait_stream(stream)
+                block.record_stream(current)  # its memory is free when `current` is through
+            if number + 1 < blocks:
+                ahead = reader.submit(fill, number + 1)
+            yield from block.split(batch_size)

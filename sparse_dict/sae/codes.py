@@ -1,4 +1,8 @@
-"""Codes by dense products, for every activation function, on any device."""
+"""Codes by dense products, for every activation function, on any device.
+
+All tensors may have a leading axis for several dictionaries of one kind, as `step_torch` stacks
+them; the axes named here are the last ones.
+"""
 
 import torch
 from torch import Tensor
@@ -8,7 +12,12 @@ from sparse_dict.sae.state import State
 SELECTION = 256  # rows over which BatchTopK shares its budget; `step_cpu`'s chunk
 
 
-def codes_of(state: State, x: Tensor) -> tuple[Tensor, Tensor, list[float]]:
+def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
+    """The float32 matrix product a @ b, of factors rounded to bfloat16 if `precision` is bf16."""
+    return (a.bfloat16() @ b.bfloat16()).float() if precision == "bf16" else a @ b
+
+
+def codes_of(state: State, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Encode a batch as training does.
 
     Args:
@@ -16,26 +25,30 @@ def codes_of(state: State, x: Tensor) -> tuple[Tensor, Tensor, list[float]]:
         x: (batch, width), scaled.
 
     Returns:
-        Pre-activations and codes, (batch, dict_size) each, and BatchTopK's smallest code of each
-        256 rows.
+        Pre-activations and codes, (batch, dict_size) each, and BatchTopK's smallest code (a
+        scalar) of each 256 rows.
     """
-    if state.sae.precision == "bf16":
-        z = (x.bfloat16() @ state.W_enc.T.bfloat16()).float() + state.b
-    else:
-        z = x @ state.W_enc.T + state.b
+    z = product(x, state.W_enc.mT, state.sae.precision) + state.b[..., None, :]
     codes = z.relu()
-    floors: list[float] = []
+    floors: list[Tensor] = []
     if state.sae.activation == "topk":
-        kth = codes.topk(state.sae.k, dim=1).values[:, -1:]
-        codes = codes * (codes >= kth)
+        codes = keep_largest(codes, state.sae.k)
     elif state.sae.activation == "batch_topk":
         parts = []
-        for part in codes.split(SELECTION):
-            keep = min(state.sae.k * len(part), part.numel())
-            floor = part.flatten().kthvalue(part.numel() - keep + 1).values
-            floors.append(float(floor))
-            parts.append(part * (part >= floor))
-        codes = torch.cat(parts)
+        for part in codes.split(SELECTION, dim=-2):
+            everything = part.flatten(-2)
+            keep = min(state.sae.k * part.shape[-2], everything.shape[-1])
+            floor = everything.kthvalue(everything.shape[-1] - keep + 1).values
+            floors.append(floor)
+            parts.append(part * (part >= floor[..., None, None]))
+        codes = torch.cat(parts, dim=-2)
     elif state.log_threshold is not None:
-        codes = codes * (z > state.log_threshold.exp())
+        codes = codes * (z > state.log_threshold.exp()[..., None, :])
     return z, codes, floors
+
+
+def keep_largest(codes: Tensor, k: int) -> Tensor:
+    """`codes` with all but the `k` largest of each row zero; ties are all kept."""
+    if k >= codes.shape[-1]:
+        return codes
+    return codes * (codes >= codes.topk(k, dim=-1).values[..., -1:])

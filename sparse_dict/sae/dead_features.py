@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sparse_dict.sae.codes import codes_of
+from sparse_dict.sae.codes import codes_of, keep_largest, product
 from sparse_dict.sae.state import State
 
 
@@ -29,14 +29,34 @@ def auxiliary_gradients(
     W_enc, W_dec = state.W_enc[dead], state.W_dec[dead]
     if not len(W_dec):
         return W_enc, W_dec, state.b[dead]
-    codes = (x @ W_enc.T + state.b[dead]).relu()  # (batch, dead)
-    if state.sae.aux_k < codes.shape[1]:
-        codes = codes * (codes >= codes.topk(state.sae.aux_k, dim=1).values[:, -1:])
+    codes = keep_largest((x @ W_enc.T + state.b[dead]).relu(), state.sae.aux_k)  # (batch, dead)
     wanted = x - codes_of(state, x)[1] @ state.W_dec
     scale = state.sae.aux_coefficient * 2 / (len(x) * d_in)
     residual = scale * (codes @ W_dec - wanted)  # (batch, width)
     g_codes = (residual @ W_dec.T) * (codes > 0)
     return g_codes.T @ x, codes.T @ residual, g_codes.sum(dim=0)
+
+
+def auxiliary_codes(
+    stack: State, z: Tensor, residual: Tensor, dead: Tensor, coefficient: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`auxiliary_gradients` of a stack of dictionaries, without waiting to hear who is dead.
+
+    Args:
+        stack: n dictionaries before their update.
+        z: (n, batch, dict_size) pre-activations.
+        residual: (n, batch, width) reconstruction less input.
+        dead: (n, dict_size) bool.
+        coefficient: (n, 1, 1) the loss's weight, times 2 / (batch * d_in).
+
+    Returns:
+        The auxiliary codes and the loss's gradient by them, (n, batch, dict_size) each, and its
+        gradient by what they reconstruct, (n, batch, width).
+    """
+    codes = keep_largest(z.relu() * dead[:, None], stack.sae.aux_k)
+    g_out = coefficient * (product(codes, stack.W_dec, stack.sae.precision) + residual)
+    g_codes = product(g_out, stack.W_dec.mT, stack.sae.precision) * (codes > 0)
+    return codes, g_codes, g_out
 
 
 @torch.no_grad()
@@ -59,8 +79,8 @@ def resample(state: State, x: Tensor, dead: Tensor, step: int) -> None:
     loss = (codes_of(state, x)[1] @ state.W_dec - x).square().sum(dim=1)
     generator = torch.Generator().manual_seed(hash((state.seed, state.dict_size, step)) % 2**63)
     weights = loss.square().double().cpu()
-    if not float(weights.sum()) > 0:
-        return
+    if not 0 < float(weights.sum()) < float("inf"):
+        return  # nothing is wrong anywhere, or everything is
     drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
     directions = torch.nn.functional.normalize(x[drawn.to(x.device)], dim=1)
     living = state.W_enc[~dead].norm(dim=1)

@@ -2,11 +2,16 @@
 
 Every member sees the same batches in the same order, and its result depends on its own config
 alone: see `step_cpu` and `State.initial`.
+
+With several GPUs each trains a part of the members, on batches of its own. One thread drives them
+all: it only tells them what to do, and waits for them when values are logged or saved.
 """
 
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,7 @@ from sparse_dict.progress import Progress
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae import kernel
 from sparse_dict.sae.batches import batches, training_rows
+from sparse_dict.sae.devices import split, training_devices
 from sparse_dict.sae.state import State, Stats, hyper
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
@@ -32,6 +38,8 @@ log = logging.getLogger(__name__)
 HISTORY = {
     "activations", "mse", "fvu", "l0", "l1", "dead", "lr", "activations_per_second",
 }  # fmt: skip  # of a row
+
+COMPILE_FROM = 10_000  # steps: shorter trainings on a GPU are over before compiling pays
 
 
 @dataclass
@@ -45,7 +53,6 @@ class Member:
     state: State
     strategy: FreezePerturb | None = None
     history: list[dict[str, float]] = field(default_factory=list)
-    sums: Stats = field(default_factory=Stats)  # since the last line of the history
     error: UserError | None = None
     seconds: float = 0.0  # of all passes that trained it, including its companions' share
 
@@ -56,7 +63,7 @@ class Member:
             "step": step,
             "record": self.record,
             "history": self.history,
-            "sums": asdict(self.sums),
+            "sums": asdict(self.state.stats()),  # since the last line of the history
             "seconds": self.seconds,
         }
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
@@ -78,8 +85,7 @@ class Member:
             self.state.load(tensors)
             if self.strategy is not None:
                 self.strategy.load(tensors)
-            self.sums = Stats(**meta["sums"])
-            self.sums.add(Stats())  # numbers all
+            self.state.add_stats(Stats(**meta["sums"]))
             if not 0 <= meta["step"] <= total_steps(self.config):
                 raise ValueError(f"step {meta['step']}")
             if not all(isinstance(row, dict) and row.keys() == HISTORY for row in meta["history"]):
@@ -93,12 +99,13 @@ class Member:
         return int(meta["step"])
 
 
-def make_step(states: list[State], d_in: int) -> SparseStep | DenseStep:
-    """The fastest way to train `states` where they are."""
-    library = kernel.load(kernel.padded(d_in)) if states[0].b.device.type == "cpu" else None
-    if library is None:
-        return DenseStep(states, d_in)
-    return SparseStep(library, states, d_in)
+def make_step(states: list[State], d_in: int, n_steps: int) -> SparseStep | DenseStep:
+    """The fastest way to train `states` where they are, if a whole training has `n_steps`."""
+    device = states[0].b.device.type
+    library = kernel.load(kernel.padded(d_in)) if device == "cpu" else None
+    if library is not None:
+        return SparseStep(library, states, d_in)
+    return DenseStep(states, d_in, compiled=device == "cuda" and n_steps >= COMPILE_FROM)
 
 
 def scale_of(config: TrainSAEConfig, activations: Activations) -> float:
@@ -122,83 +129,123 @@ def total_steps(config: TrainSAEConfig) -> int:
     return -(-config.training.n_activations // config.training.batch_size)
 
 
+@dataclass
+class _Part:
+    """The members that one device trains, each with its companion if it has one."""
+
+    members: list[Member]
+    pairs: list[FreezePerturb]
+    step_fn: SparseStep | DenseStep
+    feed: Iterator[torch.Tensor]
+
+    def step(self, step: int, last_step: int, seen: int) -> None:
+        """One optimiser step of each."""
+        x = next(self.feed)
+        hypers = [hyper(m.config, step) if m.error is None else None for m in self.members]
+        companions = [h for h, m in zip(hypers, self.members, strict=True) if m.strategy]
+        self.step_fn(x, hypers + companions, seen)
+        for pair in self.pairs:
+            pair.after_step(step, last_step)
+
+
+def _parts(
+    members: list[Member], activations: Activations, first_step: int, stack: ExitStack
+) -> list[_Part]:
+    """Put `members` on the devices that their config means, about the same work on each."""
+    config = members[0].config
+    devices = training_devices(config.device)
+    batch_size, last_step = config.training.batch_size, total_steps(config)
+    loads = [m.state.dict_size * (2 if m.strategy else 1) for m in members]
+    parts = []
+    for device, share in zip(devices, split(loads, len(devices)), strict=False):
+        own = [members[i] for i in share]
+        for member in own:
+            (member.strategy or member.state).move(device)
+        pairs = [member.strategy for member in own if member.strategy is not None]
+        states = [member.state for member in own] + [pair.pair[1] for pair in pairs]
+        step_fn = make_step(states, activations.d_in, last_step)
+        stack.enter_context(step_fn)
+        feed = batches(
+            activations, rows=training_rows(activations, config.training.eval_rows, batch_size),
+            batch_size=batch_size, first_step=first_step, last_step=last_step,
+            scale=scale_of(config, activations), device=device,
+        )  # fmt: skip
+        parts.append(_Part(own, pairs, step_fn, feed))
+    return parts
+
+
 def train(members: list[Member], activations: Activations, first_step: int) -> None:
     """Train `members`, which share `training` and `activations` configs, from `first_step` on.
 
-    A member that turns non-finite gets an `error` and is trained no further.
+    A member found non-finite when values are logged or saved gets an `error` and is trained no
+    further.
 
     Raises:
         Interrupted: a signal asked to stop; checkpoints are written.
+        UserError: a GPU has too little memory.
     """
+    try:
+        _train(members, activations, first_step)
+    except torch.OutOfMemoryError:
+        largest = max(member.config.sae.dict_size for member in members)
+        raise UserError(
+            f"the GPU ran out of memory with {len(members)} dictionaries of up to {largest:,} "
+            "features: lower training.batch_size or sae.dict_size, or train fewer at once "
+            "(hydra.sweeper.max_batch_size)"
+        ) from None
+
+
+def _train(members: list[Member], activations: Activations, first_step: int) -> None:
     config = members[0].config
-    training = config.training
-    device = members[0].state.b.device
-    scale = scale_of(config, activations)
-    var = variance(activations) / scale**2
-    rows = training_rows(activations, training.eval_rows, training.batch_size)
+    training, batch_size = config.training, config.training.batch_size
+    var = variance(activations) / scale_of(config, activations) ** 2
     last_step = total_steps(config)
     started = logged = time.monotonic()
-    logged_rows = first_step * training.batch_size
+    logged_rows = first_step * batch_size
     seconds_before = [member.seconds for member in members]
-    batch_size = training.batch_size
-    feed = batches(
-        activations, rows=rows, batch_size=batch_size, first_step=first_step,
-        last_step=last_step, scale=scale, device=device,
-    )  # fmt: skip
-
-    pairs = [member.strategy for member in members if member.strategy is not None]
-    states = [member.state for member in members] + [pair.pair[1] for pair in pairs]
     snapshots = snapshot_steps(config)
-
-    def save(step: int) -> None:
-        for member in members:
-            if member.error is None:
-                member.save_checkpoint(step)
-
     with (
         interrupt.on_signal() as request,
-        make_step(states, activations.d_in) as step_fn,
+        ExitStack() as stack,
         Progress(
             f"{len(members)} dictionar{'y' if len(members) == 1 else 'ies'}",
             last_step * batch_size, " rows", first_step * batch_size,
         ) as progress,
     ):  # fmt: skip
-        for step, x in enumerate(feed, start=first_step + 1):
+        parts = _parts(members, activations, first_step, stack)
+        for step in range(first_step + 1, last_step + 1):
             seen = step * batch_size
-            hypers = [hyper(m.config, step) if m.error is None else None for m in members]
-            companions = [h for h, m in zip(hypers, members, strict=True) if m.strategy]
-            stepped = step_fn(x, hypers + companions, seen)[: len(members)]
-            for pair in pairs:
-                pair.after_step(step, last_step)
-            for member, before, sums in zip(members, seconds_before, stepped, strict=True):
-                if member.error is None:
-                    member.sums.add(sums)
-                    member.seconds = before + time.monotonic() - started
-                    if not member.sums.finite:
-                        _drop(member, step)
-            if step % training.log_every == 0 or step == last_step:
+            for part in parts:
+                part.step(step, last_step, seen)
+            progress.advance(batch_size)
+            stops = request.signal is not None and step < last_step
+            logs = step % training.log_every == 0 or step == last_step
+            saves = stops or step % training.checkpoint_every == 0 or step == last_step
+            if not (logs or saves or step in snapshots):
+                continue
+            for member, before in zip(members, seconds_before, strict=True):
+                if member.error is None and not member.state.is_finite():
+                    _drop(member, step)
+                member.seconds = before + time.monotonic() - started
+            living = [member for member in members if member.error is None]
+            if not living:
+                return
+            if logs:
                 now = time.monotonic()
                 speed = (seen - logged_rows) / max(now - logged, 1e-9)
                 logged, logged_rows = now, seen
-                for member in members:
-                    if member.error is None and not member.state.is_finite():
-                        _drop(member, step)
-                    if member.error is None:
-                        _log(member, seen, step, var, activations.d_in, speed)
-                if all(member.error for member in members):
-                    return
+                for member in living:
+                    _log(member, seen, step, var, activations.d_in, speed)
             if step in snapshots:
-                for member in members:
-                    if member.error is None:
-                        W_dec = member.state.W_dec[:, : activations.d_in].cpu().numpy()
-                        folders.write_snapshot(member.folder, W_dec, seen)
-            progress.advance(batch_size)
-            if request.signal and step < last_step:
-                save(step)
+                for member in living:
+                    W_dec = member.state.W_dec[:, : activations.d_in].cpu().numpy()
+                    folders.write_snapshot(member.folder, W_dec, seen)
+            if saves:
+                for member in living:
+                    member.save_checkpoint(step)
+            if stops:
                 log.error("stopped after %s rows: the same command goes on from there", seen)
                 raise request.error()
-            if step % training.checkpoint_every == 0 or step == last_step:
-                save(step)
 
 
 def _drop(member: Member, step: int) -> None:
@@ -210,7 +257,8 @@ def _drop(member: Member, step: int) -> None:
 
 
 def _log(member: Member, seen: int, step: int, var: float, d_in: int, speed: float) -> None:
-    sums, member.sums = member.sums, Stats()
+    sums = member.state.stats()
+    member.state.sums.zero_()
     mse = sums.squared_error / (sums.rows * d_in)
     values = {
         "activations": seen,

@@ -10,7 +10,8 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.sae.folder import Dictionary
 from sparse_dict.sae.state import State
 
-CHUNK = 4096  # rows encoded at a time
+READ = 4096  # rows read at a time
+CODES = 1 << 20  # codes made at a time: at most 4 MiB, whatever the dictionary's size
 
 
 def on_raw(state: State, d_in: int, scale: float) -> Dictionary:
@@ -58,15 +59,16 @@ def evaluate(
     rows = activations.rows - start
     error, l1 = np.zeros(len(weights)), np.zeros(len(weights))
     fired = [torch.zeros(len(d.b_enc), dtype=torch.int64, device=device) for d in dictionaries]
-    for first in range(start, activations.rows, CHUNK):
-        read = activations.read(first, min(first + CHUNK, activations.rows))
-        x = torch.from_numpy(read).to(device)
+    for first in range(start, activations.rows, READ):
+        read = activations.read(first, min(first + READ, activations.rows))
+        everything = torch.from_numpy(read).to(device)
         for i, (W_enc, b_enc, W_dec, b_dec) in enumerate(weights):
-            codes = dictionaries[i].activate(torch.addmm(b_enc, x, W_enc))  # (chunk, dict_size)
-            residual = torch.addmm(b_dec, codes, W_dec) - x
-            error[i] += float(residual.square().sum(dtype=torch.float64))
-            l1[i] += float(codes.sum(dtype=torch.float64))
-            fired[i] += (codes > 0).sum(dim=0)
+            for x in everything.split(max(1, CODES // len(b_enc))):
+                codes = dictionaries[i].activate(torch.addmm(b_enc, x, W_enc))  # (rows, dict_size)
+                residual = torch.addmm(b_dec, codes, W_dec) - x
+                error[i] += float(residual.square().sum(dtype=torch.float64))
+                l1[i] += float(codes.sum(dtype=torch.float64))
+                fired[i] += (codes > 0).sum(dim=0)
     return [
         Evaluation(
             mse=error[i] / (rows * activations.d_in),

@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,30 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
             f"training.eval_rows={config.training.eval_rows} and "
             f"training.batch_size={config.training.batch_size}"
         )
+    if activations.rms**2 - (activations.mean**2).mean() <= 1e-12 * activations.rms**2:
+        raise UserError(
+            f"{activations.folder}: all rows are the same, so there is nothing to learn"
+        )
     _is_finished(folder, _record(config, activations))
+    _check_companions(folder, activations)
+
+
+def _check_companions(folder: Path, activations: Activations) -> None:
+    """Refuse `folder` beside dictionaries of other activations: they could not be compared.
+
+    A dictionary that cannot be read says nothing; the first that can speaks for all.
+    """
+    for path in sorted(folder.parent.glob(f"*/{folders.METRICS}")):
+        try:
+            there = read_json(path)["fingerprints"]["activations"]
+        except (UserError, KeyError, TypeError):
+            continue
+        if there != activations.fingerprint:
+            raise UserError(
+                f"{folder.parent} holds dictionaries of other activations ({there} there, "
+                f"{activations.fingerprint} here): choose another name= or remove them"
+            )
+        return
 
 
 def weight(config: TrainSAEConfig) -> float:
@@ -169,21 +192,17 @@ def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcom
     eval_start = training_rows(activations, first.training.eval_rows, first.training.batch_size)
     scale = ensemble.scale_of(first, activations)
     with ExitStack() as stack:
-        members = []
-        for config, path in zip(configs, paths, strict=True):
-            record = _record(config, activations)
-            run = stack.enter_context(
-                tracking.open_run(
-                    config.tracking,
-                    study_dir=Path(config.study_dir),
-                    group=config.name,
-                    job_type="train_sae",
-                    name=path.name,
-                    config=asdict(config),
-                    folder=path,
-                    step_metric="activations",
-                )
+        runs = stack.enter_context(
+            tracking.together(
+                [
+                    partial(tracking.open_run, c, "train_sae", path.name, path, "activations")
+                    for c, path in zip(configs, paths, strict=True)
+                ]
             )
+        )
+        members = []
+        for config, path, run in zip(configs, paths, runs, strict=True):
+            record = _record(config, activations)
             state = State.initial(config, activations.d_in, device)
             pair = None
             if config.sae.strategy == "freeze_perturb":

@@ -43,6 +43,7 @@ class State:
     m_b: Tensor
     v_b: Tensor
     last_fired: Tensor  # (dict_size,) int64: rows seen when the feature was last active
+    sums: Tensor  # (4,) what `Stats` holds, of the steps since it was last zeroed
     sae: SAEConfig
     seed: int
     dead_window: int  # rows
@@ -56,7 +57,7 @@ class State:
     @property
     def dict_size(self) -> int:
         """Number of features."""
-        return self.W_dec.shape[0]
+        return self.W_dec.shape[-2]
 
     @classmethod
     def initial(cls, config: TrainSAEConfig, d_in: int, device: torch.device) -> "State":
@@ -102,6 +103,10 @@ class State:
             m_b=torch.zeros(size, device=device),
             v_b=torch.zeros(size, device=device),
             last_fired=torch.zeros(size, dtype=torch.int64, device=device),
+            # Apple's GPUs have no float64
+            sums=torch.zeros(4, device=device).to(
+                torch.float32 if device.type == "mps" else torch.float64
+            ),
             sae=config.sae,
             seed=config.seed,
             dead_window=config.training.dead_window,
@@ -121,9 +126,9 @@ class State:
             self.batch_floor += (floor - self.batch_floor) * (1.0 if first else 1 - FLOOR_DECAY)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors to save; shared ones once."""
-        shared = {"W_enc", "m_enc", "v_enc"} if self.sae.tied else set()
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in shared}
+        """The tensors to save, shared ones once; the sums are saved as `stats`."""
+        left_out = {"sums"} | ({"W_enc", "m_enc", "v_enc"} if self.sae.tied else set())
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -133,12 +138,34 @@ class State:
                 raise ValueError(f"{name} does not have the shape {tuple(tensor.shape)}")
             tensor.copy_(tensors[name])
 
+    def hold(self, tensors: dict[str, Tensor]) -> None:
+        """Have these tensors, named as in `tensors()` and `sums`, in place of its own."""
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
+        if self.sae.tied:
+            self.W_enc, self.m_enc, self.v_enc = self.W_dec, self.m_dec, self.v_dec
+
+    def move(self, device: torch.device) -> None:
+        """Go to another device."""
+        everything = self.tensors() | {"sums": self.sums}
+        self.hold({name: tensor.to(device) for name, tensor in everything.items()})
+
     def is_finite(self) -> bool:
-        """Whether every parameter is."""
-        parameters = [self.W_enc, self.W_dec, self.b]
+        """Whether every parameter is, and the sums: of codes and errors since they were zeroed."""
+        values = [self.W_enc, self.W_dec, self.b, self.sums]
         if self.log_threshold is not None:
-            parameters.append(self.log_threshold)
-        return all(bool(torch.isfinite(parameter.sum())) for parameter in parameters)
+            values.append(self.log_threshold)
+        return bool(torch.stack([value.sum().float() for value in values]).isfinite().all())
+
+    def stats(self) -> "Stats":
+        """The sums as numbers, for which a GPU is waited for."""
+        squared_error, l1, active, rows = self.sums.tolist()
+        return Stats(squared_error, l1, int(active), int(rows))
+
+    def add_stats(self, stats: "Stats") -> None:
+        """Add to the sums."""
+        numbers = [stats.squared_error, stats.l1, stats.active, stats.rows]
+        self.sums += torch.tensor(numbers, dtype=self.sums.dtype).to(self.sums.device)
 
 
 def hyper(config: TrainSAEConfig, step: int) -> Hyper:
@@ -166,8 +193,3 @@ class Stats:
         self.l1 += other.l1
         self.active += other.active
         self.rows += other.rows
-
-    @property
-    def finite(self) -> bool:
-        """Whether the sums are numbers."""
-        return math.isfinite(self.squared_error) and math.isfinite(self.l1)

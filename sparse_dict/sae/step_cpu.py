@@ -83,11 +83,11 @@ class SparseStep:
         self._pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._torch_threads)
 
-    def __call__(self, x: Tensor, hypers: list[Hyper | None], seen: int) -> list[Stats]:
+    def __call__(self, x: Tensor, hypers: list[Hyper | None], seen: int) -> None:
         """Train every dictionary whose hyper is not None on batch `x` (batch, width).
 
         `seen` counts the rows seen with this batch; features active in it are marked with it.
-        Returns each dictionary's sums before the update.
+        Each state's sums grow by what was true before the update.
         """
         live = [i for i, hyper in enumerate(hypers) if hyper is not None]
         live.sort(key=lambda i: -self.states[i].dict_size)  # long tasks first
@@ -98,7 +98,8 @@ class SparseStep:
         for (i, _), part_sums in zip(tasks, parts, strict=True):
             sums[i].add(part_sums)
         list(self._pool.map(lambda i: self._optimise(i, x, hypers, seen), live))
-        return sums
+        for i in live:
+            self.states[i].add_stats(sums[i])
 
     def _accumulate(
         self, x: Tensor, low: Tensor | None, i: int, part: int, hypers: list[Hyper | None]

@@ -51,6 +51,13 @@ class FreezePerturb:
             mask.copy_(tensors[f"frozen.{i}"])
         self._keep()
 
+    def move(self, device: torch.device) -> None:
+        """Go to another device."""
+        for state in self.pair:
+            state.move(device)
+        self.frozen = self.frozen[0].to(device), self.frozen[1].to(device)
+        self._keep()
+
     def _keep(self) -> None:
         self.kept = [(s.W_enc.clone(), s.W_dec.clone(), s.b.clone()) for s in self.pair]
 
@@ -59,7 +66,9 @@ class FreezePerturb:
         """Undo the step on frozen features; now and then, freeze and perturb anew."""
         for state, frozen, (W_enc, W_dec, b) in zip(self.pair, self.frozen, self.kept, strict=True):
             for now, then in ((state.W_enc, W_enc), (state.W_dec, W_dec), (state.b, b)):
-                now[frozen] = then[frozen]
+                # not by an index, for whose length a GPU would be waited for
+                mask = frozen.view(-1, *[1] * (now.dim() - 1))
+                now.copy_(torch.where(mask, then, now))
         sae = self.pair[0].sae
         if step % sae.perturb_every == 0 and step <= sae.perturb_share * last_step:
             self._freeze_and_perturb(step)
