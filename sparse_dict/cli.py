@@ -1,37 +1,80 @@
 """How a script starts: what Hydra cannot make of the command line costs one line, not ten."""
 
 import difflib
+import io
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stderr
 from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from sparse_dict import distributed, interrupt
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 FULL = "HYDRA_FULL_ERROR"  # set to 1, it gets the whole traceback of any error
 GROUPS = ("experiment", "hydra/launcher", "hydra/sweeper")  # overridden like keys
 SAMPLER = "hydra/sweeper/sampler/"  # configs that come with Optuna's sweeper
+MULTIRUN = ("-m", "--multirun")
+KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's ``main``; an error in the config ends it with one line and exit code 1."""
+    """Run a script's ``main``.
+
+    An error in the config ends it with one line and exit code 1, SIGTERM and Ctrl-C with one line
+    and 128 + the signal's number.
+    """
+    script = Path(sys.argv[0]).name
+    sys.argv[1:] = _sorted(sys.argv[1:])
+    _check_flags(script, sys.argv[1:])
     if os.environ.get(FULL) == "1":
         return main()
     os.environ[FULL] = "1"  # otherwise Hydra prints an error and exits by itself
     try:
-        main()
+        with interrupt.ending():
+            main()
     except Exception as error:
         line = explanation(error)
         if line is None:
             raise
-        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)  # noqa: T201  no logging yet
+        sys.stderr.write(f"{script}: {line}\n")
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{script}: stopped by Ctrl-C: the same command goes on\n")
+        raise SystemExit(130) from None
+    except interrupt.Interrupted:
+        if distributed.main():
+            sys.stderr.write(f"{script}: stopped by a signal: the same command goes on\n")
+        raise
     finally:
         del os.environ[FULL]
+
+
+def _sorted(arguments: list[str]) -> list[str]:
+    """``-m`` first, wherever it was typed: argparse takes overrides in one piece only."""
+    return sorted(arguments, key=lambda argument: argument not in MULTIRUN)
+
+
+def _check_flags(script: str, arguments: list[str]) -> None:
+    """End with one line, without argparse's usage, if a flag of Hydra's is wrong."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            get_args_parser().parse_args(arguments)
+    except SystemExit as ended:
+        if ended.code:
+            what = said.getvalue().rpartition("error: ")[2].strip()
+            sys.stderr.write(f"{script}: {what}: --help shows what it takes\n")
+        raise
 
 
 def explanation(error: Exception) -> str | None:
@@ -54,10 +97,24 @@ def explanation(error: Exception) -> str | None:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
         where = f"{lines[0].split(':')[0]}: " if text.startswith("In '") else ""
         root = cause.parent_node._get_root() if cause.parent_node is not None else None
-        return where + no_key(cause.full_key, root)
+        typed = f"Could not override '{cause.full_key}."  # more than Hydra calls unknown
+        key = lines[0].split("'")[1] if lines[0].startswith(typed) else cause.full_key
+        return where + no_key(key, root)
+    if text.startswith("Could not append to config.") and len(quoted := text.split("'")) > 3:
+        return f"{quoted[1]} is there already: {quoted[3]}, without the +"
+    if text.startswith("Could not delete from config."):
+        return (
+            f"{text.split(chr(39))[1]} is not there: nothing to delete (--cfg job shows all keys)"
+        )
+    if text.startswith("Cannot find primary config"):
+        return (
+            f"no config {text.split(chr(39))[1]}: leave out --config-name; experiment=NAME chooses"
+        )
     if isinstance(cause, OmegaConfBaseException):
         what = lines[0].removeprefix("Error merging override ") if lines else "config"
-        return f"{what}: {str(cause).splitlines()[0]}"
+        return f"{what}: {plainly(cause)}"
+    if isinstance(error, AssertionError) and (below := _below_null(error.__traceback__)):
+        return f"{below}: {below.partition('.')[0]} is off; analysis=[...] says what is on"
     if isinstance(error, HydraException) or _is_hydras(error.__traceback__):
         kept = takewhile(lambda line: line != "Config search path:", lines)
         return " ".join(line for line in kept if not line.startswith("To append to your"))
@@ -72,12 +129,29 @@ def no_key(key: str, root: DictConfig | None) -> str:
     return f"no key {key}{meant} (--cfg {kind} shows all keys)"
 
 
+def plainly(error: OmegaConfBaseException) -> str:
+    """OmegaConf's first line on a wrong value, without its own words for types."""
+    line = str(error).splitlines()[0]
+    if found := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", line):
+        return f"{found[1]!r} is not {KINDS.get(found[2], found[2])}"
+    if found := re.match(r"Value '(.*)' is not a valid bool", line):
+        return f"{found[1]!r} is not {KINDS['Boolean']}"
+    if found := re.match(r"field '(.*)' is not Optional", line):
+        return "null is not allowed"
+    if "is not a ListConfig, list or tuple" in line:
+        return "a list is wanted: '[first,second]'"
+    if "missing mandatory value" in line:
+        return f"no value: give {error.full_key}=..."
+    return line
+
+
 def _missing(path: str, options: Iterable[str] | None) -> str:
     """One line on a config file that does not exist."""
     group, _, choice = path.rpartition("/")
     if path.startswith(SAMPLER) and not options:
         return "hydra/sweeper=optuna needs Optuna: pip install 'sparse-dict[optuna]'"
-    there = sorted(options or [])
+    # Hydra gives no options where a list names several choices of a group.
+    there = sorted(options or (file.stem for file in (CONF_DIR / group).glob("*.yaml")))
     return f"no {group}={choice}{_did_you_mean(choice, there)} (there is {', '.join(there)})"
 
 
@@ -127,6 +201,14 @@ def _section(node: DictConfig, key: str) -> DictConfig | None:
     if not isinstance(child, DictConfig) or child._is_none() or child._is_missing():
         return None
     return child
+
+
+def _below_null(trace: TracebackType | None) -> str | None:
+    """The key of an override below a section that is null, on which OmegaConf trips."""
+    for frame, _ in traceback.walk_tb(trace):
+        if frame.f_code.co_name == "_apply_overrides_to_config":
+            return str(frame.f_locals["override"].key_or_group)
+    return None
 
 
 def _is_hydras(trace: TracebackType | None) -> bool:

@@ -1,8 +1,10 @@
 """The one error that ends a stage with a single line instead of a traceback."""
 
 import errno
+import re
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ASKED = re.compile(r"allocate ([\d.]+) (\w+)")  # in what numpy and torch say
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -33,3 +35,24 @@ def explained(error: Exception) -> str | None:
     if number == errno.EIO:
         return f"{where}the disk or the network file system fails ({text})"
     return None
+
+
+def memory(error: Exception) -> str | None:
+    """How much memory could not be had, if `error` says so; None if memory is not what it lacks.
+
+    torch is not imported for it: its own class of error is known by name, and on the CPU by text.
+    """
+    text = " ".join(str(error).split())
+    if not (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or "can't allocate memory" in text
+    ):
+        return None
+    asked = _ASKED.search(text)
+    if asked is None:
+        return "no more could be had"
+    size, unit = asked.groups()
+    amount = f"{float(size) / 2**30:,.1f} GiB" if unit == "bytes" else f"{size} {unit}"
+    return f"{amount} could not be had"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, explained
 
 
 @contextmanager
@@ -54,7 +54,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+        line = explained(error) or f"{path} cannot be read as JSON: {error}"
+        raise UserError(line) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {type(value).__name__}, not a JSON object")
     return value
@@ -65,6 +66,7 @@ def map_array(path: Path, mode: Literal["r", "c"]) -> NDArray[Any]:
 
     Raises:
         FileNotFoundError: there is none.
+        UserError: it may not be read.
         ValueError: anything else is wrong with it, told in one line.
     """
     try:
@@ -72,6 +74,8 @@ def map_array(path: Path, mode: Literal["r", "c"]) -> NDArray[Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # a malformed header may raise nearly anything
+        if isinstance(error, OSError) and (line := explained(error)):
+            raise UserError(line) from None
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 

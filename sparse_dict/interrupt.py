@@ -4,11 +4,17 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 
 class Interrupted(SystemExit):
-    """A stage stopped on a signal after saving its state; exit code 128 + signal."""
+    """A signal has stopped the process, after its state was saved; exit code 128 + signal."""
+
+    @property
+    def name(self) -> str:
+        """The signal's name."""
+        return signal.Signals(int(self.code or 0) - 128).name
 
 
 class StopRequest:
@@ -20,6 +26,35 @@ class StopRequest:
     def error(self) -> Interrupted:
         """What to raise once the state is saved."""
         return Interrupted(128 + (self.signal or 0))
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """End the process on SIGTERM as on Ctrl-C, by an exception: files, locks and runs are closed.
+
+    `on_signal` inside it takes both over where a stage can go on later. A second SIGTERM kills.
+    """
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, before)
+        raise Interrupted(128 + number)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def not_heard() -> Iterator[None]:
+    """Block Ctrl-C for the processes started by this thread meanwhile: it is for their parent."""
+    resource_tracker.ensure_running()  # when it starts, it lets the signal in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

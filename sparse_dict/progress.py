@@ -6,6 +6,8 @@ import time
 from types import TracebackType
 from typing import Self
 
+from sparse_dict import distributed
+
 log = logging.getLogger(__name__)
 
 LOG_EVERY_S = 15.0
@@ -33,7 +35,7 @@ class Progress:
                 desc=description, total=total, unit=unit, unit_scale=True,
                 initial=initial, dynamic_ncols=True,
             )
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and distributed.main()
             else None
         )  # fmt: skip
 

@@ -22,9 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from sparse_dict import cli, jobs, lock
+from sparse_dict import cli, distributed, jobs, lock
 from sparse_dict import config as _config  # noqa: F401  registers the schemas with Hydra
-from sparse_dict.errors import UserError, explained
+from sparse_dict.errors import UserError, explained, memory
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,18 @@ MODULES = {
     "harvest": "sparse_dict.activations.stage",
     "train_sae": "sparse_dict.sae.stage",
     "analyze": "sparse_dict.analysis.stage",
+}
+SHARED = ("train_lm", "harvest")  # what several processes can do together, see `distributed`
+
+# What to lower where memory runs out, the likeliest first.
+APPETITE = {
+    "train_lm": "training.batch_size (training.accumulate=2 makes up for half of it), model.n_ctx",
+    "harvest": "harvest.batch_size, harvest.shard_rows",
+    "train_sae": (
+        "training.batch_size, sae.dict_size, or with -m the dictionaries trained at a time, "
+        "hydra.sweeper.max_batch_size"
+    ),
+    "analyze": "comparison.block_rows, comparison.match_limit, or the parts of analysis=[...]",
 }
 
 
@@ -54,7 +66,7 @@ def typed(cfg: DictConfig) -> Any:
         return OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
-        raise UserError(f"{where}{str(error).splitlines()[0]}") from None
+        raise UserError(f"{where}{cli.plainly(error)}") from None
 
 
 def task_config(config: DictConfig) -> DictConfig:
@@ -74,7 +86,7 @@ def run(name: str, cfg: DictConfig) -> Any:
     stage = _module(name)
     logging.raiseExceptions = False  # a log file on a full disk: no traceback for each line
     try:
-        outcome = _one_line_errors(stage.run, typed(cfg))
+        outcome = one_line_errors(name, stage.run, typed(cfg))
         return stage.objective(outcome) if hasattr(stage, "objective") else outcome
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -84,13 +96,18 @@ def run(name: str, cfg: DictConfig) -> Any:
         raise SystemExit(1) from None
 
 
-def _one_line_errors(run: Callable[[Any], Any], config: Any) -> Any:
-    """`run(config)`, in which a full disk or a missing permission is a `UserError`."""
+def one_line_errors(name: str, run: Callable[..., Any], *arguments: Any) -> Any:
+    """`run(*arguments)` of stage `name`: what its machine lacks becomes a `UserError`.
+
+    That is room on the disk, permission, or memory.
+    """
     try:
-        return run(config)
+        return run(*arguments)
     except Exception as error:
         if line := explained(error):
             raise UserError(line) from error
+        if name in APPETITE and (lacking := memory(error)):
+            raise UserError(f"out of memory ({lacking}): lower {APPETITE[name]}") from error
         raise
 
 
@@ -108,14 +125,23 @@ class CheckFirst(Callback):
         try:
             task = typed(task_config(config))
             folder = _run_dir(config)
-            _module(name).check(task, folder)
-            lock.hold_until_exit([folder])  # Hydra writes there before the stage begins
+            if distributed.size() > 1 and name not in SHARED:
+                raise UserError(f"{name}.py runs as one process: start it without torchrun")
+            one_line_errors(name, _module(name).check, task, folder)
+            if distributed.main():
+                lock.hold_until_exit([folder])  # Hydra writes there before the stage begins
+            else:
+                distributed.hush(config)
         except UserError as error:
-            print(f"{name}.py: {error}", file=sys.stderr)  # noqa: T201  logging is not set up yet
+            if distributed.main():  # all others find the same
+                print(f"{name}.py: {error}", file=sys.stderr)  # noqa: T201  before any logging
             raise SystemExit(2) from None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """The same for each job that Hydra's own launcher will run."""
+        if distributed.size() > 1:
+            print("torchrun starts one job at a time: no -m with it", file=sys.stderr)  # noqa: T201
+            raise SystemExit(2)
         if config.hydra.launcher._target_ != BASIC_LAUNCHER or not jobs.has_grid(config):
             return
         loader = GlobalHydra.instance().config_loader()
@@ -126,8 +152,11 @@ class CheckFirst(Callback):
         except UserError as error:
             print(f"{name}.py: {error}", file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None
-        except HydraException as error:
-            print(f"{name}.py: {cli.explanation(error)}", file=sys.stderr)  # noqa: T201
+        except (HydraException, AssertionError) as error:
+            line = cli.explanation(error)
+            if line is None:
+                raise
+            print(f"{name}.py: {line}", file=sys.stderr)  # noqa: T201
             raise SystemExit(1) from None
 
 

@@ -205,6 +205,8 @@ def _time(row: Row) -> str:
     if row.seconds is None or not 0 <= row.seconds < 1e9:
         return ""
     seconds = round(row.seconds)
+    if seconds == 0:
+        return "< 1 s"
     if seconds < 60:
         return f"{seconds} s"
     if seconds < 3600:

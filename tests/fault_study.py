@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from sparse_dict import stage
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"train_lm": "lm", "harvest": "activations", "train_sae": "sae", "analyze": "analysis"}
+# One thread everywhere: another number of them rounds differently.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 GRID = [("sae.dict_size=32", "seed=0"), ("sae.dict_size=32", "seed=1"), ("sae.dict_size=48",)]
 
 SETTINGS = {
@@ -31,7 +34,7 @@ SETTINGS = {
         "training.n_activations=6400", "training.batch_size=128", "training.eval_rows=128",
         "training.log_every=10", "training.checkpoint_every=5", "training.snapshots=3",
     ],
-    "analyze": ["analysis.parts=[claims,heatmap,sparsity,frontier]"],
+    "analyze": ["analysis=[claims,heatmap,sparsity,frontier]"],
 }  # fmt: skip
 
 
@@ -61,7 +64,8 @@ def command(name: str, base: Path, *more: str) -> list[str]:
 
 
 @functools.cache
-def _composed(name: str, arguments: tuple[str, ...]) -> Any:
+def composed(name: str, arguments: tuple[str, ...]) -> Any:
+    """The typed config of overrides."""
     with initialize_config_dir(str(_config.CONF_DIR), version_base="1.3"):
         return stage.typed(compose(name, list(arguments)))
 
@@ -72,8 +76,8 @@ def call(name: str, base: Path) -> Callable[[], Any]:
     module = stage._module(name)
     arguments = tuple(overrides(name, base))
     if name != "train_sae":
-        return functools.partial(module.run, _composed(name, arguments))
-    configs = [_composed(name, (*arguments, *job)) for job in GRID]
+        return functools.partial(module.run, composed(name, arguments))
+    configs = [composed(name, (*arguments, *job)) for job in GRID]
     folders = [base / "sae" / ",".join(job) for job in GRID]
 
     def train() -> None:

@@ -26,7 +26,7 @@ import torch._dynamo  # noqa: F401  which the optimiser imports
 
 from sparse_dict import stage
 from sparse_dict.activations import harvest  # noqa: F401
-from sparse_dict.analysis import claims, figures, report, ridge, sections  # noqa: F401
+from sparse_dict.analysis import analyses, report  # noqa: F401
 from sparse_dict.errors import UserError
 from sparse_dict.lm import model, train  # noqa: F401
 from sparse_dict.sae import ensemble, evaluate  # noqa: F401
@@ -60,7 +60,7 @@ def child(name: str, base: Path, order: dict[str, Any], answer: int) -> None:
             die_at(order["die_at"], base)
         if order.get("file_limit"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"],) * 2)
-        stage._one_line_errors(lambda call: call(), fault_study.call(name, base))
+        stage.one_line_errors(name, fault_study.call(name, base))
     except UserError as error:
         code, text = 1, str(error)
     except BaseException:
@@ -98,3 +98,4 @@ if __name__ == "__main__":
     matplotlib.use("Agg")
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)
+    os._exit(0)  # what it has imported takes seconds to take leave

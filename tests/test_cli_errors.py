@@ -1,5 +1,6 @@
 """Wrong command lines of the four scripts, in real processes: one line, and nothing is written."""
 
+import json
 import os
 import re
 import shlex
@@ -8,65 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import messages
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train_lm", "harvest", "train_sae", "analyze")
 
-# What is typed, and what the line must hold.
-WRONG = {
-    # a key that does not exist
-    "train_lm model.d_modle=64": "no key model.d_modle: did you mean model.d_model?",
-    "train_lm d_mlp=64": "no key d_mlp: did you mean model.d_mlp?",
-    "harvest harvest.layr=1": "no key harvest.layr: did you mean harvest.layer?",
-    "train_sae sae.dict_sise=64": "no key sae.dict_sise: did you mean sae.dict_size?",
-    "train_sae sae.lr=0.1": "no key sae.lr: did you mean optimizer.lr?",
-    "train_sae experiments=toy": "no key experiments: did you mean experiment?",
-    "train_sae launcher=joblib": "no key launcher: did you mean hydra/launcher?",
-    "train_sae +sae.dead_=auxk": "no key sae.dead_: did you mean sae.dead?",
-    "train_sae xyzzy=1": "no key xyzzy (--cfg job shows all keys)",
-    "analyze analysis.mathcing=max": "did you mean analysis.matching?",
-    "train_sae -m hydra.sweep.dirr=x": "did you mean hydra.sweep.dir? (--cfg hydra shows all keys)",
-    # the same in a sweep
-    "train_lm -m model.d_modle=32,64": "no key model.d_modle: did you mean model.d_model?",
-    "train_sae -m sae.dict_sise=64,128": "no key sae.dict_sise: did you mean sae.dict_size?",
-    "train_sae -m hydra/launcher=basic sae.dict_sise=1,2": "did you mean sae.dict_size?",
-    # a choice that does not exist
-    "train_lm data=docstring": "no data=docstring: did you mean docstrings?",
-    "train_sae sae=untide": "no sae=untide: did you mean untied? (there is batch_topk, jumprelu,",
-    "analyze experiment=demoo": "no experiment=demoo: did you mean demo? (there is artefact,",
-    "train_sae hydra/launcher=ensembl": "did you mean ensemble?",
-    "train_sae model=gpt": "model is no group of this script",
-    "train_sae --config-name=foo": "Cannot find primary config 'foo'.",
-    # a value of the wrong type
-    "train_lm model.d_model=wide": "model.d_model=wide: Value 'wide' of type 'str' could not be",
-    "train_sae sae.tied=maybe": "sae.tied=maybe: Value 'maybe' is not a valid bool",
-    "train_sae sae.l1=": "sae.l1=: Value '' of type 'str' could not be converted to Float",
-    "analyze analysis.threshold=high": "could not be converted to Float",
-    # a value out of range
-    "train_lm training.batch_size=0": "training.batch_size must be positive, not 0",
-    "train_lm -m training.batch_size=-1,8": "training.batch_size must be positive, not -1",
-    "train_lm model.n_heads=5": "must be a multiple of model.n_heads (5)",
-    "harvest harvest.layer=-1": "harvest.layer must not be negative, not -1",
-    "train_sae sae.dict_size=-3": "sae.dict_size must be positive, not -3",
-    "train_sae -m sae.dict_size=-3,64": "sae.dict_size=-3: sae.dict_size must be positive, not -3",
-    "train_sae sae.l1=-1e-3": "sae.l1 must not be negative, not -0.001",
-    "train_sae sae=topk sae.k=512": "sae.k (512) is larger than sae.dict_size (256)",
-    "train_sae name=../elsewhere": "name must be a plain folder name, not '../elsewhere'",
-    "train_sae device=abacus": "device must be auto, cpu, cuda, cuda:N or mps, not 'abacus'",
-    "analyze analysis.against=all": "analysis.against must be one of",
-    "analyze seed=-1": "seed must not be negative, not -1",
-    # what Hydra cannot read
-    "train_sae sae.dict_size 64": "cannot read 'sae.dict_size': an override is key=value",
-    "train_lm [1,2]": "cannot read '[1,2]': an override is key=value",
-    "train_sae sae.dict_size=64,128": "sae.dict_size=64,128 holds several values: add -m",
-    "train_sae +sae.dict_size=64": "An item is already at 'sae.dict_size'",
-    "train_sae ~sae.l2": "'sae.l2' does not exist",
-    "harvest 'name=${nmae}'": "name: Interpolation key 'nmae' not found",
-    "train_sae 'hydra.run.dir=${nmae}'": "hydra.run.dir: Interpolation key 'nmae' not found",
-    "train_sae --resolve": "The --resolve flag can only be used in conjunction with",
-}
+SHOWN = messages.PAGE.read_text(encoding="utf-8")
 
 
 def run(script: str, *arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -80,17 +30,74 @@ def run(script: str, *arguments: str, cwd: Path, **env: str) -> subprocess.Compl
     )
 
 
-@pytest.mark.parametrize("command", WRONG)
-def test_a_wrong_command_line_costs_one_line_and_writes_nothing(
-    tmp_path: Path, command: str
+def sane(answer: messages.Answer) -> None:
+    """One line, and before the stage itself nothing is written."""
+    script = answer.command.split()[0]
+    assert answer.code in (1, 2), answer
+    assert "Traceback" not in answer.out + answer.err
+    assert len(answer.message.splitlines()) == 1, answer
+    if answer.kind != messages.LATER:
+        assert answer.out == ""
+        assert answer.message.startswith(f"{script}.py: ")
+        assert answer.written == []
+
+
+def forked(*arguments: str) -> str:
+    """What tests/messages.py prints, in a process that has no other threads."""
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "messages.py"), "--json", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_a_wrong_command_of_each_kind_costs_the_line_that_the_page_of_messages_shows() -> None:
+    found = [messages.Answer(**each) for each in json.loads(forked("--first"))]
+    assert len(found) == len(messages.COMMANDS)
+    for answer in found:
+        sane(answer)
+        assert f"{messages.in_code(answer.message.strip())} |" in SHOWN
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_page_of_messages_is_what_the_scripts_say() -> None:
+    found = [messages.Answer(**each) for each in json.loads(forked())]
+    assert len(found) >= 60
+    assert {answer.command.split()[0] for answer in found} == set(SCRIPTS)
+    for answer in found:
+        sane(answer)
+    assert messages.page(found) == SHOWN, "python tests/messages.py writes it anew"
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("train_lm model.d_modle=64", 1),
+        ("harvest name=x", 2),
+        ("train_sae name=x -m sae.dict_size=-3,64", 2),
+        ("analyze --multi-run", 2),
+    ],
+)
+def test_a_wrong_command_line_of_a_real_process_costs_one_line_and_writes_nothing(
+    tmp_path: Path, command: str, code: int
 ) -> None:
     process = run(*shlex.split(command), cwd=tmp_path)
-    assert process.returncode in (1, 2)
+    assert process.returncode == code
     assert process.stdout == ""
     (line,) = process.stderr.splitlines()
     assert line.startswith(f"{command.split()[0]}.py: ")
-    assert WRONG[command] in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_flag_of_a_multirun_may_stand_anywhere(tmp_path: Path) -> None:
+    lines = {
+        run("train_sae", *order.split(), cwd=tmp_path).stderr
+        for order in ("-m seed=0 sae.k=0,1", "seed=0 -m sae.k=0,1", "seed=0 sae.k=0,1 --multirun")
+    }
+    assert lines == {"train_sae.py: seed=0 sae.k=0: sae.k must be positive, not 0\n"}
 
 
 def test_the_answer_comes_within_three_seconds(tmp_path: Path) -> None:
@@ -104,7 +111,7 @@ def test_the_answer_comes_within_three_seconds(tmp_path: Path) -> None:
 
 def test_a_single_run_leaves_the_folder_of_another_result_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
-    np.save(tmp_path / "rows" / "a.npy", np.ones((300, 4), dtype=np.float32))
+    np.save(tmp_path / "rows" / "a.npy", np.eye(300, 4, dtype=np.float32))
     folder = tmp_path / "outputs" / "x" / "sae" / "default"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text('{"record": {"config": {"seed": 7}}}')
@@ -155,6 +162,7 @@ def test_help_names_what_this_script_takes_and_its_examples_compose(
     assert len(text.splitlines()) < 35
     assert max(map(len, text.splitlines())) <= 100
     assert "schema" not in text
+    text = re.sub(r"\|\n +", "|", text)
     here = {path.stem for path in (ROOT / "conf" / script / "experiment").glob("*.yaml")}
     (choices,) = re.findall(r"experiment=(\S+\|\S+)", text)
     assert set(choices.split("|")) == here
@@ -180,3 +188,57 @@ def compose(script: str, overrides: list[str]) -> None:
 
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         stage.typed(hydra.compose(script, overrides))
+
+
+def completed(line: str) -> list[str]:
+    """What bash offers at the end of `line`, by the function that Hydra installs."""
+    script = f"""
+eval "$(python {line.split()[1]} -sc install=bash)"
+COMP_LINE={shlex.quote(line)} COMP_POINT={len(line)} COMP_CWORD={len(line.split()) - 1}
+hydra_bash_completion
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    process = subprocess.run(
+        ["bash", "-c", script],
+        cwd=ROOT, env={**os.environ, "PATH": python}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert process.stderr == ""
+    return process.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("python train_lm.py model.d_", ["model.d_mlp=", "model.d_model="]),
+        pytest.param("python train_sae.py sae=t", ["sae=tied", "sae=topk"], marks=pytest.mark.slow),
+        pytest.param(
+            "python harvest.py name=x experiment=",
+            ["experiment=demo", "experiment=paper", "experiment=toy"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "python analyze.py comparison.m",
+            ["comparison.match_limit=", "comparison.matching="],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_shell_completes_keys_and_choices(line: str, offered: list[str]) -> None:
+    assert sorted(completed(line)) == offered
+
+
+def test_completion_loads_nothing_heavy() -> None:
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['train_lm.py', '-sc', 'query=bash']\n"
+        "runpy.run_path('train_lm.py', run_name='__main__')\n"
+        "print(sorted({'torch', 'datasets', 'seaborn', 'wandb', 'scipy'} & set(sys.modules)))\n"
+    )
+    line = "python train_lm.py model.d_"
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env={**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert process.stdout.splitlines() == ["model.d_mlp= model.d_model=", "[]"], process.stderr

@@ -1,5 +1,7 @@
 """Processes that are killed, starved of disk or locked out, and folders that were damaged."""
 
+import ctypes
+import functools
 import json
 import os
 import random
@@ -8,21 +10,28 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fault_study
 import numpy as np
 import pytest
-from fault_study import ROOT, SCRIPTS, contents
+from fault_study import ENVIRONMENT, ROOT, SCRIPTS, contents
+from safetensors import safe_open
+from wandb_server import WandbServer
 
-from sparse_dict import lock, status, verify
+from sparse_dict import lock, status, tracking, verify
+from sparse_dict import stage as stage_module
 from sparse_dict.errors import UserError
+from sparse_dict.lm import checkpoint
 
 # kills of each stage: in the fast tier, and beyond it
 FAST = {"train_lm": 6, "harvest": 4, "train_sae": 8, "analyze": 2}
+ONE = "sae/sae.dict_size=48"
 SLOW = {"train_lm": 16, "harvest": 14, "train_sae": 18, "analyze": 6}
 
 
@@ -31,10 +40,11 @@ class Zygote:
 
     def __init__(self) -> None:
         python_path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with this object
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "fault_zygote.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True,
+            env={**ENVIRONMENT, "PYTHONPATH": python_path},
         )  # fmt: skip
 
     def run(self, stage: str, base: Path, **order: Any) -> dict[str, Any]:
@@ -42,7 +52,10 @@ class Zygote:
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"stage": stage, "base": str(base), **order}) + "\n")
         self.process.stdin.flush()
-        return dict(json.loads(self.process.stdout.readline()))
+        if line := self.process.stdout.readline():
+            return dict(json.loads(line))
+        self.said.seek(0)
+        raise AssertionError(self.said.read())
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +108,19 @@ def copy(whole: Study) -> Iterator[Path]:
 def run_script(name: str, base: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         fault_study.command(name, base, *more),
-        cwd=base.parent, capture_output=True, text=True, timeout=60,
+        cwd=base.parent, env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
+
+
+def one_error(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line with which a script has failed."""
+    output = done.stdout + done.stderr
+    assert done.returncode in (1, 2), output
+    assert "Traceback" not in output
+    assert "Logging error" not in output
+    lines = [*re.findall(r"\[ERROR\] - (.*)", done.stdout), *done.stderr.splitlines()]
+    assert len(lines) == 1, output
+    return str(lines[0])
 
 
 # --- kill -9 --------------------------------------------------------------------------------------
@@ -134,6 +158,7 @@ def kill_and_repeat(zygote: Zygote, whole: Study, stage: str, kills: int, seed: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("stage", SCRIPTS)
 def test_a_stage_killed_at_random_moments_ends_as_if_undisturbed(
     zygote: Zygote, whole: Study, stage: str
@@ -143,16 +168,18 @@ def test_a_stage_killed_at_random_moments_ends_as_if_undisturbed(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("stage", SCRIPTS)
 def test_a_stage_killed_many_times_ends_as_if_undisturbed(zygote: Zygote, whole: Study, stage: str):
     kill_and_repeat(zygote, whole, stage, SLOW[stage], 1)
     assert verify.main([str(whole.base)]) == 0
 
 
-def started(name: str, base: Path, *more: str) -> subprocess.Popen[str]:
+def started(name: str, base: Path, *more: str, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         fault_study.command(name, base, *more),
         cwd=base.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**ENVIRONMENT, **env},
     )  # fmt: skip
 
 
@@ -181,26 +208,106 @@ def test_a_killed_script_leaves_its_lock_to_the_next_one(whole: Study, copy: Pat
     whole.equals("train_lm")
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
-def test_a_signal_costs_a_checkpoint_and_a_non_zero_exit_code_within_ten_seconds(
-    copy: Path, number: signal.Signals
-):
-    checkpoint = copy / "lm" / "checkpoint" / "state.safetensors"
-    shutil.rmtree(copy / "lm")
-    process = started("train_lm", copy, "training.n_tokens=100_000_000")
-    wait_for(checkpoint.exists, process)
-    before, sent = checkpoint.stat().st_mtime_ns, time.monotonic()
+# What makes a stage long enough to be stopped, and the file that tells that it is at work.
+ENDLESS = {
+    "train_lm": (["training.n_tokens=100_000_000"], "lm/checkpoint/state.safetensors"),
+    "harvest": (
+        ["harvest.n_tokens=100_000", "harvest.split=all", "harvest.batch_size=1"],
+        "activations/partial/*",
+    ),
+    "train_sae": (
+        ["-m", "training.n_activations=100_000_000", "sae.dict_size=32,48"],
+        "sae/*/checkpoint.safetensors",
+    ),
+    "analyze": ([], "analysis/*.png"),
+}
+
+
+def stopped(name: str, base: Path, number: signal.Signals, *more: str, **env: str) -> str:
+    """What a stage says that gets a signal while it is at work."""
+    shutil.rmtree(base / SCRIPTS[name])
+    longer, sign = ENDLESS[name]
+    process = started(name, base, *longer, *more, **env)
+    wait_for(lambda: any(base.glob(sign)), process)
+    sent = time.monotonic()
     process.send_signal(number)
     output, _ = process.communicate(timeout=10)
     assert time.monotonic() - sent < 10
-    assert process.returncode == 128 + number
-    assert "the same command goes on from there" in output
+    assert process.returncode == 128 + number, output
+    assert "the same command goes on" in output
     assert "Traceback" not in output
-    assert checkpoint.stat().st_mtime_ns > before
+    assert not any(lock.holder(path.parent) for path in base.rglob(lock.FILE))
+    assert re.search(rf"{name} +(interrupted|failed|not started) ", status.table(base))
+    return output
+
+
+def test_sigterm_costs_a_checkpoint_and_a_non_zero_exit_code_within_ten_seconds(copy: Path):
+    output = stopped("train_lm", copy, signal.SIGTERM)
+    (step,) = re.findall(r"stopped at step (\d+) of", output)
+    identity = checkpoint.identity(copy / "lm" / "checkpoint" / "state.safetensors")
+    assert identity is not None
+    with safe_open(copy / "lm" / "checkpoint" / "state.safetensors", framework="np") as file:
+        assert f'"step": {step},' in file.metadata()["checkpoint"]
     assert not (copy / "lm" / "lm.json").exists()
-    assert "interrupted" in status.table(copy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stage", SCRIPTS)
+def test_a_stopped_stage_ends_its_wandb_runs_as_stopped(
+    copy: Path, stage: str, number: signal.Signals
+):
+    with WandbServer() as server:
+        env = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "HOME": str(copy.parent)}
+        stopped(stage, copy, number, "tracking.mode=online", **env)
+        codes = [run["exit_code"] for run in server.runs.values()]
+    assert codes == [tracking.KILLED] * (2 if stage == "train_sae" else 1)
+    if stage == "train_sae":
+        for folder in (copy / "sae").glob("sae.dict_size=*"):
+            assert (folder / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_terminal_s_signal_to_all_processes_costs_one_line(
+    tmp_path: Path, number: signal.Signals
+):
+    command = [
+        sys.executable, str(ROOT / "train_lm.py"), "name=x", "tracking.mode=disabled",
+        "data.packages=[numpy,torch]", "training.n_tokens=100_000_000", "cache_dir=cache",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=ENVIRONMENT, start_new_session=True,
+    )  # fmt: skip
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_for(lambda: len(children.read_text().split()) > 1, process)  # they extract docstrings
+    os.killpg(process.pid, number)
+    _, error = process.communicate(timeout=10)
+    assert process.returncode == 128 + number
+    assert error.splitlines() == [
+        f"train_lm.py: stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}: "
+        "the same command goes on"
+    ]
+
+
+@pytest.mark.slow
+def test_sigterm_reaches_the_workers_of_a_grid_that_was_split(copy: Path):
+    pytest.importorskip("joblib")
+    split = ["hydra/launcher=joblib", "hydra.launcher.n_shares=2"]
+    stopped("train_sae", copy, signal.SIGTERM, *split)
+    logs = [path.read_text() for path in (copy / "sae").glob("*/train_sae.log")]
+    assert any("the same command goes on" in log for log in logs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["harvest", "analyze"])
+def test_a_stage_that_keeps_no_state_starts_again_after_a_signal(
+    zygote: Zygote, whole: Study, copy: Path, stage: str
+):
+    stopped(stage, copy, signal.SIGTERM)
+    assert zygote.run(stage, copy)["rc"] == 0
+    whole.equals(stage)
 
 
 # --- two processes --------------------------------------------------------------------------------
@@ -239,6 +346,35 @@ def test_a_folder_in_use_fails_its_dictionary_alone(zygote: Zygote, whole: Study
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", SCRIPTS)
+def test_a_stage_is_refused_where_another_process_works(copy: Path, stage: str):
+    folder = copy / SCRIPTS[stage]
+    if stage == "train_sae":
+        folder /= "default"
+    else:
+        shutil.rmtree(folder)
+    with lock.holding(folder):
+        line = one_error(run_script(stage, copy, *(["hydra.run.dir=" + str(folder)])))
+        assert [path.name for path in folder.iterdir()] == [lock.FILE]
+    assert line.startswith(f"{stage}.py: {folder} is in use by process {os.getpid()} on ")
+
+
+@pytest.mark.slow
+def test_of_two_multiruns_started_at_once_one_trains_each_dictionary(whole: Study, copy: Path):
+    for folder in (copy / "sae").glob("sae.dict_size=*"):
+        shutil.rmtree(folder)
+    overrides = ["-m", "sae.dict_size=32", "seed=0,1"]
+    both = [started("train_sae", copy, *overrides) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    codes = sorted(process.returncode for process in both)
+    if codes != [0, 0]:  # the second may also have come when all was done
+        assert codes[0] == 0
+        assert "is in use by process" in outputs[both.index(max(both, key=lambda p: p.returncode))]
+    assert run_script("train_sae", copy, "-m", "sae.dict_size=48").returncode == 0
+    whole.equals("train_sae")
+
+
+@pytest.mark.slow
 def test_a_multirun_is_refused_as_a_whole_if_one_of_its_folders_is_in_use(copy: Path):
     grid = ["-m", "sae.dict_size=32,48"]
     folder = copy / "sae" / "sae.dict_size=48"
@@ -268,17 +404,17 @@ def test_locks_nest_within_a_process_and_leave_nothing_behind(tmp_path: Path):
 
 @pytest.mark.parametrize("stage", SCRIPTS)
 def test_no_room_on_the_disk_is_one_line_and_the_stage_goes_on_later(
-    zygote: Zygote, whole: Study, stage: str
+    zygote: Zygote, whole: Study, copy: Path, stage: str
 ):
     if stage == "analyze":
         whole.remake_analysis(zygote)
-    shutil.rmtree(whole.base / SCRIPTS[stage])
+    shutil.rmtree(copy / SCRIPTS[stage])
     limits = {"train_lm": 30_000, "harvest": 8_000, "train_sae": 10_000, "analyze": 20_000}
-    done = zygote.run(stage, whole.base, file_limit=limits[stage])
+    done = zygote.run(stage, copy, file_limit=limits[stage])
     assert done["rc"] == 1, done["text"]
     assert "the disk is full or a quota is used up" in done["text"]
     assert len(done["text"].splitlines()) == 1
-    done = zygote.run(stage, whole.base)
+    done = zygote.run(stage, copy)
     assert done["rc"] == 0, done["text"]
     whole.equals(stage)
 
@@ -309,12 +445,7 @@ def test_a_full_disk_ends_the_script_with_one_line_and_leaves_the_last_checkpoin
 ):
     lm_dir = f"lm_dir={small_disk}/lm"
     done = run_script("train_lm", whole.base, lm_dir)
-    output = done.stdout + done.stderr
-    assert done.returncode == 1, output
-    assert "Traceback" not in output
-    assert "Logging error" not in output
-    (line,) = re.findall("^.*ERROR.*$", output, re.MULTILINE)
-    assert "the disk is full" in line
+    assert "the disk is full" in one_error(done)
     assert (small_disk / "lm" / "checkpoint" / "state.safetensors").exists()
     remount(small_disk, "size=10m")
     done = run_script("train_lm", whole.base, lm_dir)
@@ -323,13 +454,131 @@ def test_a_full_disk_ends_the_script_with_one_line_and_leaves_the_last_checkpoin
     assert contents(small_disk / "lm") == whole.contents["train_lm"]
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(whole: Study, small_disk: Path):
-    remount(small_disk, "ro")
-    done = run_script("train_lm", whole.base, f"lm_dir={small_disk}/lm")
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+def obey_permissions() -> None:
+    """Before a script starts: root gives up reading and writing what it has no permission for."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        if libc.prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP
+            os._exit(99)
+
+
+def run_obeying(name: str, base: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """`run_script` by someone to whom permissions apply."""
+    done = subprocess.run(
+        fault_study.command(name, base, *more),
+        cwd=base.parent, env={**ENVIRONMENT, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True, text=True, timeout=60,
+        preexec_fn=obey_permissions if os.geteuid() == 0 else None,
+    )  # fmt: skip
+    if done.returncode == 99:
+        pytest.skip("permissions cannot be made to apply to this user")
+    return done
+
+
+@contextmanager
+def permitting(path: Path, mode: int) -> Iterator[None]:
+    before = path.stat().st_mode
+    path.chmod(mode)
+    try:
+        yield
+    finally:
+        path.chmod(before)
+
+
+@pytest.mark.parametrize(
+    "stage", ["train_lm", *(pytest.param(s, marks=pytest.mark.slow) for s in list(SCRIPTS)[1:])]
+)
+def test_a_folder_that_cannot_be_written_to_is_named(copy: Path, stage: str):
+    shutil.rmtree(copy / SCRIPTS[stage])
+    with permitting(copy, 0o555):
+        line = one_error(run_obeying(stage, copy))
+    assert str(copy / SCRIPTS[stage]) in line
     assert "no permission to write or read there" in line
-    assert str(small_disk) in line
+    assert not (copy / SCRIPTS[stage]).exists()
+
+
+UNREADABLE = {
+    "harvest": ("lm/lm.json", "lm/model.safetensors", "lm/tokenizer/ranks.tiktoken"),
+    "train_sae": ("activations/manifest.json", "activations/shard-00001.npy"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "file"), [(k, v) for k, names in UNREADABLE.items() for v in names]
+)
+def test_a_file_that_may_not_be_read_is_named(copy: Path, stage: str, file: str):
+    shutil.rmtree(copy / SCRIPTS[stage])
+    with permitting(copy / file, 0):
+        line = one_error(run_obeying(stage, copy))
+    assert file in line
+    assert "no permission" in line
+
+
+@pytest.mark.slow
+def test_an_analysis_leaves_out_what_it_may_not_read_and_says_so(copy: Path):
+    with permitting(copy / ONE / "sae_weights.safetensors", 0):
+        done = run_obeying("analyze", copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "left out" in line]
+    assert "sae.dict_size=48" in line
+    assert "no permission" in line
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", SCRIPTS)
+def test_memory_that_is_not_there_is_one_line_with_the_keys_to_lower(stage: str):
+    import torch
+
+    def by_numpy() -> None:
+        np.empty(1 << 60, np.uint8)
+
+    def by_torch() -> None:
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    def on_gpu() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")
+
+    for run, amount in ((by_numpy, "1.00 EiB"), (by_torch, "GiB"), (on_gpu, "20.00 MiB")):
+        with pytest.raises(UserError) as caught:
+            stage_module.one_line_errors(stage, run)
+        assert str(caught.value).startswith("out of memory (")
+        assert f"{amount} could not be had): lower " in str(caught.value)
+    config = fault_study.composed(stage, tuple(fault_study.overrides(stage, Path("study"))))
+    for key in re.findall(r"\w+(?:\.\w+)+", stage_module.APPETITE[stage]):
+        if not key.startswith("hydra."):
+            assert functools.reduce(getattr, key.split("."), config) is not None
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="a bug"):
+        stage_module.one_line_errors("train_lm", _bug)
+
+
+def _bug() -> None:
+    raise RuntimeError("a bug")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        ("train_lm", ["training.batch_size=1000000000000000"]),
+        ("train_sae", ["sae.dict_size=1000000000000000"]),
+        ("train_sae", ["-m", "sae.dict_size=32,1000000000000000"]),
+    ],
+)
+def test_a_script_that_asks_for_too_much_memory_says_which_key_to_lower(
+    copy: Path, stage: str, more: list[str]
+):
+    shutil.rmtree(copy / SCRIPTS[stage])
+    done = run_script(stage, copy, *more)
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    assert "Traceback" not in output
+    assert re.search(r"out of memory \(.*\): lower training.batch_size", output)
 
 
 # --- verify and status ----------------------------------------------------------------------------
@@ -367,7 +616,6 @@ def another_count(manifest: dict[str, Any]) -> None:
     manifest["rows"] = sum(shard["rows"] for shard in manifest["shards"])
 
 
-ONE = "sae/sae.dict_size=48"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped byte of a shard": (
         lambda base: flip(base / "activations/shard-00001.npy", -5), "shard-00001.npy has changed",

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -10,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fault_study import GRID, SCRIPTS, call, write_corpus
+from fault_study import GRID, ROOT, SCRIPTS, call, composed, overrides, write_corpus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from sparse_dict import status, verify
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis import study
+from sparse_dict.activations.toy import TRUTH
+from sparse_dict.analysis import harvested, llm, study, truth
 from sparse_dict.errors import UserError
+from sparse_dict.files import fingerprint, sha256_file
 from sparse_dict.lm import checkpoint
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
@@ -44,12 +48,16 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_corpus(top / "text.jsonl")
     base = top / "study"
     for name in SCRIPTS:
-        if name != "analyze":
-            call(name, base)()
+        call(name, base)()
+    (base / "tokens").mkdir()
     (tokens,) = (base.parent / "cache" / "tokens").iterdir()
-    tokens.rename(base / "tokens")
+    tokens.rename(base / "tokens" / "one")
     model, optimizer = _tiny(base)
     checkpoint.save(base / "state.safetensors", model, optimizer, checkpoint.State(), {})
+    shutil.copytree(base / "activations", base / "toy")
+    directions = np.eye(16, dtype=np.float32)  # as wide as the model's hidden layer
+    save_file({"features": directions}, base / "toy" / TRUTH)
+    (base / "answers.jsonl").write_text('{"key": "k", "answer": "a", "cost": 0.25}\n')
     shutil.copytree(base / ONE, base / "interrupted")
     (base / "interrupted" / "metrics.json").unlink()
     record = {"step": 1, "record": {}, "history": [], "sums": {}, "seconds": 1.0}
@@ -90,7 +98,7 @@ def read_model(base: Path) -> None:
 
 
 def read_tokens(base: Path) -> None:
-    store = TokenStore.open(base / "tokens")
+    store = TokenStore.open(base / "tokens" / "one")
     for name in ("train", "validation", "all"):
         stream = store.split(name)
         stream.window(0, len(stream))
@@ -112,6 +120,30 @@ def read_interrupted(base: Path) -> None:
     sae_folder.read_checkpoint(base / "interrupted")
 
 
+def read_source(base: Path) -> None:
+    """What the analyses do that run the model again on the text it was harvested from."""
+    config = composed("analyze", (*overrides("analyze", base), f"cache_dir={base}"))
+    source = harvested.open_source(config, study.load(base / "sae"), 100)
+    source.rows(source.text[:1])
+
+
+def read_truth(base: Path) -> None:
+    manifest = base / "toy" / "manifest.json"
+    record = json.loads(manifest.read_text())  # a stranger makes the fingerprint fit
+    digest = fingerprint(sha256_file(base / "toy" / TRUTH))
+    record["fingerprints"]["truth"] = digest
+    manifest.write_text(json.dumps(record))
+    loaded = study.load(base / "sae")
+    found = truth.read(loaded, base / "toy")
+    assert truth.mcs(found, loaded.entries[0].decoder, 64).shape == (len(found),)
+
+
+def read_answers(base: Path) -> None:
+    asked = ("analysis=[interp]", "interp.base_url=http://localhost:1/v1", "interp.model=m")
+    with llm.Client(composed("analyze", asked).interp, base / "answers.jsonl") as client:
+        assert client.spent >= 0
+
+
 def read_study(base: Path) -> None:
     study.load(base / "sae")
     status.printable(status.table(base)).encode()
@@ -125,10 +157,15 @@ READERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "the weights of a model": ("lm/model.safetensors", read_model),
     "the ranks of a tokenizer": ("lm/tokenizer/ranks.tiktoken", read_model),
     "the settings of a tokenizer": ("lm/tokenizer/tokenizer.json", read_model),
-    "the manifest of tokens": ("tokens/manifest.json", read_tokens),
-    "a file of tokens": ("tokens/train-00000.npy", read_tokens),
-    "the starts of documents": ("tokens/validation-documents.npy", read_tokens),
+    "the manifest of tokens": ("tokens/one/manifest.json", read_tokens),
+    "a file of tokens": ("tokens/one/train-00000.npy", read_tokens),
+    "the starts of documents": ("tokens/one/validation-documents.npy", read_tokens),
     "a model's checkpoint": ("state.safetensors", read_checkpoint),
+    "the manifest behind an analysis": ("activations/manifest.json", read_source),
+    "the metrics behind an analysis": (f"{ONE}/metrics.json", read_source),
+    "the record of an analysis": ("analysis/analysis.json", read_study),
+    "the features of a toy": ("toy/truth.safetensors", read_truth),
+    "the answers of a chat model": ("answers.jsonl", read_answers),
     "SAELens' config": (f"{ONE}/cfg.json", read_dictionary),
     "a dictionary's weights": (f"{ONE}/sae_weights.safetensors", read_dictionary),
     "a dictionary's fire counts": (f"{ONE}/features.safetensors", read_dictionary),
@@ -160,7 +197,7 @@ def mutated(path: Path, rng: random.Random, value: Any) -> bytes:
     """The file with something changed: a value, the header, some bytes, or the end."""
     data = path.read_bytes()
     kind = rng.random()
-    if kind < 0.6 and path.suffix == ".json":
+    if kind < 0.6 and path.suffix in (".json", ".jsonl"):
         return mutated_json(data, rng, value)
     if kind < 0.6 and path.suffix == ".safetensors":
         (size,) = struct.unpack("<Q", data[:8])
@@ -227,9 +264,10 @@ def test_verify_ends_with_an_exit_code_whatever_it_finds(
 ):
     base = template.with_name("verified")
     shutil.copytree(template, base)
-    for folder in ("tokens", "interrupted"):
+    for folder in ("tokens", "interrupted", "toy"):
         shutil.rmtree(base / folder)
-    (base / "state.safetensors").unlink()
+    for file in ("state.safetensors", "answers.jsonl"):
+        (base / file).unlink()
     assert verify.main([str(base)]) == 0, capsys.readouterr().out
     rng = random.Random(0)
     for relative, _ in READERS.values():
@@ -250,3 +288,32 @@ def test_a_tokenizer_of_a_stranger_has_no_path_of_its_own(template: Path, tmp_pa
     record["name"] = "/etc/passwd"
     (tmp_path / "t" / "tokenizer.json").write_text(json.dumps(record))
     assert Tokenizer.load(tmp_path / "t").n_vocab == record["n_vocab"]
+
+
+def test_a_record_names_no_folder_away_from_the_study(template: Path, tmp_path: Path):
+    """The one thing that records say of other folders: where the model and the rows lay."""
+    base = tmp_path / "outputs" / "study"
+    shutil.copytree(template, base)
+    shutil.move(base / "lm", tmp_path / "elsewhere")
+    manifest = base / "activations" / "manifest.json"
+    record = json.loads(manifest.read_text())
+    for where, found in ((tmp_path / "outputs" / "other", True), (tmp_path / "elsewhere", False)):
+        if found:
+            shutil.copytree(tmp_path / "elsewhere", where)
+        manifest.write_text(json.dumps(record | {"lm_dir": str(where)}))
+        if found:
+            read_source(base)
+        else:
+            with pytest.raises(UserError, match="set lm_dir"):
+                read_source(base)
+
+
+def test_nothing_that_is_read_can_name_what_is_run():
+    """The sources instantiate by Hydra's configs alone, and read no format that runs code."""
+    banned = re.compile(
+        r"import pickle|pickle\.|torch\.(load|save)\(|(?<![.\w])(eval|exec)\(|yaml\.|"
+        r"OmegaConf\.load|instantiate|allow_pickle=True|weights_only=False|trust_remote_code=True|shell=True"
+    )
+    for path in sorted((ROOT / "sparse_dict").rglob("*.py")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert not banned.search(line.partition("#")[0]), f"{path}:{number}: {line}"

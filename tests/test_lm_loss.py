@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparse_dict.lm import loss_cpu
 from sparse_dict.lm.loss import linear_cross_entropy
 
 
@@ -78,3 +79,93 @@ def test_a_frozen_weight_gets_no_gradient():
     linear_cross_entropy(hidden, weight.detach(), targets).backward()
     assert weight.grad is None
     assert hidden.grad is not None
+
+
+def in_float64(hidden, weight, targets):
+    """Loss and gradients by torch, of the same numbers in float64."""
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    loss = F.cross_entropy(exact[0] @ exact[1].T, targets)
+    return loss, torch.autograd.grad(loss, exact)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["fp32", "bf16"])
+def bf16(request):
+    if loss_cpu.load(8, request.param) is None:
+        pytest.skip("no C compiler")
+    return request.param
+
+
+@given(
+    n=st.integers(1, 150),
+    d=st.sampled_from([7, 32]),
+    v=st.sampled_from([1, 2, 63, 64, 65, 200]),
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([0.0, 0.3, 3.0]),
+    n_threads=st.integers(1, 3),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_compiled_loop_equals_the_loss_in_float64(bf16, n, d, v, seed, scale, n_threads):
+    hidden, weight, targets = problem(n, d, v, seed, scale, torch.float32)
+    wanted, wanted_grads = in_float64(hidden, weight, targets)
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        loss = linear_cross_entropy(hidden, weight, targets, bf16=bf16)
+    finally:
+        torch.set_num_threads(before)
+    grads = torch.autograd.grad(-2 * loss, (hidden, weight))
+    rounding = 0.03 if bf16 else 1e-5
+    assert loss.item() == pytest.approx(wanted.item(), rel=rounding, abs=rounding)
+    for grad, right in zip(grads, wanted_grads, strict=True):
+        assert (grad + 2 * right).norm() <= rounding * (2 * right.norm() + 1)
+
+
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_extreme_logits_stay_exact(bf16, size):
+    """Every target but one is e^10000 times less likely than another class, or more."""
+    weight = torch.zeros(70, 8)
+    weight[:, 0] = torch.linspace(0, 1, 70).bfloat16()
+    hidden = torch.full((130, 8), size).bfloat16().float()
+    targets = torch.arange(130) % 70
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    wanted, wanted_grads = in_float64(hidden, weight, targets)
+    loss = linear_cross_entropy(hidden, weight, targets, bf16=bf16)
+    assert loss.item() == pytest.approx(wanted.item(), rel=3e-3 if bf16 else 1e-6)
+    # The likeliest class leads by e^100 or so: its probability is one in either type.
+    for grad, right in zip(torch.autograd.grad(loss, (hidden, weight)), wanted_grads, strict=True):
+        torch.testing.assert_close(grad.double(), right, rtol=1e-2, atol=1e-4 * right.abs().max())
+
+
+def test_a_number_that_is_not_finite_is_noticed(bf16):
+    for bad in (float("nan"), float("inf")):
+        hidden, weight, targets = problem(70, 8, 100, 0, 1.0, torch.float32)
+        with torch.no_grad():
+            weight[3, 2] = bad
+        assert not linear_cross_entropy(hidden, weight, targets, bf16=bf16).isfinite()
+
+
+def test_the_compiled_loop_agrees_with_torch_chunk_by_chunk(bf16):
+    hidden, weight, targets = problem(300, 32, 500, 0, 0.5, torch.float32)
+    losses = [
+        linear_cross_entropy(hidden, weight, targets, bf16=bf16, rows=rows) for rows in (None, 64)
+    ]
+    grads = [torch.autograd.grad(loss, (hidden, weight)) for loss in losses]
+    rounding = 2e-2 if bf16 else 1e-5
+    torch.testing.assert_close(*losses, rtol=rounding, atol=0)
+    for one, other in zip(*grads, strict=True):
+        assert (one - other).norm() <= rounding * other.norm()
+
+
+def test_a_target_beyond_the_classes_is_refused(bf16):
+    hidden, weight, targets = problem(4, 8, 10, 0, 1.0, torch.float32)
+    targets[2] = 10
+    with pytest.raises(IndexError, match="10 classes"):
+        linear_cross_entropy(hidden, weight, targets, bf16=bf16)
+
+
+def test_without_a_compiler_torch_computes_the_same(monkeypatch):
+    hidden, weight, targets = problem(90, 8, 100, 0, 1.0, torch.float32)
+    compiled = linear_cross_entropy(hidden, weight, targets)
+    monkeypatch.setattr(loss_cpu, "load", lambda width, bf16: None)
+    torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets), compiled)

@@ -13,6 +13,7 @@ from sparse_dict.errors import UserError
 from sparse_dict.interrupt import Interrupted
 from sparse_dict.lm import checkpoint, train
 from sparse_dict.lm.model import GPT
+from sparse_dict.lm.optimizer import learning_rate, make_optimizer
 from sparse_dict.text.tokens import TokenStream
 
 N_VOCAB = 23
@@ -146,19 +147,19 @@ def test_validation_windows_are_spread_from_the_first_to_the_last_token():
 
 
 def test_the_learning_rate_warms_up_and_ends_at_its_floor():
-    rates = [train.learning_rate(OPTIMIZER, step, 100) for step in range(100)]
+    rates = [learning_rate(OPTIMIZER, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([1e-3 * (i + 1) for i in range(10)])
     assert rates[10] == pytest.approx(1e-2)
     assert rates[-1] == pytest.approx(1e-3)
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     no_warmup = replace(OPTIMIZER, warmup_fraction=0.0)
-    assert train.learning_rate(no_warmup, 0, 100) == pytest.approx(1e-2)
-    assert train.learning_rate(OPTIMIZER, 0, 1) == pytest.approx(1e-2)
+    assert learning_rate(no_warmup, 0, 100) == pytest.approx(1e-2)
+    assert learning_rate(OPTIMIZER, 0, 1) == pytest.approx(1e-2)
 
 
 def test_vectors_are_not_decayed():
     model = new_model()
-    optimizer = train.make_optimizer(model, replace(OPTIMIZER, weight_decay=1.0, lr=0.1))
+    optimizer = make_optimizer(model, replace(OPTIMIZER, weight_decay=1.0, lr=0.1))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = weights(model)
@@ -179,7 +180,7 @@ def test_a_loss_that_is_not_finite_ends_with_the_step_and_keeps_the_last_good_st
     with pytest.raises(UserError, match=r"not finite at step 6.*holds step 4"):
         train.train(model, job, FakeRun(at=6 * job.step_tokens, act=spoil))
     good = new_model()
-    state = checkpoint.load(job.checkpoint, good, train.make_optimizer(good, OPTIMIZER))
+    state = checkpoint.load(job.checkpoint, good, make_optimizer(good, OPTIMIZER))
     assert state.step == 4
     assert all(p.isfinite().all() for p in good.parameters())
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from sparse_dict.lm.model import GPT
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+ADAMW = ("exp_avg", "exp_avg_sq")  # what a step leaves for the next one, besides its number
+MUON = ("momentum",)
 HISTORY = {"step", "tokens", "train_loss", "val_loss", "lr"}  # of a row
 
 
@@ -54,9 +55,9 @@ def save(
     from safetensors.torch import save
 
     tensors = {}
-    for name, parameter in _parameters(model, optimizer):
+    for name, parameter, moments in _parameters(model, optimizer):
         tensors[f"model.{name}"] = parameter.detach()
-        for moment in MOMENTS:
+        for moment in moments:
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
     header = {"state": asdict(state), "identity": identity}
     with files.replacing(path) as temporary:
@@ -76,12 +77,12 @@ def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
     try:
         state = _state(_header(path)["state"])
         tensors = load_file(path)
-        names = [name for name, _ in _parameters(model, optimizer)]
-        model.load_state_dict({name: tensors[f"model.{name}"] for name in names})
+        kept = [(name, moments) for name, _, moments in _parameters(model, optimizer)]
+        model.load_state_dict({name: tensors[f"model.{name}"] for name, _ in kept})
         step = torch.tensor(float(state.step))
-        moments: dict[int, dict[str, torch.Tensor]] = {
-            i: {"step": step.clone()} | {m: tensors[f"{m}.{name}"] for m in MOMENTS}
-            for i, name in enumerate(names)
+        moments = {
+            i: {"step": step.clone()} | {m: tensors[f"{m}.{name}"] for m in moments}
+            for i, (name, moments) in enumerate(kept)
         }
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
@@ -113,12 +114,12 @@ def _state(values: dict[str, Any]) -> State:
 
 def _parameters(
     model: "GPT", optimizer: "torch.optim.Optimizer"
-) -> Iterator[tuple[str, "torch.nn.Parameter"]]:
-    """Name and parameter in the optimiser's order."""
+) -> Iterator[tuple[str, "torch.nn.Parameter", tuple[str, ...]]]:
+    """Name, parameter and the names of its moments in the optimiser's order."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            yield names[parameter], parameter
+            yield names[parameter], parameter, MUON if "momentum" in group else ADAMW
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Cross-entropy of a linear layer's outputs without ever holding all the logits.
 
 The loss is a scalar mean, so its gradients are known up to one factor as soon as the softmax is:
-they are computed in the forward pass, chunk by chunk of rows, while a chunk's logits lie in cache.
+they are computed in the forward pass, chunk by chunk of rows. On a CPU a compiled loop does it
+(`loss_cpu.py`), which never stores a logit; elsewhere torch.
 """
 
 from typing import Any
@@ -10,20 +11,31 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CPU_ROWS = 512  # measured at 4,096 and 50,257 entries: smaller chunks are no faster
+from sparse_dict.lm import loss_cpu
+
+CPU_ROWS = 512
 GPU_ROWS = 2048  # fewer kernel launches; 400 MB of logits with GPT-2's vocabulary
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bf16: bool, rows: int
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bf16: bool, rows: int | None
     ) -> Tensor:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        kernel = loss_cpu.kernel_for(hidden, bf16) if rows is None else None
+        if kernel is not None:
+            losses, d_hidden, d_weight = loss_cpu.cross_entropy(
+                kernel, hidden.detach(), weight.detach(), targets, wants_hidden, wants_weight
+            )
+            ctx.save_for_backward(d_hidden, d_weight)
+            return losses.mean()
+        if rows is None:
+            rows = CPU_ROWS if hidden.device.type == "cpu" else GPU_ROWS
         n, v = len(hidden), len(weight)
         product = torch.bfloat16 if bf16 else hidden.dtype
         h = hidden.detach().to(product)  # (n, d)
         w = weight.detach().to(product)  # (v, d)
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight = torch.zeros_like(weight) if wants_weight else None
         losses = hidden.new_empty(n)
@@ -70,7 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, bf16: bool = False, rows: int | None = None
 ) -> Tensor:
-    """Mean cross-entropy in nats of ``softmax(hidden @ weight.T)``, in chunks of `rows` rows.
+    """Mean cross-entropy in nats of ``softmax(hidden @ weight.T)``.
 
     Args:
         hidden: (n, d).
@@ -78,11 +90,9 @@ def linear_cross_entropy(
         targets: (n,) int64.
         bf16: take the three products in bfloat16; the log-sum-exp and the sums over chunks stay in
             the dtype of `hidden`.
-        rows: rows in one chunk; None takes what suits the device.
+        rows: compute by torch in chunks of this many rows; None takes what suits the device.
     """
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()  # else `forward` would compute gradients
-    if rows is None:
-        rows = CPU_ROWS if hidden.device.type == "cpu" else GPU_ROWS
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, bf16, rows)
     return loss

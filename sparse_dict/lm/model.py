@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dict.config import ModelConfig
+from sparse_dict.lm import attention
+from sparse_dict.lm.gelu import gelu
 from sparse_dict.lm.loss import linear_cross_entropy
 from sparse_dict.sites import SITES, Site
 
@@ -30,9 +31,7 @@ class Block(nn.Module):
         """What the attention adds to the residual stream, (batch, n_ctx, d_model) both ways."""
         b, t, d = x.shape
         qkv = self.qkv(self.norm_1(x)).view(b, t, 3, self.n_heads, d // self.n_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, n_ctx, d_head)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.attn_out(y.transpose(1, 2).reshape(b, t, d))
+        return self.attn_out(attention.causal(qkv).reshape(b, t, d))
 
     def attend(self, x: Tensor) -> Tensor:
         """The residual stream behind the attention, (batch, n_ctx, d_model) both ways."""
@@ -40,7 +39,7 @@ class Block(nn.Module):
 
     def mlp_post(self, x: Tensor) -> Tensor:
         """The MLP's hidden activation after GELU, (batch, n_ctx, d_mlp), `x` as from `attend`."""
-        return F.gelu(self.mlp_in(self.norm_2(x)), approximate="tanh")
+        return gelu(self.mlp_in(self.norm_2(x)))
 
     def sites(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The sites one after another; what is not asked for is not computed."""
@@ -51,7 +50,7 @@ class Block(nn.Module):
         yield "resid_mid", x
         hidden = self.mlp_in(self.norm_2(x))
         yield "mlp_pre", hidden
-        hidden = F.gelu(hidden, approximate="tanh")
+        hidden = gelu(hidden)
         yield "mlp_post", hidden
         yield "resid_post", x + self.mlp_out(hidden)
 

@@ -4,11 +4,10 @@ import csv
 import io
 import logging
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_dict import files, lock, runtime, tracking
+from sparse_dict import distributed, files, lock, runtime, tracking
 from sparse_dict.config import TrainLMConfig
 from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint, folder
@@ -35,6 +34,11 @@ def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
     there = _recorded(lm_dir)
     if there is not None:
         _compare(lm_dir, {"config": there.get("config")}, {"config": folder.what_decides(config)})
+    if config.training.batch_size % distributed.size():
+        raise UserError(
+            f"training.batch_size={config.training.batch_size} is no multiple of the "
+            f"{distributed.size()} processes that share it"
+        )
     runtime.check_device(config.device)
     corpus.check(config.data)
     tracking.check(config.tracking)
@@ -48,7 +52,8 @@ def run(config: TrainLMConfig) -> None:
             process works in `lm_dir`.
     """
     check(config)
-    with lock.holding(Path(config.lm_dir)):
+    locked = [Path(config.lm_dir)] if distributed.main() else []
+    with lock.holding(*locked), distributed.joined():
         _run(config)
 
 
@@ -63,7 +68,8 @@ def _run(config: TrainLMConfig) -> None:
         _compare(lm_dir, there, identity)
     if (lm_dir / folder.RECORD).exists():
         log.info("%s is already trained", lm_dir)
-        shutil.rmtree(lm_dir / folder.CHECKPOINT.parent, ignore_errors=True)
+        if distributed.main():
+            shutil.rmtree(lm_dir / folder.CHECKPOINT.parent, ignore_errors=True)
         return
 
     from safetensors.torch import save
@@ -74,9 +80,10 @@ def _run(config: TrainLMConfig) -> None:
     from sparse_dict.text import tokens
 
     runtime.allocator()
-    tokenizer = tokenizers.build(config.tokenizer, config.data, cache_dir)
-    store = tokens.prepare(config.data, tokenizer, cache_dir)
-    device = runtime.device(config.device)
+    with distributed.main_first():
+        tokenizer = tokenizers.build(config.tokenizer, config.data, cache_dir)
+        store = tokens.prepare(config.data, tokenizer, cache_dir)
+    device = distributed.device(config.device)
     n_ctx = config.model.n_ctx
     for name in ("train", "validation"):
         if len(store.split(name)) <= n_ctx:
@@ -87,11 +94,12 @@ def _run(config: TrainLMConfig) -> None:
     windows = train.validation_windows(
         store.split("validation"), n_ctx, config.training.eval_tokens
     )
-    without_model = baselines.losses(store.split("train"), tokenizer.n_vocab, windows)
-    log.info(
-        "validation loss without a model: unigram %.3f, bigram %.3f",
-        without_model["unigram"], without_model["bigram"],
-    )  # fmt: skip
+    if distributed.main():
+        without_model = baselines.losses(store.split("train"), tokenizer.n_vocab, windows)
+        log.info(
+            "validation loss without a model: unigram %.3f, bigram %.3f",
+            without_model["unigram"], without_model["bigram"],
+        )  # fmt: skip
     runtime.seed_torch(config.seed)
     model = GPT(config.model, tokenizer.n_vocab).to(device)
     job = train.Job(
@@ -104,17 +112,10 @@ def _run(config: TrainLMConfig) -> None:
         checkpoint=lm_dir / folder.CHECKPOINT,
         identity=identity,
     )
-    with tracking.open_run(
-        config.tracking,
-        study_dir=config.study_dir,
-        group=config.name,
-        job_type="train_lm",
-        name=f"{config.name} lm",
-        config=asdict(config),
-        folder=lm_dir,
-        step_metric="tokens",
-    ) as run:
+    with tracking.open_run(config, "train_lm", f"{config.name} lm", lm_dir, "tokens") as run:
         state = train.train(model, job, run)
+        if not distributed.main():
+            return
         record = _record(job, state, device.type) | {"n_vocab": tokenizer.n_vocab}
         record["baselines"] = without_model
         run.summary(

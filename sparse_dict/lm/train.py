@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparse_dict import interrupt
+from sparse_dict import distributed, interrupt
+from sparse_dict.ahead import ahead
 from sparse_dict.config import AdamWConfig, LMTrainingConfig
 from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint
 from sparse_dict.lm.baselines import Stream
 from sparse_dict.lm.checkpoint import State
 from sparse_dict.lm.model import GPT
+from sparse_dict.lm.optimizer import learning_rate, make_optimizer, set_learning_rate
 from sparse_dict.progress import Progress
 
 if TYPE_CHECKING:
@@ -59,56 +61,45 @@ def validation_windows(stream: Stream, n_ctx: int, n_tokens: int) -> NDArray[np.
 
 
 def batch(job: Job, step: int) -> NDArray[np.int64]:
-    """The windows of optimiser step `step`, (accumulate, batch_size, n_ctx + 1).
+    """This process' windows of optimiser step `step`, (accumulate, batch_size, n_ctx + 1).
 
-    Their places are a function of the seed and the step, so a resumed run needs no data state.
+    Their places are a function of the seed and the step, so a resumed run needs no data state. Of
+    several processes each has its part of every batch.
     """
     shape = (job.training.accumulate, job.training.batch_size)
     rng = np.random.Generator(np.random.Philox([job.seed, step]))
     starts = rng.integers(len(job.train) - job.n_ctx, size=shape)
+    starts = np.split(starts, distributed.size(), axis=1)[distributed.rank()]
     windows = [job.train.window(int(start), job.n_ctx + 1) for start in starts.flat]
-    return np.stack(windows).reshape(*shape, job.n_ctx + 1)
+    return np.stack(windows).reshape(*starts.shape, job.n_ctx + 1)
 
 
-def learning_rate(config: AdamWConfig, step: int, n_steps: int) -> float:
-    """Linear warm-up, then half a cosine down to ``lr * min_lr_ratio`` at the last step."""
-    warmup = round(config.warmup_fraction * n_steps)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, n_steps - 1 - warmup)
-    share = (1 + math.cos(math.pi * min(done, 1.0))) / 2
-    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * share)
-
-
-def make_optimizer(model: GPT, config: AdamWConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    return torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
-
-
-def _split(windows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
-    tokens = torch.from_numpy(windows).to(device)  # (batch, n_ctx + 1)
+def _split(windows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    tokens = windows.to(device, non_blocking=True)  # (batch, n_ctx + 1)
     return tokens[:, :-1], tokens[:, 1:]
 
 
 @torch.no_grad()
 def evaluate(model: GPT, windows: NDArray[np.int64], batch_size: int) -> float:
-    """Mean loss in nats over the targets of `windows`, in fp32."""
+    """Mean loss in nats over the targets of `windows`, in fp32; processes share the windows."""
     device = model.embed.weight.device
+    own = torch.from_numpy(windows[distributed.rank() :: distributed.size()])
     total = 0.0
-    for start in range(0, len(windows), batch_size):
-        part = windows[start : start + batch_size]
+    for part in own.split(batch_size):
         total += model.loss(*_split(part, device)).item() * len(part)
-    return total / len(windows)
+    return sum(distributed.gather(total)) / len(windows)
+
+
+class _Loss(nn.Module):
+    """The training loss as a module, which is what can average its gradients over processes."""
+
+    def __init__(self, model: GPT, precision: str) -> None:
+        super().__init__()
+        self.model = model
+        self.bf16 = precision == "bf16"
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        return self.model.loss(tokens, targets, bf16=self.bf16)
 
 
 def train(model: GPT, job: Job, run: "Run") -> State:
@@ -125,26 +116,35 @@ def train(model: GPT, job: Job, run: "Run") -> State:
     if job.checkpoint.exists():
         state = checkpoint.load(job.checkpoint, model, optimizer)
         log.info("going on from step %d of %d", state.step, job.n_steps)
+    if device.type == "cuda":
+        for block in model.blocks:
+            block.compile()  # one program for all, since they are alike
+    loss_of = distributed.averaging(_Loss(model, config.precision))
     max_norm = job.optimizer.grad_clip or math.inf
     total = job.n_steps * job.step_tokens
     progress = Progress("train_lm", total, "tokens", initial=state.step * job.step_tokens)
     saved = state.step
 
+    def windows_of(step: int) -> Tensor:
+        windows = torch.from_numpy(batch(job, step))
+        return windows.pin_memory() if device.type == "cuda" else windows
+
     with interrupt.on_signal() as stop, progress:
-        while state.step < job.n_steps:
-            started = time.perf_counter()
+        started = time.perf_counter()
+        for windows in ahead(map(windows_of, range(state.step, job.n_steps))):
             lr = learning_rate(job.optimizer, state.step, job.n_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rate(optimizer, lr)
             losses = []
-            for windows in batch(job, state.step):
-                loss = model.loss(*_split(windows, device), bf16=config.precision == "bf16")
-                (loss / config.accumulate).backward()
+            for i, part in enumerate(windows, start=1):
+                with distributed.local(loss_of, when=i < config.accumulate):
+                    loss = loss_of(*_split(part, device))
+                    (loss / config.accumulate).backward()
                 losses.append(loss.detach())
-            mean_loss = torch.stack(losses).mean().item()
+            own_loss = torch.stack(losses).mean().item()
+            mean_loss = sum(distributed.gather(own_loss)) / distributed.size()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm).item()
             if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-                raise UserError(_not_finite(job, state.step, saved))
+                raise UserError(_not_finite(job, state.step, saved))  # in every process
             optimizer.step()
             optimizer.zero_grad()
 
@@ -174,15 +174,19 @@ def train(model: GPT, job: Job, run: "Run") -> State:
                 )
                 run.log({"val_loss": val_loss, "tokens": tokens})
                 log.info("step %d: loss %.3f, validation %.3f", state.step, train_loss, val_loss)
-            if state.step % config.checkpoint_every == 0 or last or stop.signal:
-                checkpoint.save(job.checkpoint, model, optimizer, state, job.identity)
+            signal = round(max(distributed.gather(stop.signal or 0)))  # to any of the processes
+            if state.step % config.checkpoint_every == 0 or last or signal:
+                if distributed.main():
+                    checkpoint.save(job.checkpoint, model, optimizer, state, job.identity)
                 saved = state.step
-            if stop.signal and not last:
+            if signal and not last:
                 log.info(
                     "stopped at step %d of %d: the same command goes on from there",
                     state.step, job.n_steps,
                 )  # fmt: skip
-                raise stop.error()
+                distributed.barrier()  # the checkpoint is there
+                raise interrupt.Interrupted(128 + signal)
+            started = time.perf_counter()
     return state
 
 

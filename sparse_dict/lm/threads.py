@@ -1,0 +1,34 @@
+"""Compiled loops side by side: ctypes lets go of the interpreter while it calls."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+
+
+@cache
+def _pool(threads: int, _process: int) -> ThreadPoolExecutor:  # threads do not survive a fork
+    return ThreadPoolExecutor(threads, "sparse-dict")
+
+
+def number(most: int) -> int:
+    """As many threads as torch uses, at most `most`."""
+    return max(1, min(torch.get_num_threads(), most))
+
+
+def each(task: Callable[[int], None], threads: int) -> None:
+    """`task` of 0 ... threads - 1, each in a thread."""
+    if threads == 1:
+        task(0)
+        return
+    others = [_pool(threads, os.getpid()).submit(task, part) for part in range(1, threads)]
+    task(0)
+    for other in others:
+        other.result()
+
+
+def share(count: int, part: int, threads: int) -> tuple[int, int]:
+    """First and last (excluded) of `count` things that thread `part` does."""
+    return count * part // threads, count * (part + 1) // threads
