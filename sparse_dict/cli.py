@@ -51,9 +51,9 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write(f"{script}: stopped by Ctrl-C: the same command goes on\n")
         raise SystemExit(130) from None
-    except interrupt.Interrupted:
+    except interrupt.Interrupted as ended:
         if distributed.main():
-            sys.stderr.write(f"{script}: stopped by a signal: the same command goes on\n")
+            sys.stderr.write(f"{script}: stopped by {ended.name}: the same command goes on\n")
         raise
     finally:
         del os.environ[FULL]

@@ -120,7 +120,9 @@ def _tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
+        # safetensors says so of a file without permission, too
+        what = "cannot be read: no permission" if path.exists() else "is missing"
+        raise UserError(f"{path} {what}") from None
     except (
         SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError
     ) as error:  # the latter ones of dtypes that numpy does not have  # fmt: skip

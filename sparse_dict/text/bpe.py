@@ -1,6 +1,7 @@
 """Trains a byte-level byte-pair vocabulary."""
 
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 
 MIN_PAIRS = 2  # a merge is learned from a pair seen at least this often
 
@@ -22,7 +23,9 @@ def train_ranks(texts: Iterable[str], n_ranks: int, max_chars: int) -> dict[byte
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    head = _Head(texts, max_chars)
+    # The trainer iterates in a thread, where no signal is heard; the first text may take minutes.
+    texts = iter(texts)
+    head = _Head(chain(list(islice(texts, 1)), texts), max_chars)
     trained.train_from_iterator(head, trainer=trainer)
     if not head.chars:
         return {}
