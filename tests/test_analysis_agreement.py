@@ -1,5 +1,7 @@
-from itertools import permutations
+from collections.abc import Sequence
+from itertools import combinations, permutations
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +14,14 @@ from sparse_dict.analysis import study
 from sparse_dict.analysis.agreement import found_along
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.frequency import by_frequency
-from sparse_dict.analysis.seeds import compare, match_pair
+from sparse_dict.analysis.seeds import (
+    SeedPair,
+    compare,
+    estimate,
+    match_pair,
+    shared_fraction,
+)
+from sparse_dict.analysis.study import Entry
 
 
 def test_the_same_dictionary_in_another_order_agrees_fully():
@@ -38,11 +47,52 @@ def test_a_feature_is_shared_only_if_encoders_and_decoders_choose_the_same_close
     assert shared.tolist() == [False, False, True, False]
 
 
-def test_each_seed_is_compared_with_the_next_and_the_last_with_the_first(tmp_path: Path):
+def test_all_pairs_of_seeds_are_compared_at_sizes_within_the_limit(tmp_path: Path):
     write_study(tmp_path, sizes=(16, 32), seeds=(0, 1, 2, 5))
     pairs = compare(study.load(tmp_path), match_limit=16)
-    assert [(p.first.seed, p.second.seed) for p in pairs] == [(0, 1), (1, 2), (2, 5), (5, 0)]
+    assert [(p.first.seed, p.second.seed) for p in pairs] == list(combinations((0, 1, 2, 5), 2))
     assert {p.first.size for p in pairs} == {16}
+
+
+def test_of_many_seeds_ten_pairs_are_compared(tmp_path: Path):
+    write_study(tmp_path, sizes=(8,), seeds=range(7))
+    assert len(compare(study.load(tmp_path), match_limit=16)) == 10
+
+
+def fake_pairs(rng: np.random.Generator, n_seeds: int, quality: float, noise: float):
+    """Pairs of seeds whose PW-MCC is the sum of what either seed brings, and noise of the pair."""
+    brings = rng.normal(0, quality, n_seeds)
+    entries = [Entry(f"{seed}", "", 4, "l1", 0.1, seed, cast(Any, None)) for seed in range(n_seeds)]
+    return [
+        SeedPair(
+            entries[a], entries[b], np.full(4, 0.5 + brings[a] + brings[b] + rng.normal(0, noise)),
+            np.ones(4, bool), np.ones(4),
+        )
+        for a, b in combinations(range(n_seeds), 2)
+    ]  # fmt: skip
+
+
+def mean_pw_mcc(pairs: Sequence[SeedPair]) -> float:
+    return float(np.mean([pair.pw_mcc for pair in pairs]))
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5])
+def test_intervals_over_seeds_hold_the_truth_though_pairs_have_seeds_in_common(n_seeds: int):
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(400):
+        found = estimate(fake_pairs(rng, n_seeds, 0.05, 0.01), mean_pw_mcc)
+        inside += found.low < 0.5 < found.high
+    assert found.over == f"{n_seeds} seeds"
+    assert 0.92 < inside / 400 < 0.98
+
+
+def test_two_seeds_give_an_interval_over_features(tmp_path: Path):
+    (pair,) = fake_pairs(np.random.default_rng(0), 2, 0.0, 0.0)
+    shared = np.array([True, False, True, False])
+    pair = SeedPair(pair.first, pair.second, pair.cosine, shared, pair.frequency)
+    found = estimate([pair], shared_fraction)
+    assert (found.value, found.over) == (0.5, "features (bootstrap)")
+    assert found.low < 0.5 < found.high
 
 
 def test_two_seeds_are_compared_once_and_share_what_was_put_into_both(tmp_path: Path):

@@ -214,6 +214,22 @@ def test_dictionaries_are_compared_between_seeds_where_there_are_several(made, m
     assert measured.dictionaries["mmcs_between_seeds"][0] == pytest.approx(wanted, rel=1e-5)
 
 
+def test_lines_join_levels_of_what_was_swept_and_kinds_have_markers_of_their_own():
+    frame = pd.DataFrame(
+        {
+            "family": ["topk"] * 3 + ["relu"] * 2, "dict_size": 8, "seed": 0, "l1": 0.0,
+            "level": [8, 2, 4, 1, 2], "l0": [8.0, 2.0, 4.0, 3.0, 5.0],
+            "fvu": [0.1, 0.3, 0.2, 0.4, 0.3],
+        }
+    )  # fmt: skip
+    figure = baselines.curves(frame, pd.DataFrame(columns=["baseline", "l0", "fvu"]), "fvu", "", "")
+    relu, topk = [line for line in figure.axes[0].lines if len(line.get_xdata())]
+    assert list(topk.get_xdata()) == [2, 4, 8]
+    assert relu.get_marker() != topk.get_marker()
+    labels = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
+    assert {"relu", "topk"} <= labels
+
+
 def drawn(folder):
     def draw(key, figure, title, caption):
         return report.Picture(key, title, caption, figures.save(figure, folder, key))

@@ -56,4 +56,6 @@ def test_an_experiments_choice_composes_and_gives_way_to_the_command_line(experi
 
 
 def test_the_toy_experiment_asks_nothing_of_a_language_model():
-    assert not on(composed("experiment=toy")) & {"contexts", "loss_recovered", "interp"}
+    chosen = on(composed("experiment=toy"))
+    assert not chosen & {"contexts", "loss_recovered", "interp"}
+    assert {"claims", "truth"} <= chosen

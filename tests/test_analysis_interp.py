@@ -225,8 +225,16 @@ def test_the_cap_is_never_passed_and_what_is_there_is_kept(server, tmp_path, cap
     # An answer costs 0.00032 here; a question may cost more, by its bytes and longest answer.
     prices = {"price_in": 1.0, "price_out": 1.0}
     settings = settings_of(server.url, max_cost=0.001, **prices)
+    logged = []
+
+    def answer(system, user):
+        logged.append(caplog.text)
+        return oracle(system, user)
+
+    server.answer = answer
     with caplog.at_level(logging.INFO):
         found = interp.ask([case()], settings, path)
+    assert "interp.max_cost=0.001" in logged[0]  # the estimate is told before anything is sent
     assert not found.results
     assert "interp.max_cost=0.001" in found.stopped
     assert "7 requests" in caplog.text

@@ -241,6 +241,43 @@ def test_a_harvest_of_the_training_text_leaves_the_validation_text(base):
     assert (found[0] == stored(base).split("validation").window(0, N_CTX + 1)).all()
 
 
+def of_all(base, contexts):
+    """The manifest of a harvest of so many contexts of both parts, the one after the other."""
+    manifest = files.read_json(base / "activations" / "manifest.json")
+    manifest["config"]["harvest"]["split"] = "all"
+    return manifest | {"rows": contexts * N_CTX}
+
+
+def test_behind_a_harvest_of_all_it_is_never_training_text_that_is_taken(base):
+    train, validation = (stored(base).split(part) for part in ("train", "validation"))
+    for contexts in (10, len(train) // N_CTX - 5):  # what lies behind either is training text
+        found, what = held_out(of_all(base, contexts), base / "cache", N_CTX, 320)
+        assert (found[0] == validation.window(0, N_CTX + 1)).all()
+        assert "validation text, neither harvested nor trained on" in what
+    inside = -(-len(train) // N_CTX) + 30
+    found, what = held_out(of_all(base, inside), base / "cache", N_CTX, 320)
+    assert (found[0] == validation.window(inside * N_CTX - len(train), N_CTX + 1)).all()
+    assert "neither harvested" in what
+    whole = (len(train) + len(validation)) // N_CTX
+    found, what = held_out(of_all(base, whole), base / "cache", N_CTX, 320)
+    assert (found[:, 1:].ravel() == validation.window(len(validation) - 320, 320)).all()
+    assert "the last of those harvested" in what
+
+
+def test_without_a_validation_part_it_is_said_that_the_text_may_have_been_trained_on(
+    base, tmp_path
+):
+    data = FilesData(1e-9, str(base / "text" / "*.txt"), "text")
+    tokenizer = Tokenizer.load(base / "lm" / "tokenizer")
+    store = tokens.prepare(data, tokenizer, tmp_path)
+    manifest = of_all(base, 100) | {"corpus": store.manifest["corpus"]}
+    manifest["config"]["data"]["val_fraction"] = 1e-9
+    found, what = held_out(manifest, tmp_path, N_CTX, 320)
+    assert (found[0] == store.split("train").window(100 * N_CTX, N_CTX + 1)).all()
+    assert "no validation part" in what
+    assert "not harvested" in what
+
+
 def drawn(folder):
     def draw(key, figure, title, caption):
         return report.Picture(key, title, caption, figures.save(figure, folder, key))

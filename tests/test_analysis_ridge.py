@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_dict.analysis import ridge
+from sparse_dict.analysis import figures, ridge
 
 GRID = 10 ** np.arange(-3, 0.1, 0.25)
 
@@ -37,7 +37,7 @@ def test_a_peak_at_the_end_of_the_grid_is_not_taken_for_a_maximum():
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_the_slope_of_a_vertical_and_of_a_diagonal_ridge_is_recovered(power: float):
-    (found,) = ridge.fit(cells(power))
+    (found,) = ridge.fit(cells(power), ["none"])
     assert found.slope == pytest.approx(power, abs=1e-6)
     assert found.interval == pytest.approx((power, power), abs=1e-5)
     assert all(peak.interior for peak in found.peaks)
@@ -51,18 +51,33 @@ def test_the_jackknife_interval_widens_with_the_scatter_of_the_peaks():
 
 
 def test_without_three_peaks_inside_the_grid_no_slope_is_given():
-    (found,) = ridge.fit(cells(0.0, sizes=(64, 128)))
+    (found,) = ridge.fit(cells(0.0, sizes=(64, 128)), ["none"])
     assert found.slope is None
     assert len(found.peaks) == 2
 
 
 def test_without_three_l1_there_is_no_ridge():
     table = cells(0.0)
-    assert ridge.fit(table[table["l1"] < 2e-3]) == []
-    assert ridge.fit(pd.DataFrame()) == []
+    assert ridge.fit(table[table["l1"] < 2e-3], ["none"]) == []
+    assert ridge.fit(pd.DataFrame(), []) == []
 
 
 def test_each_family_has_its_own_ridge():
     both = pd.concat([cells(0.0), cells(1.0, scaling="dict_size")])
-    slopes = {found.l1_scaling: found.slope for found in ridge.fit(both)}
+    ridges = ridge.fit(both, ["none", "dict_size"])
+    assert [found.family for found in ridges] == ["none", "dict_size"]
+    slopes = {found.l1_scaling: found.slope for found in ridges}
     assert slopes == pytest.approx({"none": 0.0, "dict_size": 1.0}, abs=1e-6)
+
+
+def test_no_ridge_is_left_out_of_the_figure():
+    names = [f"kind {i}" for i in range(7)]
+    every = pd.concat([cells(0.0).assign(family=name) for name in names])
+    with figures.style():
+        figure = ridge.best_l1(ridge.fit(every, names))
+        figure.canvas.draw()
+        legend = figure.axes[0].get_legend()
+        assert legend is not None
+        shown = [text.get_text().partition("\n")[0] for text in legend.get_texts()]
+        figures.plt.close(figure)
+    assert shown == names

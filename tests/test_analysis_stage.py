@@ -100,7 +100,7 @@ def test_a_single_dictionary_gives_a_report_that_says_what_is_missing(tmp_path: 
     write_dictionary(tmp_path / "sae" / "one", directions(8, 4, 0), np.full(8, 1, np.int64))
     stage.run(config(tmp_path))
     page = (tmp_path / "analysis" / "report.html").read_text()
-    assert "No dictionary of this study has a larger one" in page
+    assert "no dictionary of this study has a larger one" in page
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -111,7 +111,7 @@ def test_every_variant_can_be_shown_and_is_named_on_the_heat_map(tmp_path: Path,
         settings_of(matching=variant.matching, against=variant.against, features=variant.features),
     )
     with figures.style():
-        figure = heatmap.heatmap(compared.cells(), compared.shown)
+        figure = heatmap.heatmap(compared.cells(), compared.study.families, compared.shown)
         titles = figure.get_suptitle()
         figures.plt.close(figure)
     assert str(variant) in titles
@@ -147,7 +147,7 @@ def test_a_sweep_over_k_has_its_heat_map_over_k_and_one_over_l1_over_l1(tmp_path
             )  # fmt: skip
     compared = Comparison(study.load(tmp_path), settings_of())
     with figures.style():
-        figure = heatmap.heatmap(compared.cells(), compared.shown)
+        figure = heatmap.heatmap(compared.cells(), compared.study.families, compared.shown)
         axes = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
         labels = {
             title: (axis.get_xlabel(), [tick.get_text() for tick in axis.get_xticklabels()])
@@ -155,9 +155,26 @@ def test_a_sweep_over_k_has_its_heat_map_over_k_and_one_over_l1_over_l1(tmp_path
         }
         figures.plt.close(figure)
     assert labels == {
-        "activation=relu": ("L1 coefficient", ["0.01", "0.1"]),
-        "activation=topk": ("k (active features a row)", ["2", "4"]),
+        "activation=relu": ("L1", ["0.01", "0.1"]),
+        "activation=topk": ("k", ["2", "4"]),
     }
+
+
+def test_every_family_has_its_heat_map_the_study_s_first_family_first(tmp_path: Path):
+    kinds = ("gelu", "jumprelu", "relu", "selu", "topk")
+    for kind in kinds:
+        l1s = (0.01, 0.03) if kind == "topk" else (0.03,)
+        write_study(tmp_path, sizes=(8, 16), l1s=l1s, d=8, prefix=kind, extra={"activation": kind})
+    compared = Comparison(study.load(tmp_path), settings_of())
+    with figures.style():
+        figure = heatmap.heatmap(compared.cells(), compared.study.families, compared.shown)
+        titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+        side_by_side = len({axis.get_position().x0 for axis in figure.axes if axis.get_title()})
+        figures.plt.close(figure)
+    assert titles == list(compared.study.families)
+    assert titles[:2] == ["activation=topk", "activation=relu"]
+    assert len(titles) == len(kinds)
+    assert side_by_side == 3
 
 
 @pytest.mark.parametrize("highest", [3.0, 12.0, 80.0, 900.0])

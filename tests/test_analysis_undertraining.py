@@ -7,7 +7,7 @@ from analysis_study import unit, write_dictionary, write_study
 from test_analysis_similarity import settings_of
 
 from sparse_dict.analysis import claims, figures, report, study, undertraining
-from sparse_dict.analysis.claims import FAILS, HOLDS, UNTOLD
+from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.sae.folder import write_snapshot
 
@@ -30,7 +30,8 @@ def trained(folder: Path, known: dict[int, float], seeds=(0,)) -> Comparison:
 
 
 def outcome(compared: Comparison) -> claims.Claim:
-    return undertraining.claim(compared, undertraining.follow(compared))
+    (claim,) = undertraining.claims(compared, undertraining.follow(compared))
+    return claim
 
 
 def test_each_snapshot_is_compared_with_that_of_the_next_size_after_as_many_rows(tmp_path: Path):
@@ -59,13 +60,13 @@ def test_three_seeds_give_an_interval_over_seeds(tmp_path: Path):
 @pytest.mark.parametrize("known", [{1000: 0.5}, {100: 0.2, 1000: 0.5}])
 def test_without_a_snapshot_at_half_it_cannot_be_told(tmp_path: Path, known: dict[int, float]):
     claim = outcome(trained(tmp_path, known))
-    assert claim.verdict == UNTOLD
+    assert claim.verdict == OPEN
     assert "no snapshots at half" in claim.ours
 
 
 def test_without_snapshots_or_with_broken_ones_it_cannot_be_told(tmp_path: Path):
     write_study(tmp_path / "none", sizes=(16, 32))
-    assert outcome(Comparison(study.load(tmp_path / "none"), settings_of())).verdict == UNTOLD
+    assert outcome(Comparison(study.load(tmp_path / "none"), settings_of())).verdict == OPEN
     compared = trained(tmp_path / "broken", {500: 0.25, 1000: 0.75})
     next((tmp_path / "broken").glob("*/snapshots/*500.safetensors")).write_bytes(b"no")
     assert "cannot be read" in outcome(compared).ours

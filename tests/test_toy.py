@@ -322,6 +322,36 @@ def test_without_known_features_or_with_changed_ones_nothing_is_told(known, tmp_
         truth.read(comparison.study, tmp_path / "plain")
 
 
+def test_the_claims_on_the_truth_follow_from_what_is_known(known):
+    comparison = Comparison(study.load(known / "sae"), settings_of())
+    found, predicted = truth.claims(comparison, known / "activations")
+    assert found.verdict == "holds"  # the larger one holds all features
+    assert "64: 1.000" in found.ours
+    assert predicted.verdict == "cannot be told here"
+    assert "needs 8" in predicted.ours
+    for claim in truth.claims(comparison, known):
+        assert claim.verdict == "cannot be told here"
+
+
+def test_a_correlation_is_judged_by_its_interval():
+    rng = np.random.default_rng(0)
+    x = rng.random(400)
+    for y, verdict in ((x, "holds"), (-x, "does not hold"), (rng.random(400), "does not hold")):
+        frame = pd.DataFrame({"larger_mmcs": x, "truth_mmcs": y})
+        assert truth._predicted(frame).verdict == verdict
+    few = pd.DataFrame({"larger_mmcs": x[:7], "truth_mmcs": x[:7]})
+    assert truth._predicted(few).verdict == "cannot be told here"
+
+
+def test_features_that_no_dictionary_finds_or_could_find_are_not_said_to_be_found(known, tmp_path):
+    features = truth.read(study.load(known / "sae"), known / "activations")
+    comparison = Comparison(study.load(known / "sae"), settings_of())
+    others = unit(np.random.default_rng(1).standard_normal((64, 32)))
+    assert truth._found(comparison, others).verdict == "does not hold"
+    many = np.concatenate([features, others])
+    assert "no dictionary has 104 features" in truth._found(comparison, many).ours
+
+
 def composed(script, folder, *overrides):
     """The config that a script would be given for the toy experiment."""
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
@@ -341,8 +371,11 @@ def test_the_toy_experiment_of_the_three_stages_makes_a_study(tmp_path):
     ]
     assert {config.activations.scaling for config in configs} == {"none"}
     train_many(configs, [tmp_path / "sae" / f"{size},{l1}" for size, l1 in grid])
-    analysis_stage.run(composed("analyze", tmp_path, "analysis=[truth]"))
+    analysis_stage.run(composed("analyze", tmp_path, "analysis=[claims,truth]"))
     page = (tmp_path / "analysis" / "report.html").read_text()
     assert "Against the true features" in page
     assert "as a predictor" in page
+    assert "sparse sums of 32 known random directions in 16 dimensions" in page
+    claims = json.loads((tmp_path / "analysis" / "claims.json").read_text())["claims"]
+    assert {"truth_found", "truth_predicted"} <= {claim["key"] for claim in claims}
     assert len(pd.read_csv(tmp_path / "analysis" / "truth.csv")) == 6

@@ -10,7 +10,16 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from sparse_dict.analysis import figures, frequency, seeds
-from sparse_dict.analysis.claims import Claim, Statement, chain_of, interval, mean_of_means, verdict
+from sparse_dict.analysis.claims import (
+    Claim,
+    Statement,
+    chain_of,
+    counted_chains,
+    in_seeds,
+    interval,
+    mean_of_means,
+    verdict,
+)
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.report import Draw, Section, Table
 from sparse_dict.analysis.seeds import SeedPair
@@ -119,7 +128,15 @@ def size_agreement(comparison: Comparison, chain: Chain) -> Figure:
     return figure
 
 
-def claim(comparison: Comparison) -> Claim:
+CLAIMS = (CHAINS, *seeds.CLAIMS)
+
+
+def claims(comparison: Comparison, pairs: Sequence[SeedPair]) -> list[Claim]:
+    """What is found again along chains of sizes, and by other seeds."""
+    return [_along_chain(comparison), *seeds.claims(comparison, pairs)]
+
+
+def _along_chain(comparison: Comparison) -> Claim:
     """Whether features found in the next size are found in all larger ones."""
     chain = chain_of(comparison)
     if chain is None:
@@ -131,9 +148,10 @@ def claim(comparison: Comparison) -> Claim:
         run = found_along(comparison, chain)
         return [(run[run >= 1] == len(chain.entries) - 1).astype(float)]
 
-    found = samples(chain)[0]
-    if len(found) < 20:
-        return CHAINS.untold(f"only {len(found)} features are found in the next size; needs 20")
+    if (fewest := len(samples(chain)[0])) < 20:
+        return CHAINS.untold(f"only {fewest} features are found in the next size; needs 20")
     estimate = interval(comparison, chain, samples, mean_of_means)
-    ours = f"{estimate.value:.0%} ({int(found.sum())} of {len(found)})"
+    chains = counted_chains(comparison, chain)
+    found = np.concatenate([samples(other)[0] for other in chains])
+    ours = f"{estimate.value:.0%} ({int(found.sum())} of {len(found)}{in_seeds(chains)})"
     return CHAINS.told(ours, estimate, verdict(estimate, 0.5))

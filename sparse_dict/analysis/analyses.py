@@ -1,6 +1,6 @@
 """All analyses, in the report's order; each is on if the config has a section of its name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from sparse_dict.analysis import (
     truth,
     undertraining,
 )
-from sparse_dict.analysis.claims import Claim
+from sparse_dict.analysis.claims import Claim, Statement
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.report import Draw, Section
 from sparse_dict.analysis.ridge import Ridge
@@ -43,14 +43,19 @@ def make(
     """
     study = comparison.study
     cells = comparison.cells()
-    ridges = ridge.fit(cells) if config.ridge is not None else None
+    ridges = ridge.fit(cells, study.families) if config.ridge is not None else None
     pairs = None
     if config.agreement is not None or config.families is not None:
         pairs = seeds.compare(study, config.comparison.match_limit)
     trajectory = undertraining.follow(comparison) if config.undertraining is not None else None
-    found = assess(comparison, ridges, pairs, trajectory) if config.claims is not None else []
+    found = []
+    if config.claims is not None:
+        off = {name for name in CLAIMS if getattr(config, name) is None}
+        found = assess(comparison, off, ridges, pairs, trajectory)
+        if config.truth is not None and (Path(config.activations_dir) / TRUTH).exists():
+            found += truth.claims(comparison, Path(config.activations_dir))
 
-    made: dict[str, Section | None] = {"study": overview.section(study, config.name)}
+    made: dict[str, Section | None] = {"study": overview.section(study, config)}
     if config.heatmap is not None:
         made["heatmap"] = heatmap.section(comparison, cells, draw)
     if config.histograms is not None:
@@ -87,20 +92,39 @@ def make(
     return found, {name: section for name, section in made.items() if section is not None}
 
 
+# The claims of each analysis that has some, in the order of the table.
+CLAIMS: dict[str, tuple[Statement, ...]] = {
+    "heatmap": heatmap.CLAIMS,
+    "histograms": histograms.CLAIMS,
+    "sparsity": sparsity.CLAIMS,
+    "agreement": agreement.CLAIMS,
+    "ridge": ridge.CLAIMS,
+    "undertraining": undertraining.CLAIMS,
+}
+
+
 def assess(
     comparison: Comparison,
+    off: Collection[str],
     ridges: Sequence[Ridge] | None,
     pairs: Sequence[SeedPair] | None,
     trajectory: Trajectory | None,
 ) -> list[Claim]:
-    """All claims; None stands for what was not computed, because its analysis is off."""
-    return [
-        heatmap.above_random(comparison),
-        *histograms.claims(comparison),
-        heatmap.interior(comparison),
-        *sparsity.claims(comparison),
-        agreement.claim(comparison),
-        *ridge.claims(ridges),
-        *seeds.claims(comparison, pairs),
-        undertraining.claim(comparison, trajectory),
-    ]
+    """All claims; those of an analysis in `off` say so, and what it would have made may be None."""
+    judged: dict[str, Callable[[], list[Claim]]] = {
+        "heatmap": lambda: heatmap.claims(comparison),
+        "histograms": lambda: histograms.claims(comparison),
+        "sparsity": lambda: sparsity.claims(comparison),
+        "agreement": lambda: agreement.claims(comparison, pairs or []),
+        "ridge": lambda: ridge.claims(ridges or []),
+        "undertraining": lambda: undertraining.claims(
+            comparison, trajectory or Trajectory(missing="it was not followed")
+        ),
+    }
+    found = []
+    for name, texts in CLAIMS.items():
+        if name in off:
+            found += [text.untold(f"{name} is off") for text in texts]
+        else:
+            found += judged[name]()
+    return found

@@ -48,6 +48,7 @@ LABELS = {
     "ica": "ICA",
     "nmf": "NMF",
 }
+MARKERS = "os^DvPX*"  # one a family
 CHUNK = 4096  # rows encoded at a time
 IN_MEMORY = 1 << 16  # rows that a solver may hold at once
 ICA_ITERATIONS = 200
@@ -335,7 +336,7 @@ def measure(
         row["k"] = _matched(row["l0"], activations.d_in)
         row |= {f"fvu_{method}": float(by_k[method][row["k"]]) for method in settings.methods}
     frame = pd.DataFrame(dictionaries)
-    frame.insert(7, "mmcs_between_seeds", frame["dictionary"].map(_between_seeds(study)))
+    frame.insert(8, "mmcs_between_seeds", frame["dictionary"].map(_between_seeds(study)))
     return Measured(bases, pd.DataFrame(summary), table, frame, (half, n))
 
 
@@ -361,6 +362,7 @@ def _dictionary(entry: Entry, rows: Rows, variance: float) -> dict[str, Any]:
         "family": entry.family,
         "dict_size": entry.size,
         "l1": entry.l1,
+        "level": entry.level,
         "seed": entry.seed,
         "l0": moments.l0,
         "fvu": error / variance,
@@ -389,18 +391,26 @@ def curves(
     title: str,
     limits: tuple[float, float] = (0, 1.05),
 ) -> Figure:
-    """`value` against L0: a marked line a dictionary size, from L1 to L1, a plain one a baseline.
+    """`value` against L0: a marked line a dictionary size, a plain one a baseline.
 
-    Needs the columns family, dict_size, l1, seed, l0 and `value`; baseline, l0 and `value`.
+    A line joins dictionaries that differ only in how sparse they were made; families have markers
+    of their own. Needs the columns family, dict_size, level, seed, l0 and `value`; baseline, l0 and
+    `value`.
     """
     figure, axis = plt.subplots(figsize=(figures.WIDTH, 3.8))
     sizes = sorted(dictionaries["dict_size"].unique())
     shades = dict(zip(sizes, sns.color_palette("viridis", len(sizes)).as_hex(), strict=True))
-    for (_, size, _), line in dictionaries.groupby(["family", "dict_size", "seed"]):
-        line = line.sort_values("l1")
-        axis.plot(line["l0"], line[value], color=shades[size], marker="o", ms=4, lw=0.8)
+    families = list(dict.fromkeys(dictionaries["family"]))
+    markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(families)}
+    for (family, size, _), line in dictionaries.groupby(["family", "dict_size", "seed"]):
+        line = line.sort_values("level")
+        marker = markers[str(family)]
+        axis.plot(line["l0"], line[value], color=shades[size], marker=marker, ms=4, lw=0.8)
     for size in sizes:
         axis.plot([], [], color=shades[size], marker="o", ms=4, lw=0.8, label=f"dictionary, {size}")
+    for family in families if len(families) > 1 else []:
+        marker = markers[family]
+        axis.plot([], [], color="0.4", ls="", marker=marker, ms=4, label=family or "(plain)")
     colours = (figures.GREY, "black", figures.ORANGE, figures.RED, figures.PURPLE)
     styles = ("-", ":", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
     for i, (name, line) in enumerate(baselines.groupby("baseline", sort=False)):
@@ -452,18 +462,22 @@ def section(study: Study, config: AnalyzeConfig, draw: Draw) -> tuple[Section, M
         "basis keeps k on each. Values above 1.05 are cut: ICA's and NMF's directions are not "
         "orthogonal, so few of their codes may fit worse than none.",
     )  # fmt: skip
-    summary = Table("Baselines", found.summary)
+    shown = {"mmcs_between_halves": "MMCS between halves of the rows"}
+    summary = Table("Baselines", found.summary.rename(columns=shown))
     seeds = (
         "MMCS between halves compares the directions that two disjoint halves of the rows give "
         "(plain maximum, opposite directions being the same but for NMF); the neuron basis is "
-        "fixed, and random directions give what chance does. For dictionaries it is MMCS with "
-        "the next seed"
-        + (". " if found.dictionaries["mmcs_between_seeds"].notna().any() else ": one seed here. ")
-        + "Kurtosis is the median over features of the excess kurtosis of all codes, 0 for a "
+        "fixed, and random directions give what chance does. Dictionaries were not trained on "
+        "halves: where there are several seeds, the table below has their MMCS with the next seed "
+        "on the same rows, which another sample cannot lower: not the same measure. "
+        "Kurtosis is the median over features of the excess kurtosis of all codes, 0 for a "
         "normal law: a basis is privileged if it is high."
     )
+    table = found.dictionaries.drop(columns=["dict_size", "l1", "level", "seed", "family"])
     columns = {f"fvu_{m}": f"FVU {LABELS[m]}" for m in settings.methods}
-    table = found.dictionaries.drop(columns=["dict_size", "l1", "seed", "family"])
+    columns["mmcs_between_seeds"] = "MMCS between seeds (same rows)"
+    if found.dictionaries["mmcs_between_seeds"].isna().all():
+        table = table.drop(columns="mmcs_between_seeds")
     matched = Table(
         "Dictionaries, and each basis with k codes (k: L0, rounded)",
         table.rename(columns=columns), fold=len(table) > 12,

@@ -18,8 +18,11 @@ from sparse_dict.analysis.study import LABELS, Chain
 
 Floats = NDArray[np.floating[Any]]
 
-HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told here"
-NO_CHAIN = "no dictionary has a larger one that differs only in size"
+HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told here"
+NO_CHAIN = (
+    "no dictionary of this study has a larger one that differs from it only in size (train further "
+    "sizes with the same L1 and seed)"
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Claim:
 def verdict(estimate: Estimate, bar: float) -> str:
     """Holds if the interval lies above `bar`, does not if below, cannot be told if across."""
     if not np.isfinite([estimate.low, estimate.high]).all():
-        return UNTOLD
-    return HOLDS if estimate.low > bar else FAILS if estimate.high < bar else UNTOLD
+        return OPEN
+    return HOLDS if estimate.low > bar else FAILS if estimate.high < bar else OPEN
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Statement:
 
     def untold(self, why: str = NO_CHAIN) -> Claim:
         """What cannot be told, and why."""
-        return Claim(self.key, self.claim, self.figure, self.post, why, None, "", UNTOLD, self.rule)
+        return Claim(self.key, self.claim, self.figure, self.post, why, None, "", OPEN, self.rule)
 
     def told(self, ours: str, estimate: Estimate | None, outcome: str) -> Claim:
         """Our value with its interval, and the verdict."""
@@ -74,6 +77,17 @@ class Statement:
         )
 
 
+def counted_chains(comparison: Comparison, chain: Chain) -> list[Chain]:
+    """What an `interval` and the value beside it are of: three or more seeds, or `chain` alone."""
+    alike = comparison.same_but_seed(chain)
+    return alike if len(alike) >= 3 else [chain]
+
+
+def in_seeds(chains: Sequence[Chain]) -> str:
+    """For counts that are sums over seeds."""
+    return f" in {len(chains)} seeds" if len(chains) > 1 else ""
+
+
 def interval(
     comparison: Comparison,
     chain: Chain,
@@ -81,9 +95,9 @@ def interval(
     statistic: Callable[[Sequence[Floats]], float],
 ) -> Estimate:
     """Over seeds if the chain was trained with three or more, else a bootstrap over features."""
-    alike = comparison.same_but_seed(chain)
-    if len(alike) >= 3:
-        return over_seeds([statistic(samples(other)) for other in alike])
+    chains = counted_chains(comparison, chain)
+    if len(chains) > 1:
+        return over_seeds([statistic(samples(other)) for other in chains])
     return bootstrap(samples(chain), statistic)
 
 
@@ -129,7 +143,9 @@ def section(found: Sequence[Claim], shown: Chain | None) -> Section:
             "Transformers”, and of what has been found since on agreement between seeds, with the "
             "value given there, the value here and a 95 % interval. The verdict follows from the "
             "interval by the rule listed below; “cannot be told here” means that the interval "
-            "straddles the bar or that the study lacks what the claim needs.",
+            "straddles the bar or that the study lacks what the claim needs. The best L1 is "
+            "that of the highest MMCS of the same dictionaries, so values at it are "
+            "a little optimistic.",
             Table("Claims and verdicts", table(found)),
         ],
     )

@@ -17,9 +17,8 @@ from matplotlib.ticker import PercentFormatter
 
 from sparse_dict.analysis import figures, random_directions
 from sparse_dict.analysis.comparison import Comparison, Variant
-from sparse_dict.analysis.intervals import bootstrap
 from sparse_dict.analysis.report import UNTOLD, Draw, Section, Table
-from sparse_dict.analysis.seeds import SeedPair, random_pw_mcc
+from sparse_dict.analysis.seeds import SeedPair, estimate, random_pw_mcc, shared_fraction
 from sparse_dict.analysis.study import Entry, Study
 
 TITLE = "Kinds of dictionaries compared"
@@ -146,14 +145,11 @@ def answer(study: Study, pairs: Sequence[SeedPair], chosen: dict[str, float]) ->
     """For each kind, the share that another seed has learned too, with its interval."""
     lines = []
     for family, name in names(study).items():
-        shared = [
-            p.shared.astype(float)
-            for p in pairs
-            if (p.first.family, p.first.level) == (family, chosen[family])
-        ]
+        shared = [p for p in pairs if (p.first.family, p.first.level) == (family, chosen[family])]
         if shared:
-            mean = bootstrap(shared, lambda s: float(np.mean([part.mean() for part in s])))
-            lines.append(f"{name or 'all'}: {mean.value:.0%} [{mean.low:.0%}, {mean.high:.0%}]")
+            mean = estimate(shared, shared_fraction)
+            interval = f"[{mean.low:.0%}, {mean.high:.0%}] over {mean.over}"
+            lines.append(f"{name or 'all'}: {mean.value:.0%} {interval}")
     return lines
 
 
@@ -193,8 +189,8 @@ def section(
     )  # fmt: skip
     told = answer(study, pairs, chosen)
     section.blocks.append(
-        f"Features that another seed learned too, mean over sizes with a 95 % interval (bootstrap "
-        f"over features): {'; '.join(told)}."
+        "Features that another seed learned too, mean over sizes with a 95 % interval: "
+        f"{'; '.join(told)}."
         if told
         else UNTOLD.format("each kind has one seed, so seeds are not compared")
     )

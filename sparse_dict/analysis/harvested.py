@@ -72,10 +72,7 @@ def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
     Raises:
         UserError: one of them is not there, or cannot be read.
     """
-    metrics = study.entries[0].metrics
-    wanted = (metrics.get("fingerprints") or {}).get("activations")
-    recorded = metrics["config"].get("activations_dir")
-    manifest = _manifest([config.activations_dir, _beside(config, recorded)], wanted)
+    manifest = manifest_of(config, study)
     taken, lm = place(manifest), model(manifest, config)
     stream, contexts = text(manifest, Path(config.cache_dir), lm.config.n_ctx)
     n_ctx = lm.config.n_ctx
@@ -86,6 +83,18 @@ def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
     starts = np.arange(n) * available // n * n_ctx
     windows = np.stack([stream.window(int(start), n_ctx) for start in starts])
     return Source(lm, taken, windows.astype(np.int32), int(manifest["rows"]))
+
+
+def manifest_of(config: AnalyzeConfig, study: Study) -> dict[str, Any]:
+    """The record of the harvest that a study's dictionaries were trained on; its types unchecked.
+
+    Raises:
+        UserError: it is not there, or they were trained on foreign arrays.
+    """
+    metrics = study.entries[0].metrics
+    wanted = (metrics.get("fingerprints") or {}).get("activations")
+    recorded = metrics["config"].get("activations_dir")
+    return _manifest([config.activations_dir, _beside(config, recorded)], wanted)
 
 
 def place(manifest: dict[str, Any]) -> Place:
@@ -118,15 +127,25 @@ def model(manifest: dict[str, Any], config: AnalyzeConfig) -> LoadedLM:
     Raises:
         UserError: it is not there.
     """
-    wanted = manifest["fingerprints"]["model"]
+    folder, record = model_record(manifest, config)
+    if place(manifest).layer >= record["config"]["model"]["n_layers"]:
+        raise UserError(f"the model in {folder} has no layer {place(manifest).layer}")
+    return lm_folder.load(folder, runtime.device(config.device))
+
+
+def model_record(manifest: dict[str, Any], config: AnalyzeConfig) -> tuple[Path, dict[str, Any]]:
+    """The folder of the language model that the activations were taken from, and its record.
+
+    Raises:
+        UserError: it is not there.
+    """
+    wanted = manifest["fingerprints"].get("model")
     tried = _folders([config.lm_dir, _beside(config, manifest.get("lm_dir"))])
     for folder in tried:
         if (folder / lm_folder.RECORD).exists():
             record = lm_folder.read_record(folder)
             if record["fingerprints"]["model"] == wanted:
-                if place(manifest).layer >= record["config"]["model"]["n_layers"]:
-                    raise UserError(f"the model in {folder} has no layer {place(manifest).layer}")
-                return lm_folder.load(folder, runtime.device(config.device))
+                return folder, record
     raise UserError(
         f"the language model that was harvested (fingerprint {wanted}) is not in "
         f"{' or '.join(map(str, tried))}; set lm_dir"
@@ -146,21 +165,49 @@ def text(manifest: dict[str, Any], cache_dir: Path, n_ctx: int) -> tuple[TokenSt
     return stores.split(split), -(-int(manifest["rows"]) // (n_ctx - skip))
 
 
-def unread(manifest: dict[str, Any], cache_dir: Path, n_ctx: int) -> tuple[TokenStream, int]:
-    """Validation text, and where in it what was neither harvested nor trained on begins.
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """Text to try the model on, and what of it was not harvested."""
+
+    stream: TokenStream
+    first: int  # where in it what was not harvested begins; its length if all was
+    validation: bool  # whether it is the part that a model trained on this corpus has not seen
+
+
+def unread(manifest: dict[str, Any], cache_dir: Path, n_ctx: int) -> Unread:
+    """The corpus's validation part; all of it is training text where it has no such part.
 
     Raises:
         UserError: as `text`.
     """
     stores, split = _stores(manifest, cache_dir)
     if split == "train":
-        return stores.split("validation"), 0
+        return Unread(stores.split("validation"), 0, validation=True)
     stream, contexts = text(manifest, cache_dir, n_ctx)
-    return stream, contexts * n_ctx
+    end = min(contexts * n_ctx, len(stream))
+    if split == "validation" or not stores.splits["validation"].documents:
+        return Unread(stream, end, validation=split == "validation")
+    part = stores.split("validation")  # "all" has it last
+    return Unread(part, max(0, end - (len(stream) - len(part))), validation=True)
+
+
+def tokens_record(manifest: dict[str, Any], cache_dir: Path) -> dict[str, Any]:
+    """The record of the harvested text's tokens; its types unchecked.
+
+    Raises:
+        UserError: they are no longer in `cache_dir`, or the manifest does not tell them.
+    """
+    return _tokens(manifest, cache_dir)[1]
 
 
 def _stores(manifest: dict[str, Any], cache_dir: Path) -> tuple[TokenStore, str]:
     """The tokens of the corpus that the activations were taken on, and which split they read."""
+    folder, _, split = _tokens(manifest, cache_dir)
+    return TokenStore.open(folder), split
+
+
+def _tokens(manifest: dict[str, Any], cache_dir: Path) -> tuple[Path, dict[str, Any], str]:
+    """Folder and record of the harvested text's tokens, and the split that was harvested."""
     try:
         wanted = {
             "corpus": manifest["corpus"],
@@ -175,7 +222,7 @@ def _stores(manifest: dict[str, Any], cache_dir: Path) -> tuple[TokenStore, str]
     for path in sorted(cache_dir.glob("tokens/*/manifest.json")):
         there = files.read_json(path)
         if all(there.get(key) == value for key, value in wanted.items()):
-            return TokenStore.open(path.parent), split
+            return path.parent, there, split
     raise UserError(
         f"the tokens that were harvested are not in {cache_dir / 'tokens'}; set cache_dir, or run "
         "harvest.py anew with another activations_dir to have them made again"

@@ -1,5 +1,6 @@
 """MMCS with larger dictionaries by size and sparsity: the post's figure 1."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,20 +13,23 @@ from numpy.typing import NDArray
 
 from sparse_dict.analysis import figures
 from sparse_dict.analysis.claims import (
-    UNTOLD,
+    NO_CHAIN,
+    OPEN,
     Claim,
     Statement,
     chain_of,
+    counted_chains,
     interval,
     mean_of_means,
     verdict,
 )
 from sparse_dict.analysis.comparison import VARIANTS, Comparison, Variant
 from sparse_dict.analysis.intervals import bootstrap
-from sparse_dict.analysis.report import NO_CHAIN, Draw, Section, Table
+from sparse_dict.analysis.report import UNTOLD, Draw, Section, Table
 from sparse_dict.analysis.study import LABELS, NAMES, Chain, number
 
 Floats = NDArray[np.floating[Any]]
+MOST_COLUMNS = 3  # heat maps side by side
 MATCH_TABLE_SIZE = 4096  # the table of all variants matches dictionaries up to this size
 
 
@@ -54,9 +58,10 @@ def section(comparison: Comparison, cells: pd.DataFrame, draw: Draw) -> Section:
     section = Section("Agreement with larger dictionaries")
     chain = comparison.main
     if chain is None:
-        section.blocks.append(NO_CHAIN)
+        section.blocks.append(UNTOLD.format(NO_CHAIN))
         return section
     shown, threshold = comparison.shown, comparison.settings.threshold
+    families = comparison.study.families
     swept = " or ".join(dict.fromkeys(LABELS[axis] for axis in cells["axis"]))
     section.blocks.append(
         "For each feature of a dictionary, MCS is its largest (signed) cosine similarity with the "
@@ -66,7 +71,7 @@ def section(comparison: Comparison, cells: pd.DataFrame, draw: Draw) -> Section:
     )
     section.blocks.append(
         draw(
-            "heatmap_mmcs", heatmap(cells, shown), "MMCS with larger dictionaries",
+            "heatmap_mmcs", heatmap(cells, families, shown), "MMCS with larger dictionaries",
             f"Each cell is one dictionary, its size on the left and its {swept} below; the "
             "brighter, the closer its features come to those of larger ones. The largest size has "
             f"no row. A vertical band means that the best {swept} is the same for all sizes, a "
@@ -75,7 +80,7 @@ def section(comparison: Comparison, cells: pd.DataFrame, draw: Draw) -> Section:
     )  # fmt: skip
     section.blocks.append(
         draw(
-            "high_features", high_counts(cells, shown, threshold),
+            "high_features", high_counts(cells, families, shown, threshold),
             f"Number of features with MCS above {threshold:g}",
             "The same cells; the count of features that a larger dictionary contains almost "
             "unchanged.",
@@ -112,47 +117,78 @@ def _family_title(family: str, n_seeds: int) -> str:
 
 
 def _heat(
-    cells: pd.DataFrame, value: str, title: str, colour_label: str, fmt: str, high: float | None
+    cells: pd.DataFrame,
+    families: Sequence[str],
+    value: str,
+    title: str,
+    colour_label: str,
+    fmt: str,
+    high: float | None,
 ) -> Figure:
-    """Heat maps of one column of `Comparison.cells`, one panel a family (the four largest)."""
-    families = list(dict.fromkeys(cells["family"]))[:4]
+    """Heat maps of one column of `Comparison.cells`, a panel a family, in the order of `families`.
+
+    As many panels stand side by side, up to three, as leave their numbers legible.
+    """
+    families = [family for family in families if (cells["family"] == family).any()]
     shown = [cells[cells["family"] == family] for family in families]
     tables = [part.pivot_table(index="dict_size", columns="level", values=value) for part in shown]
-    rows = sum(len(table) + 1.6 for table in tables)
     widest = max(len(table.columns) for table in tables)
-    width = min(figures.WIDTH, 2.6 + 0.75 * widest)
-    figure, axes = plt.subplots(
-        len(tables), 1, figsize=(max(width, 4.6), 0.8 + 0.38 * rows), squeeze=False
-    )
+    panel = 1.0 + 0.42 * widest  # inches
+    columns = max(1, min(len(tables), MOST_COLUMNS, int((figures.WIDTH - 0.8) / panel)))
+    rows = -(-len(tables) // columns)
+    width = figures.WIDTH if columns > 1 else max(4.6, min(figures.WIDTH, 2.6 + 0.75 * widest))
+    titles = [
+        textwrap.fill(_family_title(family, part["seed"].nunique()), int(14 * width / columns) - 10)
+        for family, part in zip(families, shown, strict=True)
+    ]
+    lines = 1 + max(text.count("\n") for text in titles)
+    row = 0.38 * (max(len(table) for table in tables) + 1.1) + 0.17 * lines
+    figure, axes = plt.subplots(rows, columns, figsize=(width, 0.8 + row * rows), squeeze=False)
     top = high if high is not None else max(1.0, float(cells[value].max()))
-    for axis, family, part, table in zip(axes[:, 0], families, shown, tables, strict=True):
+    for axis in axes.flat[len(tables) :]:
+        axis.set_visible(False)
+    used = axes.flat[: len(tables)]
+    for axis, text, part, table in zip(used, titles, shown, tables, strict=True):
         sns.heatmap(
             table, ax=axis, annot=True, fmt=fmt, annot_kws={"size": 8}, cmap="viridis",
-            vmin=0, vmax=top, linewidths=0.5, cbar_kws={"label": colour_label},
+            vmin=0, vmax=top, linewidths=0.5, cbar=False,
             xticklabels=[number(float(level)) for level in table.columns],
         )  # fmt: skip
         axis.set_facecolor("0.9")
-        axis.set_title(_family_title(family, part["seed"].nunique()))
-        axis.set_xlabel(NAMES[part["axis"].iloc[0]])
-        axis.set_ylabel("dictionary size")
+        axis.set_title(text)
+        names = NAMES if columns == 1 else LABELS  # the longer ones need room
+        axis.set_xlabel(names[part["axis"].iloc[0]])
+        axis.set_ylabel("dictionary size" if axis in axes[:, 0] else "")
         axis.tick_params(axis="y", rotation=0)
-        axis.tick_params(axis="x", rotation=0 if widest <= 10 else 45)
+        axis.tick_params(axis="x", rotation=0 if widest <= 10 and columns == 1 else 45)
+    figure.colorbar(used[0].collections[0], ax=axes, label=colour_label)
     figure.suptitle(title)
     return figure
 
 
-def heatmap(cells: pd.DataFrame, variant: Variant) -> Figure:
+def heatmap(cells: pd.DataFrame, families: Sequence[str], variant: Variant) -> Figure:
     """MMCS-with-larger by dictionary size and sparsity (the post's figure 1)."""
-    return _heat(cells, "mmcs", f"MMCS with larger dictionaries\n{variant}", "MMCS", ".2f", 1.0)
+    title = f"MMCS with larger dictionaries\n{variant}"
+    return _heat(cells, families, "mmcs", title, "MMCS", ".2f", 1.0)
 
 
-def high_counts(cells: pd.DataFrame, variant: Variant, threshold: float) -> Figure:
+def high_counts(
+    cells: pd.DataFrame, families: Sequence[str], variant: Variant, threshold: float
+) -> Figure:
     """Number of features whose MCS exceeds the threshold, by dictionary size and sparsity."""
     title = f"Features with MCS above {threshold:g}\n{variant}"
-    return _heat(cells, "n_above", title, "features", ".0f", None)
+    return _heat(cells, families, "n_above", title, "features", ".0f", None)
 
 
-def above_random(comparison: Comparison) -> Claim:
+CLAIMS = (ABOVE_RANDOM, INTERIOR)
+
+
+def claims(comparison: Comparison) -> list[Claim]:
+    """Whether MMCS exceeds that of random directions, and peaks at an intermediate L1."""
+    return [_above_random(comparison), _interior(comparison)]
+
+
+def _above_random(comparison: Comparison) -> Claim:
     """MMCS against random directions."""
     chain = chain_of(comparison)
     if chain is None:
@@ -162,12 +198,12 @@ def above_random(comparison: Comparison) -> Claim:
         return [comparison.counted(e) - comparison.random_mean(e) for e in chain.entries[:-1]]
 
     estimate = interval(comparison, chain, samples, mean_of_means)
-    mmcs = comparison.chain_mean(chain)
+    mmcs = np.mean([comparison.chain_mean(c) for c in counted_chains(comparison, chain)])
     ours = f"MMCS {mmcs:.3f}, {estimate.value:+.3f} from random"
     return ABOVE_RANDOM.told(ours, estimate, verdict(estimate, 0.1))
 
 
-def interior(comparison: Comparison) -> Claim:
+def _interior(comparison: Comparison) -> Claim:
     """Whether the best L1 lies inside the grid."""
     chain = chain_of(comparison)
     if chain is None:
@@ -189,7 +225,7 @@ def interior(comparison: Comparison) -> Claim:
     ends = max((grid[0], grid[-1]), key=comparison.chain_mean)
     if chain.level in (grid[0].level, grid[-1].level):
         ours = f"best at {chain.setting}, the end of the grid"
-        return INTERIOR.told(ours, None, UNTOLD)
+        return INTERIOR.told(ours, None, OPEN)
 
     k = len(chain.entries) - 1
 

@@ -104,20 +104,26 @@ def held_out(
 ) -> tuple[NDArray[np.int64], str]:
     """Contexts (n, n_ctx + 1) of the text that the activations were taken on, and what they are.
 
-    Behind the harvested tokens if there are enough, else the last ones harvested.
+    Of its validation part, if it has one: behind the harvested tokens if there are enough, else the
+    last ones of it.
 
     Raises:
         UserError: the text's tokens are no longer in `cache_dir`, or too few.
     """
-    stream, first = harvested.unread(manifest, cache_dir, n_ctx)
+    text = harvested.unread(manifest, cache_dir, n_ctx)
+    stream, first = text.stream, text.first
     n = min(n_tokens, len(stream) - 1) // n_ctx
     if not n:
-        raise UserError("the validation text is shorter than one context")
+        raise UserError("the text to take it on is shorter than one context")
     unseen = len(stream) - first > n * n_ctx
     start = first if unseen else len(stream) - n * n_ctx - 1
     windows = [stream.window(start + i * n_ctx, n_ctx + 1) for i in range(n)]
-    what = "neither harvested nor trained on" if unseen else "the last of those harvested"
-    return np.stack(windows), f"{n * n_ctx:,} tokens of the validation text, {what}"
+    told = f"{n * n_ctx:,} tokens of the "
+    if text.validation:
+        what = "neither harvested nor trained on" if unseen else "the last of those harvested"
+        return np.stack(windows), f"{told}validation text, {what}"
+    told += "text, which has no validation part: a model trained on this corpus has seen them"
+    return np.stack(windows), f"{told}; they were {'not ' if unseen else ''}harvested"
 
 
 def measure(
@@ -163,6 +169,7 @@ def section(
             "family": entry.family,
             "dict_size": entry.size,
             "l1": entry.l1,
+            "level": entry.level,
             "seed": entry.seed,
             "l0": float(entry.metrics["l0"]),
             "loss": found.pop(entry.name),

@@ -1,19 +1,20 @@
 """What was trained on what, and what had to be left out."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sparse_dict.analysis import sparsity
+from sparse_dict.analysis import provenance, sparsity
 from sparse_dict.analysis.report import Code, Notes, Section, Table
-from sparse_dict.analysis.study import LABELS, Study, number
+from sparse_dict.analysis.study import LABELS, Entry, Study, number
+from sparse_dict.config import AnalyzeConfig
 
 
-def section(study: Study, name: str) -> Section:
-    """What was trained on what, told from the records of the dictionaries."""
+def section(study: Study, config: AnalyzeConfig) -> Section:
+    """What was trained on what, told from the records of all stages."""
     first = study.entries[0]
     sizes = sorted({e.size for e in study.entries})
     levels = {axis: sorted({e.level for e in study.entries if e.axis == axis}) for axis in LABELS}
@@ -24,24 +25,33 @@ def section(study: Study, name: str) -> Section:
     )
     seeds = sorted({e.seed for e in study.entries})
     rows = sorted({int(e.metrics.get("n_activations", 0)) for e in study.entries})
+    batches = [f"{n:,}" for n in sorted({_batch(e) or 0 for e in study.entries} - {0})]
+    batched = f" in batches of {_listed(batches)}" if batches else ""
     fingerprint = (first.metrics.get("fingerprints") or {}).get("activations", "unknown")
     kinds = [family for family in study.families if family]
     text = (
-        f"The study {name} holds {len(study.entries)} dictionaries with "
+        f"The study {config.name} holds {len(study.entries)} dictionaries with "
         f"{_listed([str(s) for s in sizes])} features, "
         f"{swept} and seed {_listed([str(s) for s in seeds])}"
     )
     text += f", of {len(kinds)} kinds: {'; '.join(kinds)}. " if len(kinds) > 1 else ". "
     text += (
-        f"Each saw {_listed([f'{r:,}' for r in rows])} activations of {study.d_in} neurons "
-        f"(fingerprint {fingerprint}), and was evaluated on {first.metrics['eval_rows']:,} further "
-        "ones, on which a feature that was never active counts as dead."
+        f"Each saw {_listed([f'{r:,}' for r in rows])} activations{batched} (fingerprint "
+        f"{fingerprint}), and was evaluated on {first.metrics['eval_rows']:,} others of the same "
+        "harvest, on which a feature that was never active counts as dead."
     )
     frame = overview(study)
     if {e.axis for e in study.entries} == {"l1"}:
         frame = frame.drop(columns=["axis", "level"])
     table = Table("All dictionaries", frame, fold=len(study.entries) > 12)
-    return Section("What was trained", [text, table])
+    return Section("What was trained", [text, provenance.paragraph(config, study), table])
+
+
+def _batch(entry: Entry) -> int | None:
+    """Activations in a training batch, where its config tells them."""
+    training = entry.metrics["config"].get("training")
+    value = training.get("batch_size") if isinstance(training, Mapping) else None
+    return value if type(value) is int else None
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -92,10 +92,6 @@ class Markup:
 Draw = Callable[[str, "Figure", str, str], Picture]
 
 UNTOLD = "This cannot be told here: {}."
-NO_CHAIN = (
-    "No dictionary of this study has a larger one that differs from it in size alone, so MCS is "
-    "not defined. Train further sizes with the same L1 and seed."
-)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sparse_dict.analysis import figures
-from sparse_dict.analysis.claims import FAILS, HOLDS, UNTOLD, Claim, Statement
+from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, Claim, Statement
 from sparse_dict.analysis.comparison import Comparison, Variant
 from sparse_dict.analysis.intervals import Estimate
 from sparse_dict.analysis.report import Draw, Section, Table
@@ -84,8 +84,11 @@ def jackknife(sizes: Floats, l1: Floats) -> tuple[float, float]:
     return middle - reach, middle + reach
 
 
-def fit(cells: pd.DataFrame) -> list[Ridge]:
-    """One ridge a family that has three or more L1, from `Comparison.cells` (means over seeds)."""
+def fit(cells: pd.DataFrame, families: Sequence[str]) -> list[Ridge]:
+    """One ridge a family that has three or more L1, from `Comparison.cells` (means over seeds).
+
+    In the order of `families`.
+    """
     ridges: list[Ridge] = []
     if cells.empty:
         return ridges
@@ -96,7 +99,8 @@ def fit(cells: pd.DataFrame) -> list[Ridge]:
         .dropna()
     )
     scaling = cells.groupby("family")["l1_scaling"].first()
-    for family in means.index.get_level_values("family").unique():
+    known = set(means.index.get_level_values("family"))
+    for family in (name for name in families if name in known):
         peaks = []
         grid = tuple(sorted(set(means[family].index.get_level_values("l1"))))
         for size, row in means[family].groupby(level="dict_size"):
@@ -130,7 +134,8 @@ VERTICAL = Statement(
     "5",
     "vertical (slope 0)",
     "Slope of ln best L1 against ln size, l1_scaling=none: holds if the 95 % interval lies within "
-    "-0.5 to 0.5, does not hold if outside.",
+    "-0.5 to 0.5, does not hold if outside. Of several kinds, the main one, else the first in the "
+    "study's order that has a slope; it is named.",
 )
 
 
@@ -195,13 +200,11 @@ def section(
 
 def best_l1(ridges: Sequence[Ridge]) -> Figure:
     """Where MMCS peaks: L1 against dictionary size, with the fitted line (figs. 4 and 5)."""
-    figure, axes = figures.grid(1, 1, 3.2)
+    figure, axes = figures.grid(1, 1, max(3.2, 0.6 + 0.34 * len(ridges)))
     axis = axes[0, 0]
-    for item, colour in zip(
-        ridges,
-        (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.PURPLE),
-        strict=False,
-    ):
+    # The colour-blind palette has ten colours.
+    palette = sns.color_palette("colorblind" if len(ridges) <= 10 else "husl", len(ridges)).as_hex()
+    for item, colour in zip(ridges, palette, strict=True):
         sizes = np.array([p.dict_size for p in item.peaks], dtype=float)
         best = np.array([p.l1 for p in item.peaks])
         inside = np.array([p.interior for p in item.peaks])
@@ -271,10 +274,11 @@ def ridge_heatmaps(cells: pd.DataFrame, ridges: Sequence[Ridge], shown: Variant)
     return figure
 
 
-def claims(ridges: Sequence[Ridge] | None) -> list[Claim]:
-    """Vertical, or diagonal; None: no ridge was fitted."""
-    if ridges is None:
-        return [VERTICAL.untold("ridge is off"), DIAGONAL.untold("ridge is off")]
+CLAIMS = (VERTICAL, DIAGONAL)
+
+
+def claims(ridges: Sequence[Ridge]) -> list[Claim]:
+    """Vertical, or diagonal."""
     return [_slope(VERTICAL, ridges, "none", 0), _slope(DIAGONAL, ridges, "dict_size", 1)]
 
 
@@ -285,8 +289,9 @@ def _slope(text: Statement, ridges: Sequence[Ridge], scaling: str, target: float
         estimate = Estimate(item.slope, *item.interval, "sizes (jackknife)")
         inside = estimate.low > target - 0.5 and estimate.high < target + 0.5
         outside = estimate.low > target + 0.5 or estimate.high < target - 0.5
-        told = HOLDS if inside else FAILS if outside else UNTOLD
-        return text.told(f"slope {item.slope:.2f}", estimate, told)
+        told = HOLDS if inside else FAILS if outside else OPEN
+        named = f" ({item.family})" if len(ridges) > 1 else ""
+        return text.told(f"slope {item.slope:.2f}{named}", estimate, told)
     return text.untold(
         f"needs l1_scaling={scaling} and three sizes whose best L1 is not at an end of the grid"
     )

@@ -10,9 +10,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sparse_dict.analysis import figures
-from sparse_dict.analysis.claims import Claim, Statement, chain_of, interval, verdict
+from sparse_dict.analysis.claims import (
+    NO_CHAIN,
+    Claim,
+    Statement,
+    chain_of,
+    counted_chains,
+    interval,
+    verdict,
+)
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.report import NO_CHAIN, Draw, Notes, Section, Table
+from sparse_dict.analysis.report import UNTOLD, Draw, Notes, Section, Table
 from sparse_dict.analysis.study import Chain
 
 Floats = NDArray[np.floating[Any]]
@@ -70,13 +78,18 @@ def outliers(values: Floats, reach: float = 3.0) -> NDArray[np.int64]:
     return out[np.argsort(-np.abs(values[out] - middle), kind="stable")]
 
 
+# A feature found again counts as sparser than random directions from this share of their effective
+# neurons on: the post's difference is 4 % in the other direction.
+MARGIN = 0.02
+
 NOT_SPARSE = Statement(
     "neurons_high_vs_random",
     "Features found again are no sparser in the neuron basis than random directions",
     "6",
     "85 against 82 effective neurons",
     "Effective neurons (inverse Simpson index) of features above the threshold at the best L1, "
-    "less the exact random expectation: holds if the 95 % interval lies above 0.",
+    f"less the exact random expectation: holds if the 95 % interval lies above -{MARGIN:.0%} of "
+    "that expectation (so that being alike holds), does not hold if it lies below.",
 )
 
 
@@ -95,7 +108,7 @@ def section(comparison: Comparison, draw: Draw) -> Section:
     d, threshold, chain = comparison.study.d_in, comparison.settings.threshold, comparison.main
     section = Section("Sparsity in the neuron basis")
     if chain is None:
-        section.blocks.append(NO_CHAIN)
+        section.blocks.append(UNTOLD.format(NO_CHAIN))
         return section
     sd, random_entropy = random_spread(d)
     groups, rows, odd = [], [], []
@@ -199,6 +212,9 @@ def effective_neurons(
     return figure
 
 
+CLAIMS = (NOT_SPARSE, HIGH_VS_LOW)
+
+
 def claims(comparison: Comparison) -> list[Claim]:
     """Effective neurons of features found again, against random directions and the others."""
     chain = chain_of(comparison)
@@ -224,14 +240,16 @@ def claims(comparison: Comparison) -> list[Claim]:
         return float(neurons[found == 0].mean()) if (found == 0).any() else float("nan")
 
     expected = random_simpson(d)
-    found = samples(chain)[0][:, 1]
-    if min(found.sum(), (found == 0).sum()) < 5:
+    pooled = [samples(other) for other in counted_chains(comparison, chain)]
+    found = [part[0][:, 1] for part in pooled]
+    if min(min(part.sum(), (part == 0).sum()) for part in found) < 5:
         why = "fewer than 5 features above the threshold, or below it"
         return [NOT_SPARSE.untold(why), HIGH_VS_LOW.untold(why)]
     above = interval(comparison, chain, samples, lambda s: high(s) - expected)
     apart = interval(comparison, chain, samples, lambda s: high(s) - low(s))
-    means = samples(chain)
+    ours, others = (float(np.mean([of(part) for part in pooled])) for of in (high, low))
+    sparser = verdict(above, -MARGIN * expected)
     return [
-        NOT_SPARSE.told(f"{high(means):.1f} against {expected:.1f}", above, verdict(above, 0)),
-        HIGH_VS_LOW.told(f"{high(means):.1f} against {low(means):.1f}", apart, verdict(apart, 0)),
+        NOT_SPARSE.told(f"{ours:.1f} against {expected:.1f}", above, sparser),
+        HIGH_VS_LOW.told(f"{ours:.1f} against {others:.1f}", apart, verdict(apart, 0)),
     ]

@@ -36,7 +36,8 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
     tracking.check(config.tracking)
 
 
-MANIFEST = "analysis.json"  # which dictionaries were compared; written last
+MANIFEST = "analysis.json"  # which dictionaries were compared, and files' hashes; written last
+MADE = (".png", ".svg", ".csv", ".json", ".html")
 
 
 def run(config: AnalyzeConfig) -> None:
@@ -106,6 +107,11 @@ def _run(config: AnalyzeConfig) -> None:
             "dictionaries": compared,
             "left_out": [asdict(item) for item in loaded.left_out],
             "seconds": time.monotonic() - started,
+            "sha256": {
+                path.name: files.sha256_file(path)
+                for path in sorted(folder.iterdir())
+                if path.suffix in MADE and path.name != MANIFEST
+            },
         }
         files.write_json(folder / MANIFEST, record)
     for claim in found:

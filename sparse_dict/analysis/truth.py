@@ -1,7 +1,7 @@
 """Dictionaries of toy activations against the features that made them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,37 @@ from sparse_dict import files
 from sparse_dict.activations.toy import TRUTH
 from sparse_dict.analysis import figures, random_directions
 from sparse_dict.analysis.baselines import activations_of
+from sparse_dict.analysis.claims import Claim, Statement, verdict
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.intervals import Estimate, bootstrap
 from sparse_dict.analysis.report import UNTOLD, Draw, Section, Table
 from sparse_dict.analysis.similarity import max_cosine, normalised
-from sparse_dict.analysis.study import NAMES, Study, number
+from sparse_dict.analysis.study import NAMES, Entry, Study, number
 from sparse_dict.config import AnalyzeConfig
 from sparse_dict.errors import UserError
 
 Floats = NDArray[np.float32]
 Wide = NDArray[np.floating[Any]]
+
+FEWEST = 8  # dictionaries that a correlation is judged on
+FOUND = Statement(
+    "truth_found",
+    "Dictionaries as large as the number of true features find them",
+    "-",
+    "toy models (the post's predecessor): MMCS with the truth near 1",
+    "Of each size that is at least the number of true features, the dictionary with the highest "
+    "MMCS with the truth: holds if the mean of their MMCS has its 95 % interval (bootstrap over "
+    "the true features) above 0.9, does not if below. A choice in favour of the claim: that some "
+    "L1 does it.",
+)
+PREDICTED = Statement(
+    "truth_predicted",
+    "MMCS with larger dictionaries predicts MMCS with the truth",
+    "-",
+    "expected: where there is no truth, the post goes by the former",
+    "Pearson's correlation of the two over dictionaries that have a larger one: holds if its 95 % "
+    f"interval (bootstrap over dictionaries) lies above 0.5, does not if below. Needs {FEWEST}.",
+)
 
 # Column of `table`, title, format and range of its heat map.
 PANELS = (
@@ -201,6 +222,42 @@ def predictions(frame: pd.DataFrame, n_features: int) -> pd.DataFrame:
 
 def _told(found: Estimate) -> str:
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def claims(comparison: Comparison, folder: Path) -> list[Claim]:
+    """What the known features of the activations in `folder` say of FOUND and PREDICTED."""
+    try:
+        truth = read(comparison.study, folder)
+    except UserError as error:
+        return [statement.untold(str(error)) for statement in (FOUND, PREDICTED)]
+    return [_found(comparison, truth), _predicted(table(comparison, truth))]
+
+
+def _found(comparison: Comparison, truth: Floats) -> Claim:
+    best: dict[int, tuple[Entry, Floats]] = {}
+    for entry in comparison.study.entries:
+        if entry.size >= len(truth):
+            values = mcs(truth, entry.decoder, comparison.settings.block_rows)
+            if entry.size not in best or values.mean() > best[entry.size][1].mean():
+                best[entry.size] = entry, values
+    if not best:
+        return FOUND.untold(f"no dictionary has {len(truth)} features or more")
+    columns = np.stack([values for _, values in best.values()], axis=1)  # (true features, sizes)
+    estimate = bootstrap([columns], lambda samples: float(samples[0].mean(dtype=np.float64)))
+    each = "; ".join(
+        f"{size}: {values.mean():.3f} ({', '.join(filter(None, [entry.setting, entry.family]))})"
+        for size, (entry, values) in sorted(best.items())
+    )
+    return FOUND.told(each, estimate, verdict(estimate, 0.9))
+
+
+def _predicted(frame: pd.DataFrame) -> Claim:
+    n = int(frame["larger_mmcs"].count())
+    if n < FEWEST:
+        return PREDICTED.untold(f"{n} dictionaries have a larger one; needs {FEWEST}")
+    found = correlations(frame).pearson
+    estimate = replace(found, over=f"{n} dictionaries (bootstrap)")
+    return PREDICTED.told(f"r = {found.value:.2f}", estimate, verdict(estimate, 0.5))
 
 
 def section(comparison: Comparison, config: AnalyzeConfig, draw: Draw) -> Section:

@@ -20,9 +20,10 @@ from sparse_dict.analysis.claims import (
     FAILS,
     HOLDS,
     NO_CHAIN,
-    UNTOLD,
+    OPEN,
     Claim,
     Statement,
+    counted_chains,
     interval,
     verdict,
 )
@@ -57,7 +58,7 @@ def follow(comparison: Comparison) -> Trajectory:
     """
     chain = comparison.main
     if chain is None:
-        return Trajectory(missing="no dictionary has a larger one that differs only in size")
+        return Trajectory(missing=NO_CHAIN)
     rows: list[dict[str, Any]] = []
     halves = {}
     try:
@@ -219,19 +220,23 @@ UNDERTRAINED = Statement(
 )
 
 
-def claim(comparison: Comparison, trajectory: Trajectory | None) -> Claim:
-    """Whether agreement still grows at the end of the training; None: it was not followed."""
-    if trajectory is None:
-        return UNDERTRAINED.untold("undertraining is off")
+CLAIMS = (UNDERTRAINED,)
+
+
+def claims(comparison: Comparison, trajectory: Trajectory) -> list[Claim]:
+    """Whether agreement still grows at the end of the training."""
+    return [_undertrained(comparison, trajectory)]
+
+
+def _undertrained(comparison: Comparison, trajectory: Trajectory) -> Claim:
     chain = comparison.main
     if trajectory.missing is not None or chain is None:
         return UNDERTRAINED.untold(trajectory.missing or NO_CHAIN)
     estimate = interval(comparison, chain, lambda c: trajectory.halves[c.seed], growth)
-    halves = list(trajectory.halves.values())  # what the estimate is over: see `interval`
-    shown = halves if len(halves) >= 3 else [trajectory.halves[chain.seed]]
+    shown = [trajectory.halves[c.seed] for c in counted_chains(comparison, chain)]
     half, full = np.mean([part.mean(axis=0) for parts in shown for part in parts], axis=0)
     ours = f"{half:.0%} at half, {full:.0%} at full training"
     told = verdict(estimate, 0)
     if told != HOLDS:
-        told = FAILS if estimate.high < 0.02 else UNTOLD
+        told = FAILS if estimate.high < 0.02 else OPEN
     return UNDERTRAINED.told(ours, estimate, told)
