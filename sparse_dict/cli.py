@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from sparse_dict import distributed, interrupt
+from sparse_dict.config import CONF_DIR
 
-CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 FULL = "HYDRA_FULL_ERROR"  # set to 1, it gets the whole traceback of any error
 GROUPS = ("experiment", "hydra/launcher", "hydra/sweeper")  # overridden like keys
 SAMPLER = "hydra/sweeper/sampler/"  # configs that come with Optuna's sweeper

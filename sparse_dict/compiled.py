@@ -5,17 +5,20 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 EXACT = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]  # sums stay in order
+WITHOUT = "dense products by torch instead of compiled loops, slower"
 
 
 def _cpu() -> str:
@@ -28,13 +31,18 @@ def _cpu() -> str:
 
 
 @cache
-def _compiler() -> str | None:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    compiler = compiler or shutil.which("clang")
-    if sys.platform == "win32" or compiler is None:
-        log.warning("no C compiler: dense products by torch instead of compiled loops, slower")
+def _compiler() -> list[str] | None:
+    """The words of the command that compiles: ``CC`` may hold several, such as ``ccache gcc``."""
+    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    try:
+        words = shlex.split(os.environ.get("CC", "")) or ([found] if found else [])
+    except ValueError as error:
+        log.warning("CC cannot be read (%s): %s", error, WITHOUT)
         return None
-    return compiler
+    if sys.platform == "win32" or not words:
+        log.warning("no C compiler: %s", WITHOUT)
+        return None
+    return words
 
 
 def library(source: Path, flags: Sequence[str]) -> ctypes.CDLL | None:
@@ -45,24 +53,52 @@ def library(source: Path, flags: Sequence[str]) -> ctypes.CDLL | None:
     compiler = _compiler()
     if compiler is None:
         return None
-    command = [compiler, *flags, "-march=native", "-shared", "-fPIC"]
+    command = [*compiler, *flags, "-march=native", "-shared", "-fPIC"]
     texts = [path.read_bytes() for path in [source, *sorted(source.parent.glob("*.h"))]]
     key = hashlib.sha256(
         b"\0".join([*texts, " ".join(command).encode(), _cpu().encode()])
     ).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparse-dict"
     made = folder / f"{source.stem}-{key}.so"
-    if not made.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            made = Path(tempfile.mkdtemp(prefix="sparse-dict-")) / made.name
-        temporary = made.with_suffix(f".{os.getpid()}.tmp")
-        command += [str(source), "-o", str(temporary), "-lm"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            reason = (result.stderr.strip().splitlines() or ["no message"])[0]
-            log.warning("the C compiler failed (%s): dense products by torch instead", reason)
-            return None
+    with suppress(OSError):  # not there, or damaged
+        return ctypes.CDLL(str(made))
+    try:
+        with _writable(folder) as place:
+            return _built(command, source, place / made.name)
+    except OSError as error:
+        reason = str(error)
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ["no message"])[0]
+    log.warning("the C compiler failed (%s): %s", reason, WITHOUT)
+    return None
+
+
+def _built(command: list[str], source: Path, made: Path) -> ctypes.CDLL:
+    """Compile `source` to `made` and load it.
+
+    Raises:
+        CalledProcessError: it does not compile.
+        OSError: there is no such compiler, or what it made cannot be kept or loaded.
+    """
+    temporary = made.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        subprocess.run(
+            [*command, str(source), "-o", str(temporary), "-lm"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
         temporary.replace(made)
+    finally:
+        temporary.unlink(missing_ok=True)
     return ctypes.CDLL(str(made))
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[Path]:
+    """`folder`, or where nothing can be written to it a temporary one: loaded, it may go."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="sparse-dict-") as temporary:
+        yield Path(temporary)

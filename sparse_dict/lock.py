@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from sparse_dict.errors import UserError, explained
 log = logging.getLogger(__name__)
 
 FILE = ".lock"
+LOOK_S = 0.3  # how long `holder` of other processes may have the lock, at most
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 
 # by process and folder: the file's descriptor, and the folders made for it, deepest first
@@ -83,7 +85,7 @@ def _take(folder: Path) -> None:
                 descriptor = os.open(path, flags, 0o644)
             except FileNotFoundError:  # its holder has just removed the folder
                 continue
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
             if _is_at(path, descriptor):
                 break
             os.close(descriptor)  # its holder has just removed it: lock the one there now
@@ -104,6 +106,18 @@ def _take(folder: Path) -> None:
             line = explained(error) or f"{type(error).__name__}: {error}"
             raise UserError(line) from None
     _held[os.getpid(), folder] = descriptor, made
+
+
+def _lock(descriptor: int) -> None:
+    """Take the lock; who only looks (`holder`) shares it for an instant, which is no refusal."""
+    until = time.monotonic() + LOOK_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.01)
 
 
 def _release(pid: int, folder: Path) -> None:

@@ -8,6 +8,7 @@ import configparser
 import logging
 import netrc
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -31,9 +32,10 @@ log = logging.getLogger(__name__)
 PROBE_S = 3.0  # how long it may take to say that it is there
 PATIENCE_S = 4.0  # of waiting, over all runs; when they are used up, runs are written offline
 GRACE_S = 1.0  # what a good server may take to open or finish runs: does not count
-FINISH_S = 6.0  # how long it may take to accept the rest of a run
+FINISH_S = 4.0  # how long it may take to accept the rest of a run: SIGTERM leaves us 10 in all
 AT_ONCE = 32  # runs that are opened side by side
 KILLED = 255  # exit code that wandb gives a run that Ctrl-C has ended
+HEADER = 7  # bytes with which a .wandb file begins
 ID_FILE = "wandb_run_id.txt"  # in the job's folder until the run finishes well
 
 # What wandb would gather at each start: without it a run opens in 10 ms instead of 150.
@@ -141,6 +143,8 @@ class Run:
     def _finish_offline(self, run: Any, exit_code: int) -> None:
         with _harmless("finish"):
             run.finish(exit_code=exit_code)
+            if exit_code == 0:
+                self._id_file.unlink(missing_ok=True)
 
     def _finish_online(self, run: Any, exit_code: int) -> None:
         folder = Path(run.settings.wandb_dir)
@@ -149,7 +153,7 @@ class Run:
                 run.finish(exit_code=exit_code)
         except Exception as error:
             in_time = not isinstance(error, TimeoutError)
-            why = _one_line(error) if in_time else "it did not take everything in time"
+            why = one_line(error) if in_time else "it did not take everything in time"
             _give_up(f"a run could not be finished: {why}")
             _say(
                 logging.WARNING,
@@ -190,18 +194,22 @@ def together(openers: Sequence[Callable[[], Run]]) -> Iterator[list[Run]]:
     Raises:
         UserError: as `open_run`.
     """
-    with ThreadPoolExecutor(max(1, min(AT_ONCE, len(openers)))) as pool:
-        opened = [pool.submit(opener) for opener in openers]
-    runs = [each.result() for each in opened if each.exception() is None]
+    runs: list[Run] = []  # as they open: a signal may raise before we are given them
     ended: BaseException | None = None
+
+    def opened(opener: Callable[[], Run]) -> Run:
+        run = opener()
+        runs.append(run)
+        return run
+
+    pool = ThreadPoolExecutor(max(1, min(AT_ONCE, len(openers))))
     try:
-        for each in opened:
-            each.result()
-        yield runs
+        yield list(pool.map(opened, openers))
     except BaseException as error:
         ended = error
         raise
     finally:
+        pool.shutdown(cancel_futures=True)
         for run in runs:
             run.finish(_exit_code(ended))
         for run in runs:
@@ -241,7 +249,9 @@ def open_run(
     if mode == "disabled":
         return Run(None, False, id_file)
     check(tracking)
-    identity = {
+    before = _remembered(id_file)
+    identity: dict[str, Any] = {
+        "id": before or secrets.token_hex(8),
         "project": tracking.project,
         "entity": tracking.entity,
         "tags": tracking.tags,
@@ -253,11 +263,17 @@ def open_run(
     why_not = "tracking.mode=offline" if mode == "offline" else why_offline()
     if not why_not:
         try:
-            return Run(_open_online(identity, study_dir, id_file, step_metric), True, id_file)
+            resume = "allow" if before else None
+            run = _open_online({**identity, "resume": resume}, study_dir, step_metric)
         except Exception as error:
             if mode == "online":
-                raise UserError(f"wandb cannot open a run online: {_one_line(error)}") from None
-            why_not = _give_up(f"no run could be opened: {_one_line(error)}")
+                raise UserError(f"wandb cannot open a run online: {one_line(error)}") from None
+            why_not = _give_up(f"no run could be opened: {one_line(error)}")
+            # to wandb the one that failed is in use as long as this process lives
+            identity["id"] = secrets.token_hex(8)
+        else:
+            _remember(id_file, identity["id"])
+            return Run(run, True, id_file)
     if mode == "auto":
         _say(
             logging.INFO,
@@ -265,17 +281,36 @@ def open_run(
             f"wandb sync {_shown(study_dir / 'wandb')}",
         )
     with _harmless("open"):
-        return Run(_init("offline", identity, study_dir, step_metric), False, id_file)
+        _remove_empty(study_dir, identity["id"])
+        # so that `wandb sync` adds it to what the server has of the run by then
+        run = _init("offline", {**identity, "resume": "allow"}, study_dir, step_metric)
+        _remember(id_file, identity["id"])
+        return Run(run, False, id_file)
     return Run(None, False, id_file)
 
 
-def _open_online(
-    identity: dict[str, Any], study_dir: Path, id_file: Path, step_metric: str | None
-) -> Any:
-    resume = id_file.is_file()
-    run_id = id_file.read_text(encoding="utf-8").strip() if resume else secrets.token_hex(8)
-    identity = {**identity, "id": run_id, "resume": "allow" if resume else None}
-    pattern = f"wandb/run-*-{run_id}"
+def _remembered(id_file: Path) -> str | None:
+    """The run that a job was logged to before, if it did not finish."""
+    with suppress(OSError, ValueError):
+        text = id_file.read_text(encoding="utf-8").strip()
+        return text if re.fullmatch("[0-9a-f]{16}", text) else None
+    return None
+
+
+def _remember(id_file: Path, run_id: str) -> None:
+    with _harmless("remember"):
+        files.write_text(id_file, run_id + "\n")
+
+
+def _remove_empty(study_dir: Path, run_id: str) -> None:
+    """Remove parts that died before wandb wrote a record: they stop `wandb sync` of the others."""
+    for file in study_dir.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb"):
+        if file.stat().st_size <= HEADER:
+            shutil.rmtree(file.parent, ignore_errors=True)
+
+
+def _open_online(identity: dict[str, Any], study_dir: Path, step_metric: str | None) -> Any:
+    pattern = f"wandb/run-*-{identity['id']}"
     before = set(study_dir.glob(pattern))
     try:
         with _waiting:
@@ -284,8 +319,6 @@ def _open_online(
         for folder in set(study_dir.glob(pattern)) - before:  # an empty run, never to be sent
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    if not resume:
-        files.write_text(id_file, run_id + "\n")
     return run
 
 
@@ -421,7 +454,7 @@ def _harmless(action: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _say(logging.WARNING, f"wandb: could not {action} a run: {_one_line(error)}")
+        _say(logging.WARNING, f"wandb: could not {action} a run: {one_line(error)}")
 
 
 def _say(level: int, message: str) -> None:
@@ -438,7 +471,8 @@ def _cell(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error's class and text."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

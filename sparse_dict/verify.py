@@ -8,7 +8,7 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ DICTIONARY = (
     rf"metrics\.json|history\.csv|snapshots|{ANYWHERE}"
 )
 SNAPSHOTS = r"\d+\.safetensors"
-ANALYSIS = rf"[^.].*\.(png|svg|csv|json|html)|{ANYWHERE}"
+ANALYSIS = rf"[^.].*\.(png|svg|csv|json|html)|interp|{ANYWHERE}"
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 PNG_END = b"IEND\xaeB`\x82"
@@ -126,10 +126,8 @@ class Verification:
         names = {path.name for s in opened.shards for path in (s.path, s.origin_path) if path}
         known = "|".join(re.escape(name) for name in (*sorted(names), store.MANIFEST, toy.TRUTH))
         self._only(folder, rf"{known}|{ANYWHERE}")
-        for shard in opened.shards:
-            self._hash(shard.path, shard.sha256)
-            if shard.origin_path:
-                self._hash(shard.origin_path, shard.origin_sha256)
+        for changed in opened.changed():
+            self._fault(f"{changed} has changed since it was written (SHA-256)")
         path = folder / store.MANIFEST
         self.activations = manifest["fingerprints"]
         inputs = {k: v for k, v in manifest["fingerprints"].items() if k != "activations"}
@@ -185,12 +183,15 @@ class Verification:
         trained = sae_folder.read(folder)
         metrics = trained.metrics
         made_from = metrics["fingerprints"]["activations"]
-        recorded = metrics.get("sha256")
-        for file in sae_folder.HASHED:
-            if recorded is not None:
-                self._hash(folder / file, recorded[file])
+        snapshots = [str(p.relative_to(folder)) for p in sae_folder.snapshot_paths(folder)]
+        unhashed = self._hashes(folder, [*sae_folder.HASHED, *snapshots], metrics.get("sha256"))
+        if (own := metrics.get("fingerprint")) is not None:
+            rest = {key: value for key, value in metrics.items() if key != "fingerprint"}
+            self._expect(
+                files.fingerprint(rest) == own,
+                f"{path} has changed since it was written: its fingerprint does not fit",
+            )
         self.weights[name] = files.fingerprint(files.sha256_file(folder / sae_folder.WEIGHTS))
-        unhashed = "" if recorded is not None else " (no hashes recorded: contents not checked)"
         where = ""
         if self.activations is None:
             where = ", which this study does not hold"
@@ -223,7 +224,8 @@ class Verification:
     def _analysis(self, folder: Path) -> str:
         self._only(folder, ANALYSIS)
         path = folder / analysis_stage.MANIFEST
-        compared: dict[str, Any] = files.read_json(path)["dictionaries"]
+        record = files.read_json(path)
+        compared: dict[str, Any] = record["dictionaries"]
         for name, weights in compared.items():
             there = self.weights.get(name)
             self._expect(there, f"{path}: {name!r} was compared, but is no dictionary here now")
@@ -231,6 +233,12 @@ class Verification:
                 there is None or there == weights,
                 f"{path}: {name!r} was compared as {weights}, and is {there} now: analyse again",
             )
+        made = [
+            file.name
+            for file in folder.iterdir()
+            if file.suffix in analysis_stage.MADE and file.name != analysis_stage.MANIFEST
+        ]
+        unhashed = self._hashes(folder, made, record.get("sha256"))
         for file in sorted(folder.glob("*.json")):
             files.read_json(file)
         for file in sorted(folder.glob("*.csv")):
@@ -247,14 +255,25 @@ class Verification:
             )
         later = sorted(self.weights.keys() - compared.keys())
         more = f"; {len(later)} more are there, {later[0]} first" if later else ""
-        return f"of {len(compared)} dictionaries{more}"
+        return f"of {len(compared)} dictionaries{more}{unhashed}"
 
     # --- files ------------------------------------------------------------------------------------
 
-    def _hash(self, path: Path, wanted: str | None) -> None:
-        self._expect(
-            files.sha256_file(path) == wanted, f"{path} has changed since it was written (SHA-256)"
-        )
+    def _hashes(self, folder: Path, there: Iterable[str], recorded: dict[str, str] | None) -> str:
+        """Compare files of `folder` with their SHA-256; says which were `there` before we hashed.
+
+        Folders that an earlier version made have no hashes, or fewer.
+        """
+        recorded = recorded or {}
+        for name in sorted(recorded.keys() - {*there}):
+            self._fault(f"{folder / name} is missing")
+        for name in sorted(recorded.keys() & {*there}):
+            self._expect(
+                files.sha256_file(folder / name) == recorded[name],
+                f"{folder / name} has changed since it was written (SHA-256)",
+            )
+        unhashed = sorted({*there} - recorded.keys())
+        return f" (no hash recorded, not checked: {', '.join(unhashed)})" if unhashed else ""
 
     def _checkpoints(self, folder: Path) -> None:
         """Read whatever checkpoint is there."""

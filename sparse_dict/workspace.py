@@ -46,7 +46,7 @@ def save(name: str, project: str, entity: str | None) -> str:
     try:
         return str(workspace.save().url)
     except Exception as error:  # the client raises nearly anything
-        raise UserError(f"wandb did not take the workspace: {_one_line(error)}") from None
+        raise UserError(f"wandb did not take the workspace: {tracking.one_line(error)}") from None
 
 
 def build(name: str, project: str, entity: str) -> "Workspace":
@@ -137,14 +137,10 @@ def _entity() -> str:
     try:
         entity = wandb.Api().default_entity
     except Exception as error:
-        raise UserError(f"name --entity ({_one_line(error)})") from None
+        raise UserError(f"name --entity ({tracking.one_line(error)})") from None
     if not entity:
         raise UserError("the key has no default entity: name --entity")
     return str(entity)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def call(name: str, base: Path) -> Callable[[], Any]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Hash of each file, without what tells of time or speed, or which processes ran."""
+    """Hash of each file, without what tells of time, speed, processes or tracking."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(_timeless(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -103,11 +103,14 @@ def _timeless(path: Path) -> bytes:
     if path.name in ("lm.json", "metrics.json", "analysis.json"):
         values = json.loads(data)
         # killed while the last files were written, dictionaries are finished apart
-        for key in ("seconds", "tokens_per_second", "trained_together"):
+        for key in ("seconds", "tokens_per_second", "trained_together", "fingerprint"):
             values.pop(key, None)
+        values.get("config", {}).pop("tracking", None)
+        for name in ("history.csv", "report.html"):  # which tell of time themselves
+            values.get("sha256", {}).pop(name, None)
         return json.dumps(values).encode()
     if path.name == "history.csv" and b"activations_per_second" in data:
         return re.sub(rb",[^,\n]*\n", b"\n", data)
     if path.name == "report.html":
-        return re.sub(rb"analysed in \d+ s", b"", data)
+        return re.sub(rb"analysed in \d+ s|mode&quot;: &quot;(disabled|offline)&quot;", b"", data)
     return data

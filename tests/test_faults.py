@@ -1,6 +1,7 @@
 """Processes that are killed, starved of disk or locked out, and folders that were damaged."""
 
 import ctypes
+import fcntl
 import functools
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -158,7 +160,6 @@ def kill_and_repeat(zygote: Zygote, whole: Study, stage: str, kills: int, seed: 
         whole.equals(stage)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("stage", SCRIPTS)
 def test_a_stage_killed_at_random_moments_ends_as_if_undisturbed(
@@ -207,6 +208,43 @@ def test_a_killed_script_leaves_its_lock_to_the_next_one(whole: Study, copy: Pat
     assert "going on from step" in done.stdout
     assert not (copy / "lm" / lock.FILE).exists()
     whole.equals("train_lm")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("stage", ["harvest", "train_sae", "analyze"])
+def test_a_script_killed_at_random_moments_ends_as_if_undisturbed(
+    zygote: Zygote, whole: Study, copy: Path, stage: str
+):
+    """The whole process, from the first import on, with Hydra's files and wandb's."""
+    if stage == "analyze":
+        whole.remake_analysis(zygote)
+    pairs = 'hydra.sweep.subdir="sae.dict_size=${sae.dict_size},seed=${seed}"'
+    grid = ["-m", "sae.dict_size=32", "seed=0,1", pairs] if stage == "train_sae" else []
+    more = [*grid, "tracking.mode=offline"]
+    for path in (copy / SCRIPTS[stage]).iterdir():
+        if stage == "train_sae" and not path.name.startswith("sae.dict_size=32"):
+            continue  # what this grid does not hold
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    rng = random.Random(f"script {stage}")
+    codes = []
+    for _ in range(4):
+        process = started(stage, copy, *more)
+        while process.poll() is None:
+            if any(lock.holder(path.parent) for path in (copy / SCRIPTS[stage]).rglob(lock.FILE)):
+                time.sleep(rng.uniform(0, 2))
+                break
+            time.sleep(0.05)
+        process.kill()
+        process.communicate()
+        codes.append(process.returncode)
+        status.table(copy)
+    assert -signal.SIGKILL in codes
+    done = run_script(stage, copy, *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list((copy / SCRIPTS[stage]).rglob(tracking.ID_FILE))
+    whole.equals(stage)
+    assert verify.main([str(copy)]) == 0
 
 
 # What makes a stage long enough to be stopped, and the file that tells that it is at work.
@@ -266,6 +304,23 @@ def test_a_stopped_stage_ends_its_wandb_runs_as_stopped(
     if stage == "train_sae":
         for folder in (copy / "sae").glob("sae.dict_size=*"):
             assert (folder / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_multirun_in_ten_seconds_though_the_wandb_server_hangs(copy: Path):
+    shutil.rmtree(copy / "sae")
+    with WandbServer() as server:
+        env = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "HOME": str(copy.parent)}
+        longer, sign = ENDLESS["train_sae"]
+        process = started("train_sae", copy, *longer, "tracking.mode=online", **env)
+        wait_for(lambda: len(list(copy.glob(sign))) == 2, process)
+        server.delay = 60.0
+        time.sleep(1)  # its requests hang by now
+        process.terminate()
+        output, _ = process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "wandb sync --include-online" in output
+    assert len(list(copy.glob(sign))) == 2
 
 
 @pytest.mark.slow
@@ -401,6 +456,16 @@ def test_locks_nest_within_a_process_and_leave_nothing_behind(tmp_path: Path):
         assert lock.holder(folder) == f"process {os.getpid()} on {os.uname().nodename}"
     assert list(tmp_path.iterdir()) == []
     assert lock.holder(folder) is None
+
+
+def test_who_looks_for_a_holder_does_not_keep_a_stage_from_starting(tmp_path: Path):
+    file = (tmp_path / lock.FILE).open("w")
+    fcntl.flock(file, fcntl.LOCK_SH)  # as `lock.holder` does for an instant
+    timer = threading.Timer(0.1, file.close)
+    timer.start()
+    with lock.holding(tmp_path):
+        assert lock.holder(tmp_path) is not None
+    timer.join()
 
 
 # --- no room, no permission -----------------------------------------------------------------------
@@ -599,6 +664,21 @@ def test_verify_tells_what_was_made_from_what(whole: Study, capsys: pytest.Captu
     assert lines[5:] == ["analysis: of 3 dictionaries", "", "0 faults"]
 
 
+def test_verify_says_of_files_without_recorded_hashes_that_they_were_not_checked(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+):
+    def older(record: dict[str, Any]) -> None:
+        del record["sha256"]
+        record.pop("fingerprint", None)
+
+    edit(copy / ONE / "metrics.json", older)
+    edit(copy / "analysis" / "analysis.json", older)
+    assert verify.main([str(copy)]) == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"no hash recorded, not checked: .*history.csv.*snapshots/", said)) == 1
+    assert re.search(r"^analysis: .*not checked: .*report.html", said, re.MULTILINE)
+
+
 def flip(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 1
@@ -665,6 +745,30 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another dictionary than was analysed": (
         lambda base: shutil.rmtree(base / ONE), "was compared, but is no dictionary here now",
+    ),
+    "a flipped byte of a dictionary's history": (
+        lambda base: flip(base / ONE / "history.csv", -3), "history.csv has changed since it was",
+    ),
+    "a digit of a dictionary's metrics": (
+        lambda base: edit(base / ONE / "metrics.json", lambda m: m.update(fvu=0.001)),
+        "metrics.json has changed since it was written",
+    ),
+    "a flipped byte of a snapshot": (
+        lambda base: flip(min((base / ONE / "snapshots").iterdir()), -2),
+        ".safetensors has changed since it was written",
+    ),
+    "a missing snapshot": (
+        lambda base: min((base / ONE / "snapshots").iterdir()).unlink(), ".safetensors is missing",
+    ),
+    **{
+        f"a flipped byte of {name} of the analysis": (
+            lambda base, name=name: flip(base / "analysis" / name, 200),
+            f"{name} has changed since it was written",
+        )
+        for name in ("frontier.png", "mmcs.csv", "dictionaries.csv", "report.html", "claims.json")
+    },
+    "a missing table": (
+        lambda base: (base / "analysis" / "mmcs.csv").unlink(), "mmcs.csv is missing",
     ),
     "metrics that are no JSON": (
         lambda base: truncate(base / ONE / "metrics.json"), "metrics.json cannot be read as JSON",

@@ -1,18 +1,21 @@
 """The real wandb client in processes of its own, against a small server or none at all."""
 
+import functools
 import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from wandb_server import WandbServer
 
-from sparse_dict import tracking
+from sparse_dict import interrupt, tracking
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = {"WANDB_API_KEY": "0" * 40}
@@ -141,6 +144,77 @@ except KeyboardInterrupt:
     assert metrics(server, run_id) == [{"seen": 10, "loss": 0.5}, {"seen": 20, "loss": 0.25}]
 
 
+PART = """
+import os, signal
+try:
+    with open_run("job", mode={mode!r}) as run:
+        run.log({{"seen": {seen}, "loss": 0.5}})
+        {end}
+except KeyboardInterrupt:
+    pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_the_parts_of_a_job_that_was_stopped_offline_are_one_run_when_they_are_sent(
+    tmp_path: Path, mode: str
+) -> None:
+    with WandbServer() as server:
+        env = {"WANDB_BASE_URL": server.url, **KEY}
+        stop, kill = "raise KeyboardInterrupt", "os.kill(os.getpid(), signal.SIGKILL)"
+        for i, (part, end) in enumerate([("offline", stop), ("offline", kill), (mode, stop)], 1):
+            child(tmp_path, PART.format(mode=part, seen=10 * i, end=end), **env)
+        assert (tmp_path / "jobs" / "job" / tracking.ID_FILE).exists()
+        last = "run.log({'seen': 40}); run.summary({'end': 4})"
+        child(tmp_path, f"with open_run('job', 'offline') as run: {last}")
+        assert not (tmp_path / "jobs" / "job" / tracking.ID_FILE).exists()
+        command_line(tmp_path, "wandb sync study/wandb", **env)
+        (run_id,) = server.runs
+        rows = [row["seen"] for row in metrics(server, run_id)]
+    assert {*rows} - {20} == {10, 30, 40}  # kill -9 takes the last rows with it
+    if mode == "offline":
+        assert rows == sorted(rows)
+        assert server.summary(run_id)["end"] == 4
+        assert server.runs[run_id]["exit_code"] == 0
+
+
+def test_what_lies_where_a_runs_id_should_be_is_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "jobs" / "job").mkdir(parents=True)
+    id_file = tmp_path / "jobs" / "job" / tracking.ID_FILE
+    for text in (b"../../x", b"\xff", b"*"):
+        id_file.write_bytes(text)
+        assert tracking._remembered(id_file) is None
+    id_file.write_text("0123456789abcdef\n")
+    assert tracking._remembered(id_file) == "0123456789abcdef"
+
+
+def test_a_signal_while_runs_are_opened_ends_those_that_are_open(tmp_path: Path) -> None:
+    opened: list[int] = []
+    codes: list[int] = []
+
+    class Fake:
+        def finish(self, exit_code: int) -> None:
+            codes.append(exit_code)
+
+    def opener(i: int) -> tracking.Run:
+        if i == 1:
+            time.sleep(0.2)  # until all are begun
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+        opened.append(i)
+        return tracking.Run(Fake(), online=False, id_file=tmp_path / str(i))
+
+    with (
+        pytest.raises(interrupt.Interrupted),
+        interrupt.ending(),
+        tracking.together([functools.partial(opener, i) for i in range(3)]),
+    ):
+        raise AssertionError("it goes on as if nothing had happened")
+    assert sorted(opened) == [0, 1, 2]
+    assert codes == [tracking.KILLED] * 3
+
+
 def test_sixteen_offline_runs_at_once_stay_in_the_study_and_can_be_sent_later(
     tmp_path: Path,
 ) -> None:
@@ -159,7 +233,9 @@ with tracking.together([functools.partial(open_run, f"run{i}") for i in range(16
     assert process.stdout == ""
     (line,) = process.stderr.splitlines()
     assert line.startswith("wandb: offline (no API key for https://api.wandb.ai); to send")
-    assert {path.name for path in tmp_path.iterdir()} == {"study"}
+    assert {path.name for path in tmp_path.iterdir()} == {"study", "jobs"}
+    unfinished = {path.parent.name for path in tmp_path.glob(f"jobs/*/{tracking.ID_FILE}")}
+    assert unfinished == {f"run{i}" for i in range(16) if i % 2}
     assert {path.name for path in (tmp_path / "study").iterdir()} == {"wandb"}
     assert len(list((tmp_path / "study" / "wandb").glob("offline-run-*"))) == 16
 
