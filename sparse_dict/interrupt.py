@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next safe point, with a checkpoint."""
+"""Signals as a request to stop at the next safe point, with a checkpoint."""
 
 import signal
 import threading
@@ -59,7 +59,10 @@ def not_heard() -> Iterator[None]:
 
 @contextmanager
 def on_signal() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a `StopRequest`; a second signal kills as usual.
+    """Turn SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 into a `StopRequest`; a second one kills as usual.
+
+    The latter two are what Slurm sends before it takes a machine away. If somebody handled them
+    before, as submitit does to queue the job again, that handler is called at the end.
 
     Outside the main thread, where Python cannot set handlers, no signal is caught.
     """
@@ -67,7 +70,8 @@ def on_signal() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    caught = (signal.SIGINT, signal.SIGTERM)
+    announced = (signal.SIGUSR1, signal.SIGUSR2)
+    caught: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, *announced)
     before = {number: signal.getsignal(number) for number in caught}
 
     def handler(number: int, _frame: FrameType | None) -> None:
@@ -82,3 +86,7 @@ def on_signal() -> Iterator[StopRequest]:
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+        if request.signal in announced:
+            earlier = before[request.signal]
+            if callable(earlier):
+                earlier(request.signal, None)

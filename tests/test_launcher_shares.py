@@ -13,7 +13,10 @@ from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from hydra_plugins.sparse_dict_launcher import share_launchers
 from hydra_plugins.sparse_dict_launcher.share_launchers import OwnConfigs, cores_of, split
+from sparse_dict.errors import UserError
+from sparse_dict.interrupt import Interrupted
 from sparse_dict.jobs import Job
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +56,7 @@ import sys
 import time
 
 from sparse_dict.errors import UserError
+from sparse_dict.interrupt import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +97,7 @@ def train_many(configs, folders):
     if 66 in sizes:
         os._exit(3)
     if 77 in sizes:
-        sys.exit(143)
+        raise Interrupted(143)
     return [outcome(config, folder) for config, folder in zip(configs, folders)]
 """
 
@@ -214,6 +218,32 @@ def test_dictionaries_of_shares_are_those_of_one_ensemble(
         weights[name] = [file.read_bytes() for file in files]
         assert len(weights[name]) == 2
     assert weights["ensemble"] == weights[launcher]
+
+
+@pytest.mark.parametrize(
+    ("error", "caught"),
+    [(Interrupted(143), True), (KeyboardInterrupt(), True), (SystemExit(-1), False)],
+)
+def test_a_share_lets_submitit_exit_and_tells_of_an_interrupt(monkeypatch, error, caught) -> None:
+    """With -1 submitit ends a job that it has queued again."""
+
+    def run(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(share_launchers.Nest, "run", run)
+    monkeypatch.setattr(share_launchers, "configure_log", lambda *_: None)
+    monkeypatch.setattr(os, "chdir", lambda _: None)
+    config = OmegaConf.create(
+        {"hydra": {"runtime": {"cwd": ".", "version_base": "1.3"}, "job": {"name": "x"},
+                   "hydra_logging": None, "verbose": False}}
+    )  # fmt: skip
+    share = share_launchers.Share([Job(0, (), config, Path("0"))], "batch", None, {}, None)
+    if caught:
+        assert isinstance(share(), UserError)
+    else:
+        with pytest.raises(SystemExit) as ended:
+            share()
+        assert ended.value.code == -1
 
 
 def test_workers_share_the_cores_and_the_gpus(app: Path, tmp_path: Path) -> None:

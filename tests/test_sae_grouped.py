@@ -23,14 +23,16 @@ from test_sae_step import pad
 from torch import Tensor
 
 from sparse_dict.activations.store import Activations
+from sparse_dict.balance import balanced
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.interrupt import Interrupted
 from sparse_dict.sae import batches as batches_module
-from sparse_dict.sae import devices, ensemble, kernel, stage, step_torch
+from sparse_dict.sae import ensemble, kernel, stage, step_torch
 from sparse_dict.sae.batches import batches
 from sparse_dict.sae.state import State, hyper
 from sparse_dict.sae.step_torch import DenseStep
+from sparse_dict.stage import one_line_errors
 
 CPU = torch.device("cpu")
 D_IN = 32
@@ -371,10 +373,10 @@ def test_several_devices_compute_what_one_does(activations_dir, tmp_path, dense,
     shares = []
 
     def split(loads: list[int], parts: int) -> list[list[int]]:
-        shares.extend(devices.split(loads, parts))
+        shares.extend(balanced(loads, parts))
         return shares
 
-    monkeypatch.setattr(ensemble, "split", split)
+    monkeypatch.setattr(ensemble, "balanced", split)
     stage.train_many(configs, [tmp_path / f"two{i}" for i in range(len(configs))])
     assert len(shares) == 2
     assert all(shares)
@@ -406,7 +408,7 @@ def test_an_interrupted_training_on_several_devices_goes_on_bit_for_bit(
 
 @given(loads=st.lists(st.integers(1, 100), min_size=1), parts=st.integers(1, 8))
 def test_members_are_split_over_devices_by_work(loads, parts):
-    shares = devices.split(loads, parts)
+    shares = balanced(loads, parts)
     assert sorted(i for share in shares for i in share) == list(range(len(loads)))
     assert len(shares) == min(parts, len(loads))
     sums = [sum(loads[i] for i in share) for share in shares]
@@ -421,8 +423,9 @@ def test_too_little_memory_on_the_device_is_one_line_that_names_the_keys(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(step_torch, "train", full)
-    with pytest.raises(UserError, match="out of memory with 5 dictionaries of up to 80") as told:
-        stage.train_many(grid(activations_dir), [tmp_path / str(i) for i in range(5)])
+    folders = [tmp_path / str(i) for i in range(5)]
+    with pytest.raises(UserError, match=r"out of memory \(20.00 GiB") as told:
+        one_line_errors("train_sae", stage.train_many, grid(activations_dir), folders)
     message = str(told.value)
     assert "\n" not in message
     for key in ("training.batch_size", "sae.dict_size", "hydra.sweeper.max_batch_size"):

@@ -240,6 +240,8 @@ COMPANY = [
     sae_config(dict_size=64, activation="batch_topk", k=5, dead="auxk"),
     sae_config(dict_size=64, activation="jumprelu", l0=1e-3),
     sae_config(dict_size=64, dead="resample", l1=0.3),
+    sae_config(dict_size=64, activation="topk", k=5, tied=True),
+    sae_config(dict_size=64, activation="batch_topk", k=5, tied=True),
 ]
 
 

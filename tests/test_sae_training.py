@@ -1,7 +1,9 @@
 """Whole trainings: passes, folders, resumption, failures, memory."""
 
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +14,7 @@ import pytest
 import torch
 from sae_helpers import sae_config, sparse_rows
 
+from sparse_dict.activations.store import ShardWriter
 from sparse_dict.errors import UserError
 from sparse_dict.interrupt import Interrupted
 from sparse_dict.sae import ensemble, folder, kernel, stage
@@ -86,7 +89,9 @@ def test_dictionaries_trained_together_equal_those_trained_alone(activations_dir
         config_in(activations_dir, dict_size=size, tied=tied, seed=seed)
         for size, tied, seed in [(32, False, 0), (80, False, 1), (32, True, 0)]
     ]
-    stage.train_many(configs, [tmp_path / f"together{i}" for i in range(3)])
+    frozen = {"strategy": "freeze_perturb", "freeze_above": 0.6, "lr": 1e-2}
+    configs.append(config_in(activations_dir, dict_size=16, **frozen))
+    stage.train_many(configs, [tmp_path / f"together{i}" for i in range(len(configs))])
     for i, config in enumerate(configs):
         stage.train_many([config], [tmp_path / f"alone{i}"])
         assert results(tmp_path / f"together{i}") == results(tmp_path / f"alone{i}")
@@ -113,6 +118,138 @@ def test_an_interrupted_training_goes_on_bit_for_bit(activations_dir, tmp_path, 
     for size, part in zip((16, 40), parts, strict=True):
         assert results(tmp_path / f"whole{size}") == results(part)
         assert not (part / folder.CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("usual", [False, True])
+def test_slurms_warning_stops_with_a_checkpoint_and_then_calls_the_earlier_handler(
+    activations_dir, tmp_path, monkeypatch, usual
+):
+    config = config_in(activations_dir, dict_size=16)
+    called = []
+
+    def requeue(number, _frame):  # as submitit does
+        called.append((number, folder.read_checkpoint_meta(tmp_path / "a")["step"]))
+        raise SystemExit(-1)
+
+    log_values = ensemble._log
+
+    def signalled(*arguments):
+        log_values(*arguments)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    monkeypatch.setattr(ensemble, "_log", signalled)
+    before = signal.signal(signal.SIGUSR2, signal.SIG_DFL if usual else requeue)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            stage.train_many([config], [tmp_path / "a"])
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    if usual:
+        assert isinstance(ended.value, Interrupted)
+    else:
+        assert ended.value.code == -1
+        assert called == [(signal.SIGUSR2, 3)]
+    assert not (tmp_path / "a" / folder.METRICS).exists()
+
+
+def test_a_signal_during_the_last_step_starts_no_other_pass(activations_dir, tmp_path, monkeypatch):
+    first = config_in(activations_dir, dict_size=16)
+    other = config_in(activations_dir, dict_size=16, training={"batch_size": 256})
+    step = ensemble._Part.step
+
+    def signalled(part, number, last_step, seen):
+        step(part, number, last_step, seen)
+        if number == last_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ensemble._Part, "step", signalled)
+        with pytest.raises(Interrupted):
+            stage.train_many([first, other], [tmp_path / "a", tmp_path / "b"])
+    assert folder.read_checkpoint_meta(tmp_path / "a")["step"] == 8
+    assert folder.read_checkpoint_meta(tmp_path / "b") is None
+    stage.train_many([first, other], [tmp_path / "a", tmp_path / "b"])
+    stage.train_many([first], [tmp_path / "whole"])
+    assert results(tmp_path / "a") == results(tmp_path / "whole")
+
+
+def test_a_malformed_checkpoint_fails_its_own_dictionary_alone(
+    activations_dir, tmp_path, monkeypatch
+):
+    configs = [config_in(activations_dir, dict_size=size) for size in (16, 24)]
+    paths = [tmp_path / "bad", tmp_path / "good"]
+
+    class StopsAtOnce(ensemble.interrupt.StopRequest):
+        def __init__(self) -> None:
+            self.signal = 15
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
+        with pytest.raises(Interrupted):
+            stage.train_many(configs, paths)
+    arrays = folder.read_checkpoint(paths[0])
+    arrays["b"] = arrays["b"][:-1].copy()
+    folder.write_checkpoint(paths[0], arrays, folder.read_checkpoint_meta(paths[0]))
+    bad, good = stage.train_many(configs, paths)
+    assert isinstance(bad, UserError)
+    assert "malformed" in str(bad)
+    assert good["trained_together"] == 1
+    (again,) = stage.train_many(configs[:1], paths[:1])  # with nobody left to train
+    assert isinstance(again, UserError)
+
+
+def test_a_companion_that_turns_non_finite_drops_its_dictionary(
+    activations_dir, tmp_path, monkeypatch
+):
+    beside = FreezePerturb.beside
+
+    def broken(state, config, d_in):
+        pair = beside(state, config, d_in)
+        pair.pair[1].b[0] = float("nan")
+        return pair
+
+    monkeypatch.setattr(FreezePerturb, "beside", broken)
+    (outcome,) = stage.train_many([frozen_config(activations_dir)], [tmp_path / "a"])
+    assert "not finite" in str(outcome)
+
+
+def test_a_flipped_byte_in_a_shard_ends_the_training_before_anything_is_written(tmp_path):
+    path = tmp_path / "activations"
+    rows = sparse_rows(1000, D_IN).numpy()
+    writer = ShardWriter(path, len(rows), D_IN, shard_rows=600, dtype="float16", seed=0)
+    writer.add(rows, np.zeros((len(rows), 3), np.int32))
+    writer.finish({}, {})
+    shard = path / "shard-00001.npy"
+    content = bytearray(shard.read_bytes())
+    content[-2] ^= 1
+    shard.write_bytes(content)
+    (outcome,) = stage.train_many([config_in(path, dict_size=16)], [tmp_path / "a"])
+    assert isinstance(outcome, UserError)
+    assert str(shard) in str(outcome)
+    assert not list((tmp_path / "a").glob("*.*"))
+
+
+def test_jobs_that_cannot_share_a_pass_form_several_and_end_in_one_table(
+    activations_dir, tmp_path, caplog
+):
+    configs = [
+        config_in(activations_dir, dict_size=size, training={"batch_size": batch_size})
+        for size, batch_size in ((16, 512), (24, 256), (32, 512))
+    ]
+    with caplog.at_level(logging.INFO):
+        outcomes = stage.train_many(configs, [tmp_path / f"d{i}" for i in range(3)])
+    assert [m["trained_together"] for m in outcomes] == [2, 1, 2]
+    lines = [record.getMessage() for record in caplog.records]
+    assert "pass 1 of 2: 2 dictionaries" in lines
+    assert "pass 2 of 2: 1 dictionaries" in lines
+    title, head, *table = lines[-1].splitlines()
+    assert title == "dictionaries"
+    assert head.split() == ["size", "l1", "FVU", "L0", "dead", "seconds", "folder"]
+    assert [line.split() for line in table] == [
+        [str(m["dict_size"]), f"{m['l1']:.2e}", f"{m['fvu']:.4f}", f"{m['l0']:.2f}",
+         str(m["dead"]), f"{m['seconds']:.1f}", f"d{i}"]
+        for i, m in enumerate(outcomes)
+    ]  # fmt: skip
 
 
 def test_snapshots_lie_at_the_end_half_and_so_on(activations_dir, tmp_path):
@@ -308,11 +445,14 @@ from dataclasses import replace
 from sae_helpers import sae_config
 from sparse_dict.sae import ensemble, evaluate, stage
 
+BATCH = 512 if sys.argv[4] == "none" else 4096
+
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 def grid(steps):
-    config = sae_config(dict_size=4096, training={"n_activations": steps * 512, "eval_rows": 4096})
+    training = {"n_activations": steps * BATCH, "batch_size": BATCH, "eval_rows": 4096}
+    config = sae_config(dict_size=4096, dead=sys.argv[4], training=training)
     config = replace(config, activations_dir=sys.argv[1])
     return [config, replace(config, sae=replace(config.sae, dict_size=64))]
 
@@ -325,20 +465,26 @@ print(peak() - imports)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("dead", ["none", "auxk", "resample"])
 def test_memory_is_bounded_by_the_parameters_and_does_not_grow_with_the_training(
-    activations_dir, tmp_path
+    activations_dir, tmp_path, dead
 ):
     tests = Path(__file__).parent
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    np.save(activations_dir / "c.npy", 7 * sparse_rows(ROWS, D_IN, seed=1).numpy())
 
     def peak_mib(steps: int) -> float:
         """Of a process that trains so long, above what it takes to train one small dictionary."""
-        command = [sys.executable, "-c", PEAK, activations_dir, tmp_path / str(steps), str(steps)]
+        folders = [str(activations_dir), str(tmp_path / str(steps))]
+        command = [sys.executable, "-c", PEAK, *folders, str(steps), dead]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
         return float(done.stdout)
 
-    short, long = peak_mib(20), peak_mib(200)
+    short = peak_mib(20)
     parameters = 4096 * (2 * kernel.padded(D_IN) + 1) * 4 / 2**20
-    assert short < 6 * parameters + 64  # the codes of all rows would take 64
-    assert long - short < 8
+    # the codes of all rows, or of a batch, would take 64, and auxk makes several such arrays
+    assert short < 6 * parameters + (64 if dead == "none" else 256)
+    if dead == "none":
+        assert peak_mib(200) - short < 8

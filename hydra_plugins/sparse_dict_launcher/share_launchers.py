@@ -33,6 +33,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from hydra_plugins.sparse_dict_launcher.ensemble_launcher import EnsembleLauncher, Nest, one_line
+from sparse_dict.balance import balanced
 from sparse_dict.config import CONF_DIR
 from sparse_dict.errors import UserError
 from sparse_dict.interrupt import Interrupted
@@ -164,7 +165,7 @@ class Share:
         configure_log(hydra.hydra_logging, hydra.verbose)
         try:
             returns = Nest(self.callbacks, self.batch, self.jobs).run()
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, Interrupted):  # not submitit's exit from a job queued again
             return UserError("interrupted: the same command goes on from the last checkpoint")
         except Exception as error:
             log.debug("share failed", exc_info=True)
@@ -196,16 +197,9 @@ def failed(job: Job, error: Exception) -> JobReturn:
 
 
 def split(jobs: list[Job], n_shares: int) -> list[list[Job]]:
-    """Shares of about equal weight, each in the order given.
-
-    The heaviest jobs are handed out first, each to the share that is lightest by then.
-    """
-    shares: list[list[Job]] = [[] for _ in range(min(n_shares, len(jobs)))]
-    for job in sorted(jobs, key=lambda job: -job.weight):
-        lightest = min(shares, key=lambda share: (sum(j.weight for j in share), len(share)))
-        lightest.append(job)
-    shares = [sorted(share, key=lambda job: job.number) for share in shares]
-    return sorted(shares, key=lambda share: share[0].number)
+    """Shares of about equal weight, each in the order given."""
+    shares = sorted(balanced([job.weight for job in jobs], n_shares))
+    return [[jobs[i] for i in share] for share in shares]
 
 
 def cores_of(n_shares: int) -> list[list[int]]:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -188,19 +189,24 @@ class Activations:
             done += len(part)
             i += 1
 
-    def verify(self) -> None:
-        """Hash all files anew, which reads them whole.
-
-        Raises:
-            UserError: a file is not the one that the manifest describes.
-        """
+    def changed(self) -> Iterator[Path]:
+        """Files that are not those of the manifest; hashes all anew, which reads them whole."""
         for shard in self.shards:
             for path, wanted in (
                 (shard.path, shard.sha256),
                 (shard.origin_path, shard.origin_sha256),
             ):
                 if path and wanted and files.sha256_file(path) != wanted:
-                    raise UserError(f"{path} has changed since it was written: harvest again")
+                    yield path
+
+    def verify(self) -> None:
+        """See that there are no `changed` files.
+
+        Raises:
+            UserError: a file is not the one that the manifest describes.
+        """
+        for path in self.changed():
+            raise UserError(f"{path} has changed since it was written: harvest again")
 
 
 class Moments:

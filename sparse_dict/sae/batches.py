@@ -8,26 +8,10 @@ import torch
 from torch import Tensor
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.errors import UserError
 from sparse_dict.sae import kernel
 
 BLOCK_BYTES = 1 << 26  # copied to a GPU at a time
 SHARE = 0.5  # of the memory free after a GPU's first step: what rows may take
-
-
-def training_rows(activations: Activations, eval_rows: int, batch_size: int) -> int:
-    """How many rows at the beginning of the harvest are for training.
-
-    Raises:
-        UserError: the harvest is too small for the batch size and the evaluation rows.
-    """
-    rows = activations.rows - eval_rows
-    if rows < batch_size:
-        raise UserError(
-            f"{activations.folder} has {activations.rows:,} rows: too few for "
-            f"training.eval_rows={eval_rows} and training.batch_size={batch_size}"
-        )
-    return rows
 
 
 def batches(

@@ -13,12 +13,25 @@ SELECTION = 256  # rows over which BatchTopK shares its budget; `step_cpu`'s chu
 
 
 def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
-    """The float32 matrix product a @ b, of factors rounded to bfloat16 if `precision` is bf16."""
-    return (a.bfloat16() @ b.bfloat16()).float() if precision == "bf16" else a @ b
+    """The matrix product a @ b, of factors rounded to bfloat16 if `precision` is bf16.
+
+    A GPU gives it in float32; the CPU, which has no such product, rounds it to bfloat16 as well.
+    """
+    if precision != "bf16":
+        return a @ b
+    a, b = a.bfloat16(), b.bfloat16()
+    if not a.is_cuda:
+        return (a @ b).float()
+    multiply = torch.mm if a.dim() == 2 else torch.bmm
+    return multiply(a, b, out_dtype=torch.float32)
 
 
 def codes_of(state: State, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Encode a batch as training does.
+
+    TopK keeps the k largest codes of each row (Makhzani and Frey 2013, arXiv 1312.5663; Gao et al.
+    2024, arXiv 2406.04093). BatchTopK keeps the k * rows largest of several rows (Bussmann et al.
+    2024, arXiv 2412.06410): of each 256 here, in place of the whole batch.
 
     Args:
         state: the dictionary.

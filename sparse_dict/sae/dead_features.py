@@ -1,9 +1,12 @@
-"""What can be done about features that no longer fire."""
+"""What can be done about features that no longer fire.
+
+A single dictionary's batch is taken 256 rows at a time: (batch, dict_size) may be too large.
+"""
 
 import torch
 from torch import Tensor
 
-from sparse_dict.sae.codes import codes_of, keep_largest, product
+from sparse_dict.sae.codes import SELECTION, codes_of, keep_largest, product
 from sparse_dict.sae.state import State
 
 
@@ -29,12 +32,18 @@ def auxiliary_gradients(
     W_enc, W_dec = state.W_enc[dead], state.W_dec[dead]
     if not len(W_dec):
         return W_enc, W_dec, state.b[dead]
-    codes = keep_largest((x @ W_enc.T + state.b[dead]).relu(), state.sae.aux_k)  # (batch, dead)
-    wanted = x - codes_of(state, x)[1] @ state.W_dec
+    b = state.b[dead]
+    g_enc, g_dec, g_b = torch.zeros_like(W_enc), torch.zeros_like(W_dec), torch.zeros_like(b)
     scale = state.sae.aux_coefficient * 2 / (len(x) * d_in)
-    residual = scale * (codes @ W_dec - wanted)  # (batch, width)
-    g_codes = (residual @ W_dec.T) * (codes > 0)
-    return g_codes.T @ x, codes.T @ residual, g_codes.sum(dim=0)
+    for rows in x.split(SELECTION):
+        codes = keep_largest((rows @ W_enc.T + b).relu(), state.sae.aux_k)  # (rows, dead)
+        wanted = rows - codes_of(state, rows)[1] @ state.W_dec
+        residual = scale * (codes @ W_dec - wanted)  # (rows, width)
+        g_codes = (residual @ W_dec.T) * (codes > 0)
+        g_enc.addmm_(g_codes.T, rows)
+        g_dec.addmm_(codes.T, residual)
+        g_b += g_codes.sum(dim=0)
+    return g_enc, g_dec, g_b
 
 
 def auxiliary_codes(
@@ -76,7 +85,12 @@ def resample(state: State, x: Tensor, dead: Tensor, step: int) -> None:
     count = int(dead.sum())
     if count == 0:
         return
-    loss = (codes_of(state, x)[1] @ state.W_dec - x).square().sum(dim=1)
+    loss = torch.cat(
+        [
+            (codes_of(state, rows)[1] @ state.W_dec - rows).square().sum(dim=1)
+            for rows in x.split(SELECTION)
+        ]
+    )
     generator = torch.Generator().manual_seed(hash((state.seed, state.dict_size, step)) % 2**63)
     weights = loss.square().double().cpu()
     if not 0 < float(weights.sum()) < float("inf"):

@@ -20,13 +20,15 @@ import torch
 
 from sparse_dict import interrupt
 from sparse_dict.activations.store import Activations
+from sparse_dict.balance import balanced
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.progress import Progress
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae import kernel
-from sparse_dict.sae.batches import batches, training_rows
-from sparse_dict.sae.devices import split, training_devices
+from sparse_dict.sae.batches import batches
+from sparse_dict.sae.devices import training_devices
+from sparse_dict.sae.rows import training_rows
 from sparse_dict.sae.state import State, Stats, hyper
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
@@ -55,6 +57,11 @@ class Member:
     history: list[dict[str, float]] = field(default_factory=list)
     error: UserError | None = None
     seconds: float = 0.0  # of all passes that trained it, including its companions' share
+
+    def is_finite(self) -> bool:
+        """Whether its state is, and its companion's, from which it would catch it."""
+        pair = self.strategy.pair if self.strategy else (self.state,)
+        return all(state.is_finite() for state in pair)
 
     def save_checkpoint(self, step: int) -> None:
         """Write its state after `step` optimiser steps."""
@@ -157,7 +164,7 @@ def _parts(
     batch_size, last_step = config.training.batch_size, total_steps(config)
     loads = [m.state.dict_size * (2 if m.strategy else 1) for m in members]
     parts = []
-    for device, share in zip(devices, split(loads, len(devices)), strict=False):
+    for device, share in zip(devices, balanced(loads, len(devices)), strict=False):
         own = [members[i] for i in share]
         for member in own:
             (member.strategy or member.state).move(device)
@@ -182,20 +189,7 @@ def train(members: list[Member], activations: Activations, first_step: int) -> N
 
     Raises:
         Interrupted: a signal asked to stop; checkpoints are written.
-        UserError: a GPU has too little memory.
     """
-    try:
-        _train(members, activations, first_step)
-    except torch.OutOfMemoryError:
-        largest = max(member.config.sae.dict_size for member in members)
-        raise UserError(
-            f"the GPU ran out of memory with {len(members)} dictionaries of up to {largest:,} "
-            "features: lower training.batch_size or sae.dict_size, or train fewer at once "
-            "(hydra.sweeper.max_batch_size)"
-        ) from None
-
-
-def _train(members: list[Member], activations: Activations, first_step: int) -> None:
     config = members[0].config
     training, batch_size = config.training, config.training.batch_size
     var = variance(activations) / scale_of(config, activations) ** 2
@@ -209,7 +203,7 @@ def _train(members: list[Member], activations: Activations, first_step: int) -> 
         ExitStack() as stack,
         Progress(
             f"{len(members)} dictionar{'y' if len(members) == 1 else 'ies'}",
-            last_step * batch_size, " rows", first_step * batch_size,
+            last_step * batch_size, "rows", first_step * batch_size,
         ) as progress,
     ):  # fmt: skip
         parts = _parts(members, activations, first_step, stack)
@@ -218,18 +212,18 @@ def _train(members: list[Member], activations: Activations, first_step: int) -> 
             for part in parts:
                 part.step(step, last_step, seen)
             progress.advance(batch_size)
-            stops = request.signal is not None and step < last_step
+            stops = request.signal is not None
             logs = step % training.log_every == 0 or step == last_step
             saves = stops or step % training.checkpoint_every == 0 or step == last_step
             if not (logs or saves or step in snapshots):
                 continue
             for member, before in zip(members, seconds_before, strict=True):
-                if member.error is None and not member.state.is_finite():
+                if member.error is None and not member.is_finite():
                     _drop(member, step)
                 member.seconds = before + time.monotonic() - started
             living = [member for member in members if member.error is None]
             if not living:
-                return
+                break
             if logs:
                 now = time.monotonic()
                 speed = (seen - logged_rows) / max(now - logged, 1e-9)
@@ -246,6 +240,8 @@ def _train(members: list[Member], activations: Activations, first_step: int) -> 
             if stops:
                 log.error("stopped after %s rows: the same command goes on from there", seen)
                 raise request.error()
+        if request.signal is not None:  # since the last step's checkpoint
+            raise request.error()
 
 
 def _drop(member: Member, step: int) -> None:

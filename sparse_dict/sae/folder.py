@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from sparse_dict.errors import UserError
-from sparse_dict.files import read_json, replacing, sha256_file, write_json
+from sparse_dict.files import fingerprint, read_json, replacing, sha256_file, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,8 @@ METRICS = "metrics.json"
 CHECKPOINT = "checkpoint.safetensors"
 SNAPSHOTS = "snapshots"
 CONFIG = "cfg.json"
-HASHED = (WEIGHTS, CONFIG, FEATURES)  # metrics.json holds their SHA-256
+HISTORY = "history.csv"
+HASHED = (WEIGHTS, CONFIG, FEATURES, HISTORY)  # and snapshots: their SHA-256 is in metrics.json
 WEIGHT_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
 
@@ -111,8 +112,10 @@ def write(
     )
     with replacing(folder / FEATURES) as temporary:
         save_file({"fire_count": fire_count}, temporary)
-    hashes = {name: sha256_file(folder / name) for name in HASHED}
-    write_json(folder / METRICS, metrics | {"sha256": hashes})
+    paths = [*(folder / name for name in HASHED), *snapshot_paths(folder)]
+    hashes = {str(path.relative_to(folder)): sha256_file(path) for path in paths if path.exists()}
+    metrics = metrics | {"sha256": hashes}
+    write_json(folder / METRICS, metrics | {"fingerprint": fingerprint(metrics)})
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -171,6 +174,11 @@ def write_snapshot(folder: Path, W_dec: Array, seen: int) -> None:
         save_file({"W_dec": np.ascontiguousarray(W_dec)}, temporary)
 
 
+def snapshot_paths(folder: Path) -> list[Path]:
+    """Snapshots in the order of the rows seen."""
+    return sorted((folder / SNAPSHOTS).glob("[0-9]*.safetensors"))
+
+
 def read_snapshots(folder: Path) -> dict[int, Array]:
     """Decoders by the number of rows seen, in that order.
 
@@ -178,7 +186,7 @@ def read_snapshots(folder: Path) -> dict[int, Array]:
         UserError: a snapshot is broken.
     """
     snapshots = {}
-    for path in sorted((folder / SNAPSHOTS).glob("[0-9]*.safetensors")):
+    for path in snapshot_paths(folder):
         W_dec = _tensors(path).get("W_dec")
         if W_dec is None or W_dec.ndim != 2 or not path.stem.isdecimal():
             raise UserError(f"{path} is not a snapshot of a decoder")

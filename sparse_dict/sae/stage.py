@@ -16,6 +16,7 @@ from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.files import fingerprint, read_json, write_text
 from sparse_dict.sae import folder as folders
+from sparse_dict.sae.rows import training_rows
 from sparse_dict.sites import SITES
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,16 @@ _WATCHING_TRAINING = ("log_every", "checkpoint_every")
 
 # Once per process: the moments of a foreign folder cost a pass over it.
 _open = cache(Activations.open)
+
+
+@cache
+def _damage(activations: Activations) -> UserError | None:
+    """What is wrong with the shards, which are read whole for it, once per process."""
+    try:
+        activations.verify()
+    except UserError as error:
+        return error
+    return None
 
 
 def _record(config: TrainSAEConfig, activations: Activations) -> dict[str, Any]:
@@ -59,13 +70,7 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     runtime.check_device(config.device)
     tracking.check(config.tracking)
     activations = _open(Path(config.activations_dir))
-    needed = config.training.eval_rows + config.training.batch_size
-    if activations.rows < needed:
-        raise UserError(
-            f"{activations.folder} has {activations.rows:,} rows: too few for "
-            f"training.eval_rows={config.training.eval_rows} and "
-            f"training.batch_size={config.training.batch_size}"
-        )
+    training_rows(activations, config.training.eval_rows, config.training.batch_size)
     if activations.rms**2 - (activations.mean**2).mean() <= 1e-12 * activations.rms**2:
         raise UserError(
             f"{activations.folder}: all rows are the same, so there is nothing to learn"
@@ -160,6 +165,8 @@ def _train_many(
                 (folder / folders.CHECKPOINT).unlink(missing_ok=True)  # if killed at the very end
                 log.info("%s is already trained", folder)
                 continue
+            if damage := _damage(activations):
+                raise damage
             meta = folders.read_checkpoint_meta(folder)
         except UserError as error:
             outcomes[i] = error
@@ -180,7 +187,6 @@ def _train_many(
 def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcome]:
     """Train dictionaries that share a pass, evaluate and write them."""
     from sparse_dict.sae import ensemble
-    from sparse_dict.sae.batches import training_rows
     from sparse_dict.sae.evaluate import evaluate, on_raw
     from sparse_dict.sae.state import State
     from sparse_dict.sae.strategy import FreezePerturb
@@ -208,8 +214,15 @@ def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcom
             if config.sae.strategy == "freeze_perturb":
                 pair = FreezePerturb.beside(state, config, activations.d_in)
             members.append(ensemble.Member(config, path, record, run, state, pair))
-        steps = {member.load_checkpoint() for member in members}
-        ensemble.train(members, activations, steps.pop())
+        steps = set()
+        for member in members:
+            try:
+                steps.add(member.load_checkpoint())
+            except UserError as error:
+                member.error = error
+        trained = [member for member in members if member.error is None]
+        if trained:
+            ensemble.train(trained, activations, steps.pop())
         whole = [member for member in members if member.error is None]
         dictionaries = [on_raw(member.state, activations.d_in, scale) for member in whole]
         evaluations = evaluate(dictionaries, activations, eval_start, device)
@@ -231,7 +244,7 @@ def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcom
                 "n_activations": ensemble.total_steps(first) * first.training.batch_size,
                 "activations_scale": scale,
                 "seconds": member.seconds,
-                "trained_together": len(members),
+                "trained_together": len(trained),
                 "record": member.record,
                 "config": asdict(member.config),
                 "fingerprints": {"activations": activations.fingerprint},

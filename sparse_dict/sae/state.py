@@ -169,7 +169,11 @@ class State:
 
 
 def hyper(config: TrainSAEConfig, step: int) -> Hyper:
-    """The numbers of optimiser step `step`, counted from one."""
+    """The numbers of optimiser step `step`, counted from one.
+
+    Learning rate and penalties rise linearly from zero at first; of the L1 penalty, Anthropic's
+    Circuits Updates of April 2024 do so ("Update on how we train SAEs").
+    """
     o, sae = config.optimizer, config.sae
     warm = min(1.0, step / o.warmup_steps) if o.warmup_steps else 1.0
     penalty = sae.l1 / sae.dict_size if sae.l1_scaling == "dict_size" else sae.l1

@@ -206,7 +206,11 @@ class SparseStep:
         self._gradients[i].floors[part].append(smallest)
 
     def _optimise(self, i: int, x: Tensor, hypers: list[Hyper | None], seen: int) -> None:
-        """Adam and renormalisation of one dictionary; its gradients become zero."""
+        """Adam and renormalisation of one dictionary; its gradients become zero.
+
+        With `project_gradient` the decoder's gradient first loses its part along each feature
+        (Bricken et al. 2023, "Towards Monosemanticity", appendix on the autoencoder's training).
+        """
         state, gradients, hyper = self.states[i], self._gradients[i], hypers[i]
         assert hyper is not None
         corrections = 1 - hyper.beta1**hyper.step, 1 - hyper.beta2**hyper.step

@@ -172,6 +172,9 @@ def _sent(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor
 def train(stack: State, x: Tensor, numbers: Tensor, counts: Tensor, d_in: int) -> None:
     """One step of n stacked dictionaries, in place.
 
+    With `project_gradient` the decoder's gradient first loses its part along each feature
+    (Bricken et al. 2023, "Towards Monosemanticity", appendix on the autoencoder's training).
+
     Args:
         stack: as `_stacked` gives it.
         x: (batch, width), scaled.
