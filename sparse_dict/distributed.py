@@ -5,6 +5,7 @@ several machines these lie on a shared file system. What ranks tell each other g
 gradients of models on GPUs over NCCL.
 """
 
+import gc
 import logging
 import os
 import time
@@ -73,6 +74,9 @@ def joined() -> Iterator[None]:
             time.sleep(GRACE_S)
         raise
     barrier()
+    # DistributedDataParallel lies in reference cycles and holds the group; if that outlives the
+    # interpreter, the group's threads abort the process after all its work is done.
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -45,6 +45,7 @@ def test_without_torchrun_a_process_is_alone():
     assert distributed.gather(3.5) == [3.5]
 
 
+@pytest.mark.slow
 def test_two_processes_train_resume_and_harvest_as_one_does(tmp_path):
     whole = train.train(lm.new_model(), lm.make_job(tmp_path / "one"), lm.FakeRun())
     resumed = lm.make_job(tmp_path / "resumed")

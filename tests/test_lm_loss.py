@@ -116,8 +116,11 @@ def test_the_compiled_loop_equals_the_loss_in_float64(bf16, n, d, v, seed, scale
     grads = torch.autograd.grad(-2 * loss, (hidden, weight))
     rounding = 0.03 if bf16 else 1e-5
     assert loss.item() == pytest.approx(wanted.item(), rel=rounding, abs=rounding)
+    # a gradient is a difference of rows, whose rounding stays where they cancel
+    rows = max(hidden.norm(dim=1).max().item(), weight.norm(dim=1).max().item())
+    cancelled = 2**-7 * rows if bf16 else 0.0
     for grad, right in zip(grads, wanted_grads, strict=True):
-        assert (grad + 2 * right).norm() <= rounding * (2 * right.norm() + 1)
+        assert (grad + 2 * right).norm() <= rounding * (2 * right.norm() + 1) + cancelled
 
 
 @pytest.mark.parametrize("size", [1e4, -1e4])
