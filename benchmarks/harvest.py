@@ -76,14 +76,14 @@ def contest(name: str, folder: Path, overrides: list[str]) -> None:
     import torch
 
     from sparse_dict import runtime
-    from sparse_dict.activations import stage, store
+    from sparse_dict.activations import stage
     from sparse_dict.text import tokens
 
     settings = config("harvest", folder, *overrides)
     harvest = settings.harvest
     if name == "harvest":
 
-        class Timed(store.ShardWriter):
+        class Timed(stage.ShardWriter):
             def __init__(self, *args: Any) -> None:
                 self.clock = Clock()
                 super().__init__(*args)
@@ -92,7 +92,7 @@ def contest(name: str, folder: Path, overrides: list[str]) -> None:
                 super().finish(*args)
                 self.clock.show(self.rows)
 
-        store.ShardWriter = Timed  # type: ignore[misc]
+        stage.ShardWriter = Timed  # type: ignore[misc]
         stage.run(settings)
     else:
         runtime.allocator()

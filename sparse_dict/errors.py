@@ -12,6 +12,11 @@ class UserError(Exception):
     """Something the user can put right: the message is one line that says what and how."""
 
 
+def malformed(error: Exception) -> str:
+    """What is wrong with a record, from the exception that reading it has met."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+
+
 def explained(error: Exception) -> str | None:
     """One line for a full disk, a missing permission or a failing device; None for other errors.
 

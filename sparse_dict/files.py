@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.errors import UserError, explained
+
+SEAL = "fingerprint"  # of a record, within it
 
 
 @contextmanager
@@ -22,6 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # it might be a link to somewhere else
     try:
         yield temporary
         with temporary.open("rb") as written:
@@ -32,10 +35,15 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,6 +87,12 @@ def map_array(path: Path, mode: Literal["r", "c"]) -> NDArray[Any]:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
+def sha256_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of those of the named files of `folder` that are there."""
+    there = [name for name in names if (folder / name).exists()]
+    return {name: sha256_file(folder / name) for name in there}
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
@@ -89,3 +103,14 @@ def fingerprint(value: Any) -> str:
     """Sixteen hexadecimal digits that identify a JSON-able value, whatever its key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with its own fingerprint in it, by which `is_sealed` knows a later change."""
+    return record | {SEAL: fingerprint(record)}
+
+
+def is_sealed(record: dict[str, Any]) -> bool:
+    """Whether a record is as it was sealed; of those of earlier versions, without a seal, yes."""
+    rest = {key: value for key, value in record.items() if key != SEAL}
+    return record.get(SEAL, fingerprint(rest)) == fingerprint(rest)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from sparse_dict.activations.harvest import harvest, widths
-from sparse_dict.activations.store import Activations, ShardWriter
+from sparse_dict.activations.store import Activations
+from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.config import HarvestConfig, ModelConfig
 from sparse_dict.errors import UserError
 from sparse_dict.lm.model import GPT
@@ -94,6 +95,23 @@ def test_a_harvest_killed_in_the_middle_is_repeated_to_the_same_bytes(tmp_path, 
     assert sorted(path.name for path in broken.iterdir()) == names
     for name in names:
         assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.fixture
+def torch_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("cores", [2, 3])
+def test_the_number_of_cores_changes_no_byte(tmp_path, model, stream, torch_threads, cores):
+    for n, name in ((1, "one"), (cores, "several")):
+        torch_threads(n)
+        harvested(tmp_path / name, model, stream)
+        assert torch.get_num_threads() == n
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "several" / path.name).read_bytes(), path.name
 
 
 def test_the_batch_size_does_not_change_which_rows_are_taken(tmp_path, model, stream):

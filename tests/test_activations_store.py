@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sparse_dict import files
 from sparse_dict.activations import store
 from sparse_dict.activations.deck import Deck
-from sparse_dict.activations.store import Activations, Moments, ShardWriter
+from sparse_dict.activations.store import Activations, Moments
+from sparse_dict.activations.writer import ShardWriter, check_output, remove_spools
 from sparse_dict.errors import UserError
 
 INPUTS = {"model": "a", "tokenizer": "b", "corpus": "c"}
@@ -83,6 +84,14 @@ def test_reads_cross_the_borders_of_shards(tmp_path, dtype):
             found.read(start, stop)
 
 
+def test_a_manifest_that_was_changed_is_found_before_anything_is_trained(tmp_path):
+    write(tmp_path)
+    manifest = files.read_json(tmp_path / "manifest.json")
+    files.write_json(tmp_path / "manifest.json", manifest | {"rms": 3 * manifest["rms"]})
+    with pytest.raises(UserError, match=r"manifest\.json has changed since it was written"):
+        Activations.open(tmp_path).verify()
+
+
 def test_all_permutations_are_equally_likely(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda handle: None)
     rows, origins = np.zeros((3, 1), np.float32), np.zeros((3, 3), np.int32)
@@ -109,7 +118,7 @@ def test_neighbours_share_a_document_no_more_often_than_chance(
     tmp_path, monkeypatch, n, length, shard_rows, cards
 ):
     monkeypatch.setattr("os.fsync", lambda handle: None)
-    monkeypatch.setattr(store, "Deck", partial(Deck, cards=cards))
+    monkeypatch.setattr("sparse_dict.activations.writer.Deck", partial(Deck, cards=cards))
     origins = np.zeros((n, 3), np.int32)
     origins[:, 0] = np.arange(n) // length
     origins[:, 2] = np.arange(n)
@@ -217,12 +226,12 @@ def test_an_interrupted_harvest_is_incomplete_and_its_repetition_the_same(
 def test_what_a_kill_left_beside_the_manifest_is_removed_but_not_what_is_not_ours(tmp_path):
     write(tmp_path)
     (tmp_path / "partial").mkdir()
-    store.remove_spools(tmp_path)
+    remove_spools(tmp_path)
     assert not (tmp_path / "partial").exists()
     (tmp_path / "partial").mkdir()
     for name in ("shard-00001.0", "00001.json", "notes.txt"):
         (tmp_path / "partial" / name).touch()
-    store.remove_spools(tmp_path)
+    remove_spools(tmp_path)
     assert [path.name for path in (tmp_path / "partial").iterdir()] == ["notes.txt"]
 
 
@@ -294,7 +303,7 @@ BREAKS = {
         "no array of numbers",
     ),
     "not json": (lambda f: (f / "manifest.json").write_text("{"), "cannot be read as JSON"),
-    "no shards": (lambda f: edit(f, lambda m: m.pop("shards")), "malformed: 'shards'"),
+    "no shards": (lambda f: edit(f, lambda m: m.pop("shards")), "it lacks 'shards'"),
     "leaves": (
         lambda f: edit(f, lambda m: m["shards"][0].update(file="../shard-00000.npy")),
         "is no shard's name",
@@ -410,15 +419,15 @@ def test_shards_of_ours_without_a_manifest_are_no_foreign_folder(tmp_path):
 
 
 def test_an_output_folder_with_foreign_arrays_is_refused(tmp_path):
-    store.check_output(tmp_path / "new")
-    store.check_output(tmp_path)
+    check_output(tmp_path / "new")
+    check_output(tmp_path)
     write(tmp_path / "half", stop_after=32)
-    store.check_output(tmp_path / "half")
+    check_output(tmp_path / "half")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is not a folder"):
-        store.check_output(tmp_path / "file")
+        check_output(tmp_path / "file")
     with pytest.raises(UserError, match="did not write"):
-        store.check_output(foreign(tmp_path, a=np.zeros((2, 2))))
+        check_output(foreign(tmp_path, a=np.zeros((2, 2))))
 
 
 def test_the_own_fingerprint_follows_the_inputs(tmp_path):

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from sparse_dict.ahead import ahead
+from sparse_dict.ahead import ahead, mapped
 
 
 def test_items_come_in_order_the_first_from_here_and_the_others_from_one_thread():
@@ -56,3 +56,32 @@ def test_nothing_is_made_for_a_user_who_has_left():
 
 def test_of_nothing_comes_nothing():
     assert list(ahead([])) == []
+    assert list(mapped(str, [], threads=3)) == []
+
+
+def test_several_threads_work_at_once_and_their_results_come_in_order():
+    together = threading.Barrier(3, timeout=10)
+
+    def make(i):
+        if i:  # the first is made here
+            together.wait()
+        return i * i
+
+    assert list(mapped(make, range(10), threads=3)) == [i * i for i in range(10)]
+
+
+def test_no_more_is_made_than_the_threads_and_two():
+    made = []
+    items = mapped(lambda i: made.append(i) or i, range(100), threads=3)
+    for i in range(5):
+        assert next(items) == i
+        time.sleep(0.01)
+        assert len(made) <= i + 1 + 4
+    items.close()
+
+
+def test_an_error_of_a_thread_comes_where_its_result_would_have_come():
+    found = mapped(lambda i: 1 // (2 - i), range(9), threads=3)
+    assert [next(found), next(found)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(found)

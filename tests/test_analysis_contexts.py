@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from sparse_dict import files
 from sparse_dict.activations.harvest import harvest
-from sparse_dict.activations.store import ShardWriter
+from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.analysis import contexts, features_page, report, study
 from sparse_dict.analysis.chosen import ASKED, DEAD, LOW, NEURON, RANDOM, TOP, Chosen, choose
 from sparse_dict.analysis.comparison import Comparison

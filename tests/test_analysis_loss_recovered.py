@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from sparse_dict import files
 from sparse_dict.activations.harvest import harvest
-from sparse_dict.activations.store import ShardWriter
+from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.analysis import baselines, figures, loss_recovered, report, study
 from sparse_dict.analysis.harvested import Place
 from sparse_dict.analysis.loss_recovered import Replacement, held_out, losses, recovered

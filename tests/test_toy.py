@@ -360,9 +360,11 @@ def composed(script, folder, *overrides):
 
 
 def test_the_toy_experiment_of_the_three_stages_makes_a_study(tmp_path):
-    harvest_stage.run(
-        composed("harvest", tmp_path, "harvest.n_tokens=4096", "data.d_in=16", "data.n_features=32")
-    )
+    size = ["harvest.n_tokens=4096", "data.d_in=16", "data.n_features=32"]
+    harvest_stage.run(composed("harvest", tmp_path, *size))
+    (tmp_path / "activations" / "partial").mkdir()  # as a kill may leave it at the very end
+    harvest_stage.run(composed("harvest", tmp_path, *size))
+    assert not (tmp_path / "activations" / "partial").exists()
     grid = [(size, l1) for size in (16, 32, 48) for l1 in (1e-3, 1e-2)]
     short = ["training.n_activations=3072", "training.eval_rows=1024"]
     configs = [

@@ -1,7 +1,8 @@
 """Run a language model over text and hand the activations of its sites to the writer."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_dict import distributed
-from sparse_dict.activations.store import ShardWriter
-from sparse_dict.ahead import ahead
+from sparse_dict.activations.writer import ShardWriter
+from sparse_dict.ahead import mapped
 from sparse_dict.config import HarvestConfig
 from sparse_dict.progress import Progress
 from sparse_dict.sites import Site
@@ -30,6 +31,10 @@ class Model(Protocol):
     @property
     def device(self) -> torch.device:
         """Where it reads tokens."""
+
+    @property
+    def reentrant(self) -> bool:
+        """Whether several threads may call `read` at once."""
 
     def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
         """What each of `sites` computes on int64 (batch, n_ctx), (batch, n_ctx, d) each."""
@@ -63,8 +68,10 @@ def harvest(
 
     Contexts are consecutive pieces of the stream, so a context may span documents, as in training,
     and none is padded. Their first `skip_first` positions are read, but no rows. A row holds the
-    sites side by side, as they are: nothing is scaled. The model runs in a thread of its own ahead
-    of the writing. Several processes share the batches, each a contiguous part of them.
+    sites side by side, as they are: nothing is scaled. The model runs ahead of the writing, on a
+    CPU in a thread a core with a batch each: cores need not wait for each other at each operation,
+    and rows do not depend on their number. Several processes each take a contiguous part of the
+    batches.
     """
     sites, skip = config.places(), config.skip_first
     kept = n_ctx - skip
@@ -92,8 +99,8 @@ def harvest(
     writer.begin(starts.start * kept)
     started = time.perf_counter()
     next_log = started + LOG_EVERY_S
-    with Progress("harvest", own, "rows") as progress:
-        for batch in ahead(map(read, starts)):
+    with _threads_to_share(model) as threads, Progress("harvest", own, "rows") as progress:
+        for batch in mapped(read, starts, threads):
             if batch.copied is not None:
                 batch.copied.synchronize()
             writer.add(batch.rows.numpy(), batch.origins)
@@ -103,6 +110,20 @@ def harvest(
             if now >= next_log:
                 next_log = now + LOG_EVERY_S
                 run.log({"rows": done, "rows_per_second": done / (now - started)})
+
+
+@contextmanager
+def _threads_to_share(model: Model) -> Iterator[int]:
+    """How many batches may be read at once; within it each is one thread's if that is several."""
+    cores = torch.get_num_threads()
+    if model.device.type != "cpu" or not model.reentrant or cores == 1:
+        yield 1
+        return
+    torch.set_num_threads(1)
+    try:
+        yield cores
+    finally:
+        torch.set_num_threads(cores)
 
 
 def _to_cpu(rows: Tensor) -> "tuple[Tensor, torch.cuda.Event | None]":

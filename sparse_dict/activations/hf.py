@@ -75,6 +75,11 @@ class Model:
         """Where the model is."""
         return next(self.model.parameters()).device
 
+    @property
+    def reentrant(self) -> bool:
+        """No: a hook does not know whose forward pass it is called in."""
+        return False
+
     def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
         """What each of `sites` computes, float32 (batch, n_ctx, d); stops behind the last.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from sparse_dict import distributed, files, lock, runtime, tracking
 from sparse_dict.activations import store, toy
+from sparse_dict.activations.writer import ShardWriter, check_output, remove_spools
 from sparse_dict.config import HarvestStageConfig, HFModel, ToyData
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
@@ -37,7 +38,7 @@ def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
     if isinstance(config.data, ToyData):
         if distributed.size() > 1:
             raise UserError("data=toy is written by one process: start it without torchrun")
-        store.check_output(Path(config.activations_dir))
+        check_output(Path(config.activations_dir))
         if (Path(config.activations_dir) / store.MANIFEST).exists():
             _compare(Path(config.activations_dir), {"config": toy.recorded(config)})
         tracking.check(config.tracking)
@@ -54,7 +55,7 @@ def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
             f"{n_ctx - config.harvest.skip_first} tokens, not {config.harvest.n_tokens}"
         )
     target = Path(config.activations_dir)
-    store.check_output(target)
+    check_output(target)
     if (target / store.MANIFEST).exists():
         # The weights of a model that is not ours take long to read: `run` compares them.
         quick = isinstance(config.lm, HFModel)
@@ -81,16 +82,14 @@ def _run(config: HarvestStageConfig) -> None:
     target = Path(config.activations_dir)
     if isinstance(config.data, ToyData):
         if (target / store.MANIFEST).exists():
-            log.info("%s is already there", target)
+            _already_there(target)
         else:
             toy.write(config)
         return
     inputs = _inputs(config) | {"corpus": corpus.describe(config.data)}
     if (target / store.MANIFEST).exists():
         _compare(target, inputs)
-        if distributed.main():
-            store.remove_spools(target)  # a kill may have left it, empty, beside the manifest
-        log.info("%s is already there", target)
+        _already_there(target)
         return
 
     from sparse_dict.activations.harvest import harvest, widths
@@ -116,7 +115,7 @@ def _run(config: HarvestStageConfig) -> None:
             "the %s part of the corpus holds %s tokens: %s rows instead of harvest.n_tokens=%s",
             settings.split, f"{len(stream):,}", f"{rows:,}", f"{settings.n_tokens:,}",
         )  # fmt: skip
-    writer = store.ShardWriter(
+    writer = ShardWriter(
         target, rows, sum(columns), settings.shard_rows, settings.dtype, config.seed
     )
     name = f"{config.name} activations"
@@ -147,6 +146,12 @@ def _run(config: HarvestStageConfig) -> None:
             }
         )
     log.info("%s: %s rows at %.0f rows/s, RMS %.3g", target, f"{rows:,}", rate, written.rms)
+
+
+def _already_there(target: Path) -> None:
+    if distributed.main():
+        remove_spools(target)  # a kill may have left it, empty, beside the manifest
+    log.info("%s is already there", target)
 
 
 def _check_lm(config: HarvestStageConfig) -> int:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
-from sparse_dict import files, tracking
+from sparse_dict import files, tensor_files, tracking
 from sparse_dict.activations import store
+from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.config import HarvestStageConfig, ToyData
 from sparse_dict.progress import Progress
 
@@ -103,12 +103,14 @@ def write(config: HarvestStageConfig) -> None:
     target, harvest = Path(config.activations_dir), config.harvest
     toy = Toy(config.data, config.seed)
     rows, d_in = harvest.n_tokens, config.data.d_in
-    writer = store.ShardWriter(target, rows, d_in, harvest.shard_rows, harvest.dtype, config.seed)
+    writer = ShardWriter(target, rows, d_in, harvest.shard_rows, harvest.dtype, config.seed)
     name = f"{config.name} activations"
     with tracking.open_run(config, "harvest", name, target, "rows") as run:
-        with files.replacing(target / TRUTH) as temporary:
-            tensors: dict[str, np.ndarray] = {"features": toy.features}
-            save_file(tensors | {"probabilities": toy.probabilities}, temporary)
+        truth: dict[str, NDArray[Any]] = {
+            "features": toy.features,
+            "probabilities": toy.probabilities,
+        }
+        tensor_files.write(target / TRUTH, truth)
         active = 0
         with Progress("toy activations", rows, "rows") as progress:
             for start in range(0, rows, CHUNK):

@@ -81,6 +81,11 @@ class GPT(nn.Module):
         """Where the weights are."""
         return self.embed.weight.device
 
+    @property
+    def reentrant(self) -> bool:
+        """Whether several threads may call `read` at once: it changes nothing."""
+        return True
+
     def _embedded(self, tokens: Tensor) -> Tensor:
         return self.embed(tokens) + self.positions.weight[: tokens.shape[1]]
 

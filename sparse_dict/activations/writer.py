@@ -1,0 +1,268 @@
+"""Writes activations to shards in a uniformly random order, in bounded memory."""
+
+import hashlib
+import io
+import re
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_dict import distributed, files
+from sparse_dict.activations.deck import Deck
+from sparse_dict.activations.store import (
+    CACHE_ROWS,
+    FORMAT_VERSION,
+    MANIFEST,
+    OURS,
+    SPOOL,
+    Moments,
+    Origins,
+    Rows,
+    fingerprint_of,
+)
+from sparse_dict.errors import UserError
+
+SPOOLED = re.compile(r"\d{5}|\d{5}[.]json|(shard|origin)-\d{5}[.]\d+|[.].*[.]tmp")
+WRITERS = 2  # shards finished at a time: while one waits for the disk, another is sorted
+KINDS = ("shard", "origin")  # rows, and where they come from
+
+
+class ShardWriter:
+    """Writes rows to shards in a uniformly random order, in the memory of two shards.
+
+    A `Deck` tells the shard of each incoming row. Rows are kept until they would fill a shard, then
+    appended to a spool file of each shard. At the end each spool is read, put into the deck's
+    order, written as ``.npy`` and deleted. However many rows there are, at most two shards are in
+    memory (the rows kept and those on their way to a spool; at the end two spools), and the disk
+    holds each row once, but for two shards. All orders of all rows are equally likely.
+
+    Of several processes (`distributed`) each adds one contiguous part of the rows, the parts in the
+    order of the ranks, to spools of its own; then each makes every `size`-th shard, of the spools
+    of all ranks. Since the deck knows the place of every row, the files are the same, byte for
+    byte, whatever the number of processes.
+
+    Nothing counts until `finish` has written the manifest; a new writer starts afresh.
+    """
+
+    def __init__(
+        self, folder: Path, rows: int, d_in: int, shard_rows: int, dtype: str, seed: int
+    ) -> None:
+        self.folder = folder
+        self.rows = rows
+        self.d_in = d_in
+        self.dtype = np.dtype(dtype)
+        self._deck = Deck(rows, shard_rows, seed)
+        kept = min(rows, shard_rows)
+        self._kept = [np.empty((kept, d_in), self.dtype), np.empty((kept, 3), np.int32)]
+        self._n_kept = 0
+        self._added = 0
+        self._next = 0  # number of the first row kept
+        if distributed.main():
+            start_afresh(folder)
+            (folder / SPOOL).mkdir(parents=True, exist_ok=True)
+        distributed.barrier()
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row and its origin."""
+        return self.d_in * self.dtype.itemsize + 12
+
+    def begin(self, row: int) -> None:
+        """Say that the first row to be added will be number `row` of all: ranks share the work."""
+        self._next = row
+
+    def add(self, rows: Rows, origins: Origins) -> None:
+        """Take the next `rows`, float32 or as the files hold them, (n, d_in); `origins` (n, 3).
+
+        Raises:
+            UserError: a value is not finite, or too large for the files' dtype.
+        """
+        with np.errstate(over="ignore"):  # found below
+            stored = rows.astype(self.dtype, copy=False)
+        if not _finite(stored):
+            raise _unfit(rows, self.dtype)
+        self._added += len(rows)
+        done = 0
+        while done < len(rows):
+            at = self._n_kept
+            n = min(len(rows) - done, len(self._kept[0]) - at)
+            for kept, new in zip(self._kept, (stored, origins), strict=True):
+                kept[at : at + n] = new[done : done + n]
+            self._n_kept += n
+            done += n
+            if self._n_kept == len(self._kept[0]):
+                self._spool_kept()
+
+    def _spool_kept(self) -> None:
+        """Append the rows that are kept to the spools."""
+        shards = self._deck.deal(self._next, self._next + self._n_kept)
+        self._next += self._n_kept
+        self._n_kept = 0
+        counts = np.bincount(shards, minlength=len(self._deck.sizes))
+        # a stable order, and for few shards by radix
+        order = np.argsort(shards.astype(np.min_scalar_type(len(counts))), kind="stable")
+        stops = np.cumsum(counts)
+        for shard in np.flatnonzero(counts).tolist():
+            chosen = order[stops[shard] - counts[shard] : stops[shard]]
+            for kind, kept in zip(KINDS, self._kept, strict=True):
+                with self._spool(shard, kind, distributed.rank()).open("ab") as file:
+                    file.write(kept[chosen].data)  # `tofile` is silent when the disk is full
+
+    def finish(self, fields: dict[str, Any], inputs: dict[str, str]) -> None:
+        """Write the shards and, last, the manifest: `fields`, ours, and the fingerprints.
+
+        Where `fields` has several `sites`, each is given its RMS. `inputs` are the fingerprints of
+        what the activations were made from.
+        """
+        self._spool_kept()
+        self._kept = []
+        missing = self.rows - round(sum(distributed.gather(self._added)))
+        if missing:
+            raise ValueError(f"{missing} of {self.rows} rows are missing")
+        own = range(distributed.rank(), len(self._deck.sizes), distributed.size())
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(self._write_shard, own))
+        distributed.barrier()
+        if distributed.main():
+            self._write_manifest(fields, inputs)
+        distributed.barrier()
+
+    def _write_shard(self, i: int) -> None:
+        """Make a shard of its spools, and a note for the manifest."""
+        order = self._deck.order(i)
+        note: dict[str, Any] = {"rows": len(order)}
+        for kind, prefix, width, dtype in zip(
+            KINDS, ("", "origin_"), (self.d_in, 3), (self.dtype, np.dtype(np.int32)), strict=True
+        ):
+            spools = [self._spool(i, kind, rank) for rank in range(distributed.size())]
+            values = _read_whole(spools, len(order), width, dtype)
+            moments = Moments(width) if kind == "shard" else None
+            name = f"{kind}-{i:05d}.npy"
+            sha256 = self._save(name, values, order, moments)
+            note |= {f"{prefix}file": name, f"{prefix}sha256": sha256}
+            if moments:
+                note |= {"sum": moments.sum.tolist(), "squares": moments.squares.tolist()}
+            for path in spools:
+                path.unlink(missing_ok=True)
+        files.write_json(self._note(i), note)
+
+    def _write_manifest(self, fields: dict[str, Any], inputs: dict[str, str]) -> None:
+        moments = Moments(self.d_in)
+        shards = []
+        notes = [self._note(i) for i in range(len(self._deck.sizes))]
+        for note in map(files.read_json, notes):
+            moments.n += note["rows"]
+            moments.sum += note.pop("sum")
+            moments.squares += note.pop("squares")
+            shards.append(note)
+        for place in fields.get("sites", []):
+            place["rms"] = moments.rms(*place["columns"])
+        manifest = fields | {
+            "format_version": FORMAT_VERSION,
+            "rows": self.rows,
+            "d_in": self.d_in,
+            "dtype": self.dtype.name,
+            "mean": moments.mean.tolist(),
+            "rms": moments.rms(),
+            "shards": shards,
+        }
+        own = fingerprint_of(manifest, inputs)
+        manifest["fingerprints"] = inputs | {"activations": own}
+        files.write_json(self.folder / MANIFEST, manifest)
+        remove_spools(self.folder)
+
+    def _spool(self, shard: int, kind: str, rank: int) -> Path:
+        return self.folder / SPOOL / f"{kind}-{shard:05d}.{rank}"
+
+    def _note(self, shard: int) -> Path:
+        return self.folder / SPOOL / f"{shard:05d}.json"
+
+    def _save(
+        self, name: str, values: NDArray[Any], order: NDArray[np.int64], moments: Moments | None
+    ) -> str:
+        """Write ``values[order]`` as ``.npy``; its SHA-256. Piece by piece, each in the cache."""
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, np.lib.format.header_data_from_array_1_0(values)
+        )
+        digest = hashlib.sha256(header.getvalue())
+        with files.replacing(self.folder / name) as temporary, temporary.open("wb") as file:
+            file.write(header.getvalue())
+            for start in range(0, len(order), CACHE_ROWS):
+                piece = np.take(values, order[start : start + CACHE_ROWS], axis=0)
+                digest.update(piece.data)
+                file.write(piece.data)
+                if moments:
+                    moments.add(piece)
+        return digest.hexdigest()
+
+
+def _read_whole(paths: list[Path], n: int, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The rows of several spools, one after the other, (n, width)."""
+    out = np.empty((n, width), dtype)
+    left = out.reshape(-1).view(np.uint8).data
+    for path in paths:
+        if path.exists():
+            with path.open("rb") as file:
+                left = left[file.readinto(left) :]
+    if len(left):
+        raise ValueError(f"{paths[0].parent}: {len(left)} bytes are missing")
+    return out
+
+
+def _finite(rows: Rows) -> bool:
+    if rows.dtype != np.float16:
+        return bool(np.isfinite(rows).all())
+    # ten times as fast: infinities and NaN are what has all bits of the exponent
+    exponents = rows.view(np.int16) & 0x7C00
+    return not (exponents == 0x7C00).any()
+
+
+def _unfit(rows: Rows, dtype: np.dtype[Any]) -> UserError:
+    """Why `rows` cannot be stored."""
+    if np.isnan(rows).any() or (rows.dtype != dtype and not np.isfinite(rows).all()):
+        return UserError("the model's activations are not finite: train it again")
+    if rows.dtype != dtype:
+        most = f"an activation of {np.abs(rows).max():.3g} does not fit {dtype}"
+        return UserError(f"{most}: set harvest.dtype=float32")
+    if dtype == np.float16:  # rounded already: what it was is not known any more
+        return UserError("an activation does not fit float16: set harvest.dtype=float32")
+    return UserError("the model's activations are not finite: train it again")
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder that holds somebody else's arrays.
+
+    Raises:
+        UserError: there are ``.npy`` files that no harvest has put there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"activations_dir: {folder} is not a folder")
+    if (folder / MANIFEST).exists() or (folder / SPOOL).is_dir():
+        return
+    if any(folder.glob("*.npy")):
+        raise UserError(f"{folder} holds .npy files that harvest.py did not write: choose another")
+
+
+def start_afresh(folder: Path) -> None:
+    """Remove what an interrupted harvest left in `folder`, and nothing else."""
+    if not (folder / SPOOL).is_dir():
+        return
+    for path in folder.glob("*.npy"):
+        if OURS.fullmatch(path.name):
+            path.unlink()
+    remove_spools(folder)
+
+
+def remove_spools(folder: Path) -> None:
+    """Remove the subfolder for unfinished shards, if it is there and holds nothing else."""
+    with suppress(FileNotFoundError):
+        for path in (folder / SPOOL).iterdir():
+            if SPOOLED.fullmatch(path.name):
+                path.unlink()
+    with suppress(OSError):
+        (folder / SPOOL).rmdir()

@@ -1,0 +1,90 @@
+"""safetensors files that are either whole or absent; checkpoints, which know if they have changed.
+
+safetensors' own `save_file` leaves a temporary file behind when it is killed: files are written by
+`files.write_bytes`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load, save
+
+from sparse_dict import files
+from sparse_dict.errors import UserError, malformed
+
+Arrays = dict[str, NDArray[Any]]
+
+RECORD, DIGEST = "record", "sha256"  # in a checkpoint's header
+UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError)
+
+
+def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays to `path` atomically."""
+    files.write_bytes(path, save(_contiguous(arrays)))
+
+
+def write_checkpoint(
+    path: Path, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]
+) -> None:
+    """Replace the checkpoint at `path`: arrays, and a JSON-able record in the file's header."""
+    whole = _contiguous(arrays)
+    text = json.dumps(record)
+    files.write_bytes(path, save(whole, {RECORD: text, DIGEST: _digest(whole, text)}))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a checkpoint, whose arrays are not read.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            record = json.loads(file.metadata()[RECORD])
+        if not isinstance(record, dict):
+            raise TypeError(f"the record is {type(record).__name__}")
+    except UNREADABLE as error:
+        raise damaged(path, error) from None
+    return record
+
+
+def read_checkpoint(path: Path) -> Arrays:
+    """The arrays of a checkpoint.
+
+    Raises:
+        UserError: they cannot be read, or something in the file has changed.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata()
+            text, digest = header[RECORD], header[DIGEST]
+        arrays = load(path.read_bytes())
+        if _digest(arrays, text) != digest:
+            raise ValueError("it has changed since it was written")
+    except (*UNREADABLE, AttributeError) as error:  # the last of dtypes that numpy does not have
+        raise damaged(path, error) from None
+    return arrays
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """What is to be said of a checkpoint on which an error was met."""
+    reason = " ".join(malformed(error).split())
+    return UserError(f"{path} is damaged ({reason}): delete it to start over")
+
+
+def _contiguous(arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _digest(arrays: Arrays, record: str) -> str:
+    digest = hashlib.sha256(record.encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(arrays[name].reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
