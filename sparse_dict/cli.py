@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from sparse_dict import distributed, interrupt
 from sparse_dict.config import CONF_DIR
+from sparse_dict.errors import explained
 
 FULL = "HYDRA_FULL_ERROR"  # set to 1, it gets the whole traceback of any error
 GROUPS = ("experiment", "hydra/launcher", "hydra/sweeper")  # overridden like keys
@@ -43,7 +44,7 @@ def run(main: Callable[[], None]) -> None:
         with interrupt.ending():
             main()
     except Exception as error:
-        line = explanation(error)
+        line = explanation(error) or explained(error)  # of us, or of the machine
         if line is None:
             raise
         sys.stderr.write(f"{script}: {line}\n")

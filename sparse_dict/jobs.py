@@ -9,7 +9,7 @@ from types import ModuleType
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import filter_overrides
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from sparse_dict.errors import UserError
 
@@ -42,7 +42,9 @@ def grid(config: DictConfig, loader: ConfigLoader) -> list[list[str]]:
 
     params = config.hydra.sweeper.params or {}
     arguments = [f"{key}={value}" for key, value in params.items()]
-    arguments += config.hydra.overrides.task
+    # unresolved: what names another key is each job's to resolve
+    task = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    arguments += map(str, task or [])
     parser = OverridesParser.create(config_loader=loader)
     (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
     return jobs

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from sparse_dict import links
 from sparse_dict.errors import UserError, explained
 
 log = logging.getLogger(__name__)
@@ -39,11 +40,13 @@ def holding(*folders: Path) -> Iterator[None]:
     Within one process it may be nested. Folders made and still empty at the end are removed.
 
     Raises:
-        UserError: another process works there, or the folder cannot be written to.
+        UserError: another process works there, the folder cannot be written to, or a file that is
+            written in place is a link.
     """
     with ExitStack() as stack:
         for folder in dict.fromkeys(folder.absolute() for folder in folders):
             if (os.getpid(), folder) not in _held:
+                links.refuse(folder)
                 _take(folder)
                 stack.callback(_release, os.getpid(), folder)
         yield

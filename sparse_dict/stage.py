@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from sparse_dict import cli, distributed, jobs, lock
+from sparse_dict import cli, distributed, jobs, links, lock
 from sparse_dict import config as _config  # noqa: F401  registers the schemas with Hydra
 from sparse_dict.errors import UserError, explained, memory
 
@@ -142,10 +142,15 @@ class CheckFirst(Callback):
         if distributed.size() > 1:
             print("torchrun starts one job at a time: no -m with it", file=sys.stderr)  # noqa: T201
             raise SystemExit(2)
+        name = config.hydra.job.name
+        try:
+            links.refuse(Path(str(config.hydra.sweep.dir)))  # Hydra writes multirun.yaml there
+        except UserError as error:
+            print(f"{name}.py: {error}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(2) from None
         if config.hydra.launcher._target_ != BASIC_LAUNCHER or not jobs.has_grid(config):
             return
         loader = GlobalHydra.instance().config_loader()
-        name = config.hydra.job.name
         try:
             grid = jobs.composed(config, loader, jobs.grid(config, loader), 0, _module(name))
             lock.hold_until_exit(job.folder for job in grid)

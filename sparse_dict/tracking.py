@@ -33,6 +33,8 @@ PROBE_S = 3.0  # how long it may take to say that it is there
 PATIENCE_S = 4.0  # of waiting, over all runs; when they are used up, runs are written offline
 GRACE_S = 1.0  # what a good server may take to open or finish runs: does not count
 FINISH_S = 4.0  # how long it may take to accept the rest of a run: SIGTERM leaves us 10 in all
+TABLES_S = 1.0  # what all tables may cost beyond TABLE_S each, after which they are sent as files
+TABLE_S = 0.3  # what one costs with a good server
 AT_ONCE = 32  # runs that are opened side by side
 KILLED = 255  # exit code that wandb gives a run that Ctrl-C has ended
 HEADER = 7  # bytes with which a .wandb file begins
@@ -78,6 +80,7 @@ class _Waiting:
 
 
 _waiting = _Waiting()
+_tables = 0.0  # seconds that tables have cost beyond TABLE_S each
 
 
 class Run:
@@ -121,11 +124,13 @@ class Run:
 
                 cells = [[_cell(value) for value in row] for row in rows]
                 table = wandb.Table(list(columns), cells, allow_mixed_types=True)
-                if self._online and not _quick():
+                started = time.monotonic()
+                if self._online and not (_tables < TABLES_S and _quick()):
                     # A table is an artifact as well, about which wandb asks the server: for 20 s,
                     # and then it drops the table. One that is bound already is sent as a file only.
                     table.bind_to_run(self._run, key, self._run.step)
                 self._run.log({key: table})
+                _count_table(time.monotonic() - started)
 
     def finish(self, exit_code: int = 0) -> None:
         """Begin to end the run; a second call does nothing."""
@@ -394,6 +399,11 @@ def _quick() -> bool:
             if why_not := _probe(address, key, GRACE_S):
                 _give_up(why_not)
         return not _server[address]
+
+
+def _count_table(seconds: float) -> None:
+    global _tables
+    _tables += max(0.0, seconds - TABLE_S)
 
 
 def _give_up(why: str) -> str:

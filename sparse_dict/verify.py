@@ -34,7 +34,7 @@ DICTIONARY = (
 )
 SNAPSHOTS = r"\d+\.safetensors"
 ANALYSIS = rf"[^.].*\.(png|svg|csv|json|html)|interp|{ANYWHERE}"
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 PNG_END = b"IEND\xaeB`\x82"
 
@@ -110,14 +110,16 @@ class Verification:
         self.lm = record["fingerprints"]
         lm_folder.load(folder)  # compares the fingerprints of model and tokenizer
         path = folder / lm_folder.RECORD
+        self._sealed(path, record)
         corpus = record["fingerprints"]["corpus"]
         self._expect(
             files.fingerprint(record["corpus"]) == corpus,
             f"{path}: the corpus it describes is not that of its fingerprint",
         )
-        self._table(folder / "history.csv")
+        unhashed = self._hashes(folder, lm_folder.HASHED, record.get("sha256"))
+        self._table(folder / lm_folder.HISTORY)
         self._checkpoints(folder)
-        return f"model {record['fingerprints']['model']} from corpus {corpus}"
+        return f"model {record['fingerprints']['model']} from corpus {corpus}{unhashed}"
 
     def _activations(self, folder: Path) -> str:
         opened = store.Activations.open(folder)
@@ -127,16 +129,10 @@ class Verification:
         known = "|".join(re.escape(name) for name in (*sorted(names), store.MANIFEST, toy.TRUTH))
         self._only(folder, rf"{known}|{ANYWHERE}")
         for changed in opened.changed():
-            self._fault(f"{changed} has changed since it was written (SHA-256)")
+            self._fault(f"{changed} has changed since it was written (its hash does not fit)")
         path = folder / store.MANIFEST
-        self.activations = manifest["fingerprints"]
-        inputs = {k: v for k, v in manifest["fingerprints"].items() if k != "activations"}
-        rest = {key: value for key, value in manifest.items() if key != "fingerprints"}
-        own = manifest["fingerprints"]["activations"]
-        self._expect(
-            files.fingerprint([inputs, rest]) == own,
-            f"{path} has changed since it was written: its fingerprint does not fit",
-        )
+        inputs = self.activations = manifest["fingerprints"]
+        own = inputs["activations"]
         if "truth" in inputs:
             digest = files.fingerprint(files.sha256_file(folder / toy.TRUTH))
             self._expect(digest == inputs["truth"], f"{folder / toy.TRUTH} has changed")
@@ -185,12 +181,7 @@ class Verification:
         made_from = metrics["fingerprints"]["activations"]
         snapshots = [str(p.relative_to(folder)) for p in sae_folder.snapshot_paths(folder)]
         unhashed = self._hashes(folder, [*sae_folder.HASHED, *snapshots], metrics.get("sha256"))
-        if (own := metrics.get("fingerprint")) is not None:
-            rest = {key: value for key, value in metrics.items() if key != "fingerprint"}
-            self._expect(
-                files.fingerprint(rest) == own,
-                f"{path} has changed since it was written: its fingerprint does not fit",
-            )
+        self._sealed(path, metrics)
         self.weights[name] = files.fingerprint(files.sha256_file(folder / sae_folder.WEIGHTS))
         where = ""
         if self.activations is None:
@@ -225,6 +216,7 @@ class Verification:
         self._only(folder, ANALYSIS)
         path = folder / analysis_stage.MANIFEST
         record = files.read_json(path)
+        self._sealed(path, record)
         compared: dict[str, Any] = record["dictionaries"]
         for name, weights in compared.items():
             there = self.weights.get(name)
@@ -258,6 +250,13 @@ class Verification:
         return f"of {len(compared)} dictionaries{more}{unhashed}"
 
     # --- files ------------------------------------------------------------------------------------
+
+    def _sealed(self, path: Path, record: dict[str, Any]) -> None:
+        """See that a record is the one that was written."""
+        self._expect(
+            files.is_sealed(record),
+            f"{path} has changed since it was written: its fingerprint does not fit",
+        )
 
     def _hashes(self, folder: Path, there: Iterable[str], recorded: dict[str, str] | None) -> str:
         """Compare files of `folder` with their SHA-256; says which were `there` before we hashed.

@@ -36,10 +36,11 @@ PAGE = ROOT / "docs" / "messages.md"
 INTRODUCTION = """\
 # What the scripts say
 
-What is typed, and the one line that comes back, on the terminal and in the job's log. A wrong
-command or input is found before anything is written; `HYDRA_FULL_ERROR=1` in front of the command
-shows the whole traceback. `python tests/messages.py` writes this page by running every line of it,
-and a test fails if a line has changed.
+What is typed, and the one line that comes back on the terminal. A wrong command or input is found
+before anything is written; what only the work itself can tell, the last section, stands in the
+job's log as well. `HYDRA_FULL_ERROR=1` in front of the command shows the whole traceback. `python
+tests/messages.py` writes this page by running every line of it, and a test fails if a line has
+changed.
 """
 
 

@@ -126,6 +126,23 @@ def test_broken_and_unfinished_dictionaries_are_left_out_by_name(tmp_path: Path)
     assert all(item.reason and "\n" not in item.reason for item in loaded.left_out)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("l1", True), ("n_activations", "x"), ("activation", "$\\frac$"), ("activation", "\ud800"),
+     ("mse", float("nan"))],
+)  # fmt: skip
+def test_a_value_that_would_break_tables_or_figures_leaves_the_dictionary_out(
+    tmp_path: Path, key: str, value: object
+):
+    write_study(tmp_path, sizes=(8, 16))
+    folder = write_dictionary(tmp_path / "odd", directions(8, 32, 0), ONES[:8])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {key: value}))
+    (left,) = study.load(tmp_path).left_out
+    assert left.name == "odd"
+    assert key in left.reason
+
+
 def test_dictionaries_of_other_activations_are_left_out_by_name(tmp_path: Path):
     write_study(tmp_path, sizes=(8, 16, 32))
     other = {"activations": "fedcba9876543210"}

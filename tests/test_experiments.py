@@ -3,10 +3,12 @@ from pathlib import Path
 import hydra
 import numpy as np
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from sae_helpers import sparse_rows
 from test_cli_errors import ROOT, run
 
-from sparse_dict import stage
+from sparse_dict import jobs, stage
 
 
 def composed(*overrides: str):
@@ -14,7 +16,7 @@ def composed(*overrides: str):
         return stage.typed(hydra.compose("train_sae", list(overrides)))
 
 
-@pytest.mark.parametrize("experiment", ["demo", "toy", "consistency"])
+@pytest.mark.parametrize("experiment", ["demo", "toy", "consistency", "strategies"])
 def test_an_experiments_l1_is_for_relu_and_the_others_are_made_sparse_by_k_or_l0(experiment: str):
     assert composed(f"experiment={experiment}").sae.l1 > 0
     for kind in ("topk", "batch_topk", "jumprelu"):
@@ -33,6 +35,15 @@ def test_an_experiments_grid_composes_at_both_ends_and_needs_no_m(experiment: st
     grid = {key: str(value).split(",") for key, value in cfg.hydra.sweeper.params.items()}
     for end in (0, -1):
         composed(f"experiment={experiment}", *(f"{key}={grid[key][end]}" for key in grid))
+
+
+def test_a_folder_that_is_named_after_a_swept_key_is_that_of_its_own_job():
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        named, swept = "name=d${model.d_model}", "model.d_model=16,64"
+        cfg = loader.load_configuration("train_lm", [named, swept], RunMode.MULTIRUN)
+        composed = [loader.load_sweep_config(cfg, job) for job in jobs.grid(cfg, loader)]
+    assert [job.name for job in composed] == ["d16", "d64"]
 
 
 def test_an_experiment_with_a_grid_launches_it_without_being_told(tmp_path: Path):

@@ -286,7 +286,7 @@ def test_sigterm_costs_a_checkpoint_and_a_non_zero_exit_code_within_ten_seconds(
     identity = checkpoint.identity(copy / "lm" / "checkpoint" / "state.safetensors")
     assert identity is not None
     with safe_open(copy / "lm" / "checkpoint" / "state.safetensors", framework="np") as file:
-        assert f'"step": {step},' in file.metadata()["checkpoint"]
+        assert f'"step": {step},' in file.metadata()["record"]
     assert not (copy / "lm" / "lm.json").exists()
 
 
@@ -566,6 +566,37 @@ def test_a_folder_that_cannot_be_written_to_is_named(copy: Path, stage: str):
     assert not (copy / SCRIPTS[stage]).exists()
 
 
+def test_a_folder_that_a_grid_cannot_write_to_is_named(copy: Path):
+    shutil.rmtree(copy / "sae")
+    with permitting(copy, 0o555):
+        line = one_error(run_obeying("train_sae", copy, "-m", "seed=0,1"))
+    assert str(copy / "sae") in line
+    assert "no permission to write or read there" in line
+
+
+@pytest.mark.parametrize(
+    ("stage", "link"),
+    [("analyze", "analysis/.hydra"), ("analyze", "analysis/.hydra/config.yaml"),
+     ("analyze", "analysis/analyze.log"), ("train_sae", "sae/multirun.yaml")],
+)  # fmt: skip
+def test_nothing_is_written_through_a_link_in_somebody_elses_study(
+    copy: Path, tmp_path: Path, stage: str, link: str
+):
+    kept = tmp_path / "kept"
+    path = copy / link
+    if path.is_dir():
+        shutil.rmtree(path)
+        kept.mkdir()
+    else:
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        kept.write_text("mine")
+    path.symlink_to(kept)
+    line = one_error(run_script(stage, copy, *(["-m", "seed=0,1"] if stage == "train_sae" else [])))
+    assert f"{link} is a link" in line
+    assert not list(kept.iterdir()) if kept.is_dir() else kept.read_text() == "mine"
+
+
 UNREADABLE = {
     "harvest": ("lm/lm.json", "lm/model.safetensors", "lm/tokenizer/ranks.tiktoken"),
     "train_sae": ("activations/manifest.json", "activations/shard-00001.npy"),
@@ -673,9 +704,11 @@ def test_verify_says_of_files_without_recorded_hashes_that_they_were_not_checked
 
     edit(copy / ONE / "metrics.json", older)
     edit(copy / "analysis" / "analysis.json", older)
+    edit(copy / "lm" / "lm.json", older)
     assert verify.main([str(copy)]) == 0
     said = capsys.readouterr().out
     assert len(re.findall(r"no hash recorded, not checked: .*history.csv.*snapshots/", said)) == 1
+    assert re.search(r"^lm: .*not checked: history.csv", said, re.MULTILINE)
     assert re.search(r"^analysis: .*not checked: .*report.html", said, re.MULTILINE)
 
 
@@ -752,6 +785,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a digit of a dictionary's metrics": (
         lambda base: edit(base / ONE / "metrics.json", lambda m: m.update(fvu=0.001)),
         "metrics.json has changed since it was written",
+    ),
+    "a flipped byte of the language model's history": (
+        lambda base: flip(base / "lm" / "history.csv", -3), "history.csv has changed since it was",
+    ),
+    "a digit of the language model's record": (
+        lambda base: edit(base / "lm" / "lm.json", lambda r: r["losses"].update(val_loss=1.5)),
+        "lm.json has changed since it was written",
+    ),
+    "a digit of the analysis' record": (
+        lambda base: edit(base / "analysis" / "analysis.json", lambda r: r.update(seconds=1.5)),
+        "analysis.json has changed since it was written",
     ),
     "a flipped byte of a snapshot": (
         lambda base: flip(min((base / ONE / "snapshots").iterdir()), -2),

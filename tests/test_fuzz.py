@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from sparse_dict import status, verify
+from sparse_dict import status, tensor_files, verify
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import TRUTH
 from sparse_dict.analysis import harvested, llm, study, truth
@@ -61,7 +61,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(base / ONE, base / "interrupted")
     (base / "interrupted" / "metrics.json").unlink()
     record = {"step": 1, "record": {}, "history": [], "sums": {}, "seconds": 1.0}
-    sae_folder.write_checkpoint(base / "interrupted", {"b": np.zeros(3, np.float32)}, record)
+    (base / "interrupted").mkdir(exist_ok=True)
+    path = base / "interrupted" / sae_folder.CHECKPOINT
+    tensor_files.write_checkpoint(path, {"b": np.zeros(3, np.float32)}, record)
     return base
 
 
@@ -117,7 +119,7 @@ def read_dictionary(base: Path) -> None:
 
 def read_interrupted(base: Path) -> None:
     sae_folder.read_checkpoint_meta(base / "interrupted")
-    sae_folder.read_checkpoint(base / "interrupted")
+    tensor_files.read_checkpoint(base / "interrupted" / sae_folder.CHECKPOINT)
 
 
 def read_source(base: Path) -> None:

@@ -185,6 +185,15 @@ def test_a_loss_that_is_not_finite_ends_with_the_step_and_keeps_the_last_good_st
     assert all(p.isfinite().all() for p in good.parameters())
 
 
+@pytest.mark.parametrize("eval_every", [1, 100])
+def test_a_state_of_which_the_loss_is_not_finite_is_not_saved(tmp_path, eval_every):
+    job = make_job(tmp_path, checkpoint_every=1, eval_every=eval_every)
+    job.optimizer = replace(OPTIMIZER, lr=1e30)
+    with pytest.raises(UserError, match=r"not finite at step 1.*no checkpoint was written"):
+        train.train(new_model(), job, FakeRun())
+    assert not job.checkpoint.exists()
+
+
 def test_bfloat16_trains_as_well(tmp_path):
     job = make_job(tmp_path, n_steps=40, precision="bf16")
     exact = make_job(tmp_path / "b", n_steps=40)

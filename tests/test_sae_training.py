@@ -14,7 +14,8 @@ import pytest
 import torch
 from sae_helpers import sae_config, sparse_rows
 
-from sparse_dict.activations.store import ShardWriter
+from sparse_dict import tensor_files
+from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.errors import UserError
 from sparse_dict.interrupt import Interrupted
 from sparse_dict.sae import ensemble, folder, kernel, stage
@@ -187,9 +188,10 @@ def test_a_malformed_checkpoint_fails_its_own_dictionary_alone(
         patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
         with pytest.raises(Interrupted):
             stage.train_many(configs, paths)
-    arrays = folder.read_checkpoint(paths[0])
+    path = paths[0] / folder.CHECKPOINT
+    arrays = tensor_files.read_checkpoint(path)
     arrays["b"] = arrays["b"][:-1].copy()
-    folder.write_checkpoint(paths[0], arrays, folder.read_checkpoint_meta(paths[0]))
+    tensor_files.write_checkpoint(path, arrays, folder.read_checkpoint_meta(paths[0]))
     bad, good = stage.train_many(configs, paths)
     assert isinstance(bad, UserError)
     assert "malformed" in str(bad)
@@ -211,6 +213,7 @@ def test_a_companion_that_turns_non_finite_drops_its_dictionary(
     monkeypatch.setattr(FreezePerturb, "beside", broken)
     (outcome,) = stage.train_many([frozen_config(activations_dir)], [tmp_path / "a"])
     assert "not finite" in str(outcome)
+    assert "no checkpoint was written before it" in str(outcome)
 
 
 def test_a_flipped_byte_in_a_shard_ends_the_training_before_anything_is_written(tmp_path):

@@ -90,6 +90,14 @@ def test_the_corpus_is_read_from_the_cache_the_second_time(site, tmp_path, monke
     assert list(corpus.documents(data(["fakelib"]), tmp_path)) == first
 
 
+def test_a_cached_corpus_that_has_changed_is_not_read(site, tmp_path):
+    list(corpus.documents(data(["fakelib"]), tmp_path))
+    (path,) = tmp_path.rglob("documents.jsonl")
+    path.write_text(path.read_text().replace("First", "Fifth"))
+    with pytest.raises(UserError, match=r"documents\.jsonl has changed .*: delete"):
+        list(corpus.documents(data(["fakelib"]), tmp_path))
+
+
 def test_worker_processes_give_the_same_corpus_as_one(site, tmp_path, monkeypatch):
     monkeypatch.setattr(docstrings, "available_cores", lambda: 1)
     alone = list(corpus.documents(data(["fakelib"]), tmp_path / "one"))

@@ -434,6 +434,7 @@ def section(study: Study, config: AnalyzeConfig, draw: Draw) -> tuple[Section, M
     assert settings is not None
     try:
         activations = activations_of(study, Path(config.activations_dir))
+        activations.verify()  # their rows are read here
         found = measure(study, activations, settings, config.seed)
     except UserError as error:
         return Section(title, [UNTOLD.format(error)]), None

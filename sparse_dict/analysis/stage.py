@@ -113,7 +113,7 @@ def _run(config: AnalyzeConfig) -> None:
                 if path.suffix in MADE and path.name != MANIFEST
             },
         }
-        files.write_json(folder / MANIFEST, record)
+        files.write_json(folder / MANIFEST, files.sealed(record))
     for claim in found:
         log.info("%s: %s; %s", claim.verdict, claim.claim, claim.ours)
     log.info("report: %s", folder / "report.html")

@@ -184,6 +184,9 @@ def unfinished(folder: Path, done: list[Path]) -> list[Path]:
     )
 
 
+NAMED = ("tied", "l1_scaling", "activation")  # settings that the metrics repeat
+
+
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         if f"{prefix}{key}" in INCIDENTAL | AXES:
@@ -196,7 +199,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _character(metrics: Mapping[str, Any]) -> dict[str, str]:
     """What must agree within a family, and what may be swept in it, flattened; values as text."""
-    named = {f"sae.{key}": metrics.get(key) for key in ("tied", "l1_scaling", "activation")}
+    named = {f"sae.{key}": metrics.get(key) for key in NAMED}
     every = {**named, **dict(_flat(metrics["config"])), "sae.l1": metrics["l1"]}
     return {key: str(value) for key, value in every.items()}
 
@@ -254,21 +257,33 @@ def _origin(trained: "Trained") -> tuple[str, int]:
     return str(fingerprints.get("activations", "unknown")), len(trained.dictionary.W_enc)
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is one that can be computed with: no NaN, nothing huge, no truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 2**63
+
+
 def _wrong(metrics: Mapping[str, Any]) -> str | None:
     """What keeps a readable dictionary out of the analysis, if anything."""
     for key in ("dict_size", "l1", "seed", "fvu", "l0", "eval_rows"):
-        value = metrics.get(key)
-        if not isinstance(value, int | float) or not abs(value) < 2**63:  # nor NaN
+        if not _is_number(metrics.get(key)):
+            return f"metrics.json holds no number {key}"
+    for key in ("mse", "l1_norm", "dead", "n_activations", "seconds"):
+        if metrics.get(key) is not None and not _is_number(metrics[key]):
             return f"metrics.json holds no number {key}"
     config = metrics.get("config")
     if not isinstance(config, Mapping) or not isinstance(config.get("sae") or {}, Mapping):
         return "metrics.json holds no config"
     for key in ("k", "l0"):
-        value = (config.get("sae") or {}).get(key, 0)
-        if not isinstance(value, int | float) or not abs(value) < 2**63:
+        if not _is_number((config.get("sae") or {}).get(key, 0)):
             return f"metrics.json holds no number sae.{key}"
     if not isinstance(metrics.get("fingerprints") or {}, Mapping):
         return "metrics.json holds no fingerprints"
+    shown = {key: str(metrics.get(key)) for key in NAMED} | _character(metrics)
+    for key, value in shown.items():
+        if not value.isprintable() or "$" in value:
+            return f"metrics.json: {key} is {value!r}"
     return None
 
 

@@ -3,16 +3,12 @@
 One file is replaced as a whole, so a checkpoint is always one moment of one run.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
-from sparse_dict import files
-from sparse_dict.errors import UserError
+from sparse_dict import tensor_files
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +37,7 @@ def identity(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the file is damaged.
     """
-    return _header(path)["identity"] if path.exists() else None
+    return _record(path)["identity"] if path.exists() else None
 
 
 def save(
@@ -52,17 +48,13 @@ def save(
     identity: dict[str, Any],
 ) -> None:
     """Replace the checkpoint at `path`."""
-    from safetensors.torch import save
-
-    tensors = {}
+    arrays = {}
     for name, parameter, moments in _parameters(model, optimizer):
-        tensors[f"model.{name}"] = parameter.detach()
+        arrays[f"model.{name}"] = parameter.detach().cpu().numpy()
         for moment in moments:
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
-    header = {"state": asdict(state), "identity": identity}
-    with files.replacing(path) as temporary:
-        metadata = {"checkpoint": json.dumps(header, allow_nan=False)}
-        temporary.write_bytes(save(tensors, metadata))  # `save_file` would give it mode 0600
+            arrays[f"{moment}.{name}"] = optimizer.state[parameter][moment].cpu().numpy()
+    record = {"state": asdict(state), "identity": identity}
+    tensor_files.write_checkpoint(path, arrays, record)
 
 
 def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
@@ -72,11 +64,11 @@ def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
         UserError: the file is damaged or belongs to a model of another shape.
     """
     import torch
-    from safetensors.torch import load_file
 
+    arrays = tensor_files.read_checkpoint(path)
     try:
-        state = _state(_header(path)["state"])
-        tensors = load_file(path)
+        state = _state(_record(path)["state"])
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         kept = [(name, moments) for name, _, moments in _parameters(model, optimizer)]
         model.load_state_dict({name: tensors[f"model.{name}"] for name, _ in kept})
         step = torch.tensor(float(state.step))
@@ -86,8 +78,8 @@ def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
         }
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise _damaged(path, error) from None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise tensor_files.damaged(path, error) from None
     return state
 
 
@@ -122,19 +114,9 @@ def _parameters(
             yield names[parameter], parameter, MUON if "momentum" in group else ADAMW
 
 
-def _header(path: Path) -> dict[str, Any]:
-    try:
-        with safe_open(path, framework="np") as file:
-            header = json.loads(file.metadata()["checkpoint"])
-        if not isinstance(header["state"], dict) or not isinstance(header["identity"], dict):
-            raise KeyError("state")
-        return dict(header)
-    except (
-        SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError
-    ) as error:  # fmt: skip
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())
-    return UserError(f"{path} is damaged ({reason}): delete {path.parent} to start over")
+def _record(path: Path) -> dict[str, Any]:
+    record = tensor_files.read_record(path)
+    for key in ("state", "identity"):
+        if not isinstance(record.get(key), dict):
+            raise tensor_files.damaged(path, KeyError(key))
+    return record

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_dict import files
 from sparse_dict.config import ModelConfig, TrainLMConfig
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, malformed
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,8 @@ FORMAT_VERSION = 1
 RECORD = "lm.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer"
+HISTORY = "history.csv"
+HASHED = (HISTORY,)  # their SHA-256 is in the record; weights and tokenizer have fingerprints
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 
 
@@ -79,7 +81,7 @@ def read_record(lm_dir: Path) -> dict[str, Any]:
         if not all(type(value) is int for value in record["config"]["model"].values()):
             wrong.append("config.model")
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is malformed: {error!r}") from None
+        raise UserError(f"{path} is malformed ({malformed(error)}): train it again") from None
     if wrong:
         raise UserError(f"{path} is malformed: {wrong[0]}")
     if record["format_version"] != FORMAT_VERSION:

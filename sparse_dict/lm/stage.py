@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_dict import distributed, files, lock, runtime, tracking
+from sparse_dict import distributed, files, lock, runtime, tensor_files, tracking
 from sparse_dict.config import TrainLMConfig
 from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint, folder
@@ -72,8 +72,6 @@ def _run(config: TrainLMConfig) -> None:
             shutil.rmtree(lm_dir / folder.CHECKPOINT.parent, ignore_errors=True)
         return
 
-    from safetensors.torch import save
-
     from sparse_dict.lm import baselines, train
     from sparse_dict.lm.model import GPT
     from sparse_dict.text import tokenizer as tokenizers
@@ -121,16 +119,17 @@ def _run(config: TrainLMConfig) -> None:
         run.summary(
             record["losses"] | {f"{k}_loss": without_model[k] for k in ("unigram", "bigram")}
         )
-    with files.replacing(lm_dir / folder.WEIGHTS) as temporary:
-        temporary.write_bytes(save({name: p.detach() for name, p in model.named_parameters()}))
+    weights = {name: p.detach().cpu().numpy() for name, p in model.named_parameters()}
+    tensor_files.write(lm_dir / folder.WEIGHTS, weights)
     tokenizer.save(lm_dir / folder.TOKENIZER)
-    _write_history(lm_dir / "history.csv", state)
+    _write_history(lm_dir / folder.HISTORY, state)
     record["fingerprints"] = {
         "model": folder.fingerprint(lm_dir / folder.WEIGHTS),
         "tokenizer": tokenizer.fingerprint,
         "corpus": files.fingerprint(identity["corpus"]),
     }
-    files.write_json(lm_dir / folder.RECORD, record)
+    record["sha256"] = files.sha256_of(lm_dir, folder.HASHED)
+    files.write_json(lm_dir / folder.RECORD, files.sealed(record))
     shutil.rmtree(lm_dir / folder.CHECKPOINT.parent)
     log.info(
         "%s: validation loss %.3f (unigram %.3f, bigram %.3f), %.0f tokens/s",

@@ -85,7 +85,7 @@ def evaluate(model: GPT, windows: NDArray[np.int64], batch_size: int) -> float:
     device = model.embed.weight.device
     own = torch.from_numpy(windows[distributed.rank() :: distributed.size()])
     total = 0.0
-    for part in own.split(batch_size):
+    for part in own.split(batch_size) if len(own) else ():
         total += model.loss(*_split(part, device)).item() * len(part)
     return sum(distributed.gather(total)) / len(windows)
 
@@ -131,11 +131,11 @@ def train(model: GPT, job: Job, run: "Run") -> State:
 
     with interrupt.on_signal() as stop, progress:
         started = time.perf_counter()
-        for windows in ahead(map(windows_of, range(state.step, job.n_steps))):
+        for step_windows in ahead(map(windows_of, range(state.step, job.n_steps))):
             lr = learning_rate(job.optimizer, state.step, job.n_steps)
             set_learning_rate(optimizer, lr)
             losses = []
-            for i, part in enumerate(windows, start=1):
+            for i, part in enumerate(step_windows, start=1):
                 with distributed.local(loss_of, when=i < config.accumulate):
                     loss = loss_of(*_split(part, device))
                     (loss / config.accumulate).backward()
@@ -159,8 +159,16 @@ def train(model: GPT, job: Job, run: "Run") -> State:
                 values = {"train_loss": mean_loss, "lr": lr, "grad_norm": norm, "tokens": tokens}
                 values["tokens_per_second"] = tokens / state.seconds
                 run.log(values)
-            if state.step % config.eval_every == 0 or last:
-                val_loss = evaluate(model, job.validation, config.batch_size)
+            signal = round(max(distributed.gather(stop.signal or 0)))  # to any of the processes
+            evaluates = state.step % config.eval_every == 0 or last
+            saves = state.step % config.checkpoint_every == 0 or last or signal
+            if evaluates or saves:
+                # of a state that is saved at least one window: the loss above is of the one before
+                windows = job.validation if evaluates else job.validation[:1]
+                val_loss = evaluate(model, windows, config.batch_size)
+                if not math.isfinite(val_loss):
+                    raise UserError(_not_finite(job, state.step, saved))
+            if evaluates:
                 train_loss = state.loss_sum / state.loss_steps
                 state.loss_sum, state.loss_steps = 0.0, 0
                 state.history.append(
@@ -174,8 +182,7 @@ def train(model: GPT, job: Job, run: "Run") -> State:
                 )
                 run.log({"val_loss": val_loss, "tokens": tokens})
                 log.info("step %d: loss %.3f, validation %.3f", state.step, train_loss, val_loss)
-            signal = round(max(distributed.gather(stop.signal or 0)))  # to any of the processes
-            if state.step % config.checkpoint_every == 0 or last or signal:
+            if saves:
                 if distributed.main():
                     checkpoint.save(job.checkpoint, model, optimizer, state, job.identity)
                 saved = state.step

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from sparse_dict import interrupt
+from sparse_dict import interrupt, tensor_files
 from sparse_dict.activations.store import Activations
 from sparse_dict.balance import balanced
 from sparse_dict.config import TrainSAEConfig
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, malformed
 from sparse_dict.progress import Progress
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae import kernel
@@ -57,6 +57,7 @@ class Member:
     history: list[dict[str, float]] = field(default_factory=list)
     error: UserError | None = None
     seconds: float = 0.0  # of all passes that trained it, including its companions' share
+    saved_step: int = 0  # of the checkpoint in `folder`; 0: there is none
 
     def is_finite(self) -> bool:
         """Whether its state is, and its companion's, from which it would catch it."""
@@ -74,7 +75,8 @@ class Member:
             "seconds": self.seconds,
         }
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-        folders.write_checkpoint(self.folder, arrays, meta)
+        tensor_files.write_checkpoint(self.folder / folders.CHECKPOINT, arrays, meta)
+        self.saved_step = step
 
     def load_checkpoint(self) -> int:
         """Take its state from its folder; returns the optimiser steps done (0: none)."""
@@ -86,7 +88,7 @@ class Member:
                 f"{self.folder / folders.CHECKPOINT} belongs to another config or other "
                 "activations: choose another name= or remove the folder"
             )
-        arrays = folders.read_checkpoint(self.folder)
+        arrays = tensor_files.read_checkpoint(self.folder / folders.CHECKPOINT)
         try:
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
             self.state.load(tensors)
@@ -99,11 +101,12 @@ class Member:
                 raise ValueError("a malformed history")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"{self.folder / folders.CHECKPOINT} is malformed ({error}): "
+                f"{self.folder / folders.CHECKPOINT} is malformed ({malformed(error)}): "
                 "remove it to start again"
             ) from None
         self.history, self.seconds = meta["history"], meta["seconds"]
-        return int(meta["step"])
+        self.saved_step = int(meta["step"])
+        return self.saved_step
 
 
 def make_step(states: list[State], d_in: int, n_steps: int) -> SparseStep | DenseStep:
@@ -245,9 +248,12 @@ def train(members: list[Member], activations: Activations, first_step: int) -> N
 
 
 def _drop(member: Member, step: int) -> None:
+    kept = "no checkpoint was written before it"
+    if member.saved_step:
+        kept = f"{folders.CHECKPOINT} holds step {member.saved_step}, the last good one"
     member.error = UserError(
         f"{member.folder.name}: not finite after {step} steps, dropped; "
-        "lower optimizer.lr or raise optimizer.warmup_steps"
+        f"lower optimizer.lr or raise optimizer.warmup_steps; {kept}"
     )
     log.error("%s", member.error)
 

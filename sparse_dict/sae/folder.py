@@ -1,17 +1,17 @@
 """A dictionary's folder: SAELens' format, what we measured, and the checkpoint while training."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
+from sparse_dict import tensor_files
 from sparse_dict.errors import UserError
-from sparse_dict.files import fingerprint, read_json, replacing, sha256_file, write_json
+from sparse_dict.files import read_json, sealed, sha256_file, sha256_of, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +85,7 @@ def write(
     """
     d_in, dict_size = dictionary.W_enc.shape
     tensors = {
-        name: np.ascontiguousarray(getattr(dictionary, name))
+        name: getattr(dictionary, name)
         for name in WEIGHT_NAMES
         if getattr(dictionary, name) is not None
     }
@@ -94,8 +94,7 @@ def write(
         kind = {"architecture": "jumprelu"}
     elif dictionary.k is not None:
         kind = {"architecture": "topk", "k": dictionary.k, "rescale_acts_by_decoder_norm": False}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary)
+    tensor_files.write(folder / WEIGHTS, tensors)
     write_json(
         folder / CONFIG,
         kind
@@ -110,12 +109,10 @@ def write(
             "metadata": {"hook_name": hook},
         },
     )
-    with replacing(folder / FEATURES) as temporary:
-        save_file({"fire_count": fire_count}, temporary)
-    paths = [*(folder / name for name in HASHED), *snapshot_paths(folder)]
-    hashes = {str(path.relative_to(folder)): sha256_file(path) for path in paths if path.exists()}
-    metrics = metrics | {"sha256": hashes}
-    write_json(folder / METRICS, metrics | {"fingerprint": fingerprint(metrics)})
+    tensor_files.write(folder / FEATURES, {"fire_count": fire_count})
+    snapshots = (str(path.relative_to(folder)) for path in snapshot_paths(folder))
+    hashes = sha256_of(folder, [*HASHED, *snapshots])
+    write_json(folder / METRICS, sealed(metrics | {"sha256": hashes}))
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -165,13 +162,17 @@ def read(folder: Path) -> Trained:
         raise UserError(f"{folder / FEATURES}: fire_count does not have the shape {(dict_size,)}")
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise UserError(f"{folder / WEIGHTS} holds values that are not finite")
+    recorded = metrics.get("sha256")
+    hashes = recorded if isinstance(recorded, dict) else {}  # earlier versions recorded none
+    for name in (WEIGHTS, CONFIG, FEATURES):
+        if hashes.get(name) not in (None, sha256_file(folder / name)):
+            raise UserError(f"{folder / name} has changed since it was written (SHA-256)")
     return Trained(folder, dictionary, fire_count, metrics)
 
 
 def write_snapshot(folder: Path, W_dec: Array, seen: int) -> None:
     """Keep a decoder (dict_size, d_in) as it is after `seen` rows."""
-    with replacing(folder / SNAPSHOTS / f"{seen:012d}.safetensors") as temporary:
-        save_file({"W_dec": np.ascontiguousarray(W_dec)}, temporary)
+    tensor_files.write(folder / SNAPSHOTS / f"{seen:012d}.safetensors", {"W_dec": W_dec})
 
 
 def snapshot_paths(folder: Path) -> list[Path]:
@@ -194,31 +195,14 @@ def read_snapshots(folder: Path) -> dict[int, Array]:
     return snapshots
 
 
-def write_checkpoint(
-    folder: Path, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]
-) -> None:
-    """Write a dictionary in training, with `meta` as JSON in the file's header."""
-    with replacing(folder / CHECKPOINT) as temporary:
-        save_file(tensors, temporary, metadata={"meta": json.dumps(meta)})
-
-
 def read_checkpoint_meta(folder: Path) -> dict[str, Any] | None:
     """What was noted beside a checkpoint's tensors, or None if there is no checkpoint."""
     path = folder / CHECKPOINT
     if not path.exists():
         return None
-    try:
-        with safe_open(path, framework="numpy") as file:
-            meta = json.loads((file.metadata() or {})["meta"])
-    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): remove it to start again") from None
+    meta = tensor_files.read_record(path)
     kinds = {"step": int, "record": dict, "history": list, "sums": dict, "seconds": int | float}
     for key, kind in kinds.items():
-        if not isinstance(meta, dict) or not isinstance(meta.get(key), kind):
-            raise UserError(f"{path} has no {key} in its header: remove it to start again")
-    return dict(meta)
-
-
-def read_checkpoint(folder: Path) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of a checkpoint."""
-    return _tensors(folder / CHECKPOINT)
+        if not isinstance(meta.get(key), kind):
+            raise tensor_files.damaged(path, KeyError(key))
+    return meta

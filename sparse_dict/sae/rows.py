@@ -14,6 +14,6 @@ def training_rows(activations: Activations, eval_rows: int, batch_size: int) -> 
     if rows < batch_size:
         raise UserError(
             f"{activations.folder} has {activations.rows:,} rows: too few for "
-            f"training.eval_rows={eval_rows} and training.batch_size={batch_size}"
+            f"training.eval_rows={eval_rows} and training.batch_size={batch_size}; lower them"
         )
     return rows

@@ -162,7 +162,7 @@ def _train_many(
             activations = _open(Path(config.activations_dir))
             if _is_finished(folder, _record(config, activations)):
                 outcomes[i] = read_json(folder / folders.METRICS)
-                (folder / folders.CHECKPOINT).unlink(missing_ok=True)  # if killed at the very end
+                _finish_what_was_killed(config, folder, outcomes[i])
                 log.info("%s is already trained", folder)
                 continue
             if damage := _damage(activations):
@@ -182,6 +182,18 @@ def _train_many(
     finished = [outcomes[i] for i in range(len(configs))]
     _show(folders_, finished)
     return finished
+
+
+def _finish_what_was_killed(config: TrainSAEConfig, folder: Path, metrics: Any) -> None:
+    """Do what a process had still to do that died after a dictionary's last file was written."""
+    (folder / folders.CHECKPOINT).unlink(missing_ok=True)
+    if (folder / tracking.ID_FILE).exists():
+        with tracking.open_run(config, "train_sae", folder.name, folder, "activations") as run:
+            run.summary(_numbers(metrics))
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, int | float]:
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
 
 
 def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcome]:
@@ -250,7 +262,7 @@ def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcom
                 "fingerprints": {"activations": activations.fingerprint},
             }
             _write(member, dictionary, numbers.fire_count, metrics, _hook(activations))
-            member.run.summary({k: v for k, v in metrics.items() if isinstance(v, int | float)})
+            member.run.summary(_numbers(metrics))
         for member in members:
             if member.error is not None:
                 member.run.finish(exit_code=1)
@@ -259,9 +271,10 @@ def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcom
 
 def _hook(activations: Activations) -> str:
     """TransformerLens' name of the site, which is what SAELens' metadata speak of."""
-    if activations.manifest is None or "layer" not in activations.manifest:
+    if activations.manifest is None or not {"layer", "site"} <= activations.manifest.keys():
         return "unknown"
-    return f"blocks.{activations.manifest['layer']}.{SITES[activations.manifest['site']]}"
+    site = SITES.get(activations.manifest["site"])
+    return f"blocks.{activations.manifest['layer']}.{site}" if site else "unknown"
 
 
 def _write(

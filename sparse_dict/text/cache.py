@@ -8,7 +8,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sparse_dict import files
+from sparse_dict.errors import UserError
+
 STALE_S = 24 * 3600.0
+HASHES = "sha256.json"  # of a folder's files, where they do not say so themselves
+
+
+def seal(folder: Path) -> None:
+    """Note the SHA-256 of all files of a folder that is being built."""
+    hashes = {path.name: files.sha256_file(path) for path in sorted(folder.iterdir())}
+    files.write_json(folder / HASHES, hashes)
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a sealed folder is there; its files are hashed anew.
+
+    Raises:
+        UserError: a file has changed since it was written.
+    """
+    if not folder.is_dir():
+        return False
+    if (folder / HASHES).exists():  # not in the folders of earlier versions
+        for name, sha256 in files.read_json(folder / HASHES).items():
+            path = folder / Path(name).name
+            if not path.is_file() or files.sha256_file(path) != sha256:
+                raise UserError(f"{path} has changed since it was written: delete {folder}")
+    return True
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from sparse_dict import interrupt
 from sparse_dict.config import DocstringsData
 from sparse_dict.errors import UserError
 from sparse_dict.progress import Progress
-from sparse_dict.text.cache import building
+from sparse_dict.text.cache import building, is_there, seal
 from sparse_dict.text.cleaning import unique
 from sparse_dict.text.cores import available_cores
 from sparse_dict.text.extract import extract
@@ -72,12 +72,13 @@ def documents(data: DocstringsData, cache_dir: Path) -> Iterator[str]:
         UserError: see `check`.
     """
     folder = cache_dir / "corpus" / whole_files.fingerprint(describe(data))
-    if not folder.is_dir():
+    if not is_there(folder):
         started = time.monotonic()
         with building(folder) as fresh:
             texts = _extract(data)
             lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
             whole_files.write_text(fresh / "documents.jsonl", "".join(lines))
+            seal(fresh)
         log.info(
             "docstrings: %s documents, %.1f MB, in %.0f s",
             f"{len(texts):,}", sum(map(len, texts)) / 1e6, time.monotonic() - started,

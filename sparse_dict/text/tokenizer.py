@@ -17,7 +17,7 @@ from sparse_dict import files
 from sparse_dict.config import BPETokenizer, DataConfig, GPT2Tokenizer
 from sparse_dict.errors import UserError
 from sparse_dict.text import bpe, corpus
-from sparse_dict.text.cache import building
+from sparse_dict.text.cache import building, is_there, seal
 from sparse_dict.text.cores import available_cores
 from sparse_dict.text.files import one_line
 from sparse_dict.text.network import reachable
@@ -144,7 +144,7 @@ def _trained(config: BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokeniz
         "train_chars": config.train_chars,
     }
     folder = cache_dir / "tokenizer" / files.fingerprint(settings)
-    if not folder.is_dir():
+    if not is_there(folder):
         texts = corpus.documents(data, cache_dir)
         with building(folder) as fresh:
             started = time.monotonic()
@@ -152,6 +152,7 @@ def _trained(config: BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokeniz
             if not ranks:
                 raise UserError("the corpus is empty: there is no text to train a vocabulary on")
             Tokenizer("bpe", ranks, GPT2_PATTERN).save(fresh)
+            seal(fresh)
         log.info("vocabulary: trained in %.0f s", time.monotonic() - started)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.n_vocab < config.vocab_size:
