@@ -299,8 +299,10 @@ def main() -> None:
         return
     import torch
 
+    settings = {key: getattr(args, key) for key in ("tokens", "share", "speed_tokens", "rounds")}
+    settings["text"] = Path(args.text).name if args.text else "docstrings"
     result = {
-        "command": ["benchmarks/lm_cpu.py", *sys.argv[1:]], "machine": machine(),
+        "settings": settings, "machine": machine(),
         "python": platform.python_version(), "torch": torch.__version__,
     }  # fmt: skip
     if args.parts:
