@@ -237,7 +237,7 @@ def parts() -> dict[str, dict[str, float]]:
     import torch
 
     from sparse_dict import runtime
-    from sparse_dict.lm import attention, gelu, loss_cpu
+    from sparse_dict.lm import attention, loss_cpu
     from sparse_dict.lm.loss import linear_cross_entropy
 
     runtime.allocator()
@@ -246,12 +246,10 @@ def parts() -> dict[str, dict[str, float]]:
     weight = (torch.randn(50_257, 32) / 10).requires_grad_()
     targets = torch.randint(50_257, (4096,))
     qkv = torch.randn(16, N_CTX, 3, 4, 8, requires_grad=True)
-    wide = torch.randn(16, N_CTX, 128, requires_grad=True)
     pieces = {
         "loss, fp32": lambda: linear_cross_entropy(hidden, weight, targets),
         "loss, bf16": lambda: linear_cross_entropy(hidden, weight, targets, bf16=True),
         "attention of a layer": lambda: attention.causal(qkv).sum(),
-        "GELU of a layer": lambda: gelu.gelu(wide).sum(),
     }
 
     def milliseconds(piece: Callable[[], torch.Tensor]) -> float:
@@ -263,7 +261,7 @@ def parts() -> dict[str, dict[str, float]]:
         return 1e3 * statistics.median(times[1:])
 
     found = {name: {"compiled": milliseconds(piece)} for name, piece in pieces.items()}
-    loss_cpu.load = attention._kernel = gelu._kernel = lambda *_: None
+    loss_cpu.load = attention._kernel = lambda *_: None
     for name, piece in pieces.items():
         found[name]["torch"] = milliseconds(piece)
         compiled, by_torch = found[name].values()

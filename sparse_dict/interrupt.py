@@ -37,13 +37,17 @@ def ending() -> Iterator[None]:
 
     def handler(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, before)
+        # a pool's thread whose workers got the signal too may fail over futures cancelled meanwhile
+        threading.excepthook = lambda _: None
         raise Interrupted(128 + number)
 
+    hook = threading.excepthook
     before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        threading.excepthook = hook
 
 
 @contextmanager

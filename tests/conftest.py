@@ -1,5 +1,39 @@
-"""One thread for each test process: two busy two-thread processes on two cores crawl."""
+"""What all tests share: one thread a process, signals as a terminal gives them, no leftovers."""
 
 import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+# Two busy two-thread processes on two cores crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell's background jobs ignore Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_script_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kill the scripts that a failing test has left: some of them would run for hours."""
+    scripts = []
+    init = subprocess.Popen.__init__
+
+    def remember(process: Any, arguments: Any, *more: Any, **options: Any) -> None:
+        init(process, arguments, *more, **options)
+        if isinstance(arguments, list) and any(
+            Path(str(a)).parent == ROOT and str(a).endswith(".py") for a in arguments
+        ):
+            scripts.append(process)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", remember)
+    yield
+    for process in scripts:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()

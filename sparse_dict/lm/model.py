@@ -4,13 +4,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dict.config import ModelConfig
 from sparse_dict.lm import attention
-from sparse_dict.lm.gelu import gelu
 from sparse_dict.lm.loss import linear_cross_entropy
 from sparse_dict.sites import SITES, Site
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
 
 
 class Block(nn.Module):
@@ -39,7 +43,7 @@ class Block(nn.Module):
 
     def mlp_post(self, x: Tensor) -> Tensor:
         """The MLP's hidden activation after GELU, (batch, n_ctx, d_mlp), `x` as from `attend`."""
-        return gelu(self.mlp_in(self.norm_2(x)))
+        return _gelu(self.mlp_in(self.norm_2(x)))
 
     def sites(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The sites one after another; what is not asked for is not computed."""
@@ -50,7 +54,7 @@ class Block(nn.Module):
         yield "resid_mid", x
         hidden = self.mlp_in(self.norm_2(x))
         yield "mlp_pre", hidden
-        hidden = gelu(hidden)
+        hidden = _gelu(hidden)
         yield "mlp_post", hidden
         yield "resid_post", x + self.mlp_out(hidden)
 
