@@ -566,6 +566,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(copy: Path, stage: str):
     assert not (copy / SCRIPTS[stage]).exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_a_grid_cannot_write_to_is_named(copy: Path):
     shutil.rmtree(copy / "sae")
     with permitting(copy, 0o555):
@@ -576,9 +577,13 @@ def test_a_folder_that_a_grid_cannot_write_to_is_named(copy: Path):
 
 @pytest.mark.parametrize(
     ("stage", "link"),
-    [("analyze", "analysis/.hydra"), ("analyze", "analysis/.hydra/config.yaml"),
-     ("analyze", "analysis/analyze.log"), ("train_sae", "sae/multirun.yaml")],
-)  # fmt: skip
+    [
+        ("analyze", "analysis/.hydra"),
+        pytest.param("analyze", "analysis/.hydra/config.yaml", marks=pytest.mark.slow),
+        pytest.param("analyze", "analysis/analyze.log", marks=pytest.mark.slow),
+        pytest.param("train_sae", "sae/multirun.yaml", marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_is_written_through_a_link_in_somebody_elses_study(
     copy: Path, tmp_path: Path, stage: str, link: str
 ):
