@@ -30,6 +30,11 @@ class State:
     loss_steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
+    @property
+    def validated(self) -> bool:
+        """Whether the history has the validation loss of this very step."""
+        return bool(self.history) and self.history[-1]["step"] == self.step
+
 
 def identity(path: Path) -> dict[str, Any] | None:
     """What the checkpoint at `path` is a checkpoint of, or None if there is none.

@@ -52,6 +52,11 @@ class Job:
         """Optimiser steps of the run, the fewest that see `n_tokens` tokens."""
         return math.ceil(self.training.n_tokens / self.step_tokens)
 
+    def lacks_validation(self, state: State) -> bool:
+        """Whether a validation loss belongs to `state` that its history does not have yet."""
+        due = state.step % self.training.eval_every == 0 or state.step == self.n_steps
+        return due and state.step > 0 and not state.validated
+
 
 def validation_windows(stream: Stream, n_ctx: int, n_tokens: int) -> NDArray[np.int64]:
     """About `n_tokens` targets in windows spread evenly over `stream`, (n, n_ctx + 1)."""
@@ -80,13 +85,25 @@ def _split(windows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def evaluate(model: GPT, windows: NDArray[np.int64], batch_size: int) -> float:
-    """Mean loss in nats over the targets of `windows`, in fp32; processes share the windows."""
+def evaluate(
+    model: GPT,
+    windows: NDArray[np.int64],
+    batch_size: int,
+    stop: interrupt.StopRequest | None = None,
+) -> float | None:
+    """Mean loss in nats over the targets of `windows`, in fp32; processes share the windows.
+
+    None if one of them was asked to stop meanwhile.
+    """
     device = model.embed.weight.device
     own = torch.from_numpy(windows[distributed.rank() :: distributed.size()])
     total = 0.0
     for part in own.split(batch_size) if len(own) else ():
+        if stop is not None and stop.signal:
+            break
         total += model.loss(*_split(part, device)).item() * len(part)
+    if stop is not None and max(distributed.gather(stop.signal or 0)):
+        return None
     return sum(distributed.gather(total)) / len(windows)
 
 
@@ -129,7 +146,27 @@ def train(model: GPT, job: Job, run: "Run") -> State:
         windows = torch.from_numpy(batch(job, step))
         return windows.pin_memory() if device.type == "cuda" else windows
 
+    def validate(stop: interrupt.StopRequest) -> None:
+        """Add the row of this step to the history, unless a signal comes meanwhile."""
+        val_loss = evaluate(model, job.validation, config.batch_size, stop)
+        if val_loss is None:
+            return
+        if not math.isfinite(val_loss):
+            raise UserError(_not_finite(job, state.step, saved))
+        train_loss = state.loss_sum / state.loss_steps
+        state.loss_sum, state.loss_steps = 0.0, 0
+        tokens = state.step * job.step_tokens
+        lr = learning_rate(job.optimizer, state.step - 1, job.n_steps)
+        row = {"step": state.step, "tokens": tokens, "train_loss": train_loss}
+        state.history.append({**row, "val_loss": val_loss, "lr": lr})
+        run.log({"val_loss": val_loss, "tokens": tokens})
+        log.info("step %d: loss %.3f, validation %.3f", state.step, train_loss, val_loss)
+
     with interrupt.on_signal() as stop, progress:
+        if job.lacks_validation(state):  # a signal had come before
+            validate(stop)
+            if job.lacks_validation(state):
+                raise interrupt.Interrupted(128 + _signal(stop))
         started = time.perf_counter()
         for step_windows in ahead(map(windows_of, range(state.step, job.n_steps))):
             lr = learning_rate(job.optimizer, state.step, job.n_steps)
@@ -159,34 +196,20 @@ def train(model: GPT, job: Job, run: "Run") -> State:
                 values = {"train_loss": mean_loss, "lr": lr, "grad_norm": norm, "tokens": tokens}
                 values["tokens_per_second"] = tokens / state.seconds
                 run.log(values)
-            signal = round(max(distributed.gather(stop.signal or 0)))  # to any of the processes
-            evaluates = state.step % config.eval_every == 0 or last
+            if job.lacks_validation(state):
+                validate(stop)
+            signal = _signal(stop)
             saves = state.step % config.checkpoint_every == 0 or last or signal
-            if evaluates or saves:
-                # of a state that is saved at least one window: the loss above is of the one before
-                windows = job.validation if evaluates else job.validation[:1]
-                val_loss = evaluate(model, windows, config.batch_size)
-                if not math.isfinite(val_loss):
+            if saves and not state.validated:
+                # the loss above is of the state before: of one that is saved at least a window's
+                loss_now = evaluate(model, job.validation[:1], config.batch_size)
+                if loss_now is None or not math.isfinite(loss_now):
                     raise UserError(_not_finite(job, state.step, saved))
-            if evaluates:
-                train_loss = state.loss_sum / state.loss_steps
-                state.loss_sum, state.loss_steps = 0.0, 0
-                state.history.append(
-                    {
-                        "step": state.step,
-                        "tokens": tokens,
-                        "train_loss": train_loss,
-                        "val_loss": val_loss,
-                        "lr": lr,
-                    }
-                )
-                run.log({"val_loss": val_loss, "tokens": tokens})
-                log.info("step %d: loss %.3f, validation %.3f", state.step, train_loss, val_loss)
             if saves:
                 if distributed.main():
                     checkpoint.save(job.checkpoint, model, optimizer, state, job.identity)
                 saved = state.step
-            if signal and not last:
+            if signal and not (last and state.validated):
                 log.info(
                     "stopped at step %d of %d: the same command goes on from there",
                     state.step, job.n_steps,
@@ -195,6 +218,11 @@ def train(model: GPT, job: Job, run: "Run") -> State:
                 raise interrupt.Interrupted(128 + signal)
             started = time.perf_counter()
     return state
+
+
+def _signal(stop: interrupt.StopRequest) -> int:
+    """The signal that one of the processes was given; 0 for none."""
+    return round(max(distributed.gather(stop.signal or 0)))
 
 
 def _not_finite(job: Job, step: int, saved: int) -> str:
