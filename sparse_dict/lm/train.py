@@ -168,11 +168,11 @@ def train(model: GPT, job: Job, run: "Run") -> State:
             if job.lacks_validation(state):
                 raise interrupt.Interrupted(128 + _signal(stop))
         started = time.perf_counter()
-        for step_windows in ahead(map(windows_of, range(state.step, job.n_steps))):
+        for windows in ahead(map(windows_of, range(state.step, job.n_steps))):
             lr = learning_rate(job.optimizer, state.step, job.n_steps)
             set_learning_rate(optimizer, lr)
             losses = []
-            for i, part in enumerate(step_windows, start=1):
+            for i, part in enumerate(windows, start=1):
                 with distributed.local(loss_of, when=i < config.accumulate):
                     loss = loss_of(*_split(part, device))
                     (loss / config.accumulate).backward()
