@@ -14,7 +14,7 @@ import pytest
 import torch
 from sae_helpers import sae_config, sparse_rows
 
-from sparse_dict import tensor_files
+from sparse_dict import tensor_files, tracking
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.errors import UserError
 from sparse_dict.interrupt import Interrupted
@@ -198,6 +198,30 @@ def test_a_malformed_checkpoint_fails_its_own_dictionary_alone(
     assert good["trained_together"] == 1
     (again,) = stage.train_many(configs[:1], paths[:1])  # with nobody left to train
     assert isinstance(again, UserError)
+
+
+def test_a_run_that_was_killed_after_its_last_file_gets_its_summary_later(
+    activations_dir, tmp_path, monkeypatch
+):
+    config, path = config_in(activations_dir, dict_size=16), tmp_path / "a"
+    (metrics,) = stage.train_many([config], [path])
+    opened, summaries = [], []
+
+    class FakeRun(tracking.Run):
+        def summary(self, values):
+            summaries.append(values)
+
+    def open_run(config, job_type, name, folder, step_metric):
+        opened.append((job_type, name))
+        return FakeRun(None, False, folder / tracking.ID_FILE)
+
+    monkeypatch.setattr(tracking, "open_run", open_run)
+    stage.train_many([config], [path])
+    assert not opened  # it had finished
+    (path / tracking.ID_FILE).write_text("0123456789abcdef")
+    stage.train_many([config], [path])
+    assert opened == [("train_sae", "a")]
+    assert summaries[0]["fvu"] == metrics["fvu"]
 
 
 def test_a_companion_that_turns_non_finite_drops_its_dictionary(

@@ -188,7 +188,7 @@ class Activations:
         The manifest itself, if its own fingerprint does not fit.
         """
         if self.manifest is not None:
-            prints = dict(self.manifest["fingerprints"])
+            prints = self.manifest["fingerprints"]
             if fingerprint_of(self.manifest, prints) != prints["activations"]:
                 yield self.folder / MANIFEST
         for shard in self.shards:
