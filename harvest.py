@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from sparse_dict import cli, stage
+from sparse_dict.launch import cli, stage
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="harvest")

@@ -32,7 +32,7 @@ def config(script: str, folder: Path, *overrides: str) -> Any:
     """A script's config, all of whose files lie in `folder`."""
     from hydra import compose, initialize_config_dir
 
-    from sparse_dict import stage
+    from sparse_dict.launch import stage
 
     where = [f"study_dir={folder}", f"cache_dir={folder}/cache", f"data.files={folder}/text.jsonl"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -75,8 +75,8 @@ def contest(name: str, folder: Path, overrides: list[str]) -> None:
     import numpy as np
     import torch
 
-    from sparse_dict import runtime
     from sparse_dict.activations import stage
+    from sparse_dict.machine import runtime
     from sparse_dict.text import tokens
 
     settings = config("harvest", folder, *overrides)

@@ -62,7 +62,7 @@ def store(args: argparse.Namespace):
     """The tokens that all contestants read, made if they are not there."""
     import hydra
 
-    from sparse_dict import stage
+    from sparse_dict.launch import stage
     from sparse_dict.text import tokenizer, tokens
 
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -236,9 +236,9 @@ def parts() -> dict[str, dict[str, float]]:
     """Milliseconds of each piece, forward and backward, for 4,096 tokens: compiled and by torch."""
     import torch
 
-    from sparse_dict import runtime
     from sparse_dict.lm import attention, loss_cpu
     from sparse_dict.lm.loss import linear_cross_entropy
+    from sparse_dict.machine import runtime
 
     runtime.allocator()
     torch.manual_seed(0)

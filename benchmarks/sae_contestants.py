@@ -273,7 +273,7 @@ def autograd(task: Task, *, keep_memory: bool = False) -> dict:
     """What one would write first: autograd and torch's fused Adam, a dictionary at a time."""
     import torch
 
-    from sparse_dict import runtime
+    from sparse_dict.machine import runtime
 
     if keep_memory:
         runtime.allocator()

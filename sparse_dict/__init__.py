@@ -5,6 +5,7 @@ The names below are what docs/api.md tells of; each is read in when it is first 
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,12 +13,15 @@ if TYPE_CHECKING:
     from sparse_dict.analysis.similarity import max_cosine as max_cosine
     from sparse_dict.analysis.similarity import normalised as normalised
     from sparse_dict.analysis.study import load as load_study
+    from sparse_dict.config.sites import Site as Site
     from sparse_dict.errors import UserError as UserError
     from sparse_dict.lm.folder import load as load_lm
     from sparse_dict.sae.folder import read as load_dictionary
-    from sparse_dict.sites import Site as Site
 
 __version__ = "0.1.0"
+
+# Short names for what users call by hand: `python -m sparse_dict.status` is tools/status.py.
+__path__.append(str(Path(__file__).with_name("tools")))
 
 __all__ = [
     "Activations",
@@ -32,7 +36,7 @@ __all__ = [
 
 _HOME = {
     "Activations": ("activations.store", "Activations"),
-    "Site": ("sites", "Site"),
+    "Site": ("config.sites", "Site"),
     "UserError": ("errors", "UserError"),
     "load_dictionary": ("sae.folder", "read"),
     "load_lm": ("lm.folder", "load"),

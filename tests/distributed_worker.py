@@ -7,8 +7,8 @@ from pathlib import Path
 import test_activations_harvest as harvest
 import test_lm_train as lm
 
-from sparse_dict import distributed
 from sparse_dict.lm import train
+from sparse_dict.machine import distributed
 
 
 def main(folder: Path) -> None:

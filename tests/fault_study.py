@@ -14,7 +14,7 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 
 from sparse_dict import config as _config  # registers the schemas
-from sparse_dict import stage
+from sparse_dict.launch import stage
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"train_lm": "lm", "harvest": "activations", "train_sae": "sae", "analyze": "analysis"}

@@ -8,9 +8,9 @@ from sparse_dict.activations.harvest import harvest, widths
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.config import HarvestConfig, ModelConfig
+from sparse_dict.config.sites import SITES, Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm.model import GPT
-from sparse_dict.sites import SITES, Site
 from sparse_dict.text.tokens import TokenStream
 from sparse_dict.tracking import Run
 

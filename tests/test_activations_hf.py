@@ -21,8 +21,8 @@ from sparse_dict.config import (  # noqa: E402
     HFModel,
     TrackingConfig,
 )
+from sparse_dict.config.sites import SITES, Site  # noqa: E402
 from sparse_dict.errors import UserError  # noqa: E402
-from sparse_dict.sites import SITES, Site  # noqa: E402
 from sparse_dict.text import tokens  # noqa: E402
 
 pytestmark = pytest.mark.slow

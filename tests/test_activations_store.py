@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_dict import files
 from sparse_dict.activations import store
 from sparse_dict.activations.deck import Deck
 from sparse_dict.activations.store import Activations, Moments
 from sparse_dict.activations.writer import ShardWriter, check_output, remove_spools
 from sparse_dict.errors import UserError
+from sparse_dict.storage import files
 
 INPUTS = {"model": "a", "tokenizer": "b", "corpus": "c"}
 D_IN = 5

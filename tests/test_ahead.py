@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from sparse_dict.ahead import ahead, mapped
+from sparse_dict.machine.ahead import ahead, mapped
 
 
 def test_items_come_in_order_the_first_from_here_and_the_others_from_one_thread():

@@ -8,8 +8,8 @@ from typing import Any, get_args, get_type_hints
 import hydra
 import pytest
 
-from sparse_dict import stage
 from sparse_dict.config import AnalyzeConfig
+from sparse_dict.launch import stage
 
 ROOT = Path(__file__).resolve().parent.parent
 CHOICES = {path.stem for path in (ROOT / "conf" / "analysis").glob("*.yaml")}

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from analysis_study import unit, write_dictionary
 from safetensors.torch import save_file
 
-from sparse_dict import files
 from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.analysis import baselines, figures, loss_recovered, report, study
@@ -24,6 +23,7 @@ from sparse_dict.config import (
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.model import GPT
+from sparse_dict.storage import files
 from sparse_dict.text import tokens
 from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
 from sparse_dict.tracking import Run

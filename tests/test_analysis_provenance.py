@@ -5,8 +5,8 @@ import pytest
 from analysis_study import unit, write_dictionary
 from test_analysis_loss_recovered import D, base, config  # noqa: F401
 
-from sparse_dict import files
 from sparse_dict.analysis import overview, provenance, report, study
+from sparse_dict.storage import files
 
 
 def told(base, tmp_path, **changes):  # noqa: F811

@@ -133,7 +133,7 @@ def test_the_whole_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
 def test_an_unexpected_error_keeps_its_traceback(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
         "import hydra\n"
-        "from sparse_dict import cli\n"
+        "from sparse_dict.launch import cli\n"
         "@hydra.main(version_base='1.3', config_path=None)\n"
         "def main(config):\n"
         "    raise KeyError('a bug')\n"
@@ -184,7 +184,7 @@ def compose(script: str, overrides: list[str]) -> None:
     """Compose a job's config; Hydra raises if an override means nothing."""
     import hydra
 
-    from sparse_dict import stage
+    from sparse_dict.launch import stage
 
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         stage.typed(hydra.compose(script, overrides))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_dict import compiled
+from sparse_dict.machine import compiled
 
 pytestmark = pytest.mark.skipif(compiled._compiler() is None, reason="needs a C compiler")
 

@@ -14,10 +14,11 @@ import test_activations_harvest as harvest
 import test_lm_train as lm
 from test_lm_stage import corpus
 
-from sparse_dict import distributed, verify
 from sparse_dict.activations.store import Activations
-from sparse_dict.interrupt import Interrupted
 from sparse_dict.lm import checkpoint, folder, train
+from sparse_dict.machine import distributed
+from sparse_dict.machine.interrupt import Interrupted
+from sparse_dict.tools import verify
 
 ROOT = Path(__file__).parent.parent
 N = 2

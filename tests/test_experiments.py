@@ -8,7 +8,7 @@ from hydra.types import RunMode
 from sae_helpers import sparse_rows
 from test_cli_errors import ROOT, run
 
-from sparse_dict import jobs, stage
+from sparse_dict.launch import jobs, stage
 
 
 def composed(*overrides: str):

@@ -26,10 +26,12 @@ from fault_study import ENVIRONMENT, ROOT, SCRIPTS, contents
 from safetensors import safe_open
 from wandb_server import WandbServer
 
-from sparse_dict import lock, status, tracking, verify
-from sparse_dict import stage as stage_module
+from sparse_dict import tracking
 from sparse_dict.errors import UserError
+from sparse_dict.launch import stage as stage_module
 from sparse_dict.lm import checkpoint
+from sparse_dict.storage import lock
+from sparse_dict.tools import status, verify
 
 # kills of each stage: in the fast tier, and beyond it
 FAST = {"train_lm": 6, "harvest": 4, "train_sae": 8, "analyze": 2}
@@ -874,7 +876,7 @@ def test_status_and_verify_work_on_a_study_that_is_half_made(
     shutil.rmtree(copy / "analysis")
     shutil.rmtree(copy / ONE)
     (copy / ONE).mkdir()
-    record = "[2026-01-01 10:00:00,000][sparse_dict.stage][ERROR] - no such luck\n"
+    record = "[2026-01-01 10:00:00,000][sparse_dict.launch.stage][ERROR] - no such luck\n"
     (copy / ONE / "train_sae.log").write_text(record)
     (copy / ONE / ".hydra").mkdir()
     text = status.table(copy)

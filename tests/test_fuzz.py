@@ -16,17 +16,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from sparse_dict import status, tensor_files, verify
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import TRUTH
 from sparse_dict.analysis import harvested, llm, study, truth
 from sparse_dict.errors import UserError
-from sparse_dict.files import fingerprint, sha256_file
 from sparse_dict.lm import checkpoint
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
+from sparse_dict.storage import tensor_files
+from sparse_dict.storage.files import fingerprint, sha256_file
 from sparse_dict.text.tokenizer import Tokenizer
 from sparse_dict.text.tokens import TokenStore
+from sparse_dict.tools import status, verify
 
 ONE = "sae/" + ",".join(GRID[-1])
 

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from hydra_plugins.sparse_dict_launcher import share_launchers
 from hydra_plugins.sparse_dict_launcher.share_launchers import OwnConfigs, cores_of, split
 from sparse_dict.errors import UserError
-from sparse_dict.interrupt import Interrupted
-from sparse_dict.jobs import Job
+from sparse_dict.launch.jobs import Job
+from sparse_dict.machine.interrupt import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,7 +56,7 @@ import sys
 import time
 
 from sparse_dict.errors import UserError
-from sparse_dict.interrupt import Interrupted
+from sparse_dict.machine.interrupt import Interrupted
 
 log = logging.getLogger(__name__)
 

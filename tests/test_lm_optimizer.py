@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_dict import stage
 from sparse_dict.config import CONF_DIR, AdamWConfig, LMTrainingConfig, ModelConfig, MuonConfig
 from sparse_dict.errors import UserError
+from sparse_dict.launch import stage
 from sparse_dict.lm import checkpoint, train
 from sparse_dict.lm.model import GPT
 from sparse_dict.lm.optimizer import make_optimizer, orthogonalised, set_learning_rate

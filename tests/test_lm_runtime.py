@@ -4,13 +4,13 @@ import sys
 import pytest
 import torch
 
-from sparse_dict import runtime
 from sparse_dict.errors import UserError
+from sparse_dict.machine import runtime
 
 # Page faults of ten large temporaries, with or without `allocator`.
 PROGRAM = """
 import resource, sys
-from sparse_dict import runtime
+from sparse_dict.machine import runtime
 if sys.argv[1] == "set" and not runtime.allocator():
     sys.exit("the allocator took no settings")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

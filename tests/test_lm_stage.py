@@ -27,8 +27,8 @@ from sparse_dict.config import (
     TrainLMConfig,
 )
 from sparse_dict.errors import UserError
-from sparse_dict.interrupt import Interrupted
 from sparse_dict.lm import folder, stage, train
+from sparse_dict.machine.interrupt import Interrupted
 
 ROOT = Path(__file__).parent.parent
 TRACKING = TrackingConfig("disabled", "p", None, [])

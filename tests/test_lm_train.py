@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 from sparse_dict.config import AdamWConfig, LMTrainingConfig, ModelConfig
 from sparse_dict.errors import UserError
-from sparse_dict.interrupt import Interrupted
 from sparse_dict.lm import checkpoint, train
 from sparse_dict.lm.model import GPT
 from sparse_dict.lm.optimizer import learning_rate, make_optimizer
+from sparse_dict.machine.interrupt import Interrupted
 from sparse_dict.text.tokens import TokenStream
 
 N_VOCAB = 23

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sparse_dict.errors import UserError
-from sparse_dict.notebook import show_feature
+from sparse_dict.tools.notebook import show_feature
 
 EVIL = "</script><img src=x onerror=alert(1)><!--"
 

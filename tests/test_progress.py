@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 CODE = """
 import logging
-from sparse_dict import progress
+from sparse_dict.machine import progress
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 progress.LOG_EVERY_S = -1.0

@@ -23,16 +23,16 @@ from test_sae_step import pad
 from torch import Tensor
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.balance import balanced
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError
-from sparse_dict.interrupt import Interrupted
+from sparse_dict.launch.stage import one_line_errors
+from sparse_dict.machine.balance import balanced
+from sparse_dict.machine.interrupt import Interrupted
 from sparse_dict.sae import batches as batches_module
 from sparse_dict.sae import ensemble, kernel, stage, step_torch
 from sparse_dict.sae.batches import batches
 from sparse_dict.sae.state import State, hyper
 from sparse_dict.sae.step_torch import DenseStep
-from sparse_dict.stage import one_line_errors
 
 CPU = torch.device("cpu")
 D_IN = 32

@@ -14,14 +14,15 @@ import pytest
 import torch
 from sae_helpers import sae_config, sparse_rows
 
-from sparse_dict import tensor_files, tracking
+from sparse_dict import tracking
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.errors import UserError
-from sparse_dict.interrupt import Interrupted
+from sparse_dict.machine.interrupt import Interrupted
 from sparse_dict.sae import ensemble, folder, kernel, stage
 from sparse_dict.sae.evaluate import on_raw
 from sparse_dict.sae.state import State
 from sparse_dict.sae.strategy import FreezePerturb
+from sparse_dict.storage import tensor_files
 
 D_IN = 24
 ROWS = 5000

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sparse_dict import tensor_files
 from sparse_dict.errors import UserError
+from sparse_dict.storage import tensor_files
 
 ARRAYS = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.zeros(0, np.int64)}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sparse_dict.config import FilesData
 from sparse_dict.errors import UserError
-from sparse_dict.progress import Progress
+from sparse_dict.machine.progress import Progress
 from sparse_dict.text import bpe, cache, corpus, tokens
 from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
 from sparse_dict.text.tokens import TokenStore, TokenStream
@@ -149,7 +149,7 @@ def test_the_manifest_tells_what_the_store_was_made_of(store):
     assert (store.n_vocab, store.eot, store.dtype) == (281, 280, np.uint16)
     for split in manifest["splits"].values():
         for shard in split["shards"]:
-            from sparse_dict.files import sha256_file
+            from sparse_dict.storage.files import sha256_file
 
             assert sha256_file(store.folder / shard["name"]) == shard["sha256"]
 
@@ -280,7 +280,7 @@ def test_a_damaged_store_is_refused_with_what_is_wrong(store, change, message):
 
 
 def test_progress_of_a_stream_names_no_end(caplog, monkeypatch):
-    monkeypatch.setattr("sparse_dict.progress.LOG_EVERY_S", 0.0)
+    monkeypatch.setattr("sparse_dict.machine.progress.LOG_EVERY_S", 0.0)
     with caplog.at_level(logging.INFO), Progress("encode", None, "documents") as progress:
         progress.advance(1200, Mtokens=2.5)
     assert "encode: 1,200 documents, " in caplog.text

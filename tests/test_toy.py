@@ -24,8 +24,8 @@ from sparse_dict.config import (
     TrackingConfig,
 )
 from sparse_dict.errors import UserError
+from sparse_dict.launch.stage import typed
 from sparse_dict.sae.stage import train_many
-from sparse_dict.stage import typed
 
 
 def toy_data(**changes):

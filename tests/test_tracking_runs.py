@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from wandb_server import WandbServer
 
-from sparse_dict import interrupt, tracking
+from sparse_dict import tracking
+from sparse_dict.machine import interrupt
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = {"WANDB_API_KEY": "0" * 40}

@@ -31,9 +31,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from sparse_dict import lock
 from sparse_dict.errors import UserError, explained
-from sparse_dict.jobs import Job, composed, grid, has_grid
+from sparse_dict.launch.jobs import Job, composed, grid, has_grid
+from sparse_dict.storage import lock
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ class Nest:
             self.returns.append(ret)
 
     def _task(self, position: int, config: DictConfig) -> Any:
-        from sparse_dict.stage import typed
+        from sparse_dict.launch.stage import typed
 
         self.configs.append(typed(config))  # here, where ${hydra:...} means this job
         root = logging.getLogger()
@@ -250,7 +250,7 @@ class Nest:
             for job, files in zip(self.jobs, self.own_files, strict=True)
         ]
         root.handlers[:] = [*self.consoles, *(file for own in self.own_files for file in own)]
-        from sparse_dict.stage import one_line_errors
+        from sparse_dict.launch.stage import one_line_errors
 
         try:
             train_many = importlib.import_module(self.batch).train_many

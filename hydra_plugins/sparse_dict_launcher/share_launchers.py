@@ -33,11 +33,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from hydra_plugins.sparse_dict_launcher.ensemble_launcher import EnsembleLauncher, Nest, one_line
-from sparse_dict.balance import balanced
 from sparse_dict.config import CONF_DIR
 from sparse_dict.errors import UserError
-from sparse_dict.interrupt import Interrupted
-from sparse_dict.jobs import Job
+from sparse_dict.launch.jobs import Job
+from sparse_dict.machine.balance import balanced
+from sparse_dict.machine.interrupt import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Share:
 
     def __call__(self) -> Result:
         """Train the jobs in this process, which does nothing else."""
-        from sparse_dict import stage  # noqa: F401  the resolvers
+        from sparse_dict.launch import stage  # noqa: F401  the resolvers
 
         for key, value in self.environment.items():
             if value is None:

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparse_dict import distributed
 from sparse_dict.activations.writer import ShardWriter
-from sparse_dict.ahead import mapped
 from sparse_dict.config import HarvestConfig
-from sparse_dict.progress import Progress
-from sparse_dict.sites import Site
+from sparse_dict.config.sites import Site
+from sparse_dict.machine import distributed
+from sparse_dict.machine.ahead import mapped
+from sparse_dict.machine.progress import Progress
 from sparse_dict.text.tokens import TokenStream
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from sparse_dict import files
 from sparse_dict.config import HFModel
+from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
-from sparse_dict.sites import Site
+from sparse_dict.storage import files
 from sparse_dict.text.files import one_line
 from sparse_dict.text.network import reachable
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparse_dict import distributed, files, lock, runtime, tracking
+from sparse_dict import tracking
 from sparse_dict.activations import store, toy
 from sparse_dict.activations.writer import ShardWriter, check_output, remove_spools
 from sparse_dict.config import HarvestStageConfig, HFModel, ToyData
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
+from sparse_dict.machine import distributed, runtime
+from sparse_dict.storage import files, lock
 from sparse_dict.text import corpus
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict import files
 from sparse_dict.errors import UserError, malformed
+from sparse_dict.storage import files
 
 Rows = NDArray[np.floating[Any]]
 Floats = NDArray[np.float32]

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict import files, tensor_files, tracking
+from sparse_dict import tracking
 from sparse_dict.activations import store
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.config import HarvestStageConfig, ToyData
-from sparse_dict.progress import Progress
+from sparse_dict.machine.progress import Progress
+from sparse_dict.storage import files, tensor_files
 
 log = logging.getLogger(__name__)
 

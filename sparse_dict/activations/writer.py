@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict import distributed, files
 from sparse_dict.activations.deck import Deck
 from sparse_dict.activations.store import (
     CACHE_ROWS,
@@ -25,6 +24,8 @@ from sparse_dict.activations.store import (
     fingerprint_of,
 )
 from sparse_dict.errors import UserError
+from sparse_dict.machine import distributed
+from sparse_dict.storage import files
 
 SPOOLED = re.compile(r"\d{5}|\d{5}[.]json|(shard|origin)-\d{5}[.]\d+|[.].*[.]tmp")
 WRITERS = 2  # shards finished at a time: while one waits for the disk, another is sorted

@@ -28,7 +28,6 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sparse_dict import files
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import figures
 from sparse_dict.analysis.report import UNTOLD, Draw, Section, Table
@@ -37,6 +36,7 @@ from sparse_dict.analysis.study import Entry, Study, seed_groups
 from sparse_dict.config import AnalyzeConfig, BaselinesConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.folder import Dictionary
+from sparse_dict.storage import files
 
 Floats = NDArray[np.float32]
 Wide = NDArray[np.float64]

@@ -20,7 +20,7 @@ from sparse_dict.analysis.logit_effects import logit_effects
 from sparse_dict.analysis.study import Entry
 from sparse_dict.config import AnalyzeConfig, ContextsConfig
 from sparse_dict.errors import UserError
-from sparse_dict.progress import Progress
+from sparse_dict.machine.progress import Progress
 
 log = logging.getLogger(__name__)
 

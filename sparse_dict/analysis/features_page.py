@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from sparse_dict import files
 from sparse_dict.analysis.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
 from sparse_dict.analysis.contexts import Context, Feature, Gallery, Untold
 from sparse_dict.analysis.report import UNTOLD, Markup, Section
 from sparse_dict.analysis.study import Entry
+from sparse_dict.storage import files
 
 PAGE = "features.html"
 DATA = "features.json"  # what the page draws, for notebooks and others

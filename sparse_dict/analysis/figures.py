@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from sparse_dict import files
 from sparse_dict.analysis.study import Chain
+from sparse_dict.storage import files
 
 WIDTH = 7.0
 BLUE, ORANGE, GREEN, RED, PURPLE, _, _, GREY, _, _ = sns.color_palette("colorblind").as_hex()

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparse_dict import files, runtime
 from sparse_dict.activations.store import MANIFEST
 from sparse_dict.analysis.study import Study
 from sparse_dict.config import AnalyzeConfig
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.folder import LoadedLM
+from sparse_dict.machine import runtime
+from sparse_dict.storage import files
 from sparse_dict.text.tokens import TokenStore, TokenStream
 
 Floats = NDArray[np.float32]

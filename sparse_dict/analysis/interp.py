@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sparse_dict import files, lock
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.harvested import open_source
 from sparse_dict.analysis.interp_cases import cases
@@ -27,7 +26,8 @@ from sparse_dict.analysis.llm import CapReached, Client
 from sparse_dict.analysis.report import UNTOLD, Section, Table
 from sparse_dict.config import AnalyzeConfig, InterpConfig
 from sparse_dict.errors import UserError
-from sparse_dict.progress import Progress
+from sparse_dict.machine.progress import Progress
+from sparse_dict.storage import files, lock
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from sparse_dict.analysis.contexts import CHUNK_VALUES
 from sparse_dict.analysis.harvested import Floats, Source
 from sparse_dict.analysis.interp_questions import Case, Excerpt
 from sparse_dict.config import InterpConfig
-from sparse_dict.progress import Progress
+from sparse_dict.machine.progress import Progress
 
 Encode = Callable[[Floats], Floats]  # rows (n, d_in) to activations (n, size), none negative
 

@@ -20,9 +20,9 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
 
-from sparse_dict import files
 from sparse_dict.config import LOOPBACK, InterpConfig
 from sparse_dict.errors import UserError
+from sparse_dict.storage import files
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from sparse_dict import files, runtime
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import baselines, harvested
 from sparse_dict.analysis.baselines import Floats
@@ -27,6 +26,8 @@ from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config import AnalyzeConfig
 from sparse_dict.errors import UserError
 from sparse_dict.lm.loss import linear_cross_entropy
+from sparse_dict.machine import runtime
+from sparse_dict.storage import files
 
 if TYPE_CHECKING:
     from sparse_dict.lm.model import GPT

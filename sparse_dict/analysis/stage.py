@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_dict import files, lock, tracking
+from sparse_dict import tracking
 from sparse_dict.config import AnalyzeConfig
+from sparse_dict.storage import files, lock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from sparse_dict import files
 from sparse_dict.activations.toy import TRUTH
 from sparse_dict.analysis import figures, random_directions
 from sparse_dict.analysis.baselines import activations_of
@@ -26,6 +25,7 @@ from sparse_dict.analysis.similarity import max_cosine, normalised
 from sparse_dict.analysis.study import NAMES, Entry, Study, number
 from sparse_dict.config import AnalyzeConfig
 from sparse_dict.errors import UserError
+from sparse_dict.storage import files
 
 Floats = NDArray[np.float32]
 Wide = NDArray[np.floating[Any]]

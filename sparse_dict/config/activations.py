@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from sparse_dict.config.ranges import not_negative, one_of, positive
+from sparse_dict.config.sites import Site, parse
 from sparse_dict.errors import UserError
-from sparse_dict.sites import Site, parse
 
 
 @dataclass
@@ -33,7 +33,7 @@ class HarvestConfig:
     """Which activations are written, how many, and how."""
 
     layer: int = MISSING  # counted from zero
-    site: str = MISSING  # a short name (sparse_dict/sites.py), or with lm=hf a module's path
+    site: str = MISSING  # a short name (sparse_dict/config/sites.py), or with lm=hf a module's path
     n_tokens: int = MISSING  # rows to write; the corpus may hold fewer
     split: str = MISSING  # which part of the corpus: validation | train | all
     batch_size: int = MISSING  # sequences of n_ctx tokens in one forward pass

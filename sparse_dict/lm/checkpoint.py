@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_dict import tensor_files
+from sparse_dict.storage import tensor_files
 
 if TYPE_CHECKING:
     import torch

@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_dict import files
 from sparse_dict.config import ModelConfig, TrainLMConfig
 from sparse_dict.errors import UserError, malformed
+from sparse_dict.storage import files
 
 if TYPE_CHECKING:
     import torch

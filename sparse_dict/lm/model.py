@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dict.config import ModelConfig
+from sparse_dict.config.sites import SITES, Site
 from sparse_dict.lm import attention
 from sparse_dict.lm.loss import linear_cross_entropy
-from sparse_dict.sites import SITES, Site
 
 
 def _gelu(x: Tensor) -> Tensor:

@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_dict import distributed, files, lock, runtime, tensor_files, tracking
+from sparse_dict import tracking
 from sparse_dict.config import TrainLMConfig
 from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint, folder
+from sparse_dict.machine import distributed, runtime
+from sparse_dict.storage import files, lock, tensor_files
 from sparse_dict.text import corpus
 
 if TYPE_CHECKING:

@@ -12,8 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sparse_dict import distributed, interrupt
-from sparse_dict.ahead import ahead
 from sparse_dict.config import AdamWConfig, LMTrainingConfig
 from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint
@@ -21,7 +19,9 @@ from sparse_dict.lm.baselines import Stream
 from sparse_dict.lm.checkpoint import State
 from sparse_dict.lm.model import GPT
 from sparse_dict.lm.optimizer import learning_rate, make_optimizer, set_learning_rate
-from sparse_dict.progress import Progress
+from sparse_dict.machine import distributed, interrupt
+from sparse_dict.machine.ahead import ahead
+from sparse_dict.machine.progress import Progress
 
 if TYPE_CHECKING:
     from sparse_dict.tracking import Run

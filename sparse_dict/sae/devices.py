@@ -2,7 +2,7 @@
 
 import torch
 
-from sparse_dict import runtime
+from sparse_dict.machine import runtime
 
 
 def training_devices(name: str) -> list[torch.device]:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from sparse_dict import interrupt, tensor_files
 from sparse_dict.activations.store import Activations
-from sparse_dict.balance import balanced
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError, malformed
-from sparse_dict.progress import Progress
+from sparse_dict.machine import interrupt
+from sparse_dict.machine.balance import balanced
+from sparse_dict.machine.progress import Progress
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae import kernel
 from sparse_dict.sae.batches import batches
@@ -33,6 +33,7 @@ from sparse_dict.sae.state import State, Stats, hyper
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
 from sparse_dict.sae.strategy import FreezePerturb
+from sparse_dict.storage import tensor_files
 from sparse_dict.tracking import Run
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from sparse_dict import tensor_files
 from sparse_dict.errors import UserError
-from sparse_dict.files import read_json, sealed, sha256_file, sha256_of, write_json
+from sparse_dict.storage import tensor_files
+from sparse_dict.storage.files import read_json, sealed, sha256_file, sha256_of, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

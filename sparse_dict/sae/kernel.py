@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sparse_dict import compiled
+from sparse_dict.machine import compiled
 
 SOURCE = Path(__file__).with_name("kernel.c")
 LANES = 16  # the width is padded to a multiple of this

@@ -10,14 +10,16 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from sparse_dict import lock, runtime, tracking
+from sparse_dict import tracking
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig
+from sparse_dict.config.sites import SITES
 from sparse_dict.errors import UserError
-from sparse_dict.files import fingerprint, read_json, write_text
+from sparse_dict.machine import runtime
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.rows import training_rows
-from sparse_dict.sites import SITES
+from sparse_dict.storage import lock
+from sparse_dict.storage.files import fingerprint, read_json, write_text
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sparse_dict import files
 from sparse_dict.errors import UserError
+from sparse_dict.storage import files
 
 STALE_S = 24 * 3600.0
 HASHES = "sha256.json"  # of a folder's files, where they do not say so themselves

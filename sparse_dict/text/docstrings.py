@@ -16,11 +16,11 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from sparse_dict import files as whole_files
-from sparse_dict import interrupt
 from sparse_dict.config import DocstringsData
 from sparse_dict.errors import UserError
-from sparse_dict.progress import Progress
+from sparse_dict.machine import interrupt
+from sparse_dict.machine.progress import Progress
+from sparse_dict.storage import files as whole_files
 from sparse_dict.text.cache import building, is_there, seal
 from sparse_dict.text.cleaning import unique
 from sparse_dict.text.cores import available_cores

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparse_dict.config import FilesData
 from sparse_dict.errors import UserError
-from sparse_dict.files import sha256_file
+from sparse_dict.storage.files import sha256_file
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 BATCH_ROWS = 512

@@ -13,9 +13,9 @@ from typing import Any, Self
 import numpy as np
 import tiktoken
 
-from sparse_dict import files
 from sparse_dict.config import BPETokenizer, DataConfig, GPT2Tokenizer
 from sparse_dict.errors import UserError
+from sparse_dict.storage import files
 from sparse_dict.text import bpe, corpus
 from sparse_dict.text.cache import building, is_there, seal
 from sparse_dict.text.cores import available_cores

@@ -12,11 +12,12 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from sparse_dict import distributed, files
-from sparse_dict.ahead import ahead
 from sparse_dict.config import DataConfig
 from sparse_dict.errors import UserError
-from sparse_dict.progress import Progress
+from sparse_dict.machine import distributed
+from sparse_dict.machine.ahead import ahead
+from sparse_dict.machine.progress import Progress
+from sparse_dict.storage import files
 from sparse_dict.text import corpus
 from sparse_dict.text.cache import building
 from sparse_dict.text.cores import available_cores

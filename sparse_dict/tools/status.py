@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_dict import files, lock
 from sparse_dict.activations import store
 from sparse_dict.analysis import stage as analysis_stage
 from sparse_dict.analysis import study
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
+from sparse_dict.storage import files, lock
 
 SHOWN = 20  # dictionaries that are not done
 WIDTH = 100  # of what a log said last

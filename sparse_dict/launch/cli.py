@@ -17,9 +17,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from sparse_dict import distributed, interrupt
 from sparse_dict.config import CONF_DIR
 from sparse_dict.errors import explained
+from sparse_dict.machine import distributed, interrupt
 
 FULL = "HYDRA_FULL_ERROR"  # set to 1, it gets the whole traceback of any error
 GROUPS = ("experiment", "hydra/launcher", "hydra/sweeper")  # overridden like keys

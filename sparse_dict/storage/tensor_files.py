@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
-from sparse_dict import files
 from sparse_dict.errors import UserError, malformed
+from sparse_dict.storage import files
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_dict import files
 from sparse_dict.errors import UserError
+from sparse_dict.storage import files
 
 COLOUR = "rgb(222, 143, 5)"  # of the largest activation, as on the page of features
 

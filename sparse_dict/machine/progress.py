@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from sparse_dict import distributed
+from sparse_dict.machine import distributed
 
 log = logging.getLogger(__name__)
 

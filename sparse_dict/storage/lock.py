@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from sparse_dict import links
 from sparse_dict.errors import UserError, explained
+from sparse_dict.storage import links
 
 log = logging.getLogger(__name__)
 

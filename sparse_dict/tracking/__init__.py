@@ -21,10 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sparse_dict import files
 from sparse_dict.config import StudyConfig, TrackingConfig
 from sparse_dict.errors import UserError
-from sparse_dict.interrupt import Interrupted
+from sparse_dict.machine.interrupt import Interrupted
+from sparse_dict.storage import files
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from sparse_dict import files, lock, status
 from sparse_dict.activations import store, toy
 from sparse_dict.analysis import stage as analysis_stage
 from sparse_dict.errors import UserError, explained
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
+from sparse_dict.storage import files, lock
+from sparse_dict.tools import status
 from sparse_dict.tracking import ID_FILE
 
 # What may lie in any job's folder: Hydra's files, our log and lock, wandb's note.

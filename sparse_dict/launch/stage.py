@@ -22,9 +22,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from sparse_dict import cli, distributed, jobs, links, lock
 from sparse_dict import config as _config  # noqa: F401  registers the schemas with Hydra
 from sparse_dict.errors import UserError, explained, memory
+from sparse_dict.launch import cli, jobs
+from sparse_dict.machine import distributed
+from sparse_dict.storage import links, lock
 
 log = logging.getLogger(__name__)
 

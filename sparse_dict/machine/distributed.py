@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, open_dict, read_write
 
-from sparse_dict import runtime
 from sparse_dict.errors import UserError
+from sparse_dict.machine import runtime
 
 if TYPE_CHECKING:
     import torch

@@ -109,7 +109,7 @@ def _compose(
 
 
 def _check(job: Job, stage: ModuleType) -> None:
-    from sparse_dict.stage import one_line_errors, task_config, typed
+    from sparse_dict.launch.stage import one_line_errors, task_config, typed
 
     config = typed(task_config(job.config))
     one_line_errors(job.config.hydra.job.name, stage.check, config, job.folder)

@@ -1,0 +1,1 @@
+"""The machine: devices, threads, processes, signals, the C compiler, progress bars."""

@@ -1,0 +1,1 @@
+"""Files of a study: written whole, hashed, locked."""
