@@ -16,7 +16,8 @@ from sparse_dict.config import (
 )
 from sparse_dict.sae import architectures, kernel
 from sparse_dict.sae.loss import objective
-from sparse_dict.sae.state import State, Stats, hyper
+from sparse_dict.sae.schedule import hyper
+from sparse_dict.sae.state import State, Stats
 
 CPU = torch.device("cpu")
 

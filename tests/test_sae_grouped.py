@@ -37,7 +37,8 @@ from sparse_dict.machine.interrupt import Interrupted
 from sparse_dict.sae import batches as batches_module
 from sparse_dict.sae import ensemble, kernel, stage, step_torch
 from sparse_dict.sae.batches import batches
-from sparse_dict.sae.state import State, hyper
+from sparse_dict.sae.schedule import hyper
+from sparse_dict.sae.state import State
 from sparse_dict.sae.step_torch import DenseStep
 
 D_IN = 32

@@ -17,7 +17,8 @@ from torch import Tensor
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.sae import dead_features, kernel
 from sparse_dict.sae.loss import objective
-from sparse_dict.sae.state import State, hyper
+from sparse_dict.sae.schedule import hyper
+from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
 
@@ -213,12 +214,3 @@ def test_features_that_did_not_fire_are_not_marked():
     with sparse_step([state], 16) as step:
         step(sparse_rows(512, 16), [hyper(config, 1)], 512)
     assert state.last_fired.tolist() == [0] * 4 + [512] * 4
-
-
-def test_warm_up_raises_the_penalty_and_the_learning_rate_in_proportion():
-    config = sae_config(l1=0.4, lr=1e-2, training={"l1_warmup_steps": 8})
-    config.optimizer.warmup_steps = 4
-    assert hyper(config, 2).numbers["l1"] == pytest.approx(0.1)
-    assert hyper(config, 2).lr == pytest.approx(5e-3)
-    assert hyper(config, 100).numbers["l1"] == pytest.approx(0.4)
-    assert hyper(config, 100).lr == pytest.approx(1e-2)

@@ -53,17 +53,25 @@ class SparsityConfig:
 
 @dataclass
 class AdamConfig:
-    """Adam with a constant learning rate after a linear warm-up, for dictionaries."""
+    """Adam for dictionaries: a linear warm-up, and a decay at the end if there is a schedule."""
 
     lr: float = MISSING
     beta1: float = MISSING
     beta2: float = MISSING
     eps: float = MISSING
     warmup_steps: int = MISSING
+    # Older studies recorded no schedule: it was constant.
+    schedule: str = "constant"  # constant | linear | cosine: how the learning rate ends
+    decay_fraction: float = 0.2  # share of the training at its end over which it falls to zero
 
     def __post_init__(self) -> None:
         positive(self, "optimizer", "lr", "eps")
         not_negative(self, "optimizer", "beta1", "beta2", "warmup_steps")
+        one_of(self, "optimizer", "schedule", "constant", "linear", "cosine")
+        if not 0 < self.decay_fraction <= 1:
+            raise UserError(
+                f"optimizer.decay_fraction must lie in (0, 1], not {self.decay_fraction}"
+            )
         for name in ("beta1", "beta2"):
             if getattr(self, name) >= 1:
                 raise UserError(f"optimizer.{name} must be below 1, not {getattr(self, name)}")

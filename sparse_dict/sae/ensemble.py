@@ -25,9 +25,10 @@ from sparse_dict.sae import folder as folders
 from sparse_dict.sae import kernel
 from sparse_dict.sae.batches import batches
 from sparse_dict.sae.devices import training_devices
-from sparse_dict.sae.member import Member, total_steps
+from sparse_dict.sae.member import Member
 from sparse_dict.sae.rows import training_rows
-from sparse_dict.sae.state import State, hyper
+from sparse_dict.sae.schedule import hyper, total_steps
+from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
 from sparse_dict.sae.strategy import FreezePerturb

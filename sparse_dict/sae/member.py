@@ -10,6 +10,7 @@ import torch
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError, malformed
 from sparse_dict.sae import folder as folders
+from sparse_dict.sae.schedule import total_steps
 from sparse_dict.sae.state import State, Stats
 from sparse_dict.sae.strategy import FreezePerturb
 from sparse_dict.storage import tensor_files
@@ -20,11 +21,6 @@ from sparse_dict.tracking import Run
 HISTORY = (
     "activations", "mse", "fvu", "l0", "l1", "inactive", "lr", "activations_per_second",
 )  # fmt: skip
-
-
-def total_steps(config: TrainSAEConfig) -> int:
-    """Optimiser steps of a whole training."""
-    return -(-config.training.n_activations // config.training.batch_size)
 
 
 @dataclass

@@ -17,8 +17,9 @@ from sparse_dict.machine import runtime
 from sparse_dict.sae import ensemble
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.evaluate import Evaluation, evaluate, on_raw
-from sparse_dict.sae.member import HISTORY, Member, total_steps
+from sparse_dict.sae.member import HISTORY, Member
 from sparse_dict.sae.rows import training_rows
+from sparse_dict.sae.schedule import total_steps
 from sparse_dict.sae.state import State
 from sparse_dict.sae.strategy import FreezePerturb
 from sparse_dict.storage.files import read_json, write_text

@@ -13,19 +13,6 @@ from sparse_dict.sae.loss import Params
 
 FLOOR_DECAY = 0.99  # of BatchTopK's running threshold, per 256 rows
 COLUMNS = ("W_enc", "W_dec", "b_dec")  # parameters with an entry for each column of activations
-RISING = ("l1", "l0")  # penalties, which `training.l1_warmup_steps` lets rise
-
-
-@dataclass
-class Hyper:
-    """The numbers of one step of one dictionary."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    step: int  # counted from one, as Adam's bias correction wants it
-    numbers: dict[str, float]  # those of its loss, after scaling and warm-up
 
 
 @dataclass
@@ -169,26 +156,6 @@ class State:
         """Add to the sums."""
         numbers = [stats.squared_error, stats.l1, stats.active, stats.rows]
         self.sums += torch.tensor(numbers, dtype=self.sums.dtype).to(self.sums.device)
-
-
-def hyper(config: TrainSAEConfig, step: int) -> Hyper:
-    """The numbers of optimiser step `step`, counted from one.
-
-    Learning rate and penalties rise linearly from zero at first; of the L1 penalty, Anthropic's
-    Circuits Updates of April 2024 do so ("Update on how we train SAEs").
-    """
-    o, sae = config.optimizer, config.sae
-    warm = min(1.0, step / o.warmup_steps) if o.warmup_steps else 1.0
-    rise = config.training.l1_warmup_steps
-    risen = min(1.0, step / rise) if rise else 1.0
-    names = architectures.known()[sae.activation].numbers
-    numbers = {name: float(getattr(sae, name)) for name in names}
-    if sae.l1_scaling == "dict_size":
-        numbers["l1"] /= sae.dict_size
-    for name in RISING:
-        if name in numbers:
-            numbers[name] *= risen
-    return Hyper(o.lr * warm, o.beta1, o.beta2, o.eps, step, numbers)
 
 
 @dataclass

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sparse_dict.sae import dead_features, kernel
 from sparse_dict.sae.codes import SELECTION
-from sparse_dict.sae.state import Hyper, State, Stats
+from sparse_dict.sae.schedule import Hyper
+from sparse_dict.sae.state import State, Stats
 
 CHUNK = SELECTION  # 256 rows: a chunk's residuals and inputs stay in the second-level cache
 BLOCK = 512  # features whose encoder products are made, then scanned, at a time

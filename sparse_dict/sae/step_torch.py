@@ -23,7 +23,8 @@ from torch import Tensor
 from sparse_dict.sae import dead_features, loss
 from sparse_dict.sae.codes import product
 from sparse_dict.sae.loss import Numbers, Params
-from sparse_dict.sae.state import FLOOR_DECAY, Hyper, State
+from sparse_dict.sae.schedule import Hyper
+from sparse_dict.sae.state import FLOOR_DECAY, State
 from sparse_dict.storage.files import fingerprint
 
 log = logging.getLogger(__name__)
