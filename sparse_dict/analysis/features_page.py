@@ -3,18 +3,17 @@
 Both hold their data as JSON and the same script that draws it; neither needs a network.
 """
 
-import html
 import json
 from collections.abc import Sequence
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sparse_dict.analysis import report
 from sparse_dict.analysis.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
 from sparse_dict.analysis.contexts import Context, Feature, Gallery, Untold
-from sparse_dict.analysis.report import UNTOLD, Markup, Section
+from sparse_dict.analysis.report import UNTOLD, Markup, Section, templates
 from sparse_dict.analysis.study import Entry
 from sparse_dict.storage import files
 
@@ -23,26 +22,17 @@ DATA = "features.json"  # what the page draws, for notebooks and others
 SCALE = 255  # activations are written as integers, a feature's largest as this
 IN_REPORT = {TOP: 2, RANDOM: 1, LOW: 1, OUTLIER: 2}
 
-HEAD = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>Features and their text</title>
-<style>
-body { max-width: 76rem; margin: 1.5rem auto; padding: 0 1.5rem; background: #fff; }
-.intro { font: 15px/1.5 Georgia, 'Times New Roman', serif; max-width: 52rem; }
-h1 { font: 600 1.5rem/1.25 Helvetica, Arial, sans-serif; }
-"""
+FOLDER = Path(__file__).parent
+TEMPLATES = templates(FOLDER)
 
 
 def write(gathered: Gallery | Untold, folder: Path) -> None:
     """Write PAGE and DATA to `folder`; without a gallery remove those of an earlier run."""
     if isinstance(gathered, Gallery):
         files.write_text(folder / PAGE, page(gathered))
-        files.write_text(folder / DATA, _json(payload(gathered, gathered.features, ())) + "\n")
+        data = payload(gathered, gathered.features, ())
+        text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+        files.write_text(folder / DATA, text + "\n")
     else:
         for name in (PAGE, DATA):
             (folder / name).unlink(missing_ok=True)
@@ -50,13 +40,10 @@ def write(gathered: Gallery | Untold, folder: Path) -> None:
 
 def page(gallery: Gallery) -> str:
     """The searchable page of all features."""
-    text = "".join(f'<p class="intro">{html.escape(part)}</p>\n' for part in explained(gallery))
-    return (
-        f"{HEAD}{_resource('features.css')}</style>\n</head>\n<body>\n"
-        f'<h1>Features and their text</h1>\n{text}<p class="intro">'
-        '<a href="report.html">Back to the report</a></p>\n'
-        f"{_drawn('browse', payload(gallery, gallery.features, ()))}\n</body>\n</html>\n"
-    )
+    title = "Features and their text"
+    data = payload(gallery, gallery.features, ())
+    drawn = _drawn("browse", data, title=title, paragraphs=explained(gallery))
+    return report.page(title, drawn.html, [drawn.style], [drawn.script])
 
 
 def section(gathered: Gallery | Untold) -> Section:
@@ -73,14 +60,8 @@ def section(gathered: Gallery | Untold) -> Section:
         if f.chosen.entry is None and f.chosen.index in neurons and f not in shown
     ]
     found.blocks += explained(gathered)
-    found.blocks.append(
-        Markup(
-            f'<p><a href="{PAGE}">All {len(gathered.features)} features and neurons</a>, '
-            "searchable, lie beside this report.</p>\n"
-            f"<style>{_resource('features.css')}</style>\n"
-            f"{_drawn('sample', payload(gathered, [*shown, *beside], shown))}"
-        )
-    )
+    data = payload(gathered, [*shown, *beside], shown)
+    found.blocks.append(_drawn("sample", data, page=PAGE, n_features=len(gathered.features)))
     return found
 
 
@@ -179,24 +160,10 @@ def _label(entry: Entry | None) -> str:
     return f"{entry.size} features, {entry.setting}, seed {entry.seed}{kind}"
 
 
-def _drawn(function: str, data: dict[str, Any]) -> str:
-    """An element that the script's `function` fills with `data`.
-
-    Without a "<" the JSON can neither end its script element nor open a comment in it.
-    """
-    text = _json(data).replace("<", "\\u003c")
-    return (
-        '<div id="sparse-features"><noscript>This part is drawn by a script.</noscript></div>\n'
-        f'<script type="application/json" id="sparse-features-data">{text}</script>\n'
-        f"<script>\n{_resource('features.js')}\n"
-        f'SparseFeatures.{function}(document.getElementById("sparse-features"),\n'
-        '  JSON.parse(document.getElementById("sparse-features-data").textContent));\n</script>'
+def _drawn(view: str, data: dict[str, Any], **texts: object) -> Markup:
+    """What the script draws from `data`; `view` is its function that does."""
+    style, script = (
+        (FOLDER / name).read_text(encoding="utf-8") for name in ("features.css", "features.js")
     )
-
-
-def _json(data: dict[str, Any]) -> str:
-    return json.dumps(data, allow_nan=False, separators=(",", ":"))
-
-
-def _resource(name: str) -> str:
-    return (resources("sparse_dict.analysis") / name).read_text(encoding="utf-8")
+    html = TEMPLATES.get_template("features.html.jinja").render(view=view, data=data, **texts)
+    return Markup(html, style, script)
