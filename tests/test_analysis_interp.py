@@ -4,7 +4,9 @@ import json
 import logging
 import re
 import socket
+import sys
 import threading
+import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,6 +45,8 @@ class ChatServer:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.requests.append(body)
@@ -52,9 +56,11 @@ class ChatServer:
                 value = {"choices": [{"message": {"content": text}}], "usage": server.usage}
                 data = json.dumps(value if status == 200 else {"error": "no\nwith " + KEY}).encode()
                 self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.send_header("Retry-After-Ms", "1")  # so that no test waits
                 if status == 302:
                     self.send_header("Location", "/elsewhere")
-                self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -96,8 +102,8 @@ def constant(system, user):
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(llm, "BACKOFF_S", 0.01)
+def server():
+    pytest.importorskip("openai")
     server = ChatServer()
     yield server
     server.http.shutdown()
@@ -250,22 +256,27 @@ def test_the_cap_is_never_passed_and_what_is_there_is_kept(server, tmp_path, cap
     assert len(server.requests) == 7
 
 
-def test_parallel_requests_do_not_pass_the_cap_together(server, tmp_path):
-    many = several(10)
-    settings = settings_of(
-        server.url, price_in=1.0, price_out=1.0, max_cost=0.0025, parallel=8, baselines=[]
-    )
-    found = interp.ask(many, settings, tmp_path / "a.jsonl")
-    assert 0 < found.spent <= 0.0025
-    assert found.stopped
-
-
-def test_a_server_that_charges_more_than_can_be_is_trusted_with_less(server, tmp_path):
-    server.usage = {"prompt_tokens": 20_000, "completion_tokens": 0}
-    settings = settings_of(server.url, price_in=1.0, price_out=1.0, max_cost=0.05)
-    found = interp.ask([case()], settings, tmp_path / "a.jsonl")
-    assert 0.02 <= found.spent <= 0.05
-    assert found.stopped
+@pytest.mark.parametrize(
+    ("changes", "usage", "delay"),
+    [
+        ({"max_cost": 0.0025, "parallel": 8}, {"prompt_tokens": 300, "completion_tokens": 20}, 0),
+        # more than the server can have read
+        ({"max_cost": 0.05}, {"prompt_tokens": 20_000, "completion_tokens": 0}, 0),
+        # each attempt may have been billed: two would be within the cap, and not a third
+        ({"max_cost": 0.0015, "timeout_s": 0.05}, None, 0.2),
+    ],
+    ids=["parallel requests", "a server that charges too much", "retries after timeouts"],
+)
+def test_the_cap_holds(server, tmp_path, changes, usage, delay):
+    path = tmp_path / "a.jsonl"
+    server.usage = usage
+    server.answer = lambda *texts: (time.sleep(delay), oracle(*texts))[1]
+    settings = settings_of(server.url, price_in=1.0, price_out=1.0, **changes)
+    found = interp.ask(several(10), settings, path)
+    assert settings.max_cost / 3 < found.spent <= settings.max_cost
+    assert f"interp.max_cost={settings.max_cost}" in found.stopped
+    assert found.spent == pytest.approx(sum(line["cost"] for line in lines(path)))
+    assert len(lines(path)) == len(server.requests)
 
 
 def test_without_usage_an_answer_is_charged_at_the_most_it_could_cost(server, tmp_path):
@@ -278,6 +289,19 @@ def test_without_usage_an_answer_is_charged_at_the_most_it_could_cost(server, tm
         assert client.spent == pytest.approx((5 + 2 * llm.MESSAGE_TOKENS + 2 * 50) / 1e6)
 
 
+def test_a_timeout_is_tried_again_and_charged(server, tmp_path):
+    def answer(*_):
+        if len(server.requests) == 1:
+            time.sleep(0.5)
+        return "yes"
+
+    server.answer = answer
+    settings = settings_of(server.url, timeout_s=0.1, price_in=1.0, price_out=0.0, max_cost=1.0)
+    with llm.Client(settings, tmp_path / "a.jsonl") as client:
+        assert client.ask(llm.Question("a", "b", 5)) == "yes"
+        assert client.spent == pytest.approx((2 + 2 * llm.MESSAGE_TOKENS + 300) / 1e6)
+
+
 def test_a_busy_or_failing_server_is_asked_again(server, tmp_path):
     server.statuses = [429, 503]
     (result,) = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl").results
@@ -285,54 +309,74 @@ def test_a_busy_or_failing_server_is_asked_again(server, tmp_path):
     assert len(server.requests) == 9
 
 
-def test_retries_end_with_one_line(server, tmp_path):
-    server.statuses = [429] * 9
-    found = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl")
-    assert "failed 3 times" in found.stopped
-    assert "429" in found.stopped
-    assert "\n" not in found.stopped
-    assert len(server.requests) == 3
-
-
-@pytest.mark.parametrize("status", [302, 400, 401])
-def test_a_refusal_is_one_line_without_the_key_and_is_not_repeated(
-    server, tmp_path, monkeypatch, status
-):
+@pytest.mark.parametrize(
+    ("status", "hint", "sent"),
+    [
+        (302, "", 1), (400, "", 1), (401, "interp.api_key_env", 1), (404, "interp.model", 1),
+        (429, "interp.retries", 3), (500, "", 3),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_one_line_without_the_key(server, tmp_path, monkeypatch, status, hint, sent):
     monkeypatch.setenv("CHAT_KEY", KEY)
-    server.statuses = [status]
+    server.statuses = [status] * 9
     settings = settings_of(server.url, api_key_env="CHAT_KEY")
     found = interp.ask([case()], settings, tmp_path / "a.jsonl")
-    assert str(status) in found.stopped
+    assert f"refuses: {status} " in found.stopped
+    assert hint in found.stopped
     assert "\n" not in found.stopped
     assert KEY not in found.stopped
-    assert server.keys == [f"Bearer {KEY}"]
+    assert server.keys == [f"Bearer {KEY}"] * sent
 
 
 def test_the_key_is_sent_and_stored_nowhere(server, tmp_path, monkeypatch):
-    settings = settings_of(server.url, api_key_env="CHAT_KEY")
-    monkeypatch.delenv("CHAT_KEY", raising=False)
-    with pytest.raises(UserError, match="CHAT_KEY is not set"):
-        llm.api_key(settings)
     monkeypatch.setenv("CHAT_KEY", KEY)
+    settings = settings_of(server.url, api_key_env="CHAT_KEY")
     interp.ask([case()], settings, tmp_path / "a.jsonl")
     assert set(server.keys) == {f"Bearer {KEY}"}
     assert KEY not in (tmp_path / "a.jsonl").read_text()
 
 
+def test_no_key_of_the_environment_is_sent_and_no_proxy_asked_for_this_machine(
+    server, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    found = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl")
+    assert found.stopped is None
+    assert set(server.keys) == {None}
+
+
 def test_a_refused_connection_is_one_line(tmp_path):
+    pytest.importorskip("openai")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    found = interp.ask([case()], settings_of(url), tmp_path / "a.jsonl")
-    assert "cannot be reached (ConnectionRefusedError" in found.stopped
+    settings = settings_of(url, retries=0, price_in=1.0, price_out=1.0, max_cost=1.0)
+    found = interp.ask([case()], settings, tmp_path / "a.jsonl")
+    assert "cannot be reached (ConnectError: [Errno 111] Connection refused)" in found.stopped
     assert "\n" not in found.stopped
+    assert found.spent == 0
+
+
+def test_what_is_no_chat_completion_ends_with_one_line(server, tmp_path):
+    def page(handler):
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        handler.send_response(200)
+        handler.send_header("Content-Length", "6")
+        handler.end_headers()
+        handler.wfile.write(b"<html>")
+
+    server.http.RequestHandlerClass.do_POST = page
+    found = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl")
+    assert "no chat completion" in found.stopped
 
 
 def several(n):
     return [replace(case(f"a/{i}"), examples=(excerpt(i + 1, 0), excerpt(1, 0))) for i in range(n)]
 
 
-def test_of_many_cases_those_that_are_answered_are_told_and_the_others_not_waited_for(
+def test_of_many_cases_those_that_are_answered_are_kept_and_the_others_not_waited_for(
     server, tmp_path
 ):
     path = tmp_path / "a.jsonl"
@@ -353,10 +397,10 @@ def test_after_an_interrupt_nothing_more_is_sent_and_the_same_command_goes_on(
         raise KeyboardInterrupt
 
     def own_words(system, user):  # so that no two cases ask the same
-        slow.wait(0.01)
+        time.sleep(0.01)
         return user[:40] if system == interp_questions.EXPLAIN else constant(system, user)
 
-    slow, server.answer = threading.Event(), own_words
+    server.answer = own_words
     settings = settings_of(server.url, parallel=2)
     with monkeypatch.context() as patch:
         patch.setattr(interp.Progress, "advance", interrupted)
@@ -370,40 +414,12 @@ def test_after_an_interrupt_nothing_more_is_sent_and_the_same_command_goes_on(
     assert len(server.requests) == 8 * 7
 
 
-def test_means_are_told_with_their_intervals():
+def test_means_have_their_intervals():
     results = [interp_questions.Result(case(), "x", s, 0.5) for s in (0.1, 0.2, 0.6)]
-    table = interp.told(interp.by_group(results))
+    table = interp.means(results)
     assert re.fullmatch(r"0\.30 \[0\.1\d?, 0\.\d+\]", table["simulation"][0])
     assert table["detection"][0] == "0.50 [0.50, 0.50]"
-    assert interp.told(interp.by_group(results[:1]))["detection"][0] == "0.50"
-
-
-def test_a_timeout_is_tried_again_and_charged(server, tmp_path):
-    slow = threading.Event()
-
-    def answer(*_):
-        if len(server.requests) == 1:
-            slow.wait(1)
-        return "yes"
-
-    server.answer = answer
-    settings = settings_of(server.url, timeout_s=0.1, price_in=1.0, price_out=0.0, max_cost=1.0)
-    with llm.Client(settings, tmp_path / "a.jsonl") as client:
-        assert client.ask(llm.Question("a", "b", 5)) == "yes"
-        assert client.spent == pytest.approx((2 + 2 * llm.MESSAGE_TOKENS + 300) / 1e6)
-    slow.set()
-
-
-def test_what_is_no_chat_completion_ends_with_one_line(server, tmp_path):
-    def page(handler):
-        handler.rfile.read(int(handler.headers["Content-Length"]))
-        handler.send_response(200)
-        handler.end_headers()
-        handler.wfile.write(b"<html>")
-
-    server.http.RequestHandlerClass.do_POST = page
-    found = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl")
-    assert "no chat completion" in found.stopped
+    assert interp.means(results[:1])["detection"][0] == "0.50"
 
 
 @pytest.mark.parametrize(
@@ -438,17 +454,20 @@ def test_a_sparse_basis_keeps_the_positive_ones_of_the_largest_codes():
 
 
 def full_config(base, folder, url):  # noqa: F811
-    return config(
-        base, analysis_dir=str(folder), interp=settings_of(url),
-    )  # fmt: skip
+    return config(base, analysis_dir=str(folder), interp=settings_of(url))
 
 
-def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(base):  # noqa: F811
+@pytest.fixture(scope="module")
+def read(base):  # noqa: F811
+    """Settings, dictionaries and text of the study."""
     settings = full_config(base, base / "none", "http://localhost:1/v1")
     comparison = compared(base)
-    source = harvested.open_source(settings, comparison.study, 10**6)
-    cases = interp_cases.cases(settings.interp, 0, comparison, source)
-    again = interp_cases.cases(settings.interp, 0, comparison, source)
+    return settings.interp, comparison, harvested.open_source(settings, comparison.study, 10**6)
+
+
+def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(read):
+    settings, comparison, source = read
+    cases, again = (interp_cases.cases(settings, 0, comparison, source) for _ in range(2))
     assert [c.name for c in cases] == [c.name for c in again]
     assert interp_questions.explain(cases[0]) == interp_questions.explain(again[0])
     groups = pd.Series([c.group for c in cases]).value_counts()
@@ -463,19 +482,18 @@ def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(
         assert all(len(e.tokens) == len(e.values) == 8 for e in c.examples)
 
 
-def test_activations_are_those_of_the_dictionary_on_every_token(base):  # noqa: F811
-    settings = full_config(base, base / "none", "http://localhost:1/v1")
-    comparison = compared(base)
-    source = harvested.open_source(settings, comparison.study, 10**6)
-    owners = list(interp_cases._features(settings.interp, 0, comparison))
-    codes = interp_cases._read(owners, source)
-    entry = next(e for e in comparison.study.entries if e.name == owners[1].name)
+def test_activations_are_those_of_the_dictionary_on_every_token(read):
+    settings, comparison, source = read
+    candidates = list(interp_cases._features(settings, 0, comparison))
+    codes = interp_cases._read(candidates, source)
     rows = source.rows(source.text).reshape(-1, D)
-    wanted = entry.trained.dictionary.encode(rows)[:, owners[1].columns[0]]
-    np.testing.assert_allclose(codes[1].ravel(), wanted, rtol=1e-4, atol=1e-5)
+    for candidate, found in zip(candidates, codes, strict=True):
+        entry = next(e for e in comparison.study.entries if e.name == candidate.owner)
+        wanted = entry.trained.dictionary.encode(rows)[:, candidate.column]
+        np.testing.assert_allclose(found.ravel(), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_report_tells_explanations_and_means_and_escapes_them(base, server, tmp_path):  # noqa: F811
+def test_the_report_has_explanations_and_means_and_escapes_them(base, server, tmp_path):  # noqa: F811
     def hostile(system, user):
         return "<script>alert(1)" if system == interp_questions.EXPLAIN else constant(system, user)
 
@@ -493,7 +511,7 @@ def test_the_report_tells_explanations_and_means_and_escapes_them(base, server, 
     assert (tmp_path / interp.ANSWERS).exists()
 
 
-def test_the_key_is_asked_for_only_where_an_endpoint_is_given(base, monkeypatch):  # noqa: F811
+def test_the_key_and_the_client_are_asked_for_only_where_an_endpoint_is_given(base, monkeypatch):  # noqa: F811
     monkeypatch.delenv("CHAT_KEY", raising=False)
     settings = full_config(base, base / "none", None)
     settings.sae_dir = str(base / "sae")
@@ -501,7 +519,11 @@ def test_the_key_is_asked_for_only_where_an_endpoint_is_given(base, monkeypatch)
     settings.interp = replace(settings.interp, api_key_env="CHAT_KEY")
     stage.check(settings)
     settings.interp = replace(settings.interp, base_url="http://localhost:1/v1")
-    with pytest.raises(UserError, match="CHAT_KEY"):
+    with pytest.raises(UserError, match="CHAT_KEY is not set"):
+        stage.check(settings)
+    monkeypatch.setenv("CHAT_KEY", KEY)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UserError, match=r"pip install 'sparse-dict\[interp\]'"):
         stage.check(settings)
     settings.interp = None
     stage.check(settings)

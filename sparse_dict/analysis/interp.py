@@ -1,4 +1,4 @@
-"""Can features be told in words? Asks about all cases, within a cap, and reports the scores."""
+"""Can features be put into words? Asks about all cases, within a cap, and reports the scores."""
 
 import logging
 from collections.abc import Sequence
@@ -116,36 +116,29 @@ def ask(cases: Sequence[Case], settings: InterpConfig, path: Path) -> Found:
 # --- report ---------------------------------------------------------------------------------------
 
 
-def by_group(results: Sequence[Result]) -> pd.DataFrame:
+def means(results: Sequence[Result]) -> pd.DataFrame:
     """Mean scores of each group with 95 % intervals, bootstrap over features."""
     rows = []
     for group in dict.fromkeys(result.case.group for result in results):
         members = [result for result in results if result.case.group == group]
-        row: dict[str, object] = {"group": group, "features": len(members)}
-        for name in ("simulation", "detection"):
-            values = np.array([getattr(result, name) for result in members])
-            values = values[np.isfinite(values)]
-            low = high = float("nan")
-            if len(values) > 1:
-                interval = bootstrap([values], lambda samples: float(samples[0].mean()))
-                low, high = interval.low, interval.high
-            row[name] = float(values.mean()) if len(values) else float("nan")
-            row[f"{name}, low"], row[f"{name}, high"] = low, high
-        row["unreadable answers"] = sum(result.malformed for result in members)
-        rows.append(row)
+        rows.append(
+            {
+                "group": group,
+                "features": len(members),
+                "simulation": _mean([result.simulation for result in members]),
+                "detection": _mean([result.detection for result in members]),
+                "unreadable answers": sum(result.malformed for result in members),
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def told(groups: pd.DataFrame) -> pd.DataFrame:
-    """`by_group` for people: each mean with its interval in one column."""
-    table = groups[["group", "features"]].copy()
-    for name in ("simulation", "detection"):
-        columns = (groups[name], groups[f"{name}, low"], groups[f"{name}, high"])
-        table[name] = [
-            f"{mean:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else "")
-            for mean, low, high in zip(*columns, strict=True)
-        ]
-    return table.assign(**{"unreadable answers": groups["unreadable answers"]})
+def _mean(scores: Sequence[float]) -> str:
+    values = np.array(scores)[np.isfinite(scores)]
+    if len(values) < 2:
+        return f"{values.mean():.2f}" if len(values) else "nan"
+    interval = bootstrap([values], lambda samples: float(samples[0].mean()))
+    return f"{values.mean():.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def each(results: Sequence[Result]) -> pd.DataFrame:
@@ -198,7 +191,7 @@ def section(comparison: Comparison, config: AnalyzeConfig) -> Section:
         table = each(found.results)
         files.write_text(folder / "interp.csv", table.to_csv(index=False))
         result.blocks += [
-            Table("Mean scores, with 95 % intervals over features", told(by_group(found.results))),
+            Table("Mean scores, with 95 % intervals over features", means(found.results)),
             Table("All explanations", table, fold=len(table) > 12),
         ]
     return result
