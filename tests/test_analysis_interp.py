@@ -137,12 +137,17 @@ def lines(path: Path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_an_oracle_scores_one_in_simulation_and_detection(server, tmp_path):
+@pytest.mark.parametrize(
+    ("answer", "explanation", "simulation", "detection"),
+    [(oracle, "heat, by its degree", 1, 1), (constant, "anything", 0, 0.5)],
+    ids=["an oracle", "constant answers"],
+)
+def test_scores_of(server, tmp_path, answer, explanation, simulation, detection):
+    server.answer = answer
     found = interp.ask([case()], settings_of(server.url), tmp_path / "answers.jsonl")
     (result,) = found.results
-    assert result.explanation == "heat, by its degree"
-    assert result.simulation == pytest.approx(1)
-    assert result.detection == 1
+    assert (result.explanation, result.detection) == (explanation, detection)
+    assert result.simulation == pytest.approx(simulation)
     assert (result.malformed, found.stopped, len(server.requests)) == (0, None, 7)
 
 
@@ -151,12 +156,6 @@ def test_an_explanation_is_made_from_marked_tokens_and_integer_activations():
     assert "Excerpt 1:  cold<< hot10>><< hot3>>" in text
     assert 'Active: " hot10": 10, " hot3": 3' in text
     assert 'Active: " hot1": 1' in text
-
-
-def test_a_constant_answer_scores_zero_in_simulation_and_chance_in_detection(server, tmp_path):
-    server.answer = constant
-    (result,) = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl").results
-    assert (result.simulation, result.detection) == (0, 0.5)
 
 
 def test_scores_follow_their_formulas_and_are_undefined_without_contrast():
@@ -231,20 +230,15 @@ def test_the_cap_is_never_passed_and_what_is_there_is_kept(server, tmp_path, cap
     path = tmp_path / "answers.jsonl"
     # An answer costs 0.00032 here; a question may cost more, by its bytes and longest answer.
     prices = {"price_in": 1.0, "price_out": 1.0}
-    settings = settings_of(server.url, max_cost=0.001, **prices)
     logged = []
-
-    def answer(system, user):
-        logged.append(caplog.text)
-        return oracle(system, user)
-
-    server.answer = answer
+    server.answer = lambda *texts: (logged.append(caplog.text), oracle(*texts))[1]
+    settings = settings_of(server.url, max_cost=0.001, **prices)
     with caplog.at_level(logging.INFO):
         found = interp.ask([case()], settings, path)
-    assert "interp.max_cost=0.001" in logged[0]  # the estimate is told before anything is sent
+    assert "7 requests" in logged[0]  # the estimate comes before anything is sent
+    assert "interp.max_cost=0.001" in logged[0]
     assert not found.results
     assert "interp.max_cost=0.001" in found.stopped
-    assert "7 requests" in caplog.text
     assert 0 < found.spent <= 0.001
     before = len(server.requests)
     assert before == len(lines(path)) == round(found.spent / 0.00032)
@@ -328,23 +322,18 @@ def test_a_refusal_is_one_line_without_the_key(server, tmp_path, monkeypatch, st
     assert server.keys == [f"Bearer {KEY}"] * sent
 
 
-def test_the_key_is_sent_and_stored_nowhere(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("CHAT_KEY", KEY)
-    settings = settings_of(server.url, api_key_env="CHAT_KEY")
-    interp.ask([case()], settings, tmp_path / "a.jsonl")
-    assert set(server.keys) == {f"Bearer {KEY}"}
-    assert KEY not in (tmp_path / "a.jsonl").read_text()
-
-
-def test_no_key_of_the_environment_is_sent_and_no_proxy_asked_for_this_machine(
-    server, tmp_path, monkeypatch
+@pytest.mark.parametrize(("variable", "sent"), [(None, None), ("CHAT_KEY", f"Bearer {KEY}")])
+def test_the_key_that_is_named_is_sent_past_any_proxy_and_stored_nowhere(
+    server, tmp_path, monkeypatch, variable, sent
 ):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("CHAT_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
     for name in ("http_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    found = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl")
-    assert found.stopped is None
-    assert set(server.keys) == {None}
+    settings = settings_of(server.url, api_key_env=variable)
+    assert interp.ask([case()], settings, tmp_path / "a.jsonl").stopped is None
+    assert set(server.keys) == {sent}
+    assert KEY not in (tmp_path / "a.jsonl").read_text()
 
 
 def test_a_refused_connection_is_one_line(tmp_path):

@@ -22,7 +22,7 @@ from sparse_dict.analysis.interp_questions import (
     read_explanation,
 )
 from sparse_dict.analysis.intervals import bootstrap
-from sparse_dict.analysis.llm import CapReached, Client
+from sparse_dict.analysis.llm import CapReached, Client, Question
 from sparse_dict.analysis.report import UNTOLD, Section, Table
 from sparse_dict.config import AnalyzeConfig, InterpConfig
 from sparse_dict.errors import UserError
@@ -43,36 +43,20 @@ class Found:
     stopped: str | None = None  # why the others are missing
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What is still to be sent."""
+def to_send(cases: Sequence[Case], client: Client) -> tuple[list[Question], int]:
+    """What asking about `cases` still sends, and how many requests are answered already.
 
-    requests: int
-    answered: int  # requests that need not be sent
-    tokens_in: float
-    tokens_out: float  # at most
-    cost: float
-
-
-def estimate(cases: Sequence[Case], client: Client) -> Estimate:
-    """What asking about `cases` takes, by the prompts' characters and the longest answers."""
-    requests = answered = 0
-    tokens_in = tokens_out = 0.0
+    Where there is no explanation yet, the questions that follow it hold one of a usual length.
+    """
+    questions: list[Question] = []
     for case in cases:
         first = explain(case)
         known = client.known(first)
-        if known is None:
-            explanation = "x" * (EXPLANATION_CHARACTERS // 2)
-        else:
-            explanation = read_explanation(known)
-        for question in [first, *(follow_ups(case, explanation) if explanation else [])]:
-            if client.known(question) is not None:
-                answered += 1
-                continue
-            requests += 1
-            tokens_in += question.tokens
-            tokens_out += question.max_tokens
-    return Estimate(requests, answered, tokens_in, tokens_out, client.cost(tokens_in, tokens_out))
+        usual = "x" * (EXPLANATION_CHARACTERS // 2)
+        explanation = usual if known is None else read_explanation(known)
+        questions += [first, *(follow_ups(case, explanation) if explanation else [])]
+    found = [question for question in questions if client.known(question) is None]
+    return found, len(questions) - len(found)
 
 
 def ask(cases: Sequence[Case], settings: InterpConfig, path: Path) -> Found:
@@ -84,12 +68,14 @@ def ask(cases: Sequence[Case], settings: InterpConfig, path: Path) -> Found:
     found: dict[int, Result] = {}
     stopped: str | None = None
     with lock.holding(path.parent), Client(settings, path) as client:
-        plan = estimate(cases, client)
+        questions, answered = to_send(cases, client)
+        tokens_in = sum(question.tokens for question in questions)
+        tokens_out = sum(question.max_tokens for question in questions)
         log.info(
             "interp: %d requests to %s (%d more are answered already), about %.3g tokens in and at "
             "most %.3g out: up to about %.4g; %.4g spent before, interp.max_cost=%g",
-            plan.requests, settings.base_url, plan.answered, plan.tokens_in, plan.tokens_out,
-            plan.cost, client.spent, settings.max_cost,
+            len(questions), settings.base_url, answered, tokens_in, tokens_out,
+            client.cost(tokens_in, tokens_out), client.spent, settings.max_cost,
         )  # fmt: skip
         pool = ThreadPoolExecutor(settings.parallel)
         try:

@@ -205,8 +205,8 @@ class Client:
             try:
                 response = send()
             except (httpx2.ConnectError, httpx2.ConnectTimeout):
-                raise
-            except httpx2.TransportError:
+                raise  # nothing was sent
+            except Exception:
                 # It may have been answered, and billed, though we do not know the answer.
                 self._keep(question, None, {}, most)
                 raise
