@@ -244,7 +244,8 @@ def test_positions_without_rows_count_for_nothing_and_are_shown_without_activati
     text, activations = brute
     assert (gallery.skip_first, gallery.n_tokens) == (skip, len(text) * (N_CTX - skip))
     assert gallery.n_harvested == gallery.n_tokens
-    assert "first 12 positions" in " ".join(features_page.explained(gallery))
+    for page in pages(gallery):
+        assert "of 16, the first 12 positions of which" in " ".join(page.split())
     for feature in gallery.features:
         codes = codes_of(feature, activations).copy()
         codes[:, :skip] = 0

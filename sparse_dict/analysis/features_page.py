@@ -13,17 +13,15 @@ import numpy as np
 from sparse_dict.analysis import report
 from sparse_dict.analysis.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
 from sparse_dict.analysis.contexts import Context, Feature, Gallery, Untold
-from sparse_dict.analysis.report import UNTOLD, Markup, Section, templates
+from sparse_dict.analysis.report import UNTOLD, Markup, Section
 from sparse_dict.analysis.study import Entry
 from sparse_dict.storage import files
 
 PAGE = "features.html"
 DATA = "features.json"  # what the page draws, for notebooks and others
 SCALE = 255  # activations are written as integers, a feature's largest as this
-IN_REPORT = {TOP: 2, RANDOM: 1, LOW: 1, OUTLIER: 2}
-
+IN_REPORT = {TOP: 2, RANDOM: 1, LOW: 1, OUTLIER: 2}  # how many of each
 FOLDER = Path(__file__).parent
-TEMPLATES = templates(FOLDER)
 
 
 def write(gathered: Gallery | Untold, folder: Path) -> None:
@@ -40,18 +38,15 @@ def write(gathered: Gallery | Untold, folder: Path) -> None:
 
 def page(gallery: Gallery) -> str:
     """The searchable page of all features."""
-    title = "Features and their text"
-    data = payload(gallery, gallery.features, ())
-    drawn = _drawn("browse", data, title=title, paragraphs=explained(gallery))
-    return report.page(title, drawn.html, [drawn.style], [drawn.script])
+    drawn = _drawn("browse", gallery, gallery.features, ())
+    return report.page("Features and their text", drawn.html, [drawn.style], [drawn.script])
 
 
 def section(gathered: Gallery | Untold) -> Section:
     """The report's section: a few features beside the neurons nearest to them."""
-    found = Section("What features respond to")
+    title = "What features respond to"
     if isinstance(gathered, Untold):
-        found.blocks.append(UNTOLD.format(gathered.reason))
-        return found
+        return Section(title, [UNTOLD.format(gathered.reason)])
     shown = pick(gathered.features)
     neurons = {f.neuron[0] for f in shown if f.neuron}
     beside = [
@@ -59,31 +54,7 @@ def section(gathered: Gallery | Untold) -> Section:
         for f in gathered.features
         if f.chosen.entry is None and f.chosen.index in neurons and f not in shown
     ]
-    found.blocks += explained(gathered)
-    data = payload(gathered, [*shown, *beside], shown)
-    found.blocks.append(_drawn("sample", data, page=PAGE, n_features=len(gathered.features)))
-    return found
-
-
-def explained(gallery: Gallery) -> list[str]:
-    """How to read a feature, in paragraphs."""
-    n = gallery.skip_first
-    skipped = f", the first {n} positions of which have no activations" if n else ""
-    return [
-        f"The language model read {gallery.n_tokens:,} of the {gallery.n_harvested:,} harvested "
-        f"tokens again, in evenly spaced contexts of {gallery.n_ctx}{skipped}. For each feature: "
-        "the contexts where it is most active (at most one of each context of the model; repeated "
-        "text is shown once), and others drawn at evenly spaced quantiles of its activations. The "
-        "deeper a token's colour, the more active the feature, relative to its largest "
-        "activation; the framed token is the one the context was chosen for, its activation "
-        "stands on the left. A neuron, with its raw activation, is treated as a feature alike, and "
-        "counts as active where that is positive.",
-        "Logits raised and lowered: the effect of one unit of activation by the direct path alone, "
-        "from the decoder row through the MLP's output matrix and the final LayerNorm's centring "
-        "and gain to the unembedding, relative to the mean over the vocabulary. The LayerNorm's "
-        "division by the standard deviation and all later blocks are ignored, so the order of "
-        f"tokens means more than the numbers. MCS: {gallery.mcs}.",
-    ]
+    return Section(title, [_drawn("sample", gathered, [*shown, *beside], shown)])
 
 
 def pick(features: Sequence[Feature]) -> list[Feature]:
@@ -91,18 +62,15 @@ def pick(features: Sequence[Feature]) -> list[Feature]:
     asked = [f for f in features if ASKED in f.chosen.groups]
     if asked:
         return asked[:6]
-    active = [f for f in features if f.chosen.entry is not None and f.top]
-    known = [f for f in active if np.isfinite(f.chosen.mcs)] or active
-    largest = max((f.chosen.entry.size for f in known if f.chosen.entry), default=0)
+    sized = [(f.chosen.entry.size, f) for f in features if f.chosen.entry is not None and f.top]
+    sized = [(size, f) for size, f in sized if np.isfinite(f.chosen.mcs)] or sized
+    largest = max((size for size, _ in sized), default=0)
+    candidates = [f for size, f in sized if size == largest]
+    candidates.sort(key=lambda f: len(f.chosen.groups))  # first those that are nothing else
     found: list[Feature] = []
     for group, count in IN_REPORT.items():
-        of_group = [
-            f
-            for f in known
-            if f.chosen.entry and f.chosen.entry.size == largest and group in f.chosen.groups
-        ]
-        of_group.sort(key=lambda f: len(f.chosen.groups))  # first those that are nothing else
-        found += [f for f in of_group if f not in found][:count]
+        of_group = [f for f in candidates if group in f.chosen.groups and f not in found]
+        found += of_group[:count]
     return found
 
 
@@ -160,10 +128,14 @@ def _label(entry: Entry | None) -> str:
     return f"{entry.size} features, {entry.setting}, seed {entry.seed}{kind}"
 
 
-def _drawn(view: str, data: dict[str, Any], **texts: object) -> Markup:
-    """What the script draws from `data`; `view` is its function that does."""
+def _drawn(
+    view: str, gallery: Gallery, features: Sequence[Feature], shown: Sequence[Feature]
+) -> Markup:
+    """How to read a feature, and what the script draws; `view` is its function that does."""
+    template = report.templates(FOLDER).get_template("features.html.jinja")
+    data = payload(gallery, features, shown)
+    html = template.render(view=view, gallery=gallery, data=data, page=PAGE)
     style, script = (
         (FOLDER / name).read_text(encoding="utf-8") for name in ("features.css", "features.js")
     )
-    html = TEMPLATES.get_template("features.html.jinja").render(view=view, data=data, **texts)
     return Markup(html, style, script)
