@@ -30,6 +30,8 @@ from sparse_dict.analysis.interp_questions import Case, Excerpt
 from sparse_dict.config import InterpConfig, TrackingConfig
 from sparse_dict.errors import UserError
 
+KEY = "sk-secret"
+HANG_UP, NO_CHAT = 0, 1
 ORACLE_WORD = re.compile(r"hot(\d+)")  # a token "hot7" has activation 7 in the cases below
 
 
@@ -79,10 +81,6 @@ class ChatServer:
         self.http.handle_error = lambda *_: None  # the client has given up
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-
-KEY = "sk-secret"
-HANG_UP, NO_CHAT = 0, 1
 
 
 def level(token):
@@ -395,10 +393,10 @@ def test_after_an_interrupt_nothing_more_is_sent_and_the_same_command_goes_on(
 
 def test_means_have_their_intervals():
     results = [interp_questions.Result(case(), "x", s, 0.5) for s in (0.1, 0.2, 0.6)]
-    table = interp.means(results)
+    table = interp.means(interp.each(results))
     assert re.fullmatch(r"0\.30 \[0\.1\d?, 0\.\d+\]", table["simulation"][0])
     assert table["detection"][0] == "0.50 [0.50, 0.50]"
-    assert interp.means(results[:1])["detection"][0] == "0.50"
+    assert interp.means(interp.each(results[:1]))["detection"][0] == "0.50"
 
 
 @pytest.mark.parametrize(

@@ -102,29 +102,7 @@ def ask(cases: Sequence[Case], settings: InterpConfig, path: Path) -> Found:
 # --- report ---------------------------------------------------------------------------------------
 
 
-def means(results: Sequence[Result]) -> pd.DataFrame:
-    """Mean scores of each group with 95 % intervals, bootstrap over features."""
-    rows = []
-    for group in dict.fromkeys(result.case.group for result in results):
-        members = [result for result in results if result.case.group == group]
-        rows.append(
-            {
-                "group": group,
-                "features": len(members),
-                "simulation": _mean([result.simulation for result in members]),
-                "detection": _mean([result.detection for result in members]),
-                "unreadable answers": sum(result.malformed for result in members),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _mean(scores: Sequence[float]) -> str:
-    values = np.array(scores)[np.isfinite(scores)]
-    if len(values) < 2:
-        return f"{values.mean():.2f}" if len(values) else "nan"
-    interval = bootstrap([values], lambda samples: float(samples[0].mean()))
-    return f"{values.mean():.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+UNREADABLE = "unreadable answers"
 
 
 def each(results: Sequence[Result]) -> pd.DataFrame:
@@ -136,8 +114,28 @@ def each(results: Sequence[Result]) -> pd.DataFrame:
             "explanation": [result.explanation or "(none)" for result in results],
             "simulation": [result.simulation for result in results],
             "detection": [result.detection for result in results],
+            UNREADABLE: [result.malformed for result in results],
         }
     )
+
+
+def means(features: pd.DataFrame) -> pd.DataFrame:
+    """Mean scores of each group of `each` with 95 % intervals, bootstrap over features."""
+    columns = {
+        "features": ("feature", "size"),
+        "simulation": ("simulation", _mean),
+        "detection": ("detection", _mean),
+        UNREADABLE: (UNREADABLE, "sum"),
+    }
+    return features.groupby("group", sort=False).agg(**columns).reset_index()
+
+
+def _mean(scores: pd.Series) -> str:
+    values = scores[np.isfinite(scores)].to_numpy()
+    if len(values) < 2:
+        return f"{values.mean():.2f}" if len(values) else "nan"
+    interval = bootstrap([values], lambda samples: float(samples[0].mean()))
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def section(comparison: Comparison, config: AnalyzeConfig) -> Section:
@@ -174,10 +172,11 @@ def section(comparison: Comparison, config: AnalyzeConfig) -> Section:
             "there is kept; the same command goes on from here."
         )
     if found.results:
-        table = each(found.results)
+        features = each(found.results)
+        table = features.drop(columns=UNREADABLE)
         files.write_text(folder / "interp.csv", table.to_csv(index=False))
         result.blocks += [
-            Table("Mean scores, with 95 % intervals over features", means(found.results)),
+            Table("Mean scores, with 95 % intervals over features", means(features)),
             Table("All explanations", table, fold=len(table) > 12),
         ]
     return result
