@@ -26,14 +26,14 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
     Hydra's folder of the job does not matter: what is made goes to `analysis_dir`.
 
     Raises:
-        UserError: `sae_dir` is not a folder or holds no finished dictionary; or the key for
-            `interp`, or what `tracking.mode=online` needs, is missing.
+        UserError: `sae_dir` is not a folder or holds no finished dictionary; or the key or the
+            client for `interp`, or what `tracking.mode=online` needs, is missing.
     """
     from sparse_dict.analysis import llm, study
 
     study.finished(Path(config.sae_dir))
     if config.interp is not None and config.interp.base_url is not None:
-        llm.api_key(config.interp)
+        llm.check(config.interp)
     tracking.check(config.tracking)
 
 
