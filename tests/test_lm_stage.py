@@ -23,6 +23,7 @@ from sparse_dict.config import (
     HarvestStageConfig,
     LMTrainingConfig,
     ModelConfig,
+    StudyLM,
     TrackingConfig,
     TrainLMConfig,
 )
@@ -74,7 +75,7 @@ def harvest_config(base, **changes):
         name="tiny", study_dir=str(base), device="cpu", seed=0, tracking=TRACKING,
         lm_dir=str(base / "lm"), activations_dir=str(base / "activations"),
         cache_dir=str(base / "cache"), data=lm_config(base).data,
-        harvest=HarvestConfig(1, "mlp_post", 1_000, "validation", 4, 300, "float16"),
+        harvest=HarvestConfig(1, "mlp_post", 1_000, "validation", 4, 300, "float16"), lm=StudyLM(),
     )  # fmt: skip
     return HarvestStageConfig(**(values | changes))
 

@@ -3,10 +3,12 @@
 import hashlib
 import io
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +29,29 @@ from sparse_dict.errors import UserError
 from sparse_dict.machine import distributed
 from sparse_dict.storage import files
 
+if TYPE_CHECKING:
+    from sparse_dict.tracking import Run
+
 SPOOLED = re.compile(r"\d{5}|\d{5}[.]json|(shard|origin)-\d{5}[.]\d+|[.].*[.]tmp")
 WRITERS = 2  # shards finished at a time: while one waits for the disk, another is sorted
 KINDS = ("shard", "origin")  # rows, and where they come from
+
+
+@dataclass
+class Source:
+    """Rows to be written: how many, how wide, and what makes them.
+
+    Attributes:
+        fields: what the manifest says of them.
+        fill: adds all rows to a writer and logs to a run; returns values for the run's summary.
+        fingerprints: those of what the rows were made from, called when all rows are added.
+    """
+
+    rows: int
+    d_in: int
+    fields: dict[str, Any]
+    fill: "Callable[[ShardWriter, Run], dict[str, Any]]"
+    fingerprints: Callable[[], dict[str, str]]
 
 
 class ShardWriter:

@@ -1,10 +1,10 @@
-"""The folder of a language model: what is in it, whether it fits a config, how it is loaded."""
+"""The folder of a language model: what is in it, and how it is loaded."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_dict.config import ModelConfig, TrainLMConfig
+from sparse_dict.config import ModelConfig
 from sparse_dict.errors import UserError, malformed
 from sparse_dict.storage import files
 
@@ -35,30 +35,6 @@ class LoadedLM:
     def config(self) -> ModelConfig:
         """The model's shape."""
         return ModelConfig(**self.record["config"]["model"])
-
-
-def what_decides(config: TrainLMConfig) -> dict[str, Any]:
-    """The part of a config that decides what is learned, as it is recorded and compared."""
-    values = asdict(config)
-    values["training"] = {
-        key: value
-        for key, value in values["training"].items()
-        if key not in ("log_every", "checkpoint_every")
-    }
-    keys = ("data", "tokenizer", "model", "optimizer", "training", "seed")
-    return {key: values[key] for key in keys}
-
-
-def first_difference(recorded: Any, wanted: Any, key: str = "") -> str | None:
-    """The first key in which two JSON-able values differ, as ``key is A there, B now``; or None."""
-    if isinstance(recorded, dict) and isinstance(wanted, dict):
-        for name in [*wanted, *(name for name in recorded if name not in wanted)]:
-            below = f"{key}.{name}" if key else name
-            found = first_difference(recorded.get(name), wanted.get(name), below)
-            if found:
-                return found
-        return None
-    return None if recorded == wanted else f"{key} is {recorded!r} there, {wanted!r} now"
 
 
 def read_record(lm_dir: Path) -> dict[str, Any]:

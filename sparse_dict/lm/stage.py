@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
-from sparse_dict.config import TrainLMConfig
+from sparse_dict.config import TrainLMConfig, identity
 from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint, folder
 from sparse_dict.machine import distributed, runtime
-from sparse_dict.storage import files, lock, tensor_files
+from sparse_dict.storage import files, tensor_files
 from sparse_dict.text import corpus
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sparse_dict.lm.train import Job
 
 log = logging.getLogger(__name__)
+
+ELSEWHERE = "name= or lm_dir="  # the keys that choose another folder
 
 
 def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
@@ -33,9 +35,9 @@ def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
     lm_dir = Path(config.lm_dir)
     if lm_dir.exists() and not lm_dir.is_dir():
         raise UserError(f"lm_dir: {lm_dir} is not a folder")
-    there = _recorded(lm_dir)
-    if there is not None:
-        _compare(lm_dir, {"config": there.get("config")}, {"config": folder.what_decides(config)})
+    if (there := _recorded(lm_dir)) is not None:
+        wanted = identity.record(config)
+        identity.refuse_another(lm_dir, there.get("config"), wanted, config, instead=ELSEWHERE)
     if config.training.batch_size % distributed.size():
         raise UserError(
             f"training.batch_size={config.training.batch_size} is no multiple of the "
@@ -54,20 +56,16 @@ def run(config: TrainLMConfig) -> None:
             process works in `lm_dir`.
     """
     check(config)
-    locked = [Path(config.lm_dir)] if distributed.main() else []
-    with lock.holding(*locked), distributed.joined():
+    with distributed.working_in(Path(config.lm_dir)):
         _run(config)
 
 
 def _run(config: TrainLMConfig) -> None:
     lm_dir, cache_dir = Path(config.lm_dir), Path(config.cache_dir)
-    identity = {
-        "config": folder.what_decides(config),
-        "corpus": corpus.describe(config.data),
-    }
-    there = _recorded(lm_dir)
-    if there is not None:
-        _compare(lm_dir, there, identity)
+    made_from = {"config": identity.record(config), "corpus": corpus.describe(config.data)}
+    if (there := _recorded(lm_dir)) is not None:
+        corpora = ({"corpus": known.get("corpus")} for known in (there, made_from))
+        identity.refuse_another(lm_dir, *corpora, instead=ELSEWHERE)
     if (lm_dir / folder.RECORD).exists():
         log.info("%s is already trained", lm_dir)
         if distributed.main():
@@ -110,7 +108,7 @@ def _run(config: TrainLMConfig) -> None:
         training=config.training,
         seed=config.seed,
         checkpoint=lm_dir / folder.CHECKPOINT,
-        identity=identity,
+        identity=made_from,
     )
     with tracking.open_run(config, "train_lm", f"{config.name} lm", lm_dir, "tokens") as run:
         state = train.train(model, job, run)
@@ -128,7 +126,7 @@ def _run(config: TrainLMConfig) -> None:
     record["fingerprints"] = {
         "model": folder.fingerprint(lm_dir / folder.WEIGHTS),
         "tokenizer": tokenizer.fingerprint,
-        "corpus": files.fingerprint(identity["corpus"]),
+        "corpus": files.fingerprint(made_from["corpus"]),
     }
     record["sha256"] = files.sha256_of(lm_dir, folder.HASHED)
     files.write_json(lm_dir / folder.RECORD, files.sealed(record))
@@ -146,15 +144,6 @@ def _recorded(lm_dir: Path) -> dict[str, Any] | None:
         record = folder.read_record(lm_dir)
         return {key: record[key] for key in ("config", "corpus")}
     return checkpoint.identity(lm_dir / folder.CHECKPOINT)
-
-
-def _compare(lm_dir: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
-    difference = folder.first_difference(there, wanted)
-    if difference:
-        raise UserError(
-            f"{lm_dir} was made with another config or corpus: {difference.removeprefix('config.')}"
-            "; choose another name= or lm_dir=, or delete the folder"
-        )
 
 
 def _record(job: "Job", state: "State", device: str) -> dict[str, Any]:

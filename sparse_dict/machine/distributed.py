@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, open_dict, read_write
 
 from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
+from sparse_dict.storage import lock
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +51,18 @@ def hush(config: DictConfig) -> None:
         config.hydra.job_logging = {"root": None}
     config.tracking.mode = "disabled"
     logging.getLogger().setLevel(logging.ERROR)
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Connect the processes, of which rank 0 keeps all others out of the output folder.
+
+    Raises:
+        UserError: another process works in `folder`.
+        SystemExit: one of these processes has ended, and has said why.
+    """
+    with lock.holding(*[folder] if main() else []), joined():
+        yield
 
 
 @contextmanager
