@@ -33,7 +33,7 @@ def new_stream():
     rng = np.random.default_rng(0)
     starts = np.cumsum([0, *rng.integers(3, 40, size=60)])
     tokens = rng.integers(N_VOCAB, size=int(starts[-1])).astype(np.uint16)
-    return TokenStream([tokens[:500], tokens[500:]], starts[:-1], 1)
+    return TokenStream([tokens[:500], tokens[500:]], starts[:-1])
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_each_row_is_what_the_full_model_computes_at_its_origin(tmp_path, model,
     naive = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
     document, position, token = found.origins(0, ROWS).T
-    place = stream._document_starts[document] + position  # in the stream
+    place = stream.document_starts[document] + position  # in the stream
     assert sorted(place) == list(range(ROWS))
     assert (stream.window(0, ROWS)[place] == token).all()
     np.testing.assert_allclose(found.read(0, ROWS), naive.numpy()[place], rtol=1e-4, atol=1e-5)
@@ -87,7 +87,7 @@ def test_a_harvest_killed_in_the_middle_is_repeated_to_the_same_bytes(tmp_path, 
 
     broken = tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
-        harvested(broken, model, Dying([], np.array([0]), 1))
+        harvested(broken, model, Dying([], np.array([0])))
     assert list((broken / "partial").iterdir())
     assert not (broken / "manifest.json").exists()
     harvested(broken, model, stream)
@@ -120,7 +120,7 @@ def test_the_batch_size_does_not_change_which_rows_are_taken(tmp_path, model, st
     by_place = []
     for found in (one, many):
         document, position, _ = found.origins(0, ROWS).T
-        order = np.argsort(stream._document_starts[document] + position)
+        order = np.argsort(stream.document_starts[document] + position)
         by_place.append(found.read(0, ROWS)[order])
     np.testing.assert_allclose(by_place[0], by_place[1], rtol=1e-4, atol=1e-5)
 
@@ -192,7 +192,7 @@ def harvested_sites(folder, model, stream, sites, skip=0):
 
 def in_text_order(found, stream):
     document, position, _ = found.origins(0, found.rows).T
-    place = stream._document_starts[document] + position
+    place = stream.document_starts[document] + position
     return found.read(0, found.rows)[np.argsort(place)], np.sort(place)
 
 

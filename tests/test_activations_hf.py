@@ -207,7 +207,7 @@ def test_rows_are_what_the_model_computes_on_packed_documents(folders, loaded, t
     store = tokens.prepare(config.data, hf.load_tokenizer(config.lm), tmp_path / "cache")
     stream = store.split("all")
     document, position, token = found.origins(0, found.rows).T
-    place = stream._document_starts[document] + position
+    place = stream.document_starts[document] + position
     assert sorted(place) == [i for i in range(found.rows // (N_CTX - 1) * N_CTX) if i % N_CTX]
     ids = torch.from_numpy(stream.window(0, found.rows // (N_CTX - 1) * N_CTX))
     assert (ids[place].numpy() == token).all()

@@ -288,15 +288,15 @@ BREAKS = {
     "empty": (lambda f: (f / "shard-00002.npy").write_bytes(b""), "shard-00002.npy is truncated"),
     "dtype": (
         lambda f: np.save(f / "shard-00000.npy", np.zeros((30, D_IN))),
-        "float64 .* the manifest says float32",
+        "float64 .* its manifest says float32",
     ),
     "width": (
         lambda f: np.save(f / "shard-00000.npy", np.zeros((30, 4), np.float32)),
-        r"\(30, 4\), the manifest says float32 \(30, 5\)",
+        r"\(30, 4\), its manifest says float32 \(30, 5\)",
     ),
     "rows": (
         lambda f: np.save(f / "shard-00000.npy", np.zeros((31, D_IN), np.float32)),
-        r"\(31, 5\), the manifest says",
+        r"\(31, 5\), its manifest says",
     ),
     "pickle": (
         lambda f: np.save(f / "shard-00000.npy", np.array([[{}]]), allow_pickle=True),
@@ -306,11 +306,11 @@ BREAKS = {
     "no shards": (lambda f: edit(f, lambda m: m.pop("shards")), "it lacks 'shards'"),
     "leaves": (
         lambda f: edit(f, lambda m: m["shards"][0].update(file="../shard-00000.npy")),
-        "is no shard's name",
+        "is no name of an .npy file",
     ),
     "absolute": (
         lambda f: edit(f, lambda m: m["shards"][0].update(origin_file="/origin-00000.npy")),
-        "is no shard's name",
+        "is no name of an .npy file",
     ),
     "d_in": (lambda f: edit(f, lambda m: m.update(d_in=6)), "mean is not 6 finite numbers"),
     "sum": (lambda f: edit(f, lambda m: m.update(rows=99)), "do not add up"),

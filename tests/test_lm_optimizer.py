@@ -152,7 +152,7 @@ def test_a_run_started_from_its_checkpoint_ends_alike_and_learns(tmp_path):
 
     def job(folder):
         tokens = np.random.default_rng(0).integers(23, size=2_000) // 2
-        stream = TokenStream([tokens.astype(np.uint16)], np.array([0]), 1)
+        stream = TokenStream([tokens.astype(np.uint16)], np.array([0]))
         return train.Job(
             train=stream,
             validation=train.validation_windows(stream, 8, 64),

@@ -37,7 +37,7 @@ class FakeRun:
 
 def stream():
     tokens = np.random.default_rng(0).integers(N_VOCAB, size=2_000) // 2
-    return TokenStream([tokens.astype(np.uint16)], np.array([0]), 1)
+    return TokenStream([tokens.astype(np.uint16)], np.array([0]))
 
 
 def make_job(folder, n_steps=20, **training):
@@ -167,7 +167,7 @@ def test_batches_depend_on_seed_and_step_alone_and_hold_consecutive_tokens(tmp_p
 
 
 def test_every_place_of_the_text_is_drawn(tmp_path):
-    short = TokenStream([np.arange(12, dtype=np.uint16)], np.array([0]), 1)
+    short = TokenStream([np.arange(12, dtype=np.uint16)], np.array([0]))
     job = replace(make_job(tmp_path), train=short)
     starts = {int(w[0]) for step in range(20) for w in train.batch(job, step).reshape(-1, 9)}
     assert starts == {0, 1, 2, 3}

@@ -1,7 +1,5 @@
 """Stage 1: corpus, vocabulary and tokens, then the language model and its folder."""
 
-import csv
-import io
 import logging
 import shutil
 from pathlib import Path
@@ -122,7 +120,7 @@ def _run(config: TrainLMConfig) -> None:
     weights = {name: p.detach().cpu().numpy() for name, p in model.named_parameters()}
     tensor_files.write(lm_dir / folder.WEIGHTS, weights)
     tokenizer.save(lm_dir / folder.TOKENIZER)
-    _write_history(lm_dir / folder.HISTORY, state)
+    files.write_csv(lm_dir / folder.HISTORY, state.history)
     record["fingerprints"] = {
         "model": folder.fingerprint(lm_dir / folder.WEIGHTS),
         "tokenizer": tokenizer.fingerprint,
@@ -159,11 +157,3 @@ def _record(job: "Job", state: "State", device: str) -> dict[str, Any]:
         "tokens_per_second": tokens / state.seconds,
         "device": device,
     }
-
-
-def _write_history(path: Path, state: "State") -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(state.history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(state.history)
-    files.write_text(path, text.getvalue())

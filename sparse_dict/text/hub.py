@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_dict.config import HubData
-from sparse_dict.errors import UserError
-from sparse_dict.text.files import no_column, one_line
+from sparse_dict.errors import UserError, one_line
+from sparse_dict.text.files import no_column
 from sparse_dict.text.network import reachable
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def describe(data: HubData) -> dict[str, Any]:
     }
 
 
-def documents(data: HubData) -> Iterator[str]:
+def documents(data: HubData, _cache_dir: Path) -> Iterator[str]:
     """The documents in the data set's order.
 
     Raises:
