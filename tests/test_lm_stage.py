@@ -191,7 +191,7 @@ DAMAGE = {
         lambda f: (f / "lm.json").write_text(
             json.dumps(json.loads((f / "lm.json").read_text()) | {"fingerprints": {}})
         ),
-        "malformed: model",
+        "lacks 'model'",
     ),
     "version": (
         lambda f: (f / "lm.json").write_text(
