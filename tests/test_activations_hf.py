@@ -241,7 +241,7 @@ def test_text_is_neither_padded_nor_cut_and_names_of_special_tokens_are_text(fol
     assert [len(part) for part in ids] == [len(text) for text in texts]
     assert made.eot == 0
     assert not any((part == made.eot).any() for part in ids)
-    assert [made.decode(part) for part in ids] == texts
+    assert [made._tokenizer.decode(part) for part in ids] == texts
     assert (made.n_vocab, made.dtype) == (257, np.uint16)
 
 

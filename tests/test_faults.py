@@ -824,9 +824,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "metrics that are no JSON": (
         lambda base: truncate(base / ONE / "metrics.json"), "metrics.json cannot be read as JSON",
     ),
-    "a truncated snapshot": (
-        lambda base: truncate(min((base / ONE / "snapshots").iterdir())), "snapshots/",
-    ),
     "an unfinished dictionary": (
         lambda base: (base / ONE / "metrics.json").unlink(), "sae.dict_size=48 is not finished",
     ),
@@ -840,12 +837,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda base: (base / "lm" / "history.csv").unlink()
         or (base / "lm" / "history.csv").symlink_to("/etc/passwd"),
         "history.csv leads out of the study",
-    ),
-    "a truncated picture": (
-        lambda base: truncate(base / "analysis" / "frontier.png"), "frontier.png is no whole",
-    ),
-    "a truncated report": (
-        lambda base: truncate(base / "analysis" / "report.html"), "report.html is no whole page",
     ),
     "an interrupted analysis": (
         lambda base: (base / "analysis" / "analysis.json").unlink(), "analysis is not finished",

@@ -16,7 +16,7 @@ from typing import Any
 from sparse_dict.activations import store
 from sparse_dict.analysis import stage as analysis_stage
 from sparse_dict.analysis import study
-from sparse_dict.errors import UserError
+from sparse_dict.errors import MALFORMED, UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
 from sparse_dict.storage import files, lock
@@ -79,7 +79,7 @@ def _row(name: str, folder: Path, manifest: str, finished: Any) -> Row:
             seconds, text = finished(folder)
         except UserError as error:
             return Row(name, "damaged", None, str(error))
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        except MALFORMED as error:
             return Row(name, "damaged", None, f"{folder / manifest} is malformed: {error!r}")
         return Row(name, "done", seconds, text)
     return _unfinished(name, folder)
@@ -151,7 +151,7 @@ def _dictionaries(sae_dir: Path) -> Iterator[Row]:
             seconds += float(metrics["seconds"]) / max(1, int(metrics.get("trained_together", 1)))
         except UserError as error:
             rows.append(Row(f"  {path.name}", "damaged", None, str(error)))
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except MALFORMED:
             rows.append(Row(f"  {path.name}", "damaged", None, "metrics.json is malformed"))
     rows += [_row(f"  {path.name}", path, sae_folder.METRICS, None) for path in others]
     states = [row.state for row in rows]
