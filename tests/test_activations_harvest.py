@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import torch_threads
 
 from sparse_dict.activations.harvest import harvest, widths
 from sparse_dict.activations.store import Activations
@@ -73,43 +74,12 @@ def test_each_row_is_what_the_full_model_computes_at_its_origin(tmp_path, model,
     np.testing.assert_allclose(found.read(0, ROWS), naive.numpy()[place], rtol=1e-4, atol=1e-5)
 
 
-def test_a_harvest_killed_in_the_middle_is_repeated_to_the_same_bytes(tmp_path, model, stream):
-    harvested(tmp_path / "whole", model, stream)
-
-    class Dying(TokenStream):
-        def window(self, start, length):
-            if start > ROWS // 2:
-                raise KeyboardInterrupt
-            return stream.window(start, length)
-
-        def origins(self, start, length):
-            return stream.origins(start, length)
-
-    broken = tmp_path / "broken"
-    with pytest.raises(KeyboardInterrupt):
-        harvested(broken, model, Dying([], np.array([0])))
-    assert list((broken / "partial").iterdir())
-    assert not (broken / "manifest.json").exists()
-    harvested(broken, model, stream)
-    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
-    assert sorted(path.name for path in broken.iterdir()) == names
-    for name in names:
-        assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-
-
-@pytest.fixture
-def torch_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("cores", [2, 3])
-def test_the_number_of_cores_changes_no_byte(tmp_path, model, stream, torch_threads, cores):
+def test_the_number_of_cores_changes_no_byte(tmp_path, model, stream, cores):
     for n, name in ((1, "one"), (cores, "several")):
-        torch_threads(n)
-        harvested(tmp_path / name, model, stream)
-        assert torch.get_num_threads() == n
+        with torch_threads(n):
+            harvested(tmp_path / name, model, stream)
+            assert torch.get_num_threads() == n
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "several" / path.name).read_bytes(), path.name
 
