@@ -48,7 +48,7 @@ def malformed(error: Exception) -> str:
 def explained(error: Exception) -> str | None:
     """One line for a full disk, a missing permission or a failing device; None for other errors.
 
-    numpy and safetensors tell of a failed write in words of their own, without a number.
+    numpy and safetensors report a failed write in words of their own, without an error number.
     """
     text = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None

@@ -190,7 +190,7 @@ def _hf() -> ModuleType:
 
 
 def _places(config: HarvestStageConfig, widths: Sequence[int]) -> dict[str, Any]:
-    """The manifest's word on what a row holds: `layer` and `site`, or the columns of `sites`."""
+    """What the manifest says of a row: `layer` and `site`, or the columns of `sites`."""
     sites = config.harvest.places()
     if len(sites) == 1:
         layer = sites[0].layer
@@ -217,19 +217,19 @@ def _model_prints(config: HarvestStageConfig) -> dict[str, str]:
 def _deciding(config: HarvestStageConfig) -> dict[str, Any]:
     """The part of the config that decides the rows, as the manifest keeps it.
 
-    A key of `harvest` that says nothing beside the others, or is at its default, is left out:
+    A key of `harvest` that has no effect beside the others, or is at its default, is left out:
     fingerprints stay those of harvests older than that key.
     """
     deciding, settings = identity.record(config), config.harvest
-    silent: set[str] = set()
+    idle: set[str] = set()
     if isinstance(config.data, ToyData):
-        silent = deciding["harvest"].keys() - TOY_KEYS
+        idle = deciding["harvest"].keys() - TOY_KEYS
     elif settings.sites:
-        silent = {"layer", "site"}
+        idle = {"layer", "site"}
     elif settings.places()[0].layer is None:
-        silent = {"layer"}
-    silent |= {f.name for f in fields_of(settings) if getattr(settings, f.name) == f.default}
-    deciding["harvest"] = {k: v for k, v in deciding["harvest"].items() if k not in silent}
+        idle = {"layer"}
+    idle |= {f.name for f in fields_of(settings) if getattr(settings, f.name) == f.default}
+    deciding["harvest"] = {k: v for k, v in deciding["harvest"].items() if k not in idle}
     return deciding
 
 

@@ -30,7 +30,7 @@ CACHE_ROWS = 1 << 10  # few enough to stay in the cache as float64
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of rows and, for our own, the one that tells where they come from."""
+    """A file of rows and, in a harvest of ours, the file that says where they come from."""
 
     path: Path
     rows: int

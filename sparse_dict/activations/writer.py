@@ -57,7 +57,7 @@ class Source:
 class ShardWriter:
     """Writes rows to shards in a uniformly random order, in the memory of two shards.
 
-    A `Deck` tells the shard of each incoming row. Rows are kept until they would fill a shard, then
+    A `Deck` assigns a shard to each incoming row. Rows are kept until they would fill a shard, then
     appended to a spool file of each shard. At the end each spool is read, put into the deck's
     order, written as ``.npy`` and deleted. However many rows there are, at most two shards are in
     memory (the rows kept and those on their way to a spool; at the end two spools), and the disk

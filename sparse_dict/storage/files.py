@@ -96,11 +96,11 @@ def fingerprint(value: Any) -> str:
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with its own fingerprint in it, by which `is_sealed` knows a later change."""
+    """A record with its own fingerprint in it, by which `is_sealed` detects a later change."""
     return record | {SEAL: fingerprint(record)}
 
 
 def is_sealed(record: dict[str, Any]) -> bool:
-    """Whether a record is as it was sealed; of those of earlier versions, without a seal, yes."""
+    """Whether a record is unchanged since `sealed`; True for older ones, which have no seal."""
     rest = {key: value for key, value in record.items() if key != SEAL}
     return record.get(SEAL, fingerprint(rest)) == fingerprint(rest)

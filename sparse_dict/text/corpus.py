@@ -1,4 +1,4 @@
-"""One face for all corpora: `check`, `describe` and `documents` by the kind of the config."""
+"""What all sources of text offer: `check`, `describe` and `documents`, by the config's class."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -32,7 +32,7 @@ BATCH_CHARS = 2**23
 
 
 class Encoder(Protocol):
-    """What of a tokenizer is needed here: `text.tokenizer.Tokenizer`, or that of another model."""
+    """The part of a tokenizer that is needed here: of `text.tokenizer`, or of another model."""
 
     @property
     def n_vocab(self) -> int:

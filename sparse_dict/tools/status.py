@@ -22,7 +22,7 @@ from sparse_dict.sae import folder as sae_folder
 from sparse_dict.storage import files, lock
 
 SHOWN = 20  # dictionaries that are not done
-WIDTH = 100  # of what a log said last
+WIDTH = 100  # characters of a log's last record that are shown
 RECORD = re.compile(r"\[[^]]*\]\[[^]]*\]\[(?P<level>[A-Z]+)\] - (?P<text>.*)")
 TAIL = 1 << 16  # bytes of a log that are read
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def printable(text: str) -> str:
-    """`text` without what a terminal cannot show or obeys: a stranger's files may hold anything."""
+    """`text` without control characters, which a terminal obeys: any file may hold some."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
@@ -71,7 +71,7 @@ def table(folder: Path) -> str:
 
 
 def _row(name: str, folder: Path, manifest: str, finished: Any) -> Row:
-    """The row of a stage with one folder; `finished` tells of its manifest."""
+    """The row of a stage with one folder; `finished(folder)` returns its seconds and its text."""
     if holder := lock.holder(folder):
         return Row(name, "running", _since_start(folder), f"{holder}: {_last(folder)[1]}")
     if (folder / manifest).exists():
