@@ -1,5 +1,4 @@
 import json
-import logging
 import multiprocessing
 import os
 import time
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from sparse_dict.config import FilesData
 from sparse_dict.errors import UserError
-from sparse_dict.machine.progress import Progress
 from sparse_dict.text import bpe, cache, corpus, tokens
 from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
 from sparse_dict.text.tokens import TokenStore, TokenStream
@@ -281,12 +279,3 @@ def refused(folder, message):
         TokenStore.open(folder)
     assert f"delete {folder} to have it made again" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_progress_of_a_stream_names_no_end(caplog, monkeypatch):
-    monkeypatch.setattr("sparse_dict.machine.progress.LOG_EVERY_S", 0.0)
-    with caplog.at_level(logging.INFO), Progress("encode", None, "documents") as progress:
-        progress.advance(1200, Mtokens=2.5)
-    assert "encode: 1,200 documents, " in caplog.text
-    assert "Mtokens 2.5" in caplog.text
-    assert "left" not in caplog.text

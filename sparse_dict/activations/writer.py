@@ -2,10 +2,9 @@
 
 import hashlib
 import io
-import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ from sparse_dict.storage import files
 if TYPE_CHECKING:
     from sparse_dict.tracking import Run
 
-SPOOLED = re.compile(r"\d{5}|\d{5}[.]json|(shard|origin)-\d{5}[.]\d+|[.].*[.]tmp")
 WRITERS = 2  # shards finished at a time: while one waits for the disk, another is sorted
 KINDS = ("shard", "origin")  # rows, and where they come from
 
@@ -247,14 +245,11 @@ def _finite(rows: Rows) -> bool:
 
 def _unfit(rows: Rows, dtype: np.dtype[Any]) -> UserError:
     """Why `rows` cannot be stored."""
-    if np.isnan(rows).any() or (rows.dtype != dtype and not np.isfinite(rows).all()):
+    rounded = rows.dtype == dtype  # what they were before is not known any more
+    if np.isnan(rows).any() or (np.isinf(rows).any() and not (rounded and dtype == np.float16)):
         return UserError("the model's activations are not finite: train it again")
-    if rows.dtype != dtype:
-        most = f"an activation of {np.abs(rows).max():.3g} does not fit {dtype}"
-        return UserError(f"{most}: set harvest.dtype=float32")
-    if dtype == np.float16:  # rounded already: what it was is not known any more
-        return UserError("an activation does not fit float16: set harvest.dtype=float32")
-    return UserError("the model's activations are not finite: train it again")
+    size = "" if rounded else f" of {np.abs(rows).max():.3g}"
+    return UserError(f"an activation{size} does not fit {dtype}: set harvest.dtype=float32")
 
 
 def check_output(folder: Path) -> None:
@@ -273,19 +268,13 @@ def check_output(folder: Path) -> None:
 
 def start_afresh(folder: Path) -> None:
     """Remove what an interrupted harvest left in `folder`, and nothing else."""
-    if not (folder / SPOOL).is_dir():
-        return
-    for path in folder.glob("*.npy"):
-        if OURS.fullmatch(path.name):
-            path.unlink()
-    remove_spools(folder)
+    if (folder / SPOOL).is_dir():
+        for path in folder.glob("*.npy"):
+            if OURS.fullmatch(path.name):
+                path.unlink()
+        remove_spools(folder)
 
 
 def remove_spools(folder: Path) -> None:
-    """Remove the subfolder for unfinished shards, if it is there and holds nothing else."""
-    with suppress(FileNotFoundError):
-        for path in (folder / SPOOL).iterdir():
-            if SPOOLED.fullmatch(path.name):
-                path.unlink()
-    with suppress(OSError):
-        (folder / SPOOL).rmdir()
+    """Remove the subfolder for unfinished shards, if it is there."""
+    shutil.rmtree(folder / SPOOL, ignore_errors=True)
