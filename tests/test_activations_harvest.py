@@ -47,17 +47,30 @@ def stream():
     return new_stream()
 
 
-def harvested(folder, model, stream, batch_size=7, layer=1):
-    config = HarvestConfig(layer, "mlp_post", ROWS, "validation", batch_size, 200, "float32")
-    writer = ShardWriter(folder, ROWS, MODEL.d_mlp, config.shard_rows, config.dtype, seed=0)
+def harvested(folder, model, stream, sites=("1/mlp_post",), skip=0, batch_size=7):
+    config = HarvestConfig(
+        0, "mlp_post", ROWS, "validation", batch_size, 200, "float32", [*sites], skip
+    )
+    columns = widths(model, config.places())
+    rows = ROWS // N_CTX * (N_CTX - skip)
+    writer = ShardWriter(folder, rows, sum(columns), 200, "float32", seed=0)
     harvest(model, stream, config, N_CTX, writer, Run(None, False, folder))
-    writer.finish({}, {})
+    stops = np.cumsum(columns).tolist()
+    pieces = zip([0, *stops], stops, strict=False)
+    writer.finish({"sites": [{"columns": [start, stop]} for start, stop in pieces]}, {})
     return Activations.open(folder)
+
+
+def in_text_order(found, stream):
+    """Rows and their places in the stream."""
+    document, position, _ = found.origins(0, found.rows).T
+    place = stream.document_starts[document] + position
+    return found.read(0, found.rows)[np.argsort(place)], np.sort(place)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_each_row_is_what_the_full_model_computes_at_its_origin(tmp_path, model, stream, layer):
-    found = harvested(tmp_path, model, stream, layer=layer)
+    found = harvested(tmp_path, model, stream, [f"{layer}/mlp_post"])
     seen = []
     hook = model.blocks[layer].mlp_in.register_forward_hook(lambda m, i, out: seen.append(out))
     with torch.no_grad():
@@ -85,14 +98,11 @@ def test_the_number_of_cores_changes_no_byte(tmp_path, model, stream, cores):
 
 
 def test_the_batch_size_does_not_change_which_rows_are_taken(tmp_path, model, stream):
-    one = harvested(tmp_path / "1", model, stream, batch_size=1)
-    many = harvested(tmp_path / "64", model, stream, batch_size=64)
-    by_place = []
-    for found in (one, many):
-        document, position, _ = found.origins(0, ROWS).T
-        order = np.argsort(stream.document_starts[document] + position)
-        by_place.append(found.read(0, ROWS)[order])
-    np.testing.assert_allclose(by_place[0], by_place[1], rtol=1e-4, atol=1e-5)
+    one, many = (
+        in_text_order(harvested(tmp_path / str(n), model, stream, batch_size=n), stream)[0]
+        for n in (1, 64)
+    )
+    np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-5)
 
 
 ORDER = list(SITES)
@@ -146,32 +156,12 @@ def test_nothing_behind_the_last_site_is_computed(model, stream):
     assert ran[-1] == "blocks.1.mlp_in"
 
 
-def harvested_sites(folder, model, stream, sites, skip=0):
-    config = HarvestConfig(
-        0, "mlp_post", ROWS, "validation", 7, 200, "float32", sites=sites, skip_first=skip
-    )
-    columns = widths(model, config.places())
-    rows = ROWS // N_CTX * (N_CTX - skip)
-    writer = ShardWriter(folder, rows, sum(columns), 200, "float32", seed=0)
-    harvest(model, stream, config, N_CTX, writer, Run(None, False, folder))
-    stops = np.cumsum(columns).tolist()
-    pieces = zip([0, *stops], stops, strict=False)
-    writer.finish({"sites": [{"columns": [start, stop]} for start, stop in pieces]}, {})
-    return Activations.open(folder)
-
-
-def in_text_order(found, stream):
-    document, position, _ = found.origins(0, found.rows).T
-    place = stream.document_starts[document] + position
-    return found.read(0, found.rows)[np.argsort(place)], np.sort(place)
-
-
 def test_several_sites_lie_side_by_side_in_the_order_asked_for(tmp_path, model, stream):
-    found = harvested_sites(tmp_path / "both", model, stream, ["2/mlp_post", "0/resid_mid"])
+    found = harvested(tmp_path / "both", model, stream, ["2/mlp_post", "0/resid_mid"])
     assert found.d_in == D_MLP + D
     both, _ = in_text_order(found, stream)
     for name, columns in (("2/mlp_post", slice(D_MLP)), ("0/resid_mid", slice(D_MLP, None))):
-        alone = harvested_sites(tmp_path / name, model, stream, [name])
+        alone = harvested(tmp_path / name, model, stream, [name])
         rows, _ = in_text_order(alone, stream)
         np.testing.assert_allclose(both[:, columns], rows, rtol=1e-6)
         place = found.manifest["sites"][0 if columns.start is None else 1]
@@ -179,10 +169,8 @@ def test_several_sites_lie_side_by_side_in_the_order_asked_for(tmp_path, model, 
 
 
 def test_the_first_positions_of_each_context_are_read_but_not_written(tmp_path, model, stream):
-    every, _ = in_text_order(
-        harvested_sites(tmp_path / "all", model, stream, ["1/mlp_post"]), stream
-    )
-    found = harvested_sites(tmp_path / "kept", model, stream, ["1/mlp_post"], skip=3)
+    every, _ = in_text_order(harvested(tmp_path / "all", model, stream), stream)
+    found = harvested(tmp_path / "kept", model, stream, skip=3)
     rows, places = in_text_order(found, stream)
     kept = [place for place in range(ROWS) if place % N_CTX >= 3]
     assert places.tolist() == kept
