@@ -239,33 +239,29 @@ def _verify(folder: Path, hashes: dict[str, str]) -> None:
 class _SplitWriter:
     """Writes one split's shards as they fill, and its document starts at the end."""
 
-    def __init__(self, folder: Path, name: str, dtype: np.dtype) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         self._name = name
-        self._shard = np.empty(SHARD_TOKENS, dtype)
-        self._filled = 0
+        self._pending: list[np.ndarray] = []  # what is in no shard yet
         self._shards: list[dict[str, Any]] = []
+        self._written = 0  # tokens in shards
         self._starts = array("q")
         self.tokens = 0
         self._bytes = 0
 
     def add(self, ids: np.ndarray, eot: int, n_bytes: int) -> None:
+        """Take a document of `n_bytes` bytes, whose `ids` (n,) lack the end of text."""
         self._starts.append(self.tokens)
         self._bytes += n_bytes
-        for part in (ids, np.array([eot], ids.dtype)):
-            self.tokens += len(part)
-            while len(part):
-                taken = part[: len(self._shard) - self._filled]
-                self._shard[self._filled : self._filled + len(taken)] = taken
-                self._filled += len(taken)
-                part = part[len(taken) :]
-                if self._filled == len(self._shard):
-                    self._flush()
+        self._pending += [ids, np.array([eot], ids.dtype)]
+        self.tokens += len(ids) + 1
+        while self.tokens - self._written >= SHARD_TOKENS:
+            self._flush(SHARD_TOKENS)
 
     def close(self) -> dict[str, Any]:
         """Write what is left; the split's part of the manifest."""
-        if self._filled:
-            self._flush()
+        if self.tokens > self._written:
+            self._flush(self.tokens - self._written)
         starts = f"{self._name}-documents.npy"
         sha256 = self._save(starts, np.array(self._starts, np.int64))
         return {
@@ -276,11 +272,14 @@ class _SplitWriter:
             "document_starts": {"name": starts, "sha256": sha256},
         }
 
-    def _flush(self) -> None:
+    def _flush(self, n: int) -> None:
+        """Write the next `n` tokens as a shard."""
+        whole = np.concatenate(self._pending)
         name = f"{self._name}-{len(self._shards):05d}.npy"
-        sha256 = self._save(name, self._shard[: self._filled])
-        self._shards.append({"name": name, "tokens": self._filled, "sha256": sha256})
-        self._filled = 0
+        sha256 = self._save(name, whole[:n])
+        self._shards.append({"name": name, "tokens": n, "sha256": sha256})
+        self._pending = [whole[n:]]
+        self._written += n
 
     def _save(self, name: str, values: np.ndarray) -> str:
         path = self._folder / name
@@ -292,7 +291,7 @@ class _SplitWriter:
 def _write(
     texts: Iterable[str], data: DataConfig, tokenizer: Encoder, folder: Path
 ) -> dict[str, Any]:
-    writers = {name: _SplitWriter(folder, name, tokenizer.dtype) for name in SPLITS}
+    writers = {name: _SplitWriter(folder, name) for name in SPLITS}
     # Reading, encoding (itself on all cores) and writing each work on another batch.
     encoded = ((batch, tokenizer.encode_batch(batch)) for batch in ahead(_batches(texts)))
     with Progress("encode", None, "documents") as progress:
