@@ -361,7 +361,7 @@ def test_a_folder_trained_on_other_activations_is_refused(activations_dir, tmp_p
     other.mkdir()
     np.save(other / "x.npy", sparse_rows(ROWS, D_IN, seed=9).numpy())
     config = replace(config, activations_dir=str(other))
-    with pytest.raises(UserError, match="activations is .* there"):
+    with pytest.raises(UserError, match=r"activations is .* there"):
         stage.check(config, tmp_path / "a")
     with pytest.raises(UserError, match="holds dictionaries of other activations"):
         stage.check(config, tmp_path / "b")  # a new one in the same study
