@@ -62,8 +62,8 @@ def _run(config: TrainLMConfig) -> None:
     lm_dir, cache_dir = Path(config.lm_dir), Path(config.cache_dir)
     made_from = {"config": identity.record(config), "corpus": corpus.describe(config.data)}
     if (there := _recorded(lm_dir)) is not None:
-        corpora = ({"corpus": known.get("corpus")} for known in (there, made_from))
-        identity.refuse_another(lm_dir, *corpora, instead=ELSEWHERE)
+        known, now = {"corpus": there.get("corpus")}, {"corpus": made_from["corpus"]}
+        identity.refuse_another(lm_dir, known, now, instead=ELSEWHERE)
     if (lm_dir / folder.RECORD).exists():
         log.info("%s is already trained", lm_dir)
         if distributed.main():
@@ -81,17 +81,16 @@ def _run(config: TrainLMConfig) -> None:
         store = tokens.prepare(config.data, tokenizer, cache_dir)
     device = distributed.device(config.device)
     n_ctx = config.model.n_ctx
-    for name in ("train", "validation"):
-        if len(store.split(name)) <= n_ctx:
+    text, validation = (store.split(name) for name in tokens.SPLITS)
+    for name, part in zip(tokens.SPLITS, (text, validation), strict=True):
+        if len(part) <= n_ctx:
             raise UserError(
-                f"the corpus holds {len(store.split(name))} {name} tokens, too few for one context "
+                f"the corpus holds {len(part)} {name} tokens, too few for one context "
                 f"(model.n_ctx = {n_ctx})"
             )
-    windows = train.validation_windows(
-        store.split("validation"), n_ctx, config.training.eval_tokens
-    )
+    windows = train.validation_windows(validation, n_ctx, config.training.eval_tokens)
     if distributed.main():
-        without_model = baselines.losses(store.split("train"), tokenizer.n_vocab, windows)
+        without_model = baselines.losses(text, tokenizer.n_vocab, windows)
         log.info(
             "validation loss without a model: unigram %.3f, bigram %.3f",
             without_model["unigram"], without_model["bigram"],
@@ -99,7 +98,7 @@ def _run(config: TrainLMConfig) -> None:
     runtime.seed_torch(config.seed)
     model = GPT(config.model, tokenizer.n_vocab).to(device)
     job = train.Job(
-        train=store.split("train"),
+        train=text,
         validation=windows,
         n_ctx=n_ctx,
         optimizer=config.optimizer,
