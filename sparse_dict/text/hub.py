@@ -34,15 +34,8 @@ def check(data: HubData) -> None:
 def describe(data: HubData) -> dict[str, Any]:
     """Where the data set comes from. Streaming or not gives the same documents."""
     check(data)
-    return {
-        "kind": "hub",
-        "path": data.path,
-        "name": data.name,
-        "revision": data.revision,
-        "split": data.split,
-        "text_column": data.text_column,
-        "max_documents": data.max_documents,
-    }
+    keys = ("path", "name", "revision", "split", "text_column", "max_documents")
+    return {"kind": "hub", **{key: getattr(data, key) for key in keys}}
 
 
 def documents(data: HubData, _cache_dir: Path) -> Iterator[str]:

@@ -34,21 +34,10 @@ BATCH_CHARS = 2**23
 class Encoder(Protocol):
     """The part of a tokenizer that is needed here: of `text.tokenizer`, or of another model."""
 
-    @property
-    def n_vocab(self) -> int:
-        """Ids in all."""
-
-    @property
-    def eot(self) -> int:
-        """Id of the end of text."""
-
-    @property
-    def dtype(self) -> np.dtype:
-        """uint16 or uint32."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies what the ids mean."""
+    n_vocab: int  # ids in all
+    eot: int  # id of the end of text
+    dtype: np.dtype[Any]  # uint16 or uint32
+    fingerprint: str  # identifies what the ids mean
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, `dtype` (n,), without end of text."""
