@@ -120,7 +120,10 @@ def test_a_single_run_leaves_the_folder_of_another_result_as_it_is(tmp_path: Pat
     command = "name=x activations_dir=rows training.eval_rows=100 training.batch_size=100"
     process = run("train_sae", *command.split(), f"hydra.run.dir={folder}", cwd=tmp_path)
     assert process.returncode == 2
-    assert f"{folder} was trained differently (config.seed: 7 there, 0 here)" in process.stderr
+    assert (
+        f"{folder} was made with another config or from other inputs: seed is 7 there, 0 now;"
+        in process.stderr
+    )
     assert process.stderr.count("\n") == 1
     assert [path.name for path in folder.iterdir()] == ["metrics.json"]
 
