@@ -119,6 +119,7 @@ static inline void round_rows(const float *W, int count, int32_t *low) {
 static void products(const struct dictionary *d, int64_t first, int count, const struct panel *p,
                      float *z) {
   const float *W = d->W_enc + first * D, *b = d->b + first;
+  prefetch(W + count * D, AT_ONCE); /* past the last feature it does no harm */
   if (d->bf16) {
     int32_t low[AT_ONCE * D / 2];
     round_rows(W, count, low);
@@ -325,25 +326,27 @@ struct panel_sums {
 /* The residual R (rows, D): reconstruction less input. */
 static void reconstruct(const struct dictionary *d, const float *thresholds, const struct panel *p,
                         const struct entries *found, float *R, struct panel_sums *sums) {
+  int64_t active = 0;
   sums->codes = sums->squared_error = 0;
-  sums->active = 0;
   for (int64_t i = 0; i < p->rows * D; i++) R[i] = -p->X[i];
   for (int64_t k = 0; k < d->size; k++) {
     if (!found->rows[k]) continue;
     const float threshold = thresholds ? thresholds[k] : 0.0f;
-    const float *code = found->codes + found->start[k];
+    const float *codes = found->codes + found->start[k];
     vec w[VECS];
     memcpy(w, d->W_dec + k * D, sizeof w);
     float total = 0;
-    for (uint64_t left = found->rows[k]; left; left &= left - 1, code++) {
-      if (*code <= threshold) continue;
+    for (uint64_t left = found->rows[k]; left; left &= left - 1) {
+      const float code = *codes++;
+      if (code <= threshold) continue;
       vec *r = (vec *)(R + __builtin_ctzll(left) * D);
-      for (int j = 0; j < VECS; j++) r[j] += *code * w[j];
-      total += *code;
-      sums->active++;
+      for (int j = 0; j < VECS; j++) r[j] += code * w[j];
+      total += code;
+      active++;
     }
     sums->codes += total;
   }
+  sums->active = active;
   for (int64_t r = 0; r < p->rows; r++) sums->squared_error += dot(R + r * D, R + r * D);
 }
 

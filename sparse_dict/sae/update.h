@@ -1,12 +1,12 @@
-/* Gradients of features from their active entries, and at once Adam's update: a gradient that is
-   complete never reaches memory. */
+/* Gradients of a block of features from their active entries, and Adam's update while they are in
+   the first-level cache: unless a batch has several slabs, they never go further. */
 #ifndef UPDATE_H
 #define UPDATE_H
 #include "dictionary.h"
 #include "encode.h"
 #include "vectors.h"
 
-#define BLOCK 32 /* features of a task: whole vectors of their biases */
+#define BLOCK 32 /* features of a task: as their gradients fit into the first-level cache */
 
 /* Consecutive panels of a batch with what is known of them. */
 struct slab {
@@ -16,31 +16,30 @@ struct slab {
   int64_t count;
 };
 
-/* The gradient of one feature. */
-struct gradient {
-  vec enc[VECS], dec[VECS];
-  float b, threshold;
-  int fired;
+/* Gradients of a block of features: where their rows begin. enc == dec: tied weights. */
+struct gradients {
+  float *enc, *dec, *b, *threshold;
 };
 
-/* Add to `g` what a slab contributes to the gradient of
+/* The gradients of feature k, row `i` of G, of what a slab contributes to
 
      scale / 2 * sum R^2 + penalty * sum of codes
 
-   or, with `thresholds` (size,), of scale / 2 * sum R^2 + l0 * number of active entries, where the
+   or, with `thresholds` (size,), to scale / 2 * sum R^2 + l0 * number of active entries, where the
    threshold's is the straight-through one of a rectangular kernel of width 2 * band (Rajamanoharan
-   et al. 2024, arXiv 2407.14435, equations 11 and 12). */
-static inline void add_gradient(const struct dictionary *d, const struct numbers *n,
+   et al. 2024, arXiv 2407.14435, equations 11 and 12). `added`: to what is there already. Returns
+   whether the feature is active. */
+static inline int add_gradients(const struct dictionary *d, const struct numbers *n,
                                 const float *thresholds, int64_t k, const struct slab *s,
-                                struct gradient *g) {
+                                const struct gradients *G, int64_t i, int added) {
   const float threshold = thresholds ? thresholds[k] : 0.0f;
-  vec w[VECS], enc[VECS], dec[VECS];
+  vec w[VECS], enc[VECS] = {{0}}, dec[VECS] = {{0}};
+  float bias = 0, of_threshold = 0;
+  int fired = 0;
   memcpy(w, d->W_dec + k * D, sizeof w);
-  memcpy(enc, g->enc, sizeof enc);
-  memcpy(dec, g->dec, sizeof dec);
-  for (int64_t i = 0; i < s->count; i++) {
-    const float *R = s->R + i * PANEL * D, *X = s->panels[i].X;
-    const struct entries *found = s->entries + i;
+  for (int64_t p = 0; p < s->count; p++) {
+    const float *R = s->R + p * PANEL * D, *X = s->panels[p].X;
+    const struct entries *found = s->entries + p;
     const float *codes = found->codes + found->start[k];
     for (uint64_t left = found->rows[k]; left; left &= left - 1) {
       const int64_t at = (int64_t)__builtin_ctzll(left) * D;
@@ -48,116 +47,95 @@ static inline void add_gradient(const struct dictionary *d, const struct numbers
       const float code = *codes++;
       const float g_code = n->scale * dot((const float *)r, (const float *)w);
       if (thresholds && fabsf(code - threshold) < d->band)
-        g->threshold -= (threshold * g_code + n->l0) / (2 * d->band);
+        of_threshold -= (threshold * g_code + n->l0) / (2 * d->band);
       if (code <= threshold) continue;
       const float for_dec = n->scale * code, for_enc = g_code + n->penalty;
       for (int j = 0; j < VECS; j++) {
         dec[j] += for_dec * r[j];
         enc[j] += for_enc * x[j];
       }
-      g->b += for_enc;
-      g->fired = 1;
+      bias += for_enc;
+      fired = 1;
     }
   }
-  memcpy(g->enc, enc, sizeof enc);
-  memcpy(g->dec, dec, sizeof dec);
+  vec *to_enc = (vec *)(G->enc + i * D), *to_dec = (vec *)(G->dec + i * D);
+  for (int j = 0; j < VECS; j++) to_dec[j] = added ? to_dec[j] + dec[j] : dec[j];
+  for (int j = 0; j < VECS; j++)
+    to_enc[j] = added || G->enc == G->dec ? to_enc[j] + enc[j] : enc[j];
+  G->b[i] = added ? G->b[i] + bias : bias;
+  if (thresholds) G->threshold[i] = added ? G->threshold[i] + of_threshold : of_threshold;
+  return fired;
 }
 
 /* One Adam update (Kingma and Ba 2015, algorithm 1, with torch.optim.Adam's placing of eps) of
-   `count` vectors. */
-static inline void adam(vec *w, const vec *g, vec *m, vec *v, int count, const struct numbers *n) {
-  for (int j = 0; j < count; j++) {
-    const vec new_m = n->beta1 * m[j] + (1 - n->beta1) * g[j];
-    const vec new_v = n->beta2 * v[j] + (1 - n->beta2) * g[j] * g[j];
-    m[j] = new_m;
-    v[j] = new_v;
-    w[j] -= n->rate * new_m / (square_roots(new_v) * n->root + n->eps);
-  }
-}
-
-/* The same of `count` values, which need not fill vectors. */
-static void adam_values(float *w, const float *g, float *m, float *v, int64_t count,
+   `count` values. */
+static inline void adam(float *w, const float *g, float *m, float *v, int64_t count,
                         const struct numbers *n) {
-  for (int64_t i = 0; i < count; i += LANES) {
-    const size_t bytes = sizeof(float) * (size_t)(count - i < LANES ? count - i : LANES);
-    vec part[4] = {{0}};
-    memcpy(part, w + i, bytes);
-    memcpy(part + 1, g + i, bytes);
-    memcpy(part + 2, m + i, bytes);
-    memcpy(part + 3, v + i, bytes);
-    adam(part, part + 1, part + 2, part + 3, 1, n);
-    memcpy(w + i, part, bytes);
-    memcpy(m + i, part + 2, bytes);
-    memcpy(v + i, part + 3, bytes);
+  const float beta1 = n->beta1, beta2 = n->beta2, rate = n->rate, root = n->root, eps = n->eps;
+  for (int64_t i = 0; i + LANES <= count; i += LANES) {
+    const vec grad = *(const vec *)(g + i);
+    const vec new_m = beta1 * *(vec *)(m + i) + (1 - beta1) * grad;
+    const vec new_v = beta2 * *(vec *)(v + i) + (1 - beta2) * grad * grad;
+    *(vec *)(m + i) = new_m;
+    *(vec *)(v + i) = new_v;
+    *(vec *)(w + i) -= rate * new_m / (square_roots(new_v) * root + eps);
+  }
+  for (int64_t i = count / LANES * LANES; i < count; i++) {
+    m[i] = beta1 * m[i] + (1 - beta1) * g[i];
+    v[i] = beta2 * v[i] + (1 - beta2) * g[i] * g[i];
+    w[i] -= rate * m[i] / (sqrtf(v[i]) * root + eps);
   }
 }
 
-static inline void scale_row(float *row, float factor) {
-  for (int j = 0; j < VECS; j++) ((vec *)row)[j] *= factor;
-}
-
-/* Adam on one feature's rows, then its decoder row back to unit norm. */
-static inline void optimise_rows(const struct dictionary *d, const struct numbers *n, int64_t k,
-                                 struct gradient *g) {
-  const int64_t at = k * D;
-  float *W_dec = d->W_dec + at;
-  if (d->W_enc == d->W_dec)
-    for (int j = 0; j < VECS; j++) g->dec[j] += g->enc[j];
-  else
-    adam((vec *)(d->W_enc + at), g->enc, (vec *)(d->m_enc + at), (vec *)(d->v_enc + at), VECS, n);
-  if (d->project) {
-    const float along = dot((const float *)g->dec, W_dec);
-    for (int j = 0; j < VECS; j++) g->dec[j] -= along * ((const vec *)W_dec)[j];
+/* Take out of rows of G (count, D) their parts along the unit rows of W (Bricken et al. 2023,
+   "Towards Monosemanticity", appendix on the autoencoder's training). */
+static void project(const float *W, float *G, int64_t count) {
+  for (; count; count--, W += D, G += D) {
+    const float along = dot(G, W);
+    for (int j = 0; j < VECS; j++) ((vec *)G)[j] -= along * ((const vec *)W)[j];
   }
-  adam((vec *)W_dec, g->dec, (vec *)(d->m_dec + at), (vec *)(d->v_dec + at), VECS, n);
-  const float norm = sqrtf(dot(W_dec, W_dec));
-  scale_row(W_dec, 1.0f / (norm > 1e-12f ? norm : 1e-12f));
 }
 
-/* Gradients that earlier slabs left, or that were there before the step. */
-static inline void load_gradient(const struct dictionary *d, int64_t k, struct gradient *g) {
-  memcpy(g->dec, d->G_dec + k * D, sizeof g->dec);
-  if (d->W_enc != d->W_dec) memcpy(g->enc, d->G_enc + k * D, sizeof g->enc);
-  g->b = d->G_b[k];
-  if (d->G_threshold) g->threshold = d->G_threshold[k];
+static void normalise(float *W, int64_t count) {
+  for (; count; count--, W += D) {
+    const float norm = sqrtf(dot(W, W));
+    const float factor = 1.0f / (norm > 1e-12f ? norm : 1e-12f);
+    for (int j = 0; j < VECS; j++) ((vec *)W)[j] *= factor;
+  }
 }
 
-static inline void store_gradient(const struct dictionary *d, int64_t k, struct gradient *g) {
-  if (d->W_enc != d->W_dec) memcpy(d->G_enc + k * D, g->enc, sizeof g->enc);
-  else
-    for (int j = 0; j < VECS; j++) g->dec[j] += g->enc[j];
-  memcpy(d->G_dec + k * D, g->dec, sizeof g->dec);
-  d->G_b[k] = g->b;
-  if (d->G_threshold) d->G_threshold[k] = g->threshold;
+/* Adam on `count` features from `first` on, then their decoder rows back to unit norm. G is
+   used up. */
+static void optimise(const struct dictionary *d, const struct numbers *n, const float *thresholds,
+                     int64_t first, int64_t count, const struct gradients *G) {
+  const int64_t at = first * D, values = count * D;
+  if (d->project) project(d->W_dec + at, G->dec, count);
+  if (d->W_enc != d->W_dec) adam(d->W_enc + at, G->enc, d->m_enc + at, d->v_enc + at, values, n);
+  adam(d->W_dec + at, G->dec, d->m_dec + at, d->v_dec + at, values, n);
+  normalise(d->W_dec + at, count);
+  adam(d->b + first, G->b, d->m_b + first, d->v_b + first, count, n);
+  if (!thresholds) return;
+  for (int64_t i = 0; i < count; i++) G->threshold[i] *= thresholds[first + i]; /* d/dlog t */
+  adam(d->log_threshold + first, G->threshold, d->m_threshold + first, d->v_threshold + first,
+       count, n);
 }
 
-/* Features `first` to first + BLOCK: the gradients of a slab, and behind the `last` one the
-   update. `added`: there are gradients that they are added to. */
+/* Features `first` to first + BLOCK: the gradients of a slab, and behind the last slab of a batch
+   the update. `added`: d->G_* hold gradients that they are added to. */
 static void update_block(const struct dictionary *d, const struct numbers *n,
                          const float *thresholds, int64_t first, const struct slab *s, int added,
                          int last, int64_t seen) {
+  float rows[2 * BLOCK * D] __attribute__((aligned(64))), values[2 * BLOCK];
+  struct gradients G = {rows, rows + BLOCK * D, values, values + BLOCK};
+  if (added || !last)
+    G = (struct gradients){d->G_enc + first * D, d->G_dec + first * D, d->G_b + first,
+                           d->G_threshold ? d->G_threshold + first : NULL};
+  else if (d->W_enc == d->W_dec)
+    G.enc = G.dec;
   const int64_t count = d->size - first < BLOCK ? d->size - first : BLOCK;
-  float g_b[BLOCK], g_threshold[BLOCK];
-  for (int64_t i = 0; i < count; i++) {
-    const int64_t k = first + i;
-    struct gradient g;
-    memset(&g, 0, sizeof g);
-    if (added) load_gradient(d, k, &g);
-    add_gradient(d, n, thresholds, k, s, &g);
-    if (g.fired) d->last_fired[k] = seen;
-    if (!last) {
-      store_gradient(d, k, &g);
-      continue;
-    }
-    optimise_rows(d, n, k, &g);
-    g_b[i] = g.b;
-    if (thresholds) g_threshold[i] = g.threshold * thresholds[k]; /* d/d log t = t d/dt */
-  }
-  if (!last) return;
-  adam_values(d->b + first, g_b, d->m_b + first, d->v_b + first, count, n);
-  if (thresholds)
-    adam_values(d->log_threshold + first, g_threshold, d->m_threshold + first,
-                d->v_threshold + first, count, n);
+  for (int64_t i = 0; i < count; i++)
+    if (add_gradients(d, n, thresholds, first + i, s, &G, i, added)) d->last_fired[first + i] = seen;
+  if (last) optimise(d, n, thresholds, first, count, &G);
 }
 
 #endif

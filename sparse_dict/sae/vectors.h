@@ -35,6 +35,11 @@ static inline float dot(const float *a, const float *b) {
   return sum_lanes(even + odd);
 }
 
+/* Ask for `count` rows of D values that will be needed soon. */
+static inline void prefetch(const float *rows, int count) {
+  for (int i = 0; i < count * D; i += LANES) __builtin_prefetch(rows + i);
+}
+
 static inline vec square_roots(vec a) {
 #if defined(__AVX512F__)
   return (vec)_mm512_sqrt_ps((__m512)a);
