@@ -1,5 +1,7 @@
 """One optimiser step, against autograd and torch.optim.Adam, and against itself in company."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -276,3 +278,72 @@ def test_warm_up_raises_the_penalty_and_the_learning_rate_in_proportion():
     assert hyper(config, 2).lr == pytest.approx(5e-3)
     assert hyper(config, 100).penalty == pytest.approx(0.4)
     assert hyper(config, 100).lr == pytest.approx(1e-2)
+
+
+def in_child(command) -> None:
+    """Run `command` in a forked process, which must end well."""
+    child = os.fork()
+    if child == 0:
+        try:
+            command()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or os.cpu_count() == 1, reason="needs cores to take away"
+)
+def test_the_number_of_threads_does_not_show_in_any_bit():
+    batches = list(sparse_rows(3 * 1100, 32).split(1100))  # three slabs, the last one not full
+    several, _ = train(SparseStep, COMPANY, batches, 32)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        one, _ = train(SparseStep, COMPANY, batches, 32)
+    finally:
+        os.sched_setaffinity(0, cores)
+    for a, b in zip(several, one, strict=True):
+        for name, tensor in (a.tensors() | {"sums": a.sums}).items():
+            assert torch.equal(tensor, (b.tensors() | {"sums": b.sums})[name]), name
+
+
+def test_a_forked_process_makes_the_same_steps():
+    x = pad(sparse_rows(600, 32))
+    states = [State.initial(config, 32, CPU) for config in COMPANY[:3]]
+    hypers = [[hyper(config, t) for config in COMPANY[:3]] for t in (1, 2)]
+    results = [torch.zeros_like(state.W_dec).share_memory_() for state in states]
+    with sparse_step(states, 32) as step:
+        step(x, hypers[0], 600)
+
+        def second() -> None:
+            step(x, hypers[1], 1200)
+            for state, result in zip(states, results, strict=True):
+                result.copy_(state.W_dec)
+
+        in_child(second)
+        step(x, hypers[1], 1200)
+    for state, result in zip(states, results, strict=True):
+        assert torch.equal(state.W_dec, result)
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk", "batch_topk"])
+def test_what_is_not_a_number_shows_in_the_sums(activation):
+    config = sae_config(activation=activation)
+    state = State.initial(config, 32, CPU)
+    x = sparse_rows(300, 32)
+    x[7, 3] = float("nan")
+    with sparse_step([state], 32) as step:
+        step(pad(x), [hyper(config, 1)], 300)
+    assert not state.is_finite()
+
+
+def test_a_large_batch_is_one_step_of_all_its_rows():
+    """Gradients of slabs are added up: against the dense step, which has no slabs."""
+    config = sae_config(dict_size=70)
+    batches = list(sparse_rows(4 * 1500, 20).split(1500))
+    (sparse,), _ = train(SparseStep, [config], batches, 20)
+    (dense,), _ = train(DenseStep, [config], batches, 20)
+    for name, tensor in sparse.tensors().items():
+        torch.testing.assert_close(tensor, dense.tensors()[name], rtol=0, atol=1e-3, msg=name)

@@ -107,11 +107,19 @@ static inline __attribute__((always_inline)) void multiply_low(const int32_t *W,
 
 /* Rows of W (count, D) in bfloat16, pairs of dimensions together. */
 static inline void round_rows(const float *W, int count, int32_t *low) {
-  for (int i = 0; i < count * D / 2; i++) {
-    uint32_t pair[2];
-    memcpy(pair, W + 2 * i, sizeof pair);
-    for (int h = 0; h < 2; h++) pair[h] += 0x7fff + (pair[h] >> 16 & 1);
-    low[i] = (int32_t)(pair[0] >> 16 | (pair[1] & 0xffff0000u));
+  for (int i = 0; i < count * D; i += LANES) {
+#if defined(__AVX512BF16__)
+    const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(W + i));
+    memcpy(low + i / 2, &rounded, sizeof rounded);
+#else
+    vec even, odd;
+    for (int j = 0; j < LANES; j++) {
+      even[j] = j < LANES / 2 ? W[i + 2 * j] : 0;
+      odd[j] = j < LANES / 2 ? W[i + 2 * j + 1] : 0;
+    }
+    const ints pairs = bf16_pairs(even, odd);
+    memcpy(low + i / 2, &pairs, sizeof pairs / 2);
+#endif
   }
 }
 

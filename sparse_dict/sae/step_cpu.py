@@ -79,8 +79,9 @@ class SparseStep:
         if not done:
             raise MemoryError("no room for a batch")
         for state, hyper in zip(self.states, hypers, strict=True):
-            acts = state.sae.dead == "resample" and hyper is not None
-            if acts and hyper.step % state.sae.resample_every == 0:
+            if hyper is None or state.sae.dead != "resample":
+                continue
+            if hyper.step % state.sae.resample_every == 0:
                 dead_features.resample(state, x, state.dead(seen), hyper.step)
 
     def _in_numbers(self, hyper: Hyper, rows: int) -> Numbers:
