@@ -5,6 +5,7 @@ What a dictionary becomes does not depend on how many threads there are or what 
 
 import ctypes
 import os
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -37,13 +38,14 @@ class SparseStep:
         self._live = (ctypes.c_int64 * len(states))()
         # Large ones first: they take longest, and small ones then fill the gaps.
         self._order = sorted(range(len(states)), key=lambda i: -states[i].dict_size)
+        self._threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self._pool = ThreadPoolExecutor(self._threads)  # for what torch computes; C has its own
         self._torch_threads = torch.get_num_threads()
         self._step: int | None = None
 
     def __enter__(self) -> Self:
-        torch.set_num_threads(1)  # its products may depend on the number, and C has threads
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        self._step = self.library.step_open(self._table, len(self.states), threads)
+        torch.set_num_threads(1)  # its sums may depend on the number
+        self._step = self.library.step_open(self._table, len(self.states), self._threads)
         if not self._step:
             raise MemoryError("no room for a step's buffers")
         return self
@@ -54,6 +56,7 @@ class SparseStep:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._pool.shutdown(cancel_futures=True)
         self.library.step_close(self._step)
         self._step = None
         torch.set_num_threads(self._torch_threads)
@@ -64,17 +67,16 @@ class SparseStep:
         `seen` counts the rows seen with this batch; features active in it are marked with it.
         Each state's sums grow by what was true before the update.
         """
-        live = 0
-        for i in self._order:
-            if (hyper := hypers[i]) is None:
-                continue
-            self._live[live] = i
-            live += 1
+        live = [i for i in self._order if hypers[i] is not None]
+        for at, i in enumerate(live):
+            hyper = hypers[i]
+            assert hyper is not None
+            self._live[at] = i
             self._numbers[i] = self._in_numbers(hyper, len(x))
-            if self.states[i].sae.dead == "auxk":
-                self._add_auxiliary_gradients(i, x, seen)
+        with_auxiliary = [i for i in live if self.states[i].sae.dead == "auxk"]
+        list(self._pool.map(lambda i: self._auxiliary_gradients(i, x, seen), with_auxiliary))
         done = self.library.step_run(
-            self._step, self._live, live, self._numbers, x.data_ptr(), len(x), seen
+            self._step, self._live, len(live), self._numbers, x.data_ptr(), len(x), seen
         )
         if not done:
             raise MemoryError("no room for a batch")
@@ -96,7 +98,7 @@ class SparseStep:
             l0=hyper.l0 / rows,
         )
 
-    def _add_auxiliary_gradients(self, i: int, x: Tensor, seen: int) -> None:
+    def _auxiliary_gradients(self, i: int, x: Tensor, seen: int) -> None:
         """Let the step begin with the auxiliary loss's gradients."""
         state, gradients = self.states[i], self._gradients[i]
         dead = state.dead(seen)
