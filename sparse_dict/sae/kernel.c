@@ -19,7 +19,9 @@
 #include "threads.h"
 #include "update.h"
 
-#define SLAB 8 /* panels whose inputs and residuals stay in the second-level cache */
+/* Panels whose inputs and residuals stay in the second-level cache; their rows are a multiple of
+   what BatchTopK chooses over (`codes.SELECTION`). */
+#define SLAB 8
 
 /* The buffers of one dictionary's step while it is being made. */
 struct buffers {

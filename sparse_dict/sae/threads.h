@@ -19,6 +19,8 @@
 
 #define SPINS 2000 /* some 20 to 50 microseconds until a thread that waits goes to sleep */
 
+#define STACK (8 << 20)
+
 struct job {
   int64_t phase, next, running; /* the next task of the phase; how many are being done */
   int slot;                     /* of the threads' buffers; -1: not begun or done */
@@ -146,6 +148,9 @@ static void *helper(void *argument) {
 /* Begin helpers for this process: the first one, or one that it forked into. */
 static void begin_helpers(struct threads *t) {
   sigset_t all, before;
+  pthread_attr_t large; /* some systems give half a MiB of stack, which wide rows would fill */
+  pthread_attr_init(&large);
+  pthread_attr_setstacksize(&large, STACK);
   pthread_mutex_init(&t->lock, NULL);
   pthread_cond_init(&t->changed, NULL);
   t->owner = getpid();
@@ -154,9 +159,10 @@ static void begin_helpers(struct threads *t) {
   sigfillset(&all); /* signals are for the threads that were there before */
   pthread_sigmask(SIG_SETMASK, &all, &before);
   while (t->helping < t->count - 1 &&
-         !pthread_create(t->helpers + t->helping, NULL, helper, t)) /* fewer will do */
+         !pthread_create(t->helpers + t->helping, &large, helper, t)) /* fewer will do */
     t->helping++;
   pthread_sigmask(SIG_SETMASK, &before, NULL);
+  pthread_attr_destroy(&large);
 }
 
 static void threads_close(struct threads *t) {

@@ -6,7 +6,8 @@
 #include "encode.h"
 #include "vectors.h"
 
-#define BLOCK 32 /* features of a task: as their gradients fit into the first-level cache */
+/* Features of a task: as many as keep their gradients in the first-level cache. */
+#define BLOCK (D <= 128 ? 32 : D <= 2048 ? 4096 / D : 2)
 
 /* Consecutive panels of a batch with what is known of them. */
 struct slab {
