@@ -6,6 +6,7 @@ the gradient's part along them. What that took for each peer is said where it is
 """
 
 import os
+import statistics
 import tempfile
 import threading
 import time
@@ -172,6 +173,48 @@ def ours(
         if isinstance(outcome, Exception):
             raise outcome
     return result | {key: [m[key] for m in outcomes] for key in ("l0", "fvu")}  # type: ignore
+
+
+def floor(task: Task) -> dict:
+    """Milliseconds a step of what no step can do without, by torch, and of ours if nothing fires.
+
+    The encoder's products in float32 and Adam's pass over all parameters (torch's fused one).
+    """
+    import torch
+
+    from sparse_dict.sae import ensemble
+    from sparse_dict.sae.state import hyper
+
+    fed, states = Fed(replace(task, steps=min(task.steps, 50))), starts(task)
+    grid = configs(task, "unused")
+    parameters = [p for state in states for p in (state.W_enc, state.W_dec, state.b)]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    adam = torch.optim.Adam(parameters, fused=True)
+    products = [torch.empty(state.dict_size, task.batch) for state in states]
+
+    def multiply(x: Any, step: int) -> None:
+        for state, product in zip(states, products, strict=True):
+            torch.mm(state.W_enc, x.T, out=product)
+
+    idle = starts(task)
+    for state in idle:
+        state.b.fill_(-1e9)
+    with ensemble.make_step(idle, 128, task.steps) as ours_idle:
+        kinds: dict[str, Callable[[Any, int], Any]] = {
+            "products": multiply,
+            "Adam": lambda x, step: adam.step(),
+            "ours, nothing active": lambda x, step: ours_idle(
+                x, [hyper(config, task.warm + step) for config in grid], task.batch
+            ),
+        }
+        times: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for step, x in enumerate(fed.batches(), start=1):
+            for kind, compute in kinds.items():
+                began = time.perf_counter()
+                compute(x, step)
+                times[kind].append(1e3 * (time.perf_counter() - began))
+    return {kind: statistics.median(values) for kind, values in times.items()}
 
 
 class sampling:
@@ -438,4 +481,5 @@ CONTESTANTS: dict[str, Callable[[Task], dict]] = {
     "autograd, memory kept": lambda task: autograd(task, keep_memory=True),
     "dictionary_learning": dictionary_learning,
     "sae_lens": sae_lens,
+    "floor": floor,
 }
