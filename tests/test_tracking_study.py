@@ -270,7 +270,7 @@ def test_a_study_needs_no_account_no_home_and_no_network(tmp_path: Path) -> None
             timeout=100,
         )
         assert process.returncode == 0, process.stderr
-        assert "wandb: offline (no API key for https://api.wandb.ai)" in process.stdout
+        assert "wandb: offline (no API key for https://api.forge.coreweave.com)" in process.stdout
     assert len(list((base / "wandb").glob("offline-run-*"))) == 5
     listed = command_line(tmp_path, "wandb sync --dry-run study/wandb 2>&1")
     assert "Would sync 5 run(s)" in listed

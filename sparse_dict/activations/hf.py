@@ -22,9 +22,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from sparse_dict.config import HFModel
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
+from sparse_dict.machine.network import reachable
 from sparse_dict.storage import files
 from sparse_dict.text.files import one_line
-from sparse_dict.text.network import reachable
 
 # Where each family keeps its blocks, and within a block the module whose input or output a short
 # name means; "" is the block itself.

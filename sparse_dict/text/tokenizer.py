@@ -15,12 +15,12 @@ import tiktoken
 
 from sparse_dict.config import BPETokenizer, DataConfig, GPT2Tokenizer
 from sparse_dict.errors import UserError
+from sparse_dict.machine.network import reachable
 from sparse_dict.storage import files
 from sparse_dict.text import bpe, corpus
 from sparse_dict.text.cache import building, is_there, seal
 from sparse_dict.text.cores import available_cores
 from sparse_dict.text.files import one_line
-from sparse_dict.text.network import reachable
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -46,7 +46,7 @@ def save(name: str, project: str, entity: str | None) -> str:
     try:
         return str(workspace.save().url)
     except Exception as error:  # the client raises nearly anything
-        raise UserError(f"wandb did not take the workspace: {tracking.one_line(error)}") from None
+        raise UserError(f"wandb did not take the workspace: {one_line(error)}") from None
 
 
 def build(name: str, project: str, entity: str) -> "Workspace":
@@ -137,7 +137,7 @@ def _entity() -> str:
     try:
         entity = wandb.Api().default_entity
     except Exception as error:
-        raise UserError(f"name --entity ({tracking.one_line(error)})") from None
+        raise UserError(f"name --entity ({one_line(error)})") from None
     if not entity:
         raise UserError("the key has no default entity: name --entity")
     return str(entity)
