@@ -201,8 +201,6 @@ COMMANDS: dict[str, list[tuple[str, str]]] = {
         ("analyze seed=-1", ""),
     ],
     "What Hydra cannot read": [
-        ("train_sae --multi-run sae.dict_size=64,128", ""),
-        ("analyze --cfg", ""),
         ("train_sae sae.dict_size 64", ""),
         ("train_lm '[1,2]'", ""),
         ("train_sae sae.dict_size=64,128", ""),
@@ -210,7 +208,6 @@ COMMANDS: dict[str, list[tuple[str, str]]] = {
         ("train_sae '~sae.l2'", ""),
         ("harvest 'name=${nmae}'", ""),
         ("train_sae 'hydra.run.dir=${nmae}'", ""),
-        ("train_sae --resolve", ""),
     ],
     "Text": [
         ("train_lm data=toy", ""),

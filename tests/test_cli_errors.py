@@ -78,7 +78,6 @@ def test_the_page_of_messages_is_what_the_scripts_say() -> None:
         ("train_lm model.d_modle=64", 1),
         ("harvest name=x", 2),
         ("train_sae name=x -m sae.dict_size=-3,64", 2),
-        ("analyze --multi-run", 2),
     ],
 )
 def test_a_wrong_command_line_of_a_real_process_costs_one_line_and_writes_nothing(

@@ -24,12 +24,13 @@ ROOT = Path(__file__).resolve().parent.parent
 APP = """
 import hydra
 from sparse_dict import config
+from sparse_dict.launch import cli
 
 @hydra.main(version_base="1.3", config_path=None, config_name="app")
 def main(config):
     raise AssertionError("the launcher calls the batch module")
 
-main()
+cli.run(main)
 """
 
 CONF = """
@@ -237,7 +238,7 @@ def test_a_share_lets_submitit_exit_and_tells_of_an_interrupt(monkeypatch, error
         {"hydra": {"runtime": {"cwd": ".", "version_base": "1.3"}, "job": {"name": "x"},
                    "hydra_logging": None, "verbose": False}}
     )  # fmt: skip
-    share = share_launchers.Share([Job(0, (), config, Path("0"))], "batch", None, {}, None)
+    share = share_launchers.Share([Job(0, (), config, Path("0"))], "batch", None)
     if caught:
         assert isinstance(share(), UserError)
     else:
