@@ -152,7 +152,7 @@ def test_each_job_gets_its_own_result_and_callbacks(mixed: Mixed) -> None:
             expected = {"status": "COMPLETED", "result": {"size": size, "number": number}}
             assert record(runs / f"size={size}") == expected
     assert record(runs / "size=13")["status"] == "FAILED"
-    assert record(runs / "size=14")["result"] == "ValueError('unexpected')"
+    assert record(runs / "size=14")["result"] == "UserError('ValueError: unexpected')"
 
 
 def test_a_failed_job_costs_one_line_and_exit_code_1(mixed: Mixed) -> None:

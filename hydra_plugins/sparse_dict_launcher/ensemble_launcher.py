@@ -125,18 +125,17 @@ class EnsembleLauncher(Launcher):
         return [Nest(self.hydra_context.callbacks, self.batch, share).run() for share in shares]
 
     def _log_failures(self, jobs: list[Job], returns: list[JobReturn]) -> None:
-        """One line for each failed job, or a single one if one error ended them all."""
-        errors = {
-            job.number: (job, ret._return_value)
+        """One line for each failed job, or a single one if all failed alike."""
+        failed = [
+            (job, str(ret._return_value))
             for job, ret in zip(jobs, returns, strict=True)
             if isinstance(ret._return_value, Exception)
-        }
-        if len(errors) > 1 and len({id(error) for _, error in errors.values()}) == 1:
-            (_, error), *_ = errors.values()
-            log.error("All %d jobs failed: %s", len(errors), in_one_line(error))
+        ]
+        if 1 < len(failed) == len(jobs) and len({line for _, line in failed}) == 1:
+            log.error("All %d jobs failed: %s", len(failed), failed[0][1])
         else:
-            for number, (job, error) in errors.items():
-                log.error("#%d %s failed: %s", number, job, in_one_line(error))
+            for job, line in failed:
+                log.error("#%d %s failed: %s", job.number, job, line)
 
     def _kept(self, ret: JobReturn) -> JobReturn:
         """What Hydra's own sweeper gets: a failure does not end the batches to come."""
@@ -223,11 +222,12 @@ class Nest:
         outcome = self.outcomes[position]
         root.handlers[:] = self.own_files[position]
         if isinstance(outcome, Exception):
+            line = in_one_line(outcome)
             trace = None if isinstance(outcome, UserError) or explained(outcome) else outcome
-            log.error("failed: %s", in_one_line(outcome), exc_info=trace)
+            log.error("failed: %s", line, exc_info=trace)
         root.handlers[:] = [*self.consoles, *self.own_files[position]]
         if isinstance(outcome, Exception):
-            raise outcome
+            raise UserError(line)  # any other class need not survive the way back from a worker
         objective = getattr(importlib.import_module(self.batch), "objective", None)
         return objective(outcome) if objective else outcome
 

@@ -92,7 +92,7 @@ class Share:
         JobRuntime.instance().set("name", hydra.job.name)
         configure_log(hydra.hydra_logging, hydra.verbose)
         try:
-            return portable(Nest(self.callbacks, self.batch, self.jobs).run())
+            return Nest(self.callbacks, self.batch, self.jobs).run()
         except (KeyboardInterrupt, Interrupted):  # not submitit's exit from a job queued again
             return UserError("interrupted: the same command goes on from the last checkpoint")
         except Exception as error:
@@ -104,16 +104,6 @@ class Share:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
-
-
-def portable(returns: list[JobReturn]) -> list[JobReturn]:
-    """The same with every error as a `UserError`: others need not survive the way back."""
-    sent: dict[int, UserError] = {}  # one error may have ended several jobs
-    for ret in returns:
-        error = ret._return_value
-        if isinstance(error, Exception):
-            ret._return_value = sent.setdefault(id(error), UserError(in_one_line(error)))
-    return returns
 
 
 def split(jobs: list[Job], n_shares: int) -> list[list[Job]]:

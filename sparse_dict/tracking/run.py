@@ -9,6 +9,7 @@ from typing import Any
 
 from sparse_dict.errors import one_line
 from sparse_dict.machine.interrupt import Interrupted
+from sparse_dict.storage import files
 from sparse_dict.tracking import server
 
 ID_FILE = "wandb_run_id.txt"  # in the job's folder until the run finishes well
@@ -26,6 +27,9 @@ class Run(AbstractContextManager["Run"]):
         self._run = run
         self._online = online
         self._id_file = id_file
+        if run is not None:
+            with server.harmless("remember"):
+                files.write_text(id_file, f"{run.id}\n")
 
     def log(self, values: dict[str, float]) -> None:
         """Log one row; it should hold the step metric, if the run has one."""

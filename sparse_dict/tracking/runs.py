@@ -6,7 +6,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 
 from sparse_dict.config import StudyConfig, TrackingConfig
 from sparse_dict.errors import UserError, one_line
-from sparse_dict.storage import files
 from sparse_dict.tracking import server
 from sparse_dict.tracking.run import ID_FILE, Run, exit_code
 
@@ -48,23 +47,21 @@ def together(openers: Sequence[Callable[[], Run]]) -> Iterator[list[Run]]:
     Raises:
         UserError: as `open_run`.
     """
-    runs: list[Run] = []  # as they open: a signal may raise before we are given them
     code = 0
+    pool = ThreadPoolExecutor(AT_ONCE)
+    opening = [pool.submit(opener) for opener in openers]
     try:
-        with server.waiting(), ThreadPoolExecutor(AT_ONCE) as pool:
-            in_order = list(pool.map(lambda opener: _kept(opener(), runs), openers))
-        yield in_order
+        with server.waiting():
+            wait(opening)
+        yield [future.result() for future in opening]
     except BaseException as error:
         code = exit_code(error)
         raise
     finally:
+        pool.shutdown(cancel_futures=True)  # a signal may have come while some were opening
+        runs = [each.result() for each in opening if not each.cancelled() and not each.exception()]
         with server.waiting(), ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda run: run.finish(code), runs))
-
-
-def _kept(run: Run, runs: list[Run]) -> Run:
-    runs.append(run)
-    return run
 
 
 def check(tracking: TrackingConfig) -> None:
@@ -116,7 +113,7 @@ def open_run(
         try:
             resume = "allow" if before else None
             run = _init("online", {**identity, "resume": resume}, wandb_dir, step_metric)
-            return _started(Run(run, True, id_file), id_file, identity["id"])
+            return Run(run, True, id_file)
         except Exception as error:
             if mode == "online":
                 raise UserError(f"wandb cannot open a run online: {one_line(error)}") from None
@@ -135,7 +132,7 @@ def open_run(
                 shutil.rmtree(file.parent, ignore_errors=True)
         # so that `wandb sync` adds it to what the server has of the run by then
         run = _init("offline", {**identity, "resume": "allow"}, wandb_dir, step_metric)
-        return _started(Run(run, False, id_file), id_file, identity["id"])
+        return Run(run, False, id_file)
     return Run(None, False, id_file)
 
 
@@ -153,12 +150,6 @@ def _remembered(id_file: Path) -> str | None:
     return None
 
 
-def _started(run: Run, id_file: Path, run_id: str) -> Run:
-    with server.harmless("remember"):
-        files.write_text(id_file, run_id + "\n")
-    return run
-
-
 def _init(mode: str, identity: dict[str, Any], wandb_dir: Path, step_metric: str | None) -> Any:
     folder = wandb_dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +164,7 @@ def _init(mode: str, identity: dict[str, Any], wandb_dir: Path, step_metric: str
     settings = wandb.Settings(  # a fresh one each time, because init changes it
         mode=mode,
         root_dir=str(folder.parent),
-        init_timeout=server.patience(),
+        init_timeout=server.OPEN_S,
         finish_timeout=server.FINISH_S if mode == "online" else 0,
         **{key: value for key, value in SETTINGS.items() if key in known},
     )

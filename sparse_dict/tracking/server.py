@@ -1,8 +1,8 @@
 """Whether wandb's server is used, how long it is waited for, and what is said of it.
 
 A bad server costs a process at most 15 seconds more than a good one: `PROBE_S` for the first
-question, `LIMIT_S` for opening runs, for tables and for runs that end while others follow, and
-`FINISH_S` at the end. Then it is left alone, and what follows is written offline.
+question, `OPEN_S` for runs opened side by side, `FINISH_S` for their end. A server that has cost
+more than `LIMIT_S` by the next runs or tables is left alone: what follows is written offline.
 """
 
 import base64
@@ -20,8 +20,9 @@ from sparse_dict.machine import network
 log = logging.getLogger("sparse_dict.tracking")
 
 PROBE_S = 3.0
-LIMIT_S = 5.0
+OPEN_S = 6.0
 FINISH_S = 4.0  # SIGTERM leaves us 10 in all
+LIMIT_S = 2.0
 GOOD_S = 1.0  # in which a good server opens or ends runs, or answers a question: does not count
 TABLE_S = 0.3  # the same for a table
 QUESTION = b'{"query": "query Viewer { viewer { id } }"}'
@@ -40,11 +41,6 @@ def waiting(free: float = GOOD_S) -> Iterator[None]:
         yield
     finally:
         _waited += max(0.0, time.monotonic() - started - free)
-
-
-def patience() -> float:
-    """How many seconds the next run may take to open."""
-    return max(0.0, LIMIT_S - _waited) + GOOD_S
 
 
 def why_offline(again: bool = False) -> str:
