@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import messages
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,20 +107,6 @@ def test_the_answer_comes_within_three_seconds(tmp_path: Path) -> None:
     assert min(seconds) < 3  # 0.5 on an idle machine; the least, because others may work beside us
 
 
-def test_a_single_run_leaves_the_folder_of_another_result_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "rows").mkdir()
-    np.save(tmp_path / "rows" / "a.npy", np.eye(300, 4, dtype=np.float32))
-    folder = tmp_path / "outputs" / "x" / "sae" / "default"
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text('{"record": {"config": {"seed": 7}}}')
-    command = "name=x activations_dir=rows training.eval_rows=100 training.batch_size=100"
-    process = run("train_sae", *command.split(), f"hydra.run.dir={folder}", cwd=tmp_path)
-    assert process.returncode == 2
-    assert f"{folder} was trained differently (config.seed: 7 there, 0 here)" in process.stderr
-    assert process.stderr.count("\n") == 1
-    assert [path.name for path in folder.iterdir()] == ["metrics.json"]
-
-
 def test_the_whole_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
     process = run("train_sae", "sae.dict_sise=1", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert process.returncode == 1
@@ -138,14 +123,7 @@ def test_an_unexpected_error_keeps_its_traceback(tmp_path: Path) -> None:
         "    raise KeyError('a bug')\n"
         "cli.run(main)\n"
     )
-    process = subprocess.run(
-        [sys.executable, "app.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    process = run(str(tmp_path / "app"), cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert process.returncode == 1
     assert process.stderr.endswith("KeyError: 'a bug'\n")
     assert 'app.py", line 5, in main' in process.stderr
@@ -227,17 +205,27 @@ def test_the_shell_completes_keys_and_choices(line: str, offered: list[str]) -> 
     assert sorted(completed(line)) == offered
 
 
-def test_completion_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [(["--help"], "dict_size"), (["--cfg=job"], "dict_size"), (["-sc", "query=bash"], "sae=tied")],
+)
+def test_questions_to_a_script_load_nothing_heavy(arguments: list[str], shown: str) -> None:
     code = (
-        "import runpy, sys\n"
-        "sys.argv = ['train_lm.py', '-sc', 'query=bash']\n"
-        "runpy.run_path('train_lm.py', run_name='__main__')\n"
-        "print(sorted({'torch', 'datasets', 'seaborn', 'wandb', 'scipy'} & set(sys.modules)))\n"
+        "import runpy, sys, sparse_dict\n"
+        "assert not {'numpy', 'hydra'} & set(sys.modules)\n"
+        f"sys.argv = ['train_sae.py', *{arguments}]\n"
+        "try:\n"
+        "    runpy.run_path('train_sae.py', run_name='__main__')\n"
+        "finally:\n"
+        "    heavy = {'torch', 'numpy', 'wandb', 'datasets', 'seaborn', 'scipy', 'sklearn'}\n"
+        "    assert not heavy & set(sys.modules)\n"
+        "    assert 'hydra_plugins.sparse_dict_launcher.share_launchers' in sys.modules\n"
     )
-    line = "python train_lm.py model.d_"
+    line = "python train_sae.py sae=t"
     process = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT, env={**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert process.stdout.splitlines() == ["model.d_mlp= model.d_model=", "[]"], process.stderr
+    assert process.returncode == 0, process.stderr
+    assert shown in process.stdout

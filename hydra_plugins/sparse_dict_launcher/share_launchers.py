@@ -210,19 +210,21 @@ class JoblibLauncher(ShareLauncher):
         # not joblib.Parallel: it loses all results with one worker, and kills at the first Ctrl-C
         from joblib.externals.loky import ProcessPoolExecutor
 
-        pool = ProcessPoolExecutor(len(workers))
-        futures = [pool.submit(worker) for worker in workers]
+        # a pool each, because one whose worker dies kills all its others
+        pools = [ProcessPoolExecutor(1) for _ in workers]
+        futures = [pool.submit(worker) for pool, worker in zip(pools, workers, strict=True)]
         try:
             return [gathered(future.result) for future in futures]
         except (KeyboardInterrupt, Interrupted) as stop:
             if isinstance(stop, Interrupted):  # SIGTERM; Ctrl-C the workers have got themselves
-                for pid in list(pool._processes):
+                for pid in [pid for pool in pools for pid in pool._processes]:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGTERM)
             wait(futures, timeout=GRACE)
             raise
         finally:
-            pool.shutdown(kill_workers=True)
+            for pool in pools:
+                pool.shutdown(kill_workers=True)
 
 
 class RayLauncher(ShareLauncher):
