@@ -9,8 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import hydra
 import messages
 import pytest
+from omegaconf import OmegaConf
+
+from sparse_dict.launch import stage
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train_lm", "harvest", "train_sae", "analyze")
@@ -129,6 +133,22 @@ def test_an_unexpected_error_keeps_its_traceback(tmp_path: Path) -> None:
     assert 'app.py", line 5, in main' in process.stderr
 
 
+def test_a_bug_in_a_check_ends_the_process_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra would make a warning of it and go on."""
+
+    def bug() -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(stage.distributed, "size", bug)
+    config = OmegaConf.create({"hydra": {"job": {"name": "train_lm"}}})
+    with pytest.raises(SystemExit) as ended:
+        stage.CheckFirst().on_multirun_start(config)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "train_lm.py: KeyError: 'a bug'\n"
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_names_what_this_script_takes_and_its_examples_compose(
     script: str, tmp_path: Path
@@ -159,10 +179,6 @@ def test_help_names_what_this_script_takes_and_its_examples_compose(
 
 def compose(script: str, overrides: list[str]) -> None:
     """Compose a job's config; Hydra raises if an override means nothing."""
-    import hydra
-
-    from sparse_dict.launch import stage
-
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         stage.typed(hydra.compose(script, overrides))
 

@@ -18,7 +18,6 @@ from wandb_server import WandbServer
 from sparse_dict import tracking
 from sparse_dict.machine import interrupt
 from sparse_dict.tracking import runs
-from sparse_dict.tracking import server as server_module
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = {"WANDB_API_KEY": "0" * 40}
@@ -359,38 +358,3 @@ PNG = bytes.fromhex(  # one grey pixel
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
     "0000000a49444154789c636800000082008177cd72b60000000049454e44ae426082"
 )
-
-
-def test_a_slow_servers_tables_are_sent_as_files_once_they_have_cost_too_much(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now, asked, bound = [0.0], [], []
-
-    class Table:
-        def __init__(self, *_: Any, **__: Any) -> None:
-            pass
-
-        def bind_to_run(self, *_: Any) -> None:
-            bound.append(len(asked))
-
-    class FakeRun:
-        id, step = "0", 0
-
-        def log(self, _: Any) -> None:
-            pass
-
-    def ask(_: float) -> str:
-        asked.append(now[0])
-        now[0] += 0.9
-        return ""
-
-    monkeypatch.setattr("wandb.Table", Table)
-    monkeypatch.setattr(server_module, "_trouble", "")
-    monkeypatch.setattr(server_module, "_waited", 0.0)
-    monkeypatch.setattr(server_module, "_ask", ask)
-    monkeypatch.setattr(server_module.time, "monotonic", lambda: now[0])
-    run = tracking.Run(FakeRun(), True, tmp_path / tracking.ID_FILE)
-    for number in range(10):
-        run.table(f"table {number}", ["a"], [[1]])
-    assert len(asked) == 4  # .9 s each, of which .3 are a good server's
-    assert bound == [4] * 6
