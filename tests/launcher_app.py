@@ -1,12 +1,11 @@
 """A script with launchers whose stage is a stand-in, for the tests of the launchers."""
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from processes import HERE, finished
 
 APP = """
 import hydra
@@ -129,14 +128,8 @@ def write(folder: Path) -> Path:
 def launch(app: Path, cwd: Path, *overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the script in `cwd`; the jobs' folders are in its folder runs."""
     batch = [] if "hydra/launcher=basic" in overrides else ["hydra.launcher.batch=batch"]
-    return subprocess.run(
-        [sys.executable, str(app / "app.py"), "-m", *overrides, *batch],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    command = [sys.executable, str(app / "app.py"), "-m", *overrides, *batch]
+    return finished(command, cwd, {**HERE, **env})
 
 
 def logged(folder: Path) -> list[str]:

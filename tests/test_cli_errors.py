@@ -13,24 +13,17 @@ import hydra
 import messages
 import pytest
 from omegaconf import OmegaConf
+from processes import HERE, ROOT, finished
 
 from sparse_dict.launch import stage
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train_lm", "harvest", "train_sae", "analyze")
 
 SHOWN = messages.PAGE.read_text(encoding="utf-8")
 
 
 def run(script: str, *arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / f"{script}.py"), *arguments],
-        cwd=cwd,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return finished([sys.executable, str(ROOT / f"{script}.py"), *arguments], cwd, {**HERE, **env})
 
 
 def sane(answer: messages.Answer) -> None:
@@ -47,11 +40,8 @@ def sane(answer: messages.Answer) -> None:
 
 def forked(*arguments: str) -> str:
     """What tests/messages.py prints, in a process that has no other threads."""
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "messages.py"), "--json", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=110,
-    )  # fmt: skip
+    command = [sys.executable, str(ROOT / "tests" / "messages.py"), "--json", *arguments]
+    process = finished(command, ROOT, {**HERE, "OMP_NUM_THREADS": "1"})
     assert process.returncode == 0, process.stderr
     return process.stdout
 
@@ -127,7 +117,7 @@ def test_an_unexpected_error_keeps_its_traceback(tmp_path: Path) -> None:
         "    raise KeyError('a bug')\n"
         "cli.run(main)\n"
     )
-    process = run(str(tmp_path / "app"), cwd=tmp_path, PYTHONPATH=str(ROOT))
+    process = run(str(tmp_path / "app"), cwd=tmp_path)
     assert process.returncode == 1
     assert process.stderr.endswith("KeyError: 'a bug'\n")
     assert 'app.py", line 5, in main' in process.stderr
@@ -192,10 +182,7 @@ hydra_bash_completion
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
     python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    process = subprocess.run(
-        ["bash", "-c", script],
-        cwd=ROOT, env={**os.environ, "PATH": python}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    process = finished(["bash", "-c", script], ROOT, {**HERE, "PATH": python})
     assert process.stderr == ""
     return process.stdout.split()
 
@@ -238,10 +225,7 @@ def test_questions_to_a_script_load_nothing_heavy(arguments: list[str], shown: s
         "    assert 'hydra_plugins.sparse_dict_launcher.share_launchers' in sys.modules\n"
     )
     line = "python train_sae.py sae=t"
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT, env={**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))},
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    env = {**HERE, "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    process = finished([sys.executable, "-c", code], ROOT, env)
     assert process.returncode == 0, process.stderr
     assert shown in process.stdout

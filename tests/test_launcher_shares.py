@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import numpy as np
 import pytest
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.config_store import ConfigStore
-from launcher_app import ROOT, launch, logged, worker
+from launcher_app import launch, logged, worker
 from omegaconf import OmegaConf
+from processes import ROOT, finished
 
 from hydra_plugins.sparse_dict_launcher import share_launchers
 from hydra_plugins.sparse_dict_launcher.share_launchers import OwnConfigs, cores_of, split
@@ -102,13 +102,8 @@ def test_dictionaries_of_shares_are_those_of_one_ensemble(
             sae.dict_size=16,32 training.n_activations=4000 training.batch_size=100
             training.eval_rows=500
         """
-        process = subprocess.run(
-            [sys.executable, str(ROOT / "train_sae.py"), *command.split()],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
+        script = str(ROOT / "train_sae.py")
+        process = finished([sys.executable, script, *command.split()], tmp_path)
         assert process.returncode == 0, process.stdout + process.stderr
         files = sorted((tmp_path / "outputs" / name / "sae").glob("*/sae_weights.safetensors"))
         weights[name] = [file.read_bytes() for file in files]

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import ROOT, finished
 from wandb_server import WandbServer
 
 from sparse_dict import tracking
 from sparse_dict.machine import interrupt
 from sparse_dict.tracking import runs
 
-ROOT = Path(__file__).resolve().parent.parent
 KEY = {"WANDB_API_KEY": "0" * 40}
 
 PRELUDE = """
@@ -44,29 +44,15 @@ def open_run(name, mode="auto"):
 def child(folder: Path, code: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run code in a bare environment whose home is the current folder."""
     bare = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", PRELUDE + code],
-        cwd=folder,
-        env={**bare, **env},
-        capture_output=True,
-        text=True,
-        timeout=40,
-    )
+    return finished([sys.executable, "-c", PRELUDE + code], folder, {**bare, **env})
 
 
 def command_line(folder: Path, command: str, **env: str) -> str:
     """The output of a command as a user would type it."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = {"PATH": path, "HOME": str(folder), **env}
-    return subprocess.run(
-        ["bash", "-c", command],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=40,
-        check=True,
-    ).stdout
+    process = finished(["bash", "-c", command], folder, {"PATH": path, "HOME": str(folder), **env})
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def by_name(server: WandbServer) -> dict[str, str]:
@@ -292,6 +278,7 @@ def test_online_without_key_or_server_is_a_user_error_at_once(
     tmp_path: Path, status: int | None, key: dict[str, str], reason: str
 ) -> None:
     code = """
+import wandb
 server.PROBE_S = 1.0
 start = time.monotonic()
 try:

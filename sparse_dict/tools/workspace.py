@@ -42,9 +42,13 @@ def save(name: str, project: str, entity: str | None) -> str:
     """
     if why_not := tracking.why_offline():
         raise UserError(f"{why_not}: a workspace needs an account; run `wandb login`")
-    workspace = build(name, project, entity or _entity())
     try:
+        import wandb
+
+        workspace = build(name, project, entity or wandb.Api().default_entity)
         return str(workspace.save().url)
+    except UserError:
+        raise
     except Exception as error:  # the client raises nearly anything
         raise UserError(f"wandb did not take the workspace: {one_line(error)}") from None
 
@@ -128,19 +132,6 @@ def build(name: str, project: str, entity: str) -> "Workspace":
             filters=f"Metric('Group') == {name!r}", pinned_columns=list(PINNED)
         ),
     )
-
-
-def _entity() -> str:
-    """The name under which the key's owner logs."""
-    import wandb
-
-    try:
-        entity = wandb.Api().default_entity
-    except Exception as error:
-        raise UserError(f"name --entity ({one_line(error)})") from None
-    if not entity:
-        raise UserError("the key has no default entity: name --entity")
-    return str(entity)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -41,22 +42,14 @@ class Run(AbstractContextManager["Run"]):
 
     def image(self, key: str, path: Path) -> None:
         """Log an image file."""
-
-        def log(run: Any) -> None:
-            import wandb
-
-            run.log({key: wandb.Image(str(path))})
-
-        self._do("log an image to", log)
+        self._do("log an image to", lambda run: run.log({key: _wandb().Image(str(path))}))
 
     def table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Log a table; its cells are numbers, texts, truth values or None."""
 
         def log(run: Any) -> None:
-            import wandb
-
             cells = [[_cell(value) for value in row] for row in rows]
-            table = wandb.Table(list(columns), cells, allow_mixed_types=True)
+            table = _wandb().Table(list(columns), cells, allow_mixed_types=True)
             with server.waiting(server.TABLE_S):
                 if self._online and server.why_offline(again=True):
                     # A table is an artifact as well, about which wandb asks the server: for 20 s,
@@ -103,6 +96,11 @@ def exit_code(error: BaseException | None) -> int:
     if error is None:
         return 0
     return KILLED if isinstance(error, KeyboardInterrupt | Interrupted) else 1
+
+
+def _wandb() -> Any:
+    """The client, which takes a second to import and is there if a run is."""
+    return sys.modules["wandb"]
 
 
 def _cell(value: Any) -> Any:
