@@ -45,6 +45,12 @@ def malformed(error: Exception) -> str:
     return f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
 
 
+def with_class(error: BaseException) -> str:
+    """An error's message as one line, with its class unless it is a `UserError`."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
 def explained(error: Exception) -> str | None:
     """One line for a full disk, a missing permission or a failing device; None for other errors.
 

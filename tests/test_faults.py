@@ -28,7 +28,7 @@ from wandb_server import WandbServer
 
 from sparse_dict import tracking
 from sparse_dict.errors import UserError
-from sparse_dict.launch import stage as stage_module
+from sparse_dict.launch import checks
 from sparse_dict.lm import checkpoint
 from sparse_dict.storage import lock
 from sparse_dict.tools import status, verify
@@ -619,18 +619,18 @@ def test_memory_that_is_not_there_is_one_line_with_the_keys_to_lower(stage: str)
 
     for run, amount in ((by_numpy, "1.00 EiB"), (by_torch, "GiB"), (on_gpu, "20.00 MiB")):
         with pytest.raises(UserError) as caught:
-            stage_module.one_line_errors(stage, run)
+            checks.one_line_errors(stage, run)
         assert str(caught.value).startswith("out of memory (")
         assert f"{amount} could not be had): lower " in str(caught.value)
     config = fault_study.composed(stage, tuple(fault_study.overrides(stage, Path("study"))))
-    for key in re.findall(r"\w+(?:\.\w+)+", stage_module.APPETITE[stage]):
+    for key in re.findall(r"\w+(?:\.\w+)+", checks.APPETITE[stage]):
         if not key.startswith("hydra."):
             assert functools.reduce(getattr, key.split("."), config) is not None
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory():
     with pytest.raises(ZeroDivisionError):
-        stage_module.one_line_errors("train_lm", lambda: 1 // 0)
+        checks.one_line_errors("train_lm", lambda: 1 // 0)
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from sparse_dict.config import HFModel
 from sparse_dict.config.sites import SITES, Site
 from sparse_dict.errors import MALFORMED, UserError, one_line
+from sparse_dict.machine.network import reachable
 from sparse_dict.storage import files
-from sparse_dict.text.network import reachable
 
 # Where each family keeps its blocks, and within a block the modules of which a short name means
 # the input or the output: attn_out, resid_mid, mlp_pre and mlp_post (of a gated MLP, mlp_pre is the

@@ -9,8 +9,8 @@ from typing import Any
 
 from sparse_dict.config import HubData
 from sparse_dict.errors import UserError, one_line
+from sparse_dict.machine.network import reachable
 from sparse_dict.text.files import no_column
-from sparse_dict.text.network import reachable
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import tiktoken
 
 from sparse_dict.config import BPETokenizer, DataConfig, GPT2Tokenizer
 from sparse_dict.errors import UserError, one_line, reading
+from sparse_dict.machine.network import reachable
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files
 from sparse_dict.text import bpe, corpus
 from sparse_dict.text.cache import building, is_there, seal
-from sparse_dict.text.network import reachable
 
 log = logging.getLogger(__name__)
 
