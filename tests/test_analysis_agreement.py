@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from test_analysis_similarity import directions, settings_of
 
 from sparse_dict.analysis import study
-from sparse_dict.analysis.agreement import found_along
-from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.frequency import by_frequency
-from sparse_dict.analysis.seeds import (
+from sparse_dict.analysis.analyses.agreement import found_along
+from sparse_dict.analysis.analyses.seeds import (
     SeedPair,
     compare,
     estimate,
     match_pair,
     shared_fraction,
 )
+from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.report.frequency import by_frequency
 from sparse_dict.analysis.study import Entry
 
 

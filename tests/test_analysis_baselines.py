@@ -7,8 +7,11 @@ from analysis_study import unit, write_dictionary
 from scipy import stats
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis import baselines, figures, report, study
-from sparse_dict.analysis.baselines import Moments, Rows, fit, mmcs_between
+from sparse_dict.analysis import study
+from sparse_dict.analysis.analyses import baselines
+from sparse_dict.analysis.analyses.baselines import Moments, Rows, fit, mmcs_between
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report import page as report
 from sparse_dict.config import BASELINES, BaselinesConfig
 from sparse_dict.errors import UserError
 

@@ -4,8 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from sparse_dict.analysis import bimodality, random_directions
-from sparse_dict.analysis.bimodality import dip_statistic, dip_test, fit_mixture, shared_excess
+from sparse_dict.analysis.measures import bimodality, random_directions
+from sparse_dict.analysis.measures.bimodality import (
+    dip_statistic,
+    dip_test,
+    fit_mixture,
+    shared_excess,
+)
 
 
 def dip_by_linear_programming(x: np.ndarray) -> float:

@@ -10,10 +10,11 @@ from analysis_study import unit, write_dictionary, write_study
 from safetensors.numpy import save_file
 from test_analysis_similarity import directions, settings_of
 
-from sparse_dict.analysis import analyses, claims, ridge, seeds, study
+from sparse_dict.analysis import analyses, claims, study
+from sparse_dict.analysis.analyses import ridge, seeds
 from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, verdict
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.intervals import Estimate
+from sparse_dict.analysis.measures.intervals import Estimate
 
 Array = Callable[[np.random.Generator, int], Any]
 

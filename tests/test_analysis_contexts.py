@@ -13,12 +13,24 @@ from safetensors.torch import save_file
 
 from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.writer import ShardWriter
-from sparse_dict.analysis import contexts, features_page, report, study
-from sparse_dict.analysis.chosen import ASKED, DEAD, LOW, NEURON, RANDOM, TOP, Chosen, choose
+from sparse_dict.analysis import study
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.contexts import Context, Feature, Gallery, Untold
+from sparse_dict.analysis.features import contexts
+from sparse_dict.analysis.features import page as features_page
+from sparse_dict.analysis.features.chosen import (
+    ASKED,
+    DEAD,
+    LOW,
+    NEURON,
+    RANDOM,
+    TOP,
+    Chosen,
+    choose,
+)
+from sparse_dict.analysis.features.contexts import Context, Feature, Gallery, Untold
+from sparse_dict.analysis.features.logit_effects import EFFECTS
 from sparse_dict.analysis.harvested import open_source, printable
-from sparse_dict.analysis.logit_effects import EFFECTS
+from sparse_dict.analysis.report import page as report
 from sparse_dict.config import (
     ComparisonConfig,
     ContextsConfig,

@@ -6,8 +6,11 @@ import pytest
 from analysis_study import write_study
 from test_analysis_similarity import settings_of
 
-from sparse_dict.analysis import families, figures, report, seeds, study
+from sparse_dict.analysis import study
+from sparse_dict.analysis.analyses import families, seeds
 from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report import page as report
 
 
 def compared(folder: Path, seeds=(0, 1)) -> Comparison:

@@ -14,17 +14,14 @@ import pandas as pd
 import pytest
 from test_analysis_contexts import D, base, compared, config  # noqa: F401
 
-from sparse_dict.analysis import (
-    baselines,
-    harvested,
-    interp,
-    interp_cases,
-    interp_questions,
-    llm,
-    report,
-    stage,
-)
-from sparse_dict.analysis.interp_questions import Case, Excerpt
+from sparse_dict.analysis import harvested, stage
+from sparse_dict.analysis.analyses import baselines
+from sparse_dict.analysis.interp import ask as interp
+from sparse_dict.analysis.interp import cases as interp_cases
+from sparse_dict.analysis.interp import llm
+from sparse_dict.analysis.interp import questions as interp_questions
+from sparse_dict.analysis.interp.questions import Case, Excerpt
+from sparse_dict.analysis.report import page as report
 from sparse_dict.config import InterpConfig, TrackingConfig
 from sparse_dict.errors import UserError
 

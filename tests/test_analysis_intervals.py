@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_dict.analysis.intervals import bootstrap, over_seeds, wilson
+from sparse_dict.analysis.measures.intervals import bootstrap, over_seeds, wilson
 
 
 def test_wilsons_interval_has_its_published_values():

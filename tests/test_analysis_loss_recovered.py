@@ -10,9 +10,12 @@ from safetensors.torch import save_file
 
 from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.writer import ShardWriter
-from sparse_dict.analysis import baselines, figures, loss_recovered, report, study
+from sparse_dict.analysis import study
+from sparse_dict.analysis.analyses import baselines, loss_recovered
+from sparse_dict.analysis.analyses.loss_recovered import Replacement, held_out, losses, recovered
 from sparse_dict.analysis.harvested import Place
-from sparse_dict.analysis.loss_recovered import Replacement, held_out, losses, recovered
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report import page as report
 from sparse_dict.config import (
     BaselinesConfig,
     FilesData,

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_dict.analysis import figures, ridge
+from sparse_dict.analysis.analyses import ridge
+from sparse_dict.analysis.report import figures
 
 GRID = 10 ** np.arange(-3, 0.1, 0.25)
 

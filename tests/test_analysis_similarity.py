@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from sparse_dict.analysis import similarity, study
+from sparse_dict.analysis import study
 from sparse_dict.analysis.comparison import VARIANTS, Comparison, Variant
-from sparse_dict.analysis.similarity import Similarities, match, max_cosine, normalised
+from sparse_dict.analysis.measures import mcs as similarity
+from sparse_dict.analysis.measures.mcs import Similarities, match, max_cosine, normalised
 from sparse_dict.config import ComparisonConfig
 from sparse_dict.errors import UserError
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_dict.analysis import sparsity
+from sparse_dict.analysis.analyses import sparsity
 
 
 @given(d=st.integers(1, 300), k=st.integers(1, 300), scale=st.floats(1e-3, 1e3))

@@ -13,8 +13,11 @@ from analysis_study import write_dictionary, write_study
 from matplotlib.text import Text
 from test_analysis_similarity import directions, settings_of
 
-from sparse_dict.analysis import analyses, figures, frontier, heatmap, report, stage, study
+from sparse_dict.analysis import analyses, stage, study
+from sparse_dict.analysis.analyses import frontier, heatmap
 from sparse_dict.analysis.comparison import VARIANTS, Comparison
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report import page as report
 from sparse_dict.config import AnalyzeConfig, NoSettings, TrackingConfig
 from sparse_dict.errors import UserError
 

@@ -6,9 +6,12 @@ import pytest
 from analysis_study import unit, write_dictionary, write_study
 from test_analysis_similarity import settings_of
 
-from sparse_dict.analysis import claims, figures, report, study, undertraining
+from sparse_dict.analysis import claims, study
+from sparse_dict.analysis.analyses import undertraining
 from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN
 from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report import page as report
 from sparse_dict.sae.folder import write_snapshot
 
 D = 32

@@ -13,9 +13,12 @@ from test_analysis_similarity import settings_of
 from sparse_dict.activations import stage as harvest_stage
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import TRUTH, Toy, correlation_matrix, probabilities
-from sparse_dict.analysis import figures, report, study, truth
 from sparse_dict.analysis import stage as analysis_stage
+from sparse_dict.analysis import study
+from sparse_dict.analysis.analyses import truth
 from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report import page as report
 from sparse_dict.config import (
     CONF_DIR,
     HarvestConfig,

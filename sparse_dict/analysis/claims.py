@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.intervals import Estimate, bootstrap, over_seeds
-from sparse_dict.analysis.report import Section, Table
+from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, over_seeds
+from sparse_dict.analysis.report.page import Section, Table
 from sparse_dict.analysis.study import LABELS, Chain
 
 Floats = NDArray[np.floating[Any]]

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import random_directions
-from sparse_dict.analysis.similarity import Similarities
+from sparse_dict.analysis.measures import random_directions
+from sparse_dict.analysis.measures.mcs import Similarities
 from sparse_dict.analysis.study import Chain, Entry, Study
 from sparse_dict.config import ComparisonConfig
 

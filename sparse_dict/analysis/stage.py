@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sparse_dict.analysis.claims import Claim
     from sparse_dict.analysis.comparison import Comparison
-    from sparse_dict.analysis.report import Picture
+    from sparse_dict.analysis.report.page import Picture
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
         UserError: `sae_dir` is not a folder or holds no finished dictionary; or the key for
             `interp`, or what `tracking.mode=online` needs, is missing.
     """
-    from sparse_dict.analysis import llm, study
+    from sparse_dict.analysis import study
+    from sparse_dict.analysis.interp import llm
 
     study.finished(Path(config.sae_dir))
     if config.interp is not None and config.interp.base_url is not None:
@@ -57,8 +58,10 @@ def run(config: AnalyzeConfig) -> None:
 
 
 def _run(config: AnalyzeConfig) -> None:
-    from sparse_dict.analysis import analyses, claims, figures, overview, report, study
+    from sparse_dict.analysis import analyses, claims, study
     from sparse_dict.analysis.comparison import VARIANTS, Comparison
+    from sparse_dict.analysis.report import figures, overview
+    from sparse_dict.analysis.report import page as report
     from sparse_dict.sae.folder import WEIGHTS
 
     started = time.monotonic()

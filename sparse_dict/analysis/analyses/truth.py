@@ -15,13 +15,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sparse_dict.activations.toy import TRUTH
-from sparse_dict.analysis import figures, random_directions
-from sparse_dict.analysis.baselines import activations_of
+from sparse_dict.analysis.analyses.baselines import activations_of
 from sparse_dict.analysis.claims import Claim, Statement, verdict
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.intervals import Estimate, bootstrap
-from sparse_dict.analysis.report import UNTOLD, Draw, Section, Table
-from sparse_dict.analysis.similarity import max_cosine, normalised
+from sparse_dict.analysis.measures import random_directions
+from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
+from sparse_dict.analysis.measures.mcs import max_cosine, normalised
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.page import UNTOLD, Draw, Section, Table
 from sparse_dict.analysis.study import NAMES, Entry, Study, number
 from sparse_dict.config import AnalyzeConfig
 from sparse_dict.errors import UserError

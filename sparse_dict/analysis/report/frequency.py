@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import figures
-from sparse_dict.analysis.intervals import wilson
+from sparse_dict.analysis.measures.intervals import wilson
+from sparse_dict.analysis.report import figures
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]

@@ -3,9 +3,9 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis import figures
-from sparse_dict.analysis.overview import overview
-from sparse_dict.analysis.report import Draw, Section
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.overview import overview
+from sparse_dict.analysis.report.page import Draw, Section
 from sparse_dict.analysis.study import Study
 
 

@@ -11,7 +11,6 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import figures
 from sparse_dict.analysis.claims import (
     NO_CHAIN,
     OPEN,
@@ -24,8 +23,9 @@ from sparse_dict.analysis.claims import (
     verdict,
 )
 from sparse_dict.analysis.comparison import VARIANTS, Comparison, Variant
-from sparse_dict.analysis.intervals import bootstrap
-from sparse_dict.analysis.report import UNTOLD, Draw, Section, Table
+from sparse_dict.analysis.measures.intervals import bootstrap
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.page import UNTOLD, Draw, Section, Table
 from sparse_dict.analysis.study import LABELS, NAMES, Chain, number
 
 Floats = NDArray[np.floating[Any]]

@@ -15,11 +15,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import figures
 from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, Claim, Statement
 from sparse_dict.analysis.comparison import Comparison, Variant
-from sparse_dict.analysis.intervals import Estimate
-from sparse_dict.analysis.report import Draw, Section, Table
+from sparse_dict.analysis.measures.intervals import Estimate
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.page import Draw, Section, Table
 from sparse_dict.analysis.study import number
 
 Floats = NDArray[np.floating[Any]]

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import figures, frequency, seeds
+from sparse_dict.analysis.analyses import seeds
+from sparse_dict.analysis.analyses.seeds import SeedPair
 from sparse_dict.analysis.claims import (
     Claim,
     Statement,
@@ -21,8 +22,8 @@ from sparse_dict.analysis.claims import (
     verdict,
 )
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.report import Draw, Section, Table
-from sparse_dict.analysis.seeds import SeedPair
+from sparse_dict.analysis.report import figures, frequency
+from sparse_dict.analysis.report.page import Draw, Section, Table
 from sparse_dict.analysis.study import Chain
 
 Floats = NDArray[np.floating[Any]]

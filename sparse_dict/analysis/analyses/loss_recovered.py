@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis import baselines, harvested
-from sparse_dict.analysis.baselines import Floats
+from sparse_dict.analysis import harvested
+from sparse_dict.analysis.analyses import baselines
+from sparse_dict.analysis.analyses.baselines import Floats
 from sparse_dict.analysis.harvested import Place
-from sparse_dict.analysis.report import UNTOLD, Draw, Section, Table
+from sparse_dict.analysis.report.page import UNTOLD, Draw, Section, Table
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config import AnalyzeConfig
 from sparse_dict.errors import UserError

@@ -15,10 +15,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from sparse_dict.analysis import figures, random_directions
+from sparse_dict.analysis.analyses.seeds import SeedPair, estimate, random_pw_mcc, shared_fraction
 from sparse_dict.analysis.comparison import Comparison, Variant
-from sparse_dict.analysis.report import UNTOLD, Draw, Section, Table
-from sparse_dict.analysis.seeds import SeedPair, estimate, random_pw_mcc, shared_fraction
+from sparse_dict.analysis.measures import random_directions
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.page import UNTOLD, Draw, Section, Table
 from sparse_dict.analysis.study import Entry, Study
 
 TITLE = "Kinds of dictionaries compared"

@@ -13,12 +13,13 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import figures, frequency, random_directions
 from sparse_dict.analysis.claims import Claim, Statement, chain_of, verdict
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.intervals import RESAMPLES, Estimate, over_seeds
-from sparse_dict.analysis.report import Draw, Picture, Table
-from sparse_dict.analysis.similarity import match, normalised
+from sparse_dict.analysis.measures import random_directions
+from sparse_dict.analysis.measures.intervals import RESAMPLES, Estimate, over_seeds
+from sparse_dict.analysis.measures.mcs import match, normalised
+from sparse_dict.analysis.report import figures, frequency
+from sparse_dict.analysis.report.page import Draw, Picture, Table
 from sparse_dict.analysis.study import LABELS, Entry, Study, number, seed_groups
 
 Floats = NDArray[np.floating[Any]]

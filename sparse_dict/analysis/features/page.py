@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from sparse_dict.analysis.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
-from sparse_dict.analysis.contexts import Context, Feature, Gallery, Untold
-from sparse_dict.analysis.report import UNTOLD, Markup, Section
+from sparse_dict.analysis.features.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
+from sparse_dict.analysis.features.contexts import Context, Feature, Gallery, Untold
+from sparse_dict.analysis.report.page import UNTOLD, Markup, Section
 from sparse_dict.analysis.study import Entry
 from sparse_dict.storage import files
 
@@ -199,4 +199,4 @@ def _json(data: dict[str, Any]) -> str:
 
 
 def _resource(name: str) -> str:
-    return (resources("sparse_dict.analysis") / name).read_text(encoding="utf-8")
+    return (resources("sparse_dict.analysis.features") / name).read_text(encoding="utf-8")

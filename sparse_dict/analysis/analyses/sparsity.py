@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import figures
 from sparse_dict.analysis.claims import (
     NO_CHAIN,
     Claim,
@@ -20,7 +19,8 @@ from sparse_dict.analysis.claims import (
     verdict,
 )
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.report import UNTOLD, Draw, Notes, Section, Table
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.page import UNTOLD, Draw, Notes, Section, Table
 from sparse_dict.analysis.study import Chain
 
 Floats = NDArray[np.floating[Any]]

@@ -45,6 +45,17 @@ def max_cosine(
     return best
 
 
+def mmcs(smaller: NDArray[np.float32], larger: NDArray[np.float32]) -> float:
+    """MMCS: the mean over `smaller` (n, d) of each row's largest cosine with a row of `larger`.
+
+    Rows of `larger` (m, d) may serve several rows of `smaller`, and neither needs unit norm. nan
+    where `smaller` is empty.
+    """
+    if len(smaller) == 0:
+        return float("nan")
+    return float(max_cosine(normalised(smaller), normalised(larger)).mean(dtype=np.float64))
+
+
 def match(
     rows: NDArray[np.float32], others: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

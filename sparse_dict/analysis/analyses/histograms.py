@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import bimodality, figures, random_directions
 from sparse_dict.analysis.claims import (
     FAILS,
     HOLDS,
@@ -26,8 +25,10 @@ from sparse_dict.analysis.claims import (
     verdict,
 )
 from sparse_dict.analysis.comparison import Comparison, Variant
-from sparse_dict.analysis.report import UNTOLD, Draw, Picture, Section, Table
-from sparse_dict.analysis.similarity import max_cosine
+from sparse_dict.analysis.measures import bimodality, random_directions
+from sparse_dict.analysis.measures.mcs import max_cosine
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.page import UNTOLD, Draw, Picture, Section, Table
 from sparse_dict.analysis.study import LABELS, Chain, Entry
 
 Floats = NDArray[np.floating[Any]]

@@ -29,9 +29,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis import figures
-from sparse_dict.analysis.report import UNTOLD, Draw, Section, Table
-from sparse_dict.analysis.similarity import max_cosine, normalised
+from sparse_dict.analysis.measures.mcs import max_cosine, normalised
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.page import UNTOLD, Draw, Section, Table
 from sparse_dict.analysis.study import Entry, Study, seed_groups
 from sparse_dict.config import AnalyzeConfig, BaselinesConfig
 from sparse_dict.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import sparsity
+from sparse_dict.analysis.analyses import sparsity
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config import ContextsConfig

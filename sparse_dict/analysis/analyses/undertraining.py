@@ -15,7 +15,6 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import figures, random_directions, report
 from sparse_dict.analysis.claims import (
     FAILS,
     HOLDS,
@@ -28,8 +27,11 @@ from sparse_dict.analysis.claims import (
     verdict,
 )
 from sparse_dict.analysis.comparison import MATCHING, Comparison
-from sparse_dict.analysis.report import Draw, Section, Table
-from sparse_dict.analysis.similarity import match, max_cosine, normalised
+from sparse_dict.analysis.measures import random_directions
+from sparse_dict.analysis.measures.mcs import match, max_cosine, normalised
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report import page as report
+from sparse_dict.analysis.report.page import Draw, Section, Table
 from sparse_dict.analysis.study import Chain, Entry
 from sparse_dict.errors import UserError
 from sparse_dict.sae import folder as folders

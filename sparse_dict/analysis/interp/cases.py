@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import baselines
+from sparse_dict.analysis.analyses import baselines
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.contexts import CHUNK_VALUES
+from sparse_dict.analysis.features.contexts import CHUNK_VALUES
 from sparse_dict.analysis.harvested import Floats, Source
-from sparse_dict.analysis.interp_questions import Case, Excerpt
+from sparse_dict.analysis.interp.questions import Case, Excerpt
 from sparse_dict.config import InterpConfig
 from sparse_dict.machine.progress import Progress
 

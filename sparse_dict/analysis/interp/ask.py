@@ -11,8 +11,9 @@ import pandas as pd
 
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.harvested import open_source
-from sparse_dict.analysis.interp_cases import cases
-from sparse_dict.analysis.interp_questions import (
+from sparse_dict.analysis.interp.cases import cases
+from sparse_dict.analysis.interp.llm import CapReached, Client
+from sparse_dict.analysis.interp.questions import (
     EXPLANATION_CHARACTERS,
     Case,
     Result,
@@ -21,9 +22,8 @@ from sparse_dict.analysis.interp_questions import (
     interpret,
     read_explanation,
 )
-from sparse_dict.analysis.intervals import bootstrap
-from sparse_dict.analysis.llm import CapReached, Client
-from sparse_dict.analysis.report import UNTOLD, Section, Table
+from sparse_dict.analysis.measures.intervals import bootstrap
+from sparse_dict.analysis.report.page import UNTOLD, Section, Table
 from sparse_dict.config import AnalyzeConfig, InterpConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress

@@ -5,30 +5,30 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sparse_dict.activations.toy import TRUTH
-from sparse_dict.analysis import (
+from sparse_dict.analysis.analyses import (
     agreement,
     baselines,
-    contexts,
     families,
-    features_page,
     frontier,
     heatmap,
     histograms,
-    interp,
     loss_recovered,
-    overview,
     ridge,
     seeds,
     sparsity,
     truth,
     undertraining,
 )
+from sparse_dict.analysis.analyses.ridge import Ridge
+from sparse_dict.analysis.analyses.seeds import SeedPair
+from sparse_dict.analysis.analyses.undertraining import Trajectory
 from sparse_dict.analysis.claims import Claim, Statement
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.report import Draw, Section
-from sparse_dict.analysis.ridge import Ridge
-from sparse_dict.analysis.seeds import SeedPair
-from sparse_dict.analysis.undertraining import Trajectory
+from sparse_dict.analysis.features import contexts
+from sparse_dict.analysis.features import page as features_page
+from sparse_dict.analysis.interp import ask as interp
+from sparse_dict.analysis.report import overview
+from sparse_dict.analysis.report.page import Draw, Section
 from sparse_dict.config import AnalyzeConfig
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.llm import Client, Question
+from sparse_dict.analysis.interp.llm import Client, Question
 
 Floats = NDArray[np.float32]
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sparse_dict.analysis import provenance, sparsity
-from sparse_dict.analysis.report import Code, Notes, Section, Table
+from sparse_dict.analysis.analyses import sparsity
+from sparse_dict.analysis.report import provenance
+from sparse_dict.analysis.report.page import Code, Notes, Section, Table
 from sparse_dict.analysis.study import LABELS, Entry, Study, number
 from sparse_dict.config import AnalyzeConfig
 

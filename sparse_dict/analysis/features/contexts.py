@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import sparsity
-from sparse_dict.analysis.chosen import Chosen, choose
+from sparse_dict.analysis.analyses import sparsity
 from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.features.chosen import Chosen, choose
+from sparse_dict.analysis.features.logit_effects import logit_effects
 from sparse_dict.analysis.harvested import Floats, Source, open_source
-from sparse_dict.analysis.logit_effects import logit_effects
 from sparse_dict.analysis.study import Entry
 from sparse_dict.config import AnalyzeConfig, ContextsConfig
 from sparse_dict.errors import UserError
