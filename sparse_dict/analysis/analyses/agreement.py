@@ -1,6 +1,5 @@
 """Features found again: in larger dictionaries, along chains of sizes, and by other seeds."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.analyses import seeds
-from sparse_dict.analysis.analyses.seeds import SeedPair
+from sparse_dict.analysis.analyses import agreement_seeds
 from sparse_dict.analysis.claims import (
     Claim,
     Statement,
@@ -22,8 +20,9 @@ from sparse_dict.analysis.claims import (
     verdict,
 )
 from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.report import figures, frequency
-from sparse_dict.analysis.report.page import Draw, Section, Table
+from sparse_dict.analysis.report.page import Section, Table
 from sparse_dict.analysis.study import Chain
 
 Floats = NDArray[np.floating[Any]]
@@ -39,13 +38,14 @@ CHAINS = Statement(
 )
 
 
-def section(comparison: Comparison, pairs: Sequence[SeedPair], draw: Draw) -> Section:
+def section(context: Context) -> Section:
     """Features found again across sizes and seeds."""
     section = Section("What is found again, and by whom")
-    threshold, chain = comparison.settings.threshold, comparison.main
+    comparison, chain = context.comparison, context.comparison.main
+    threshold = comparison.settings.threshold
     if chain is not None:
         section.blocks.append(
-            draw(
+            context.draw(
                 "agreement_sizes", size_agreement(comparison, chain),
                 "Features found again in larger dictionaries",
                 "Left: share of features whose MCS exceeds the threshold, by how often they are "
@@ -54,7 +54,7 @@ def section(comparison: Comparison, pairs: Sequence[SeedPair], draw: Draw) -> Se
             )
         )  # fmt: skip
         section.blocks.append(Table("Chains of sizes", chain_table(comparison, chain)))
-    section.blocks += seeds.blocks(comparison, pairs, draw)
+    section.blocks += agreement_seeds.blocks(context)
     return section
 
 
@@ -66,10 +66,7 @@ def found_along(comparison: Comparison, chain: Chain, start: int = 0) -> NDArray
     """
     entry, larger = chain.entries[start], chain.entries[start + 1 :]
     shown = comparison.shown
-    columns = [
-        comparison.similarities.mcs(entry.name, other.name, shown.matching, shown.features)
-        for other in larger
-    ]
+    columns = [comparison.pair(entry, other, shown.matching, shown.features) for other in larger]
     values = np.stack(columns, axis=1)
     run = np.cumprod(values > comparison.settings.threshold, axis=1).sum(axis=1)
     return np.where(np.isfinite(values).all(axis=1), run, -1)
@@ -129,30 +126,31 @@ def size_agreement(comparison: Comparison, chain: Chain) -> Figure:
     return figure
 
 
-CLAIMS = (CHAINS, *seeds.CLAIMS)
-
-
-def claims(comparison: Comparison, pairs: Sequence[SeedPair]) -> list[Claim]:
+def claims(context: Context) -> list[Claim]:
     """What is found again along chains of sizes, and by other seeds."""
-    return [_along_chain(comparison), *seeds.claims(comparison, pairs)]
+    return [_along_chain(context.comparison), *agreement_seeds.claims(context)]
 
 
 def _along_chain(comparison: Comparison) -> Claim:
     """Whether features found in the next size are found in all larger ones."""
     chain = chain_of(comparison)
     if chain is None:
-        return CHAINS.untold()
+        return CHAINS.undecided()
     if len(chain.entries) < 3:
-        return CHAINS.untold("needs three sizes")
+        return CHAINS.undecided("needs three sizes")
 
     def samples(chain: Chain) -> list[Floats]:
         run = found_along(comparison, chain)
         return [(run[run >= 1] == len(chain.entries) - 1).astype(float)]
 
     if (fewest := len(samples(chain)[0])) < 20:
-        return CHAINS.untold(f"only {fewest} features are found in the next size; needs 20")
+        return CHAINS.undecided(f"only {fewest} features are found in the next size; needs 20")
     estimate = interval(comparison, chain, samples, mean_of_means)
     chains = counted_chains(comparison, chain)
     found = np.concatenate([samples(other)[0] for other in chains])
     ours = f"{estimate.value:.0%} ({int(found.sum())} of {len(found)}{in_seeds(chains)})"
-    return CHAINS.told(ours, estimate, verdict(estimate, 0.5))
+    return CHAINS.decided(ours, estimate, verdict(estimate, 0.5))
+
+
+STATEMENTS = (CHAINS, *agreement_seeds.STATEMENTS)
+ANALYSIS = Analysis("agreement", section, STATEMENTS, claims)

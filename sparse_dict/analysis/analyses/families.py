@@ -15,11 +15,13 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from sparse_dict.analysis.analyses.seeds import SeedPair, estimate, random_pw_mcc, shared_fraction
 from sparse_dict.analysis.comparison import Comparison, Variant
+from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.measures import random_directions
+from sparse_dict.analysis.measures.across_seeds import random_pw_mcc
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import UNTOLD, Draw, Section, Table
+from sparse_dict.analysis.report.page import MISSING, Section, Table
+from sparse_dict.analysis.seeds import SeedPair, estimate, shared_fraction
 from sparse_dict.analysis.study import Entry, Study
 
 TITLE = "Kinds of dictionaries compared"
@@ -154,13 +156,9 @@ def answer(study: Study, pairs: Sequence[SeedPair], chosen: dict[str, float]) ->
     return lines
 
 
-def section(
-    comparison: Comparison,
-    pairs: Sequence[SeedPair],
-    draw: Draw,
-) -> Section | None:
+def section(context: Context) -> Section | None:
     """Kinds at equal size; None if the study holds one kind only."""
-    study = comparison.study
+    comparison, study, pairs = context.comparison, context.study, context.seed_pairs
     if len(study.families) < 2:
         return None
     chosen, frame = best_level(comparison), table(comparison, pairs)
@@ -180,7 +178,7 @@ def section(
             "fair rival is plain training on twice the activations."
         )
     section.blocks.append(
-        draw(
+        context.draw(
             "families", panels(frame, study.d_in, random), "Kinds of dictionaries by size",
             "Above, what is found again: shared fraction (the matchings of encoders and decoders "
             "give the same partner, both cosines above 0.7) and PW-MCC (mean cosine of matched "
@@ -188,12 +186,12 @@ def section(
             "Means; bands from the least to the most of the seeds.",
         )
     )  # fmt: skip
-    told = answer(study, pairs, chosen)
+    answers = answer(study, pairs, chosen)
     section.blocks.append(
         "Features that another seed learned too, mean over sizes with a 95 % interval: "
-        f"{'; '.join(told)}."
-        if told
-        else UNTOLD.format("each kind has one seed, so seeds are not compared")
+        f"{'; '.join(answers)}."
+        if answers
+        else MISSING.format("each kind has one seed, so seeds are not compared")
     )
     means = (
         frame.groupby(["dict_size", "kind", "sparsity"], sort=False)
@@ -208,3 +206,6 @@ def section(
 
 def _is_paired(entry: Entry) -> bool:
     return (entry.metrics["config"].get("sae") or {}).get("strategy") == "freeze_perturb"
+
+
+ANALYSIS = Analysis("families", section)

@@ -23,9 +23,10 @@ from sparse_dict.analysis.claims import (
     verdict,
 )
 from sparse_dict.analysis.comparison import VARIANTS, Comparison, Variant
+from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.measures.intervals import bootstrap
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import UNTOLD, Draw, Section, Table
+from sparse_dict.analysis.report.page import MISSING, Section, Table
 from sparse_dict.analysis.study import LABELS, NAMES, Chain, number
 
 Floats = NDArray[np.floating[Any]]
@@ -53,12 +54,12 @@ INTERIOR = Statement(
 )
 
 
-def section(comparison: Comparison, cells: pd.DataFrame, draw: Draw) -> Section:
+def section(context: Context) -> Section:
     """MMCS over size and sparsity, the number of high features, and a table of all variants."""
     section = Section("Agreement with larger dictionaries")
-    chain = comparison.main
+    comparison, cells, chain = context.comparison, context.cells, context.comparison.main
     if chain is None:
-        section.blocks.append(UNTOLD.format(NO_CHAIN))
+        section.blocks.append(MISSING.format(NO_CHAIN))
         return section
     shown, threshold = comparison.shown, comparison.settings.threshold
     families = comparison.study.families
@@ -70,7 +71,7 @@ def section(comparison: Comparison, cells: pd.DataFrame, draw: Draw) -> Section:
         f"{comparison.study.d_in} dimensions reach the values in the last table."
     )
     section.blocks.append(
-        draw(
+        context.draw(
             "heatmap_mmcs", heatmap(cells, families, shown), "MMCS with larger dictionaries",
             f"Each cell is one dictionary, its size on the left and its {swept} below; the "
             "brighter, the closer its features come to those of larger ones. The largest size has "
@@ -79,7 +80,7 @@ def section(comparison: Comparison, cells: pd.DataFrame, draw: Draw) -> Section:
         )
     )  # fmt: skip
     section.blocks.append(
-        draw(
+        context.draw(
             "high_features", high_counts(cells, families, shown, threshold),
             f"Number of features with MCS above {threshold:g}",
             "The same cells; the count of features that a larger dictionary contains almost "
@@ -180,19 +181,16 @@ def high_counts(
     return _heat(cells, families, "n_above", title, "features", ".0f", None)
 
 
-CLAIMS = (ABOVE_RANDOM, INTERIOR)
-
-
-def claims(comparison: Comparison) -> list[Claim]:
+def claims(context: Context) -> list[Claim]:
     """Whether MMCS exceeds that of random directions, and peaks at an intermediate L1."""
-    return [_above_random(comparison), _interior(comparison)]
+    return [_above_random(context.comparison), _interior(context.comparison)]
 
 
 def _above_random(comparison: Comparison) -> Claim:
     """MMCS against random directions."""
     chain = chain_of(comparison)
     if chain is None:
-        return ABOVE_RANDOM.untold()
+        return ABOVE_RANDOM.undecided()
 
     def samples(chain: Chain) -> list[Floats]:
         return [comparison.counted(e) - comparison.random_mean(e) for e in chain.entries[:-1]]
@@ -200,16 +198,16 @@ def _above_random(comparison: Comparison) -> Claim:
     estimate = interval(comparison, chain, samples, mean_of_means)
     mmcs = np.mean([comparison.chain_mean(c) for c in counted_chains(comparison, chain)])
     ours = f"MMCS {mmcs:.3f}, {estimate.value:+.3f} from random"
-    return ABOVE_RANDOM.told(ours, estimate, verdict(estimate, 0.1))
+    return ABOVE_RANDOM.decided(ours, estimate, verdict(estimate, 0.1))
 
 
 def _interior(comparison: Comparison) -> Claim:
     """Whether the best L1 lies inside the grid."""
     chain = chain_of(comparison)
     if chain is None:
-        return INTERIOR.untold()
+        return INTERIOR.undecided()
     if chain.axis != "l1":
-        return INTERIOR.untold(f"{LABELS[chain.axis]} was swept, not L1")
+        return INTERIOR.undecided(f"{LABELS[chain.axis]} was swept, not L1")
     sizes = [entry.size for entry in chain.entries]
     grid = sorted(
         (
@@ -221,11 +219,11 @@ def _interior(comparison: Comparison) -> Claim:
         key=lambda other: other.level,
     )
     if len(grid) < 3:
-        return INTERIOR.untold(f"the study has {len(grid)} L1 value(s) for all sizes; needs 3")
+        return INTERIOR.undecided(f"the study has {len(grid)} L1 value(s) for all sizes; needs 3")
     ends = max((grid[0], grid[-1]), key=comparison.chain_mean)
     if chain.level in (grid[0].level, grid[-1].level):
         ours = f"best at {chain.setting}, the end of the grid"
-        return INTERIOR.told(ours, None, OPEN)
+        return INTERIOR.decided(ours, None, OPEN)
 
     k = len(chain.entries) - 1
 
@@ -235,4 +233,7 @@ def _interior(comparison: Comparison) -> Claim:
     both = [comparison.counted(e) for c in (chain, ends) for e in c.entries[:-1]]
     estimate = bootstrap(both, difference)
     ours = f"best at {chain.setting}, {estimate.value:+.3f} against the better end"
-    return INTERIOR.told(ours, estimate, verdict(estimate, 0))
+    return INTERIOR.decided(ours, estimate, verdict(estimate, 0))
+
+
+ANALYSIS = Analysis("heatmap", section, (ABOVE_RANDOM, INTERIOR), claims)

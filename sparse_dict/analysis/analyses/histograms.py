@@ -25,10 +25,11 @@ from sparse_dict.analysis.claims import (
     verdict,
 )
 from sparse_dict.analysis.comparison import Comparison, Variant
+from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.measures import bimodality, random_directions
 from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import UNTOLD, Draw, Picture, Section, Table
+from sparse_dict.analysis.report.page import MISSING, Picture, Section, Table
 from sparse_dict.analysis.study import LABELS, Chain, Entry
 
 Floats = NDArray[np.floating[Any]]
@@ -47,8 +48,8 @@ BIMODAL = Statement(
     "two humps in every histogram",
     "At the best L1, a size counts as bimodal if Hartigan's dip test gives p < 0.01, two "
     "Gaussians beat one by BIC, and they lie apart (Ashman's D > 2). Of the sizes with "
-    f"{FEWEST} features or more (fewer cannot tell), holds if more than half are, does not hold if "
-    "none is.",
+    f"{FEWEST} features or more (fewer say too little), holds if more than half are, does not hold "
+    "if none is.",
 )
 
 
@@ -73,12 +74,12 @@ HIGH_SHARE = Statement(
 )
 
 
-def section(comparison: Comparison, draw: Draw) -> Section:
+def section(context: Context) -> Section:
     """MCS histograms with the exact random curve, tests of bimodality, and the simulation."""
     section = Section("Two humps")
-    chain = comparison.main
+    comparison, chain = context.comparison, context.comparison.main
     if chain is None:
-        section.blocks.append(UNTOLD.format(NO_CHAIN))
+        section.blocks.append(MISSING.format(NO_CHAIN))
         return section
     section.blocks.append(
         "If a dictionary held only features of the model, all would be found again in a larger one "
@@ -88,7 +89,7 @@ def section(comparison: Comparison, draw: Draw) -> Section:
     )
     note = " For the plain maximum: one to one, random directions lie a little lower."
     section.blocks.append(
-        draw(
+        context.draw(
             "histograms", histograms(comparison, chain), "MCS of each size",
             f"At {chain.setting}, the best by MMCS. The black curve is the exact "
             "law of random directions with the same number of features; where it rises above the "
@@ -104,7 +105,8 @@ def section(comparison: Comparison, draw: Draw) -> Section:
         "one: a lower bound on the features that are truly shared."
     )
     section.blocks.append(Table("Tests of bimodality", bimodality_table(comparison, chain)))
-    section.blocks.append(_simulation(comparison, chain, draw))
+    section.blocks.append(_simulation(context, chain))
+    section.blocks += _other_levels(context, chain)
     return section
 
 
@@ -138,18 +140,18 @@ def bimodality_table(comparison: Comparison, chain: Chain) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _simulation(comparison: Comparison, chain: Chain, draw: Draw) -> Picture:
+def _simulation(context: Context, chain: Chain) -> Picture:
     rng = np.random.default_rng(0)
-    d = comparison.study.d_in
+    d, block_rows = context.study.d_in, context.comparison.settings.block_rows
     simulated = []
     for small, large in zip(chain.entries[:-1], chain.entries[1:], strict=True):
         draws = []
         for _ in range(-(-SIMULATED_ROWS // small.size)):
             rows = random_directions.unit_vectors(small.size, d, rng)
             others = random_directions.unit_vectors(large.size, d, rng)
-            draws.append(max_cosine(rows, others, comparison.settings.block_rows))
+            draws.append(max_cosine(rows, others, block_rows))
         simulated.append((small.size, large.size, np.concatenate(draws)))
-    return draw(
+    return context.draw(
         "random_directions", random_mcs(simulated, d), "Random directions",
         "What the histograms would look like if nothing were shared: random dictionaries of the "
         "real sizes (small ones drawn several times), plain maximum against the next size, and the "
@@ -157,30 +159,27 @@ def _simulation(comparison: Comparison, chain: Chain, draw: Draw) -> Picture:
     )  # fmt: skip
 
 
-def appendix(comparison: Comparison, draw: Draw) -> Section | None:
-    """Histograms at other levels of sparsity, as many as fit a page; None if there is one."""
-    main = comparison.main
-    if main is None:
-        return None
+def _other_levels(context: Context, main: Chain) -> list[Picture]:
+    """Histograms at other levels of sparsity, as many as fit a page; none if there is one level."""
     alike = [
         chain
-        for chain in comparison.study.chains
+        for chain in context.study.chains
         if (chain.family, chain.seed) == (main.family, main.seed) and len(chain.entries) > 1
     ]
     if len(alike) < 2:
-        return None
+        return []
     alike.sort(key=lambda chain: chain.level)
     # The best level and its neighbours, so that the grid shows how the humps come and go.
     start = alike.index(main) - GRID_COLUMNS // 2
     start = max(0, min(start, len(alike) - GRID_COLUMNS))
     chosen = alike[start : start + GRID_COLUMNS]
     swept = LABELS[main.axis]
-    picture = draw(
-        "histograms_l1", histogram_grid(comparison, chosen), f"MCS by size and {swept}",
+    picture = context.draw(
+        "histograms_l1", histogram_grid(context.comparison, chosen), f"MCS by size and {swept}",
         f"Rows: sizes; columns: {swept} ({len(chosen)} of {len(alike)}, around the best one). "
         "Titles give the number and share of features above the threshold.",
     )  # fmt: skip
-    return Section(f"Appendix: histograms at other {swept}", [picture])
+    return [picture]
 
 
 def _histogram(
@@ -306,14 +305,14 @@ def is_bimodal(values: Floats) -> tuple[bool, float, float]:
     return bool(p < 0.01 and two), dip, p
 
 
-CLAIMS = (BIMODAL, LOW_HUMP, HIGH_SHARE)
+STATEMENTS = (BIMODAL, LOW_HUMP, HIGH_SHARE)
 
 
-def claims(comparison: Comparison) -> list[Claim]:
+def claims(context: Context) -> list[Claim]:
     """Whether the histograms have two humps, where they lie, and how large the upper one is."""
-    chain = chain_of(comparison)
+    comparison, chain = context.comparison, chain_of(context.comparison)
     if chain is None:
-        return [BIMODAL.untold(), LOW_HUMP.untold(), HIGH_SHARE.untold()]
+        return [statement.undecided() for statement in STATEMENTS]
     return [
         _bimodal(comparison, chain),
         _low_hump(comparison, chain),
@@ -325,12 +324,12 @@ def _bimodal(comparison: Comparison, chain: Chain) -> Claim:
     values = [comparison.counted(entry) for entry in chain.entries[:-1]]
     outcomes = [is_bimodal(part) for part in values if len(part) >= FEWEST]
     if not outcomes:
-        return BIMODAL.untold(f"no size has {FEWEST} features with an MCS: too few to tell")
+        return BIMODAL.undecided(f"no size has {FEWEST} features with an MCS: too few")
     count = sum(bimodal for bimodal, *_ in outcomes)
-    told = HOLDS if 2 * count > len(outcomes) else FAILS if count == 0 else OPEN
+    outcome = HOLDS if 2 * count > len(outcomes) else FAILS if count == 0 else OPEN
     p = ", ".join(f"{p:.3f}" if p > 0.001 else "≤ .001" for *_, p in outcomes)
     ours = f"{count} of {len(outcomes)} sizes (p by size: {p})"
-    return BIMODAL.told(ours, None, told)
+    return BIMODAL.decided(ours, None, outcome)
 
 
 def _low_hump(comparison: Comparison, chain: Chain) -> Claim:
@@ -345,14 +344,14 @@ def _low_hump(comparison: Comparison, chain: Chain) -> Claim:
         return shifted
 
     if not all(samples(other) for other in counted_chains(comparison, chain)):
-        return LOW_HUMP.untold("no size is bimodal, so there is no lower hump")
+        return LOW_HUMP.undecided("no size is bimodal, so there is no lower hump")
     estimate = interval(
         comparison, chain, samples, lambda s: float(np.mean([np.median(part) for part in s]))
     )
     inside = estimate.low > -0.1 and estimate.high < 0.1
     outside = estimate.low > 0.1 or estimate.high < -0.1
     ours = f"median {estimate.value:+.3f} from random"
-    return LOW_HUMP.told(ours, estimate, HOLDS if inside else FAILS if outside else OPEN)
+    return LOW_HUMP.decided(ours, estimate, HOLDS if inside else FAILS if outside else OPEN)
 
 
 def _high_share(comparison: Comparison, chain: Chain) -> Claim:
@@ -367,4 +366,7 @@ def _high_share(comparison: Comparison, chain: Chain) -> Claim:
     sizes = [np.concatenate(parts) for parts in by_size]
     counts = ", ".join(f"{int(part.sum())} of {len(part)}" for part in sizes)
     ours = f"{estimate.value:.0%} ({counts}{in_seeds(chains)})"
-    return HIGH_SHARE.told(ours, estimate, verdict(estimate, 0.1))
+    return HIGH_SHARE.decided(ours, estimate, verdict(estimate, 0.1))
+
+
+ANALYSIS = Analysis("histograms", section, STATEMENTS, claims)

@@ -17,14 +17,14 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import harvested
-from sparse_dict.analysis.analyses import baselines
-from sparse_dict.analysis.analyses.baselines import Floats
+from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.harvested import Place
-from sparse_dict.analysis.report.page import UNTOLD, Draw, Section, Table
-from sparse_dict.analysis.study import Entry, Study
-from sparse_dict.config import AnalyzeConfig
+from sparse_dict.analysis.measures.bases import LABELS, Basis, Floats
+from sparse_dict.analysis.report.curves import curves
+from sparse_dict.analysis.report.page import MISSING, Section, Table
+from sparse_dict.analysis.study import Entry
+from sparse_dict.config import LossRecoveredConfig
 from sparse_dict.errors import UserError
 from sparse_dict.lm.loss import linear_cross_entropy
 from sparse_dict.machine import runtime
@@ -96,7 +96,7 @@ def of_dictionary(entry: Entry) -> Replacement:
     return Replacement((entry.name,), lambda x: [dictionary.decode(dictionary.encode(x))])
 
 
-def of_basis(method: str, basis: baselines.Basis, ks: list[int]) -> Replacement:
+def of_basis(method: str, basis: Basis, ks: list[int]) -> Replacement:
     """The reconstructions by a baseline with k codes each, under `method`:k."""
     return Replacement(tuple(f"{method}:{k}" for k in ks), lambda x: basis.sparse(x, ks))
 
@@ -120,33 +120,29 @@ def held_out(
     unseen = len(stream) - first > n * n_ctx
     start = first if unseen else len(stream) - n * n_ctx - 1
     windows = [stream.window(start + i * n_ctx, n_ctx + 1) for i in range(n)]
-    told = f"{n * n_ctx:,} tokens of the "
+    size = f"{n * n_ctx:,} tokens of the "
     if text.validation:
         what = "neither harvested nor trained on" if unseen else "the last of those harvested"
-        return np.stack(windows), f"{told}validation text, {what}"
-    told += "text, which has no validation part: a model trained on this corpus has seen them"
-    return np.stack(windows), f"{told}; they were {'not ' if unseen else ''}harvested"
+        return np.stack(windows), f"{size}validation text, {what}"
+    size += "text, which has no validation part: a model trained on this corpus has seen them"
+    return np.stack(windows), f"{size}; they were {'not ' if unseen else ''}harvested"
 
 
-def measure(
-    study: Study, config: AnalyzeConfig, bases: dict[str, baselines.Basis]
-) -> tuple[dict[str, float], str]:
+def measure(context: Context, bases: dict[str, Basis]) -> tuple[dict[str, float], str]:
     """`losses` of all dictionaries and baselines, and what text they were taken on.
 
     Raises:
         UserError: the activations, their language model or its text are not there.
     """
-    settings = config.loss_recovered
-    assert settings is not None
-    activations: Activations = baselines.activations_of(study, Path(config.activations_dir))
-    manifest = activations.manifest
+    config, settings = context.config, context.settings(LossRecoveredConfig)
+    activations, manifest = context.activations, context.activations.manifest
     if manifest is None:
         raise UserError("these activations do not come from a language model of ours")
     place, lm = harvested.place(manifest), harvested.model(manifest, config)
     runtime.allocator()
     contexts, what = held_out(manifest, Path(config.cache_dir), lm.config.n_ctx, settings.tokens)
     ks = [k for k in settings.ks if k <= activations.d_in]
-    replacements = [of_dictionary(entry) for entry in study.entries]
+    replacements = [of_dictionary(entry) for entry in context.study.entries]
     replacements += [of_basis(method, basis, ks) for method, basis in bases.items()]
     found = losses(lm.model, contexts, place, activations.mean, replacements)
     if place.skip_first:
@@ -154,16 +150,21 @@ def measure(
     return found, what
 
 
-def section(
-    study: Study, config: AnalyzeConfig, measured: baselines.Measured | None, draw: Draw
-) -> Section:
-    """Loss recovered by dictionaries, and by the baselines where they were fitted."""
-    title = "The model's loss with reconstructed activations"
-    bases = measured.bases if measured else {}
+def _fitted(context: Context) -> dict[str, Basis]:
+    """The baselines if they are on; none where they cannot be fitted, which their section says."""
     try:
-        found, what = measure(study, config, bases)
+        return context.bases.bases if context.config.is_on("baselines") else {}
+    except UserError:
+        return {}
+
+
+def section(context: Context) -> Section:
+    """Loss recovered by dictionaries, and by the baselines where these are on."""
+    title = "The model's loss with reconstructed activations"
+    try:
+        found, what = measure(context, _fitted(context))
     except UserError as error:
-        return Section(title, [UNTOLD.format(error)])
+        return Section(title, [MISSING.format(error)])
     original, zero, mean = (found.pop(label) for label in (ORIGINAL, ZERO, MEAN))
     rows = [
         {
@@ -176,10 +177,10 @@ def section(
             "l0": float(entry.metrics["l0"]),
             "loss": found.pop(entry.name),
         }
-        for entry in study.entries
+        for entry in context.study.entries
     ]
     others = [
-        {"baseline": baselines.LABELS[method], "l0": int(k), "loss": loss}
+        {"baseline": LABELS[method], "l0": int(k), "loss": loss}
         for label, loss in found.items()
         for method, _, k in [label.partition(":")]
     ]
@@ -190,7 +191,7 @@ def section(
             values = [recovered(loss, original, ablated) for loss in frame["loss"]]
             frame[f"recovered_{name}"] = np.array(values, dtype=float)
     both = pd.concat([dictionaries, simpler], ignore_index=True)
-    files.write_text(Path(config.analysis_dir) / "loss_recovered.csv", both.to_csv(index=False))
+    files.write_text(context.folder / "loss_recovered.csv", both.to_csv(index=False))
 
     text = (
         "The activation that the dictionaries were trained on is replaced at every position, and "
@@ -203,9 +204,9 @@ def section(
     if mean > original:
         low = float(min(0, both["recovered_mean"].clip(lower=-0.5).min()))
         result.blocks.append(
-            draw(
+            context.draw(
                 "loss_recovered",
-                baselines.curves(
+                curves(
                     dictionaries, simpler, "recovered_mean", "loss recovered, of mean-ablation",
                     "Loss recovered by reconstructions", (low, 1.02),
                 ),
@@ -218,3 +219,6 @@ def section(
     if len(simpler):
         result.blocks.append(Table("Baselines", simpler.rename(columns={"l0": "k"}), fold=True))
     return result
+
+
+ANALYSIS = Analysis("loss_recovered", section)

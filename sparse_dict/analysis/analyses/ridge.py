@@ -1,132 +1,21 @@
-"""Along which line through the (dictionary size, L1) plane does MMCS peak?
-
-Where the L1 term is divided by the dictionary's size, the L1 of the best MMCS grows in proportion
-to the size: a diagonal ridge, which the post's figure 4 shows and its figure 5 undoes.
-"""
+"""The best L1 by dictionary size, on the heat map of MMCS (the post's figures 4 and 5)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, Claim, Statement
-from sparse_dict.analysis.comparison import Comparison, Variant
+from sparse_dict.analysis.comparison import Variant
+from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.measures.intervals import Estimate
+from sparse_dict.analysis.measures.ridge import Ridge
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import Draw, Section, Table
+from sparse_dict.analysis.report.page import Section, Table
 from sparse_dict.analysis.study import number
-
-Floats = NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True)
-class Peak:
-    """The L1 with the best MMCS at one dictionary size."""
-
-    dict_size: int
-    l1: float
-    mmcs: float
-    interior: bool  # False: the best MMCS lies at the edge of the grid, the peak perhaps beyond
-
-
-@dataclass(frozen=True)
-class Ridge:
-    """Peaks of one family, and the slope of log L1 against log size through the interior ones."""
-
-    family: str
-    l1_scaling: str  # none | dict_size
-    grid: tuple[float, ...]  # the L1 that were tried
-    peaks: tuple[Peak, ...]
-    slope: float | None  # 0: vertical in the heat map, 1: diagonal; None: fewer than three peaks
-    intercept: float | None  # natural log of L1 at size 1
-    interval: tuple[float, float] | None  # 95 %, jackknife over sizes
-
-
-def peak(l1: Sequence[float], mmcs: Sequence[float]) -> tuple[float, float, bool]:
-    """L1 of the best MMCS, refined by a parabola in log L1, the MMCS there, and "interior".
-
-    `l1` is positive and rising; at the edge of the grid nothing is refined.
-    """
-    x, y = np.log(np.asarray(l1)), np.asarray(mmcs)
-    i = int(np.argmax(y))
-    if i in (0, len(x) - 1):
-        return float(l1[i]), float(y[i]), False
-    around = slice(i - 1, i + 2)
-    a, b, _ = np.polyfit(x[around] - x[i], y[around] - y[i], 2)
-    if a >= 0:  # three equal values
-        return float(l1[i]), float(y[i]), True
-    shift = -b / (2 * a)
-    return float(np.exp(x[i] + shift)), float(y[i] + b * shift / 2), True
-
-
-def slope(sizes: Floats, l1: Floats) -> tuple[float, float]:
-    """Least-squares slope and intercept of ln L1 against ln size."""
-    gradient, intercept = np.polyfit(np.log(sizes), np.log(l1), 1)
-    return float(gradient), float(intercept)
-
-
-def jackknife(sizes: Floats, l1: Floats) -> tuple[float, float]:
-    """95 % interval of the slope: leave one size out at a time, Student's t."""
-    from scipy.stats import t
-
-    n = len(sizes)
-    kept = ~np.eye(n, dtype=bool)
-    slopes = np.array([slope(sizes[k], l1[k])[0] for k in kept])
-    error = np.sqrt((n - 1) / n * ((slopes - slopes.mean()) ** 2).sum())
-    reach = float(t.ppf(0.975, n - 1) * error)
-    middle = slope(sizes, l1)[0]
-    return middle - reach, middle + reach
-
-
-def fit(cells: pd.DataFrame, families: Sequence[str]) -> list[Ridge]:
-    """One ridge a family that has three or more L1, from `Comparison.cells` (means over seeds).
-
-    In the order of `families`.
-    """
-    ridges: list[Ridge] = []
-    if cells.empty:
-        return ridges
-    means = (
-        cells[(cells["axis"] == "l1") & (cells["l1"] > 0)]
-        .groupby(["family", "dict_size", "l1"])["mmcs"]
-        .mean()
-        .dropna()
-    )
-    scaling = cells.groupby("family")["l1_scaling"].first()
-    known = set(means.index.get_level_values("family"))
-    for family in (name for name in families if name in known):
-        peaks = []
-        grid = tuple(sorted(set(means[family].index.get_level_values("l1"))))
-        for size, row in means[family].groupby(level="dict_size"):
-            if len(row) >= 3:
-                l1 = row.index.get_level_values("l1").to_numpy()
-                peaks.append(Peak(int(size), *peak(l1, row.to_numpy())))
-        if not peaks:
-            continue
-        good = [p for p in peaks if p.interior]
-        if len(good) < 3:
-            ridges.append(Ridge(family, scaling[family], grid, tuple(peaks), None, None, None))
-            continue
-        sizes = np.array([p.dict_size for p in good], dtype=float)
-        best = np.array([p.l1 for p in good])
-        ridges.append(
-            Ridge(
-                family,
-                scaling[family],
-                grid,
-                tuple(peaks),
-                *slope(sizes, best),
-                jackknife(sizes, best),
-            )
-        )
-    return ridges
-
 
 VERTICAL = Statement(
     "ridge_vertical",
@@ -149,11 +38,10 @@ DIAGONAL = Statement(
 )
 
 
-def section(
-    comparison: Comparison, cells: pd.DataFrame, ridges: Sequence[Ridge], draw: Draw
-) -> Section:
+def section(context: Context) -> Section:
     """Where MMCS peaks in L1, by size."""
     section = Section("The best L1 by dictionary size")
+    ridges = context.ridges
     if not ridges:
         section.blocks.append(
             "A ridge needs three or more L1 values at each size; this study has fewer."
@@ -165,7 +53,7 @@ def section(
         "the heat map); undivided, it should stay (slope 0, a vertical)."
     )
     section.blocks.append(
-        draw(
+        context.draw(
             "ridge", best_l1(ridges), "Best L1 against dictionary size",
             "Lines: least squares in the logarithms through the filled points, with the slope's "
             "95 % interval (jackknife over sizes) where three or more sizes allow it.",
@@ -175,8 +63,8 @@ def section(
     if len(scalings) > 1:
         both = [scalings[key] for key in sorted(scalings, reverse=True)]  # none, dict_size
         section.blocks.append(
-            draw(
-                "ridge_heatmaps", ridge_heatmaps(cells, both, comparison.shown),
+            context.draw(
+                "ridge_heatmaps", ridge_heatmaps(context.cells, both, context.comparison.shown),
                 "Both ridges on their heat maps",
                 "The same L1 for all sizes makes a vertical line, one that grows with the size a "
                 "diagonal. Dots: the best L1 of a size (open: at the edge of the grid, not "
@@ -274,11 +162,9 @@ def ridge_heatmaps(cells: pd.DataFrame, ridges: Sequence[Ridge], shown: Variant)
     return figure
 
 
-CLAIMS = (VERTICAL, DIAGONAL)
-
-
-def claims(ridges: Sequence[Ridge]) -> list[Claim]:
-    """Vertical, or diagonal."""
+def claims(context: Context) -> list[Claim]:
+    """Whether the ridge is vertical, or diagonal."""
+    ridges = context.ridges
     return [_slope(VERTICAL, ridges, "none", 0), _slope(DIAGONAL, ridges, "dict_size", 1)]
 
 
@@ -289,9 +175,12 @@ def _slope(text: Statement, ridges: Sequence[Ridge], scaling: str, target: float
         estimate = Estimate(item.slope, *item.interval, "sizes (jackknife)")
         inside = estimate.low > target - 0.5 and estimate.high < target + 0.5
         outside = estimate.low > target + 0.5 or estimate.high < target - 0.5
-        told = HOLDS if inside else FAILS if outside else OPEN
+        outcome = HOLDS if inside else FAILS if outside else OPEN
         named = f" ({item.family})" if len(ridges) > 1 else ""
-        return text.told(f"slope {item.slope:.2f}{named}", estimate, told)
-    return text.untold(
+        return text.decided(f"slope {item.slope:.2f}{named}", estimate, outcome)
+    return text.undecided(
         f"needs l1_scaling={scaling} and three sizes whose best L1 is not at an end of the grid"
     )
+
+
+ANALYSIS = Analysis("ridge", section, (VERTICAL, DIAGONAL), claims)

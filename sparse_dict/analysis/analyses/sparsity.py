@@ -1,7 +1,6 @@
 """How many neurons a feature is spread over: effective neurons of decoder rows."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -18,64 +17,19 @@ from sparse_dict.analysis.claims import (
     interval,
     verdict,
 )
-from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.context import Analysis, Context
+from sparse_dict.analysis.measures.effective_neurons import (
+    entropy,
+    outliers,
+    random_simpson,
+    random_spread,
+    simpson_neurons,
+)
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import UNTOLD, Draw, Notes, Section, Table
+from sparse_dict.analysis.report.page import MISSING, Notes, Section, Table
 from sparse_dict.analysis.study import Chain
 
 Floats = NDArray[np.floating[Any]]
-
-
-def shares(rows: Floats) -> Floats:
-    """Each neuron's share |w| / sum |w| of each row (n, d), float64; zero rows give ``nan``."""
-    sizes = np.abs(rows.astype(np.float64))
-    totals = sizes.sum(axis=1, keepdims=True)
-    return sizes / np.where(totals > 0, totals, np.nan)
-
-
-def simpson_neurons(rows: Floats) -> Floats:
-    """Effective neurons 1 / sum p^2 of each row, in [1, d] (inverse Simpson index), shape (n,)."""
-    return np.asarray(1 / (shares(rows) ** 2).sum(axis=1))
-
-
-def entropy(rows: Floats) -> Floats:
-    """Shannon entropy -sum p ln p of each row in nats, in [0, ln d], shape (n,)."""
-    p = shares(rows)
-    return np.asarray(-(p * np.log(np.where(p > 0, p, 1))).sum(axis=1))
-
-
-def random_simpson(d: int) -> float:
-    """Exact expectation of `simpson_neurons` for a random direction: 1 + (d - 1) 2 / pi.
-
-    1 / sum p^2 = S^2 / R^2 with S = sum |w| and R^2 = sum w^2. For Gaussian w the direction, hence
-    S^2 / R^2, is independent of R^2, so E[S^2 / R^2] = E[S^2] / E[R^2]; E|w_i| = sqrt(2 / pi)
-    gives E[S^2] = d + d (d - 1) 2 / pi, and E[R^2] = d. That is 81.85 at d = 128.
-    """
-    return 1 + (d - 1) * 2 / np.pi
-
-
-@lru_cache(maxsize=8)
-def random_spread(d: int, samples: int = 20_000) -> tuple[float, float]:
-    """Simulated for random directions: sd of `simpson_neurons`, and mean `entropy` in nats.
-
-    Neither has a closed form as short as the mean; the seed is fixed.
-    """
-    rows = np.random.default_rng(0).standard_normal((samples, d))
-    return float(simpson_neurons(rows).std()), float(entropy(rows).mean())
-
-
-def outliers(values: Floats, reach: float = 3.0) -> NDArray[np.int64]:
-    """Positions beyond Tukey's outer fences (quartiles -+ `reach` interquartile ranges).
-
-    Most extreme first; ``nan`` values are never outliers.
-    """
-    known = values[np.isfinite(values)]
-    if len(known) < 4:
-        return np.array([], dtype=np.int64)
-    low, middle, high = np.percentile(known, [25, 50, 75])
-    fence = reach * (high - low)
-    out = np.flatnonzero((values < low - fence) | (values > high + fence))
-    return out[np.argsort(-np.abs(values[out] - middle), kind="stable")]
 
 
 # A feature found again counts as sparser than random directions from this share of their effective
@@ -103,12 +57,13 @@ HIGH_VS_LOW = Statement(
 )
 
 
-def section(comparison: Comparison, draw: Draw) -> Section:
+def section(context: Context) -> Section:
     """Effective neurons by MCS, against random directions; outliers by name."""
-    d, threshold, chain = comparison.study.d_in, comparison.settings.threshold, comparison.main
+    comparison, chain = context.comparison, context.comparison.main
+    d, threshold = context.study.d_in, comparison.settings.threshold
     section = Section("Sparsity in the neuron basis")
     if chain is None:
-        section.blocks.append(UNTOLD.format(NO_CHAIN))
+        section.blocks.append(MISSING.format(NO_CHAIN))
         return section
     sd, random_entropy = random_spread(d)
     groups, rows, odd = [], [], []
@@ -141,7 +96,7 @@ def section(comparison: Comparison, draw: Draw) -> Section:
     )
     if any(np.isfinite(part).any() for _, *parts in groups for part in parts):
         section.blocks.append(
-            draw(
+            context.draw(
                 "effective_neurons", effective_neurons(groups, d, threshold),
                 "Effective neurons of features",
                 "Left: mean by size, with 95 % intervals; right: all sizes together, with a normal "
@@ -212,14 +167,14 @@ def effective_neurons(
     return figure
 
 
-CLAIMS = (NOT_SPARSE, HIGH_VS_LOW)
+STATEMENTS = (NOT_SPARSE, HIGH_VS_LOW)
 
 
-def claims(comparison: Comparison) -> list[Claim]:
+def claims(context: Context) -> list[Claim]:
     """Effective neurons of features found again, against random directions and the others."""
-    chain = chain_of(comparison)
+    comparison, chain = context.comparison, chain_of(context.comparison)
     if chain is None:
-        return [NOT_SPARSE.untold(), HIGH_VS_LOW.untold()]
+        return [statement.undecided() for statement in STATEMENTS]
     threshold, d = comparison.settings.threshold, comparison.study.d_in
 
     def samples(chain: Chain) -> list[Floats]:
@@ -231,25 +186,26 @@ def claims(comparison: Comparison) -> list[Claim]:
             pooled.append(np.stack([neurons[known], mcs[known] > threshold], axis=1))
         return [np.concatenate(pooled)]
 
-    def high(samples: Sequence[Floats]) -> float:
+    def mean(samples: Sequence[Floats], found_again: bool) -> float:
         neurons, found = samples[0].T
-        return float(neurons[found == 1].mean()) if (found == 1).any() else float("nan")
-
-    def low(samples: Sequence[Floats]) -> float:
-        neurons, found = samples[0].T
-        return float(neurons[found == 0].mean()) if (found == 0).any() else float("nan")
+        return _mean(neurons[found == found_again])
 
     expected = random_simpson(d)
     pooled = [samples(other) for other in counted_chains(comparison, chain)]
     found = [part[0][:, 1] for part in pooled]
     if min(min(part.sum(), (part == 0).sum()) for part in found) < 5:
         why = "fewer than 5 features above the threshold, or below it"
-        return [NOT_SPARSE.untold(why), HIGH_VS_LOW.untold(why)]
-    above = interval(comparison, chain, samples, lambda s: high(s) - expected)
-    apart = interval(comparison, chain, samples, lambda s: high(s) - low(s))
-    ours, others = (float(np.mean([of(part) for part in pooled])) for of in (high, low))
+        return [statement.undecided(why) for statement in STATEMENTS]
+    above = interval(comparison, chain, samples, lambda s: mean(s, True) - expected)
+    apart = interval(comparison, chain, samples, lambda s: mean(s, True) - mean(s, False))
+    ours, others = (
+        float(np.mean([mean(part, which) for part in pooled])) for which in (True, False)
+    )
     sparser = verdict(above, -MARGIN * expected)
     return [
-        NOT_SPARSE.told(f"{ours:.1f} against {expected:.1f}", above, sparser),
-        HIGH_VS_LOW.told(f"{ours:.1f} against {others:.1f}", apart, verdict(apart, 0)),
+        NOT_SPARSE.decided(f"{ours:.1f} against {expected:.1f}", above, sparser),
+        HIGH_VS_LOW.decided(f"{ours:.1f} against {others:.1f}", apart, verdict(apart, 0)),
     ]
+
+
+ANALYSIS = Analysis("sparsity", section, STATEMENTS, claims)

@@ -15,16 +15,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sparse_dict.activations.toy import TRUTH
-from sparse_dict.analysis.analyses.baselines import activations_of
 from sparse_dict.analysis.claims import Claim, Statement, verdict
 from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
 from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import UNTOLD, Draw, Section, Table
-from sparse_dict.analysis.study import NAMES, Entry, Study, number
-from sparse_dict.config import AnalyzeConfig
+from sparse_dict.analysis.report.page import MISSING, Section, Table
+from sparse_dict.analysis.study import NAMES, Entry, number
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files
 
@@ -60,13 +59,14 @@ PANELS = (
 )
 
 
-def read(study: Study, folder: Path) -> Floats:
-    """The true features (n_features, d_in) of the activations in `folder`.
+def read(context: Context) -> Floats:
+    """The true features (n_features, d_in) of the activations.
 
     Raises:
-        UserError: these are not the study's activations, or have no known features.
+        UserError: the study's activations are not there, or have no known features.
     """
-    manifest = activations_of(study, folder).manifest or {"fingerprints": {}}
+    study, folder = context.study, Path(context.config.activations_dir)
+    manifest = context.activations.manifest or {"fingerprints": {}}
     if "truth" not in manifest["fingerprints"]:
         raise UserError("the features of these activations are not known, as in a toy model")
     path = folder / TRUTH
@@ -214,23 +214,24 @@ def predictions(frame: pd.DataFrame, n_features: int) -> pd.DataFrame:
                 {
                     "of": name,
                     "dictionaries": found.dictionaries,
-                    "Pearson": _told(found.pearson),
-                    "Spearman": _told(found.spearman),
+                    "Pearson": _shown(found.pearson),
+                    "Spearman": _shown(found.spearman),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _told(found: Estimate) -> str:
+def _shown(found: Estimate) -> str:
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
-def claims(comparison: Comparison, folder: Path) -> list[Claim]:
-    """What the known features of the activations in `folder` say of FOUND and PREDICTED."""
+def claims(context: Context) -> list[Claim]:
+    """What the known features of the activations say of FOUND and PREDICTED."""
+    comparison = context.comparison
     try:
-        truth = read(comparison.study, folder)
+        truth = read(context)
     except UserError as error:
-        return [statement.untold(str(error)) for statement in (FOUND, PREDICTED)]
+        return [statement.undecided(str(error)) for statement in (FOUND, PREDICTED)]
     return [_found(comparison, truth), _predicted(table(comparison, truth))]
 
 
@@ -242,34 +243,34 @@ def _found(comparison: Comparison, truth: Floats) -> Claim:
             if entry.size not in best or values.mean() > best[entry.size][1].mean():
                 best[entry.size] = entry, values
     if not best:
-        return FOUND.untold(f"no dictionary has {len(truth)} features or more")
+        return FOUND.undecided(f"no dictionary has {len(truth)} features or more")
     columns = np.stack([values for _, values in best.values()], axis=1)  # (true features, sizes)
     estimate = bootstrap([columns], lambda samples: float(samples[0].mean(dtype=np.float64)))
     each = "; ".join(
         f"{size}: {values.mean():.3f} ({', '.join(filter(None, [entry.setting, entry.family]))})"
         for size, (entry, values) in sorted(best.items())
     )
-    return FOUND.told(each, estimate, verdict(estimate, 0.9))
+    return FOUND.decided(each, estimate, verdict(estimate, 0.9))
 
 
 def _predicted(frame: pd.DataFrame) -> Claim:
     n = int(frame["larger_mmcs"].count())
     if n < FEWEST:
-        return PREDICTED.untold(f"{n} dictionaries have a larger one; needs {FEWEST}")
+        return PREDICTED.undecided(f"{n} dictionaries have a larger one; needs {FEWEST}")
     found = correlations(frame).pearson
     estimate = replace(found, over=f"{n} dictionaries (bootstrap)")
-    return PREDICTED.told(f"r = {found.value:.2f}", estimate, verdict(estimate, 0.5))
+    return PREDICTED.decided(f"r = {found.value:.2f}", estimate, verdict(estimate, 0.5))
 
 
-def section(comparison: Comparison, config: AnalyzeConfig, draw: Draw) -> Section:
+def section(context: Context) -> Section:
     """What was found of the known features; `truth.csv`."""
-    title = "Against the true features"
+    title, comparison = "Against the true features", context.comparison
     try:
-        truth = read(comparison.study, Path(config.activations_dir))
+        truth = read(context)
     except UserError as error:
-        return Section(title, [UNTOLD.format(error)])
+        return Section(title, [MISSING.format(error)])
     frame = table(comparison, truth)
-    files.write_text(Path(config.analysis_dir) / "truth.csv", frame.to_csv(index=False))
+    files.write_text(context.folder / "truth.csv", frame.to_csv(index=False))
     n, d = truth.shape
     chance = ", ".join(
         f"{random_directions.max_mean(d, size):.2f} for {size}"
@@ -283,7 +284,7 @@ def section(comparison: Comparison, config: AnalyzeConfig, draw: Draw) -> Sectio
             "true feature, MCS is its largest cosine similarity with the dictionary's features; "
             f"MMCS is the mean over the true ones, and one is found if its MCS exceeds "
             f"{threshold:g}. Random dictionaries would reach {chance}.",
-            draw(
+            context.draw(
                 "truth_heatmaps", heatmaps(frame, n), "Known features by size and sparsity",
                 "Each cell is one dictionary, its size on the left and how sparse it was made "
                 f"below. A dictionary smaller than {n} cannot find all. FVU: share of variance "
@@ -294,7 +295,7 @@ def section(comparison: Comparison, config: AnalyzeConfig, draw: Draw) -> Sectio
     known = frame.dropna(subset=["larger_mmcs"])
     if len(known) > 2:
         section.blocks.append(
-            draw(
+            context.draw(
                 "truth_predictor", predictor(known, str(comparison.shown)),
                 "MMCS with larger dictionaries as a predictor",
                 "Each point is a dictionary that has a larger one. "
@@ -302,12 +303,17 @@ def section(comparison: Comparison, config: AnalyzeConfig, draw: Draw) -> Sectio
                 "truth.",
             )
         )  # fmt: skip
-        told = predictions(frame, n)
-        section.blocks.append(
-            Table("Correlation of the two, with 95 % intervals over dictionaries", told)
-        )
+        title = "Correlation of the two, with 95 % intervals over dictionaries"
+        section.blocks.append(Table(title, predictions(frame, n)))
     columns = ["dictionary", "truth_mmcs", "truth_found", "larger_mmcs", "fvu", "l0", "dead"]
     section.blocks.append(
         Table("All dictionaries against the truth", frame[columns], fold=len(frame) > 12)
     )
     return section
+
+
+def _is_toy(context: Context) -> bool:
+    return (Path(context.config.activations_dir) / TRUTH).exists()
+
+
+ANALYSIS = Analysis("truth", section, (FOUND, PREDICTED), claims, applies=_is_toy)

@@ -1,12 +1,6 @@
-"""Was the training long enough? Agreement with the next size as it grew with the rows seen.
-
-Training keeps decoders on a log schedule (`training.snapshots`); those of a dictionary and of the
-next larger one after the same number of rows are compared as finished dictionaries are.
-"""
+"""Was the training long enough? Agreement with the next size as it grew with the rows seen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,108 +20,15 @@ from sparse_dict.analysis.claims import (
     interval,
     verdict,
 )
-from sparse_dict.analysis.comparison import MATCHING, Comparison
-from sparse_dict.analysis.measures import random_directions
-from sparse_dict.analysis.measures.mcs import match, max_cosine, normalised
+from sparse_dict.analysis.comparison import MATCHING
+from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report import page as report
-from sparse_dict.analysis.report.page import Draw, Section, Table
-from sparse_dict.analysis.study import Chain, Entry
-from sparse_dict.errors import UserError
-from sparse_dict.sae import folder as folders
+from sparse_dict.analysis.report.page import MISSING, Section, Table
+from sparse_dict.analysis.trajectory import HALF
 
 Floats = NDArray[np.floating[Any]]
-HALF = (0.4, 0.6)  # of the training: batches do not divide it exactly
 
 TITLE = "Was the training long enough?"
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """Agreement of the main chain, and of those that differ from it in the seed, while trained."""
-
-    # dict_size, next_size, seed, seen, mmcs, random_mmcs, n_above, share_above
-    points: pd.DataFrame = field(default_factory=pd.DataFrame)
-    # by seed and size (n, 2): whether a feature was found again at half and at full training
-    halves: dict[int, list[Floats]] = field(default_factory=dict)
-    missing: str | None = None  # why there is nothing to show
-
-
-def follow(comparison: Comparison) -> Trajectory:
-    """Compare the snapshots of the main chain; `missing` says what stands in the way, if anything.
-
-    All features count, since snapshots do not hold which ones fire.
-    """
-    chain = comparison.main
-    if chain is None:
-        return Trajectory(missing=NO_CHAIN)
-    rows: list[dict[str, Any]] = []
-    halves = {}
-    try:
-        for alike in comparison.same_but_seed(chain):
-            halves[alike.seed] = _follow_chain(comparison, alike, rows)
-    except UserError as error:
-        return Trajectory(missing=str(error))
-    return Trajectory(pd.DataFrame(rows), halves)
-
-
-def _follow_chain(comparison: Comparison, chain: Chain, rows: list[dict[str, Any]]) -> list[Floats]:
-    """Append the points of a chain to `rows`; whether features were found at half and at full."""
-    kept = [_snapshots(entry) for entry in chain.entries]
-    threshold, d = comparison.settings.threshold, comparison.study.d_in
-    halves = []
-    for (entry, own), (larger, others) in pairwise(zip(chain.entries, kept, strict=True)):
-        found = {}
-        for seen in sorted(own.keys() & others.keys()):
-            values = _mcs(comparison, own[seen], others[seen])
-            found[seen] = values > threshold
-            rows.append(
-                {
-                    "dict_size": entry.size,
-                    "next_size": larger.size,
-                    "seed": chain.seed,
-                    "seen": seen,
-                    "mmcs": float(values.mean()),
-                    "random_mmcs": random_directions.mean_mcs(d, [larger.size]),
-                    "n_above": int(found[seen].sum()),
-                    "share_above": float(found[seen].mean()),
-                }
-            )
-        half = _half(entry, list(found))
-        halves.append(np.stack([found[half], found[max(found)]], axis=1).astype(float))
-    return halves
-
-
-def _snapshots(entry: Entry) -> dict[int, NDArray[np.float32]]:
-    kept = folders.read_snapshots(entry.trained.folder)
-    for seen, decoder in kept.items():
-        if decoder.shape != entry.decoder.shape:
-            raise UserError(f"{entry.name}: the snapshot after {seen} rows has another shape")
-    return {seen: normalised(decoder) for seen, decoder in kept.items()}
-
-
-def _half(entry: Entry, seen: Sequence[int]) -> int:
-    """The snapshot at half of the training.
-
-    Raises:
-        UserError: there is none.
-    """
-    low, high = (share * max(seen, default=0) for share in HALF)
-    near = [rows for rows in seen if low <= rows <= high]
-    if not near:
-        raise UserError(
-            f"{entry.name} and the next size have no snapshots at half and at the end of the "
-            "training (train with training.snapshots of at least 2)"
-        )
-    return near[0]
-
-
-def _mcs(
-    comparison: Comparison, rows: NDArray[np.float32], others: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    if comparison.shown.matching == "hungarian":
-        return match(rows, others)[1]
-    return max_cosine(rows, others, comparison.settings.block_rows)
 
 
 def growth(halves: Sequence[Floats]) -> float:
@@ -164,11 +65,11 @@ def curves(points: pd.DataFrame, threshold: float, title: str) -> Figure:
     return figure
 
 
-def section(comparison: Comparison, trajectory: Trajectory, draw: Draw) -> Section:
+def section(context: Context) -> Section:
     """Agreement with the next size against the activations seen."""
-    chain = comparison.main
+    comparison, chain, trajectory = context.comparison, context.comparison.main, context.trajectory
     if trajectory.missing is not None or chain is None:
-        return Section(TITLE, [report.UNTOLD.format(trajectory.missing)])
+        return Section(TITLE, [MISSING.format(trajectory.missing)])
     points, threshold = trajectory.points, comparison.settings.threshold
     text = (
         "Decoders were kept at the end of the training, at half of it, a quarter, and so on. Each "
@@ -177,7 +78,7 @@ def section(comparison: Comparison, trajectory: Trajectory, draw: Draw) -> Secti
         "right end, longer training would find more features again."
     )
     n_seeds = points["seed"].nunique()
-    picture = draw(
+    picture = context.draw(
         "undertraining",
         curves(points, threshold, f"Agreement as training goes on, {figures.named(chain)}"),
         "Agreement against activations seen",
@@ -222,23 +123,19 @@ UNDERTRAINED = Statement(
 )
 
 
-CLAIMS = (UNDERTRAINED,)
-
-
-def claims(comparison: Comparison, trajectory: Trajectory) -> list[Claim]:
+def claims(context: Context) -> list[Claim]:
     """Whether agreement still grows at the end of the training."""
-    return [_undertrained(comparison, trajectory)]
-
-
-def _undertrained(comparison: Comparison, trajectory: Trajectory) -> Claim:
-    chain = comparison.main
+    comparison, chain, trajectory = context.comparison, context.comparison.main, context.trajectory
     if trajectory.missing is not None or chain is None:
-        return UNDERTRAINED.untold(trajectory.missing or NO_CHAIN)
+        return [UNDERTRAINED.undecided(trajectory.missing or NO_CHAIN)]
     estimate = interval(comparison, chain, lambda c: trajectory.halves[c.seed], growth)
     shown = [trajectory.halves[c.seed] for c in counted_chains(comparison, chain)]
     half, full = np.mean([part.mean(axis=0) for parts in shown for part in parts], axis=0)
     ours = f"{half:.0%} at half, {full:.0%} at full training"
-    told = verdict(estimate, 0)
-    if told != HOLDS:
-        told = FAILS if estimate.high < 0.02 else OPEN
-    return UNDERTRAINED.told(ours, estimate, told)
+    outcome = verdict(estimate, 0)
+    if outcome != HOLDS:
+        outcome = FAILS if estimate.high < 0.02 else OPEN
+    return [UNDERTRAINED.decided(ours, estimate, outcome)]
+
+
+ANALYSIS = Analysis("undertraining", section, (UNDERTRAINED,), claims)

@@ -77,26 +77,26 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Untold:
+class Missing:
     """Why there is no gallery."""
 
     reason: str
 
 
-def gather(config: AnalyzeConfig, comparison: Comparison) -> Gallery | Untold:
+def gather(config: AnalyzeConfig, comparison: Comparison) -> Gallery | Missing:
     """Choose features and find their contexts.
 
     Raises:
         UserError: `contexts.features` names a feature that does not exist.
     """
-    settings = config.contexts
+    settings = config.settings(ContextsConfig)
     assert settings is not None
     chosen = choose(comparison, settings, config.seed)
     try:
         source = open_source(config, comparison.study, settings.n_tokens)
     except UserError as error:
         log.warning("no contexts: %s", error)
-        return Untold(str(error))
+        return Missing(str(error))
     found = describe(chosen, source, settings, config.seed)
     shown = {token for f in found for c in [*f.top, *f.spread] for token in c.tokens.tolist()}
     shown |= {token for f in found for token, _ in [*f.promoted, *f.demoted]}

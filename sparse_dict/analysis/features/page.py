@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from sparse_dict.analysis.features.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
-from sparse_dict.analysis.features.contexts import Context, Feature, Gallery, Untold
-from sparse_dict.analysis.report.page import UNTOLD, Markup, Section
+from sparse_dict.analysis.features.contexts import Context, Feature, Gallery, Missing
+from sparse_dict.analysis.report.page import MISSING as MISSING_TEXT
+from sparse_dict.analysis.report.page import Markup, Section
 from sparse_dict.analysis.study import Entry
 from sparse_dict.storage import files
 
@@ -38,7 +39,7 @@ h1 { font: 600 1.5rem/1.25 Helvetica, Arial, sans-serif; }
 """
 
 
-def write(gathered: Gallery | Untold, folder: Path) -> None:
+def write(gathered: Gallery | Missing, folder: Path) -> None:
     """Write PAGE and DATA to `folder`; without a gallery remove those of an earlier run."""
     if isinstance(gathered, Gallery):
         files.write_text(folder / PAGE, page(gathered))
@@ -59,11 +60,11 @@ def page(gallery: Gallery) -> str:
     )
 
 
-def section(gathered: Gallery | Untold) -> Section:
+def section(gathered: Gallery | Missing) -> Section:
     """The report's section: a few features beside the neurons nearest to them."""
     found = Section("What features respond to")
-    if isinstance(gathered, Untold):
-        found.blocks.append(UNTOLD.format(gathered.reason))
+    if isinstance(gathered, Missing):
+        found.blocks.append(MISSING_TEXT.format(gathered.reason))
         return found
     shown = pick(gathered.features)
     neurons = {f.neuron[0] for f in shown if f.neuron}

@@ -23,7 +23,7 @@ from sparse_dict.analysis.interp.questions import (
     read_explanation,
 )
 from sparse_dict.analysis.measures.intervals import bootstrap
-from sparse_dict.analysis.report.page import UNTOLD, Section, Table
+from sparse_dict.analysis.report.page import MISSING, Section, Table
 from sparse_dict.config import AnalyzeConfig, InterpConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress
@@ -164,7 +164,7 @@ def each(results: Sequence[Result]) -> pd.DataFrame:
 def section(comparison: Comparison, config: AnalyzeConfig) -> Section:
     """Explanations and scores; `interp.csv`, and all prompts and answers in ANSWERS."""
     title = "Features in words"
-    settings, folder = config.interp, Path(config.analysis_dir)
+    settings, folder = config.settings(InterpConfig), Path(config.analysis_dir)
     assert settings is not None
     try:
         source = open_source(config, comparison.study, settings.n_tokens)
@@ -174,7 +174,7 @@ def section(comparison: Comparison, config: AnalyzeConfig) -> Section:
         found = ask(chosen, settings, folder / ANSWERS)
     except UserError as error:
         log.warning("no interp: %s", error)
-        return Section(title, [UNTOLD.format(error)])
+        return Section(title, [MISSING.format(error)])
     text = (
         f"The chat model {settings.model} reads {settings.examples} excerpts of {settings.width} "
         "tokens in which a feature is highest and explains it in a line; the scores are taken on "

@@ -1,6 +1,6 @@
 """Which features and directions of the baselines a chat model is asked about, and on which text.
 
-Baselines are the directions of `baselines`, each cut to the k codes of largest magnitude on a
+Baselines are the directions of `measures.bases`, each cut to the k codes of largest magnitude on a
 token, of which the positive ones count; k is the dictionaries' L0, so that all are equally sparse.
 """
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.analyses import baselines
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.features.contexts import CHUNK_VALUES
 from sparse_dict.analysis.harvested import Floats, Source
 from sparse_dict.analysis.interp.questions import Case, Excerpt
+from sparse_dict.analysis.measures import bases
 from sparse_dict.config import InterpConfig
 from sparse_dict.machine.progress import Progress
 
@@ -150,17 +150,17 @@ def _bases(
     text = source.text[np.arange(wanted) * n_contexts // wanted]
     step = max(CHUNK_VALUES // (comparison.study.d_in * n_ctx), 1)
     x = np.concatenate([source.rows(text[i : i + step]) for i in range(0, wanted, step)])
-    rows = baselines.Rows.of(x.reshape(-1, x.shape[-1]))
+    rows = bases.Rows.of(x.reshape(-1, x.shape[-1]))
     for method in settings.baselines:
-        basis = baselines.fit(method, rows, seed)
+        basis = bases.fit(method, rows, seed)
         rng = np.random.default_rng(seed)
         size = len(basis.directions)
         chosen = rng.permutation(size)[: CANDIDATES * settings.per_group]
-        label = baselines.LABELS[method]
+        label = bases.LABELS[method]
         yield _Owner(label, method, sparse(basis, k), size, tuple(chosen.tolist()))
 
 
-def sparse(basis: baselines.Basis, k: int) -> Encode:
+def sparse(basis: bases.Basis, k: int) -> Encode:
     """The positive ones among the k codes of largest magnitude of a row."""
 
     def encode(x: Floats) -> Floats:

@@ -5,7 +5,6 @@ row and the decoder rows of another dictionary; MMCS is the mean over the *small
 With Hungarian matching every feature gets a partner of its own, such that the sum is largest.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from sparse_dict.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
-Bools = NDArray[np.bool_]
 
 # scipy's assignment solver holds its costs in float64: 12 bytes a pair with our float32 cosines.
 MAX_PAIRS = 2**28
@@ -76,62 +74,3 @@ def match(
     cosines = rows @ others.T
     chosen, partners = linear_sum_assignment(cosines, maximize=True)
     return partners, cosines[chosen, partners]
-
-
-class Similarities:
-    """MCS between the dictionaries of a study; each pair is compared once and remembered.
-
-    Dictionaries are named by any hashable key that `add` was given.
-    """
-
-    def __init__(self, block_rows: int) -> None:
-        self.block_rows = block_rows
-        self._rows: dict[str, NDArray[np.float32]] = {}
-        self._alive: dict[str, Bools] = {}
-        self._max: dict[tuple[str, str], tuple[Floats, Floats]] = {}
-        self._matched: dict[tuple[str, str, str], Floats] = {}
-
-    def add(self, key: str, decoder: NDArray[np.float32], alive: Bools) -> None:
-        """Register a dictionary: decoder rows (n, d) and which features ever fired (n,)."""
-        self._rows[key] = normalised(decoder)
-        self._alive[key] = alive
-
-    def mcs(self, key: str, other: str, matching: str, features: str) -> Floats:
-        """MCS of each feature of `key` with `other`, shape (n,), float32.
-
-        With ``features="alive"`` both sides are restricted to features that fired: the dead ones
-        of `key` get ``nan``, and so do all if `other` has no feature that fired, or with Hungarian
-        matching fewer than `key`, so that some would stay without a partner.
-        """
-        if matching == "max":
-            either, living = self._both(key, other)
-            return either if features == "all" else np.where(self._alive[key], living, np.nan)
-        name = (key, other, features)
-        if name not in self._matched:
-            self._matched[name] = self._match(key, other, features)
-        return self._matched[name]
-
-    def mean_mcs(self, key: str, others: Sequence[str], matching: str, features: str) -> Floats:
-        """MCS averaged over several other dictionaries, shape (n,); its mean is the mean MMCS."""
-        columns = [self.mcs(key, other, matching, features) for other in others]
-        return np.mean(columns, axis=0, dtype=np.float64)
-
-    def _both(self, key: str, other: str) -> tuple[Floats, Floats]:
-        """Maxima over all features of `other`, and over those that fired (nan if none did)."""
-        if (key, other) not in self._max:
-            rows, alive = self._rows[other], self._alive[other]
-            living = max_cosine(self._rows[key], rows[alive], self.block_rows)
-            dead = max_cosine(self._rows[key], rows[~alive], self.block_rows)
-            either = np.maximum(living, dead)
-            self._max[key, other] = either, np.where(np.isfinite(living), living, np.nan)
-        return self._max[key, other]
-
-    def _match(self, key: str, other: str, features: str) -> Floats:
-        rows, others = self._rows[key], self._rows[other]
-        found = np.full(len(rows), np.nan, dtype=np.float32)
-        used = np.full(len(rows), True)
-        if features == "alive":
-            used, others = self._alive[key], others[self._alive[other]]
-        if used.sum() <= len(others):
-            found[used] = match(rows[used], others)[1]
-        return found

@@ -16,10 +16,8 @@ mpl.use("Agg")  # no display is needed, and none must be looked for
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from matplotlib.axis import Axis
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.study import Chain
@@ -66,13 +64,6 @@ def save(figure: Figure, folder: Path, key: str) -> bytes:
 def named(chain: Chain) -> str:
     """What a chain's dictionaries have in common, for titles."""
     return ", ".join(part for part in (chain.family, chain.setting) if part)
-
-
-def plain_ticks(axis: Axis) -> None:
-    """Ticks of a logarithmic axis at 1, 2 and 5 times powers of ten, as plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def shades(n: int, name: str = "viridis") -> list[str]:

@@ -30,7 +30,7 @@ th { text-align: left; border-bottom: 2px solid #333; padding: .3rem .6rem .3rem
 td { border-bottom: 1px solid #ddd; padding: .3rem .6rem .3rem 0; vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .verdict { font-weight: 600; white-space: nowrap; }
-.holds { color: #00614a; } .fails { color: #a63d00; } .untold { color: #666; font-weight: 400; }
+.holds { color: #00614a; } .fails { color: #a63d00; } .undecided { color: #666; font-weight: 400; }
 pre { font-size: .78rem; background: #f6f6f6; padding: .8rem; overflow-x: auto; }
 details { margin: .8rem 0; } summary { cursor: pointer; font-size: .95rem; }
 li { margin: .2rem 0; }
@@ -39,7 +39,7 @@ li { margin: .2rem 0; }
 """
 
 PAGE_PIXELS = 1050  # a figure of 7 inches at 150 dpi fills the text's width
-VERDICT_CLASS = {"holds": "holds", "does not hold": "fails", "cannot be told here": "untold"}
+VERDICT_CLASS = {"holds": "holds", "does not hold": "fails", "undecided": "undecided"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Markup:
 # Writes a figure to disk and logs it; gives what the report embeds. Its key, title and caption.
 Draw = Callable[[str, "Figure", str, str], Picture]
 
-UNTOLD = "This cannot be told here: {}."
+MISSING = "This part is missing: {}."  # with the reason
 
 
 @dataclass

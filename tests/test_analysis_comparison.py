@@ -3,29 +3,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from analysis_study import unit, write_dictionary, write_study
+from analysis_study import directions, settings_of, unit, write_dictionary, write_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from sparse_dict.analysis import study
 from sparse_dict.analysis.comparison import VARIANTS, Comparison, Variant
-from sparse_dict.analysis.measures import mcs as similarity
-from sparse_dict.analysis.measures.mcs import Similarities, match, max_cosine, normalised
-from sparse_dict.config import ComparisonConfig
+from sparse_dict.analysis.measures import mcs
+from sparse_dict.analysis.measures.mcs import match, max_cosine, mmcs, normalised
 from sparse_dict.errors import UserError
-
-
-def settings_of(**changes: object) -> ComparisonConfig:
-    values = {
-        "matching": "max", "against": "next", "features": "all", "threshold": 0.9,
-        "block_rows": 50, "match_limit": 2048, **changes,
-    }  # fmt: skip
-    return ComparisonConfig(**values)
-
-
-def directions(n: int, d: int, seed: int) -> np.ndarray:
-    return unit(np.random.default_rng(seed).standard_normal((n, d)))
 
 
 def test_mmcs_equals_a_float64_computation_from_the_files_in_every_plain_variant(tmp_path: Path):
@@ -83,12 +70,13 @@ def test_cosines_are_signed_so_that_an_opposite_feature_is_not_found():
     assert max_cosine(row, -row, 8)[0] == -1
 
 
-def test_rows_of_zeros_have_similarity_zero_with_everything():
-    rows = np.zeros((2, 3), np.float32)
-    compared = Similarities(block_rows=4)
-    compared.add("a", rows, np.array([True, True]))
-    compared.add("b", directions(5, 3, 0), np.full(5, True))
-    assert compared.mcs("a", "b", "max", "all").tolist() == [0, 0]
+def test_mmcs_is_the_mean_over_the_smaller_dictionary_whatever_the_norms():
+    smaller = np.array([[2.0, 0.0], [0.0, 0.5], [0.0, 0.0]], np.float32)
+    larger = np.array([[3.0, 0.0], [3.0, 3.0], [-1.0, 0.0], [0.1, 0.0]], np.float32)
+    # A row of zeros has similarity zero with everything.
+    assert mmcs(smaller, larger) == pytest.approx((1 + np.sqrt(0.5) + 0) / 3, abs=1e-6)
+    assert mmcs(larger, smaller) == pytest.approx((1 + np.sqrt(0.5) + 0 + 1) / 4, abs=1e-6)
+    assert np.isnan(mmcs(smaller[:0], larger))
 
 
 def test_only_the_direction_of_a_row_counts():
@@ -97,37 +85,36 @@ def test_only_the_direction_of_a_row_counts():
     np.testing.assert_allclose(normalised(scaled), rows, atol=1e-6)
 
 
-def test_alive_only_leaves_out_dead_features_on_both_sides():
+def pair_of(folder: Path, small, large, matching: str, features: str = "all") -> np.ndarray:
+    """MCS of the features of `small` with those of `large`, each rows and which of them fired."""
+    for name, (rows, alive) in {"a": small, "b": large}.items():
+        write_dictionary(folder / name, rows, np.array(alive, np.int64), l1=len(rows) / 100)
+    comparison = Comparison(study.load(folder), settings_of(block_rows=2))
+    entries = {entry.name: entry for entry in comparison.study.entries}
+    return comparison.pair(entries["a"], entries["b"], matching, features)
+
+
+@pytest.mark.parametrize("matching", ["max", "hungarian"])
+def test_alive_only_leaves_out_dead_features_on_both_sides(tmp_path: Path, matching: str):
     rows = np.eye(3, dtype=np.float32)
-    compared = Similarities(block_rows=2)
-    compared.add("small", rows[:2], np.array([True, False]))
-    compared.add("large", rows, np.array([False, True, True]))
-    assert compared.mcs("small", "large", "max", "all").tolist() == [1, 1]
-    for matching in ("max", "hungarian"):
-        alive = compared.mcs("small", "large", matching, "alive")
-        assert alive[0] == 0
-        assert np.isnan(alive[1])
+    both = (rows[:2], [1, 0]), (rows, [0, 1, 1])
+    assert pair_of(tmp_path, *both, matching).tolist() == [1, 1]
+    alive = pair_of(tmp_path, *both, matching, "alive")
+    assert alive[0] == 0
+    assert np.isnan(alive[1])
+    without_partner = (rows[:2], [1, 1]), (rows, [0, 0, 0])
+    assert np.isnan(pair_of(tmp_path, *without_partner, matching, "alive")).all()
 
 
-def test_without_an_alive_partner_nothing_counts():
-    compared = Similarities(block_rows=2)
-    compared.add("small", np.eye(2, dtype=np.float32), np.array([True, True]))
-    compared.add("large", np.eye(2, dtype=np.float32), np.array([False, False]))
-    for matching in ("max", "hungarian"):
-        assert np.isnan(compared.mcs("small", "large", matching, "alive")).all()
-
-
-def test_one_to_one_matching_shares_a_partner_that_two_features_want():
-    compared = Similarities(block_rows=2)
-    twice = unit(np.array([[1.0, 0.0], [1.0, 0.1]]))
-    compared.add("small", twice, np.full(2, True))
-    compared.add("large", np.eye(2, dtype=np.float32), np.full(2, True))
-    assert compared.mcs("small", "large", "max", "all").min() > 0.99
-    assert compared.mcs("small", "large", "hungarian", "all").min() < 0.2
+def test_one_to_one_matching_shares_a_partner_that_two_features_want(tmp_path: Path):
+    twice = unit(np.array([[1.0, 0.0, 0], [1.0, 0.1, 0]])), [1, 1]
+    both = twice, (np.eye(3, dtype=np.float32), [1, 1, 1])
+    assert pair_of(tmp_path, *both, "max").min() > 0.99
+    assert pair_of(tmp_path, *both, "hungarian").min() < 0.2
 
 
 def test_a_matching_that_cannot_fit_in_memory_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setattr(similarity, "MAX_PAIRS", 8)
+    monkeypatch.setattr(mcs, "MAX_PAIRS", 8)
     with pytest.raises(UserError, match=r"comparison\.matching=max"):
         match(directions(3, 4, 0), directions(3, 4, 1))
 
@@ -141,10 +128,8 @@ def test_next_two_and_all_larger_average_over_the_dictionaries_there_are(tmp_pat
         for against in ("next", "next_two", "all_larger")
     }
     assert sizes == {"next": [1, 1, 1], "next_two": [2, 2, 1], "all_larger": [3, 2, 1]}
-    one = [
-        compared.similarities.mcs(first.name, partner.name, "max", "all")
-        for partner in compared.partners(first, "all_larger")
-    ]
+    partners = compared.partners(first, "all_larger")
+    one = [compared.pair(first, partner, "max", "all") for partner in partners]
     np.testing.assert_allclose(
         compared.mcs(first, Variant("max", "all_larger", "all")), np.mean(one, axis=0), atol=1e-7
     )

@@ -1,0 +1,115 @@
+"""Dictionaries that differ only in the seed, matched pair by pair, and intervals over seeds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.measures.across_seeds import match_pair
+from sparse_dict.analysis.measures.intervals import RESAMPLES, Estimate, over_seeds
+from sparse_dict.analysis.study import Entry, Study, seed_groups
+
+Floats = NDArray[np.floating[Any]]
+Bools = NDArray[np.bool_]
+
+MOST_SEEDS = 5  # of each dictionary that are compared, the lowest: ten pairs
+
+
+@dataclass(frozen=True)
+class SeedPair:
+    """Two dictionaries that differ only in the seed, matched one-to-one; arrays have shape (n,)."""
+
+    first: Entry
+    second: Entry
+    cosine: Floats  # of decoder rows, under the decoders' optimal matching
+    shared: Bools
+    frequency: Floats  # of the first one's features: share of rows
+
+    @property
+    def pw_mcc(self) -> float:
+        """Mean cosine of optimally matched decoder rows (see `match_pair`)."""
+        return float(self.cosine.mean())
+
+    def resampled(self, rng: np.random.Generator) -> "SeedPair":
+        """The same pair with features drawn with replacement."""
+        i = rng.integers(0, len(self.cosine), len(self.cosine))
+        return SeedPair(self.first, self.second, self.cosine[i], self.shared[i], self.frequency[i])
+
+
+def compare(study: Study, match_limit: int) -> list[SeedPair]:
+    """Match each dictionary with those of all other seeds, of the five lowest where there are more.
+
+    Sizes above `match_limit` are skipped (see `skipped`): exact matching takes time and memory that
+    grow steeply.
+    """
+    pairs = []
+    for group in seed_groups(study):
+        if group[0].size > match_limit:
+            continue
+        for first, second in combinations(group[:MOST_SEEDS], 2):
+            cosine, shared = match_pair(
+                (first.encoder, first.decoder), (second.encoder, second.decoder)
+            )
+            pairs.append(SeedPair(first, second, cosine, shared, first.frequency))
+    return pairs
+
+
+def skipped(comparison: Comparison) -> str:
+    """Says which sizes have several seeds but are too large to match; empty if there is none."""
+    limit = comparison.settings.match_limit
+    large = sorted({g[0].size for g in seed_groups(comparison.study) if g[0].size > limit})
+    if not large:
+        return ""
+    return f"above comparison.match_limit={limit}, not matched: size {', '.join(map(str, large))}"
+
+
+def estimate(
+    pairs: Sequence[SeedPair], statistic: Callable[[Sequence[SeedPair]], float]
+) -> Estimate:
+    """A number of pairs of seeds with its 95 % interval.
+
+    Where every kind, level and size has three or more seeds in common, a delete-one jackknife over
+    these seeds with Student's t (pairs that share a seed depend on each other, so the pairs do not
+    count as independent values; nor would means over the pairs of each seed). Else a bootstrap of
+    features within each pair, each pair once, however often `statistic` uses it.
+    """
+    groups: dict[tuple[str, float, int], set[int]] = {}
+    for p in pairs:
+        key = (p.first.family, p.first.level, p.first.size)
+        groups.setdefault(key, set()).update((p.first.seed, p.second.seed))
+    common = set.intersection(*groups.values())
+    n = len(common)
+    if n < 3:
+        rng, value = np.random.default_rng(0), statistic(pairs)
+        draws = [statistic([p.resampled(rng) for p in pairs]) for _ in range(RESAMPLES)]
+        low, high = np.nanpercentile(draws, [2.5, 97.5])
+        return Estimate(value, float(low), float(high), "features (bootstrap)")
+    pairs = [p for p in pairs if {p.first.seed, p.second.seed} <= common]
+    value = statistic(pairs)
+    without = [
+        statistic([p for p in pairs if seed not in (p.first.seed, p.second.seed)])
+        for seed in sorted(common)
+    ]
+    return over_seeds([n * value - (n - 1) * part for part in without])
+
+
+def by_size(pairs: Sequence[SeedPair], of: Callable[[SeedPair], float]) -> dict[int, float]:
+    """Mean over the pairs of each size, by rising size."""
+    values: dict[int, list[float]] = {}
+    for pair in sorted(pairs, key=lambda p: p.first.size):
+        values.setdefault(pair.first.size, []).append(of(pair))
+    return {size: float(np.mean(part)) for size, part in values.items()}
+
+
+def shared_fraction(pairs: Sequence[SeedPair]) -> float:
+    """Share of features that the other seed learned too; mean over pairs, then sizes."""
+    return float(np.mean(list(by_size(pairs, shared).values())))
+
+
+def shared(pair: SeedPair) -> float:
+    """Share of the first one's features that the other seed learned too."""
+    return float(pair.shared.mean())
