@@ -1,6 +1,6 @@
 """Configs and data for the tests of dictionaries."""
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -9,15 +9,24 @@ from torch import Tensor
 from sparse_dict.config import (
     ActivationsConfig,
     AdamConfig,
-    SAEConfig,
     SAETrainingConfig,
+    SparsityConfig,
     TrackingConfig,
     TrainSAEConfig,
 )
+from sparse_dict.sae import architectures, kernel
+from sparse_dict.sae.loss import objective
+from sparse_dict.sae.schedule import hyper
+from sparse_dict.sae.state import State, Stats
+
+CPU = torch.device("cpu")
 
 
 def sae_config(*, seed: int = 0, training: dict[str, Any] | None = None, **sae: Any):
-    """A small dictionary's config; keyword arguments replace values of `sae`."""
+    """A small dictionary's config; keyword arguments replace values of `sae`.
+
+    Of the values below, a kind takes those that it has.
+    """
     optimizer = AdamConfig(lr=sae.pop("lr", 1e-3), beta1=0.9, beta2=0.999, eps=1e-8, warmup_steps=0)
     values = dict(
         dict_size=48, activation="relu", tied=False, init="independent", l1=1e-2,
@@ -25,7 +34,12 @@ def sae_config(*, seed: int = 0, training: dict[str, Any] | None = None, **sae: 
         resample_every=2, aux_k=4, aux_coefficient=0.03125,
         strategy="plain", freeze_above=0.9, perturb_every=2,
         perturb_noise=0.5, perturb_share=0.75, precision="fp32", project_gradient=False,
+        prefixes=[0.25, 0.5, 1.0],
     )  # fmt: skip
+    values |= sae
+    kind = architectures.known()[values["activation"]].Config
+    own = {field.name for field in fields(kind)}
+    assert sae.keys() <= own, f"{values['activation']} has no {sae.keys() - own}"
     return TrainSAEConfig(
         name="test",
         study_dir="outputs/test",
@@ -34,7 +48,8 @@ def sae_config(*, seed: int = 0, training: dict[str, Any] | None = None, **sae: 
         tracking=TrackingConfig(mode="disabled", project="p", entity=None, tags=[]),
         activations_dir="activations",
         activations=ActivationsConfig(scaling="rms"),
-        sae=SAEConfig(**(values | sae)),
+        sparsity=SparsityConfig(l1=1e-2, k=4, l0=0.0),
+        sae=kind(**{name: value for name, value in values.items() if name in own}),
         optimizer=optimizer,
         training=replace(
             SAETrainingConfig(
@@ -55,3 +70,62 @@ def sparse_rows(n: int, d_in: int, seed: int = 0) -> Tensor:
     codes *= torch.rand(n, 2 * d_in, generator=generator) < 3 / (2 * d_in)
     x = codes @ truth + 0.01 * torch.randn(n, d_in, generator=generator)
     return x / x.square().mean().sqrt()
+
+
+def pad(x: Tensor) -> Tensor:
+    """Zero columns up to the kernel's width."""
+    return torch.nn.functional.pad(x, (0, kernel.padded(x.shape[1]) - x.shape[1]))
+
+
+@dataclass
+class Reference:
+    """What `by_the_definition` computes, in float64."""
+
+    params: dict[str, Tensor]
+    sums: list[Stats]  # of each batch, before its update
+
+
+def by_the_definition(config: TrainSAEConfig, batches: list[Tensor], d_in: int) -> Reference:
+    """`loss.objective` in float64, trained by autograd and torch.optim.Adam."""
+    sae, o = config.sae, config.optimizer
+    state = State.initial(config, d_in, CPU)
+    leaves = {
+        name: (tensor[..., :d_in] if name in ("W_enc", "W_dec", "b_dec") else tensor)
+        .double().clone().requires_grad_()
+        for name, tensor in state.params.items()
+    }  # fmt: skip
+    adam = torch.optim.Adam(list(leaves.values()), betas=(o.beta1, o.beta2), eps=o.eps)
+    last_fired, seen, sums = torch.zeros(sae.dict_size, dtype=torch.int64), 0, []
+    for t, x in enumerate((batch.double() for batch in batches), start=1):
+        seen += len(x)
+        h = hyper(config, t)
+        numbers = {name: torch.tensor(n, dtype=torch.float64) for name, n in h.numbers.items()}
+        unused = seen - last_fired >= min(config.training.dead_window, seen)
+        inactive = unused if sae.dead == "auxk" else None
+        p = {"W_enc": leaves["W_dec"]} | leaves
+        fit = objective(state.architecture, p, x, numbers, inactive)
+        for group in adam.param_groups:
+            group["lr"] = h.lr
+        adam.zero_grad()
+        fit.loss.backward()
+        W_dec, codes = leaves["W_dec"], fit.encoded.codes.detach()
+        if sae.project_gradient:
+            W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec.detach()
+        adam.step()
+        with torch.no_grad():
+            W_dec /= W_dec.norm(dim=1, keepdim=True)
+        last_fired[(codes > 0).any(0)] = seen
+        error = float((fit.x_hat.detach() - x).square().sum())
+        sums.append(Stats(error, float(codes.sum()), int((codes > 0).sum()), len(x)))
+    return Reference({name: leaf.detach() for name, leaf in leaves.items()}, sums)
+
+
+def assert_same_parameters(state: State, want: dict[str, Tensor], d_in: int) -> None:
+    """Those of a float32 state and of the definition.
+
+    Adam divides by the gradient's size, so rounding shows where gradients are tiny: 2e-4 is a fifth
+    of one step of the learning rate, of which about ten are made.
+    """
+    got = state.whole(d_in)
+    for name, tensor in want.items():
+        torch.testing.assert_close(got[name].double(), tensor, rtol=0, atol=2e-4, msg=name)

@@ -1,5 +1,8 @@
 """Contexts of features against a brute-force reading of the whole text; the page and its safety."""
 
+import base64
+import hashlib
+import html
 import json
 import re
 from dataclasses import replace
@@ -248,7 +251,8 @@ def test_positions_without_rows_count_for_nothing_and_are_shown_without_activati
     text, activations = brute
     assert (gallery.skip_first, gallery.n_tokens) == (skip, len(text) * (N_CTX - skip))
     assert gallery.n_harvested == gallery.n_tokens
-    assert "first 12 positions" in " ".join(features_page.explained(gallery))
+    for page in pages(gallery):
+        assert "of 16, the first 12 positions of which" in " ".join(page.split())
     for feature in gallery.features:
         codes = codes_of(feature, activations).copy()
         codes[:, :skip] = 0
@@ -385,13 +389,14 @@ def hostile(token, name="x"):
     return Gallery(pair, {0: token}, 10, 100, 16, 0, "plain maximum")
 
 
+def pages(gallery):
+    """The features page, and a report with their section."""
+    return features_page.page(gallery), report.render("t", "s", [features_page.section(gallery)])
+
+
 @pytest.mark.parametrize("text", [EVIL, "<!--<script>", "</SCRIPT >", "&lt;\u2028'\"\\"])
 def test_no_token_or_name_can_end_the_data_or_become_markup(text):
-    for draw in (
-        features_page.page,
-        lambda gallery: report.render("t", "s", [features_page.section(gallery)]),
-    ):
-        page, harmless = draw(hostile(text, text)), draw(hostile("a", "a"))
+    for page, harmless in zip(pages(hostile(text, text)), pages(hostile("a", "a")), strict=True):
         for mark in ("<script", "</script", "<!--", "<img"):
             assert page.lower().count(mark) == harmless.lower().count(mark)
         assert data_of(page)["vocabulary"] == [text]
@@ -399,19 +404,26 @@ def test_no_token_or_name_can_end_the_data_or_become_markup(text):
 
 
 def test_the_script_writes_text_and_no_markup():
-    script = features_page._resource("features.js")
+    script = (features_page.FOLDER / "features.js").read_text(encoding="utf-8")
     for way in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("):
         assert way not in script
 
 
-def test_the_pages_need_no_network(gathered):
-    for page in (
-        features_page.page(gathered),
-        report.render("t", "s", [features_page.section(gathered)]),
-    ):
+def test_the_pages_need_no_network_and_run_their_own_style_and_script_alone(gathered):
+    for page in pages(gathered):
         assert not re.search(r"https?:|//[a-z]+\.|@import|url\(|fetch\(|XMLHttp|<link", page)
         links = re.findall(r'(?:src|href)="([^"]*)"', page)
         assert set(links) <= {"features.html", "report.html"}
+        policy = html.unescape(re.search(r'Policy" content="([^"]*)"', page)[1])
+        assert policy.startswith("default-src 'none'; ")
+        assert "unsafe" not in policy
+        for kind in ("style", "script"):
+            inline = re.findall(rf"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
+            digests = (hashlib.sha256(text.encode()).digest() for text in inline)
+            allowed = " ".join(f"'sha256-{base64.b64encode(d).decode()}'" for d in digests)
+            assert allowed
+            assert f"{kind}-src {allowed}" in policy.split("; ")
+        assert not re.search(r"<[^>]* (?:style|on\w+)=", page)  # which hashes do not allow
 
 
 def test_the_page_holds_the_contexts_as_they_were_found(gathered, tmp_path):
@@ -436,7 +448,7 @@ def test_the_page_holds_the_contexts_as_they_were_found(gathered, tmp_path):
 
 
 def test_the_report_shows_four_to_six_features_beside_their_neurons(gathered):
-    page = report.render("t", "s", [features_page.section(gathered)])
+    _, page = pages(gathered)
     data = data_of(page)
     shown = [f for f in data["features"] if f["shown"]]
     assert 4 <= len(shown) <= 6

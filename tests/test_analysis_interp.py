@@ -4,7 +4,9 @@ import json
 import logging
 import re
 import socket
+import sys
 import threading
+import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,11 +27,16 @@ from sparse_dict.analysis.report import page as report
 from sparse_dict.config import InterpConfig, TrackingConfig
 from sparse_dict.errors import UserError
 
+KEY = "sk-secret"
+HANG_UP, NO_CHAT = 0, 1
 ORACLE_WORD = re.compile(r"hot(\d+)")  # a token "hot7" has activation 7 in the cases below
 
 
 class ChatServer:
-    """Answers with `answer(system, user)`; with the next of `statuses` first, while there are."""
+    """Answers with `answer(system, user)`; with the next of `statuses` first, while there are.
+
+    HANG_UP and NO_CHAT among them: no answer at all, and 200 with something else.
+    """
 
     def __init__(self):
         self.requests = []
@@ -40,18 +47,27 @@ class ChatServer:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.requests.append(body)
                 server.keys.append(self.headers.get("Authorization"))
                 status = server.statuses.pop(0) if server.statuses else 200
-                text = server.answer(*(m["content"] for m in body["messages"]))
-                value = {"choices": [{"message": {"content": text}}], "usage": server.usage}
-                data = json.dumps(value if status == 200 else {"error": "no\nwith " + KEY}).encode()
-                self.send_response(status)
+                if status == HANG_UP:
+                    self.close_connection = True
+                    return
+                data = b'{"error": "no\\nwith %s"}' % KEY.encode()
+                if status == 200:
+                    text = server.answer(*(m["content"] for m in body["messages"]))
+                    value = {"choices": [{"message": {"content": text}}], "usage": server.usage}
+                    data = json.dumps(value).encode()
+                self.send_response(200 if status == NO_CHAT else status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.send_header("Retry-After-Ms", "1")  # so that no test waits
                 if status == 302:
                     self.send_header("Location", "/elsewhere")
-                self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -62,9 +78,6 @@ class ChatServer:
         self.http.handle_error = lambda *_: None  # the client has given up
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-
-KEY = "sk-secret"
 
 
 def level(token):
@@ -93,8 +106,8 @@ def constant(system, user):
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(llm, "BACKOFF_S", 0.01)
+def server():
+    pytest.importorskip("openai")
     server = ChatServer()
     yield server
     server.http.shutdown()
@@ -128,12 +141,17 @@ def lines(path: Path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_an_oracle_scores_one_in_simulation_and_detection(server, tmp_path):
+@pytest.mark.parametrize(
+    ("answer", "explanation", "simulation", "detection"),
+    [(oracle, "heat, by its degree", 1, 1), (constant, "anything", 0, 0.5)],
+    ids=["an oracle", "constant answers"],
+)
+def test_scores_of(server, tmp_path, answer, explanation, simulation, detection):
+    server.answer = answer
     found = interp.ask([case()], settings_of(server.url), tmp_path / "answers.jsonl")
     (result,) = found.results
-    assert result.explanation == "heat, by its degree"
-    assert result.simulation == pytest.approx(1)
-    assert result.detection == 1
+    assert (result.explanation, result.detection) == (explanation, detection)
+    assert result.simulation == pytest.approx(simulation)
     assert (result.malformed, found.stopped, len(server.requests)) == (0, None, 7)
 
 
@@ -142,12 +160,6 @@ def test_an_explanation_is_made_from_marked_tokens_and_integer_activations():
     assert "Excerpt 1:  cold<< hot10>><< hot3>>" in text
     assert 'Active: " hot10": 10, " hot3": 3' in text
     assert 'Active: " hot1": 1' in text
-
-
-def test_a_constant_answer_scores_zero_in_simulation_and_chance_in_detection(server, tmp_path):
-    server.answer = constant
-    (result,) = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl").results
-    assert (result.simulation, result.detection) == (0, 0.5)
 
 
 def test_scores_follow_their_formulas_and_are_undefined_without_contrast():
@@ -222,20 +234,15 @@ def test_the_cap_is_never_passed_and_what_is_there_is_kept(server, tmp_path, cap
     path = tmp_path / "answers.jsonl"
     # An answer costs 0.00032 here; a question may cost more, by its bytes and longest answer.
     prices = {"price_in": 1.0, "price_out": 1.0}
-    settings = settings_of(server.url, max_cost=0.001, **prices)
     logged = []
-
-    def answer(system, user):
-        logged.append(caplog.text)
-        return oracle(system, user)
-
-    server.answer = answer
+    server.answer = lambda *texts: (logged.append(caplog.text), oracle(*texts))[1]
+    settings = settings_of(server.url, max_cost=0.001, **prices)
     with caplog.at_level(logging.INFO):
         found = interp.ask([case()], settings, path)
-    assert "interp.max_cost=0.001" in logged[0]  # the estimate is told before anything is sent
+    assert "7 requests" in logged[0]  # the estimate comes before anything is sent
+    assert "interp.max_cost=0.001" in logged[0]
     assert not found.results
     assert "interp.max_cost=0.001" in found.stopped
-    assert "7 requests" in caplog.text
     assert 0 < found.spent <= 0.001
     before = len(server.requests)
     assert before == len(lines(path)) == round(found.spent / 0.00032)
@@ -247,22 +254,27 @@ def test_the_cap_is_never_passed_and_what_is_there_is_kept(server, tmp_path, cap
     assert len(server.requests) == 7
 
 
-def test_parallel_requests_do_not_pass_the_cap_together(server, tmp_path):
-    many = several(10)
-    settings = settings_of(
-        server.url, price_in=1.0, price_out=1.0, max_cost=0.0025, parallel=8, baselines=[]
-    )
-    found = interp.ask(many, settings, tmp_path / "a.jsonl")
-    assert 0 < found.spent <= 0.0025
-    assert found.stopped
-
-
-def test_a_server_that_charges_more_than_can_be_is_trusted_with_less(server, tmp_path):
-    server.usage = {"prompt_tokens": 20_000, "completion_tokens": 0}
-    settings = settings_of(server.url, price_in=1.0, price_out=1.0, max_cost=0.05)
-    found = interp.ask([case()], settings, tmp_path / "a.jsonl")
-    assert 0.02 <= found.spent <= 0.05
-    assert found.stopped
+@pytest.mark.parametrize(
+    ("changes", "usage", "delay"),
+    [
+        ({"max_cost": 0.0025, "parallel": 8}, {"prompt_tokens": 300, "completion_tokens": 20}, 0),
+        # more than the server can have read
+        ({"max_cost": 0.05}, {"prompt_tokens": 20_000, "completion_tokens": 0}, 0),
+        # each attempt may have been billed: two would be within the cap, and not a third
+        ({"max_cost": 0.0015, "timeout_s": 0.05}, None, 0.2),
+    ],
+    ids=["parallel requests", "a server that charges too much", "retries after timeouts"],
+)
+def test_the_cap_holds(server, tmp_path, changes, usage, delay):
+    path = tmp_path / "a.jsonl"
+    server.usage = usage
+    server.answer = lambda *texts: (time.sleep(delay), oracle(*texts))[1]
+    settings = settings_of(server.url, price_in=1.0, price_out=1.0, **changes)
+    found = interp.ask(several(10), settings, path)
+    assert settings.max_cost / 3 < found.spent <= settings.max_cost
+    assert f"interp.max_cost={settings.max_cost}" in found.stopped
+    assert found.spent == pytest.approx(sum(line["cost"] for line in lines(path)))
+    assert len(lines(path)) == len(server.requests)
 
 
 def test_without_usage_an_answer_is_charged_at_the_most_it_could_cost(server, tmp_path):
@@ -275,61 +287,70 @@ def test_without_usage_an_answer_is_charged_at_the_most_it_could_cost(server, tm
         assert client.spent == pytest.approx((5 + 2 * llm.MESSAGE_TOKENS + 2 * 50) / 1e6)
 
 
-def test_a_busy_or_failing_server_is_asked_again(server, tmp_path):
-    server.statuses = [429, 503]
-    (result,) = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl").results
-    assert result.detection == 1
-    assert len(server.requests) == 9
+def test_a_server_that_is_busy_or_fails_is_asked_again(server, tmp_path):
+    path = tmp_path / "a.jsonl"
+    server.statuses = [429, HANG_UP, 503]
+    prices = {"price_in": 1.0, "price_out": 0.0, "max_cost": 1.0}
+    with llm.Client(settings_of(server.url, retries=3, **prices), path) as client:
+        server.answer = lambda *_: "yes"
+        assert client.ask(llm.Question("a", "b", 5)) == "yes"
+    # What was not answered may have been billed; what was refused was not.
+    assert [line["answer"] for line in lines(path)] == [None, "yes"]
+    most = 2 + 2 * llm.MESSAGE_TOKENS
+    assert [line["cost"] for line in lines(path)] == pytest.approx([most / 1e6, 300 / 1e6])
+    assert len(server.requests) == 4
 
 
-def test_retries_end_with_one_line(server, tmp_path):
-    server.statuses = [429] * 9
-    found = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl")
-    assert "failed 3 times" in found.stopped
-    assert "429" in found.stopped
-    assert "\n" not in found.stopped
-    assert len(server.requests) == 3
-
-
-@pytest.mark.parametrize("status", [302, 400, 401])
-def test_a_refusal_is_one_line_without_the_key_and_is_not_repeated(
-    server, tmp_path, monkeypatch, status
-):
+@pytest.mark.parametrize(
+    ("status", "reason", "sent"),
+    [
+        (302, "refuses: 302 Found", 1), (400, "refuses: 400 Bad Request", 1),
+        (401, "interp.api_key_env", 1), (404, "interp.model", 1), (429, "interp.retries", 3),
+        (500, "refuses: 500 ", 3), (NO_CHAT, "no chat completion: is interp.base_url right", 1),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_one_line_without_the_key(server, tmp_path, monkeypatch, status, reason, sent):
     monkeypatch.setenv("CHAT_KEY", KEY)
-    server.statuses = [status]
+    server.statuses = [status] * 9
     settings = settings_of(server.url, api_key_env="CHAT_KEY")
     found = interp.ask([case()], settings, tmp_path / "a.jsonl")
-    assert str(status) in found.stopped
+    assert reason in found.stopped
     assert "\n" not in found.stopped
     assert KEY not in found.stopped
-    assert server.keys == [f"Bearer {KEY}"]
+    assert server.keys == [f"Bearer {KEY}"] * sent
 
 
-def test_the_key_is_sent_and_stored_nowhere(server, tmp_path, monkeypatch):
-    settings = settings_of(server.url, api_key_env="CHAT_KEY")
-    monkeypatch.delenv("CHAT_KEY", raising=False)
-    with pytest.raises(UserError, match="CHAT_KEY is not set"):
-        llm.api_key(settings)
+@pytest.mark.parametrize(("variable", "sent"), [(None, None), ("CHAT_KEY", f"Bearer {KEY}")])
+def test_the_key_that_is_named_is_sent_past_any_proxy_and_stored_nowhere(
+    server, tmp_path, monkeypatch, variable, sent
+):
     monkeypatch.setenv("CHAT_KEY", KEY)
-    interp.ask([case()], settings, tmp_path / "a.jsonl")
-    assert set(server.keys) == {f"Bearer {KEY}"}
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    settings = settings_of(server.url, api_key_env=variable)
+    assert interp.ask([case()], settings, tmp_path / "a.jsonl").stopped is None
+    assert set(server.keys) == {sent}
     assert KEY not in (tmp_path / "a.jsonl").read_text()
 
 
 def test_a_refused_connection_is_one_line(tmp_path):
+    pytest.importorskip("openai")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    found = interp.ask([case()], settings_of(url), tmp_path / "a.jsonl")
-    assert "cannot be reached (ConnectionRefusedError" in found.stopped
+    settings = settings_of(url, retries=0, price_in=1.0, price_out=1.0, max_cost=1.0)
+    found = interp.ask([case()], settings, tmp_path / "a.jsonl")
+    assert "cannot be reached (ConnectError: [Errno 111] Connection refused)" in found.stopped
     assert "\n" not in found.stopped
+    assert found.spent == 0
 
 
 def several(n):
     return [replace(case(f"a/{i}"), examples=(excerpt(i + 1, 0), excerpt(1, 0))) for i in range(n)]
 
 
-def test_of_many_cases_those_that_are_answered_are_told_and_the_others_not_waited_for(
+def test_of_many_cases_those_that_are_answered_are_kept_and_the_others_not_waited_for(
     server, tmp_path
 ):
     path = tmp_path / "a.jsonl"
@@ -350,10 +371,10 @@ def test_after_an_interrupt_nothing_more_is_sent_and_the_same_command_goes_on(
         raise KeyboardInterrupt
 
     def own_words(system, user):  # so that no two cases ask the same
-        slow.wait(0.01)
+        time.sleep(0.01)
         return user[:40] if system == interp_questions.EXPLAIN else constant(system, user)
 
-    slow, server.answer = threading.Event(), own_words
+    server.answer = own_words
     settings = settings_of(server.url, parallel=2)
     with monkeypatch.context() as patch:
         patch.setattr(interp.Progress, "advance", interrupted)
@@ -367,40 +388,12 @@ def test_after_an_interrupt_nothing_more_is_sent_and_the_same_command_goes_on(
     assert len(server.requests) == 8 * 7
 
 
-def test_means_are_told_with_their_intervals():
+def test_means_have_their_intervals():
     results = [interp_questions.Result(case(), "x", s, 0.5) for s in (0.1, 0.2, 0.6)]
-    table = interp.told(interp.by_group(results))
+    table = interp.means(interp.each(results))
     assert re.fullmatch(r"0\.30 \[0\.1\d?, 0\.\d+\]", table["simulation"][0])
     assert table["detection"][0] == "0.50 [0.50, 0.50]"
-    assert interp.told(interp.by_group(results[:1]))["detection"][0] == "0.50"
-
-
-def test_a_timeout_is_tried_again_and_charged(server, tmp_path):
-    slow = threading.Event()
-
-    def answer(*_):
-        if len(server.requests) == 1:
-            slow.wait(1)
-        return "yes"
-
-    server.answer = answer
-    settings = settings_of(server.url, timeout_s=0.1, price_in=1.0, price_out=0.0, max_cost=1.0)
-    with llm.Client(settings, tmp_path / "a.jsonl") as client:
-        assert client.ask(llm.Question("a", "b", 5)) == "yes"
-        assert client.spent == pytest.approx((2 + 2 * llm.MESSAGE_TOKENS + 300) / 1e6)
-    slow.set()
-
-
-def test_what_is_no_chat_completion_ends_with_one_line(server, tmp_path):
-    def page(handler):
-        handler.rfile.read(int(handler.headers["Content-Length"]))
-        handler.send_response(200)
-        handler.end_headers()
-        handler.wfile.write(b"<html>")
-
-    server.http.RequestHandlerClass.do_POST = page
-    found = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl")
-    assert "no chat completion" in found.stopped
+    assert interp.means(interp.each(results[:1]))["detection"][0] == "0.50"
 
 
 @pytest.mark.parametrize(
@@ -435,17 +428,20 @@ def test_a_sparse_basis_keeps_the_positive_ones_of_the_largest_codes():
 
 
 def full_config(base, folder, url):  # noqa: F811
-    return config(
-        base, analysis_dir=str(folder), interp=settings_of(url),
-    )  # fmt: skip
+    return config(base, analysis_dir=str(folder), interp=settings_of(url))
 
 
-def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(base):  # noqa: F811
+@pytest.fixture(scope="module")
+def read(base):  # noqa: F811
+    """Settings, dictionaries and text of the study."""
     settings = full_config(base, base / "none", "http://localhost:1/v1")
     comparison = compared(base)
-    source = harvested.open_source(settings, comparison.study, 10**6)
-    cases = interp_cases.cases(settings.interp, 0, comparison, source)
-    again = interp_cases.cases(settings.interp, 0, comparison, source)
+    return settings.interp, comparison, harvested.open_source(settings, comparison.study, 10**6)
+
+
+def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(read):
+    settings, comparison, source = read
+    cases, again = (interp_cases.cases(settings, 0, comparison, source) for _ in range(2))
     assert [c.name for c in cases] == [c.name for c in again]
     assert interp_questions.explain(cases[0]) == interp_questions.explain(again[0])
     groups = pd.Series([c.group for c in cases]).value_counts()
@@ -460,19 +456,18 @@ def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(
         assert all(len(e.tokens) == len(e.values) == 8 for e in c.examples)
 
 
-def test_activations_are_those_of_the_dictionary_on_every_token(base):  # noqa: F811
-    settings = full_config(base, base / "none", "http://localhost:1/v1")
-    comparison = compared(base)
-    source = harvested.open_source(settings, comparison.study, 10**6)
-    owners = list(interp_cases._features(settings.interp, 0, comparison))
-    codes = interp_cases._read(owners, source)
-    entry = next(e for e in comparison.study.entries if e.name == owners[1].name)
+def test_activations_are_those_of_the_dictionary_on_every_token(read):
+    settings, comparison, source = read
+    candidates = list(interp_cases._features(settings, 0, comparison))
+    codes = interp_cases._read(candidates, source)
     rows = source.rows(source.text).reshape(-1, D)
-    wanted = entry.trained.dictionary.encode(rows)[:, owners[1].columns[0]]
-    np.testing.assert_allclose(codes[1].ravel(), wanted, rtol=1e-4, atol=1e-5)
+    for candidate, found in zip(candidates, codes, strict=True):
+        entry = next(e for e in comparison.study.entries if e.name == candidate.owner)
+        wanted = entry.trained.dictionary.encode(rows)[:, candidate.column]
+        np.testing.assert_allclose(found.ravel(), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_report_tells_explanations_and_means_and_escapes_them(base, server, tmp_path):  # noqa: F811
+def test_the_report_has_explanations_and_means_and_escapes_them(base, server, tmp_path):  # noqa: F811
     def hostile(system, user):
         return "<script>alert(1)" if system == interp_questions.EXPLAIN else constant(system, user)
 
@@ -490,7 +485,7 @@ def test_the_report_tells_explanations_and_means_and_escapes_them(base, server, 
     assert (tmp_path / interp.ANSWERS).exists()
 
 
-def test_the_key_is_asked_for_only_where_an_endpoint_is_given(base, monkeypatch):  # noqa: F811
+def test_the_key_and_the_client_are_asked_for_only_where_an_endpoint_is_given(base, monkeypatch):  # noqa: F811
     monkeypatch.delenv("CHAT_KEY", raising=False)
     settings = full_config(base, base / "none", None)
     settings.sae_dir = str(base / "sae")
@@ -498,7 +493,11 @@ def test_the_key_is_asked_for_only_where_an_endpoint_is_given(base, monkeypatch)
     settings.interp = replace(settings.interp, api_key_env="CHAT_KEY")
     stage.check(settings)
     settings.interp = replace(settings.interp, base_url="http://localhost:1/v1")
-    with pytest.raises(UserError, match="CHAT_KEY"):
+    with pytest.raises(UserError, match="CHAT_KEY is not set"):
+        stage.check(settings)
+    monkeypatch.setenv("CHAT_KEY", KEY)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UserError, match=r"pip install 'sparse-dict\[interp\]'"):
         stage.check(settings)
     settings.interp = None
     stage.check(settings)

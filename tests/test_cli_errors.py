@@ -93,11 +93,13 @@ def test_a_wrong_command_line_of_a_real_process_costs_one_line_and_writes_nothin
 
 
 def test_the_flag_of_a_multirun_may_stand_anywhere(tmp_path: Path) -> None:
+    swept = "sae.dict_size=0,1"
     lines = {
         run("train_sae", *order.split(), cwd=tmp_path).stderr
-        for order in ("-m seed=0 sae.k=0,1", "seed=0 -m sae.k=0,1", "seed=0 sae.k=0,1 --multirun")
+        for order in (f"-m seed=0 {swept}", f"seed=0 -m {swept}", f"seed=0 {swept} --multirun")
     }
-    assert lines == {"train_sae.py: seed=0 sae.k=0: sae.k must be positive, not 0\n"}
+    said = "seed=0 sae.dict_size=0: sae.dict_size must be positive, not 0"
+    assert lines == {f"train_sae.py: {said}\n"}
 
 
 def test_the_answer_comes_within_three_seconds(tmp_path: Path) -> None:

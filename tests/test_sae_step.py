@@ -4,17 +4,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sae_helpers import sae_config, sparse_rows
+from sae_helpers import (
+    CPU,
+    assert_same_parameters,
+    by_the_definition,
+    pad,
+    sae_config,
+    sparse_rows,
+)
 from torch import Tensor
 
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.sae import dead_features, kernel
-from sparse_dict.sae.ensemble import make_step
-from sparse_dict.sae.state import State, hyper
+from sparse_dict.sae.loss import objective
+from sparse_dict.sae.schedule import hyper
+from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
 
-CPU = torch.device("cpu")
 VARIANTS = [
     {},
     {"tied": True},
@@ -29,11 +36,6 @@ def sparse_step(states: list[State], d_in: int) -> SparseStep:
     library = kernel.load(kernel.padded(d_in))
     assert library is not None, "these tests need a C compiler"
     return SparseStep(library, states, d_in)
-
-
-def pad(x: Tensor) -> Tensor:
-    """Zero columns up to the kernel's width."""
-    return torch.nn.functional.pad(x, (0, kernel.padded(x.shape[1]) - x.shape[1]))
 
 
 def train(step_class, configs: list[TrainSAEConfig], batches: list[Tensor], d_in: int):
@@ -51,50 +53,20 @@ def train(step_class, configs: list[TrainSAEConfig], batches: list[Tensor], d_in
     return states, sums
 
 
-def reference(config: TrainSAEConfig, batches: list[Tensor], d_in: int):
-    """The loss written plainly in float64, autograd and torch.optim.Adam."""
-    state = State.initial(config, d_in, CPU)
-    W_dec = state.W_dec[:, :d_in].double().requires_grad_()
-    W_enc = W_dec if config.sae.tied else state.W_enc[:, :d_in].double().requires_grad_()
-    b = state.b.double().requires_grad_()
-    parameters = [W_dec, b] if config.sae.tied else [W_enc, W_dec, b]
-    o = config.optimizer
-    adam = torch.optim.Adam(parameters, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps)
-    l1 = config.sae.l1 / (config.sae.dict_size if config.sae.l1_scaling == "dict_size" else 1)
-    losses = []
-    for x in (batch.double() for batch in batches):
-        codes = torch.relu(x @ W_enc.T + b)
-        mse = (codes @ W_dec - x).square().mean()
-        loss = mse + l1 * codes.sum(dim=1).mean()
-        adam.zero_grad()
-        loss.backward()
-        if config.sae.project_gradient:
-            W_dec.grad -= (W_dec.grad * W_dec).sum(dim=1, keepdim=True) * W_dec.detach()
-        adam.step()
-        with torch.no_grad():
-            W_dec /= W_dec.norm(dim=1, keepdim=True)
-        losses.append((mse.item(), codes.sum().item(), int((codes > 0).sum())))
-    return W_enc, W_dec, b, losses
-
-
 @pytest.mark.parametrize("step_class", [SparseStep, DenseStep])
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("d_in", [32, 20])
-def test_ten_steps_equal_a_float64_autograd_loop_with_torch_adam(step_class, variant, d_in):
+def test_ten_steps_equal_autograd_of_the_definition_with_torch_adam(step_class, variant, d_in):
     config = sae_config(**variant)
     x = sparse_rows(10 * 300, d_in)  # 300 rows: a chunk that is not full
     batches = list(x.split(300))
     (state,), sums = train(step_class, [config], batches, d_in)
-    W_enc, W_dec, b, losses = reference(config, batches, d_in)
-    # Adam divides by the gradient's size, so rounding shows where gradients are tiny: 2e-4 is a
-    # fifth of one step of the learning rate, and ten steps were made.
-    torch.testing.assert_close(state.W_dec[:, :d_in].double(), W_dec, rtol=0, atol=2e-4)
-    torch.testing.assert_close(state.W_enc[:, :d_in].double(), W_enc, rtol=0, atol=2e-4)
-    torch.testing.assert_close(state.b.double(), b, rtol=0, atol=2e-4)
-    for (total,), (mse, l1, active) in zip(sums, losses, strict=True):
-        assert total.squared_error / (300 * d_in) == pytest.approx(mse, rel=1e-4)
-        assert total.l1 == pytest.approx(l1, rel=1e-4)
-        assert total.active == pytest.approx(active, rel=1e-3)
+    want = by_the_definition(config, batches, d_in)
+    assert_same_parameters(state, want.params, d_in)
+    for (got,), right in zip(sums, want.sums, strict=True):
+        assert got.squared_error == pytest.approx(right.squared_error, rel=1e-4)
+        assert got.l1 == pytest.approx(right.l1, rel=1e-4)
+        assert got.active == pytest.approx(right.active, rel=1e-3)
 
 
 @settings(max_examples=20, deadline=None)
@@ -118,13 +90,11 @@ def test_gradients_equal_float64_autograd_for_any_shape(rows, d_in, dict_size, t
             "enc": step._gradients[0].enc.sum(0)[:, :d_in],
             "b": step._gradients[0].b.sum(0),
         }
-    W_dec = state.W_dec[:, :d_in].double().requires_grad_()
-    W_enc = W_dec if tied else state.W_enc[:, :d_in].double().requires_grad_()
-    b = state.b.double().requires_grad_()
-    codes = torch.relu(x.double() @ W_enc.T + b)
-    loss = (codes @ W_dec - x.double()).square().mean() + l1 * codes.sum(dim=1).mean()
-    loss.backward()
-    wants = {"dec": W_dec.grad, "enc": W_enc.grad, "b": b.grad}
+    p = {n: w.double().requires_grad_() for n, w in state.whole(d_in).items() if n != "W_enc"}
+    W_enc = p["W_dec"] if tied else state.W_enc[:, :d_in].double().requires_grad_()
+    numbers = {"l1": torch.tensor(l1, dtype=torch.float64)}
+    objective(state.architecture, p | {"W_enc": W_enc}, x.double(), numbers).loss.backward()
+    wants = {"dec": p["W_dec"].grad, "enc": W_enc.grad, "b": p["b"].grad}
     # One scale for all: a gradient that cancels to nothing is rounding alone.
     scale = max(float(want.abs().max()) for want in wants.values()) + 1e-12
     for name, want in wants.items():
@@ -175,46 +145,19 @@ def test_batch_topk_keeps_k_codes_a_row_on_average_and_its_threshold_says_which(
     assert min(least) <= state.batch_floor.item() <= max(least)
 
 
-def test_jumprelu_thresholds_follow_the_straight_through_gradient():
-    """The gradient of arXiv 2407.14435's pseudo-derivatives, from a plain loop over entries."""
-    config = sae_config(activation="jumprelu", l1=0.0, l0=2e-3, dict_size=6)
-    x = sparse_rows(40, 8).double()
-    state = State.initial(config, 8, CPU)
-    theta, eps, l0 = 0.05, 0.05, 2e-3
-    W_enc, W_dec = state.W_enc[:, :8].double(), state.W_dec[:, :8].double()
-    z = x @ W_enc.T + state.b.double()
-    residual = (z * (z > theta)) @ W_dec - x
-    want = torch.zeros(6, dtype=torch.float64)
-    for r in range(40):
-        for k in range(6):
-            if abs(float(z[r, k]) - theta) < eps / 2:
-                g = 2 / (40 * 8) * float(residual[r] @ W_dec[k])
-                want[k] += -(theta / eps) * g - l0 / 40 / eps
-    with sparse_step([state], 8) as step:
-        for part in range(2):
-            step._accumulate(pad(x.float()), None, 0, part, [hyper(config, 1)])
-        got = step._gradients[0].threshold.sum(0)
-    assert float(want.abs().max()) > 0
-    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-7)
-
-
-def test_auxiliary_gradients_equal_autograd():
+def test_auxiliary_gradients_equal_autograd_of_the_definition():
     config = sae_config(dead="auxk", aux_k=3, dict_size=20)
     state = State.initial(config, 16, CPU)
     dead = torch.arange(20) < 8
     state.b[dead] = -0.05
     x = sparse_rows(60, 16)
     got = dead_features.auxiliary_gradients(state, x, dead, 16)
-    W_enc, W_dec, b = (
-        p[dead].clone().requires_grad_() for p in (state.W_enc, state.W_dec, state.b)
-    )
-    codes = torch.relu(x @ W_enc.T + b)
-    top = codes.topk(3, dim=1)
-    codes = torch.zeros_like(codes).scatter(1, top.indices, top.values)
-    everything = torch.relu(x @ state.W_enc.T + state.b) @ state.W_dec
-    (config.sae.aux_coefficient * (codes @ W_dec - (x - everything)).square().mean()).backward()
-    for mine, parameter in zip(got, (W_enc, W_dec, b), strict=True):
-        torch.testing.assert_close(mine, parameter.grad, rtol=1e-3, atol=1e-7)
+    p = {name: tensor.clone().requires_grad_() for name, tensor in state.whole(16).items()}
+    numbers = {"l1": torch.tensor(0.0), "aux_coefficient": torch.tensor(0.03125)}
+    with_it = objective(state.architecture, p, x, numbers, dead).loss
+    (with_it - objective(state.architecture, p, x, numbers).loss).backward()
+    for mine, name in zip(got, ("W_enc", "W_dec", "b"), strict=True):
+        torch.testing.assert_close(mine, p[name].grad[dead], rtol=1e-3, atol=1e-7)
 
 
 def test_resampling_brings_dead_features_to_life_and_leaves_the_others():
@@ -268,15 +211,6 @@ def test_features_that_did_not_fire_are_not_marked():
     config = sae_config(dict_size=8)
     state = State.initial(config, 16, CPU)
     state.b[:4] = -100.0
-    with make_step([state], 16, 1) as step:
+    with sparse_step([state], 16) as step:
         step(sparse_rows(512, 16), [hyper(config, 1)], 512)
     assert state.last_fired.tolist() == [0] * 4 + [512] * 4
-
-
-def test_warm_up_raises_the_penalty_and_the_learning_rate_in_proportion():
-    config = sae_config(l1=0.4, lr=1e-2, training={"l1_warmup_steps": 8})
-    config.optimizer.warmup_steps = 4
-    assert hyper(config, 2).penalty == pytest.approx(0.1)
-    assert hyper(config, 2).lr == pytest.approx(5e-3)
-    assert hyper(config, 100).penalty == pytest.approx(0.4)
-    assert hyper(config, 100).lr == pytest.approx(1e-2)

@@ -25,8 +25,8 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
     Hydra's folder of the job does not matter: what is made goes to `analysis_dir`.
 
     Raises:
-        UserError: `sae_dir` is not a folder or holds no finished dictionary; or the key for
-            `interp`, or what `tracking.mode=online` needs, is missing.
+        UserError: `sae_dir` is not a folder or holds no finished dictionary; or the key or the
+            client for `interp`, or what `tracking.mode=online` needs, is missing.
     """
     from sparse_dict.analysis import study
     from sparse_dict.analysis.interp import llm
@@ -34,7 +34,7 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
     study.finished(Path(config.sae_dir))
     interp = config.settings(InterpConfig)
     if interp is not None and interp.base_url is not None:
-        llm.api_key(interp)
+        llm.check(interp)
     tracking.check(config.tracking)
 
 

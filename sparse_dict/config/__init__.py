@@ -38,6 +38,7 @@ from sparse_dict.config.sae import (
     AdamConfig,
     SAEConfig,
     SAETrainingConfig,
+    SparsityConfig,
 )
 from sparse_dict.config.stages import (
     AnalyzeConfig,
@@ -87,6 +88,7 @@ __all__ = [
     "NoSettings",
     "SAEConfig",
     "SAETrainingConfig",
+    "SparsityConfig",
     "StudyConfig",
     "StudyLM",
     "ToyData",
@@ -144,11 +146,6 @@ def register() -> None:
         "sparse_dict.conf", lambda folder: str(CONF_DIR / folder), replace=True
     )
     OmegaConf.register_new_resolver("sparse_dict.choices", _help, replace=True)
-    OmegaConf.register_new_resolver(
-        "sparse_dict.if_relu",
-        lambda activation, value: value if activation == "relu" else 0.0,
-        replace=True,
-    )
     OmegaConf.register_new_resolver(
         "sparse_dict.job_folder", lambda dirname: dirname or "default", replace=True
     )

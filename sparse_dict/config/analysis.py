@@ -128,17 +128,8 @@ class InterpConfig:
     retries: int = MISSING  # of a request, when the server is busy or fails
 
     def __post_init__(self) -> None:
-        positive(
-            self,
-            "interp",
-            "per_group",
-            "rows",
-            "n_tokens",
-            "width",
-            "examples",
-            "parallel",
-            "timeout_s",
-        )
+        positive(self, "interp", "per_group", "rows", "n_tokens", "width", "examples", "parallel")
+        positive(self, "interp", "timeout_s")
         not_negative(self, "interp", "max_cost", "retries")
         for name in ("simulate", "detect"):
             if getattr(self, name) < 2 or getattr(self, name) % 2:

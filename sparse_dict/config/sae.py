@@ -1,4 +1,4 @@
-"""One dictionary, its optimiser and its training."""
+"""A dictionary of any kind, its optimiser and its training."""
 
 from dataclasses import dataclass
 
@@ -10,21 +10,17 @@ from sparse_dict.errors import UserError
 
 @dataclass
 class SAEConfig:
-    """One dictionary: its shape and its loss."""
+    """What every kind of dictionary has; `sae/architectures/` adds each kind's own keys."""
 
     dict_size: int = MISSING
-    activation: str = MISSING  # relu | topk | batch_topk | jumprelu
+    activation: str = MISSING  # the kind, a module of sae/architectures/; chosen by sae=NAME
     tied: bool = MISSING  # encoder = decoder transposed
     init: str = MISSING  # independent | aligned: whether the encoder starts as the decoder
     l1: float = MISSING  # coefficient of the L1 penalty
     l1_scaling: str = MISSING  # none | dict_size: divide l1 by the dictionary's size
-    k: int = MISSING  # topk, batch_topk: active features a row
-    l0: float = MISSING  # jumprelu: coefficient of the number of active features
-    threshold: float = MISSING  # jumprelu: its thresholds' first value
-    bandwidth: float = MISSING  # jumprelu: width of the kernel that moves thresholds
-    dead: str = MISSING  # none | resample | auxk: what is done about dead features
+    dead: str = MISSING  # none | resample | auxk: what is done about features that stay inactive
     resample_every: int = MISSING  # resample: optimiser steps between resamplings
-    aux_k: int = MISSING  # auxk: dead features that model the residual of a row
+    aux_k: int = MISSING  # auxk: inactive features that model the residual of a row
     aux_coefficient: float = MISSING  # auxk: weight of that loss
     strategy: str = MISSING  # plain | freeze_perturb
     freeze_above: float = MISSING  # freeze_perturb: MCS with the companion above which to freeze
@@ -35,48 +31,47 @@ class SAEConfig:
     project_gradient: bool = MISSING  # drop the decoder gradient's part along its unit rows
 
     def __post_init__(self) -> None:
-        positive(
-            self,
-            "sae",
-            "dict_size",
-            "k",
-            "threshold",
-            "bandwidth",
-            "resample_every",
-            "aux_k",
-            "perturb_every",
-        )
-        not_negative(self, "sae", "l1", "l0", "aux_coefficient", "perturb_noise", "perturb_share")
+        positive(self, "sae", "dict_size", "resample_every", "aux_k", "perturb_every")
+        not_negative(self, "sae", "l1", "aux_coefficient", "perturb_noise", "perturb_share")
         one_of(self, "sae", "init", "independent", "aligned")
         one_of(self, "sae", "strategy", "plain", "freeze_perturb")
-        one_of(self, "sae", "activation", "relu", "topk", "batch_topk", "jumprelu")
         one_of(self, "sae", "l1_scaling", "none", "dict_size")
         one_of(self, "sae", "dead", "none", "resample", "auxk")
         one_of(self, "sae", "precision", "fp32", "bf16")
-        if self.activation in ("topk", "batch_topk") and self.k > self.dict_size:
-            raise UserError(f"sae.k ({self.k}) is larger than sae.dict_size ({self.dict_size})")
         if self.strategy == "freeze_perturb" and self.precision == "bf16":
             raise UserError("sae.strategy=freeze_perturb needs sae.precision=fp32")
-        if self.activation == "jumprelu" and self.bandwidth > 2 * self.threshold:
-            raise UserError(
-                f"sae.bandwidth ({self.bandwidth}) must be at most twice sae.threshold "
-                f"({self.threshold}): the kernel would reach below zero"
-            )
+
+
+@dataclass
+class SparsityConfig:
+    """What makes each kind sparse, where kinds are compared; `conf/sae/` reads these."""
+
+    l1: float = MISSING  # of kinds with an L1 penalty
+    k: int = MISSING  # of TopK and its like
+    l0: float = MISSING  # of JumpReLU
 
 
 @dataclass
 class AdamConfig:
-    """Adam with a constant learning rate after a linear warm-up, for dictionaries."""
+    """Adam for dictionaries: a linear warm-up, and a decay at the end if there is a schedule."""
 
     lr: float = MISSING
     beta1: float = MISSING
     beta2: float = MISSING
     eps: float = MISSING
     warmup_steps: int = MISSING
+    # Older studies recorded no schedule: it was constant.
+    schedule: str = "constant"  # constant | linear | cosine: how the learning rate ends
+    decay_fraction: float = 0.2  # share of the training at its end over which it falls to zero
 
     def __post_init__(self) -> None:
         positive(self, "optimizer", "lr", "eps")
         not_negative(self, "optimizer", "beta1", "beta2", "warmup_steps")
+        one_of(self, "optimizer", "schedule", "constant", "linear", "cosine")
+        if not 0 < self.decay_fraction <= 1:
+            raise UserError(
+                f"optimizer.decay_fraction must lie in (0, 1], not {self.decay_fraction}"
+            )
         for name in ("beta1", "beta2"):
             if getattr(self, name) >= 1:
                 raise UserError(f"optimizer.{name} must be below 1, not {getattr(self, name)}")
@@ -90,7 +85,7 @@ class SAETrainingConfig:
     batch_size: int = MISSING  # rows in one optimiser step
     eval_rows: int = MISSING  # rows at the end of the harvest, kept for the final numbers
     l1_warmup_steps: int = MISSING  # optimiser steps over which l1 rises from zero
-    dead_window: int = MISSING  # a feature is dead if not active on this many rows seen last
+    dead_window: int = MISSING  # a feature that the last so many rows did not activate is inactive
     snapshots: int = MISSING  # decoders kept at the end, half, a quarter ... of the training
     log_every: int = MISSING  # optimiser steps between logged values
     checkpoint_every: int = MISSING  # optimiser steps between checkpoints

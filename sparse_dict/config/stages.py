@@ -10,7 +10,7 @@ from sparse_dict.config.activations import ActivationsConfig, HarvestConfig
 from sparse_dict.config.analysis import ANALYSES, ComparisonConfig
 from sparse_dict.config.lm import AdamWConfig, LMTrainingConfig, ModelConfig
 from sparse_dict.config.ranges import one_of
-from sparse_dict.config.sae import AdamConfig, SAEConfig, SAETrainingConfig
+from sparse_dict.config.sae import AdamConfig, SAEConfig, SAETrainingConfig, SparsityConfig
 from sparse_dict.errors import UserError
 
 
@@ -75,6 +75,7 @@ class TrainSAEConfig(StudyConfig):
 
     activations_dir: str = MISSING
     activations: ActivationsConfig = MISSING
+    sparsity: SparsityConfig = MISSING
     sae: SAEConfig = MISSING
     optimizer: AdamConfig = MISSING
     training: SAETrainingConfig = MISSING

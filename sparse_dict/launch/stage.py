@@ -26,9 +26,11 @@ from sparse_dict import config as _config  # noqa: F401  registers the schemas w
 from sparse_dict.errors import UserError, explained, memory
 from sparse_dict.launch import cli, jobs
 from sparse_dict.machine import distributed
+from sparse_dict.sae import architectures
 from sparse_dict.storage import links, lock
 
 log = logging.getLogger(__name__)
+architectures.register()
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 

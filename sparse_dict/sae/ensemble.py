@@ -7,20 +7,17 @@ With several GPUs each trains a part of the members, on batches of its own. One 
 all: it only tells them what to do, and waits for them when values are logged or saved.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig
-from sparse_dict.errors import UserError, malformed
+from sparse_dict.errors import UserError
 from sparse_dict.machine import interrupt
 from sparse_dict.machine.balance import balanced
 from sparse_dict.machine.progress import Progress
@@ -28,95 +25,43 @@ from sparse_dict.sae import folder as folders
 from sparse_dict.sae import kernel
 from sparse_dict.sae.batches import batches
 from sparse_dict.sae.devices import training_devices
+from sparse_dict.sae.member import Member
 from sparse_dict.sae.rows import training_rows
-from sparse_dict.sae.state import State, Stats, hyper
+from sparse_dict.sae.schedule import hyper, total_steps
+from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
 from sparse_dict.sae.strategy import FreezePerturb
-from sparse_dict.storage import tensor_files
-from sparse_dict.tracking import Run
 
 log = logging.getLogger(__name__)
-
-HISTORY = {
-    "activations", "mse", "fvu", "l0", "l1", "dead", "lr", "activations_per_second",
-}  # fmt: skip  # of a row
 
 COMPILE_FROM = 10_000  # steps: shorter trainings on a GPU are over before compiling pays
 
 
-@dataclass
-class Member:
-    """One dictionary of an ensemble, and all that is its own."""
-
-    config: TrainSAEConfig
-    folder: Path
-    record: dict[str, Any]  # what identifies its result; a checkpoint of another one is refused
-    run: Run
-    state: State
-    strategy: FreezePerturb | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
-    error: UserError | None = None
-    seconds: float = 0.0  # of all passes that trained it, including its companions' share
-    saved_step: int = 0  # of the checkpoint in `folder`; 0: there is none
-
-    def is_finite(self) -> bool:
-        """Whether its state is, and its companion's, from which it would catch it."""
-        pair = self.strategy.pair if self.strategy else (self.state,)
-        return all(state.is_finite() for state in pair)
-
-    def save_checkpoint(self, step: int) -> None:
-        """Write its state after `step` optimiser steps."""
-        tensors = self.state.tensors() | (self.strategy.tensors() if self.strategy else {})
-        meta = {
-            "step": step,
-            "record": self.record,
-            "history": self.history,
-            "sums": asdict(self.state.stats()),  # since the last line of the history
-            "seconds": self.seconds,
-        }
-        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-        tensor_files.write_checkpoint(self.folder / folders.CHECKPOINT, arrays, meta)
-        self.saved_step = step
-
-    def load_checkpoint(self) -> int:
-        """Take its state from its folder; returns the optimiser steps done (0: none)."""
-        meta = folders.read_checkpoint_meta(self.folder)
-        if meta is None:
-            return 0
-        if meta["record"] != json.loads(json.dumps(self.record)):
-            raise UserError(
-                f"{self.folder / folders.CHECKPOINT} belongs to another config or other "
-                "activations: choose another name= or remove the folder"
-            )
-        arrays = tensor_files.read_checkpoint(self.folder / folders.CHECKPOINT)
-        try:
-            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-            self.state.load(tensors)
-            if self.strategy is not None:
-                self.strategy.load(tensors)
-            self.state.add_stats(Stats(**meta["sums"]))
-            if not 0 <= meta["step"] <= total_steps(self.config):
-                raise ValueError(f"step {meta['step']}")
-            if not all(isinstance(row, dict) and row.keys() == HISTORY for row in meta["history"]):
-                raise ValueError("a malformed history")
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{self.folder / folders.CHECKPOINT} is malformed ({malformed(error)}): "
-                "remove it to start again"
-            ) from None
-        self.history, self.seconds = meta["history"], meta["seconds"]
-        self.saved_step = int(meta["step"])
-        return self.saved_step
+Step = SparseStep | DenseStep
 
 
-def make_step(states: list[State], d_in: int, n_steps: int) -> SparseStep | DenseStep:
-    """The fastest way to train `states` where they are, if a whole training has `n_steps`."""
+def make_steps(states: list[State], d_in: int, n_steps: int) -> list[tuple[list[int], Step]]:
+    """The fastest ways to train `states` where they are, each with the indices of its own.
+
+    Args:
+        states: dictionaries on one device.
+        d_in: width of the activations.
+        n_steps: of a whole training.
+    """
     device = states[0].b.device.type
     library = kernel.load(kernel.padded(d_in)) if device == "cpu" else None
-    if library is not None:
-        return SparseStep(library, states, d_in)
-    return DenseStep(states, d_in, compiled=device == "cuda" and n_steps >= COMPILE_FROM)
+    fast = [i for i, state in enumerate(states) if library and state.architecture.fast]
+    rest = [i for i in range(len(states)) if i not in fast]
+    if slow := sorted({s.architecture.sae.activation for s in states if not s.architecture.fast}):
+        log.info("%s: trained by the generic step, with autograd", ", ".join(slow))
+    steps: list[tuple[list[int], Step]] = []
+    if library and fast:
+        steps.append((fast, SparseStep(library, [states[i] for i in fast], d_in)))
+    if rest:
+        compiled = device == "cuda" and n_steps >= COMPILE_FROM
+        steps.append((rest, DenseStep([states[i] for i in rest], d_in, compiled=compiled)))
+    return steps
 
 
 def scale_of(config: TrainSAEConfig, activations: Activations) -> float:
@@ -135,18 +80,13 @@ def snapshot_steps(config: TrainSAEConfig) -> set[int]:
     return {last >> halvings for halvings in range(config.training.snapshots)} - {0}
 
 
-def total_steps(config: TrainSAEConfig) -> int:
-    """Optimiser steps of a whole training."""
-    return -(-config.training.n_activations // config.training.batch_size)
-
-
 @dataclass
 class _Part:
     """The members that one device trains, each with its companion if it has one."""
 
     members: list[Member]
     pairs: list[FreezePerturb]
-    step_fn: SparseStep | DenseStep
+    steps: list[tuple[list[int], Step]]
     feed: Iterator[torch.Tensor]
 
     def step(self, step: int, last_step: int, seen: int) -> None:
@@ -154,7 +94,8 @@ class _Part:
         x = next(self.feed)
         hypers = [hyper(m.config, step) if m.error is None else None for m in self.members]
         companions = [h for h, m in zip(hypers, self.members, strict=True) if m.strategy]
-        self.step_fn(x, hypers + companions, seen)
+        for indices, step_fn in self.steps:
+            step_fn(x, [(hypers + companions)[i] for i in indices], seen)
         for pair in self.pairs:
             pair.after_step(step, last_step)
 
@@ -174,14 +115,15 @@ def _parts(
             (member.strategy or member.state).move(device)
         pairs = [member.strategy for member in own if member.strategy is not None]
         states = [member.state for member in own] + [pair.pair[1] for pair in pairs]
-        step_fn = make_step(states, activations.d_in, last_step)
-        stack.enter_context(step_fn)
+        steps = make_steps(states, activations.d_in, last_step)
+        for _, step_fn in steps:
+            stack.enter_context(step_fn)
         feed = batches(
             activations, rows=training_rows(activations, config.training.eval_rows, batch_size),
             batch_size=batch_size, first_step=first_step, last_step=last_step,
             scale=scale_of(config, activations), device=device,
         )  # fmt: skip
-        parts.append(_Part(own, pairs, step_fn, feed))
+        parts.append(_Part(own, pairs, steps, feed))
     return parts
 
 
@@ -269,7 +211,7 @@ def _log(member: Member, seen: int, step: int, var: float, d_in: int, speed: flo
         "fvu": mse / var,
         "l0": sums.active / sums.rows,
         "l1": sums.l1 / sums.rows,
-        "dead": int(member.state.dead(seen).sum()),
+        "inactive": int(member.state.inactive(seen).sum()),
         "lr": hyper(member.config, step).lr,
         "activations_per_second": speed,
     }

@@ -15,25 +15,10 @@ CODES = 1 << 20  # codes made at a time: at most 4 MiB, whatever the dictionary'
 
 
 def on_raw(state: State, d_in: int, scale: float) -> Dictionary:
-    """The dictionary for activations that are not divided by `scale`.
-
-    relu(W x + s b) = s relu(W x / s + b): scaling the bias alone scales the codes by s, and with
-    them the reconstruction, while the decoder keeps its unit rows. Thresholds scale like codes.
-    """
-    W_enc, W_dec = state.W_enc[:, :d_in].cpu(), state.W_dec[:, :d_in].cpu()
-    threshold = None
-    if state.log_threshold is not None:
-        threshold = (state.log_threshold.exp().cpu() * scale).numpy()
-    elif state.batch_floor is not None:
-        threshold = np.full(state.dict_size, float(state.batch_floor) * scale, dtype=np.float32)
-    return Dictionary(
-        W_enc=np.ascontiguousarray(W_enc.T.numpy()),
-        b_enc=(state.b.cpu() * scale).numpy(),
-        W_dec=np.ascontiguousarray(W_dec.numpy()),
-        b_dec=np.zeros(d_in, dtype=np.float32),
-        threshold=threshold,
-        k=state.sae.k if state.sae.activation == "topk" else None,
-    )
+    """The trained dictionary for activations that are not divided by `scale`."""
+    p = {name: tensor.cpu() for name, tensor in state.whole(d_in).items()}
+    floor = 0.0 if state.batch_floor is None else float(state.batch_floor)
+    return state.architecture.export(p, scale, floor)
 
 
 @dataclass

@@ -37,8 +37,14 @@ class Dictionary:
     b_enc: Array  # (dict_size,)
     W_dec: Array  # (dict_size, d_in), unit rows
     b_dec: Array  # (d_in,)
-    threshold: Array | None = None  # (dict_size,) JumpReLU and BatchTopK: codes up to it are zero
+    threshold: Array | None = None  # (dict_size,) JumpReLU and its like: codes up to it are zero
     k: int | None = None  # TopK: only the k largest codes of a row are kept
+
+    def with_threshold(self, threshold: Array | float) -> "Dictionary":
+        """The same with a threshold for each feature, or one for all."""
+        self.threshold = np.empty_like(self.b_enc)
+        self.threshold[:] = threshold
+        return self
 
     def activate(self, z: "Tensor") -> "Tensor":
         """Codes of pre-activations `z`, (rows, dict_size) both; `z` is overwritten."""

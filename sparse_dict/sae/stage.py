@@ -1,32 +1,33 @@
 """Stage 3: which dictionaries are still to train, which together, and what is written of them."""
 
-import csv
-import io
 import logging
 from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig
-from sparse_dict.config.sites import SITES
 from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
+from sparse_dict.sae import architectures
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.rows import training_rows
 from sparse_dict.storage import lock
-from sparse_dict.storage.files import fingerprint, read_json, write_text
+from sparse_dict.storage.files import fingerprint, read_json
+
+if TYPE_CHECKING:
+    from sparse_dict.sae.passes import Job
 
 log = logging.getLogger(__name__)
 
 Outcome = dict[str, Any] | Exception
 
 # Keys that say how a run is watched, not what it learns.
-_WATCHING = ("tracking", "device", "study_dir", "name", "activations_dir")
+_WATCHING = ("tracking", "device", "study_dir", "name", "activations_dir", "sparsity")
 _WATCHING_TRAINING = ("log_every", "checkpoint_every")
 
 
@@ -69,6 +70,7 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
 
     That includes a folder which holds a result of another config or of other activations.
     """
+    architectures.of(config.sae)
     runtime.check_device(config.device)
     tracking.check(config.tracking)
     activations = _open(Path(config.activations_dir))
@@ -156,15 +158,18 @@ def train_many(configs: list[TrainSAEConfig], folders_: list[Path]) -> list[Outc
 def _train_many(
     configs: list[TrainSAEConfig], folders_: list[Path], locks: ExitStack
 ) -> list[Outcome]:
+    from sparse_dict.sae import passes  # torch, which checking jobs does not need
+
     outcomes: dict[int, Outcome] = {}
-    passes: dict[str, list[int]] = defaultdict(list)
+    together: dict[str, dict[int, passes.Job]] = defaultdict(dict)
     for i, (config, folder) in enumerate(zip(configs, folders_, strict=True)):
         try:
             locks.enter_context(lock.holding(folder))
             activations = _open(Path(config.activations_dir))
-            if _is_finished(folder, _record(config, activations)):
+            job = passes.Job(config, folder, _record(config, activations))
+            if _is_finished(folder, job.record):
                 outcomes[i] = read_json(folder / folders.METRICS)
-                _finish_what_was_killed(config, folder, outcomes[i])
+                _finish_what_was_killed(job, outcomes[i])
                 log.info("%s is already trained", folder)
                 continue
             if damage := _damage(activations):
@@ -173,121 +178,32 @@ def _train_many(
         except UserError as error:
             outcomes[i] = error
             continue
-        together = [config.activations_dir, config.device, asdict(config.activations)]
         step = meta["step"] if meta else 0
-        passes[fingerprint([*together, asdict(config.training), step])].append(i)
-    for number, indices in enumerate(passes.values(), start=1):
-        if len(passes) > 1:
-            log.info("pass %d of %d: %d dictionaries", number, len(passes), len(indices))
-        results = _train_pass([configs[i] for i in indices], [folders_[i] for i in indices])
-        outcomes.update(zip(indices, results, strict=True))
+        of_data = [config.activations_dir, asdict(config.activations), asdict(config.training)]
+        shared = [*of_data, config.device, step]
+        together[fingerprint(shared)][i] = job
+    for number, jobs in enumerate(together.values(), start=1):
+        if len(together) > 1:
+            log.info("pass %d of %d: %d dictionaries", number, len(together), len(jobs))
+        first = next(iter(jobs.values()))
+        results = passes.train(list(jobs.values()), _open(Path(first.config.activations_dir)))
+        outcomes.update(zip(jobs, results, strict=True))
     finished = [outcomes[i] for i in range(len(configs))]
     _show(folders_, finished)
     return finished
 
 
-def _finish_what_was_killed(config: TrainSAEConfig, folder: Path, metrics: Any) -> None:
+def _finish_what_was_killed(job: "Job", metrics: Any) -> None:
     """Do what a process had still to do that died after a dictionary's last file was written."""
-    (folder / folders.CHECKPOINT).unlink(missing_ok=True)
-    if (folder / tracking.ID_FILE).exists():
-        with tracking.open_run(config, "train_sae", folder.name, folder, "activations") as run:
-            run.summary(_numbers(metrics))
+    from sparse_dict.sae import passes
 
-
-def _numbers(metrics: dict[str, Any]) -> dict[str, int | float]:
-    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-
-
-def _train_pass(configs: list[TrainSAEConfig], paths: list[Path]) -> list[Outcome]:
-    """Train dictionaries that share a pass, evaluate and write them."""
-    from sparse_dict.sae import ensemble
-    from sparse_dict.sae.evaluate import evaluate, on_raw
-    from sparse_dict.sae.state import State
-    from sparse_dict.sae.strategy import FreezePerturb
-
-    first = configs[0]
-    activations = _open(Path(first.activations_dir))
-    device = runtime.device(first.device)
-    runtime.allocator()
-    eval_start = training_rows(activations, first.training.eval_rows, first.training.batch_size)
-    scale = ensemble.scale_of(first, activations)
-    with ExitStack() as stack:
-        runs = stack.enter_context(
-            tracking.together(
-                [
-                    partial(tracking.open_run, c, "train_sae", path.name, path, "activations")
-                    for c, path in zip(configs, paths, strict=True)
-                ]
-            )
+    (job.folder / folders.CHECKPOINT).unlink(missing_ok=True)
+    if (job.folder / tracking.ID_FILE).exists():
+        opened = tracking.open_run(
+            job.config, "train_sae", job.folder.name, job.folder, "activations"
         )
-        members = []
-        for config, path, run in zip(configs, paths, runs, strict=True):
-            record = _record(config, activations)
-            state = State.initial(config, activations.d_in, device)
-            pair = None
-            if config.sae.strategy == "freeze_perturb":
-                pair = FreezePerturb.beside(state, config, activations.d_in)
-            members.append(ensemble.Member(config, path, record, run, state, pair))
-        steps = set()
-        for member in members:
-            try:
-                steps.add(member.load_checkpoint())
-            except UserError as error:
-                member.error = error
-        trained = [member for member in members if member.error is None]
-        if trained:
-            ensemble.train(trained, activations, steps.pop())
-        whole = [member for member in members if member.error is None]
-        dictionaries = [on_raw(member.state, activations.d_in, scale) for member in whole]
-        evaluations = evaluate(dictionaries, activations, eval_start, device)
-        for member, dictionary, numbers in zip(whole, dictionaries, evaluations, strict=True):
-            metrics = {
-                "dict_size": member.config.sae.dict_size,
-                "l1": member.config.sae.l1,
-                "l1_scaling": member.config.sae.l1_scaling,
-                "tied": member.config.sae.tied,
-                "activation": member.config.sae.activation,
-                "seed": member.config.seed,
-                "d_in": activations.d_in,
-                "mse": numbers.mse / scale**2,
-                "fvu": numbers.mse / ensemble.variance(activations),
-                "l0": numbers.l0,
-                "l1_norm": numbers.l1 / scale,
-                "dead": int((numbers.fire_count == 0).sum()),
-                "eval_rows": numbers.rows,
-                "n_activations": ensemble.total_steps(first) * first.training.batch_size,
-                "activations_scale": scale,
-                "seconds": member.seconds,
-                "trained_together": len(trained),
-                "record": member.record,
-                "config": asdict(member.config),
-                "fingerprints": {"activations": activations.fingerprint},
-            }
-            _write(member, dictionary, numbers.fire_count, metrics, _hook(activations))
-            member.run.summary(_numbers(metrics))
-        for member in members:
-            if member.error is not None:
-                member.run.finish(exit_code=1)
-        return [member.error or read_json(member.folder / folders.METRICS) for member in members]
-
-
-def _hook(activations: Activations) -> str:
-    """TransformerLens' name of the site, which is what SAELens' metadata speak of."""
-    if activations.manifest is None or not {"layer", "site"} <= activations.manifest.keys():
-        return "unknown"
-    site = SITES.get(activations.manifest["site"])
-    return f"blocks.{activations.manifest['layer']}.{site}" if site else "unknown"
-
-
-def _write(
-    member: Any, dictionary: folders.Dictionary, fire_count: Any, metrics: dict[str, Any], site: str
-) -> None:
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(member.history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(member.history)
-    write_text(member.folder / "history.csv", table.getvalue())
-    folders.write(member.folder, dictionary, fire_count, metrics, site)
+        with opened as run:
+            run.summary(passes.end_values(metrics))
 
 
 def _show(paths: list[Path], outcomes: list[Outcome]) -> None:

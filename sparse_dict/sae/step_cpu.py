@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sparse_dict.sae import dead_features, kernel
 from sparse_dict.sae.codes import SELECTION
-from sparse_dict.sae.state import Hyper, State, Stats
+from sparse_dict.sae.schedule import Hyper
+from sparse_dict.sae.state import State, Stats
 
 CHUNK = SELECTION  # 256 rows: a chunk's residuals and inputs stay in the second-level cache
 BLOCK = 512  # features whose encoder products are made, then scanned, at a time
@@ -43,7 +44,7 @@ class _Gradients:
 
     def __init__(self, state: State) -> None:
         self.dec = torch.zeros(PARTS, *state.W_dec.shape)
-        self.enc = self.dec if state.sae.tied else torch.zeros_like(self.dec)
+        self.enc = self.dec if state.architecture.sae.tied else torch.zeros_like(self.dec)
         self.threshold = torch.zeros(PARTS, state.dict_size)
         self.floors: list[list[float]] = [[] for _ in range(PARTS)]  # of the chunks, in order
         self.b = torch.zeros(PARTS, state.dict_size)
@@ -59,7 +60,8 @@ class SparseStep:
         self.d_in = d_in
         self._gradients = [_Gradients(state) for state in states]
         self._W_bf16 = [
-            state.W_enc.bfloat16() if state.sae.precision == "bf16" else None for state in states
+            state.W_enc.bfloat16() if state.architecture.sae.precision == "bf16" else None
+            for state in states
         ]
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         threads = min(max(threads, 1), PARTS * len(states))
@@ -108,8 +110,9 @@ class SparseStep:
         state, gradients, hyper = self.states[i], self._gradients[i], hypers[i]
         assert hyper is not None
         sums = Stats()
-        thresholds = None if state.log_threshold is None else state.log_threshold.exp()
-        band = state.sae.bandwidth / 2 if thresholds is not None else 0.0
+        log_threshold = state.params.get("log_threshold")
+        thresholds = None if log_threshold is None else log_threshold.exp()
+        band = hyper.numbers.get("bandwidth", 0.0) / 2
         scratch = self._scratch.get()
         try:
             chunks = range(part * CHUNK, len(x), PARTS * CHUNK)
@@ -127,7 +130,7 @@ class SparseStep:
                     rows.data_ptr(), scratch.residual.data_ptr(), state.W_dec.data_ptr(),
                     scratch.rows.data_ptr(), scratch.codes.data_ptr(), scratch.starts.data_ptr(),
                     _pointer(thresholds), state.dict_size, 2 / (len(x) * self.d_in),
-                    hyper.penalty / len(x), hyper.l0 / len(x), band,
+                    hyper.numbers["l1"] / len(x), hyper.numbers.get("l0", 0.0) / len(x), band,
                     gradients.enc[part].data_ptr(), gradients.dec[part].data_ptr(),
                     gradients.b[part].data_ptr(), gradients.threshold[part].data_ptr(),
                 )  # fmt: skip
@@ -151,7 +154,7 @@ class SparseStep:
         fired = self._gradients[i].fired[part]
         exact = rows_low is not None and self._W_bf16[i] is not None
         self.library.start_residual(rows.data_ptr(), n, scratch.residual.data_ptr())
-        chosen = state.sae.activation in ("topk", "batch_topk")
+        chosen = state.architecture.sae.activation in ("topk", "batch_topk")
         if chosen:
             everything = self._products(i, slice(0, state.dict_size), rows, rows_low, None)
             self._choose(i, part, everything, scratch)
@@ -192,15 +195,15 @@ class SparseStep:
     def _choose(self, i: int, part: int, products: Tensor, scratch: _Scratch) -> None:
         """The smallest code that each row keeps, into `scratch.floor`."""
         state, (size, n) = self.states[i], products.shape
-        if state.sae.activation == "topk":
-            heaps = torch.empty(n * state.sae.k)
+        if state.architecture.sae.activation == "topk":
+            heaps = torch.empty(n * state.architecture.sae.k)
             self.library.row_floors(
-                products.data_ptr(), state.b.data_ptr(), size, n, state.sae.k,
+                products.data_ptr(), state.b.data_ptr(), size, n, state.architecture.sae.k,
                 heaps.data_ptr(), scratch.floor.data_ptr(),
             )  # fmt: skip
             return
         positive = (products + state.b[:, None]).relu_().flatten()
-        keep = min(state.sae.k * n, positive.numel())
+        keep = min(state.architecture.sae.k * n, positive.numel())
         smallest = float(positive.kthvalue(positive.numel() - keep + 1).values)
         scratch.floor[:n] = max(smallest, 1e-30)
         self._gradients[i].floors[part].append(smallest)
@@ -215,33 +218,38 @@ class SparseStep:
         assert hyper is not None
         corrections = 1 - hyper.beta1**hyper.step, 1 - hyper.beta2**hyper.step
         adam = hyper.lr, hyper.beta1, hyper.beta2, hyper.eps, *corrections
-        if state.sae.dead == "auxk":
-            dead = state.dead(seen)
+        if state.architecture.sae.dead == "auxk":
+            dead = state.inactive(seen)
             enc, dec, b = dead_features.auxiliary_gradients(state, x, dead, self.d_in)
             gradients.enc[0][dead] += enc
             gradients.dec[0][dead] += dec
             gradients.b[0][dead] += b
+        m_enc = state.m.get("W_enc", state.m["W_dec"])
+        v_enc = state.v.get("W_enc", state.v["W_dec"])
         self.library.optimise(
             state.dict_size, state.W_enc.data_ptr(), state.W_dec.data_ptr(), state.b.data_ptr(),
             gradients.enc.data_ptr(), gradients.dec.data_ptr(), gradients.b.data_ptr(),
             gradients.dec.stride(0), gradients.b.stride(0),
-            state.m_enc.data_ptr(), state.v_enc.data_ptr(), state.m_dec.data_ptr(),
-            state.v_dec.data_ptr(), state.m_b.data_ptr(), state.v_b.data_ptr(),
-            state.sae.project_gradient, *adam,
+            m_enc.data_ptr(), v_enc.data_ptr(), state.m["W_dec"].data_ptr(),
+            state.v["W_dec"].data_ptr(), state.m["b"].data_ptr(), state.v["b"].data_ptr(),
+            state.architecture.sae.project_gradient, *adam,
         )  # fmt: skip
-        if state.log_threshold is not None:
-            gradients.threshold *= state.log_threshold.exp()  # d/d log t = t d/dt
+        if (log_threshold := state.params.get("log_threshold")) is not None:
+            gradients.threshold *= log_threshold.exp()  # d/d log t = t d/dt
             self.library.optimise_vector(
-                state.dict_size, state.log_threshold.data_ptr(), gradients.threshold.data_ptr(),
-                _pointer(state.m_threshold), _pointer(state.v_threshold), *adam,
+                state.dict_size, log_threshold.data_ptr(), gradients.threshold.data_ptr(),
+                state.m["log_threshold"].data_ptr(), state.v["log_threshold"].data_ptr(), *adam,
             )  # fmt: skip
         for floors in gradients.floors:
             state.follow_floors(floors)
             floors.clear()
         state.last_fired[gradients.fired.any(dim=0)] = seen
         gradients.fired.zero_()
-        if state.sae.dead == "resample" and hyper.step % state.sae.resample_every == 0:
-            dead_features.resample(state, x, state.dead(seen), hyper.step)
+        if (
+            state.architecture.sae.dead == "resample"
+            and hyper.step % state.architecture.sae.resample_every == 0
+        ):
+            dead_features.resample(state, x, state.inactive(seen), hyper.step)
         W_low = self._W_bf16[i]
         if W_low is not None:
             W_low.copy_(state.W_enc)

@@ -1,26 +1,31 @@
 """One optimiser step of many dictionaries with dense products, on any device.
 
-What a GPU uses, and a CPU without a C compiler. Same interface and same numbers, within rounding,
-as `step_cpu`. Dictionaries of one kind are stacked: each product is one batched product and Adam a
-few operations on whole stacks, with what differs between members (learning rate, penalty ...) as
-vectors. Other sizes are other stacks, so nothing is padded.
+What a GPU uses, a CPU without a C compiler, and every kind that `kernel.c` does not know. Same
+interface and same numbers, within rounding, as `step_cpu`. Dictionaries of one kind are stacked:
+each product is one batched product and Adam a few operations on whole stacks, with what differs
+between members (learning rate, penalty ...) as vectors. Other sizes are other stacks, so nothing is
+padded. Gradients are written by hand where the kind is `fast`, else autograd makes them of
+`loss.objective`.
 
 A step does not wait for the device (a resampling does), so that one thread keeps several GPUs
 busy; sums stay there until they are asked for.
 """
 
-import copy
 import logging
 from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from sparse_dict.sae import dead_features
-from sparse_dict.sae.codes import codes_of, product
-from sparse_dict.sae.state import FLOOR_DECAY, Hyper, State
+from sparse_dict.sae import dead_features, loss
+from sparse_dict.sae.codes import product
+from sparse_dict.sae.loss import Numbers, Params
+from sparse_dict.sae.schedule import Hyper
+from sparse_dict.sae.state import FLOOR_DECAY, State
+from sparse_dict.storage.files import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +35,17 @@ log = logging.getLogger(__name__)
 MAX_FEATURES = 65_536
 MAX_FEATURES_CPU = 1024
 
-IDLE = [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]  # `_numbers` with which nothing moves
+# Keys that members of one stack may differ in besides the numbers of their loss: they are read
+# before a step or between steps, of each dictionary's own config.
+OWN = {
+    "init", "l1_scaling", "resample_every",
+    "strategy", "freeze_above", "perturb_every", "perturb_noise", "perturb_share",
+}  # fmt: skip
+ADAM = 5  # numbers of a step that are Adam's; those of the loss follow
 
 
 class DenseStep:
-    """Computes steps for a fixed list of dictionaries with closed-form gradients."""
+    """Computes steps for a fixed list of dictionaries."""
 
     def __init__(
         self,
@@ -82,15 +93,19 @@ class DenseStep:
 
 
 def _grouped(states: list[State], max_features: int) -> list[list[int]]:
-    """Indices of dictionaries that one stack can hold."""
-    alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    """Indices of dictionaries that one stack can hold.
+
+    Their configs agree in everything but `OWN` and the numbers of their loss, so that a key which
+    nobody has thought of here can only split a stack.
+    """
+    alike: dict[str, list[int]] = defaultdict(list)
     for i, state in enumerate(states):
-        s = state.sae
-        kind = s.activation, s.k, s.tied, s.dead, s.aux_k, s.precision, s.project_gradient
-        alike[state.dict_size, *kind].append(i)
+        may_differ = OWN.union(state.architecture.numbers)
+        kind = {k: v for k, v in asdict(state.architecture.sae).items() if k not in may_differ}
+        alike[fingerprint(kind)].append(i)
     groups = []
-    for (dict_size, *_), indices in alike.items():
-        parts = -(-len(indices) // max(1, max_features // dict_size))
+    for indices in alike.values():
+        parts = -(-len(indices) // max(1, max_features // states[indices[0]].dict_size))
         size = -(-len(indices) // parts)  # even ones: fewer shapes to compile
         groups += [indices[start : start + size] for start in range(0, len(indices), size)]
     return groups
@@ -104,8 +119,8 @@ class _Group:
         self.stack = _stacked(states)
         self.d_in = d_in
         self._train: Any = train
-        self._unproven = compiled
-        if compiled:
+        self._unproven = compiled and self.stack.architecture.fast
+        if self._unproven:
             # torch counts compilations for each function, and gives up after a few
             torch._dynamo.config.recompile_limit += 1
             # A whole graph or an error; exact shapes. No CUDA graphs: the parameters are written
@@ -133,32 +148,35 @@ class _Group:
             self._train(*given)
         self._unproven = False
         for state, hyper in zip(self.states, hypers, strict=True):
-            every = state.sae.resample_every
-            if hyper and state.sae.dead == "resample" and hyper.step % every == 0:
-                dead_features.resample(state, x, state.dead(seen), hyper.step)
+            sae = state.architecture.sae
+            if hyper and sae.dead == "resample" and hyper.step % sae.resample_every == 0:
+                dead_features.resample(state, x, state.inactive(seen), hyper.step)
 
 
 def _stacked(states: list[State]) -> State:
     """A state whose tensors have a leading axis of `states`, whose own become views of them."""
-    stack = copy.copy(states[0])
-    for name in [*stack.tensors(), "sums"]:
-        whole = torch.stack([getattr(state, name) for state in states])
-        for holder, tensor in zip([stack, *states], [whole, *whole], strict=True):
-            holder.hold({name: tensor})
+    stack = replace(states[0], params={}, m={}, v={})
+    for group in ("params", "m", "v"):
+        for name in getattr(states[0], group):
+            whole = torch.stack([getattr(state, group)[name] for state in states])
+            for holder, tensor in zip([stack, *states], [whole, *whole], strict=True):
+                getattr(holder, group)[name] = tensor
+    for name in ("last_fired", "sums", "batch_floor"):
+        if getattr(states[0], name) is not None:
+            whole = torch.stack([getattr(state, name) for state in states])
+            for holder, tensor in zip([stack, *states], [whole, *whole], strict=True):
+                setattr(holder, name, tensor)
     return stack
 
 
 def _numbers(state: State, hyper: Hyper | None) -> list[float]:
-    """What `train` needs to know of one dictionary."""
-    if hyper is None:
-        return IDLE
+    """What `train` needs to know of one dictionary: Adam's numbers, then those of its loss."""
+    if hyper is None:  # nothing moves
+        return [0.0, 1.0, 1.0, 0.0, 0.0, *([1.0] * len(state.architecture.numbers))]
     lr = hyper.lr / (1 - hyper.beta1**hyper.step)
     root = (1 - hyper.beta2**hyper.step) ** -0.5
-    sae = state.sae
-    return [
-        lr, root, hyper.eps, 1 - hyper.beta1, 1 - hyper.beta2,
-        hyper.penalty, hyper.l0, sae.bandwidth, sae.aux_coefficient,
-    ]  # fmt: skip
+    own = [hyper.numbers[name] for name in state.architecture.numbers]
+    return [lr, root, hyper.eps, 1 - hyper.beta1, 1 - hyper.beta2, *own]
 
 
 def _sent(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -167,6 +185,16 @@ def _sent(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor
     if device.type == "cuda":
         host = host.pin_memory()  # a copy from other memory would wait
     return host.to(device, non_blocking=True)
+
+
+@dataclass
+class Gradients:
+    """What one batch says of n stacked dictionaries."""
+
+    of: Params  # by parameter, as large
+    sums: tuple[Tensor, Tensor, Tensor]  # (n, batch) each: squared error, L1, active features
+    fired: Tensor  # (n, dict_size) bool: active in some row
+    floors: list[Tensor]  # BatchTopK: (n,) each, the smallest code of each selection
 
 
 def train(stack: State, x: Tensor, numbers: Tensor, counts: Tensor, d_in: int) -> None:
@@ -178,57 +206,89 @@ def train(stack: State, x: Tensor, numbers: Tensor, counts: Tensor, d_in: int) -
     Args:
         stack: as `_stacked` gives it.
         x: (batch, width), scaled.
-        numbers: (9, n) float32, `_numbers` of each.
-        counts: (2,) int64: rows seen with this batch, and after how many a feature is dead.
+        numbers: (..., n) float32, `_numbers` of each.
+        counts: (2,) int64: rows seen with this batch, and after how many a feature is inactive.
         d_in: columns of `x` that are not padding.
     """
-    adam = numbers[:5]
-    penalty, l0, bandwidth, aux = numbers[5:, :, None, None].unbind()  # (n, 1, 1) each
     seen, window = counts.unbind()
-    batch, precision = len(x), stack.sae.precision
-    x = x.expand(len(stack.b), -1, -1)  # (n, batch, width)
-    z, codes, floors = codes_of(stack, x)
-    on = codes > 0
-    residual = product(codes, stack.W_dec, precision) - x
-    sums = residual.square().sum(dim=-1), codes.sum(dim=-1), on.sum(dim=-1)  # (n, batch) each
-    for i, rows in enumerate(sums):
+    sae = stack.architecture.sae
+    inactive = seen - stack.last_fired >= window if sae.dead == "auxk" else None
+    own = dict(zip(stack.architecture.numbers, numbers[ADAM:].unbind(), strict=True))
+    gradients = closed_form if stack.architecture.fast else by_autograd
+    g = gradients(stack, x, own, inactive, d_in)
+    for i, rows in enumerate(g.sums):
         stack.sums[:, i].add_(rows.sum(dim=-1, dtype=stack.sums.dtype))
-    stack.sums[:, 3].add_(batch)
-    scaled = residual * (2 / (batch * d_in))
-    g_recon = product(scaled, stack.W_dec.mT, precision)  # (n, batch, dict_size)
-    g_codes = (g_recon + penalty / batch) * on
-    g_dec = product(codes.mT, scaled, precision)
-    if stack.sae.dead == "auxk":
-        dead = seen - stack.last_fired >= window
-        weight = aux * (2 / (batch * d_in))
-        aux_codes, g_aux, g_out = dead_features.auxiliary_codes(stack, z, residual, dead, weight)
-        g_codes = g_codes + g_aux
-        g_dec = g_dec + product(aux_codes.mT, g_out, precision)
-    if stack.log_threshold is not None:
-        assert stack.m_threshold is not None
-        assert stack.v_threshold is not None
-        threshold = stack.log_threshold.exp()[:, None]  # (n, 1, dict_size)
-        near = (z - threshold).abs() < bandwidth / 2
-        pull = (threshold * g_recon + l0 / batch) * near
-        g = -pull.sum(dim=1) * (threshold / bandwidth)[:, 0]  # d/d log t = t d/dt
-        _adam(stack.log_threshold, g, stack.m_threshold, stack.v_threshold, adam)
-    g_enc = product(g_codes.mT, x, precision)
-    if stack.sae.tied:
-        g_dec = g_dec + g_enc
-    else:
-        _adam(stack.W_enc, g_enc, stack.m_enc, stack.v_enc, adam)
-    if stack.sae.project_gradient:
-        g_dec = g_dec - (g_dec * stack.W_dec).sum(dim=-1, keepdim=True) * stack.W_dec
-    _adam(stack.W_dec, g_dec, stack.m_dec, stack.v_dec, adam)
-    _adam(stack.b, g_codes.sum(dim=1), stack.m_b, stack.v_b, adam)
+    stack.sums[:, 3].add_(len(x))
+    if sae.project_gradient:
+        along = (g.of["W_dec"] * stack.W_dec).sum(dim=-1, keepdim=True)
+        g.of["W_dec"] = g.of["W_dec"] - along * stack.W_dec
+    for name, gradient in g.of.items():
+        _adam(stack.params[name], gradient, stack.m[name], stack.v[name], numbers[:ADAM])
     stack.W_dec.div_(stack.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
     if stack.batch_floor is not None:
-        for floor in floors:
+        for floor in g.floors:
             floor = floor[:, None]  # (n, 1)
             pace = torch.where(stack.batch_floor == 0, 1.0, 1 - FLOOR_DECAY)
             stack.batch_floor.add_((floor - stack.batch_floor) * pace)
     # not by masked_fill_, which fetches its value from a GPU
-    stack.last_fired.copy_(torch.where(on.any(dim=1), seen, stack.last_fired))
+    stack.last_fired.copy_(torch.where(g.fired, seen, stack.last_fired))
+
+
+def by_autograd(
+    stack: State, x: Tensor, numbers: Numbers, inactive: Tensor | None, d_in: int
+) -> Gradients:
+    """The gradients of `loss.objective`, of any kind."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in stack.params.items()}
+    x = x[:, :d_in]
+    with torch.enable_grad():
+        p = replace(stack, params=leaves).whole(d_in)
+        fit = loss.objective(stack.architecture, p, x, numbers, inactive)
+        found = torch.autograd.grad(fit.loss.sum(), list(leaves.values()))
+    codes = fit.encoded.codes.detach()
+    on = codes > 0
+    return Gradients(
+        of=dict(zip(leaves, found, strict=True)),
+        sums=((fit.x_hat.detach() - x).square().sum(-1), codes.sum(-1), on.sum(-1)),
+        fired=on.any(dim=1),
+        floors=fit.encoded.floors,
+    )
+
+
+def closed_form(
+    stack: State, x: Tensor, numbers: Numbers, inactive: Tensor | None, d_in: int
+) -> Gradients:
+    """The same for kinds whose code is z where it is active: ReLU, TopK, BatchTopK, JumpReLU."""
+    batch, precision = len(x), stack.architecture.sae.precision
+    c = {name: number[:, None, None] for name, number in numbers.items()}  # (n, 1, 1) each
+    x = x.expand(len(stack.b), -1, -1)  # (n, batch, width)
+    encoded = stack.architecture.encode(stack.whole(), x)
+    z, codes = encoded.z, encoded.codes  # (n, batch, dict_size)
+    on = codes > 0
+    residual = product(codes, stack.W_dec, precision) - x
+    scaled = residual * (2 / (batch * d_in))
+    g_recon = product(scaled, stack.W_dec.mT, precision)  # (n, batch, dict_size)
+    g_codes = (g_recon + c["l1"] / batch) * on
+    g_dec = product(codes.mT, scaled, precision)
+    if inactive is not None:
+        weight = c["aux_coefficient"] * (2 / (batch * d_in))
+        auxiliary = dead_features.auxiliary_codes(stack, z, residual, inactive, weight)
+        aux_codes, g_aux, g_out = auxiliary
+        g_codes = g_codes + g_aux
+        g_dec = g_dec + product(aux_codes.mT, g_out, precision)
+    found = {"W_dec": g_dec, "b": g_codes.sum(dim=1)}
+    if "log_threshold" in stack.params:
+        threshold = stack.params["log_threshold"].exp()[:, None]  # (n, 1, dict_size)
+        near = (z - threshold).abs() < c["bandwidth"] / 2
+        pull = (threshold * g_recon + c["l0"] / batch) * near
+        # d/d log t = t d/dt
+        found["log_threshold"] = -pull.sum(dim=1) * (threshold / c["bandwidth"])[:, 0]
+    g_enc = product(g_codes.mT, x, precision)
+    if stack.architecture.sae.tied:
+        found["W_dec"] = g_dec + g_enc
+    else:
+        found["W_enc"] = g_enc
+    sums = residual.square().sum(dim=-1), codes.sum(dim=-1), on.sum(dim=-1)
+    return Gradients(found, sums, on.any(dim=1), encoded.floors)
 
 
 def _adam(w: Tensor, g: Tensor, m: Tensor, v: Tensor, numbers: Tensor) -> None:

@@ -23,7 +23,7 @@ class FreezePerturb:
 
     pair: tuple[State, State]
     frozen: tuple[Tensor, Tensor]
-    kept: list[tuple[Tensor, Tensor, Tensor]]  # W_enc, W_dec, b when last frozen
+    kept: list[dict[str, Tensor]]  # parameters with an entry a feature, when last frozen
 
     @classmethod
     def beside(cls, state: State, config: TrainSAEConfig, d_in: int) -> "FreezePerturb":
@@ -59,42 +59,35 @@ class FreezePerturb:
         self._keep()
 
     def _keep(self) -> None:
-        self.kept = [(s.W_enc.clone(), s.W_dec.clone(), s.b.clone()) for s in self.pair]
+        self.kept = [{n: s.params[n].clone() for n in s.per_feature} for s in self.pair]
 
     @torch.no_grad()
     def after_step(self, step: int, last_step: int) -> None:
         """Undo the step on frozen features; now and then, freeze and perturb anew."""
-        for state, frozen, (W_enc, W_dec, b) in zip(self.pair, self.frozen, self.kept, strict=True):
-            for now, then in ((state.W_enc, W_enc), (state.W_dec, W_dec), (state.b, b)):
+        for state, frozen, kept in zip(self.pair, self.frozen, self.kept, strict=True):
+            for name, then in kept.items():
                 # not by an index, for whose length a GPU would be waited for
-                mask = frozen.view(-1, *[1] * (now.dim() - 1))
+                now, mask = state.params[name], frozen.view(-1, *[1] * (then.dim() - 1))
                 now.copy_(torch.where(mask, then, now))
-        sae = self.pair[0].sae
+        sae = self.pair[0].architecture.sae
         if step % sae.perturb_every == 0 and step <= sae.perturb_share * last_step:
             self._freeze_and_perturb(step)
 
     def _freeze_and_perturb(self, step: int) -> None:
         cosines = self.pair[0].W_dec @ self.pair[1].W_dec.T  # (dict_size, dict_size)
         for side, (state, frozen) in enumerate(zip(self.pair, self.frozen, strict=True)):
-            frozen.copy_(cosines.amax(dim=1 - side) > state.sae.freeze_above)
+            sae = state.architecture.sae
+            frozen.copy_(cosines.amax(dim=1 - side) > sae.freeze_above)
             # torch's CPU generator looks at the lower 32 bits of a seed only
             seed = int(np.random.SeedSequence([state.seed, side, step]).generate_state(1)[0])
             generator = torch.Generator().manual_seed(seed)
             loose = ~frozen
-            for weights in (state.W_dec,) if state.sae.tied else (state.W_dec, state.W_enc):
+            for weights in (state.W_dec,) if sae.tied else (state.W_dec, state.W_enc):
                 noise = torch.randn(weights.shape, generator=generator).to(weights.device)
                 noise *= weights != 0  # columns of padding stay zero
-                length = state.sae.perturb_noise * weights.norm(dim=1, keepdim=True)
+                length = sae.perturb_noise * weights.norm(dim=1, keepdim=True)
                 noise *= length / noise.norm(dim=1, keepdim=True).clamp(min=1e-12)
                 weights[loose] += noise[loose]
             state.W_dec[loose] = torch.nn.functional.normalize(state.W_dec[loose], dim=1)
-            for moment in (
-                state.m_enc,
-                state.v_enc,
-                state.m_dec,
-                state.v_dec,
-                state.m_b,
-                state.v_b,
-            ):
-                moment[loose] = 0.0
+            state.begin_anew(loose)
         self._keep()

@@ -1,6 +1,6 @@
-// Renders the features that features_page.py describes. Every text reaches the page through
+// Draws the features that page.py describes. Every text reaches the page through
 // textContent or title, so that no token or name can become markup.
-const SparseFeatures = (() => {
+(() => {
   "use strict";
   const PAGE = 30; // cards shown at a time
 
@@ -225,5 +225,7 @@ const SparseFeatures = (() => {
     update();
   }
 
-  return { browse, sample };
+  const root = document.getElementById("sparse-features");
+  const data = JSON.parse(document.getElementById("sparse-features-data").textContent);
+  ({ browse, sample })[root.dataset.view](root, data);
 })();

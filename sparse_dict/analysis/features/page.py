@@ -3,10 +3,8 @@
 Both hold their data as JSON and the same script that draws it; neither needs a network.
 """
 
-import html
 import json
 from collections.abc import Sequence
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +12,25 @@ import numpy as np
 
 from sparse_dict.analysis.features.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
 from sparse_dict.analysis.features.contexts import Context, Feature, Gallery, Missing
-from sparse_dict.analysis.report.page import MISSING as MISSING_TEXT
-from sparse_dict.analysis.report.page import Markup, Section
+from sparse_dict.analysis.report import page as report
+from sparse_dict.analysis.report.page import MISSING, Markup, Section
 from sparse_dict.analysis.study import Entry
 from sparse_dict.storage import files
 
 PAGE = "features.html"
 DATA = "features.json"  # what the page draws, for notebooks and others
 SCALE = 255  # activations are written as integers, a feature's largest as this
-IN_REPORT = {TOP: 2, RANDOM: 1, LOW: 1, OUTLIER: 2}
-
-HEAD = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>Features and their text</title>
-<style>
-body { max-width: 76rem; margin: 1.5rem auto; padding: 0 1.5rem; background: #fff; }
-.intro { font: 15px/1.5 Georgia, 'Times New Roman', serif; max-width: 52rem; }
-h1 { font: 600 1.5rem/1.25 Helvetica, Arial, sans-serif; }
-"""
+IN_REPORT = {TOP: 2, RANDOM: 1, LOW: 1, OUTLIER: 2}  # how many of each
+FOLDER = Path(__file__).parent
 
 
 def write(gathered: Gallery | Missing, folder: Path) -> None:
     """Write PAGE and DATA to `folder`; without a gallery remove those of an earlier run."""
     if isinstance(gathered, Gallery):
         files.write_text(folder / PAGE, page(gathered))
-        files.write_text(folder / DATA, _json(payload(gathered, gathered.features, ())) + "\n")
+        data = payload(gathered, gathered.features, ())
+        text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+        files.write_text(folder / DATA, text + "\n")
     else:
         for name in (PAGE, DATA):
             (folder / name).unlink(missing_ok=True)
@@ -51,21 +38,15 @@ def write(gathered: Gallery | Missing, folder: Path) -> None:
 
 def page(gallery: Gallery) -> str:
     """The searchable page of all features."""
-    text = "".join(f'<p class="intro">{html.escape(part)}</p>\n' for part in explained(gallery))
-    return (
-        f"{HEAD}{_resource('features.css')}</style>\n</head>\n<body>\n"
-        f'<h1>Features and their text</h1>\n{text}<p class="intro">'
-        '<a href="report.html">Back to the report</a></p>\n'
-        f"{_drawn('browse', payload(gallery, gallery.features, ()))}\n</body>\n</html>\n"
-    )
+    drawn = _drawn("browse", gallery, gallery.features, ())
+    return report.page("Features and their text", drawn.html, [drawn.style], [drawn.script])
 
 
 def section(gathered: Gallery | Missing) -> Section:
     """The report's section: a few features beside the neurons nearest to them."""
-    found = Section("What features respond to")
+    title = "What features respond to"
     if isinstance(gathered, Missing):
-        found.blocks.append(MISSING_TEXT.format(gathered.reason))
-        return found
+        return Section(title, [MISSING.format(gathered.reason)])
     shown = pick(gathered.features)
     neurons = {f.neuron[0] for f in shown if f.neuron}
     beside = [
@@ -73,37 +54,7 @@ def section(gathered: Gallery | Missing) -> Section:
         for f in gathered.features
         if f.chosen.entry is None and f.chosen.index in neurons and f not in shown
     ]
-    found.blocks += explained(gathered)
-    found.blocks.append(
-        Markup(
-            f'<p><a href="{PAGE}">All {len(gathered.features)} features and neurons</a>, '
-            "searchable, lie beside this report.</p>\n"
-            f"<style>{_resource('features.css')}</style>\n"
-            f"{_drawn('sample', payload(gathered, [*shown, *beside], shown))}"
-        )
-    )
-    return found
-
-
-def explained(gallery: Gallery) -> list[str]:
-    """How to read a feature, in paragraphs."""
-    n = gallery.skip_first
-    skipped = f", the first {n} positions of which have no activations" if n else ""
-    return [
-        f"The language model read {gallery.n_tokens:,} of the {gallery.n_harvested:,} harvested "
-        f"tokens again, in evenly spaced contexts of {gallery.n_ctx}{skipped}. For each feature: "
-        "the contexts where it is most active (at most one of each context of the model; repeated "
-        "text is shown once), and others drawn at evenly spaced quantiles of its activations. The "
-        "deeper a token's colour, the more active the feature, relative to its largest "
-        "activation; the framed token is the one the context was chosen for, its activation "
-        "stands on the left. A neuron, with its raw activation, is treated as a feature alike, and "
-        "counts as active where that is positive.",
-        "Logits raised and lowered: the effect of one unit of activation by the direct path alone, "
-        "from the decoder row through the MLP's output matrix and the final LayerNorm's centring "
-        "and gain to the unembedding, relative to the mean over the vocabulary. The LayerNorm's "
-        "division by the standard deviation and all later blocks are ignored, so the order of "
-        f"tokens means more than the numbers. MCS: {gallery.mcs}.",
-    ]
+    return Section(title, [_drawn("sample", gathered, [*shown, *beside], shown)])
 
 
 def pick(features: Sequence[Feature]) -> list[Feature]:
@@ -111,18 +62,15 @@ def pick(features: Sequence[Feature]) -> list[Feature]:
     asked = [f for f in features if ASKED in f.chosen.groups]
     if asked:
         return asked[:6]
-    active = [f for f in features if f.chosen.entry is not None and f.top]
-    known = [f for f in active if np.isfinite(f.chosen.mcs)] or active
-    largest = max((f.chosen.entry.size for f in known if f.chosen.entry), default=0)
+    sized = [(f.chosen.entry.size, f) for f in features if f.chosen.entry is not None and f.top]
+    sized = [(size, f) for size, f in sized if np.isfinite(f.chosen.mcs)] or sized
+    largest = max((size for size, _ in sized), default=0)
+    candidates = [f for size, f in sized if size == largest]
+    candidates.sort(key=lambda f: len(f.chosen.groups))  # first those that are nothing else
     found: list[Feature] = []
     for group, count in IN_REPORT.items():
-        of_group = [
-            f
-            for f in known
-            if f.chosen.entry and f.chosen.entry.size == largest and group in f.chosen.groups
-        ]
-        of_group.sort(key=lambda f: len(f.chosen.groups))  # first those that are nothing else
-        found += [f for f in of_group if f not in found][:count]
+        of_group = [f for f in candidates if group in f.chosen.groups and f not in found]
+        found += of_group[:count]
     return found
 
 
@@ -180,24 +128,14 @@ def _label(entry: Entry | None) -> str:
     return f"{entry.size} features, {entry.setting}, seed {entry.seed}{kind}"
 
 
-def _drawn(function: str, data: dict[str, Any]) -> str:
-    """An element that the script's `function` fills with `data`.
-
-    Without a "<" the JSON can neither end its script element nor open a comment in it.
-    """
-    text = _json(data).replace("<", "\\u003c")
-    return (
-        '<div id="sparse-features"><noscript>This part is drawn by a script.</noscript></div>\n'
-        f'<script type="application/json" id="sparse-features-data">{text}</script>\n'
-        f"<script>\n{_resource('features.js')}\n"
-        f'SparseFeatures.{function}(document.getElementById("sparse-features"),\n'
-        '  JSON.parse(document.getElementById("sparse-features-data").textContent));\n</script>'
+def _drawn(
+    view: str, gallery: Gallery, features: Sequence[Feature], shown: Sequence[Feature]
+) -> Markup:
+    """How to read a feature, and what the script draws; `view` is its function that does."""
+    template = report.templates(FOLDER).get_template("features.html.jinja")
+    data = payload(gallery, features, shown)
+    html = template.render(view=view, gallery=gallery, data=data, page=PAGE)
+    style, script = (
+        (FOLDER / name).read_text(encoding="utf-8") for name in ("features.css", "features.js")
     )
-
-
-def _json(data: dict[str, Any]) -> str:
-    return json.dumps(data, allow_nan=False, separators=(",", ":"))
-
-
-def _resource(name: str) -> str:
-    return (resources("sparse_dict.analysis.features") / name).read_text(encoding="utf-8")
+    return Markup(html, style, script)

@@ -1,4 +1,4 @@
-"""Can features be told in words? Asks about all cases, within a cap, and reports the scores."""
+"""Can features be put into words? Asks about all cases, within a cap, and reports the scores."""
 
 import logging
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import pandas as pd
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.harvested import open_source
 from sparse_dict.analysis.interp.cases import cases
-from sparse_dict.analysis.interp.llm import CapReached, Client
+from sparse_dict.analysis.interp.llm import CapReached, Client, Question
 from sparse_dict.analysis.interp.questions import (
     EXPLANATION_CHARACTERS,
     Case,
@@ -43,36 +43,20 @@ class Found:
     stopped: str | None = None  # why the others are missing
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What is still to be sent."""
+def to_send(cases: Sequence[Case], client: Client) -> tuple[list[Question], int]:
+    """What asking about `cases` still sends, and how many requests are answered already.
 
-    requests: int
-    answered: int  # requests that need not be sent
-    tokens_in: float
-    tokens_out: float  # at most
-    cost: float
-
-
-def estimate(cases: Sequence[Case], client: Client) -> Estimate:
-    """What asking about `cases` takes, by the prompts' characters and the longest answers."""
-    requests = answered = 0
-    tokens_in = tokens_out = 0.0
+    Where there is no explanation yet, the questions that follow it hold one of a usual length.
+    """
+    questions: list[Question] = []
     for case in cases:
         first = explain(case)
         known = client.known(first)
-        if known is None:
-            explanation = "x" * (EXPLANATION_CHARACTERS // 2)
-        else:
-            explanation = read_explanation(known)
-        for question in [first, *(follow_ups(case, explanation) if explanation else [])]:
-            if client.known(question) is not None:
-                answered += 1
-                continue
-            requests += 1
-            tokens_in += question.tokens
-            tokens_out += question.max_tokens
-    return Estimate(requests, answered, tokens_in, tokens_out, client.cost(tokens_in, tokens_out))
+        usual = "x" * (EXPLANATION_CHARACTERS // 2)
+        explanation = usual if known is None else read_explanation(known)
+        questions += [first, *(follow_ups(case, explanation) if explanation else [])]
+    found = [question for question in questions if client.known(question) is None]
+    return found, len(questions) - len(found)
 
 
 def ask(cases: Sequence[Case], settings: InterpConfig, path: Path) -> Found:
@@ -84,12 +68,14 @@ def ask(cases: Sequence[Case], settings: InterpConfig, path: Path) -> Found:
     found: dict[int, Result] = {}
     stopped: str | None = None
     with lock.holding(path.parent), Client(settings, path) as client:
-        plan = estimate(cases, client)
+        questions, answered = to_send(cases, client)
+        tokens_in = sum(question.tokens for question in questions)
+        tokens_out = sum(question.max_tokens for question in questions)
         log.info(
             "interp: %d requests to %s (%d more are answered already), about %.3g tokens in and at "
             "most %.3g out: up to about %.4g; %.4g spent before, interp.max_cost=%g",
-            plan.requests, settings.base_url, plan.answered, plan.tokens_in, plan.tokens_out,
-            plan.cost, client.spent, settings.max_cost,
+            len(questions), settings.base_url, answered, tokens_in, tokens_out,
+            client.cost(tokens_in, tokens_out), client.spent, settings.max_cost,
         )  # fmt: skip
         pool = ThreadPoolExecutor(settings.parallel)
         try:
@@ -116,36 +102,7 @@ def ask(cases: Sequence[Case], settings: InterpConfig, path: Path) -> Found:
 # --- report ---------------------------------------------------------------------------------------
 
 
-def by_group(results: Sequence[Result]) -> pd.DataFrame:
-    """Mean scores of each group with 95 % intervals, bootstrap over features."""
-    rows = []
-    for group in dict.fromkeys(result.case.group for result in results):
-        members = [result for result in results if result.case.group == group]
-        row: dict[str, object] = {"group": group, "features": len(members)}
-        for name in ("simulation", "detection"):
-            values = np.array([getattr(result, name) for result in members])
-            values = values[np.isfinite(values)]
-            low = high = float("nan")
-            if len(values) > 1:
-                interval = bootstrap([values], lambda samples: float(samples[0].mean()))
-                low, high = interval.low, interval.high
-            row[name] = float(values.mean()) if len(values) else float("nan")
-            row[f"{name}, low"], row[f"{name}, high"] = low, high
-        row["unreadable answers"] = sum(result.malformed for result in members)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def told(groups: pd.DataFrame) -> pd.DataFrame:
-    """`by_group` for people: each mean with its interval in one column."""
-    table = groups[["group", "features"]].copy()
-    for name in ("simulation", "detection"):
-        columns = (groups[name], groups[f"{name}, low"], groups[f"{name}, high"])
-        table[name] = [
-            f"{mean:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else "")
-            for mean, low, high in zip(*columns, strict=True)
-        ]
-    return table.assign(**{"unreadable answers": groups["unreadable answers"]})
+UNREADABLE = "unreadable answers"
 
 
 def each(results: Sequence[Result]) -> pd.DataFrame:
@@ -157,8 +114,28 @@ def each(results: Sequence[Result]) -> pd.DataFrame:
             "explanation": [result.explanation or "(none)" for result in results],
             "simulation": [result.simulation for result in results],
             "detection": [result.detection for result in results],
+            UNREADABLE: [result.malformed for result in results],
         }
     )
+
+
+def means(features: pd.DataFrame) -> pd.DataFrame:
+    """Mean scores of each group of `each` with 95 % intervals, bootstrap over features."""
+    columns = {
+        "features": ("feature", "size"),
+        "simulation": ("simulation", _mean),
+        "detection": ("detection", _mean),
+        UNREADABLE: (UNREADABLE, "sum"),
+    }
+    return features.groupby("group", sort=False).agg(**columns).reset_index()
+
+
+def _mean(scores: pd.Series) -> str:
+    values = scores[np.isfinite(scores)].to_numpy()
+    if len(values) < 2:
+        return f"{values.mean():.2f}" if len(values) else "nan"
+    interval = bootstrap([values], lambda samples: float(samples[0].mean()))
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def section(comparison: Comparison, config: AnalyzeConfig) -> Section:
@@ -195,10 +172,11 @@ def section(comparison: Comparison, config: AnalyzeConfig) -> Section:
             "there is kept; the same command goes on from here."
         )
     if found.results:
-        table = each(found.results)
+        features = each(found.results)
+        table = features.drop(columns=UNREADABLE)
         files.write_text(folder / "interp.csv", table.to_csv(index=False))
         result.blocks += [
-            Table("Mean scores, with 95 % intervals over features", told(by_group(found.results))),
+            Table("Mean scores, with 95 % intervals over features", means(features)),
             Table("All explanations", table, fold=len(table) > 12),
         ]
     return result

@@ -24,14 +24,14 @@ CANDIDATES = 3  # looked at for each one explained, since some are active in too
 
 
 @dataclass(frozen=True, eq=False)
-class _Owner:
-    """A dictionary or baseline, and the columns of its activations that may be asked about."""
+class _Candidate:
+    """A feature or direction: one column of the activations of a dictionary or baseline."""
 
     group: str
-    name: str
+    owner: str  # the dictionary or baseline
     encode: Encode
-    size: int
-    columns: tuple[int, ...]
+    size: int  # columns in all
+    column: int
 
 
 def cases(settings: InterpConfig, seed: int, comparison: Comparison, source: Source) -> list[Case]:
@@ -52,33 +52,27 @@ def cases(settings: InterpConfig, seed: int, comparison: Comparison, source: Sou
     order = np.random.default_rng(seed).permutation(fresh)
     halves = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
 
-    owners = [
+    candidates = [
         *_features(settings, seed, comparison),
         *_bases(settings, seed, comparison, source),
     ]
-    codes = _read(owners, source)[:, :, :kept].reshape(-1, len(windows), width)
+    codes = _read(candidates, source)[:, :, :kept].reshape(-1, len(windows), width)
     words = source.words(np.unique(windows).tolist())
     texts = {int(i): tuple(words[int(t)] for t in windows[i]) for i in fresh}
 
     found: list[Case] = []
-    taken: dict[str, int] = {}
-    row = -1
-    for owner in owners:
-        for column in owner.columns:
-            row += 1
-            if taken.get(owner.group, 0) == settings.per_group:
-                continue
-            rng = np.random.default_rng([seed, row])
-            case = _case(owner, column, codes[row], texts, halves, settings, rng)
-            if case is not None:
-                found.append(case)
-                taken[owner.group] = taken.get(owner.group, 0) + 1
+    for row, candidate in enumerate(candidates):
+        if sum(case.group == candidate.group for case in found) == settings.per_group:
+            continue
+        rng = np.random.default_rng([seed, row])
+        case = _case(candidate, codes[row], texts, halves, settings, rng)
+        if case is not None:
+            found.append(case)
     return found
 
 
 def _case(
-    owner: _Owner,
-    column: int,
+    candidate: _Candidate,
     values: Floats,
     texts: dict[int, tuple[str, ...]],
     halves: tuple[NDArray[np.int64], NDArray[np.int64]],
@@ -97,18 +91,22 @@ def _case(
     others = rng.choice(np.setdiff1d(held, active[:m]), m, replace=False)
     # Paulo et al. take active excerpts from all quantiles of the activation.
     shown = np.array([rng.choice(part) for part in np.array_split(active, n)])
-    told = rng.permutation(np.concatenate([shown, rng.choice(idle, n, replace=False)]))
+    mixed = rng.permutation(np.concatenate([shown, rng.choice(idle, n, replace=False)]))
 
     def excerpts(places: NDArray[np.int64]) -> tuple[Excerpt, ...]:
         return tuple(Excerpt(texts[int(i)], values[i].copy()) for i in places)
 
     return Case(
-        owner.group, f"{owner.name}/{column}", float(peaks[examples].max()), excerpts(examples),
-        excerpts(np.concatenate([active[:m], others])), excerpts(told),
-    )  # fmt: skip
+        candidate.group,
+        f"{candidate.owner}/{candidate.column}",
+        largest=float(peaks[examples].max()),
+        examples=excerpts(examples),
+        simulate=excerpts(np.concatenate([active[:m], others])),
+        detect=excerpts(mixed),
+    )
 
 
-def _features(settings: InterpConfig, seed: int, comparison: Comparison) -> Iterator[_Owner]:
+def _features(settings: InterpConfig, seed: int, comparison: Comparison) -> Iterator[_Candidate]:
     """Candidates among the living features of the main chain: those with a high MCS, and others.
 
     The largest dictionary has no MCS. In a study without chains: features of the first dictionary.
@@ -133,12 +131,12 @@ def _features(settings: InterpConfig, seed: int, comparison: Comparison) -> Iter
             i, column = members[pick]
             entry = entries[i]
             encode = entry.trained.dictionary.encode
-            yield _Owner(label, entry.name, encode, entry.size, (column,))
+            yield _Candidate(label, entry.name, encode, entry.size, column)
 
 
 def _bases(
     settings: InterpConfig, seed: int, comparison: Comparison, source: Source
-) -> Iterator[_Owner]:
+) -> Iterator[_Candidate]:
     """Candidates among the directions of each baseline, fitted on the text that is read here."""
     if not settings.baselines:
         return
@@ -155,9 +153,9 @@ def _bases(
         basis = bases.fit(method, rows, seed)
         rng = np.random.default_rng(seed)
         size = len(basis.directions)
-        chosen = rng.permutation(size)[: CANDIDATES * settings.per_group]
-        label = bases.LABELS[method]
-        yield _Owner(label, method, sparse(basis, k), size, tuple(chosen.tolist()))
+        encode = sparse(basis, k)
+        for column in rng.permutation(size)[: CANDIDATES * settings.per_group].tolist():
+            yield _Candidate(bases.LABELS[method], method, encode, size, column)
 
 
 def sparse(basis: bases.Basis, k: int) -> Encode:
@@ -174,27 +172,22 @@ def sparse(basis: bases.Basis, k: int) -> Encode:
     return encode
 
 
-def _read(owners: Sequence[_Owner], source: Source) -> Floats:
+def _read(candidates: Sequence[_Candidate], source: Source) -> Floats:
     """Activations of all candidates on all the text, (candidates, contexts, kept)."""
     n_contexts, n_ctx = source.text.shape
     kept = n_ctx - source.place.skip_first
-    rows = np.cumsum([0, *(len(owner.columns) for owner in owners)])
-    codes = np.empty((int(rows[-1]), n_contexts, kept), np.float32)
-    # A dictionary has an owner for each of its candidates; it encodes once.
-    alike: dict[str, list[int]] = {}
-    for i, owner in enumerate(owners):
-        alike.setdefault(owner.name, []).append(i)
-    step = max(CHUNK_VALUES // (max(owner.size for owner in owners) * n_ctx), 1)
+    codes = np.empty((len(candidates), n_contexts, kept), np.float32)
+    rows: dict[str, list[int]] = {}  # of each dictionary or baseline, which encodes once
+    for row, candidate in enumerate(candidates):
+        rows.setdefault(candidate.owner, []).append(row)
+    step = max(CHUNK_VALUES // (max(c.size for c in candidates) * n_ctx), 1)
     with Progress("reading for interp", n_contexts * kept, "tokens") as progress:
         for start in range(0, n_contexts, step):
             found = source.rows(source.text[start : start + step])
             x = found.reshape(-1, found.shape[-1])
-            for members in alike.values():
-                all_codes = owners[members[0]].encode(x)
-                for i in members:
-                    part = all_codes[:, list(owners[i].columns)].T
-                    codes[rows[i] : rows[i + 1], start : start + step] = part.reshape(
-                        len(part), -1, kept
-                    )
+            for members in rows.values():
+                columns = [candidates[row].column for row in members]
+                part = candidates[members[0]].encode(x)[:, columns].T
+                codes[members, start : start + step] = part.reshape(len(part), -1, kept)
             progress.advance(len(x))
     return codes

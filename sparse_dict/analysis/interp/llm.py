@@ -1,53 +1,49 @@
 """Asks a chat model behind any OpenAI-compatible endpoint: answers kept, spending capped.
 
-Every answer is a line of a JSON lines file under the hash of its request, so no question is paid
-for twice. Before a question is sent, the most that it could cost is set aside; if that would pass
-the cap, it is not sent.
+Every answer is a line of a JSON lines file under the hash of its request, so that no question is
+paid for twice. Before a request goes out, the first or a retry, the most that it could cost is set
+aside; if that would pass the cap, it is not sent. The requests themselves, with retries and their
+pauses, are made by the `openai` client (extra `interp`).
 """
 
-import http.client
+import importlib.util
 import json
 import logging
 import os
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from urllib.parse import urlsplit
 
 from sparse_dict.config import LOOPBACK, InterpConfig
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import httpx2
+    import openai
 
 CHARACTERS_A_TOKEN = 4  # of English text, for the estimate alone
 MESSAGE_TOKENS = 16  # what a chat template adds to a message, at most
-BACKOFF_S = 1.0  # before the first retry; doubled each time
-LONGEST_WAIT_S = 60.0
-MOST_BYTES = 1 << 24  # of an answer
+HINTS = {
+    401: "is interp.api_key_env right?",
+    403: "is interp.api_key_env right?",
+    404: "are interp.base_url and interp.model right?",
+    429: "a lower interp.parallel or more interp.retries may help",
+}
 
 
 class CapReached(UserError):
     """The next question might cost more than is left."""
 
 
-class _Again(Exception):
-    """The question may be sent once more; `after` seconds if the server said when."""
-
-    def __init__(self, reason: str, after: float = 0.0) -> None:
-        super().__init__(reason)
-        self.after = after
-
-
 @dataclass(frozen=True)
 class Question:
-    """One request: what the model is told, and how many tokens its answer may have."""
+    """One request: the prompt, and how many tokens its answer may have."""
 
     system: str
     user: str
@@ -64,13 +60,6 @@ class Question:
         return len(self.system.encode()) + len(self.user.encode()) + 2 * MESSAGE_TOKENS
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected request would take the API key to a host that the user did not name."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
 class Client:
     """Answers from the file or the endpoint; safe to share between threads.
 
@@ -83,33 +72,24 @@ class Client:
         self.settings = settings
         self.path = path
         self.spent = 0.0  # by everything in the file
-        self.sent = 0  # requests of this process, retries included
         self._url = settings.base_url.rstrip("/") + "/chat/completions"
         self._key = api_key(settings)
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
-        if urlsplit(self._url).hostname in LOOPBACK:
-            handlers.append(urllib.request.ProxyHandler({}))
-        self._opener = urllib.request.build_opener(*handlers)
         self._answers: dict[str, str] = {}
         self._reserved = 0.0
         self._margin = 1.0  # by how much a server has charged more than the most that we expected
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._asking = threading.local()  # has the `question` of each thread
+        self._opened = ExitStack()
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
-        self._file = self.path.open("a+b", buffering=0)
+        self._file = self._opened.enter_context(self.path.open("a+b", buffering=0))
         self._read(self._file)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
 
     def stop(self) -> None:
         """Send nothing more, from any thread; what is under way is still received and kept."""
@@ -136,24 +116,24 @@ class Client:
         found = self.known(question)
         if found is not None:
             return found
-        wait = BACKOFF_S
-        for attempt in range(self.settings.retries + 1):
-            if self._stopped.is_set():
-                break
-            try:
-                return self._send(question)
-            except _Again as error:
-                if attempt == self.settings.retries:
-                    raise UserError(
-                        f"{self._url} failed {attempt + 1} times, the last time: {error}"
-                    ) from None
-                log.debug("asking %s again: %s", self._url, error)
-                self._stopped.wait(min(max(wait, error.after), LONGEST_WAIT_S))
-                wait *= 2
-        raise UserError(f"{self._url} is not asked any more")
+        import openai
+
+        self._asking.question = question
+        try:
+            self._openai.chat.completions.create(**self._body(question))
+        except openai.APIStatusError as error:
+            raise UserError(f"{self._url} refuses: {self._reason(error.response)}") from None
+        except openai.APITimeoutError:
+            limit = f"interp.timeout_s={self.settings.timeout_s:g}"
+            raise UserError(f"{self._url} does not answer within {limit}") from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__
+            text = f"{type(cause).__name__}: {cause}"
+            raise UserError(f"{self._url} cannot be reached ({text})") from None
+        return self._answers[self._hash(question)]
 
     def _read(self, file: BinaryIO) -> None:
-        """Take in what earlier runs were told; a line that a kill cut short is passed over."""
+        """Take in the answers of earlier runs; a line that a kill cut short is passed over."""
         file.seek(0)
         last = b"\n"
         for line in file:
@@ -185,6 +165,55 @@ class Client:
     def _hash(self, question: Question) -> str:
         return files.fingerprint({"url": self._url, "request": self._body(question)})
 
+    @cached_property
+    def _openai(self) -> "openai.OpenAI":
+        """The endpoint's client; every request, retries too, passes through `_attempt`."""
+        import openai
+
+        attempt = self._attempt
+
+        class Metered(openai.DefaultHttpxClient):
+            def send(self, request: "httpx2.Request", **options: Any) -> "httpx2.Response":
+                return attempt(request, partial(super().send, request, **options))
+
+        for name in ("openai", "httpx2"):  # they would log a line for each request
+            logging.getLogger(name).setLevel(logging.WARNING)
+        # A redirect would take the API key to a host that the user did not name.
+        local = urlsplit(self._url).hostname in LOOPBACK
+        http = self._opened.enter_context(Metered(follow_redirects=False, trust_env=not local))
+        return openai.OpenAI(
+            base_url=self.settings.base_url,
+            api_key=self._key or "none",  # without one the client would look for OPENAI_API_KEY
+            timeout=self.settings.timeout_s,
+            max_retries=self.settings.retries,
+            http_client=http,
+        )
+
+    def _attempt(
+        self, request: "httpx2.Request", send: Callable[[], "httpx2.Response"]
+    ) -> "httpx2.Response":
+        """Send a thread's question once, if the cap allows it, and keep the answer and its cost."""
+        import httpx2
+
+        if self._stopped.is_set():
+            raise UserError(f"{self._url} is not asked any more")
+        if self._key is None:
+            del request.headers["Authorization"]
+        question: Question = self._asking.question
+        most = self.cost(question.most_tokens, question.max_tokens)
+        with self._set_aside(most):
+            try:
+                response = send()
+            except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                raise  # nothing was sent
+            except Exception:
+                # It may have been answered, and billed, though we do not know the answer.
+                self._keep(question, None, {}, most)
+                raise
+            if response.is_success:
+                self._receive(question, response, most)
+        return response
+
     @contextmanager
     def _set_aside(self, most: float) -> Iterator[None]:
         with self._lock:
@@ -202,77 +231,42 @@ class Client:
             with self._lock:
                 self._reserved -= most
 
-    def _send(self, question: Question) -> str:
-        most = self.cost(question.most_tokens, question.max_tokens)
-        body = self._body(question)
-        headers = {"Content-Type": "application/json", "User-Agent": "sparse-dict"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
-        with self._set_aside(most):
-            self.sent += 1
-            try:
-                with self._opener.open(request, timeout=self.settings.timeout_s) as response:
-                    data = response.read(MOST_BYTES)
-            except urllib.error.HTTPError as error:
-                raise self._refused(error) from None
-            except (OSError, http.client.HTTPException) as error:
-                reason = getattr(error, "reason", None) or error
-                text = f"{type(reason).__name__}: {reason}"
-                if isinstance(error, urllib.error.URLError) and not isinstance(
-                    reason, TimeoutError | ConnectionResetError
-                ):
-                    raise UserError(f"{self._url} cannot be reached ({text})") from None
-                # It may have been answered, and billed, though we do not know the answer.
-                self._keep(question, body, None, {}, most)
-                raise _Again(text) from None
-            try:
-                value = json.loads(data)
-                answer = value["choices"][0]["message"].get("content")
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-                self._keep(question, body, None, {}, most)
-                raise UserError(
-                    f"{self._url} answered with what is no chat completion: is interp.base_url "
-                    "right? It ends in /v1 for most servers"
-                ) from None
-            usage = value.get("usage")
-            usage = usage if isinstance(usage, dict) else {}
-            cost = most
-            tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
-            if isinstance(tokens_in, int) and isinstance(tokens_out, int):
-                cost = self.cost(max(tokens_in, 0), max(tokens_out, 0))
-                if most:
-                    self._margin = max(self._margin, cost / most)
-            answer = answer if isinstance(answer, str) else ""
-            self._keep(question, body, answer, usage, cost)
-            return answer
+    def _receive(self, question: Question, response: "httpx2.Response", most: float) -> None:
+        """Keep an answer with what it cost: by the server's count of tokens, or else `most`."""
+        try:
+            value = response.json()
+            answer = value["choices"][0]["message"].get("content")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            self._keep(question, None, {}, most)
+            raise UserError(
+                f"{self._url} answered with what is no chat completion: is interp.base_url "
+                "right? It ends in /v1 for most servers"
+            ) from None
+        usage = value.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        cost = most
+        tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        if isinstance(tokens_in, int) and isinstance(tokens_out, int):
+            cost = self.cost(max(tokens_in, 0), max(tokens_out, 0))
+            if most:
+                self._margin = max(self._margin, cost / most)
+        self._keep(question, answer if isinstance(answer, str) else "", usage, cost)
 
-    def _refused(self, error: urllib.error.HTTPError) -> Exception:
-        with error:
-            try:
-                text = error.read(2000).decode("utf-8", errors="replace")
-            except (OSError, http.client.HTTPException):
-                text = ""
+    def _reason(self, response: "httpx2.Response") -> str:
+        """A refusal in one line, without the key."""
+        text = " ".join([str(response.status_code), response.reason_phrase, *response.text.split()])
         if self._key:
             text = text.replace(self._key, "***")
-        reason = f"{error.code} {error.reason} {' '.join(text.split())[:300]}".strip()
-        if error.code == 429 or error.code >= 500:
-            after = error.headers.get("Retry-After") or ""
-            return _Again(reason, float(after) if after.isdecimal() else 0.0)
-        return UserError(f"{self._url} refuses: {reason}")
+        hint = HINTS.get(response.status_code)
+        return text[:300] + (f" ({hint})" if hint else "")
 
     def _keep(
-        self,
-        question: Question,
-        body: dict[str, Any],
-        answer: str | None,
-        usage: dict[str, Any],
-        cost: float,
+        self, question: Question, answer: str | None, usage: dict[str, Any], cost: float
     ) -> None:
         """Append a record; without an answer it only counts what may have been billed."""
         key = self._hash(question)
         record = {
-            "key": key, "url": self._url, "request": body,
+            "key": key, "url": self._url, "request": self._body(question),
             "answer": answer, "usage": usage, "cost": cost,
         }  # fmt: skip
         line = json.dumps(record).encode() + b"\n"
@@ -283,6 +277,17 @@ class Client:
             self.spent += cost
             if answer is not None:
                 self._answers[key] = answer
+
+
+def check(settings: InterpConfig) -> None:
+    """See that the key and the `openai` client are there.
+
+    Raises:
+        UserError: one of them is missing.
+    """
+    api_key(settings)
+    if importlib.util.find_spec("openai") is None:
+        raise UserError("interp.base_url needs openai: pip install 'sparse-dict[interp]'")
 
 
 def api_key(settings: InterpConfig) -> str | None:

@@ -2,7 +2,7 @@
 
 A model reads excerpts in which a feature is active and explains it in a line. Two scores measure
 the explanation on other excerpts. Simulation (Bills et al. 2023, "Language models can explain
-neurons in language models"): told the explanation alone, the model writes an integer from 0 to 10
+neurons in language models"): given the explanation alone, the model writes an integer from 0 to 10
 for each token; the score is the correlation with the true activations over all tokens. (They take
 the expectation over the model's probabilities, which few endpoints give.) Detection (Paulo et al.
 2024, "Automatically interpreting millions of features in large language models"): the model tells
@@ -21,7 +21,7 @@ from sparse_dict.analysis.interp.llm import Client, Question
 Floats = NDArray[np.float32]
 
 BATCH = 5  # excerpts in one question of detection, as Paulo et al. have it
-SCALE = 10  # the largest activation in words
+SCALE = 10  # the largest activation, as prompts and answers write it
 EXPLANATION_CHARACTERS = 300  # longer ones are cut
 EXPLANATION_TOKENS = 120
 LINE_TOKENS = 8  # of an answer's line: a number, a tab, a number, a line break
@@ -71,7 +71,7 @@ class Case:
 
 @dataclass
 class Result:
-    """What came out for a case; a score is nan where it cannot be told."""
+    """What came out for a case; a score is nan where it is not defined."""
 
     case: Case
     explanation: str = ""
@@ -106,11 +106,15 @@ def detect(explanation: str, excerpts: Sequence[Excerpt]) -> Question:
     return Question(DETECT, text, LINE_TOKENS * (len(excerpts) + 1))
 
 
+def batches(case: Case) -> list[tuple[Excerpt, ...]]:
+    """The excerpts of detection, as many as one question has."""
+    return [case.detect[i : i + BATCH] for i in range(0, len(case.detect), BATCH)]
+
+
 def follow_ups(case: Case, explanation: str) -> list[Question]:
     """Everything that is asked once there is an explanation: simulations, then detection."""
-    batches = [case.detect[i : i + BATCH] for i in range(0, len(case.detect), BATCH)]
     return [simulate(explanation, e) for e in case.simulate] + [
-        detect(explanation, batch) for batch in batches
+        detect(explanation, batch) for batch in batches(case)
     ]
 
 
@@ -142,9 +146,9 @@ def correlation(simulated: Sequence[float], true: Sequence[float]) -> float:
     return 0.0 if np.ptp(x) == 0 else float(np.corrcoef(x, y)[0, 1])
 
 
-def balanced_accuracy(told: Sequence[bool], true: Sequence[bool]) -> float:
-    """Mean of the shares told right among the active and among the inactive; 0.5 is chance."""
-    x, y = np.asarray(told, bool), np.asarray(true, bool)
+def balanced_accuracy(detected: Sequence[bool], true: Sequence[bool]) -> float:
+    """Mean of the shares that are right among the active and the inactive; 0.5 is chance."""
+    x, y = np.asarray(detected, bool), np.asarray(true, bool)
     if not y.any() or y.all():
         return float("nan")
     return float((x[y].mean() + (~x[~y]).mean()) / 2)
@@ -160,26 +164,25 @@ def interpret(case: Case, client: Client) -> Result:
     if not result.explanation:
         result.malformed = 1
         return result
-    simulated: list[float] = []
+    answers = [client.ask(question) for question in follow_ups(case, result.explanation)]
+    simulated: list[int] = []
     true: list[float] = []
-    for excerpt in case.simulate:
-        answer = client.ask(simulate(result.explanation, excerpt))
+    for excerpt, answer in zip(case.simulate, answers, strict=False):
         values = read_numbers(answer, len(excerpt.tokens), SCALE)
         if values is None:
             result.malformed += 1
         else:
             simulated += values
             true += excerpt.values.tolist()
-    told: list[bool] = []
+    detected: list[bool] = []
     active: list[bool] = []
-    for start in range(0, len(case.detect), BATCH):
-        batch = case.detect[start : start + BATCH]
-        values = read_numbers(client.ask(detect(result.explanation, batch)), len(batch), 1)
+    for batch, answer in zip(batches(case), answers[len(case.simulate) :], strict=True):
+        values = read_numbers(answer, len(batch), 1)
         if values is None:
             result.malformed += 1
         else:
-            told += [value == 1 for value in values]
+            detected += [value == 1 for value in values]
             active += [bool(e.values.max() > 0) for e in batch]
     result.simulation = correlation(simulated, true)
-    result.detection = balanced_accuracy(told, active)
+    result.detection = balanced_accuracy(detected, active)
     return result

@@ -1,0 +1,37 @@
+"""BatchTopK: k codes a row on average (Bussmann et al. 2024, arXiv 2412.06410)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparse_dict.sae.architectures.base import Architecture
+from sparse_dict.sae.architectures.topk import TopKConfig
+from sparse_dict.sae.codes import keep_largest_of_all
+from sparse_dict.sae.loss import Encoded, Params
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sparse_dict.sae.folder import Dictionary
+
+
+@dataclass
+class BatchTopKConfig(TopKConfig):
+    """k is the mean over rows."""
+
+
+class BatchTopK(Architecture[BatchTopKConfig]):
+    """The k * rows largest of relu(W_enc x + b), among 256 rows in place of the whole batch."""
+
+    Config = BatchTopKConfig
+    axis = "k"
+    fast = True
+    keeps_floor = True
+
+    def encode(self, p: Params, x: "Tensor") -> Encoded:
+        """Codes as in training, where rows share their budget."""
+        z = self.pre_activations(p, x)
+        return Encoded(z, *keep_largest_of_all(z.relu(), self.sae.k))
+
+    def export(self, p: Params, scale: float, floor: float) -> "Dictionary":
+        """SAELens' ``jumprelu``, with one threshold: a row's codes must not depend on others'."""
+        return super().export(p, scale, floor).with_threshold(floor * scale)

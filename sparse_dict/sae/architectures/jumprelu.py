@@ -1,0 +1,75 @@
+"""JumpReLU: a learned threshold per feature, a penalty on L0 (Rajamanoharan et al. 2024)."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from sparse_dict.config import SAEConfig
+from sparse_dict.config.ranges import not_negative, positive
+from sparse_dict.errors import UserError
+from sparse_dict.sae.architectures.base import Architecture
+from sparse_dict.sae.loss import Encoded, Fit, Numbers, Params, jump, l0, l1, squared_error
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from sparse_dict.sae.folder import Dictionary
+
+
+@dataclass
+class JumpReLUConfig(SAEConfig):
+    """The L0 penalty, and how thresholds are learned."""
+
+    l0: float = MISSING  # coefficient of the number of active features
+    threshold: float = MISSING  # the thresholds' first value
+    bandwidth: float = MISSING  # width of the kernel that moves thresholds
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "sae", "threshold", "bandwidth")
+        not_negative(self, "sae", "l0")
+        if self.bandwidth > 2 * self.threshold:
+            raise UserError(
+                f"sae.bandwidth ({self.bandwidth}) must be at most twice sae.threshold "
+                f"({self.threshold}): the kernel would reach below zero"
+            )
+
+
+class JumpReLU(Architecture[JumpReLUConfig]):
+    """z = W_enc x + b where it exceeds the feature's threshold, else zero (arXiv 2407.14435).
+
+    Thresholds are learned as logarithms, so that they stay positive.
+    """
+
+    Config = JumpReLUConfig
+    axis = "l0"
+    numbers = ("l1", "l0", "bandwidth", "aux_coefficient")
+    fast = True
+
+    def initial(self, d_in: int, width: int, generator: "Generator") -> Params:
+        """All thresholds begin at `sae.threshold`."""
+        p = super().initial(d_in, width, generator)
+        return p | {"log_threshold": p["b"].new_full(p["b"].shape, math.log(self.sae.threshold))}
+
+    def encode(self, p: Params, x: "Tensor") -> Encoded:
+        """Codes, without the thresholds' straight-through gradient."""
+        z = self.pre_activations(p, x)
+        return Encoded(z, z.relu() * (z > p["log_threshold"].exp()[..., None, :]))
+
+    def loss(self, p: Params, x: "Tensor", c: Numbers) -> Fit:
+        """Squared error, L1 and the number of active features."""
+        encoded = self.encode(p, x)
+        threshold = p["log_threshold"].exp()[..., None, :]
+        x_hat = self.decode(p, jump(encoded.z, threshold, c["bandwidth"]))
+        loss = squared_error(x_hat, x) + c["l1"] * l1(encoded.codes)
+        return Fit(loss + c["l0"] * l0(encoded.z, threshold, c["bandwidth"]), encoded, x_hat)
+
+    def export(self, p: Params, scale: float, floor: float) -> "Dictionary":
+        """SAELens' ``jumprelu``; thresholds scale as codes do."""
+        return (
+            super()
+            .export(p, scale, floor)
+            .with_threshold((p["log_threshold"].exp() * scale).numpy())
+        )

@@ -1,0 +1,49 @@
+"""TopK: exactly the k largest codes of each row (Makhzani and Frey 2013, Gao et al. 2024)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from sparse_dict.config import SAEConfig
+from sparse_dict.config.ranges import positive
+from sparse_dict.errors import UserError
+from sparse_dict.sae.architectures.base import Architecture
+from sparse_dict.sae.loss import Encoded, Params, keep_largest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sparse_dict.sae.folder import Dictionary
+
+
+@dataclass
+class TopKConfig(SAEConfig):
+    """How many codes of a row are kept."""
+
+    k: int = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "sae", "k")
+        if self.k > self.dict_size:
+            raise UserError(f"sae.k ({self.k}) is larger than sae.dict_size ({self.dict_size})")
+
+
+class TopK(Architecture[TopKConfig]):
+    """The k largest of relu(W_enc x + b) (arXiv 1312.5663, arXiv 2406.04093)."""
+
+    Config = TopKConfig
+    axis = "k"
+    fast = True
+
+    def encode(self, p: Params, x: "Tensor") -> Encoded:
+        """The k largest codes of each row; ties are all kept."""
+        z = self.pre_activations(p, x)
+        return Encoded(z, keep_largest(z.relu(), self.sae.k))
+
+    def export(self, p: Params, scale: float, floor: float) -> "Dictionary":
+        """SAELens' ``topk``."""
+        dictionary = super().export(p, scale, floor)
+        dictionary.k = self.sae.k
+        return dictionary

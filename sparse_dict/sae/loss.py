@@ -1,0 +1,126 @@
+"""What training a dictionary makes small: this file is the definition.
+
+For a batch x of activations, codes c = encode(x) and the reconstruction x_hat = c W_dec + b_dec,
+
+    loss = mean (x_hat - x)^2  +  l1 * mean_rows sum_k |c_k|  +  what the architecture adds,
+
+which is nothing for ReLU (the post's loss), TopK and BatchTopK (whose l1 is zero), an L0 penalty
+for JumpReLU, a loss of the gate for Gated, and the error of each prefix for Matryoshka. Each module
+of `architectures/` puts its loss together from the terms below; `objective` adds the auxiliary loss
+that `sae.dead=auxk` asks for.
+
+Everything is differentiable, for dictionaries that are stacked along leading axes too. The fast
+steps (`kernel.c`, `step_torch.closed_form`) compute the same gradients by hand, and are tested
+against what autograd makes of these functions. This file imports no torch: it is read when a
+command line is composed.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sparse_dict.sae.codes import keep_largest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sparse_dict.sae.architectures.base import Architecture
+
+Params = dict[str, "Tensor"]  # W_enc, W_dec (..., dict_size, d_in), b (..., dict_size) ...
+Numbers = dict[str, "Tensor"]  # l1, aux_coefficient ..., (...,) each: one for each dictionary
+
+
+@dataclass
+class Encoded:
+    """What an encoder makes of a batch."""
+
+    z: "Tensor"  # (..., batch, dict_size) pre-activations
+    codes: "Tensor"  # (..., batch, dict_size)
+    floors: "list[Tensor]" = field(default_factory=list)  # BatchTopK: the smallest code it kept
+
+
+@dataclass
+class Fit:
+    """A batch, its reconstruction and the loss."""
+
+    loss: "Tensor"  # (...,) of each dictionary
+    encoded: Encoded
+    x_hat: "Tensor"  # (..., batch, d_in)
+
+
+def squared_error(x_hat: "Tensor", x: "Tensor") -> "Tensor":
+    """Mean over rows and dimensions, (...,)."""
+    return (x_hat - x).square().mean(dim=(-2, -1))
+
+
+def l1(codes: "Tensor") -> "Tensor":
+    """The sum of a row's codes, none of which is negative; mean over rows, (...,)."""
+    return codes.sum(dim=-1).mean(dim=-1)
+
+
+def _through(threshold: "Tensor", near: "Tensor") -> "Tensor":
+    """Zero, whose gradient by the threshold is `near`: a straight-through estimate."""
+    return near * (threshold - threshold.detach())
+
+
+def _near(z: "Tensor", threshold: "Tensor", bandwidth: "Tensor") -> "Tensor":
+    """The rectangular kernel of the thresholds' pseudo-derivatives, (..., batch, dict_size)."""
+    bandwidth = bandwidth[..., None, None]
+    return (((z - threshold).abs() < bandwidth / 2) / bandwidth).detach()
+
+
+def jump(z: "Tensor", threshold: "Tensor", bandwidth: "Tensor") -> "Tensor":
+    """JumpReLU: z where it exceeds the threshold, else zero (arXiv 2407.14435, equations 1, 11).
+
+    Args:
+        z: (..., batch, dict_size) pre-activations.
+        threshold: (..., 1, dict_size), positive.
+        bandwidth: (...,) width of the kernel by which the threshold gets a gradient.
+    """
+    near = threshold.detach() * _near(z, threshold, bandwidth)
+    return z.relu() * (z > threshold) - _through(threshold, near)
+
+
+def l0(z: "Tensor", threshold: "Tensor", bandwidth: "Tensor") -> "Tensor":
+    """How many of a row's features are active; mean over rows (arXiv 2407.14435, equation 12)."""
+    on = (z > threshold).to(z.dtype) - _through(threshold, _near(z, threshold, bandwidth))
+    return on.sum(dim=-1).mean(dim=-1)
+
+
+def auxiliary(p: Params, fit: Fit, x: "Tensor", inactive: "Tensor", k: int) -> "Tensor":
+    """How badly inactive features model what the others leave over, (...,).
+
+    The mean squared error with which the `k` largest codes among inactive features reconstruct the
+    residual, which counts as constant (Gao et al. 2024, arXiv 2406.04093, appendix A.2).
+
+    Args:
+        p: the dictionary's parameters.
+        fit: what it made of `x`, (batch, d_in).
+        x: the batch.
+        inactive: (..., dict_size) bool.
+        k: codes of a row.
+    """
+    codes = keep_largest(fit.encoded.z.relu() * inactive[..., None, :], k)
+    return squared_error(codes @ p["W_dec"], (x - fit.x_hat).detach())
+
+
+def objective(
+    architecture: "Architecture",
+    p: Params,
+    x: "Tensor",
+    numbers: Numbers,
+    inactive: "Tensor | None" = None,
+) -> Fit:
+    """The whole loss of one dictionary on one batch, or of several that are stacked.
+
+    Args:
+        architecture: the kind, with its config.
+        p: parameters by name, (..., dict_size, d_in) or (..., dict_size).
+        x: (batch, d_in), scaled.
+        numbers: coefficients by name, (...,) each.
+        inactive: (..., dict_size) bool: which features `sae.dead=auxk` trains on the residual.
+    """
+    fit = architecture.loss(p, x, numbers)
+    if inactive is not None:
+        extra = auxiliary(p, fit, x, inactive, architecture.sae.aux_k)
+        fit.loss = fit.loss + numbers["aux_coefficient"] * extra
+    return fit

@@ -1,0 +1,62 @@
+"""The numbers of each optimiser step: learning rate and penalties over the training."""
+
+import math
+from dataclasses import dataclass
+
+from sparse_dict.config import AdamConfig, TrainSAEConfig
+from sparse_dict.sae import architectures
+
+RISING = ("l1", "l0")  # penalties, which `training.l1_warmup_steps` lets rise
+
+
+@dataclass
+class Hyper:
+    """The numbers of one step of one dictionary."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    step: int  # counted from one, as Adam's bias correction wants it
+    numbers: dict[str, float]  # those of its loss, after scaling and warm-up
+
+
+def total_steps(config: TrainSAEConfig) -> int:
+    """Optimiser steps of a whole training."""
+    return -(-config.training.n_activations // config.training.batch_size)
+
+
+def rate(optimizer: AdamConfig, step: int, last_step: int) -> float:
+    """The learning rate of optimiser step `step` of `last_step`, counted from one.
+
+    It rises linearly over `warmup_steps`; with a schedule it falls towards zero over the last
+    `decay_fraction` of the training, in a straight line (SAELens and dictionary_learning have it
+    so, over the last fifth) or along half a cosine.
+    """
+    o = optimizer
+    warm = min(1.0, step / o.warmup_steps) if o.warmup_steps else 1.0
+    if o.schedule == "constant":
+        return o.lr * warm
+    decay_steps = max(1.0, o.decay_fraction * last_step)
+    left = min(1.0, (last_step + 1 - step) / decay_steps)  # 1 / decay_steps in the last step
+    return o.lr * warm * (left if o.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+
+
+def hyper(config: TrainSAEConfig, step: int) -> Hyper:
+    """The numbers of optimiser step `step`, counted from one.
+
+    Penalties rise linearly from zero at first; of L1, Anthropic's Circuits Updates of April 2024
+    have it so ("Update on how we train SAEs").
+    """
+    o, sae = config.optimizer, config.sae
+    rise = config.training.l1_warmup_steps
+    risen = min(1.0, step / rise) if rise else 1.0
+    names = architectures.known()[sae.activation].numbers
+    numbers = {name: float(getattr(sae, name)) for name in names}
+    if sae.l1_scaling == "dict_size":
+        numbers["l1"] /= sae.dict_size
+    for name in RISING:
+        if name in numbers:
+            numbers[name] *= risen
+    lr = rate(o, step, total_steps(config))
+    return Hyper(lr, o.beta1, o.beta2, o.eps, step, numbers)

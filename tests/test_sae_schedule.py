@@ -1,0 +1,52 @@
+"""Learning rate and penalties over a training."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sae_helpers import sae_config
+
+from sparse_dict.config import AdamConfig
+from sparse_dict.errors import UserError
+from sparse_dict.sae.schedule import hyper, rate
+
+SHAPES = st.sampled_from(["constant", "linear", "cosine"])
+
+
+def adam(**values) -> AdamConfig:
+    usual = dict(lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8, warmup_steps=0)
+    return AdamConfig(**(usual | values))
+
+
+def test_warm_up_raises_the_penalty_and_the_learning_rate_in_proportion():
+    config = sae_config(l1=0.4, lr=1e-2, training={"l1_warmup_steps": 8})
+    config.optimizer.warmup_steps = 4
+    assert hyper(config, 2).numbers["l1"] == pytest.approx(0.1)
+    assert hyper(config, 2).lr == pytest.approx(5e-3)
+    assert hyper(config, 100).numbers["l1"] == pytest.approx(0.4)
+    assert hyper(config, 100).lr == pytest.approx(1e-2)
+
+
+@given(SHAPES, st.integers(1, 300), st.integers(0, 50), st.floats(0.01, 1))
+def test_the_rate_is_positive_and_only_falls_once_it_has_risen(shape, last, warm, fraction):
+    o = adam(schedule=shape, warmup_steps=warm, decay_fraction=fraction)
+    rates = [rate(o, step, last) for step in range(1, last + 1)]
+    assert all(0 < r <= o.lr for r in rates)
+    begins = int((1 - fraction) * last)
+    assert rates[warm:begins] == [o.lr] * len(rates[warm:begins])
+    assert rates[max(warm, begins) :] == sorted(rates[max(warm, begins) :], reverse=True)
+
+
+def test_the_shapes_of_the_decay():
+    at = {
+        shape: [rate(adam(lr=1.0, schedule=shape), step, 100) for step in (80, 91, 100)]
+        for shape in ("constant", "linear", "cosine")
+    }
+    assert at["constant"] == [1.0, 1.0, 1.0]
+    assert at["linear"] == pytest.approx([1.0, 0.5, 0.05])
+    assert at["cosine"] == pytest.approx([1.0, 0.5, 0.00615583])
+
+
+@pytest.mark.parametrize("wrong", [{"schedule": "step"}, {"decay_fraction": 0.0}])
+def test_a_wrong_schedule_is_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        adam(**wrong)
