@@ -32,7 +32,7 @@ PANELS = (  # column, title, whether it is a share
     ("mmcs_next", "MMCS with the next size", False),
     ("fvu", "FVU", False),
     ("l0", "L0", False),
-    ("dead_share", "never active", True),
+    ("dead_share", "dead", True),
 )
 
 
@@ -167,7 +167,7 @@ def section(context: Context) -> Section | None:
         TITLE,
         [
             "Each kind is shown at its best L1 (or k, or L0 penalty), on the same activations. "
-            "Agreement depends on sparsity, and features that are never active agree by chance "
+            "Agreement depends on sparsity, and dead features (never active on the evaluation rows) agree by chance "
             "alone, so compare kinds whose L0 and dead features are alike."
         ],
     )

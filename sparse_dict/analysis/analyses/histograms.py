@@ -93,7 +93,7 @@ def section(context: Context) -> Section:
             "histograms", histograms(comparison, chain), "MCS of each size",
             f"At {chain.setting}, the best by MMCS. The black curve is the exact "
             "law of random directions with the same number of features; where it rises above the "
-            "panel it is cut. Features that were never active on the evaluation rows are orange."
+            "panel it is cut. Dead features, never active on the evaluation rows, are orange."
             + (note if comparison.shown.matching == "hungarian" else ""),
         )
     )  # fmt: skip
@@ -192,7 +192,7 @@ def _histogram(
     axis.hist(
         [clipped[known & entry.alive], clipped[known & ~entry.alive]],
         bins=cast(Sequence[float], edges), stacked=True, linewidth=0,
-        color=[figures.BLUE, figures.ORANGE], label=["active at least once", "never active"],
+        color=[figures.BLUE, figures.ORANGE], label=["alive", "dead"],
     )  # fmt: skip
     sizes = comparison.sizes(entry, variant)
     if sizes:

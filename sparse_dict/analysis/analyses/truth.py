@@ -175,7 +175,7 @@ def predictor(frame: pd.DataFrame, shown: str) -> Figure:
 
 @dataclass(frozen=True)
 class Prediction:
-    """How well one MMCS tells the other, over dictionaries."""
+    """How well one MMCS predicts the other, over dictionaries."""
 
     dictionaries: int
     pearson: Estimate

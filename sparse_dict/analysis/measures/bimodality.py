@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from diptest import dipstat
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 Floats = NDArray[np.floating[Any]]
 
@@ -17,77 +17,25 @@ DIP_SIMULATIONS = 999
 LARGEST_SIMULATED = 2048
 
 
-def _hull(x: Floats, y: Floats, increasing: bool) -> tuple[NDArray[np.int64], Floats]:
-    """Greatest convex minorant (slopes increasing) or least concave majorant of points (x, y).
-
-    Gives the positions of its knots and its height at every x. Its slopes are the isotonic
-    regression of the slopes between neighbours, weighted by their distance.
-    """
-    if len(x) == 1:
-        return np.array([0]), y
-    width = np.diff(x)
-    fit = isotonic_regression(np.diff(y) / width, weights=width, increasing=increasing)
-    knots = np.asarray(fit.blocks, dtype=np.int64)
-    return knots, np.interp(x, x[knots], y[knots])
-
-
-def dip_statistic(values: Floats) -> float:
-    """Hartigan's dip: the smallest sup-distance between the sample and a unimodal distribution.
-
-    Between 1 / (2 n) and 1/4; ``nan`` for an empty sample. Steps (i) to (vii) of J. A. Hartigan
-    and P. M. Hartigan, The dip test of unimodality, Annals of Statistics 13 (1985). In counts: the
-    convex minorant runs along the distribution just left of each value (`before`), the concave
-    majorant along that at each value (`after`).
-    """
-    n = len(values)
-    if n == 0:
-        return float("nan")
-    x, counts = np.unique(values.astype(np.float64), return_counts=True)
-    after = np.cumsum(counts).astype(np.float64)
-    before = after - counts
-    low, high = 0, len(x) - 1
-    dip = 1.0
-    while low < high:
-        inside = slice(low, high + 1)
-        convex, bottom = _hull(x[inside], before[inside], increasing=True)
-        concave, top = _hull(x[inside], after[inside], increasing=False)
-        # The largest gap between the two lies at a knot of one of them; the modal interval then
-        # runs from that knot to the neighbouring knot of the other.
-        gap = top - bottom
-        g, c = convex[np.argmax(gap[convex])], concave[np.argmax(gap[concave])]
-        if gap[g] > gap[c]:
-            new_low, new_high = g, concave[np.searchsorted(concave, g)]
-        else:
-            new_low, new_high = convex[np.searchsorted(convex, c, side="right") - 1], c
-        largest = max(gap[g], gap[c])
-        if largest <= dip:
-            break
-        # An atom at either end of the modal interval is allowed, hence the open ends.
-        above = after[inside][:new_low] - bottom[:new_low]
-        below = top[new_high + 1 :] - before[inside][new_high + 1 :]
-        dip = max(dip, above.max(initial=0.0), below.max(initial=0.0))
-        if largest <= dip or (new_low == 0 and new_high == high - low):
-            break
-        low, high = low + int(new_low), low + int(new_high)
-    return float(dip) / (2 * n)
-
-
 @lru_cache(maxsize=64)
 def _uniform_dips(n: int) -> Floats:
     rng = np.random.default_rng(n)
-    return np.array([dip_statistic(rng.random(n)) for _ in range(DIP_SIMULATIONS)])
+    return np.array([dipstat(rng.random(n)) for _ in range(DIP_SIMULATIONS)])
 
 
 def dip_test(values: Floats) -> tuple[float, float]:
     """The dip and its p-value: how often a uniform sample of the same size has as large a dip.
 
-    The uniform is the least favourable unimodal law. The smallest p-value that 999 simulations can
+    The dip is the smallest sup-distance between the sample and a unimodal distribution (J. A.
+    Hartigan and P. M. Hartigan, The dip test of unimodality, Annals of Statistics 13, 1985), and
+    the uniform is the least favourable unimodal law. The smallest p-value that 999 simulations can
     give is 0.001; their seed depends on the sample size alone. The dip shrinks as 1 / sqrt(n), so
-    for more than 2,048 values the simulations of 2,048 are rescaled.
+    for more than 2,048 values the simulations of 2,048 are rescaled. (nan, nan) without values.
     """
-    dip, n = dip_statistic(values), len(values)
+    n = len(values)
     if n == 0:
-        return dip, float("nan")
+        return float("nan"), float("nan")
+    dip = float(dipstat(values.astype(np.float64)))
     simulated = min(n, LARGEST_SIMULATED)
     scaled = dip * np.sqrt(n / simulated)
     return dip, (1 + int((_uniform_dips(simulated) >= scaled).sum())) / (1 + DIP_SIMULATIONS)

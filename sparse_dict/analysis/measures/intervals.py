@@ -48,8 +48,7 @@ def wilson(found: int, n: int) -> tuple[float, float]:
     """Wilson's score interval of a share; (nan, nan) for n = 0."""
     if n == 0:
         return float("nan"), float("nan")
-    z = 1.959964
-    share = found / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    reach = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return float(centre - reach), float(centre + reach)
+    from scipy.stats import binomtest
+
+    interval = binomtest(found, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)

@@ -27,10 +27,10 @@ class FrequencyBin:
 
 
 def by_frequency(frequency: Floats, found: Bools, per_decade: int = 1) -> list[FrequencyBin]:
-    """Share of features found again, in bins of log frequency; the first is "never active".
+    """Share of features found again, in bins of log frequency; the first holds the dead.
 
     `frequency` (n,) is the share of evaluation rows on which a feature is active. Empty bins are
-    left out; the bin of the never-active has low = high = 0.
+    left out; that of the dead has low = high = 0.
     """
     never = frequency == 0
     bins = (
@@ -53,7 +53,7 @@ def draw(
     groups: Sequence[tuple[str, Floats, Bools]],
     colours: str = "viridis",
 ) -> None:
-    """Share found again against firing frequency, a line a group; "never" stands on the left."""
+    """Share found again against firing frequency, a line a group; dead features stand on the left."""
     binned = [(label, by_frequency(frequency, found)) for label, frequency, found in groups]
     rarest = min((b.low for _, bins in binned for b in bins if b.low > 0), default=0.1)
     never_at = rarest / 12
@@ -75,7 +75,7 @@ def draw(
     axis.set_xticks([10.0**k for k in decades], labels)
     if any_never:
         axis.axvline(never_at * 4, color="0.8", lw=0.8)
-        axis.set_xticks([never_at, *(10.0**k for k in decades)], ["never", *labels])
+        axis.set_xticks([never_at, *(10.0**k for k in decades)], ["dead", *labels])
     axis.minorticks_off()
     axis.set_ylim(-0.03, 1.03)
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

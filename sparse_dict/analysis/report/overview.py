@@ -15,7 +15,7 @@ from sparse_dict.config import AnalyzeConfig
 
 
 def section(study: Study, config: AnalyzeConfig) -> Section:
-    """What was trained on what, told from the records of all stages."""
+    """What was trained on what, from the records of all stages."""
     first = study.entries[0]
     sizes = sorted({e.size for e in study.entries})
     levels = {axis: sorted({e.level for e in study.entries if e.axis == axis}) for axis in LABELS}
@@ -49,7 +49,7 @@ def section(study: Study, config: AnalyzeConfig) -> Section:
 
 
 def _batch(entry: Entry) -> int | None:
-    """Activations in a training batch, where its config tells them."""
+    """Activations in a training batch, where its config has that."""
     training = entry.metrics["config"].get("training")
     value = training.get("batch_size") if isinstance(training, Mapping) else None
     return value if type(value) is int else None

@@ -95,9 +95,9 @@ def _model(manifest: Mapping[str, Any], config: AnalyzeConfig) -> str:
         return "a language model that is no longer where it was"
     parts = {"n_layers": "{} layers", "d_model": "width {}", "d_mlp": "MLP of {}"}
     parts |= {"n_heads": "{} heads", "n_ctx": "contexts of {} tokens"}
-    told = [_listed(_get(record, "config", "model"), parts)]
-    told.append(_listed(record, {"n_vocab": "vocabulary of {}"}))
-    text = f"a language model of ours ({', '.join(filter(None, told))})"
+    parts_known = [_listed(_get(record, "config", "model"), parts)]
+    parts_known.append(_listed(record, {"n_vocab": "vocabulary of {}"}))
+    text = f"a language model of ours ({', '.join(filter(None, parts_known))})"
     if seen := _count(record, "tokens"):
         text += f" that was trained on {seen:,} tokens"
     loss = _number(record, "losses", "val_loss")
