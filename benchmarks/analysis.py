@@ -29,7 +29,7 @@ def random_study(sizes: list[int], levels: int, seeds: int, d: int) -> Any:
     """A study of random directions, of which nine tenths are alive."""
     import numpy as np
 
-    from sparse_dict.analysis.random_directions import unit_vectors
+    from sparse_dict.analysis.measures.random_directions import unit_vectors
     from sparse_dict.analysis.study import Chain, Entry, Study
 
     rng = np.random.default_rng(0)

@@ -177,7 +177,7 @@ def precision(task: Task) -> dict[str, Any]:
     MMCS: of each dictionary with the next size of the same seed, and of equal dictionaries of two
     precisions; beside it that of two seeds.
     """
-    from sparse_dict.analysis.similarity import max_cosine, normalised
+    from sparse_dict.analysis.measures.mcs import max_cosine, normalised
     from sparse_dict.sae import folder as folders
 
     result: dict[str, Any] = {"mode": "precision", "task": described(task), "rows": []}

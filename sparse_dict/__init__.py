@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparse_dict.activations.store import Activations as Activations
-    from sparse_dict.analysis.similarity import max_cosine as max_cosine
-    from sparse_dict.analysis.similarity import normalised as normalised
+    from sparse_dict.analysis.measures.mcs import max_cosine as max_cosine
+    from sparse_dict.analysis.measures.mcs import mmcs as mmcs
+    from sparse_dict.analysis.measures.mcs import normalised as normalised
     from sparse_dict.analysis.study import load as load_study
     from sparse_dict.config.sites import Site as Site
     from sparse_dict.errors import UserError as UserError
@@ -31,6 +32,7 @@ __all__ = [
     "load_lm",
     "load_study",
     "max_cosine",
+    "mmcs",
     "normalised",
 ]
 
@@ -41,8 +43,9 @@ _HOME = {
     "load_dictionary": ("sae.folder", "read"),
     "load_lm": ("lm.folder", "load"),
     "load_study": ("analysis.study", "load"),
-    "max_cosine": ("analysis.similarity", "max_cosine"),
-    "normalised": ("analysis.similarity", "normalised"),
+    "max_cosine": ("analysis.measures.mcs", "max_cosine"),
+    "mmcs": ("analysis.measures.mcs", "mmcs"),
+    "normalised": ("analysis.measures.mcs", "normalised"),
 }
 
 

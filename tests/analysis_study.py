@@ -9,11 +9,60 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from sparse_dict.analysis import study
+from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.report import figures, page
+from sparse_dict.config import ComparisonConfig, NoSettings, TrackingConfig, analyze_schema
+
 EVAL_ROWS = 10_000
 
 
 def unit(rows: NDArray[Any]) -> NDArray[np.float32]:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def directions(n: int, d: int, seed: int) -> NDArray[np.float32]:
+    return unit(np.random.default_rng(seed).standard_normal((n, d)))
+
+
+def settings_of(**changes: Any) -> ComparisonConfig:
+    values = {
+        "matching": "max", "against": "next", "features": "all", "threshold": 0.9,
+        "block_rows": 50, "match_limit": 2048, **changes,
+    }  # fmt: skip
+    return ComparisonConfig(**values)
+
+
+def config_of(base: Path, *chosen: str, **changes: Any) -> Any:
+    """Stage 4's config of the study in `base` with the analyses `chosen`; `changes` are its keys.
+
+    Among them may be sections of analyses that have settings.
+    """
+    values = dict(
+        name="fake", study_dir=str(base), device="cpu", seed=0, sae_dir=str(base / "sae"),
+        tracking=TrackingConfig(mode="disabled", project="p", entity=None, tags=[]),
+        activations_dir=str(base / "activations"), lm_dir=str(base / "lm"),
+        cache_dir=str(base / "cache"), analysis_dir=str(base / "analysis"),
+        comparison=settings_of(), **dict.fromkeys(chosen, NoSettings()),
+    )  # fmt: skip
+    return analyze_schema()(**values | changes)
+
+
+def drawn(key: str, figure: Any, title: str, caption: str) -> page.Picture:
+    """A figure that could be drawn, without its file."""
+    figure.canvas.draw()
+    figures.plt.close(figure)
+    return page.Picture(key, title, caption, b"")
+
+
+def context_of(config: Any, draw: Any = drawn) -> Context:
+    return Context(config, study.load(Path(config.sae_dir)), draw)
+
+
+def compared(sae_dir: Path, *chosen: str, draw: Any = drawn, **comparison: Any) -> Context:
+    """The context of the dictionaries in `sae_dir`, compared by these settings."""
+    changes = {"comparison": settings_of(**comparison), "sae_dir": str(sae_dir)}
+    return context_of(config_of(sae_dir, *chosen, **changes), draw)
 
 
 def write_dictionary(

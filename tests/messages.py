@@ -26,7 +26,8 @@ import safetensors.numpy  # noqa: F401
 from hydra.core.plugins import Plugins
 
 from sparse_dict.activations import stage as _harvest  # noqa: F401
-from sparse_dict.analysis import llm, study  # noqa: F401
+from sparse_dict.analysis import study  # noqa: F401
+from sparse_dict.analysis.interp import llm  # noqa: F401
 from sparse_dict.launch import stage  # noqa: F401
 from sparse_dict.lm import stage as _lm  # noqa: F401
 from sparse_dict.sae import stage as _sae  # noqa: F401

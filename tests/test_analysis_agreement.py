@@ -5,22 +5,16 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from analysis_study import unit, write_dictionary, write_study
+from analysis_study import directions, settings_of, unit, write_dictionary, write_study
 from hypothesis import given
 from hypothesis import strategies as st
-from test_analysis_similarity import directions, settings_of
 
 from sparse_dict.analysis import study
-from sparse_dict.analysis.agreement import found_along
+from sparse_dict.analysis.analyses.agreement import found_along
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.frequency import by_frequency
-from sparse_dict.analysis.seeds import (
-    SeedPair,
-    compare,
-    estimate,
-    match_pair,
-    shared_fraction,
-)
+from sparse_dict.analysis.measures.across_seeds import match_pair
+from sparse_dict.analysis.report.frequency import by_frequency
+from sparse_dict.analysis.seeds import SeedPair, compare, estimate, shared_fraction
 from sparse_dict.analysis.study import Entry
 
 

@@ -1,14 +1,16 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
-from analysis_study import unit, write_dictionary
+from analysis_study import config_of, context_of, unit, write_dictionary
 from scipy import stats
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis import baselines, figures, report, study
-from sparse_dict.analysis.baselines import Moments, Rows, fit, mmcs_between
+from sparse_dict.analysis import study
+from sparse_dict.analysis.analyses import baselines
+from sparse_dict.analysis.measures import bases
+from sparse_dict.analysis.measures.bases import Moments, Rows, fit, mmcs_between
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.curves import curves
 from sparse_dict.config import BASELINES, BaselinesConfig
 from sparse_dict.errors import UserError
 
@@ -48,10 +50,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(made):
-    loaded = study.load(made / "sae")
-    return baselines.measure(
-        loaded, baselines.activations_of(loaded, made / "activations"), SETTINGS, 0
-    )
+    return context_of(config_of(made, baselines=SETTINGS)).bases
 
 
 def test_kurtosis_is_that_of_scipy_and_of_the_laws_it_is_known_for():
@@ -133,8 +132,8 @@ def test_nmf_has_codes_and_directions_without_a_sign():
 
 @pytest.mark.parametrize("method", BASELINES)
 def test_large_data_are_never_held_as_a_whole_and_give_the_same(method, monkeypatch):
-    monkeypatch.setattr(baselines, "IN_MEMORY", 2500)
-    monkeypatch.setattr(baselines, "NMF_ROWS", 50_000)
+    monkeypatch.setattr(bases, "IN_MEMORY", 2500)
+    monkeypatch.setattr(bases, "NMF_ROWS", 50_000)
     x, read = mixed(20_000)[0], []
 
     def watched(start, stop):
@@ -142,7 +141,7 @@ def test_large_data_are_never_held_as_a_whole_and_give_the_same(method, monkeypa
         return x[start:stop]
 
     streamed = fit(method, Rows(watched, 0, len(x), D), 0)
-    assert max(stop - start for start, stop in read) <= max(baselines.CHUNK, 2500)
+    assert max(stop - start for start, stop in read) <= max(bases.CHUNK, 2500)
     if method != "ica":
         assert max(stop for _, stop in read) == len(x) or method in ("neurons", "random")
     monkeypatch.undo()
@@ -164,7 +163,7 @@ def test_opposite_directions_agree_but_not_for_nmf():
     x, _ = mixed(1000)
     pca, nmf = fit("pca", Rows.of(x), 0), fit("nmf", Rows.of(x), 0)
     for basis, wanted in ((pca, 1.0), (nmf, 0.0)):
-        mirrored = baselines.Basis(-basis.directions, basis.offset, basis.project, basis.signed)
+        mirrored = bases.Basis(-basis.directions, basis.offset, basis.project, basis.signed)
         found = mmcs_between(basis, mirrored)
         assert found == pytest.approx(1.0, abs=1e-5) if wanted else found <= 1e-6
 
@@ -222,7 +221,7 @@ def test_lines_join_levels_of_what_was_swept_and_kinds_have_markers_of_their_own
             "fvu": [0.1, 0.3, 0.2, 0.4, 0.3],
         }
     )  # fmt: skip
-    figure = baselines.curves(frame, pd.DataFrame(columns=["baseline", "l0", "fvu"]), "fvu", "", "")
+    figure = curves(frame, None, "fvu", "", "")
     relu, topk = [line for line in figure.axes[0].lines if len(line.get_xdata())]
     assert list(topk.get_xdata()) == [2, 4, 8]
     assert relu.get_marker() != topk.get_marker()
@@ -230,44 +229,22 @@ def test_lines_join_levels_of_what_was_swept_and_kinds_have_markers_of_their_own
     assert {"relu", "topk"} <= labels
 
 
-def drawn(folder):
-    def draw(key, figure, title, caption):
-        return report.Picture(key, title, caption, figures.save(figure, folder, key))
-
-    return draw
-
-
-def config(base, activations="activations"):
-    return SimpleNamespace(
-        activations_dir=str(base / activations), analysis_dir=str(base / "analysis"),
-        baselines=SETTINGS, seed=0,
-    )  # fmt: skip
-
-
 def test_the_section_holds_a_figure_and_tables_that_are_also_on_disk(made):
     with figures.style():
-        section, measured = baselines.section(
-            study.load(made / "sae"), config(made), drawn(made / "analysis")
-        )
-    assert measured is not None
+        section = baselines.section(context_of(config_of(made, baselines=SETTINGS)))
     assert [type(block).__name__ for block in section.blocks] == [
         "str", "Picture", "str", "Table", "Table",
     ]  # fmt: skip
     front = pd.read_csv(made / "analysis" / "baselines.csv")
-    assert set(front["baseline"]) == set(baselines.LABELS.values())
+    assert set(front["baseline"]) == set(bases.LABELS.values())
     assert len(pd.read_csv(made / "analysis" / "baselines_matched.csv")) == 2
-    assert (made / "analysis" / "baselines.svg").exists()
 
 
-def test_without_the_activations_it_is_said_that_nothing_can_be_told(made, tmp_path):
+def test_without_the_activations_the_section_says_what_is_missing(made, tmp_path):
     np.save(tmp_path / "a.npy", mixed(3000, seed=5)[0])
     for folder, why in ((made / "none", "does not exist"), (tmp_path, "other activations")):
-        section, measured = baselines.section(
-            study.load(made / "sae"), config(made, folder), drawn(tmp_path)
-        )
-        assert measured is None
-        (text,) = section.blocks
-        assert "cannot be told here" in text
+        settings = config_of(made, baselines=SETTINGS, activations_dir=str(folder))
+        (text,) = baselines.section(context_of(settings)).blocks
         assert why in text
 
 

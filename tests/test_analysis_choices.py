@@ -1,18 +1,24 @@
-"""Analyses are chosen by name: a file of `conf/analysis`, a section of the config, a setting."""
+"""Analyses are chosen by name: a line of ANALYSES, a section of the config, a module."""
 
-from dataclasses import fields
+import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from types import SimpleNamespace
 
 import hydra
 import pytest
+from analysis_study import write_study
 
-from sparse_dict.config import AnalyzeConfig
+from sparse_dict.analysis import analyses
+from sparse_dict.analysis import stage as analysis_stage
+from sparse_dict.analysis.claims import HOLDS, Statement
+from sparse_dict.analysis.context import Analysis
+from sparse_dict.analysis.report.page import Section
+from sparse_dict.config import ANALYSES, AnalyzeConfig, ContextsConfig, NoSettings, register
 from sparse_dict.launch import stage
 
 ROOT = Path(__file__).resolve().parent.parent
-CHOICES = {path.stem for path in (ROOT / "conf" / "analysis").glob("*.yaml")}
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/analyze/experiment").glob("*.yaml"))
 
 
@@ -23,30 +29,65 @@ def composed(*overrides: str) -> AnalyzeConfig:
 
 
 def on(config: AnalyzeConfig) -> set[str]:
-    return {name for name in CHOICES if getattr(config, name) is not None}
+    return {name for name in ANALYSES if config.is_on(name)}
 
 
-def test_every_choice_has_a_section_and_every_section_a_choice():
-    types: dict[str, Any] = get_type_hints(AnalyzeConfig)
-    optional = {f.name for f in fields(AnalyzeConfig) if NoneType in get_args(types[f.name])}
-    assert optional == CHOICES
+def test_an_analysis_with_settings_has_a_file_of_values_and_every_one_its_module():
+    files = {path.stem for path in (ROOT / "conf" / "analysis").glob("*.yaml")}
+    assert files == {name for name, kind in ANALYSES.items() if kind is not NoSettings}
+    assert [analysis.name for analysis in analyses.load()] == list(ANALYSES)
+
+
+@pytest.fixture
+def dummy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An analysis as a contributor adds it: a module, and a line in ANALYSES."""
+    statement = Statement("dummy", "All is well", "-", "yes", "Always holds.")
+    module = SimpleNamespace(
+        ANALYSIS=Analysis(
+            "dummy",
+            lambda context: Section("A dummy", [f"of {len(context.study.entries)} dictionaries"]),
+            (statement,),
+            lambda _: [statement.decided("indeed", None, HOLDS)],
+        )
+    )
+    monkeypatch.setitem(sys.modules, f"{analyses.__name__}.dummy", module)
+    monkeypatch.setitem(ANALYSES, "dummy", NoSettings)
+    register()
+    yield
+    monkeypatch.undo()
+    register()
+
+
+@pytest.mark.usefixtures("dummy")
+def test_a_new_analysis_is_one_module_and_one_line(tmp_path: Path):
+    write_study(tmp_path / "sae", sizes=(8, 16))
+    where = [f"study_dir={tmp_path}", "tracking.mode=disabled"]
+    verdicts = []
+    for chosen in ("claims", "claims,dummy"):
+        analysis_stage.run(composed(f"analysis=[{chosen}]", *where))
+        claims = json.loads((tmp_path / "analysis" / "claims.json").read_text())["claims"]
+        (claim,) = (claim for claim in claims if claim["key"] == "dummy")
+        verdicts.append((claim["verdict"], claim["ours"]))
+    assert verdicts == [("undecided", "dummy is off"), ("holds", "indeed")]
+    assert "of 2 dictionaries" in (tmp_path / "analysis" / "report.html").read_text()
 
 
 def test_all_analyses_are_on_if_nothing_is_said():
-    assert on(composed()) == CHOICES
+    assert on(composed()) == set(ANALYSES)
 
 
 def test_a_list_turns_on_what_it_names_and_nothing_else():
     config = composed("analysis=[heatmap,contexts]", "contexts.top=20")
     assert on(config) == {"heatmap", "contexts"}
-    assert config.contexts is not None
-    assert (config.contexts.top, config.contexts.spread) == (20, 5)
+    contexts = config.settings(ContextsConfig)
+    assert contexts is not None
+    assert (contexts.top, contexts.spread) == (20, 5)
     assert on(composed("analysis=truth")) == {"truth"}
     assert on(composed("analysis=[]")) == set()
 
 
 def test_one_is_turned_off_by_null():
-    assert on(composed("interp=null", "contexts=null")) == CHOICES - {"interp", "contexts"}
+    assert on(composed("interp=null", "contexts=null")) == set(ANALYSES) - {"interp", "contexts"}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

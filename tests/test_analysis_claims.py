@@ -6,23 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from analysis_study import unit, write_dictionary, write_study
+from analysis_study import compared, directions, unit, write_dictionary, write_study
 from safetensors.numpy import save_file
-from test_analysis_similarity import directions, settings_of
 
-from sparse_dict.analysis import analyses, claims, ridge, seeds, study
-from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, verdict
-from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.intervals import Estimate
+from sparse_dict.analysis import analyses
+from sparse_dict.analysis.analyses import agreement_seeds, claims, ridge
+from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, Claim, verdict
+from sparse_dict.analysis.measures.intervals import Estimate
+from sparse_dict.config import ANALYSES, NoSettings
 
 Array = Callable[[np.random.Generator, int], Any]
 
 
-def assess(folder: Path, **changes: object) -> dict[str, claims.Claim]:
-    compared = Comparison(study.load(folder), settings_of(**changes))
-    pairs = seeds.compare(compared.study, 2048)
-    ridges = ridge.fit(compared.cells(), compared.study.families)
-    found = analyses.assess(compared, {"undertraining"}, ridges, pairs, None)
+def assess(folder: Path, **changes: object) -> dict[str, Claim]:
+    chosen = {name for name in ANALYSES if ANALYSES[name] is NoSettings} - {"undertraining"}
+    found = analyses.judge(compared(folder, *chosen, **changes))
     assert len({claim.key for claim in found}) == len(found)
     json.dumps([claim.as_json() for claim in found], allow_nan=False)
     assert len(claims.table(found)) == len(found)
@@ -40,9 +38,10 @@ def test_a_sweep_over_k_says_so_and_leaves_the_claims_on_l1_open(tmp_path: Path)
     assert found["mmcs_above_random"].verdict == HOLDS
     assert found["interior_l1"].ours == "k was swept, not L1"
     assert found["ridge_vertical"].verdict == OPEN
-    main = Comparison(study.load(tmp_path), settings_of()).main
-    told = claims.section(list(found.values()), main).blocks
-    assert any("it is k that was varied" in block for block in told if isinstance(block, str))
+    context = compared(tmp_path)
+    context.claims = list(found.values())
+    blocks = claims.section(context).blocks
+    assert any("it is k that was varied" in block for block in blocks if isinstance(block, str))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_random_dictionaries_confirm_nothing(tmp_path: Path):
     assert HOLDS not in {claim.verdict for claim in found.values()}
 
 
-def test_what_a_single_dictionary_cannot_tell_is_said_so(tmp_path: Path):
+def test_a_single_dictionary_leaves_every_claim_undecided(tmp_path: Path):
     write_dictionary(tmp_path / "only", directions(8, 4, 0), np.full(8, 1, np.int64))
     found = assess(tmp_path)
     assert {claim.verdict for claim in found.values()} == {OPEN}
@@ -116,18 +115,19 @@ def test_relu_and_topk_are_compared_at_the_same_size_and_sparsity(tmp_path: Path
     assert assess(tmp_path)["relu_steadier_than_topk"].verdict == HOLDS
 
 
-def test_analyses_that_are_off_leave_their_claims_open(tmp_path: Path):
+def test_analyses_that_are_off_leave_their_claims_undecided(tmp_path: Path):
     write_study(tmp_path, sizes=(16, 32))
-    compared = Comparison(study.load(tmp_path), settings_of())
-    every = set(analyses.CLAIMS)
-    off = analyses.assess(compared, every, None, None, None)
+    off = analyses.judge(compared(tmp_path))
     assert {claim.verdict for claim in off} == {OPEN}
+    # Those on the truth are not made of activations of a language model.
+    statements = {a.name: a.statements for a in analyses.load() if a.name != "truth"}
     named = [claim.ours.removesuffix(" is off") for claim in off]
-    assert named == [name for name, texts in analyses.CLAIMS.items() for _ in texts]
-    ridges = ridge.fit(compared.cells(), compared.study.families)
-    for name, texts in analyses.CLAIMS.items():
-        found = analyses.assess(compared, every - {name}, ridges, [], None)
-        assert sum(not claim.ours.endswith(" is off") for claim in found) == len(texts)
+    assert named == [name for name, texts in statements.items() for _ in texts]
+    for name, texts in statements.items():
+        if texts:
+            found = analyses.judge(compared(tmp_path, name))
+            assert [claim.key for claim in found] == [claim.key for claim in off]
+            assert sum(not claim.ours.endswith(" is off") for claim in found) == len(texts)
 
 
 def seeded(folder: Path, noise: dict[int, list[float]], seeds: Sequence[int], **extra: Any) -> None:
@@ -224,11 +224,11 @@ def test_a_kind_that_is_matched_several_times_makes_no_interval_narrower(tmp_pat
 
 def test_sizes_too_large_to_match_are_named_in_the_claims(tmp_path: Path):
     seeded(tmp_path, {32: [0.1], 64: [0.1], 128: [0.1]}, (0, 1))
-    compared = Comparison(study.load(tmp_path), settings_of(match_limit=64))
-    pairs = seeds.compare(compared.study, 64)
-    told = "above comparison.match_limit=64, not matched: size 128"
-    assert all(claim.ours.endswith(told) for claim in seeds.claims(compared, pairs)[:3])
-    assert [c.ours for c in seeds.claims(compared, [])] == [told] * len(seeds.CLAIMS)
+    why = "above comparison.match_limit=64, not matched: size 128"
+    found = agreement_seeds.claims(compared(tmp_path, match_limit=64))
+    assert all(claim.ours.endswith(why) for claim in found[:3])
+    found = agreement_seeds.claims(compared(tmp_path, match_limit=8))
+    assert all(claim.ours.endswith("not matched: size 32, 64, 128") for claim in found)
 
 
 def neurons(folder: Path, found: Array, others: Array, sizes=(64, 128)) -> None:
@@ -297,13 +297,13 @@ def test_one_broad_hump_has_no_lower_one(tmp_path: Path):
 
 def test_the_value_beside_an_interval_over_seeds_is_the_mean_over_seeds(tmp_path: Path):
     write_study(tmp_path, sizes=(32, 64), seeds=(0, 1, 2), d=64)
-    compared = Comparison(study.load(tmp_path), settings_of())
-    chains = compared.study.chains
-    mean = np.mean([compared.chain_mean(chain) for chain in chains])
+    comparison = compared(tmp_path).comparison
+    chains = comparison.study.chains
+    mean = np.mean([comparison.chain_mean(chain) for chain in chains])
     assert f"MMCS {mean:.3f}" in assess(tmp_path)["mmcs_above_random"].ours
-    counts = [compared.counted(chain.entries[0]) > 0.9 for chain in chains]
-    told = f"({np.sum(counts)} of {np.size(counts)} in 3 seeds)"
-    assert told in assess(tmp_path)["share_above_threshold"].ours
+    counts = [comparison.counted(chain.entries[0]) > 0.9 for chain in chains]
+    shown = f"({np.sum(counts)} of {np.size(counts)} in 3 seeds)"
+    assert shown in assess(tmp_path)["share_above_threshold"].ours
 
 
 def test_the_slope_is_that_of_the_main_kind_which_is_named(tmp_path: Path):
@@ -314,9 +314,9 @@ def test_the_slope_is_that_of_the_main_kind_which_is_named(tmp_path: Path):
         tmp_path, sizes=sizes, l1s=grid[1:-1], noise=0.02, d=64, prefix="a",
         extra={"tied": True, "activation": "jumprelu"},
     )  # fmt: skip
-    compared = Comparison(study.load(tmp_path), settings_of())
-    ridges = ridge.fit(compared.cells(), compared.study.families)
-    assert [item.family for item in ridges] == list(compared.study.families)
-    assert compared.main is not None
-    assert ridge.claims(ridges)[0].ours.endswith(f"({compared.main.family})")
-    assert ridge.claims(ridges[::-1])[0].ours.endswith(f"({ridges[1].family})")
+    context = compared(tmp_path)
+    assert [item.family for item in context.ridges] == list(context.study.families)
+    assert context.comparison.main is not None
+    assert ridge.claims(context)[0].ours.endswith(f"({context.comparison.main.family})")
+    context.ridges = context.ridges[::-1]
+    assert ridge.claims(context)[0].ours.endswith(f"({context.ridges[0].family})")

@@ -11,17 +11,29 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from analysis_study import unit, write_dictionary
+from analysis_study import config_of, unit, write_dictionary
 from safetensors.torch import save_file
 
 from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.writer import ShardWriter
-from sparse_dict.analysis import contexts, features_page, report, study
-from sparse_dict.analysis.chosen import ASKED, DEAD, LOW, NEURON, RANDOM, TOP, Chosen, choose
+from sparse_dict.analysis import study
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.contexts import Context, Feature, Gallery, Untold
+from sparse_dict.analysis.features import contexts
+from sparse_dict.analysis.features import page as features_page
+from sparse_dict.analysis.features.chosen import (
+    ASKED,
+    DEAD,
+    LOW,
+    NEURON,
+    RANDOM,
+    TOP,
+    Chosen,
+    choose,
+)
+from sparse_dict.analysis.features.contexts import Context, Feature, Gallery, Missing
+from sparse_dict.analysis.features.logit_effects import EFFECTS
 from sparse_dict.analysis.harvested import open_source, printable
-from sparse_dict.analysis.logit_effects import EFFECTS
+from sparse_dict.analysis.report import page as report
 from sparse_dict.config import (
     ComparisonConfig,
     ContextsConfig,
@@ -114,12 +126,7 @@ def harvested(base, folder, fingerprints, skip_first=0):
 
 
 def config(base, **changes):
-    values = dict(
-        seed=0, device="cpu", study_dir=str(base), lm_dir=str(base / "lm"),
-        activations_dir=str(base / "activations"),
-        cache_dir=str(base / "cache"), contexts=SETTINGS, comparison=COMPARISON,
-    )  # fmt: skip
-    return SimpleNamespace(**(values | changes))
+    return config_of(base, **({"contexts": SETTINGS, "comparison": COMPARISON} | changes))
 
 
 def compared(base):
@@ -325,7 +332,7 @@ def test_a_feature_without_name_and_index_is_refused_by_the_config(name):
 
 
 @pytest.mark.parametrize("key", ["activations_dir", "lm_dir", "cache_dir"])
-def test_what_is_missing_is_told_and_not_fatal(base, tmp_path, key, monkeypatch):
+def test_what_is_missing_is_named_and_not_fatal(base, tmp_path, key, monkeypatch):
     elsewhere = config(base, **{key: str(tmp_path / "none")})
     if key == "lm_dir":  # the harvest's record would still lead to it
         original = files.read_json
@@ -335,10 +342,10 @@ def test_what_is_missing_is_told_and_not_fatal(base, tmp_path, key, monkeypatch)
 
         monkeypatch.setattr(files, "read_json", without_record)
     found = contexts.gather(elsewhere, compared(base))
-    assert isinstance(found, Untold)
+    assert isinstance(found, Missing)
     assert str(tmp_path / "none") in found.reason
     page = report.render("t", "s", [features_page.section(found)])
-    assert "This cannot be told here" in page
+    assert "This part is missing" in page
 
 
 def test_the_harvests_record_leads_to_a_model_that_is_not_in_the_study(base, tmp_path):

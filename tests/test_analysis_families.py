@@ -1,34 +1,34 @@
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from analysis_study import write_study
-from test_analysis_similarity import settings_of
+from analysis_study import compared, write_study
 
-from sparse_dict.analysis import families, figures, report, seeds, study
-from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.analyses import families
+from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.report import figures
 
 
-def compared(folder: Path, seeds=(0, 1)) -> Comparison:
+def kinds(folder: Path, seeds=(0, 1)) -> Context:
     for activation in ("relu", "topk"):
         write_study(
             folder, sizes=(16, 32), l1s=(0.01, 0.03, 0.1) if activation == "relu" else (0.03,),
             seeds=seeds, prefix=f"sae={activation},", extra={"activation": activation},
         )  # fmt: skip
-    return Comparison(study.load(folder), settings_of())
+    return compared(folder, match_limit=99)
 
 
-def draw(key: str, figure: Any, title: str, caption: str) -> report.Picture:
-    figure.canvas.draw()
-    figures.plt.close(figure)
-    return report.Picture(key, title, caption, b"")
+def text_of(context: Context) -> str:
+    with figures.style():
+        section = families.section(context)
+    assert section is not None
+    return " ".join(block for block in section.blocks if isinstance(block, str))
 
 
 def test_kinds_are_named_by_their_architecture_and_taken_at_their_best_l1(tmp_path: Path):
-    both = compared(tmp_path)
+    context = kinds(tmp_path)
+    both, pairs = context.comparison, context.seed_pairs
     assert set(families.names(both.study).values()) == {"ReLU", "TopK"}
-    pairs = seeds.compare(both.study, 99)
     frame = families.table(both, pairs)
     assert frame[frame["kind"] == "ReLU"]["sparsity"].unique().tolist() == ["L1 0.03"]
     relu = frame[(frame["kind"] == "ReLU") & (frame["dict_size"] == 16)]
@@ -39,24 +39,14 @@ def test_kinds_are_named_by_their_architecture_and_taken_at_their_best_l1(tmp_pa
     assert np.isnan(frame[frame["dict_size"] == 32]["mmcs_next"]).all()
 
 
-def test_the_section_compares_kinds_and_tells_their_shares(tmp_path: Path):
-    both = compared(tmp_path)
-    pairs = seeds.compare(both.study, 99)
-    with figures.style():
-        told = families.section(both, pairs, draw)
-    assert told is not None
-    text = " ".join(block for block in told.blocks if isinstance(block, str))
+def test_the_section_compares_kinds_and_their_shares(tmp_path: Path):
+    text = text_of(kinds(tmp_path))
     assert "ReLU: " in text
     assert "TopK: " in text
     assert "twice the work" not in text
 
 
 def test_one_seed_or_one_kind_leaves_out_what_cannot_be_compared(tmp_path: Path):
-    both = compared(tmp_path / "both", seeds=(0,))
-    with figures.style():
-        told = families.section(both, [], draw)
-    assert told is not None
-    assert any("one seed" in block for block in told.blocks if isinstance(block, str))
+    assert "one seed" in text_of(kinds(tmp_path / "both", seeds=(0,)))
     write_study(tmp_path / "one", sizes=(16, 32))
-    one = Comparison(study.load(tmp_path / "one"), settings_of())
-    assert families.section(one, [], draw) is None
+    assert families.section(compared(tmp_path / "one")) is None

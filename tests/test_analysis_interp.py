@@ -16,17 +16,14 @@ import pandas as pd
 import pytest
 from test_analysis_contexts import D, base, compared, config  # noqa: F401
 
-from sparse_dict.analysis import (
-    baselines,
-    harvested,
-    interp,
-    interp_cases,
-    interp_questions,
-    llm,
-    report,
-    stage,
-)
-from sparse_dict.analysis.interp_questions import Case, Excerpt
+from sparse_dict.analysis import harvested, stage
+from sparse_dict.analysis.interp import ask as interp
+from sparse_dict.analysis.interp import cases as interp_cases
+from sparse_dict.analysis.interp import llm
+from sparse_dict.analysis.interp import questions as interp_questions
+from sparse_dict.analysis.interp.questions import Case, Excerpt
+from sparse_dict.analysis.measures import bases
+from sparse_dict.analysis.report import page as report
 from sparse_dict.config import InterpConfig, TrackingConfig
 from sparse_dict.errors import UserError
 
@@ -421,7 +418,7 @@ def test_settings_that_could_cost_unawares_or_make_no_sense_are_refused(changes)
 
 def test_a_sparse_basis_keeps_the_positive_ones_of_the_largest_codes():
     x = np.random.default_rng(0).standard_normal((200, 6)).astype(np.float32)
-    basis = baselines.fit("random", baselines.Rows.of(x), seed=1)
+    basis = bases.fit("random", bases.Rows.of(x), seed=1)
     found, codes = interp_cases.sparse(basis, 2)(x), basis.encode(x)
     for row, all_codes in zip(found, codes, strict=True):
         largest = np.argsort(-np.abs(all_codes))[:2]

@@ -1,18 +1,19 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from analysis_study import unit, write_dictionary
+from analysis_study import config_of, context_of, unit, write_dictionary
 from safetensors.torch import save_file
 
 from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.writer import ShardWriter
-from sparse_dict.analysis import baselines, figures, loss_recovered, report, study
+from sparse_dict.analysis import study
+from sparse_dict.analysis.analyses import loss_recovered
+from sparse_dict.analysis.analyses.loss_recovered import Replacement, held_out, losses, recovered
 from sparse_dict.analysis.harvested import Place
-from sparse_dict.analysis.loss_recovered import Replacement, held_out, losses, recovered
+from sparse_dict.analysis.measures import bases
+from sparse_dict.analysis.report import figures
 from sparse_dict.config import (
     BaselinesConfig,
     FilesData,
@@ -134,7 +135,7 @@ def test_positions_that_were_not_harvested_keep_their_activation(model, contexts
 def test_more_codes_of_a_basis_recover_more_and_all_of_them_everything(model, contexts, mean):
     with torch.no_grad():
         x = model.activations(torch.from_numpy(contexts[:, :-1]), LAYER, "mlp_post")
-    basis = baselines.fit("pca", baselines.Rows.of(x.flatten(0, 1).numpy()), 0)
+    basis = bases.fit("pca", bases.Rows.of(x.flatten(0, 1).numpy()), 0)
     found = taken(model, contexts, mean, loss_recovered.of_basis("pca", basis, [1, 6, D]))
     shares = [recovered(found[f"pca:{k}"], found["original"], found["mean"]) for k in (1, 6, D)]
     assert shares[0] < shares[1] < shares[2]
@@ -192,14 +193,11 @@ def base(tmp_path_factory):
 
 
 def config(base, **changes):
-    values = dict(
-        device="cpu", seed=0, study_dir=str(base), lm_dir=str(base / "lm"),
-        activations_dir=str(base / "activations"),
-        cache_dir=str(base / "cache"), analysis_dir=str(base / "analysis"),
-        baselines=BaselinesConfig(["neurons", "pca"], 1000, [1, 4, 99]),
-        loss_recovered=LossRecoveredConfig(320, [1, 4, 99]),
-    )  # fmt: skip
-    return SimpleNamespace(**values | changes)
+    chosen = {
+        "baselines": BaselinesConfig(["neurons", "pca"], 1000, [1, 4, 99]),
+        "loss_recovered": LossRecoveredConfig(320, [1, 4, 99]),
+    }
+    return config_of(base, **chosen | changes)
 
 
 def stored(base):
@@ -278,18 +276,9 @@ def test_without_a_validation_part_it_is_said_that_the_text_may_have_been_traine
     assert "not harvested" in what
 
 
-def drawn(folder):
-    def draw(key, figure, title, caption):
-        return report.Picture(key, title, caption, figures.save(figure, folder, key))
-
-    return draw
-
-
-def test_the_section_tells_every_dictionary_and_every_baseline(base):
-    loaded, draw = study.load(base / "sae"), drawn(base / "analysis")
+def test_the_section_holds_every_dictionary_and_every_baseline(base):
     with figures.style():
-        _, measured = baselines.section(loaded, config(base), draw)
-        loss_recovered.section(loaded, config(base), measured, draw)
+        loss_recovered.section(context_of(config(base)))
     table = pd.read_csv(base / "analysis" / "loss_recovered.csv")
     assert table["dictionary"].dropna().tolist() == ["size=16", "size=24"]
     assert table.dropna(subset=["baseline"])[["baseline", "l0"]].to_numpy().tolist() == [
@@ -299,11 +288,11 @@ def test_the_section_tells_every_dictionary_and_every_baseline(base):
     assert {"recovered_mean", "recovered_zero"} <= set(table.columns)
 
 
-def test_without_baselines_the_dictionaries_are_told_alone(base):
+@pytest.mark.parametrize("baselines", [None, BaselinesConfig(["pca"], 10, [1])])
+def test_without_baselines_the_dictionaries_stand_alone(base, baselines):
+    """They are off, or have too few rows."""
     with figures.style():
-        loss_recovered.section(
-            study.load(base / "sae"), config(base), None, drawn(base / "analysis")
-        )
+        loss_recovered.section(context_of(config(base, baselines=baselines)))
     assert len(pd.read_csv(base / "analysis" / "loss_recovered.csv")) == 2
 
 
@@ -315,10 +304,9 @@ def test_without_baselines_the_dictionaries_are_told_alone(base):
         ({"activations_dir": "/nowhere"}, "does not exist"),
     ],
 )
-def test_what_is_missing_is_told_and_not_fatal(base, missing, why):
-    section = loss_recovered.section(study.load(base / "sae"), config(base, **missing), None, None)
-    (text,) = section.blocks
-    assert "cannot be told here" in text
+def test_what_is_missing_is_named_and_not_fatal(base, missing, why):
+    (text,) = loss_recovered.section(context_of(config(base, baselines=None, **missing))).blocks
+    assert "This part is missing" in text
     assert why in text
 
 
@@ -332,6 +320,4 @@ def test_another_model_than_the_harvested_one_is_refused(base, tmp_path):
     record["fingerprints"]["model"] = lm_folder.fingerprint(tmp_path / "lm" / "model.safetensors")
     files.write_json(tmp_path / "lm" / "lm.json", record)
     with pytest.raises(UserError, match="language model that was harvested"):
-        loss_recovered.measure(
-            study.load(base / "sae"), config(base, lm_dir=str(tmp_path / "lm")), {}
-        )
+        loss_recovered.measure(context_of(config(base, lm_dir=str(tmp_path / "lm"))), {})

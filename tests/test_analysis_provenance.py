@@ -5,7 +5,9 @@ import pytest
 from analysis_study import unit, write_dictionary
 from test_analysis_loss_recovered import D, base, config  # noqa: F401
 
-from sparse_dict.analysis import overview, provenance, report, study
+from sparse_dict.analysis import study
+from sparse_dict.analysis.report import overview, provenance
+from sparse_dict.analysis.report import page as report
 from sparse_dict.storage import files
 
 

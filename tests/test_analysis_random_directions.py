@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_dict.analysis import random_directions as rd
+from sparse_dict.analysis.measures import random_directions as rd
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_dict.analysis import figures, ridge
+from sparse_dict.analysis.analyses.ridge import best_l1
+from sparse_dict.analysis.measures import ridge
+from sparse_dict.analysis.report import figures
 
 GRID = 10 ** np.arange(-3, 0.1, 0.25)
 
@@ -74,7 +76,7 @@ def test_no_ridge_is_left_out_of_the_figure():
     names = [f"kind {i}" for i in range(7)]
     every = pd.concat([cells(0.0).assign(family=name) for name in names])
     with figures.style():
-        figure = ridge.best_l1(ridge.fit(every, names))
+        figure = best_l1(ridge.fit(every, names))
         figure.canvas.draw()
         legend = figure.axes[0].get_legend()
         assert legend is not None

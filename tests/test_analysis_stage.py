@@ -3,35 +3,38 @@ import logging
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from analysis_study import write_dictionary, write_study
+from analysis_study import (
+    compared,
+    config_of,
+    directions,
+    settings_of,
+    write_dictionary,
+    write_study,
+)
+from matplotlib.figure import Figure
 from matplotlib.text import Text
-from test_analysis_similarity import directions, settings_of
 
-from sparse_dict.analysis import analyses, figures, frontier, heatmap, report, stage, study
-from sparse_dict.analysis.comparison import VARIANTS, Comparison
-from sparse_dict.config import AnalyzeConfig, NoSettings, TrackingConfig
+from sparse_dict.analysis import analyses, stage
+from sparse_dict.analysis.analyses import heatmap
+from sparse_dict.analysis.comparison import VARIANTS
+from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report import page as report
+from sparse_dict.analysis.report.curves import curves
 from sparse_dict.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 # What needs nothing but the dictionaries.
-ANALYSES = ("claims", "heatmap", "histograms", "agreement", "ridge", "sparsity", "frontier")
-
-
-def config(folder: Path, *chosen: str, **changes: object) -> AnalyzeConfig:
-    return AnalyzeConfig(
-        name="fake", study_dir=str(folder), device="cpu", seed=0,
-        tracking=TrackingConfig(mode="disabled", project="p", entity=None, tags=[]),
-        sae_dir=str(folder / "sae"), analysis_dir=str(folder / "analysis"),
-        comparison=settings_of(**changes), **dict.fromkeys(chosen or ANALYSES, NoSettings()),
-    )  # fmt: skip
+ALONE = ("claims", "heatmap", "histograms", "agreement", "ridge", "sparsity", "frontier")
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +43,8 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_study(folder / "sae", sizes=(16, 32, 64), l1s=(0.01, 0.03, 0.1), seeds=(0, 1))
     broken = folder / "sae" / "<b>broken&"
     (broken / ".hydra").mkdir(parents=True)
-    stage.check(config(folder))
-    stage.run(config(folder))
+    stage.check(config_of(folder, *ALONE))
+    stage.run(config_of(folder, *ALONE))
     return folder / "analysis"
 
 
@@ -56,7 +59,7 @@ def test_a_run_writes_figures_as_png_and_svg_tables_claims_and_the_report(analys
     }  # fmt: skip
     claims = json.loads((analysed / "claims.json").read_text())["claims"]
     assert {claim["verdict"] for claim in claims} <= {
-        "holds", "does not hold", "cannot be told here",
+        "holds", "does not hold", "undecided",
     }  # fmt: skip
 
 
@@ -87,8 +90,9 @@ def test_running_again_replaces_what_is_there_and_analyses_can_be_left_out(tmp_p
     folder = tmp_path / "analysis"
     folder.mkdir()
     (folder / "report.html").write_text("old")
+    comparison = settings_of(matching="hungarian", against="all_larger")
     with caplog.at_level(logging.INFO):
-        stage.run(config(tmp_path, "frontier", matching="hungarian", against="all_larger"))
+        stage.run(config_of(tmp_path, "frontier", comparison=comparison))
     assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert not (folder / "claims.json").exists()
     assert not (folder / "heatmap_mmcs.png").exists()
@@ -98,28 +102,27 @@ def test_running_again_replaces_what_is_there_and_analyses_can_be_left_out(tmp_p
 
 def test_a_single_dictionary_gives_a_report_that_says_what_is_missing(tmp_path: Path):
     write_dictionary(tmp_path / "sae" / "one", directions(8, 4, 0), np.full(8, 1, np.int64))
-    stage.run(config(tmp_path))
+    stage.run(config_of(tmp_path, *ALONE))
     page = (tmp_path / "analysis" / "report.html").read_text()
     assert "no dictionary of this study has a larger one" in page
+
+
+def heat_map(context: Context) -> Figure:
+    with figures.style():
+        figure = heatmap.heatmap(context.cells, context.study.families, context.comparison.shown)
+        figures.plt.close(figure)
+    return figure
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_every_variant_can_be_shown_and_is_named_on_the_heat_map(tmp_path: Path, variant):
     write_study(tmp_path, sizes=(8, 16, 32), d=8)
-    compared = Comparison(
-        study.load(tmp_path),
-        settings_of(matching=variant.matching, against=variant.against, features=variant.features),
-    )
-    with figures.style():
-        figure = heatmap.heatmap(compared.cells(), compared.study.families, compared.shown)
-        titles = figure.get_suptitle()
-        figures.plt.close(figure)
-    assert str(variant) in titles
+    figure = heat_map(compared(tmp_path, **asdict(variant)))
+    assert str(variant) in figure.get_suptitle()
 
 
 def test_every_text_of_every_figure_is_legible_in_print(tmp_path: Path):
     write_study(tmp_path, sizes=(8, 16, 32), l1s=(0.01, 0.03, 0.1), seeds=(0, 1), d=16)
-    compared = Comparison(study.load(tmp_path), settings_of())
     seen: list[str] = []
 
     def draw(key: str, figure: Any, title: str, caption: str) -> report.Picture:
@@ -133,7 +136,7 @@ def test_every_text_of_every_figure_is_legible_in_print(tmp_path: Path):
         return report.Picture(key, title, caption, b"")
 
     with figures.style():
-        analyses.make(config(tmp_path), compared, draw)
+        analyses.make(compared(tmp_path, *ALONE, draw=draw))
     assert len(seen) == 10
 
 
@@ -145,15 +148,11 @@ def test_a_sweep_over_k_has_its_heat_map_over_k_and_one_over_l1_over_l1(tmp_path
                 tmp_path / f"{k},{size}", directions(size, 8, k), np.full(size, 1, np.int64),
                 activation="topk", l1=0.0, sae={"k": k},
             )  # fmt: skip
-    compared = Comparison(study.load(tmp_path), settings_of())
-    with figures.style():
-        figure = heatmap.heatmap(compared.cells(), compared.study.families, compared.shown)
-        axes = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
-        labels = {
-            title: (axis.get_xlabel(), [tick.get_text() for tick in axis.get_xticklabels()])
-            for title, axis in axes.items()
-        }
-        figures.plt.close(figure)
+    axes = [axis for axis in heat_map(compared(tmp_path)).axes if axis.get_title()]
+    labels = {
+        axis.get_title(): (axis.get_xlabel(), [tick.get_text() for tick in axis.get_xticklabels()])
+        for axis in axes
+    }
     assert labels == {
         "activation=relu": ("L1", ["0.01", "0.1"]),
         "activation=topk": ("k", ["2", "4"]),
@@ -165,13 +164,11 @@ def test_every_family_has_its_heat_map_the_study_s_first_family_first(tmp_path: 
     for kind in kinds:
         l1s = (0.01, 0.03) if kind == "topk" else (0.03,)
         write_study(tmp_path, sizes=(8, 16), l1s=l1s, d=8, prefix=kind, extra={"activation": kind})
-    compared = Comparison(study.load(tmp_path), settings_of())
-    with figures.style():
-        figure = heatmap.heatmap(compared.cells(), compared.study.families, compared.shown)
-        titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-        side_by_side = len({axis.get_position().x0 for axis in figure.axes if axis.get_title()})
-        figures.plt.close(figure)
-    assert titles == list(compared.study.families)
+    context = compared(tmp_path)
+    axes = [axis for axis in heat_map(context).axes if axis.get_title()]
+    titles = [axis.get_title() for axis in axes]
+    side_by_side = len({axis.get_position().x0 for axis in axes})
+    assert titles == list(context.study.families)
     assert titles[:2] == ["activation=topk", "activation=relu"]
     assert len(titles) == len(kinds)
     assert side_by_side == 3
@@ -186,7 +183,7 @@ def test_the_frontiers_l0_is_written_in_plain_numbers(highest: float):
         }
     )  # fmt: skip
     with figures.style():
-        figure = frontier.frontier(table)
+        figure = curves(table, None, "fvu", "", "")
         figure.canvas.draw()
         axis = figure.axes[0].xaxis
         low, high = sorted(axis.get_view_interval())
@@ -202,7 +199,7 @@ def test_the_frontiers_l0_is_written_in_plain_numbers(highest: float):
 
 def test_the_reports_tables_are_in_the_offline_run(tmp_path: Path):
     write_study(tmp_path / "sae", sizes=(16, 32, 64))
-    settings = config(tmp_path, "claims", "heatmap", "sparsity")
+    settings = config_of(tmp_path, "claims", "heatmap", "sparsity")
     settings.tracking.mode = "offline"
     stage.run(settings)
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
@@ -216,9 +213,9 @@ def test_the_reports_tables_are_in_the_offline_run(tmp_path: Path):
         "heatmap/all_variants", "sparsity/means",
     }  # fmt: skip
     claims = json.loads((tmp_path / "analysis" / "claims.json").read_text())["claims"]
-    told = tables["claims/claims_and_verdicts"]
-    column = told["columns"].index("verdict")
-    assert [row[column] for row in told["data"]] == [claim["verdict"] for claim in claims]
+    verdicts = tables["claims/claims_and_verdicts"]
+    column = verdicts["columns"].index("verdict")
+    assert [row[column] for row in verdicts["data"]] == [claim["verdict"] for claim in claims]
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run)]
     summary = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(f'"{key}"' in summary for key in tables)
@@ -226,7 +223,7 @@ def test_the_reports_tables_are_in_the_offline_run(tmp_path: Path):
 
 def test_without_dictionaries_the_check_fails_in_one_line(tmp_path: Path):
     with pytest.raises(UserError, match="sae_dir"):
-        stage.check(config(tmp_path))
+        stage.check(config_of(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -236,7 +233,8 @@ def test_the_check_imports_neither_torch_nor_seaborn(tmp_path: Path):
         "import sys; from types import SimpleNamespace as N; "
         "from sparse_dict.analysis import stage; "
         "tracking = N(mode='disabled'); "
-        f"stage.check(N(sae_dir={str(tmp_path / 'sae')!r}, interp=None, tracking=tracking)); "
+        f"config = N(sae_dir={str(tmp_path / 'sae')!r}, tracking=tracking); "
+        "config.settings = lambda kind: None; stage.check(config); "
         "sys.exit(bool({'torch', 'seaborn', 'matplotlib', 'pandas', 'scipy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from analysis_study import write_dictionary, write_study
-from test_analysis_similarity import directions
+from analysis_study import directions, write_dictionary, write_study
 
 from sparse_dict.analysis import study
 from sparse_dict.errors import UserError

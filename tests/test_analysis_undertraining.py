@@ -1,20 +1,20 @@
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from analysis_study import unit, write_dictionary, write_study
-from test_analysis_similarity import settings_of
+from analysis_study import compared, unit, write_dictionary, write_study
 
-from sparse_dict.analysis import claims, figures, report, study, undertraining
-from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN
-from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.analyses import undertraining
+from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, Claim
+from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report import page as report
 from sparse_dict.sae.folder import write_snapshot
 
 D = 32
 
 
-def trained(folder: Path, known: dict[int, float], seeds=(0,)) -> Comparison:
+def trained(folder: Path, known: dict[int, float], seeds=(0,)) -> Context:
     """Sizes 64 and 128; after `seen` rows, a share `known[seen]` of the features is shared."""
     truth = unit(np.random.default_rng(0).standard_normal((64, D)))
     for seed in seeds:
@@ -26,16 +26,16 @@ def trained(folder: Path, known: dict[int, float], seeds=(0,)) -> Comparison:
                 decoder = unit(rows)
                 write_snapshot(place, decoder, seen)
             write_dictionary(place, decoder, np.ones(size, np.int64), seed=seed)
-    return Comparison(study.load(folder), settings_of())
+    return compared(folder)
 
 
-def outcome(compared: Comparison) -> claims.Claim:
-    (claim,) = undertraining.claims(compared, undertraining.follow(compared))
+def outcome(context: Context) -> Claim:
+    (claim,) = undertraining.claims(context)
     return claim
 
 
 def test_each_snapshot_is_compared_with_that_of_the_next_size_after_as_many_rows(tmp_path: Path):
-    points = undertraining.follow(trained(tmp_path, {250: 0.0, 500: 0.25, 1000: 0.75})).points
+    points = trained(tmp_path, {250: 0.0, 500: 0.25, 1000: 0.75}).trajectory.points
     assert points["seen"].tolist() == [250, 500, 1000]
     assert points["n_above"].tolist() == [0, 16, 48]
     assert points["mmcs"].iloc[0] == pytest.approx(points["random_mmcs"].iloc[0], abs=0.05)
@@ -58,29 +58,25 @@ def test_three_seeds_give_an_interval_over_seeds(tmp_path: Path):
 
 
 @pytest.mark.parametrize("known", [{1000: 0.5}, {100: 0.2, 1000: 0.5}])
-def test_without_a_snapshot_at_half_it_cannot_be_told(tmp_path: Path, known: dict[int, float]):
+def test_without_a_snapshot_at_half_it_is_undecided(tmp_path: Path, known: dict[int, float]):
     claim = outcome(trained(tmp_path, known))
     assert claim.verdict == OPEN
     assert "no snapshots at half" in claim.ours
 
 
-def test_without_snapshots_or_with_broken_ones_it_cannot_be_told(tmp_path: Path):
+def test_without_snapshots_or_with_broken_ones_it_is_undecided(tmp_path: Path):
     write_study(tmp_path / "none", sizes=(16, 32))
-    assert outcome(Comparison(study.load(tmp_path / "none"), settings_of())).verdict == OPEN
-    compared = trained(tmp_path / "broken", {500: 0.25, 1000: 0.75})
+    assert outcome(compared(tmp_path / "none")).verdict == OPEN
+    broken = trained(tmp_path / "broken", {500: 0.25, 1000: 0.75})
     next((tmp_path / "broken").glob("*/snapshots/*500.safetensors")).write_bytes(b"no")
-    assert "cannot be read" in outcome(compared).ours
+    assert "cannot be read" in outcome(broken).ours
 
 
 def test_the_section_holds_a_figure_or_says_what_is_missing(tmp_path: Path):
-    def draw(key: str, figure: Any, title: str, caption: str) -> report.Picture:
-        figures.plt.close(figure)
-        return report.Picture(key, title, caption, b"")
-
-    compared = trained(tmp_path, {500: 0.25, 1000: 0.75}, seeds=(0, 1))
+    context = trained(tmp_path, {500: 0.25, 1000: 0.75}, seeds=(0, 1))
     with figures.style():
-        told = undertraining.section(compared, undertraining.follow(compared), draw)
-    assert any(isinstance(block, report.Picture) for block in told.blocks)
-    missing = undertraining.Trajectory(missing="the reason")
-    untold = undertraining.section(compared, missing, draw)
-    assert untold.blocks == ["This cannot be told here: the reason."]
+        section = undertraining.section(context)
+    assert any(isinstance(block, report.Picture) for block in section.blocks)
+    write_study(tmp_path / "none", sizes=(16, 32))
+    (text,) = undertraining.section(compared(tmp_path / "none")).blocks
+    assert "no snapshots at half" in str(text)

@@ -156,9 +156,8 @@ def test_help_names_what_this_script_takes_and_its_examples_compose(
     (choices,) = re.findall(r"experiment=(\S+\|\S+)", text)
     assert set(choices.split("|")) == here
     for group, names in re.findall(r"^  ([\w/]+)=(\S+)$", text, re.MULTILINE):
-        folder = ROOT / "conf" / (f"{script}/experiment" if group == "experiment" else group)
-        known = {path.stem for path in folder.glob("*.yaml")} | {"basic", "ensemble"}
-        assert set(names.split("|")) <= known
+        known = config.choices(f"{script}/experiment" if group == "experiment" else group)
+        assert set(names.split("|")) <= {*known, "basic", "ensemble"}
     examples = re.findall(rf"^  python {script}\.py(.*)$", text, re.MULTILINE)
     assert 4 <= len(examples) <= 6
     assert any(" -m " in example for example in examples)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from analysis_study import config_of, context_of
 from fault_study import GRID, ROOT, SCRIPTS, call, composed, overrides, write_corpus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,9 @@ from safetensors.numpy import save_file
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import TRUTH
-from sparse_dict.analysis import harvested, llm, study, truth
+from sparse_dict.analysis import harvested, study
+from sparse_dict.analysis.analyses import truth
+from sparse_dict.analysis.interp import llm
 from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint
 from sparse_dict.lm import folder as lm_folder
@@ -135,9 +138,9 @@ def read_truth(base: Path) -> None:
     digest = fingerprint(sha256_file(base / "toy" / TRUTH))
     record["fingerprints"]["truth"] = digest
     manifest.write_text(json.dumps(record))
-    loaded = study.load(base / "sae")
-    found = truth.read(loaded, base / "toy")
-    assert truth.mcs(found, loaded.entries[0].decoder, 64).shape == (len(found),)
+    context = context_of(config_of(base, activations_dir=str(base / "toy")))
+    found = truth.read(context)
+    assert truth.mcs(found, context.study.entries[0].decoder, 64).shape == (len(found),)
 
 
 def read_answers(base: Path) -> None:

@@ -1,21 +1,20 @@
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from analysis_study import unit, write_dictionary
+from analysis_study import config_of, context_of, unit, write_dictionary
 from hydra import compose, initialize_config_dir
 from sae_helpers import sae_config
 from safetensors.numpy import load_file, save_file
-from test_analysis_similarity import settings_of
 
 from sparse_dict.activations import stage as harvest_stage
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import TRUTH, Toy, correlation_matrix, probabilities
-from sparse_dict.analysis import figures, report, study, truth
 from sparse_dict.analysis import stage as analysis_stage
-from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis import study
+from sparse_dict.analysis.analyses import truth
+from sparse_dict.analysis.report import figures
 from sparse_dict.config import (
     CONF_DIR,
     HarvestConfig,
@@ -177,7 +176,7 @@ def truth_mmcs(folder, rows, steps, configs, **data):
     assert not any(isinstance(outcome, Exception) for outcome in outcomes)
     entries = {entry.name: entry for entry in study.load(folder / "sae").entries}
     entries = [entries[str(i)] for i in range(len(made))]
-    features = truth.read(study.load(folder / "sae"), folder / "activations")
+    features = truth.read(context_of(config_of(folder)))
     return entries, [truth.mcs(features, entry.decoder, 512) for entry in entries]
 
 
@@ -240,17 +239,11 @@ def known(tmp_path):
     return tmp_path
 
 
-def analyze_config(folder):
-    return SimpleNamespace(
-        activations_dir=str(folder / "activations"), analysis_dir=str(folder / "analysis")
-    )
-
-
 def test_mmcs_with_the_truth_is_the_mean_over_the_true_features(known):
-    loaded = study.load(known / "sae")
-    features = truth.read(loaded, known / "activations")
-    frame = truth.table(Comparison(loaded, settings_of()), features).set_index("dict_size")
-    small = loaded.entries[0].decoder
+    context = context_of(config_of(known))
+    features = truth.read(context)
+    frame = truth.table(context.comparison, features).set_index("dict_size")
+    small = context.study.entries[0].decoder
     wanted = np.mean([max(feature @ row for row in small) for feature in features])
     assert frame["truth_mmcs"][20] == pytest.approx(wanted, abs=1e-5)
     assert frame["truth_found"][20] == 0.5
@@ -279,7 +272,7 @@ def test_correlations_of_the_two_mmcs_are_scipys():
     assert found.spearman.low < found.spearman.value < found.spearman.high
 
 
-def test_predictions_are_told_for_all_for_each_kind_and_for_those_large_enough():
+def test_predictions_are_listed_for_all_for_each_kind_and_for_those_large_enough():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
         {
@@ -295,43 +288,37 @@ def test_predictions_are_told_for_all_for_each_kind_and_for_those_large_enough()
 
 
 def test_the_section_writes_its_table_and_heat_maps(known):
-    def draw(key, figure, title, caption):
-        return report.Picture(key, title, caption, figures.save(figure, known / "analysis", key))
-
-    comparison = Comparison(study.load(known / "sae"), settings_of())
     with figures.style():
-        section = truth.section(comparison, analyze_config(known), draw)
+        section = truth.section(context_of(config_of(known)))
     assert [type(block).__name__ for block in section.blocks] == ["str", "Picture", "Table"]
     assert len(pd.read_csv(known / "analysis" / "truth.csv")) == 2
 
 
-def test_without_known_features_or_with_changed_ones_nothing_is_told(known, tmp_path):
-    comparison = Comparison(study.load(known / "sae"), settings_of())
+def test_without_known_features_or_with_changed_ones_nothing_is_claimed(known, tmp_path):
+    context = context_of(config_of(known))
     path = known / "activations" / TRUTH
     save_file({"features": np.eye(3, dtype=np.float32)}, path)
-    (text,) = truth.section(comparison, analyze_config(known), None).blocks
-    assert "not the file that the manifest describes" in text
-    path.unlink()
-    (text,) = truth.section(comparison, analyze_config(known), None).blocks
-    assert "cannot be read" in text
+    for why in ("not the file that the manifest describes", "cannot be read"):
+        (text,) = truth.section(context).blocks
+        assert why in text
+        assert [claim.verdict for claim in truth.claims(context)] == ["undecided"] * 2
+        path.unlink(missing_ok=True)
 
     (tmp_path / "plain").mkdir()
     np.save(tmp_path / "plain" / "a.npy", np.ones((50, 4), np.float32))
-    entry = comparison.study.entries[0]
-    entry.metrics["fingerprints"]["activations"] = Activations.open(tmp_path / "plain").fingerprint
+    plain = context_of(config_of(known, activations_dir=str(tmp_path / "plain")))
+    fingerprint = Activations.open(tmp_path / "plain").fingerprint
+    plain.study.entries[0].metrics["fingerprints"]["activations"] = fingerprint
     with pytest.raises(UserError, match="not known"):
-        truth.read(comparison.study, tmp_path / "plain")
+        truth.read(plain)
 
 
 def test_the_claims_on_the_truth_follow_from_what_is_known(known):
-    comparison = Comparison(study.load(known / "sae"), settings_of())
-    found, predicted = truth.claims(comparison, known / "activations")
+    found, predicted = truth.claims(context_of(config_of(known)))
     assert found.verdict == "holds"  # the larger one holds all features
     assert "64: 1.000" in found.ours
-    assert predicted.verdict == "cannot be told here"
+    assert predicted.verdict == "undecided"
     assert "needs 8" in predicted.ours
-    for claim in truth.claims(comparison, known):
-        assert claim.verdict == "cannot be told here"
 
 
 def test_a_correlation_is_judged_by_its_interval():
@@ -341,12 +328,12 @@ def test_a_correlation_is_judged_by_its_interval():
         frame = pd.DataFrame({"larger_mmcs": x, "truth_mmcs": y})
         assert truth._predicted(frame).verdict == verdict
     few = pd.DataFrame({"larger_mmcs": x[:7], "truth_mmcs": x[:7]})
-    assert truth._predicted(few).verdict == "cannot be told here"
+    assert truth._predicted(few).verdict == "undecided"
 
 
 def test_features_that_no_dictionary_finds_or_could_find_are_not_said_to_be_found(known, tmp_path):
-    features = truth.read(study.load(known / "sae"), known / "activations")
-    comparison = Comparison(study.load(known / "sae"), settings_of())
+    context = context_of(config_of(known))
+    comparison, features = context.comparison, truth.read(context)
     others = unit(np.random.default_rng(1).standard_normal((64, 32)))
     assert truth._found(comparison, others).verdict == "does not hold"
     many = np.concatenate([features, others])

@@ -1,24 +1,19 @@
-"""The post's claims: a value, an interval and a verdict by a stated rule.
-
-Each analysis has its own; here is what they share, and the table at the top of the report.
-"""
+"""What a claim is: a value, an interval and a verdict by a stated rule."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.intervals import Estimate, bootstrap, over_seeds
-from sparse_dict.analysis.report import Section, Table
-from sparse_dict.analysis.study import LABELS, Chain
+from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, over_seeds
+from sparse_dict.analysis.study import Chain
 
 Floats = NDArray[np.floating[Any]]
 
-HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told here"
+HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 NO_CHAIN = (
     "no dictionary of this study has a larger one that differs from it only in size (train further "
     "sizes with the same L1 and seed)"
@@ -48,7 +43,7 @@ class Claim:
 
 
 def verdict(estimate: Estimate, bar: float) -> str:
-    """Holds if the interval lies above `bar`, does not if below, cannot be told if across."""
+    """Holds if the interval lies above `bar`, does not if below, undecided if across."""
     if not np.isfinite([estimate.low, estimate.high]).all():
         return OPEN
     return HOLDS if estimate.low > bar else FAILS if estimate.high < bar else OPEN
@@ -64,12 +59,12 @@ class Statement:
     post: str
     rule: str
 
-    def untold(self, why: str = NO_CHAIN) -> Claim:
-        """What cannot be told, and why."""
+    def undecided(self, why: str = NO_CHAIN) -> Claim:
+        """Without a value of ours; `why` stands in its place."""
         return Claim(self.key, self.claim, self.figure, self.post, why, None, "", OPEN, self.rule)
 
-    def told(self, ours: str, estimate: Estimate | None, outcome: str) -> Claim:
-        """Our value with its interval, and the verdict."""
+    def decided(self, ours: str, estimate: Estimate | None, outcome: str) -> Claim:
+        """With our value, its interval and the verdict, which may still be OPEN."""
         interval = None if estimate is None else (estimate.low, estimate.high)
         over = "" if estimate is None else estimate.over
         return Claim(
@@ -115,44 +110,3 @@ def chain_of(comparison: Comparison) -> Chain | None:
     if chain is None or any(not len(comparison.counted(e)) for e in chain.entries[:-1]):
         return None
     return chain
-
-
-def table(claims: Sequence[Claim]) -> pd.DataFrame:
-    """The claims as the report's first table."""
-    return pd.DataFrame(
-        {
-            "claim": [c.claim for c in claims],
-            "its figure": [c.figure for c in claims],
-            "there": [c.post for c in claims],
-            "here": [c.ours for c in claims],
-            "95 % interval": [
-                f"{c.interval[0]:.3f} to {c.interval[1]:.3f}" if c.interval else "-" for c in claims
-            ],
-            "over": [c.over or "-" for c in claims],
-            "verdict": [c.verdict for c in claims],
-        }
-    )
-
-
-def section(found: Sequence[Claim], shown: Chain | None) -> Section:
-    """The table at the top, and the rules behind the verdicts; `shown` is the main chain."""
-    section = Section(
-        "The post's claims",
-        [
-            "Each claim of the post “[Replication] Conjecture's Sparse Coding in Small "
-            "Transformers”, and of what has been found since on agreement between seeds, with the "
-            "value given there, the value here and a 95 % interval. The verdict follows from the "
-            "interval by the rule listed below; “cannot be told here” means that the interval "
-            "straddles the bar or that the study lacks what the claim needs. The best L1 is "
-            "that of the highest MMCS of the same dictionaries, so values at it are "
-            "a little optimistic.",
-            Table("Claims and verdicts", table(found)),
-        ],
-    )
-    if shown is not None and shown.axis != "l1":
-        section.blocks.append(
-            f"Where a rule says L1, it is {LABELS[shown.axis]} that was varied in this study."
-        )
-    rules = pd.DataFrame({"claim": [c.claim for c in found], "rule": [c.rule for c in found]})
-    section.blocks.append(Table("The rules of the verdicts", rules, fold=True))
-    return section

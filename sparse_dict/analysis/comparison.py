@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sparse_dict.analysis import random_directions
-from sparse_dict.analysis.similarity import Similarities
+from sparse_dict.analysis.measures import random_directions
+from sparse_dict.analysis.measures.mcs import match, max_cosine, normalised
 from sparse_dict.analysis.study import Chain, Entry, Study
 from sparse_dict.config import ComparisonConfig
 
@@ -43,32 +43,67 @@ VARIANTS = tuple(Variant(*names) for names in product(MATCHING, AGAINST, FEATURE
 
 
 class Comparison:
-    """Answers questions about MCS; remembers each pair of dictionaries it has compared."""
+    """MCS between the dictionaries of a study; each pair is compared once and remembered."""
 
     def __init__(self, study: Study, settings: ComparisonConfig) -> None:
         self.study = study
         self.settings = settings
         self.shown = Variant(settings.matching, settings.against, settings.features)
-        self.similarities = Similarities(settings.block_rows)
-        self._larger: dict[str, tuple[Entry, ...]] = {}
-        for entry in study.entries:
-            self.similarities.add(entry.name, entry.decoder, entry.alive)
-        for chain in study.chains:
-            for i, entry in enumerate(chain.entries):
-                self._larger[entry.name] = chain.entries[i + 1 :]
+        self._rows = {entry: normalised(entry.decoder) for entry in study.entries}
+        self._larger = {
+            entry: chain.entries[i + 1 :]
+            for chain in study.chains
+            for i, entry in enumerate(chain.entries)
+        }
+        self._max: dict[tuple[Entry, Entry], tuple[Floats, Floats]] = {}
+        self._matched: dict[tuple[Entry, Entry, str], Floats] = {}
 
     def partners(self, entry: Entry, against: str) -> tuple[Entry, ...]:
         """The larger dictionaries of the same chain in which its features are sought.
 
         As in the post, where fewer than two larger ones exist "next two" means those there are.
         """
-        return self._larger[entry.name][: REACH[against]]
+        return self._larger[entry][: REACH[against]]
 
     def mcs(self, entry: Entry, variant: Variant | None = None) -> Floats:
         """MCS of each feature averaged over its partners, shape (size,); nan where excluded."""
         variant = variant or self.shown
-        names = [partner.name for partner in self.partners(entry, variant.against)]
-        return self.similarities.mean_mcs(entry.name, names, variant.matching, variant.features)
+        partners = self.partners(entry, variant.against)
+        columns = [self.pair(entry, p, variant.matching, variant.features) for p in partners]
+        return np.mean(columns, axis=0, dtype=np.float64)
+
+    def pair(self, entry: Entry, other: Entry, matching: str, features: str) -> Floats:
+        """MCS of each feature of `entry` with those of `other`, shape (size,), float32.
+
+        With ``features="alive"`` both sides are restricted to features that fired: the dead ones
+        of `entry` get ``nan``. So do all if `other` has no feature that fired, or with Hungarian
+        matching fewer than `entry`, so that some would stay without a partner.
+        """
+        if matching == "hungarian":
+            key = (entry, other, features)
+            if key not in self._matched:
+                self._matched[key] = self._match(entry, other, features)
+            return self._matched[key]
+        if (entry, other) not in self._max:
+            self._max[entry, other] = self._maxima(entry, other)
+        either, living = self._max[entry, other]
+        return either if features == "all" else np.where(entry.alive, living, np.nan)
+
+    def _maxima(self, entry: Entry, other: Entry) -> tuple[Floats, Floats]:
+        """Maxima over all features of `other`, and over those that fired (nan if none did)."""
+        rows, others, block = self._rows[entry], self._rows[other], self.settings.block_rows
+        living = max_cosine(rows, others[other.alive], block)
+        dead = max_cosine(rows, others[~other.alive], block)
+        return np.maximum(living, dead), np.where(np.isfinite(living), living, np.nan)
+
+    def _match(self, entry: Entry, other: Entry, features: str) -> Floats:
+        rows, others, used = self._rows[entry], self._rows[other], np.full(entry.size, True)
+        found = np.full(entry.size, np.nan, dtype=np.float32)
+        if features == "alive":
+            used, others = entry.alive, others[other.alive]
+        if used.sum() <= len(others):
+            found[used] = match(rows[used], others)[1]
+        return found
 
     def counted(self, entry: Entry, variant: Variant | None = None) -> Floats:
         """The MCS values that count: `mcs` without the excluded features."""

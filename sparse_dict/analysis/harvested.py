@@ -157,7 +157,7 @@ def text(manifest: dict[str, Any], cache_dir: Path, n_ctx: int) -> tuple[TokenSt
     """The tokens of the split that was harvested, and how many contexts from its start were.
 
     Raises:
-        UserError: they are no longer in `cache_dir`, or the manifest does not tell them.
+        UserError: they are no longer in `cache_dir`, or the manifest does not say which they are.
     """
     stores, split = _stores(manifest, cache_dir)
     skip = place(manifest).skip_first
@@ -196,7 +196,7 @@ def tokens_record(manifest: dict[str, Any], cache_dir: Path) -> dict[str, Any]:
     """The record of the harvested text's tokens; its types unchecked.
 
     Raises:
-        UserError: they are no longer in `cache_dir`, or the manifest does not tell them.
+        UserError: they are no longer in `cache_dir`, or the manifest does not say which they are.
     """
     return _tokens(manifest, cache_dir)[1]
 

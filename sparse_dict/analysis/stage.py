@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparse_dict import tracking
-from sparse_dict.config import AnalyzeConfig
+from sparse_dict.config import AnalyzeConfig, InterpConfig
 from sparse_dict.storage import files, lock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from sparse_dict.analysis.claims import Claim
-    from sparse_dict.analysis.comparison import Comparison
-    from sparse_dict.analysis.report import Picture
+    from sparse_dict.analysis.context import Context
+    from sparse_dict.analysis.report.page import Picture
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +28,13 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
         UserError: `sae_dir` is not a folder or holds no finished dictionary; or the key or the
             client for `interp`, or what `tracking.mode=online` needs, is missing.
     """
-    from sparse_dict.analysis import llm, study
+    from sparse_dict.analysis import study
+    from sparse_dict.analysis.interp import llm
 
     study.finished(Path(config.sae_dir))
-    if config.interp is not None and config.interp.base_url is not None:
-        llm.check(config.interp)
+    interp = config.settings(InterpConfig)
+    if interp is not None and interp.base_url is not None:
+        llm.check(interp)
     tracking.check(config.tracking)
 
 
@@ -57,8 +58,10 @@ def run(config: AnalyzeConfig) -> None:
 
 
 def _run(config: AnalyzeConfig) -> None:
-    from sparse_dict.analysis import analyses, claims, figures, overview, report, study
-    from sparse_dict.analysis.comparison import VARIANTS, Comparison
+    from sparse_dict.analysis import analyses, study
+    from sparse_dict.analysis.comparison import VARIANTS
+    from sparse_dict.analysis.context import Context
+    from sparse_dict.analysis.report import figures, overview, page
     from sparse_dict.sae.folder import WEIGHTS
 
     started = time.monotonic()
@@ -68,7 +71,6 @@ def _run(config: AnalyzeConfig) -> None:
         log.warning("left out: %s (%s)", item.name, item.reason)
     log.info("comparing %d dictionaries of %s", len(loaded.entries), loaded.folder)
 
-    comparison = Comparison(loaded, config.comparison)
     with (
         tracking.open_run(config, "analyze", f"{config.name} analysis", folder) as tracked,
         figures.style(),
@@ -77,29 +79,29 @@ def _run(config: AnalyzeConfig) -> None:
         def draw(key: str, figure: "Figure", title: str, caption: str) -> "Picture":
             png = figures.save(figure, folder, key)
             tracked.image(key, folder / f"{key}.png")
-            return report.Picture(key, title, caption, png)
+            return page.Picture(key, title, caption, png)
 
-        found, sections = analyses.make(config, comparison, draw)
-        if found:
-            files.write_json(folder / "claims.json", {"claims": [c.as_json() for c in found]})
-            sections = {"claims": claims.section(found, comparison.main), **sections}
+        context = Context(config, loaded, draw)
+        sections, comparison = analyses.make(context), context.comparison
+        if context.claims:
+            found = [claim.as_json() for claim in context.claims]
+            files.write_json(folder / "claims.json", {"claims": found})
         for name, section in sections.items():
             for table in section.tables():
-                frame = table.frame
-                columns = [str(column) for column in frame.columns]
-                tracked.table(f"{name}/{table.key}", columns, frame.itertuples(index=False))
+                columns = [str(column) for column in table.frame.columns]
+                tracked.table(f"{name}/{table.key}", columns, table.frame.itertuples(index=False))
 
         wanted = [v for v in VARIANTS if v.matching == "max" or v == comparison.shown]
         files.write_text(folder / "dictionaries.csv", overview.overview(loaded).to_csv(index=False))
         files.write_text(folder / "mmcs.csv", comparison.table(wanted).to_csv(index=False))
-        tracked.summary(_summary(comparison, found))
-        page = report.render(
+        tracked.summary(_summary(context))
+        text = page.render(
             f"Sparse dictionaries of the study {config.name}",
             f"{len(loaded.entries)} dictionaries in {loaded.folder}; "
             f"analysed in {time.monotonic() - started:.0f} s",
             list(sections.values()),
         )
-        files.write_text(folder / "report.html", page)
+        files.write_text(folder / "report.html", text)
         compared = {
             entry.name: files.fingerprint(files.sha256_file(entry.trained.folder / WEIGHTS))
             for entry in loaded.entries
@@ -115,16 +117,16 @@ def _run(config: AnalyzeConfig) -> None:
             },
         }
         files.write_json(folder / MANIFEST, files.sealed(record))
-    for claim in found:
+    for claim in context.claims:
         log.info("%s: %s; %s", claim.verdict, claim.claim, claim.ours)
     log.info("report: %s", folder / "report.html")
 
 
-def _summary(comparison: "Comparison", found: "list[Claim]") -> dict[str, float | int | str]:
+def _summary(context: "Context") -> dict[str, float | int | str]:
     """End values for tracking: the best level with its MMCS, the high features, the verdicts."""
-    values: dict[str, float | int | str] = {"dictionaries": len(comparison.study.entries)}
-    values |= {f"claims/{claim.key}": claim.verdict for claim in found}
-    chain = comparison.main
+    comparison, chain = context.comparison, context.comparison.main
+    values: dict[str, float | int | str] = {"dictionaries": len(context.study.entries)}
+    values |= {f"claims/{claim.key}": claim.verdict for claim in context.claims}
     if chain is not None:
         values[f"best_{chain.axis}"] = chain.level
         values["mmcs"] = comparison.chain_mean(chain)

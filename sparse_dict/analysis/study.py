@@ -234,21 +234,21 @@ def _sparsity(character: Mapping[str, str]) -> list[str]:
 def _labels(characters: dict[str, dict[str, str]], axes: dict[str, str]) -> dict[str, str]:
     """A short label a dictionary: the settings in which the study's families differ.
 
-    What is swept within a family does not tell it from others.
+    What is swept within a family is no part of its label.
     """
-    told = {
+    fixed = {
         name: {key: value for key, value in c.items() if key != axes[name]}
         for name, c in characters.items()
     }
     keys = sorted({key for character in characters.values() for key in character})
     differing = [
-        key for key in keys if len({told[n].get(key, "-") for n in told if key != axes[n]}) > 1
+        key for key in keys if len({fixed[n].get(key, "-") for n in fixed if key != axes[n]}) > 1
     ]
     return {
         name: ", ".join(
             f"{key.rpartition('.')[2]}={c.get(key, '-')}" for key in differing if key != axes[name]
         )
-        for name, c in told.items()
+        for name, c in fixed.items()
     }
 
 

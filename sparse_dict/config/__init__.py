@@ -18,6 +18,7 @@ from sparse_dict.config.activations import (
     StudyLM,
 )
 from sparse_dict.config.analysis import (
+    ANALYSES,
     BASELINES,
     LOOPBACK,
     BaselinesConfig,
@@ -47,6 +48,7 @@ from sparse_dict.config.stages import (
     TrackingConfig,
     TrainLMConfig,
     TrainSAEConfig,
+    analyze_schema,
 )
 from sparse_dict.config.text import (
     BPETokenizer,
@@ -59,6 +61,7 @@ from sparse_dict.config.text import (
 )
 
 __all__ = [
+    "ANALYSES",
     "BASELINES",
     "CONF_DIR",
     "LOOPBACK",
@@ -93,15 +96,23 @@ __all__ = [
     "TrackingConfig",
     "TrainLMConfig",
     "TrainSAEConfig",
+    "analyze_schema",
+    "choices",
+    "register",
 ]
 
 CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
-def _choices(group: str, *left_out: str) -> str:
+def choices(group: str) -> list[str]:
+    """The choices of a config group: its files, and the analyses, few of which have one."""
+    found = {file.stem for file in (CONF_DIR / group).glob("*.yaml")}
+    return sorted(found | set(ANALYSES) if group == "analysis" else found)
+
+
+def _help(group: str, *left_out: str) -> str:
     """The choices of a config group as lines of ``--help``."""
-    files = (CONF_DIR / group).glob("*.yaml")
-    names = sorted(file.stem for file in files if file.stem not in left_out)
+    names = [name for name in choices(group) if name not in left_out]
     shown = "experiment" if group.endswith("/experiment") else group
     line = f"  {shown}={'| '.join(names)}"
     indent = " " * (len(shown) + 3)
@@ -115,7 +126,7 @@ def register() -> None:
         "train_lm": TrainLMConfig,
         "harvest": HarvestStageConfig,
         "train_sae": TrainSAEConfig,
-        "analyze": AnalyzeConfig,
+        "analyze": analyze_schema(),
         "data/docstrings": DocstringsData,
         "data/files": FilesData,
         "data/hub": HubData,
@@ -129,10 +140,13 @@ def register() -> None:
     }.items():
         group, _, leaf = f"schema/{name}".rpartition("/")
         store.store(group=group, name=leaf, node=node, provider="sparse_dict")
+    for name, settings in ANALYSES.items():
+        if settings is NoSettings:  # the others are files, which hold the values
+            store.store(group="analysis", name=name, node={}, package=name, provider="sparse_dict")
     OmegaConf.register_new_resolver(
         "sparse_dict.conf", lambda folder: str(CONF_DIR / folder), replace=True
     )
-    OmegaConf.register_new_resolver("sparse_dict.choices", _choices, replace=True)
+    OmegaConf.register_new_resolver("sparse_dict.choices", _help, replace=True)
     OmegaConf.register_new_resolver(
         "sparse_dict.neutral_keys", lambda: ["experiment", *NEUTRAL], replace=True
     )

@@ -1,6 +1,10 @@
-"""How dictionaries are compared, and the settings of each analysis: ``conf/analysis/*.yaml``."""
+"""How dictionaries are compared, which analyses there are, and the settings of those that have any.
+
+Settings' values are in ``conf/analysis/NAME.yaml``.
+"""
 
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import MISSING
@@ -155,3 +159,23 @@ class InterpConfig:
             raise UserError("interp.price_in and interp.price_out must not be negative")
         if any(prices) and not self.max_cost > 0:
             raise UserError("interp.max_cost must be positive where tokens have a price")
+
+
+# All analyses in the report's order, each with its settings. NAME is a choice of the group
+# `analysis`, a section of the config (null: off) and the module `analysis/analyses/NAME.py`.
+ANALYSES: dict[str, type[Any]] = {
+    "claims": NoSettings,  # the post's claims, each with a value, an interval and a verdict
+    "heatmap": NoSettings,  # MMCS with larger dictionaries, by size and sparsity (figure 1)
+    "histograms": NoSettings,  # MCS of each size, tests of bimodality (figures 2, 3, 3.5)
+    "agreement": NoSettings,  # features found again in larger dictionaries and by other seeds
+    "families": NoSettings,  # kinds of dictionaries side by side at equal size
+    "ridge": NoSettings,  # the best L1 by dictionary size (figures 4, 5)
+    "undertraining": NoSettings,  # agreement against activations seen, from snapshots
+    "sparsity": NoSettings,  # effective neurons of features (figure 6)
+    "frontier": NoSettings,  # reconstruction against sparsity
+    "baselines": BaselinesConfig,
+    "loss_recovered": LossRecoveredConfig,
+    "truth": NoSettings,  # toy activations: agreement with the features that made them
+    "contexts": ContextsConfig,
+    "interp": InterpConfig,
+}

@@ -1,20 +1,13 @@
 """The whole config of each of the four stages."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING
 
 from sparse_dict.config.activations import ActivationsConfig, HarvestConfig
-from sparse_dict.config.analysis import (
-    BaselinesConfig,
-    ComparisonConfig,
-    ContextsConfig,
-    InterpConfig,
-    LossRecoveredConfig,
-    NoSettings,
-)
+from sparse_dict.config.analysis import ANALYSES, ComparisonConfig
 from sparse_dict.config.lm import AdamWConfig, LMTrainingConfig, ModelConfig
 from sparse_dict.config.ranges import one_of
 from sparse_dict.config.sae import AdamConfig, SAEConfig, SAETrainingConfig, SparsityConfig
@@ -88,9 +81,12 @@ class TrainSAEConfig(StudyConfig):
     training: SAETrainingConfig = MISSING
 
 
+Settings = TypeVar("Settings")
+
+
 @dataclass
 class AnalyzeConfig(StudyConfig):
-    """Stage 4."""
+    """Stage 4, but for the analyses: `analyze_schema` adds a section for each."""
 
     sae_dir: str = MISSING
     analysis_dir: str = MISSING
@@ -98,18 +94,19 @@ class AnalyzeConfig(StudyConfig):
     lm_dir: str = MISSING
     cache_dir: str = MISSING
     comparison: ComparisonConfig = MISSING
-    # The analyses: each a choice of the group `analysis`, None if it was not chosen.
-    claims: NoSettings | None = None
-    heatmap: NoSettings | None = None
-    histograms: NoSettings | None = None
-    agreement: NoSettings | None = None
-    families: NoSettings | None = None
-    ridge: NoSettings | None = None
-    undertraining: NoSettings | None = None
-    sparsity: NoSettings | None = None
-    frontier: NoSettings | None = None
-    baselines: BaselinesConfig | None = None
-    loss_recovered: LossRecoveredConfig | None = None
-    truth: NoSettings | None = None
-    contexts: ContextsConfig | None = None
-    interp: InterpConfig | None = None
+
+    def is_on(self, name: str) -> bool:
+        """Whether an analysis was chosen."""
+        return getattr(self, name) is not None
+
+    def settings(self, kind: type[Settings]) -> Settings | None:
+        """The settings of the analysis whose settings are of this type; None if it is off."""
+        (name,) = (name for name, settings in ANALYSES.items() if settings is kind)
+        found: Settings | None = getattr(self, name)
+        return found
+
+
+def analyze_schema() -> type[AnalyzeConfig]:
+    """`AnalyzeConfig` with a section for each of ANALYSES, None where it was not chosen."""
+    sections = [(name, kind | None, None) for name, kind in ANALYSES.items()]
+    return make_dataclass("AnalyzeConfig", sections, bases=(AnalyzeConfig,))

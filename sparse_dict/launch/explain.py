@@ -10,7 +10,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from sparse_dict.config import CONF_DIR
+from sparse_dict.config import choices
 from sparse_dict.errors import UserError, explained, with_class
 
 GROUPS = ("experiment", "hydra/launcher", "hydra/sweeper")  # overridden like keys
@@ -81,7 +81,7 @@ def _missing(path: str, options: Iterable[str] | None) -> str:
     if path.startswith(SAMPLER) and not options:
         return "hydra/sweeper=optuna needs Optuna: pip install 'sparse-dict[optuna]'"
     # Hydra gives no options where a list names several choices of a group.
-    there = sorted(options or (file.stem for file in (CONF_DIR / group).glob("*.yaml")))
+    there = sorted(options or choices(group))
     return f"no {group}={choice}{_did_you_mean(choice, there)} (there is {', '.join(there)})"
 
 

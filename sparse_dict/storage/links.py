@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sparse_dict.errors import UserError
 
-# What Hydra, logging and `analysis.llm` write in place. All else is written by `files.replacing`,
+# What Hydra, logging and `interp.llm` write in place. All else is written by `files.replacing`,
 # which replaces a link instead of following it.
 IN_PLACE = (".hydra", ".hydra/*", "*.log", "multirun.yaml", "interp", "interp/*")
 

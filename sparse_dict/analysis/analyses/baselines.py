@@ -1,0 +1,66 @@
+"""What simpler bases reach at matched sparsity, beside the dictionaries."""
+
+from sparse_dict.analysis.context import Analysis, Context
+from sparse_dict.analysis.measures.bases import IN_MEMORY, LABELS
+from sparse_dict.analysis.report.curves import curves
+from sparse_dict.analysis.report.page import MISSING, Section, Table
+from sparse_dict.config import BaselinesConfig
+from sparse_dict.errors import UserError
+from sparse_dict.storage import files
+
+
+def section(context: Context) -> Section:
+    """Baselines beside the dictionaries; `baselines.csv` and `baselines_matched.csv`."""
+    title, folder = "Simpler bases", context.folder
+    try:
+        found = context.bases
+    except UserError as error:
+        return Section(title, [MISSING.format(error)])
+    front = found.front.drop(columns="method")
+    files.write_text(folder / "baselines.csv", front.to_csv(index=False))
+    files.write_text(folder / "baselines_matched.csv", found.dictionaries.to_csv(index=False))
+    half, n = found.rows
+    sampled = f" (ICA: on {IN_MEMORY:,} of them)" if half > IN_MEMORY else ""
+    text = (
+        f"Each basis was fitted on {half:,} rows{sampled} and has its codes cut to the k largest "
+        "of a row; the codes are projections for neurons, random directions and PCA (orthogonal), "
+        "those of the unmixing matrix for ICA, non-negative ones for NMF. Each is given an offset "
+        "for free: the mean row, for NMF the smallest value of each neuron. Dictionaries have "
+        "none, and their L1 penalty shrinks their codes. FVU, L0 and kurtosis are measured on the "
+        f"same {n:,} held-out rows."
+    )
+    picture = context.draw(
+        "baselines",
+        curves(
+            found.dictionaries, found.front, "fvu", "FVU: share of variance unexplained",
+            "Reconstruction by dictionaries and by simpler bases",
+        ),
+        "Simpler bases at matched sparsity",
+        "Towards the lower left is better. A dictionary's codes vary in number from row to row, a "
+        "basis keeps k on each. Values above 1.05 are cut: ICA's and NMF's directions are not "
+        "orthogonal, so few of their codes may fit worse than none.",
+    )  # fmt: skip
+    shown = {"mmcs_between_halves": "MMCS between halves of the rows"}
+    summary = Table("Baselines", found.summary.rename(columns=shown))
+    seeds = (
+        "MMCS between halves compares the directions that two disjoint halves of the rows give "
+        "(plain maximum, opposite directions being the same but for NMF); the neuron basis is "
+        "fixed, and random directions give what chance does. Dictionaries were not trained on "
+        "halves: where there are several seeds, the table below has their MMCS with the next seed "
+        "on the same rows, which another sample cannot lower: not the same measure. "
+        "Kurtosis is the median over features of the excess kurtosis of all codes, 0 for a "
+        "normal law: a basis is privileged if it is high."
+    )
+    table = found.dictionaries.drop(columns=["dict_size", "l1", "level", "seed", "family"])
+    columns = {f"fvu_{m}": f"FVU {LABELS[m]}" for m in context.settings(BaselinesConfig).methods}
+    columns["mmcs_between_seeds"] = "MMCS between seeds (same rows)"
+    if found.dictionaries["mmcs_between_seeds"].isna().all():
+        table = table.drop(columns="mmcs_between_seeds")
+    matched = Table(
+        "Dictionaries, and each basis with k codes (k: L0, rounded)",
+        table.rename(columns=columns), fold=len(table) > 12,
+    )  # fmt: skip
+    return Section(title, [text, picture, seeds, summary, matched])
+
+
+ANALYSIS = Analysis("baselines", section)

@@ -1,0 +1,224 @@
+"""How much of the language model's loss a reconstruction preserves when it replaces the activation.
+
+Cross-entropy on held-out text: of the model as it is, with the activation of the harvested site
+replaced by a reconstruction at every harvested position, and with it replaced by zero or by its
+mean; positions that the harvest left out keep their activation throughout.
+Recovered = (CE_ablated - CE_reconstructed) / (CE_ablated - CE_original): 1 for a perfect
+reconstruction, 0 for one that is no better than the ablation, below 0 for a worse one.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from sparse_dict.analysis import harvested
+from sparse_dict.analysis.context import Analysis, Context
+from sparse_dict.analysis.harvested import Place
+from sparse_dict.analysis.measures.bases import LABELS, Basis, Floats
+from sparse_dict.analysis.report.curves import curves
+from sparse_dict.analysis.report.page import MISSING, Section, Table
+from sparse_dict.analysis.study import Entry
+from sparse_dict.config import LossRecoveredConfig
+from sparse_dict.errors import UserError
+from sparse_dict.lm.loss import linear_cross_entropy
+from sparse_dict.machine import runtime
+from sparse_dict.storage import files
+
+if TYPE_CHECKING:
+    from sparse_dict.lm.model import GPT
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes the place of an activation, in one or more variants that share some work."""
+
+    labels: tuple[str, ...]
+    reconstruct: Callable[[Floats], Iterable[Floats]]  # (rows, d_in) to one (rows, d_in) a label
+
+
+ORIGINAL, ZERO, MEAN = "original", "zero", "mean"
+
+
+@torch.inference_mode()
+def losses(
+    model: "GPT",
+    contexts: NDArray[np.int64],
+    place: Place,
+    mean: NDArray[np.float64],
+    replacements: Iterable[Replacement],
+) -> dict[str, float]:
+    """Mean cross-entropy in nats of the model, ablated and with each replacement, by label.
+
+    `contexts` (n, length + 1) are token ids, the last of each only a target; `mean` (d_in,) is the
+    mean activation. All targets count, those of the positions that `place` leaves out among them.
+    """
+    device = model.embed.weight.device
+    replacements = [
+        Replacement((ORIGINAL,), lambda x: [x]),
+        Replacement((ZERO,), lambda x: [np.zeros_like(x)]),
+        Replacement((MEAN,), lambda x: [np.broadcast_to(mean.astype(np.float32), x.shape).copy()]),
+        *replacements,
+    ]
+    sums: dict[str, float] = {label: 0.0 for item in replacements for label in item.labels}
+    step = max(1, BATCH_TOKENS // (contexts.shape[1] - 1))
+    for start in range(0, len(contexts), step):
+        batch = torch.from_numpy(contexts[start : start + step]).to(device)
+        targets = batch[:, 1:].flatten()
+        activation, follow = model.split(batch[:, :-1], place.layer, place.site)
+        taken = activation[:, place.skip_first :]
+        x = taken.flatten(0, 1).float().cpu().numpy()  # (rows, d_in)
+        for item in replacements:
+            for label, found in zip(item.labels, item.reconstruct(x), strict=True):
+                replaced = torch.from_numpy(found).to(device).view_as(taken)
+                whole = torch.cat([activation[:, : place.skip_first], replaced], 1)
+                hidden = follow(whole).flatten(0, 1)
+                loss = linear_cross_entropy(hidden, model.embed.weight, targets)
+                sums[label] += float(loss) * len(targets)
+    return {label: value / (contexts.shape[1] - 1) / len(contexts) for label, value in sums.items()}
+
+
+def recovered(loss: float, original: float, ablated: float) -> float:
+    """Share of the ablation's damage that a reconstruction avoids; nan if there is none."""
+    return (ablated - loss) / (ablated - original) if ablated > original else float("nan")
+
+
+def of_dictionary(entry: Entry) -> Replacement:
+    """The reconstruction by a dictionary, under its name."""
+    dictionary = entry.trained.dictionary
+    return Replacement((entry.name,), lambda x: [dictionary.decode(dictionary.encode(x))])
+
+
+def of_basis(method: str, basis: Basis, ks: list[int]) -> Replacement:
+    """The reconstructions by a baseline with k codes each, under `method`:k."""
+    return Replacement(tuple(f"{method}:{k}" for k in ks), lambda x: basis.sparse(x, ks))
+
+
+def held_out(
+    manifest: dict[str, Any], cache_dir: Path, n_ctx: int, n_tokens: int
+) -> tuple[NDArray[np.int64], str]:
+    """Contexts (n, n_ctx + 1) of the text that the activations were taken on, and what they are.
+
+    Of its validation part, if it has one: behind the harvested tokens if there are enough, else the
+    last ones of it.
+
+    Raises:
+        UserError: the text's tokens are no longer in `cache_dir`, or too few.
+    """
+    text = harvested.unread(manifest, cache_dir, n_ctx)
+    stream, first = text.stream, text.first
+    n = min(n_tokens, len(stream) - 1) // n_ctx
+    if not n:
+        raise UserError("the text to take it on is shorter than one context")
+    unseen = len(stream) - first > n * n_ctx
+    start = first if unseen else len(stream) - n * n_ctx - 1
+    windows = [stream.window(start + i * n_ctx, n_ctx + 1) for i in range(n)]
+    size = f"{n * n_ctx:,} tokens of the "
+    if text.validation:
+        what = "neither harvested nor trained on" if unseen else "the last of those harvested"
+        return np.stack(windows), f"{size}validation text, {what}"
+    size += "text, which has no validation part: a model trained on this corpus has seen them"
+    return np.stack(windows), f"{size}; they were {'not ' if unseen else ''}harvested"
+
+
+def measure(context: Context, bases: dict[str, Basis]) -> tuple[dict[str, float], str]:
+    """`losses` of all dictionaries and baselines, and what text they were taken on.
+
+    Raises:
+        UserError: the activations, their language model or its text are not there.
+    """
+    config, settings = context.config, context.settings(LossRecoveredConfig)
+    activations, manifest = context.activations, context.activations.manifest
+    if manifest is None:
+        raise UserError("these activations do not come from a language model of ours")
+    place, lm = harvested.place(manifest), harvested.model(manifest, config)
+    runtime.allocator()
+    contexts, what = held_out(manifest, Path(config.cache_dir), lm.config.n_ctx, settings.tokens)
+    ks = [k for k in settings.ks if k <= activations.d_in]
+    replacements = [of_dictionary(entry) for entry in context.study.entries]
+    replacements += [of_basis(method, basis, ks) for method, basis in bases.items()]
+    found = losses(lm.model, contexts, place, activations.mean, replacements)
+    if place.skip_first:
+        what += f"; the first {place.skip_first} positions of each context keep their activation"
+    return found, what
+
+
+def _fitted(context: Context) -> dict[str, Basis]:
+    """The baselines if they are on; none where they cannot be fitted, which their section says."""
+    try:
+        return context.bases.bases if context.config.is_on("baselines") else {}
+    except UserError:
+        return {}
+
+
+def section(context: Context) -> Section:
+    """Loss recovered by dictionaries, and by the baselines where these are on."""
+    title = "The model's loss with reconstructed activations"
+    try:
+        found, what = measure(context, _fitted(context))
+    except UserError as error:
+        return Section(title, [MISSING.format(error)])
+    original, zero, mean = (found.pop(label) for label in (ORIGINAL, ZERO, MEAN))
+    rows = [
+        {
+            "dictionary": entry.name,
+            "family": entry.family,
+            "dict_size": entry.size,
+            "l1": entry.l1,
+            "level": entry.level,
+            "seed": entry.seed,
+            "l0": float(entry.metrics["l0"]),
+            "loss": found.pop(entry.name),
+        }
+        for entry in context.study.entries
+    ]
+    others = [
+        {"baseline": LABELS[method], "l0": int(k), "loss": loss}
+        for label, loss in found.items()
+        for method, _, k in [label.partition(":")]
+    ]
+    dictionaries = pd.DataFrame(rows)
+    simpler = pd.DataFrame(others, columns=["baseline", "l0", "loss"])
+    for frame in (dictionaries, simpler):
+        for name, ablated in (("mean", mean), ("zero", zero)):
+            values = [recovered(loss, original, ablated) for loss in frame["loss"]]
+            frame[f"recovered_{name}"] = np.array(values, dtype=float)
+    both = pd.concat([dictionaries, simpler], ignore_index=True)
+    files.write_text(context.folder / "loss_recovered.csv", both.to_csv(index=False))
+
+    text = (
+        "The activation that the dictionaries were trained on is replaced at every position, and "
+        f"the cross-entropy taken on {what}. It is {original:.4f} nats as the model is, "
+        f"{mean:.4f} with the mean activation and {zero:.4f} with zero. Recovered is "
+        "(CE ablated - CE reconstructed) / (CE ablated - CE original): 1 is perfect, 0 as bad as "
+        "the ablation."
+    )
+    result = Section(title, [text])
+    if mean > original:
+        low = float(min(0, both["recovered_mean"].clip(lower=-0.5).min()))
+        result.blocks.append(
+            context.draw(
+                "loss_recovered",
+                curves(
+                    dictionaries, simpler, "recovered_mean", "loss recovered, of mean-ablation",
+                    "Loss recovered by reconstructions", (low, 1.02),
+                ),
+                "Loss recovered",
+                "Towards the upper left is better: the same loss with fewer active codes.",
+            )
+        )  # fmt: skip
+    columns = ["dictionary", "l0", "loss", "recovered_mean", "recovered_zero"]
+    result.blocks.append(Table("Dictionaries", dictionaries[columns], fold=len(dictionaries) > 12))
+    if len(simpler):
+        result.blocks.append(Table("Baselines", simpler.rename(columns={"l0": "k"}), fold=True))
+    return result
+
+
+ANALYSIS = Analysis("loss_recovered", section)

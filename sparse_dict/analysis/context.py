@@ -1,0 +1,109 @@
+"""What an analysis is, and what it is given: the study, and what several analyses share of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+
+from sparse_dict.activations.store import Activations
+from sparse_dict.analysis import measured_bases, seeds, trajectory
+from sparse_dict.analysis.claims import Claim, Statement
+from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.measures import ridge
+from sparse_dict.analysis.report.page import Draw, Section
+from sparse_dict.analysis.study import Study
+from sparse_dict.config import AnalyzeConfig, BaselinesConfig
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(eq=False)
+class Context:
+    """A study with its settings; what is computed from it is computed once, at its first use."""
+
+    config: AnalyzeConfig
+    study: Study
+    draw: Draw
+    claims: list[Claim] = field(default_factory=list)  # judged before any section is made
+
+    @property
+    def folder(self) -> Path:
+        """Where tables are written."""
+        return Path(self.config.analysis_dir)
+
+    def settings(self, kind: type[Settings]) -> Settings:
+        """The settings of an analysis that is on, by their type."""
+        found = self.config.settings(kind)
+        assert found is not None
+        return found
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """MCS of all dictionaries with their larger ones."""
+        return Comparison(self.study, self.config.comparison)
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """MMCS of each dictionary in the variant that is shown (`Comparison.cells`)."""
+        return self.comparison.cells()
+
+    @cached_property
+    def seed_pairs(self) -> list[seeds.SeedPair]:
+        """Dictionaries that differ only in the seed, matched."""
+        return seeds.compare(self.study, self.config.comparison.match_limit)
+
+    @cached_property
+    def ridges(self) -> list[ridge.Ridge]:
+        """The best L1 by dictionary size, one ridge a family."""
+        return ridge.fit(self.cells, self.study.families)
+
+    @cached_property
+    def trajectory(self) -> trajectory.Trajectory:
+        """Agreement with the next size while the dictionaries were trained."""
+        return trajectory.follow(self.comparison)
+
+    @cached_property
+    def activations(self) -> Activations:
+        """The activations that the dictionaries were trained on.
+
+        Raises:
+            UserError: they are not in `activations_dir`.
+        """
+        return measured_bases.activations_of(self.study, Path(self.config.activations_dir))
+
+    @cached_property
+    def bases(self) -> measured_bases.Measured:
+        """The simpler bases, fitted and measured on the activations.
+
+        Raises:
+            UserError: the activations are not there, are damaged or too few.
+        """
+        self.activations.verify()
+        settings = self.settings(BaselinesConfig)
+        return measured_bases.measure(self.study, self.activations, settings, self.config.seed)
+
+
+def _no_claims(_context: Context) -> list[Claim]:
+    return []
+
+
+def _always(_context: Context) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One analysis: a section of the report, and the claims that it judges.
+
+    It is called `name` in the config's ANALYSES, and is the `ANALYSIS` of the module
+    ``analyses/<name>.py``.
+    """
+
+    name: str
+    section: Callable[[Context], Section | None]  # None: there is nothing to show
+    statements: tuple[Statement, ...] = ()  # all of its claims, listed even where it is off
+    claims: Callable[[Context], list[Claim]] = _no_claims
+    applies: Callable[[Context], bool] = _always  # whether its claims can be made of this study

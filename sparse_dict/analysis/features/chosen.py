@@ -1,0 +1,108 @@
+"""Which features of a study are shown with their text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_dict.analysis.analyses import sparsity
+from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.study import Entry, Study
+from sparse_dict.config import ContextsConfig
+from sparse_dict.errors import UserError
+
+ASKED, TOP, RANDOM, LOW, OUTLIER, DEAD, NEURON = (
+    "asked for", "top MCS", "random", "low MCS", "outlier", "dead", "neuron basis",
+)  # fmt: skip
+NEURONS = "neuron"  # how a neuron is named in `contexts.features`
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A feature of a dictionary, or a neuron, that is to be shown."""
+
+    entry: Entry | None  # None: a neuron
+    index: int
+    groups: tuple[str, ...]  # why it was chosen
+    mcs: float = float("nan")
+
+    def nearest(self) -> tuple[int, float]:
+        """The neuron with the largest absolute cosine with a feature, and that cosine."""
+        assert self.entry is not None
+        row = self.entry.decoder[self.index]
+        index = int(np.abs(row).argmax())
+        return index, float(row[index] / max(np.linalg.norm(row), 1e-30))
+
+
+def choose(comparison: Comparison, settings: ContextsConfig, seed: int) -> list[Chosen]:
+    """The features that `settings` ask for, each once, then the neurons nearest to them.
+
+    Without `settings.features`: of each size of the main chain those with the highest and the
+    lowest MCS and a random sample, all of them alive; outliers in effective neurons; dead ones.
+
+    Raises:
+        UserError: a feature that was asked for does not exist.
+    """
+    entries = comparison.main.entries if comparison.main else comparison.study.entries[:1]
+    chosen: list[Chosen] = []
+    if settings.features is not None:
+        for name in dict.fromkeys(settings.features):
+            entry, index = _asked(name, entries, comparison.study)
+            value = float(_mcs(comparison, entry)[index]) if entry else float("nan")
+            chosen.append(Chosen(entry, index, (ASKED,), value))
+    else:
+        for entry in entries:
+            mcs = _mcs(comparison, entry)
+            groups = _groups(entry, mcs, settings.per_group, np.random.default_rng(seed))
+            for index in dict.fromkeys(i for members in groups.values() for i in members):
+                names = tuple(name for name, members in groups.items() if index in members)
+                chosen.append(Chosen(entry, index, names, float(mcs[index])))
+    there = {c.index for c in chosen if c.entry is None}
+    nearest = {c.nearest()[0] for c in chosen if c.entry is not None}
+    return chosen + [Chosen(None, index, (NEURON,)) for index in sorted(nearest - there)]
+
+
+def _mcs(comparison: Comparison, entry: Entry) -> NDArray[Any]:
+    """MCS of each feature, (size,); nan throughout where there is no larger dictionary."""
+    if comparison.partners(entry, comparison.shown.against):
+        return comparison.mcs(entry)
+    return np.full(entry.size, np.nan)
+
+
+def _groups(
+    entry: Entry, mcs: NDArray[Any], n: int, rng: np.random.Generator
+) -> dict[str, list[int]]:
+    alive = np.flatnonzero(entry.alive)
+    known = alive[np.isfinite(mcs[alive])]
+    ranked = known[np.argsort(-mcs[known], kind="stable")]
+    effective = sparsity.simpson_neurons(entry.decoder)
+    return {
+        TOP: ranked[:n].tolist(),
+        LOW: ranked[::-1][:n].tolist(),
+        RANDOM: rng.permutation(alive)[:n].tolist(),
+        OUTLIER: sparsity.outliers(np.where(entry.alive, effective, np.nan))[:n].tolist(),
+        DEAD: np.flatnonzero(~entry.alive)[:n].tolist(),
+    }
+
+
+def _asked(name: str, chain: Sequence[Entry], study: Study) -> tuple[Entry | None, int]:
+    """The dictionary and index of ``NAME/INDEX``; NAME as `ContextsConfig.features` says."""
+    owner, _, number = name.rpartition("/")
+    index = int(number)  # the config has seen to it that this is a number
+    if owner == NEURONS:
+        entry, size = None, study.d_in
+    else:
+        found = [e for e in chain if str(e.size) == owner]
+        found += [e for e in study.entries if e.name == owner]
+        if not found:
+            known = [str(e.size) for e in chain] + [e.name for e in study.entries]
+            raise UserError(
+                f"contexts.features: {name!r} names no dictionary; there are {NEURONS}, "
+                f"{', '.join(known)}"
+            )
+        entry, size = found[0], found[0].size
+    if index >= size:
+        raise UserError(f"contexts.features: {name!r}: indices end at {size - 1}")
+    return entry, index

@@ -1,0 +1,141 @@
+"""The page of features with their contexts, and the section of the report that shows a few.
+
+Both hold their data as JSON and the same script that draws it; neither needs a network.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_dict.analysis.features.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
+from sparse_dict.analysis.features.contexts import Context, Feature, Gallery, Missing
+from sparse_dict.analysis.report import page as report
+from sparse_dict.analysis.report.page import MISSING, Markup, Section
+from sparse_dict.analysis.study import Entry
+from sparse_dict.storage import files
+
+PAGE = "features.html"
+DATA = "features.json"  # what the page draws, for notebooks and others
+SCALE = 255  # activations are written as integers, a feature's largest as this
+IN_REPORT = {TOP: 2, RANDOM: 1, LOW: 1, OUTLIER: 2}  # how many of each
+FOLDER = Path(__file__).parent
+
+
+def write(gathered: Gallery | Missing, folder: Path) -> None:
+    """Write PAGE and DATA to `folder`; without a gallery remove those of an earlier run."""
+    if isinstance(gathered, Gallery):
+        files.write_text(folder / PAGE, page(gathered))
+        data = payload(gathered, gathered.features, ())
+        text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+        files.write_text(folder / DATA, text + "\n")
+    else:
+        for name in (PAGE, DATA):
+            (folder / name).unlink(missing_ok=True)
+
+
+def page(gallery: Gallery) -> str:
+    """The searchable page of all features."""
+    drawn = _drawn("browse", gallery, gallery.features, ())
+    return report.page("Features and their text", drawn.html, [drawn.style], [drawn.script])
+
+
+def section(gathered: Gallery | Missing) -> Section:
+    """The report's section: a few features beside the neurons nearest to them."""
+    title = "What features respond to"
+    if isinstance(gathered, Missing):
+        return Section(title, [MISSING.format(gathered.reason)])
+    shown = pick(gathered.features)
+    neurons = {f.neuron[0] for f in shown if f.neuron}
+    beside = [
+        f
+        for f in gathered.features
+        if f.chosen.entry is None and f.chosen.index in neurons and f not in shown
+    ]
+    return Section(title, [_drawn("sample", gathered, [*shown, *beside], shown)])
+
+
+def pick(features: Sequence[Feature]) -> list[Feature]:
+    """Up to six features for the report: those asked for, or of the largest size with an MCS."""
+    asked = [f for f in features if ASKED in f.chosen.groups]
+    if asked:
+        return asked[:6]
+    sized = [(f.chosen.entry.size, f) for f in features if f.chosen.entry is not None and f.top]
+    sized = [(size, f) for size, f in sized if np.isfinite(f.chosen.mcs)] or sized
+    largest = max((size for size, _ in sized), default=0)
+    candidates = [f for size, f in sized if size == largest]
+    candidates.sort(key=lambda f: len(f.chosen.groups))  # first those that are nothing else
+    found: list[Feature] = []
+    for group, count in IN_REPORT.items():
+        of_group = [f for f in candidates if group in f.chosen.groups and f not in found]
+        found += of_group[:count]
+    return found
+
+
+def payload(
+    gallery: Gallery, features: Sequence[Feature], shown: Sequence[Feature]
+) -> dict[str, Any]:
+    """What the script draws; `shown` are those that the report's section puts on the left."""
+    entries = list(dict.fromkeys(f.chosen.entry for f in features))
+    neurons = {f.chosen.index: i for i, f in enumerate(features) if f.chosen.entry is None}
+    used = sorted(
+        {token for f in features for c in [*f.top, *f.spread] for token in c.tokens.tolist()}
+        | {token for f in features for token, _ in [*f.promoted, *f.demoted]}
+    )
+    number = {token: i for i, token in enumerate(used)}
+
+    def context(found: Context, largest: float) -> list[Any]:
+        values = np.rint(found.values / largest * SCALE).astype(int).tolist()
+        return [[number[token] for token in found.tokens.tolist()], values, found.peak]
+
+    def described(feature: Feature) -> dict[str, Any]:
+        chosen = feature.chosen
+        return {
+            "dictionary": entries.index(chosen.entry),
+            "index": chosen.index,
+            "groups": chosen.groups,
+            "mcs": round(chosen.mcs, 4) if np.isfinite(chosen.mcs) else None,
+            "effective": round(feature.effective, 3),
+            "density": feature.density,
+            "dead": bool(feature.dead),
+            "largest": feature.largest,
+            "histogram": feature.histogram.tolist(),
+            "top": [context(c, feature.largest) for c in feature.top],
+            "spread": [context(c, feature.largest) for c in feature.spread],
+            "promoted": [[number[token], round(v, 4)] for token, v in feature.promoted],
+            "demoted": [[number[token], round(v, 4)] for token, v in feature.demoted],
+            "neuron": feature.neuron and [neurons[feature.neuron[0]], round(feature.neuron[1], 3)],
+            "shown": feature in shown,
+        }
+
+    return {
+        "scale": SCALE,
+        "vocabulary": [gallery.vocabulary[token] for token in used],
+        "dictionaries": [
+            {"name": e.name if e else NEURONS, "size": e and e.size, "label": _label(e)}
+            for e in entries
+        ],
+        "features": [described(feature) for feature in features],
+    }
+
+
+def _label(entry: Entry | None) -> str:
+    if entry is None:
+        return "Neurons"
+    kind = f", {entry.family}" if entry.family else ""
+    return f"{entry.size} features, {entry.setting}, seed {entry.seed}{kind}"
+
+
+def _drawn(
+    view: str, gallery: Gallery, features: Sequence[Feature], shown: Sequence[Feature]
+) -> Markup:
+    """How to read a feature, and what the script draws; `view` is its function that does."""
+    template = report.templates(FOLDER).get_template("features.html.jinja")
+    data = payload(gallery, features, shown)
+    html = template.render(view=view, gallery=gallery, data=data, page=PAGE)
+    style, script = (
+        (FOLDER / name).read_text(encoding="utf-8") for name in ("features.css", "features.js")
+    )
+    return Markup(html, style, script)

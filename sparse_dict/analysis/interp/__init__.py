@@ -1,0 +1,1 @@
+"""Explanations of features by a chat model, and how well they predict."""

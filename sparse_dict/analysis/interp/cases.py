@@ -1,0 +1,193 @@
+"""Which features and directions of the baselines a chat model is asked about, and on which text.
+
+Baselines are the directions of `measures.bases`, each cut to the k codes of largest magnitude on a
+token, of which the positive ones count; k is the dictionaries' L0, so that all are equally sparse.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.features.contexts import CHUNK_VALUES
+from sparse_dict.analysis.harvested import Floats, Source
+from sparse_dict.analysis.interp.questions import Case, Excerpt
+from sparse_dict.analysis.measures import bases
+from sparse_dict.config import InterpConfig
+from sparse_dict.machine.progress import Progress
+
+Encode = Callable[[Floats], Floats]  # rows (n, d_in) to activations (n, size), none negative
+
+CANDIDATES = 3  # looked at for each one explained, since some are active in too few excerpts
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A feature or direction: one column of the activations of a dictionary or baseline."""
+
+    group: str
+    owner: str  # the dictionary or baseline
+    encode: Encode
+    size: int  # columns in all
+    column: int
+
+
+def cases(settings: InterpConfig, seed: int, comparison: Comparison, source: Source) -> list[Case]:
+    """Up to `interp.per_group` features of each group and baseline, drawn at random.
+
+    Left out are those active in too few excerpts (or in too many) to ask about. Memory: 4 bytes
+    for each token read and each of CANDIDATES x per_group x groups columns.
+
+    Raises:
+        UserError: a baseline cannot be fitted.
+    """
+    text = source.text[:, source.place.skip_first :]  # what has activations
+    width = min(settings.width, text.shape[1])
+    kept = text.shape[1] // width * width
+    windows = text[:, :kept].reshape(-1, width)
+    # The corpus repeats itself: what is held out must not stand among the examples too.
+    fresh = np.sort(np.unique(windows, axis=0, return_index=True)[1])
+    order = np.random.default_rng(seed).permutation(fresh)
+    halves = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+
+    candidates = [
+        *_features(settings, seed, comparison),
+        *_bases(settings, seed, comparison, source),
+    ]
+    codes = _read(candidates, source)[:, :, :kept].reshape(-1, len(windows), width)
+    words = source.words(np.unique(windows).tolist())
+    texts = {int(i): tuple(words[int(t)] for t in windows[i]) for i in fresh}
+
+    found: list[Case] = []
+    for row, candidate in enumerate(candidates):
+        if sum(case.group == candidate.group for case in found) == settings.per_group:
+            continue
+        rng = np.random.default_rng([seed, row])
+        case = _case(candidate, codes[row], texts, halves, settings, rng)
+        if case is not None:
+            found.append(case)
+    return found
+
+
+def _case(
+    candidate: _Candidate,
+    values: Floats,
+    texts: dict[int, tuple[str, ...]],
+    halves: tuple[NDArray[np.int64], NDArray[np.int64]],
+    settings: InterpConfig,
+    rng: np.random.Generator,
+) -> Case | None:
+    """The excerpts to ask about, of `values` (windows, width); None if too few are active."""
+    peaks = values.max(1)
+    first, held = (half[np.argsort(-peaks[half], kind="stable")] for half in halves)
+    active, idle = held[peaks[held] > 0], held[peaks[held] == 0]
+    n, m = settings.detect // 2, settings.simulate // 2
+    examples = first[: settings.examples][peaks[first[: settings.examples]] > 0]
+    if len(examples) < settings.examples or len(active) < max(n, m) or len(idle) < max(n, m):
+        return None
+    # Bills et al. simulate the highest excerpts and random ones alike.
+    others = rng.choice(np.setdiff1d(held, active[:m]), m, replace=False)
+    # Paulo et al. take active excerpts from all quantiles of the activation.
+    shown = np.array([rng.choice(part) for part in np.array_split(active, n)])
+    mixed = rng.permutation(np.concatenate([shown, rng.choice(idle, n, replace=False)]))
+
+    def excerpts(places: NDArray[np.int64]) -> tuple[Excerpt, ...]:
+        return tuple(Excerpt(texts[int(i)], values[i].copy()) for i in places)
+
+    return Case(
+        candidate.group,
+        f"{candidate.owner}/{candidate.column}",
+        largest=float(peaks[examples].max()),
+        examples=excerpts(examples),
+        simulate=excerpts(np.concatenate([active[:m], others])),
+        detect=excerpts(mixed),
+    )
+
+
+def _features(settings: InterpConfig, seed: int, comparison: Comparison) -> Iterator[_Candidate]:
+    """Candidates among the living features of the main chain: those with a high MCS, and others.
+
+    The largest dictionary has no MCS. In a study without chains: features of the first dictionary.
+    """
+    chain, threshold = comparison.main, comparison.settings.threshold
+    groups: dict[str, list[tuple[int, int]]] = {}  # pairs of dictionary and feature
+    entries = chain.entries[:-1] if chain else comparison.study.entries[:1]
+    for i, entry in enumerate(entries):
+        alive = np.flatnonzero(entry.alive)
+        if chain is None:
+            groups.setdefault("features", []).extend((i, int(j)) for j in alive)
+            continue
+        mcs = comparison.mcs(entry)
+        for j in alive[np.isfinite(mcs[alive])]:
+            high = mcs[j] > threshold
+            label = f"features, MCS above {threshold:g}" if high else "features, other"
+            groups.setdefault(label, []).append((i, int(j)))
+    rng = np.random.default_rng(seed)
+    for label in sorted(groups):
+        members = groups[label]
+        for pick in rng.permutation(len(members))[: CANDIDATES * settings.per_group]:
+            i, column = members[pick]
+            entry = entries[i]
+            encode = entry.trained.dictionary.encode
+            yield _Candidate(label, entry.name, encode, entry.size, column)
+
+
+def _bases(
+    settings: InterpConfig, seed: int, comparison: Comparison, source: Source
+) -> Iterator[_Candidate]:
+    """Candidates among the directions of each baseline, fitted on the text that is read here."""
+    if not settings.baselines:
+        return
+    chain = comparison.main
+    entries = chain.entries[:-1] if chain else comparison.study.entries[:1]
+    k = max(round(float(np.mean([float(e.metrics["l0"]) for e in entries]))), 1)
+    n_contexts, n_ctx = source.text.shape
+    wanted = max(min(settings.rows // n_ctx, n_contexts), 1)
+    text = source.text[np.arange(wanted) * n_contexts // wanted]
+    step = max(CHUNK_VALUES // (comparison.study.d_in * n_ctx), 1)
+    x = np.concatenate([source.rows(text[i : i + step]) for i in range(0, wanted, step)])
+    rows = bases.Rows.of(x.reshape(-1, x.shape[-1]))
+    for method in settings.baselines:
+        basis = bases.fit(method, rows, seed)
+        rng = np.random.default_rng(seed)
+        size = len(basis.directions)
+        encode = sparse(basis, k)
+        for column in rng.permutation(size)[: CANDIDATES * settings.per_group].tolist():
+            yield _Candidate(bases.LABELS[method], method, encode, size, column)
+
+
+def sparse(basis: bases.Basis, k: int) -> Encode:
+    """The positive ones among the k codes of largest magnitude of a row."""
+
+    def encode(x: Floats) -> Floats:
+        codes = basis.encode(x)
+        size = np.abs(codes)
+        if k < codes.shape[1]:
+            cut = np.partition(size, -k, axis=1)[:, -k, None]
+            codes = np.where(size >= cut, codes, 0)
+        return np.maximum(codes, 0)
+
+    return encode
+
+
+def _read(candidates: Sequence[_Candidate], source: Source) -> Floats:
+    """Activations of all candidates on all the text, (candidates, contexts, kept)."""
+    n_contexts, n_ctx = source.text.shape
+    kept = n_ctx - source.place.skip_first
+    codes = np.empty((len(candidates), n_contexts, kept), np.float32)
+    rows: dict[str, list[int]] = {}  # of each dictionary or baseline, which encodes once
+    for row, candidate in enumerate(candidates):
+        rows.setdefault(candidate.owner, []).append(row)
+    step = max(CHUNK_VALUES // (max(c.size for c in candidates) * n_ctx), 1)
+    with Progress("reading for interp", n_contexts * kept, "tokens") as progress:
+        for start in range(0, n_contexts, step):
+            found = source.rows(source.text[start : start + step])
+            x = found.reshape(-1, found.shape[-1])
+            for members in rows.values():
+                columns = [candidates[row].column for row in members]
+                part = candidates[members[0]].encode(x)[:, columns].T
+                codes[members, start : start + step] = part.reshape(len(part), -1, kept)
+            progress.advance(len(x))
+    return codes

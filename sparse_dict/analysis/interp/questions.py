@@ -1,0 +1,188 @@
+"""What a chat model is asked about a feature, how its answers are read, and the scores.
+
+A model reads excerpts in which a feature is active and explains it in a line. Two scores measure
+the explanation on other excerpts. Simulation (Bills et al. 2023, "Language models can explain
+neurons in language models"): given the explanation alone, the model writes an integer from 0 to 10
+for each token; the score is the correlation with the true activations over all tokens. (They take
+the expectation over the model's probabilities, which few endpoints give.) Detection (Paulo et al.
+2024, "Automatically interpreting millions of features in large language models"): the model tells
+excerpts with the feature from excerpts without; the score is the balanced accuracy.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_dict.analysis.interp.llm import Client, Question
+
+Floats = NDArray[np.float32]
+
+BATCH = 5  # excerpts in one question of detection, as Paulo et al. have it
+SCALE = 10  # the largest activation, as prompts and answers write it
+EXPLANATION_CHARACTERS = 300  # longer ones are cut
+EXPLANATION_TOKENS = 120
+LINE_TOKENS = 8  # of an answer's line: a number, a tab, a number, a line break
+
+EXPLAIN = (
+    "You study one feature of a language model: a direction that is active on some tokens of a "
+    "text. You are given excerpts. Tokens on which the feature is active stand between << and >>, "
+    f"and below each excerpt they are listed with their activation, from 1 to {SCALE}. Say what "
+    "the feature responds to: the tokens themselves, what comes before them, or the subject. "
+    "Answer with one line of at most 25 words and nothing else."
+)
+SIMULATE = (
+    "A feature of a language model is active on some tokens of a text; what it responds to is "
+    "explained to you in a line. You are given the numbered tokens of one excerpt, in order. "
+    f"Predict the activation on every token, an integer from 0 (inactive) to {SCALE} (highest); "
+    "most tokens have 0. Answer with one line for each token and nothing else: its number, a tab, "
+    "the activation."
+)
+DETECT = (
+    "A feature of a language model is active on some tokens of a text; what it responds to is "
+    "explained to you in a line. You are given numbered excerpts. Predict for each whether the "
+    "feature is active on any of its tokens. Answer with one line for each excerpt and nothing "
+    "else: its number, a tab, then 1 if it is active and 0 if not."
+)
+LINE = re.compile(r"\s*(\d{1,6})\s*[\t :.,=|]\s*(\d{1,6})\s*")
+
+
+@dataclass(frozen=True, eq=False)
+class Excerpt:
+    """A stretch of text and the activation of one feature on each of its tokens."""
+
+    tokens: tuple[str, ...]  # printable
+    values: Floats  # as many
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One feature or direction, with all that is asked about it."""
+
+    group: str
+    name: str  # DICTIONARY/INDEX or BASELINE/INDEX
+    largest: float  # activation in the part that explanations are made from
+    examples: tuple[Excerpt, ...]
+    simulate: tuple[Excerpt, ...]
+    detect: tuple[Excerpt, ...]
+
+
+@dataclass
+class Result:
+    """What came out for a case; a score is nan where it is not defined."""
+
+    case: Case
+    explanation: str = ""
+    simulation: float = float("nan")
+    detection: float = float("nan")
+    malformed: int = 0  # answers that could not be read, and count for nothing
+
+
+def explain(case: Case) -> Question:
+    """Asks for an explanation."""
+    parts = []
+    for number, excerpt in enumerate(case.examples, 1):
+        levels = np.ceil(np.clip(excerpt.values / case.largest, 0, 1) * SCALE).astype(int)
+        pairs = list(zip(excerpt.tokens, levels.tolist(), strict=True))
+        text = "".join(f"<<{token}>>" if level else token for token, level in pairs)
+        active = ", ".join(f'"{token}": {level}' for token, level in pairs if level)
+        parts.append(f"Excerpt {number}: {text}\nActive: {active}")
+    return Question(EXPLAIN, "\n\n".join(parts), EXPLANATION_TOKENS)
+
+
+def simulate(explanation: str, excerpt: Excerpt) -> Question:
+    """Asks for the activation on each token of an excerpt."""
+    lines = "\n".join(f"{number}\t{token}" for number, token in enumerate(excerpt.tokens, 1))
+    text = f"Explanation: {explanation}\n\nTokens:\n{lines}"
+    return Question(SIMULATE, text, LINE_TOKENS * (len(excerpt.tokens) + 1))
+
+
+def detect(explanation: str, excerpts: Sequence[Excerpt]) -> Question:
+    """Asks in which excerpts the feature is active."""
+    lines = "\n".join(f"{number}. {''.join(e.tokens)}" for number, e in enumerate(excerpts, 1))
+    text = f"Explanation: {explanation}\n\nExcerpts:\n{lines}"
+    return Question(DETECT, text, LINE_TOKENS * (len(excerpts) + 1))
+
+
+def batches(case: Case) -> list[tuple[Excerpt, ...]]:
+    """The excerpts of detection, as many as one question has."""
+    return [case.detect[i : i + BATCH] for i in range(0, len(case.detect), BATCH)]
+
+
+def follow_ups(case: Case, explanation: str) -> list[Question]:
+    """Everything that is asked once there is an explanation: simulations, then detection."""
+    return [simulate(explanation, e) for e in case.simulate] + [
+        detect(explanation, batch) for batch in batches(case)
+    ]
+
+
+def read_explanation(answer: str) -> str:
+    """The explanation on one line, cut if it is long; "" if there is none."""
+    text = " ".join(answer.split())
+    return re.sub(r"^explanation:\s*", "", text, flags=re.IGNORECASE)[:EXPLANATION_CHARACTERS]
+
+
+def read_numbers(answer: str, n: int, most: int) -> list[int] | None:
+    """The numbers of lines 1 to n, each from 0 to `most`; None unless each is there just once."""
+    found: dict[int, int] = {}
+    for line in answer.splitlines():
+        match = LINE.fullmatch(line)
+        if match is None:
+            continue
+        number, value = int(match[1]), int(match[2])
+        if number in found or value > most:
+            return None
+        found[number] = value
+    return [found[i + 1] for i in range(n)] if set(found) == set(range(1, n + 1)) else None
+
+
+def correlation(simulated: Sequence[float], true: Sequence[float]) -> float:
+    """Pearson's; a constant simulation explains nothing and gets 0, a constant truth nan."""
+    x, y = np.asarray(simulated, float), np.asarray(true, float)
+    if len(y) < 2 or np.ptp(y) == 0:
+        return float("nan")
+    return 0.0 if np.ptp(x) == 0 else float(np.corrcoef(x, y)[0, 1])
+
+
+def balanced_accuracy(detected: Sequence[bool], true: Sequence[bool]) -> float:
+    """Mean of the shares that are right among the active and the inactive; 0.5 is chance."""
+    x, y = np.asarray(detected, bool), np.asarray(true, bool)
+    if not y.any() or y.all():
+        return float("nan")
+    return float((x[y].mean() + (~x[~y]).mean()) / 2)
+
+
+def interpret(case: Case, client: Client) -> Result:
+    """Explain a case and score the explanation.
+
+    Raises:
+        UserError: the endpoint gives no more answers, or the cap is reached.
+    """
+    result = Result(case, read_explanation(client.ask(explain(case))))
+    if not result.explanation:
+        result.malformed = 1
+        return result
+    answers = [client.ask(question) for question in follow_ups(case, result.explanation)]
+    simulated: list[int] = []
+    true: list[float] = []
+    for excerpt, answer in zip(case.simulate, answers, strict=False):
+        values = read_numbers(answer, len(excerpt.tokens), SCALE)
+        if values is None:
+            result.malformed += 1
+        else:
+            simulated += values
+            true += excerpt.values.tolist()
+    detected: list[bool] = []
+    active: list[bool] = []
+    for batch, answer in zip(batches(case), answers[len(case.simulate) :], strict=True):
+        values = read_numbers(answer, len(batch), 1)
+        if values is None:
+            result.malformed += 1
+        else:
+            detected += [value == 1 for value in values]
+            active += [bool(e.values.max() > 0) for e in batch]
+    result.simulation = correlation(simulated, true)
+    result.detection = balanced_accuracy(detected, active)
+    return result

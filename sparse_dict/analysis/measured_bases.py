@@ -1,0 +1,143 @@
+"""The simpler bases of `measures.bases` on a study's activations, beside its dictionaries."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sparse_dict.activations.store import Activations
+from sparse_dict.analysis.measures.bases import (
+    CHUNK,
+    LABELS,
+    Basis,
+    Moments,
+    Rows,
+    fit,
+    mmcs_between,
+)
+from sparse_dict.analysis.measures.mcs import max_cosine, normalised
+from sparse_dict.analysis.study import Entry, Study, seed_groups
+from sparse_dict.config import BaselinesConfig
+from sparse_dict.errors import UserError
+
+Wide = NDArray[np.float64]
+
+
+def activations_of(study: Study, folder: Path) -> Activations:
+    """The activations that the study's dictionaries were trained on.
+
+    Raises:
+        UserError: they are not in `folder`.
+    """
+    found = Activations.open(folder)
+    fingerprint = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
+    if found.fingerprint != fingerprint:
+        raise UserError(f"{folder} holds other activations than the dictionaries were trained on")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """All numbers of one study."""
+
+    bases: dict[str, Basis]  # fitted on the first half, by method
+    summary: pd.DataFrame  # one row a baseline
+    front: pd.DataFrame  # one row a baseline and k
+    dictionaries: pd.DataFrame  # one row a dictionary, a column of FVU for each baseline
+    rows: tuple[int, int]  # fitted in each half, and measured
+
+
+def measure(
+    study: Study, activations: Activations, settings: BaselinesConfig, seed: int
+) -> Measured:
+    """Fit all baselines on two disjoint halves; measure them and the dictionaries on held-out rows.
+
+    The rows to fit are the first ones that the dictionaries were trained on, those to measure the
+    last ones of the harvest, which no dictionary has seen.
+
+    Raises:
+        UserError: there are too few rows.
+    """
+    held_out = min(int(entry.metrics["eval_rows"]) for entry in study.entries)
+    half = min(settings.rows, activations.rows - held_out) // 2
+    read, d_in = activations.read, activations.d_in
+    halves = [Rows(read, 0, half, d_in), Rows(read, half, 2 * half, d_in)]
+    n = min(held_out, settings.rows // 2)
+    unseen = Rows(read, activations.rows - n, activations.rows, d_in)
+    variance = float(np.trace(unseen.scatter(unseen.mean())))  # as the errors: summed over rows
+
+    dictionaries = [_dictionary(entry, unseen, variance) for entry in study.entries]
+    matched = {_matched(row["l0"], activations.d_in) for row in dictionaries}
+    ks = sorted(matched | {k for k in settings.ks if k <= activations.d_in})
+    bases, summary, front = {}, [], []
+    for method in settings.methods:
+        first, second = (fit(method, rows, seed + i) for i, rows in enumerate(halves))
+        bases[method] = first
+        moments, errors = Moments(len(first.directions)), np.zeros(len(ks))
+        for part in unseen.chunks():
+            moments.add(first.encode(part))
+            for i, found in enumerate(first.sparse(part, ks)):
+                errors[i] += np.square(found - part, dtype=np.float64).sum()
+        summary.append(
+            {
+                "baseline": LABELS[method],
+                "directions": len(first.directions),
+                "mmcs_between_halves": mmcs_between(first, second),
+                "kurtosis": _median(moments.kurtosis()),
+            }
+        )
+        front += [
+            {"method": method, "baseline": LABELS[method], "l0": k, "fvu": error / variance}
+            for k, error in zip(ks, errors, strict=True)
+        ]
+    table = pd.DataFrame(front, columns=["method", "baseline", "l0", "fvu"])
+    by_k = table.pivot(index="l0", columns="method", values="fvu")
+    for row in dictionaries:
+        row["k"] = _matched(row["l0"], activations.d_in)
+        row |= {f"fvu_{method}": float(by_k[method][row["k"]]) for method in settings.methods}
+    frame = pd.DataFrame(dictionaries)
+    frame.insert(8, "mmcs_between_seeds", frame["dictionary"].map(_between_seeds(study)))
+    return Measured(bases, pd.DataFrame(summary), table, frame, (half, n))
+
+
+def _matched(l0: float, most: int) -> int:
+    """How many codes a baseline keeps that is compared with a dictionary."""
+    return min(max(round(l0), 1), most)
+
+
+def _median(values: Wide) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else float("nan")
+
+
+def _dictionary(entry: Entry, rows: Rows, variance: float) -> dict[str, Any]:
+    dictionary = entry.trained.dictionary
+    moments, error = Moments(entry.size), 0.0
+    for part in rows.chunks():
+        codes = dictionary.encode(part)
+        moments.add(codes)
+        error += float(np.square(dictionary.decode(codes) - part, dtype=np.float64).sum())
+    return {
+        "dictionary": entry.name,
+        "family": entry.family,
+        "dict_size": entry.size,
+        "l1": entry.l1,
+        "level": entry.level,
+        "seed": entry.seed,
+        "l0": moments.l0,
+        "fvu": error / variance,
+        "kurtosis": _median(moments.kurtosis()),
+    }
+
+
+def _between_seeds(study: Study) -> dict[str, float]:
+    """MMCS of each dictionary with that of the next seed, the last with the first."""
+    found = {}
+    for group in seed_groups(study):
+        rows = [normalised(entry.decoder) for entry in group]
+        for i, entry in enumerate(group):
+            found[entry.name] = float(max_cosine(rows[i], rows[(i + 1) % len(rows)], CHUNK).mean())
+    return found

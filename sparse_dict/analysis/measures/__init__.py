@@ -1,0 +1,1 @@
+"""Mathematics of comparing dictionaries: arrays in, numbers out; no plotting, no report."""

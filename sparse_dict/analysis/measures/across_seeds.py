@@ -1,0 +1,48 @@
+"""How much of one dictionary another of the same size holds: PW-MCC and the shared fraction."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_dict.analysis.measures import random_directions
+from sparse_dict.analysis.measures.mcs import match, normalised
+
+Floats = NDArray[np.floating[Any]]
+Bools = NDArray[np.bool_]
+
+SHARED_ABOVE = 0.7  # Paulo and Belrose's threshold
+
+
+def match_pair(
+    first: tuple[NDArray[np.float32], NDArray[np.float32]],
+    second: tuple[NDArray[np.float32], NDArray[np.float32]],
+) -> tuple[Floats, Bools]:
+    """Compare two dictionaries of the same size, each given as encoder and decoder rows (n, d).
+
+    Returns, in the order of the first one's features:
+    - the cosine with the partner under the one-to-one matching of decoder rows that maximises
+      their sum. Its mean is PW-MCC, the pairwise dictionary mean correlation coefficient of Song
+      et al. (2025, arXiv 2505.20254); signed cosines, as in the authors' code;
+    - whether the feature is shared in the sense of Paulo and Belrose (2025, arXiv 2501.16615): the
+      optimal matching of the encoders and that of the decoders give it the same partner, and both
+      cosines exceed 0.7.
+    """
+    decoder_partner, decoder_cosine = match(normalised(first[1]), normalised(second[1]))
+    encoder_partner, encoder_cosine = match(normalised(first[0]), normalised(second[0]))
+    shared = decoder_partner == encoder_partner
+    shared &= (decoder_cosine > SHARED_ABOVE) & (encoder_cosine > SHARED_ABOVE)
+    return decoder_cosine, shared
+
+
+def random_pw_mcc(d: int, sizes: set[int]) -> dict[int, float]:
+    """PW-MCC of one draw of random directions, by dictionary size."""
+    return {n: _random_pw_mcc(d, n) for n in sorted(sizes)}
+
+
+@lru_cache(maxsize=64)
+def _random_pw_mcc(d: int, n: int) -> float:
+    rng = np.random.default_rng([d, n])
+    one, other = (random_directions.unit_vectors(n, d, rng) for _ in range(2))
+    return float(match(one, other)[1].mean())

@@ -1,0 +1,247 @@
+"""What simpler bases reach: neurons, random directions, PCA, ICA and NMF at matched sparsity.
+
+A baseline is a set of unit directions with an offset that it is given for free: a row's codes are
+taken with respect to row - offset, all but the k codes of largest magnitude are dropped, and the
+reconstruction is offset + codes @ directions. Neurons, random directions (a uniformly random
+orthonormal basis) and PCA are complete and orthogonal: their codes are projections, and dropping
+the smallest is the best k-sparse approximation. ICA's codes are those of its unmixing matrix, in
+units of its unit-norm directions; NMF's are non-negative. As for a dictionary's, nothing is fitted
+anew once the k codes are chosen. Offsets: the mean row, for NMF the smallest value of each neuron,
+which makes the rest non-negative. Dictionaries have no offset.
+
+Rows are read a chunk at a time, so memory does not grow with `baselines.rows`: PCA sums up the
+covariance, NMF learns from one batch after another; ICA, which needs its rows at once, takes the
+first IN_MEMORY of them (the rows of a harvest are shuffled).
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_dict.analysis.measures.mcs import max_cosine, normalised
+from sparse_dict.errors import UserError
+
+Floats = NDArray[np.float32]
+Wide = NDArray[np.float64]
+
+LABELS = {
+    "neurons": "neuron basis",
+    "random": "random directions",
+    "pca": "PCA",
+    "ica": "ICA",
+    "nmf": "NMF",
+}
+CHUNK = 4096  # rows encoded at a time
+IN_MEMORY = 1 << 16  # rows that a solver may hold at once
+ICA_ITERATIONS = 200
+NMF_BATCH = 1024
+NMF_PASSES = 100  # over rows in memory, at most
+NMF_ROWS = 1 << 20  # seen in all, at least, where there are more
+NMF_FORGET = 0.7  # what an old row weighs after a whole pass (scikit-learn's default)
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """One baseline, fitted."""
+
+    directions: Floats  # (n, d_in), unit rows
+    offset: Floats  # (d_in,)
+    project: Callable[[Floats], Floats]  # rows less the offset (m, d_in) to codes (m, n)
+    signed: bool  # whether a direction and its opposite are the same
+
+    def encode(self, x: Floats) -> Floats:
+        """All codes (m, n) of rows `x` (m, d_in)."""
+        return self.project(x - self.offset)
+
+    def sparse(self, x: Floats, ks: Sequence[int]) -> Iterator[Floats]:
+        """Reconstructions (m, d_in) from the k largest codes of each row, for each of `ks`."""
+        codes = self.encode(x)
+        order = np.argsort(-np.abs(codes), axis=1)
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.arange(codes.shape[1])[None], axis=1)
+        for k in ks:
+            yield np.where(rank < k, codes, 0) @ self.directions + self.offset
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows start, ..., stop - 1 of width `d_in`, which `read` gives piece by piece."""
+
+    read: Callable[[int, int], Floats]  # start and stop to (stop - start, d_in)
+    start: int
+    stop: int
+    d_in: int
+
+    @classmethod
+    def of(cls, x: Floats) -> "Rows":
+        """Rows that are in memory, (m, d_in)."""
+        return cls(lambda start, stop: x[start:stop], 0, len(x), x.shape[1])
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def chunks(self, size: int = CHUNK) -> Iterator[Floats]:
+        """All rows in order, `size` at a time."""
+        for start in range(self.start, self.stop, size):
+            yield self.read(start, min(start + size, self.stop))
+
+    def first(self, n: int) -> Floats:
+        """The first `n` rows, or all if there are fewer."""
+        return self.read(self.start, min(self.start + n, self.stop))
+
+    def mean(self) -> Wide:
+        """The mean row, (d_in,)."""
+        return np.asarray(sum(x.sum(0, dtype=np.float64) for x in self.chunks()) / len(self))
+
+    def scatter(self, mean: Wide) -> Wide:
+        """Sum over rows of the outer product of a row less `mean` with itself, (d_in, d_in)."""
+        found = np.zeros((self.d_in, self.d_in))
+        for x in self.chunks():
+            centred = x - mean
+            found += centred.T @ centred
+        return found
+
+
+def fit(method: str, rows: Rows, seed: int) -> Basis:
+    """Fit a baseline, one of config's BASELINES.
+
+    Raises:
+        UserError: there are too few rows, or the solver fails on them.
+    """
+    d = rows.d_in
+    if len(rows) < 2 * d:
+        raise UserError(f"{len(rows)} rows are too few to fit {d} directions: use more")
+    if method == "nmf":
+        return _nmf(rows, seed)
+    exact = rows.mean()
+    mean = exact.astype(np.float32)
+    match method:
+        case "neurons":
+            return _orthogonal(np.eye(d), mean)
+        case "random":
+            # The QR factor of a Gaussian matrix, its signs aside, is uniform (Haar).
+            return _orthogonal(np.linalg.qr(_rng(seed).standard_normal((d, d)))[0], mean)
+        case "pca":
+            return _orthogonal(np.linalg.eigh(rows.scatter(exact))[1].T[::-1], mean)
+        case "ica":
+            return _ica(rows.first(IN_MEMORY), mean, seed)
+    raise ValueError(f"unknown baseline {method!r}")
+
+
+def _rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def _orthogonal(directions: NDArray[Any], mean: Floats) -> Basis:
+    rows = np.ascontiguousarray(directions, np.float32)
+    return Basis(rows, mean, lambda centred: centred @ rows.T, signed=True)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Takes what a solver has after its last iteration, on one thread.
+
+    FastICA's products of a few hundred columns are 2.4 times slower on two.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it could go on, that rank is lost
+        yield
+
+
+def _ica(x: Floats, mean: Floats, seed: int) -> Basis:
+    """FastICA (Hyvärinen 1999), with as many components as the rows have dimensions."""
+    from sklearn.decomposition import FastICA
+
+    rows = x.astype(np.float64) - mean
+    variances = np.linalg.eigvalsh(rows.T @ rows)
+    rank = int((variances > 1e-10 * variances[-1]).sum())  # whitening would blow up the others
+    ica = FastICA(
+        rank, whiten="unit-variance", whiten_solver="eigh", max_iter=ICA_ITERATIONS,
+        tol=1e-3, random_state=seed,
+    )  # fmt: skip
+    with _bounded():
+        ica.fit(rows)
+    norms = np.linalg.norm(ica.mixing_, axis=0)  # of the columns, one a component
+    unmixing = (ica.components_ * norms[:, None]).astype(np.float32).T
+    directions = np.ascontiguousarray((ica.mixing_ / norms).T, np.float32)
+    return Basis(directions, mean, lambda centred: centred @ unmixing, signed=True)
+
+
+def _nmf(rows: Rows, seed: int) -> Basis:
+    """Non-negative factors of what lies above each neuron's smallest value."""
+    from sklearn.decomposition import MiniBatchNMF
+
+    lowest: Floats = np.min([x.min(0) for x in rows.chunks()], axis=0)
+    whole = len(rows) <= IN_MEMORY
+    # Given a batch, scikit-learn takes it for the whole of the data.
+    forget = NMF_FORGET if whole else NMF_FORGET ** (NMF_BATCH / len(rows))
+    nmf = MiniBatchNMF(
+        rows.d_in, init="nndsvda", batch_size=NMF_BATCH, max_iter=NMF_PASSES,
+        forget_factor=forget, random_state=seed,
+    )  # fmt: skip
+    with _bounded():
+        if whole:
+            nmf.fit(rows.first(IN_MEMORY) - lowest)
+        else:
+            for _ in range(-(-NMF_ROWS // len(rows))):
+                for x in rows.chunks(NMF_BATCH):
+                    nmf.partial_fit(x - lowest)
+    norms = np.linalg.norm(nmf.components_, axis=1).astype(np.float32)
+    used = norms > 0
+    directions = (nmf.components_[used] / norms[used, None]).astype(np.float32)
+
+    def project(above: Floats) -> Floats:
+        # Rows that were not fitted may lie below the smallest value.
+        with _bounded():
+            codes = nmf.transform(np.maximum(above, 0))
+        return np.asarray(codes[:, used] * norms[used], np.float32)
+
+    return Basis(directions, lowest, project, signed=False)
+
+
+class Moments:
+    """Sums of the first four powers of codes, feature by feature, as rows come."""
+
+    def __init__(self, n: int) -> None:
+        self._rows = 0
+        self._active = 0
+        self._sums = np.zeros((4, n))
+
+    def add(self, codes: Floats) -> None:
+        """Count `codes`, (rows, n)."""
+        self._rows += len(codes)
+        row, feature = np.nonzero(codes)  # a dictionary's are mostly zero
+        self._active += len(row)
+        values = codes[row, feature].astype(np.float64)
+        powers = values.copy()
+        for sums in self._sums:
+            sums += np.bincount(feature, weights=powers, minlength=len(sums))
+            powers *= values
+
+    @property
+    def l0(self) -> float:
+        """Codes that are not zero in a row, mean."""
+        return self._active / self._rows
+
+    def kurtosis(self) -> Wide:
+        """Excess kurtosis m4 / m2^2 - 3 of each feature, (n,); nan where codes never vary."""
+        m1, r2, r3, r4 = self._sums / self._rows
+        m2 = r2 - m1**2
+        m4 = r4 - 4 * m1 * r3 + 6 * m1**2 * r2 - 3 * m1**4
+        varied = m2 > 1e-12 * np.maximum(r2, 1e-300)
+        return np.where(varied, m4 / np.where(varied, m2, 1) ** 2 - 3, np.nan)
+
+
+def mmcs_between(first: Basis, second: Basis) -> float:
+    """MMCS of the directions of two bases; a direction may match the opposite of another."""
+    others = normalised(second.directions)
+    if second.signed:
+        others = np.concatenate([others, -others])
+    return float(max_cosine(normalised(first.directions), others, CHUNK).mean())

@@ -1,0 +1,54 @@
+"""95 % intervals: bootstrap over features, Student's t over seeds, Wilson for shares."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval and what the interval is over."""
+
+    value: float
+    low: float
+    high: float
+    over: str
+
+
+def bootstrap(
+    samples: Sequence[Floats], statistic: Callable[[Sequence[Floats]], float], seed: int = 0
+) -> Estimate:
+    """Percentile bootstrap: each of `samples` is resampled along its first axis, together."""
+    rng = np.random.default_rng(seed)
+    draws = [
+        statistic([s[rng.integers(0, len(s), len(s))] for s in samples]) for _ in range(RESAMPLES)
+    ]
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return Estimate(float(statistic(samples)), float(low), float(high), "features (bootstrap)")
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean and t interval of one value a seed; three or more."""
+    from scipy.stats import t
+
+    array = np.asarray(values, dtype=float)
+    reach = t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
+    middle = float(array.mean())
+    return Estimate(middle, middle - float(reach), middle + float(reach), f"{len(array)} seeds")
+
+
+def wilson(found: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a share; (nan, nan) for n = 0."""
+    if n == 0:
+        return float("nan"), float("nan")
+    from scipy.stats import binomtest
+
+    interval = binomtest(found, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)

@@ -1,0 +1,76 @@
+"""How close each feature of a dictionary comes to any feature of another one: MCS and MMCS.
+
+The maximum cosine similarity (MCS) of a feature is the largest signed cosine between its decoder
+row and the decoder rows of another dictionary; MMCS is the mean over the *smaller* dictionary.
+With Hungarian matching every feature gets a partner of its own, such that the sum is largest.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_dict.errors import UserError
+
+Floats = NDArray[np.floating[Any]]
+
+# scipy's assignment solver holds its costs in float64: 12 bytes a pair with our float32 cosines.
+MAX_PAIRS = 2**28
+
+
+def normalised(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows divided by their norm, in float64 and rounded once; zero rows stay zero (cosine 0)."""
+    rows64 = rows.astype(np.float64)
+    norms = np.linalg.norm(rows64, axis=1, keepdims=True)
+    return (rows64 / np.where(norms > 0, norms, 1)).astype(np.float32)
+
+
+def max_cosine(
+    rows: NDArray[np.float32], others: NDArray[np.float32], block_rows: int = 2048
+) -> NDArray[np.float32]:
+    """Largest cosine of each of `rows` (n, d) with any of `others` (m, d); both normalised.
+
+    Works on tiles of block_rows x block_rows, so memory does not grow with n * m; -inf where
+    `others` is empty.
+    """
+    best = np.full(len(rows), -np.inf, dtype=np.float32)
+    for start in range(0, len(rows), block_rows):
+        part = rows[start : start + block_rows]
+        found = best[start : start + block_rows]  # a view: written in place
+        for left in range(0, len(others), block_rows):
+            tile = part @ others[left : left + block_rows].T
+            np.maximum(found, tile.max(axis=1), out=found)
+    return best
+
+
+def mmcs(smaller: NDArray[np.float32], larger: NDArray[np.float32]) -> float:
+    """MMCS: the mean over `smaller` (n, d) of each row's largest cosine with a row of `larger`.
+
+    Rows of `larger` (m, d) may serve several rows of `smaller`, and neither needs unit norm. nan
+    where `smaller` is empty.
+    """
+    if len(smaller) == 0:
+        return float("nan")
+    return float(max_cosine(normalised(smaller), normalised(larger)).mean(dtype=np.float64))
+
+
+def match(
+    rows: NDArray[np.float32], others: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """One-to-one partners with the largest sum of cosines, and the cosines; both normalised.
+
+    `rows` (n, d) must not outnumber `others` (m, d). Memory grows as n * m * 12 bytes.
+
+    Raises:
+        UserError: the pairs would not fit in about 3 GiB.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if len(rows) * len(others) > MAX_PAIRS:
+        raise UserError(
+            f"one-to-one matching of {len(rows)} with {len(others)} features needs more than "
+            f"{12 * MAX_PAIRS / 2**30:.0f} GiB: use comparison.matching=max"
+        )
+    cosines = rows @ others.T
+    chosen, partners = linear_sum_assignment(cosines, maximize=True)
+    return partners, cosines[chosen, partners]

@@ -1,0 +1,77 @@
+"""What all figures share: a style that stays legible in print and to colour-blind readers.
+
+A figure is at most 7 inches wide with text of 8 points or more, so that it can be printed at its
+own size. `save` writes PNG and SVG.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # no display is needed, and none must be looked for
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from sparse_dict.analysis.study import Chain
+from sparse_dict.storage import files
+
+WIDTH = 7.0
+BLUE, ORANGE, GREEN, RED, PURPLE, _, _, GREY, _, _ = sns.color_palette("colorblind").as_hex()
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Seaborn's ticks theme with print sizes, for the figures made inside only."""
+    theme = {
+        **sns.axes_style("ticks"),
+        **sns.plotting_context("paper"),
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.labelsize": 9,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "legend.fontsize": 8,
+        "legend.title_fontsize": 8,
+        "figure.titlesize": 10,
+        "legend.frameon": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": "sparse-dict",  # the same figure gives the same file
+        "figure.constrained_layout.use": True,
+    }
+    with mpl.rc_context(theme):
+        yield
+
+
+def save(figure: Figure, folder: Path, key: str) -> bytes:
+    """Write `key`.png (150 dpi) and `key`.svg atomically, close the figure, return the PNG."""
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        with files.replacing(folder / f"{key}.{kind}") as temporary:
+            figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
+    plt.close(figure)
+    return (folder / f"{key}.png").read_bytes()
+
+
+def named(chain: Chain) -> str:
+    """What a chain's dictionaries have in common, for titles."""
+    return ", ".join(part for part in (chain.family, chain.setting) if part)
+
+
+def shades(n: int, name: str = "viridis") -> list[str]:
+    """`n` colours from dark to light of a perceptually uniform map, for ordered things."""
+    return [to_hex(c) for c in mpl.colormaps[name](np.linspace(0.0, 0.85, max(n, 1)))]
+
+
+def grid(rows: int, columns: int, height: float, **kwargs: Any) -> tuple[Figure, NDArray[Any]]:
+    """A figure of the full width with `rows` x `columns` axes."""
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **kwargs)
+    return figure, axes
