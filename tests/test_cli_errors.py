@@ -15,6 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 from processes import HERE, ROOT, finished
 
+from sparse_dict import config
 from sparse_dict.launch import stage
 
 SCRIPTS = ("train_lm", "harvest", "train_sae", "analyze")

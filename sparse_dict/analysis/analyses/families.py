@@ -167,8 +167,8 @@ def section(context: Context) -> Section | None:
         TITLE,
         [
             "Each kind is shown at its best L1 (or k, or L0 penalty), on the same activations. "
-            "Agreement depends on sparsity, and dead features (never active on the evaluation rows) agree by chance "
-            "alone, so compare kinds whose L0 and dead features are alike."
+            "Agreement depends on sparsity, and dead features (never active on the evaluation "
+            "rows) agree by chance alone, so compare kinds whose L0 and dead features are alike."
         ],
     )
     if any(_is_paired(entry) for entry in study.entries):
