@@ -20,17 +20,14 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sparse_dict import config as _config  # noqa: F401  registers the schemas with Hydra
 from sparse_dict.errors import UserError
 from sparse_dict.launch import cli, jobs
 from sparse_dict.launch.checks import one_line_errors, task_config, typed
 from sparse_dict.launch.explain import in_one_line
 from sparse_dict.machine import distributed
-from sparse_dict.sae import architectures
 from sparse_dict.storage import links, lock
 
 log = logging.getLogger(__name__)
-architectures.register()
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 

@@ -1,0 +1,124 @@
+"""How soon do two dictionaries agree? Seconds, steps and rows, by batch size, rate and schedule.
+
+    python benchmarks/agreement.py                    # after `make demo`, about ten minutes
+    python benchmarks/agreement.py --batch 64,128 --lr 1e-3,3e-3 --rows 1e6,2e6,4e6
+
+Sizes 256 and 512 are trained on the demo's activations at L1 .02, from scratch for each length,
+since a schedule belongs to a length. What counts is how many of the 256 features have a cosine
+above .9 with one of the 512. Settings that share a batch size and a length are trained in one
+pass; a setting's seconds are its part of the pass. Each line of --out is one training; the table
+at the end says for each setting when 70 % of the features agreed, between two lengths by
+interpolation on the logarithm of the rows.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+SIZES = (256, 512)
+WANTED = 0.7
+
+
+def trained(batch: int, rows: int, settings: list[tuple[float, str]], activations: str) -> Any:
+    """A result for each (learning rate, schedule), trained together."""
+    from hydra import compose, initialize_config_dir
+
+    from sparse_dict.analysis.measures.mcs import max_cosine, normalised
+    from sparse_dict.launch.checks import typed
+    from sparse_dict.sae import stage
+    from sparse_dict.sae.folder import read
+
+    def config(lr: float, schedule: str, size: int) -> Any:
+        overrides = [
+            "experiment=demo", "tracking.mode=disabled", f"activations_dir={activations}",
+            f"training.batch_size={batch}", f"training.n_activations={rows}",
+            "training.snapshots=0", "sae.l1=2e-2", f"sae.dict_size={size}",
+            f"optimizer.lr={lr}", f"optimizer.schedule={schedule}",
+        ]  # fmt: skip
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return typed(compose("train_sae", overrides))
+
+    grid = [config(lr, schedule, size) for lr, schedule in settings for size in SIZES]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / str(i) for i in range(len(grid))]
+        outcomes = stage.train_many(grid, paths)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        decoders = [normalised(read(path).dictionary.W_dec) for path in paths]
+    for i, (lr, schedule) in enumerate(settings):
+        small, large = outcomes[2 * i : 2 * i + 2]
+        mcs = max_cosine(decoders[2 * i], decoders[2 * i + 1])
+        yield {
+            "batch": batch, "lr": lr, "schedule": schedule, "rows": rows,
+            "steps": -(-rows // batch), "seconds": small["seconds"] / len(settings),
+            "above": float((mcs > 0.9).mean()), "mmcs": float(mcs.mean()),
+            "fvu": small["fvu"], "l0": small["l0"], "dead": small["dead"],
+            "dead_of_512": large["dead"],
+        }  # fmt: skip
+
+
+def reached(lengths: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Rows, steps and seconds at which `WANTED` agreed; None if it never did."""
+    before = None
+    for now in sorted(lengths, key=lambda line: line["rows"]):
+        if now["above"] >= WANTED:
+            if before is None:
+                return {key: now[key] for key in ("rows", "steps", "seconds")}
+            part = (WANTED - before["above"]) / (now["above"] - before["above"])
+            return {
+                key: math.exp(math.log(before[key]) * (1 - part) + math.log(now[key]) * part)
+                for key in ("rows", "steps", "seconds")
+            }
+        before = now
+    return None
+
+
+def main() -> None:
+    """Train all, print the table."""
+    parser = argparse.ArgumentParser(description="time to agreement")
+    numbers = lambda text: [float(part) for part in text.split(",")]  # noqa: E731
+    parser.add_argument("--batch", type=numbers, default=[64, 128, 256, 512])
+    parser.add_argument("--lr", type=numbers, default=[1e-3, 3e-3, 1e-2])
+    parser.add_argument("--schedule", default="constant,linear,cosine")
+    parser.add_argument("--rows", type=numbers, default=[1e6, 2e6, 4e6, 8e6])
+    parser.add_argument("--activations", default=str(ROOT / "outputs/demo/activations"))
+    parser.add_argument("--out", default=str(ROOT / "benchmarks/results/agreement.jsonl"))
+    given = parser.parse_args()
+    settings = list(product(given.lr, given.schedule.split(",")))
+    lines: list[dict[str, Any]] = []
+    for batch, rows in product(map(int, given.batch), map(int, given.rows)):
+        started = time.monotonic()
+        for line in trained(batch, rows, settings, given.activations):
+            lines.append(line)
+            with Path(given.out).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        print(f"batch {batch}, {rows:,} rows: {time.monotonic() - started:.0f} s", flush=True)
+    print("| batch | lr | schedule | steps | rows | seconds | above .9 at the longest | FVU | L0 |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for batch, (lr, schedule) in product(map(int, given.batch), settings):
+        own = [
+            line for line in lines
+            if (line["batch"], line["lr"], line["schedule"]) == (batch, lr, schedule)
+        ]  # fmt: skip
+        at, last = reached(own), own[-1]
+        when = (
+            f"{at['steps']:,.0f} | {at['rows']:,.0f} | {at['seconds']:.1f}" if at else "- | - | -"
+        )
+        print(
+            f"| {batch} | {lr:g} | {schedule} | {when} | {last['above']:.0%} | {last['fvu']:.3f} "
+            f"| {last['l0']:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
