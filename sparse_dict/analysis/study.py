@@ -59,6 +59,19 @@ class Entry:
         return self.trained.metrics
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """The first columns of every table that has one row a dictionary."""
+        return {
+            "dictionary": self.name,
+            "family": self.family,
+            "dict_size": self.size,
+            "l1": self.l1,
+            "axis": self.axis,
+            "level": self.level,
+            "seed": self.seed,
+        }
+
+    @property
     def l1(self) -> float:
         """Its L1 coefficient, whatever is swept."""
         return float(self.metrics["l1"])
@@ -266,18 +279,18 @@ def _is_number(value: Any) -> bool:
 
 def _wrong(metrics: Mapping[str, Any]) -> str | None:
     """What keeps a readable dictionary out of the analysis, if anything."""
-    for key in ("dict_size", "l1", "seed", "fvu", "l0", "eval_rows"):
-        if not _is_number(metrics.get(key)):
-            return f"metrics.json holds no number {key}"
-    for key in ("mse", "l1_norm", "dead", "n_activations", "seconds"):
-        if metrics.get(key) is not None and not _is_number(metrics[key]):
-            return f"metrics.json holds no number {key}"
     config = metrics.get("config")
     if not isinstance(config, Mapping) or not isinstance(config.get("sae") or {}, Mapping):
         return "metrics.json holds no config"
-    for key in ("k", "l0"):
-        if not _is_number((config.get("sae") or {}).get(key, 0)):
-            return f"metrics.json holds no number sae.{key}"
+    numbers = {
+        key: metrics.get(key) for key in ("dict_size", "l1", "seed", "fvu", "l0", "eval_rows")
+    }
+    optional = ("mse", "l1_norm", "dead", "n_activations", "seconds")
+    numbers |= {key: metrics[key] for key in optional if metrics.get(key) is not None}
+    numbers |= {f"sae.{key}": (config.get("sae") or {}).get(key, 0) for key in ("k", "l0")}
+    for key, value in numbers.items():
+        if not _is_number(value):
+            return f"metrics.json holds no number {key}"
     if not isinstance(metrics.get("fingerprints") or {}, Mapping):
         return "metrics.json holds no fingerprints"
     shown = {key: str(metrics.get(key)) for key in NAMED} | _character(metrics)

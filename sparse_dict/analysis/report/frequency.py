@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures.intervals import wilson
@@ -53,7 +52,7 @@ def draw(
     groups: Sequence[tuple[str, Floats, Bools]],
     colours: str = "viridis",
 ) -> None:
-    """Share found again against firing frequency, a line a group; dead features stand on the left."""
+    """Share found again against firing frequency, a line a group; the dead stand on the left."""
     binned = [(label, by_frequency(frequency, found)) for label, frequency, found in groups]
     rarest = min((b.low for _, bins in binned for b in bins if b.low > 0), default=0.1)
     never_at = rarest / 12
@@ -78,5 +77,5 @@ def draw(
         axis.set_xticks([never_at, *(10.0**k for k in decades)], ["dead", *labels])
     axis.minorticks_off()
     axis.set_ylim(-0.03, 1.03)
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figures.percent_axis(axis)
     axis.set_xlabel("share of rows on which a feature is active")
