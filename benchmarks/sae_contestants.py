@@ -6,6 +6,7 @@ the gradient's part along them. What that took for each peer is said where it is
 """
 
 import os
+import statistics
 import tempfile
 import threading
 import time
@@ -68,7 +69,7 @@ def configs(task: Task, study_dir: str, tracking: str = "disabled", **sae: Any) 
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    import sparse_dict.config  # noqa: F401  makes the schemas known
+    import sparse_dict.launch.stage  # noqa: F401  makes the schemas known
 
     overrides = [
         "name=bench", f"study_dir={study_dir}", f"device={task.device}",
@@ -174,6 +175,49 @@ def ours(
     return result | {key: [m[key] for m in outcomes] for key in ("l0", "fvu")}  # type: ignore
 
 
+def floor(task: Task) -> dict:
+    """Milliseconds a step of what no step can do without, by torch, and of ours if nothing fires.
+
+    The encoder's products in float32 and Adam's pass over all parameters (torch's fused one).
+    """
+    import torch
+
+    from sparse_dict.sae import ensemble
+    from sparse_dict.sae.schedule import hyper
+
+    fed, states = Fed(replace(task, steps=min(task.steps, 50))), starts(task)
+    grid = configs(task, "unused")
+    parameters = [p for state in states for p in (state.W_enc, state.W_dec, state.b)]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    adam = torch.optim.Adam(parameters, fused=True)
+    products = [torch.empty(state.dict_size, task.batch) for state in states]
+
+    def multiply(x: Any, step: int) -> None:
+        for state, product in zip(states, products, strict=True):
+            torch.mm(state.W_enc, x.T, out=product)
+
+    idle = starts(task)
+    for state in idle:
+        state.b.fill_(-1e9)
+    ((_, step_fn),) = ensemble.make_steps(idle, 128, task.steps)
+    with step_fn as ours_idle:
+        kinds: dict[str, Callable[[Any, int], Any]] = {
+            "products": multiply,
+            "Adam": lambda x, step: adam.step(),
+            "ours, nothing active": lambda x, step: ours_idle(
+                x, [hyper(config, task.warm + step) for config in grid], task.batch
+            ),
+        }
+        times: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for step, x in enumerate(fed.batches(), start=1):
+            for kind, compute in kinds.items():
+                began = time.perf_counter()
+                compute(x, step)
+                times[kind].append(1e3 * (time.perf_counter() - began))
+    return {kind: statistics.median(values) for kind, values in times.items()}
+
+
 class sampling:
     """While it is open, watch this process's own memory; MiB above the start go into `result`."""
 
@@ -258,10 +302,15 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def adam_state(step: int, m: Any, v: Any, factor: float = 1.0) -> dict[str, Any]:
-    """Adam's state of one parameter, for a loss that is `factor` times ours."""
+def adam_state(
+    step: int, state: Any, name: str, *, factor: float = 1.0, transposed: bool = False
+) -> dict[str, Any]:
+    """Adam's state of `state`'s parameter `name`, for a loss that is `factor` times ours."""
     import torch
 
+    m, v = state.m[name], state.v[name]
+    if transposed:
+        m, v = m.T, v.T
     return {
         "step": torch.tensor(float(step)),
         "exp_avg": (m * factor).contiguous(),
@@ -274,30 +323,30 @@ def autograd(task: Task, *, keep_memory: bool = False) -> dict:
     import torch
 
     from sparse_dict.machine import runtime
+    from sparse_dict.sae.loss import objective
 
     if keep_memory:
         runtime.allocator()
     fed, members = Fed(task), []
     for config, state in zip(configs(task, "unused"), starts(task), strict=True):
-        parameters = [p.requires_grad_() for p in (state.W_enc, state.b, state.W_dec)]
-        optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
-        moments = ((state.m_enc, state.v_enc), (state.m_b, state.v_b), (state.m_dec, state.v_dec))
+        parameters = {name: p.requires_grad_() for name, p in state.params.items()}
+        optimizer = torch.optim.Adam(list(parameters.values()), lr=1e-3, fused=True)
         if task.warm:
-            for parameter, (m, v) in zip(parameters, moments, strict=True):
-                optimizer.state[parameter] = adam_state(task.warm, m, v)
-        members.append((*parameters, optimizer, config.sae.l1))
+            for name, p in parameters.items():
+                optimizer.state[p] = adam_state(task.warm, state, name)
+        members.append((state.architecture, parameters, optimizer, torch.tensor(config.sae.l1)))
     clock = Clock()
     for x in fed.batches():
-        for W_enc, b, W_dec, optimizer, l1 in members:
-            codes = torch.relu(torch.addmm(b, x, W_enc.T))
-            loss = (codes @ W_dec - x).square().mean() + l1 * codes.sum(dim=1).mean()
+        for kind, p, optimizer, l1 in members:
             optimizer.zero_grad()
-            loss.backward()
+            objective(kind, p, x, {"l1": l1}).loss.backward()
             with torch.no_grad():
+                W_dec = p["W_dec"]
                 W_dec.grad -= (W_dec.grad * W_dec).sum(dim=1, keepdim=True) * W_dec
                 optimizer.step()
                 W_dec /= W_dec.norm(dim=1, keepdim=True)
-    return {**clock.read(), **fed.numbers([member[:3] for member in members])}
+    weights = [(p["W_enc"], p["b"], p["W_dec"]) for _, p, _, _ in members]
+    return {**clock.read(), **fed.numbers(weights)}
 
 
 def dictionary_learning(task: Task) -> dict:
@@ -324,9 +373,13 @@ def dictionary_learning(task: Task) -> dict:
             ae.bias.requires_grad_(False)
             if task.warm:
                 self.optimizer.state |= {
-                    ae.encoder.weight: adam_state(task.warm, state.m_enc, state.v_enc, 128),
-                    ae.decoder.weight: adam_state(task.warm, state.m_dec.T, state.v_dec.T, 128),
-                    ae.encoder.bias: adam_state(task.warm, state.m_b, state.v_b, 128),
+                    ae.encoder.weight: adam_state(
+                        task.warm, state.m["W_enc"], state.v["W_enc"], 128
+                    ),
+                    ae.decoder.weight: adam_state(
+                        task.warm, state.m["W_dec"].T, state.v["W_dec"].T, 128
+                    ),
+                    ae.encoder.bias: adam_state(task.warm, state, "b", factor=128),
                 }
             made.append(ae)
 
@@ -412,9 +465,9 @@ def sae_lens(task: Task) -> dict:
         optimizer = trainer.trainers[name].optimizer
         if task.warm:
             optimizer.state |= {
-                sae.W_enc: adam_state(task.warm, state.m_enc.T, state.v_enc.T),
-                sae.W_dec: adam_state(task.warm, state.m_dec, state.v_dec),
-                sae.b_enc: adam_state(task.warm, state.m_b, state.v_b),
+                sae.W_enc: adam_state(task.warm, state, "W_enc", transposed=True),
+                sae.W_dec: adam_state(task.warm, state, "W_dec"),
+                sae.b_enc: adam_state(task.warm, state, "b"),
             }
         project, renormalise = hooks(sae)
         optimizer.register_step_pre_hook(project)
@@ -438,4 +491,5 @@ CONTESTANTS: dict[str, Callable[[Task], dict]] = {
     "autograd, memory kept": lambda task: autograd(task, keep_memory=True),
     "dictionary_learning": dictionary_learning,
     "sae_lens": sae_lens,
+    "floor": floor,
 }

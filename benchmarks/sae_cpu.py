@@ -1,6 +1,7 @@
 """Train a grid of dictionaries on two CPU cores: this project against its peers.
 
     python benchmarks/sae_cpu.py                       # 128..1024 x 4 l1, 16 dictionaries
+    python benchmarks/sae_cpu.py --batch 64,256,2048 --warm 200 --steps 20
     python benchmarks/sae_cpu.py --sizes 512,1024,2048,4096,8192 --l1 4e-2 --warm 400 --steps 50
     python benchmarks/sae_cpu.py --ladder              # what each step towards ours bought
     python benchmarks/sae_cpu.py --curve               # cost per dictionary, 1 to 64 of them
@@ -12,8 +13,10 @@ dictionary-learning`. Every contestant (`sae_contestants.py`) runs in a process 
 a time, in turn for several rounds; its training alone is timed: not imports, what peers read into
 memory beforehand, or evaluation. FVU and L0 are those of the final weights on held-out rows.
 `--warm N` lets ours train N steps first, untimed, and hands its weights and Adam moments to all:
-what is timed then runs at the sparsity that a training spends its time at. The result is appended
-as a line of JSON to --out.
+what is timed then runs at the sparsity that a training spends its time at. Steps are counted in
+batches of 2,048 rows: smaller batches make more of them, over the same rows. The floor that is
+printed is what no step can do without (`sae_contestants.floor`). The result is appended as a line
+of JSON to --out.
 """
 
 import argparse
@@ -93,7 +96,12 @@ def compare(task: Task, contestants: list[str], rounds: int) -> dict[str, Any]:
         for name in contestants:
             runs[name].append(run(name, task))
             print(f"round {number} {name}: {runs[name][-1]['seconds']:.2f} s", flush=True)
-    print(f"\n{'contestant':<22} {'rows/s':>8} {'x ours':>7} {'x CPU s':>7} {'peak MiB':>9} "
+    floor = run("floor", task)
+    print(
+        f"\nbatch {task.batch}; floor, ms a step: "
+        + ", ".join(f"{kind} {ms:.2f}" for kind, ms in floor.items() if kind != "peak_mib")
+    )
+    print(f"{'contestant':<22} {'rows/s':>8} {'x ours':>7} {'x CPU s':>7} {'peak MiB':>9} "
           f"{'FVU gap':>8} {'L0 gap':>8}  L0")  # fmt: skip
     table = {}
     for name in contestants:
@@ -112,7 +120,15 @@ def compare(task: Task, contestants: list[str], rounds: int) -> dict[str, Any]:
               f"{cpu_ratio:>7.2f} {last['peak_mib']:>9.0f} {table[name]['gaps']['fvu']:>8.2%} "
               f"{table[name]['gaps']['l0']:>8.2%}  "
               f"{min(last['l0']):.1f}-{max(last['l0']):.1f}")  # fmt: skip
-    return {"mode": "compare", "task": described(task), "contestants": table}
+    return {"mode": "compare", "task": described(task), "floor": floor, "contestants": table}
+
+
+def at_batch(task: Task, batch: int) -> Task:
+    """The same rows in batches of another size."""
+    times = task.batch / batch
+    return replace(
+        task, batch=batch, steps=round(task.steps * times), warm=round(task.warm * times)
+    )
 
 
 def curve(task: Task, rounds: int) -> dict[str, Any]:
@@ -220,7 +236,7 @@ def main() -> None:
     split = lambda cast: lambda text: [cast(part) for part in text.split(",")]  # noqa: E731
     parser.add_argument("--sizes", type=split(int))
     parser.add_argument("--l1", type=split(float), default=[1e-2, 2e-2, 3e-2, 6e-2])
-    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--batch", type=split(int), default=[2048], help="one or, to compare, more")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--warm", type=int, default=0)
     parser.add_argument("--start", type=Path, help="keep the state behind --warm, or use it again")
@@ -234,25 +250,29 @@ def main() -> None:
     task = Task(
         sizes=args.sizes or ([512] if args.curve else [128, 256, 512, 1024]),
         l1=args.l1[2:3] if args.curve else args.l1,
-        batch=args.batch, steps=args.steps, warm=args.warm, activations=str(args.activations),
+        batch=2048, steps=args.steps, warm=args.warm, activations=str(args.activations),
     )  # fmt: skip
-    if args.curve:
-        result = curve(task, args.rounds)
-    elif args.memory:
-        result = memory(task)
-    elif args.precision:
-        result = precision(task)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            if task.warm:
-                path = args.start or Path(folder) / "start.safetensors"
-                task.start = str(path)
-                if not path.exists():
-                    run("warm-up", task)
-            result = compare(task, LADDER if args.ladder else PEERS, args.rounds)
+    tasks = [at_batch(task, batch) for batch in args.batch]
+    results = []
+    for task in tasks:
+        if args.curve:
+            results.append(curve(task, args.rounds))
+        elif args.memory:
+            results.append(memory(task))
+        elif args.precision:
+            results.append(precision(task))
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                if task.warm:
+                    path = args.start or Path(folder) / "start.safetensors"
+                    task.start = str(path)
+                    if not path.exists():
+                        run("warm-up", task)
+                results.append(compare(task, LADDER if args.ladder else PEERS, args.rounds))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("a") as file:
-        file.write(json.dumps({"machine": machine(), **result}) + "\n")
+        for result in results:
+            file.write(json.dumps({"machine": machine(), **result}) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,25 +2,59 @@
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ASKED = re.compile(r"allocate ([\d.]+) (\w+)")  # in what numpy and torch say
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+# What wrong types and values in a record that was read from a file may raise.
+MALFORMED = (
+    KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
 
 
 class UserError(Exception):
     """Something the user can put right: the message is one line that says what and how."""
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error's message as one line of at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+@contextmanager
+def reading(path: Path, advice: str = "") -> Iterator[None]:
+    """Say in one line that the record at `path` is malformed, and what to do.
+
+    Raises:
+        UserError: what is done with the record raises one of `MALFORMED`.
+    """
+    try:
+        yield
+    except MALFORMED as error:
+        line = f"{path} is malformed ({malformed(error)})"
+        raise UserError(f"{line}: {advice}" if advice else line) from None
+
+
 def malformed(error: Exception) -> str:
     """What is wrong with a record, from the exception that reading it has met."""
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    return f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+
+
+def with_class(error: BaseException) -> str:
+    """An error's message as one line, with its class unless it is a `UserError`."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def explained(error: Exception) -> str | None:
     """One line for a full disk, a missing permission or a failing device; None for other errors.
 
-    numpy and safetensors tell of a failed write in words of their own, without a number.
+    numpy and safetensors report a failed write in words of their own, without an error number.
     """
     text = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None

@@ -1,7 +1,8 @@
-"""What the four scripts answer to wrong commands and inputs; it is what docs/messages.md shows.
+"""What the four scripts answer to wrong commands and inputs: docs/messages.md lists them.
 
-`python tests/messages.py` writes the page anew. Each command runs in a process of its own, forked
-from one that has imported Hydra, in a folder of its own.
+`python tests/messages.py` runs each command of the page and writes its answer there. Each runs in a
+process of its own, forked from one that has imported Hydra, in a folder of its own. A new command
+is a new line of the page, with any answer; what is there beforehand is one of `GIVEN`.
 """
 
 import io
@@ -33,16 +34,7 @@ from sparse_dict.sae import stage as _sae  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "messages.md"
-
-INTRODUCTION = """\
-# What the scripts say
-
-What is typed, and the one line that comes back on the terminal. A wrong command or input is found
-before anything is written; what only the work itself can tell, the last section, stands in the
-job's log as well. `HYDRA_FULL_ERROR=1` in front of the command shows the whole traceback. `python
-tests/messages.py` writes this page by running every line of it, and a test fails if a line has
-changed.
-"""
+LATER = "What only the work itself can tell"  # the page's last section
 
 
 # --- what is there beforehand ---------------------------------------------------------------------
@@ -121,161 +113,6 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "a dictionary in training": _text("outputs/x/sae/default/checkpoint.safetensors", b""),
 }  # fmt: skip
 
-# Only what differs from the defaults that make a command work.
-SMALL = "name=x activations_dir=rows training.eval_rows=100 training.batch_size=100"
-FILES = "data=files tracking.mode=disabled device=cpu"
-TINY = "tokenizer.vocab_size=300 model.n_ctx=4"
-
-LATER = "What only the work itself can tell"
-
-# By what is wrong: commands, each with what is there beforehand.
-COMMANDS: dict[str, list[tuple[str, str]]] = {
-    "A key that does not exist": [
-        ("train_lm model.d_modle=64", ""),
-        ("train_lm d_mlp=64", ""),
-        ("train_lm -m model.d_modle=32,64", ""),
-        ("harvest harvest.layr=1", ""),
-        ("train_sae sae.dict_sise=64", ""),
-        ("train_sae sae.lr=0.1", ""),
-        ("train_sae experiments=toy", ""),
-        ("train_sae launcher=joblib", ""),
-        ("train_sae +sae.dead_=auxk", ""),
-        ("train_sae xyzzy=1", ""),
-        ("train_sae -m sae.dict_sise=64,128", ""),
-        ("train_sae -m hydra/launcher=basic sae.dict_sise=1,2", ""),
-        ("train_sae -m hydra.sweep.dirr=x", ""),
-        ("analyze comparison.mathcing=max", ""),
-        ("analyze analysis.matching=max", ""),
-        ("analyze 'analysis=[heatmap]' contexts.top=5", ""),
-    ],
-    "A choice that does not exist": [
-        ("train_lm data=docstring", ""),
-        ("train_lm tokenizer=gpt", ""),
-        ("harvest experiment=papper", ""),
-        ("train_sae sae=untide", ""),
-        ("train_sae hydra/launcher=ensembl", ""),
-        ("train_sae model=gpt", ""),
-        ("train_sae --config-name=foo", ""),
-        ("analyze experiment=demoo", ""),
-        ("analyze 'analysis=[heatmap,histogram]'", ""),
-        ("analyze -m 'analysis=[heatmp],[claims]'", ""),
-    ],
-    "A value of the wrong type": [
-        ("train_lm model.d_model=wide", ""),
-        ("train_lm model.n_layers=2.5", ""),
-        ("train_lm seed=null", ""),
-        ("harvest harvest.sites=2/mlp_post", ""),
-        ("train_sae sae.tied=maybe", ""),
-        ("train_sae sae.l1=", ""),
-        ("analyze comparison.threshold=high", ""),
-    ],
-    "A value out of range": [
-        ("train_lm training.batch_size=0", ""),
-        ("train_lm -m training.batch_size=-1,8", ""),
-        ("train_lm model.n_heads=5", ""),
-        ("train_lm optimizer.lr=0", ""),
-        ("train_lm tokenizer.vocab_size=100", ""),
-        ("train_lm data.val_fraction=1.5", ""),
-        ("train_lm tracking.mode=on", ""),
-        ("train_lm device=cuda:99", ""),
-        ("harvest harvest.layer=-1", ""),
-        ("harvest harvest.site=mlp", ""),
-        ("harvest 'harvest.sites=[mlp_post]'", ""),
-        ("harvest harvest.split=test", ""),
-        ("harvest harvest.dtype=int8", ""),
-        ("harvest data=toy data.n_active=600", ""),
-        ("train_sae sae.dict_size=-3", ""),
-        ("train_sae -m sae.dict_size=-3,64", ""),
-        ("train_sae sae.l1=-1e-3", ""),
-        ("train_sae sae.activation=gelu", ""),
-        ("train_sae sae=topk sae.k=512", ""),
-        ("train_sae sae=jumprelu sae.bandwidth=1", ""),
-        ("train_sae optimizer.beta1=1", ""),
-        ("train_sae name=../elsewhere", ""),
-        ("train_sae device=abacus", ""),
-        (f"train_sae {SMALL} -m device=cpu,auto", "300 rows"),
-        ("analyze comparison.against=all", ""),
-        ("analyze comparison.threshold=2", ""),
-        ("analyze 'baselines.methods=[pcaa]'", ""),
-        ("analyze 'contexts.features=[256]'", ""),
-        ("analyze interp.base_url=http://host:8000/v1", ""),
-        ("analyze seed=-1", ""),
-    ],
-    "What Hydra cannot read": [
-        ("train_sae --multi-run sae.dict_size=64,128", ""),
-        ("analyze --cfg", ""),
-        ("train_sae sae.dict_size 64", ""),
-        ("train_lm '[1,2]'", ""),
-        ("train_sae sae.dict_size=64,128", ""),
-        ("train_sae +sae.dict_size=64", ""),
-        ("train_sae '~sae.l2'", ""),
-        ("harvest 'name=${nmae}'", ""),
-        ("train_sae 'hydra.run.dir=${nmae}'", ""),
-        ("train_sae --resolve", ""),
-    ],
-    "Text": [
-        ("train_lm data=toy", ""),
-        ("train_lm 'data.files=[]' data=files", ""),
-        ("harvest data=files data.files=nowhere.txt harvest.layer=1 name=x",
-         "a language model of two layers, contexts of 16"),
-        ("train_lm data=files", ""),
-        ("train_lm data=files data.files=nowhere.txt", ""),
-        ("train_lm data=files 'data.files=texts/*.parquet'", "a folder of texts"),
-        ("train_lm data=files data.files=texts", "a folder of texts"),
-        ("train_lm data=files data.files=notes.md", "a Markdown file"),
-        ("train_lm data=files data.files=rows.jsonl", 'lines such as {"body": "..."}'),
-        ("train_lm data=files data.files=rows.jsonl", "lines that are no UTF-8"),
-        ("train_lm data=files data.files=rows.jsonl", "lines that are no JSON"),
-        ("train_lm 'data.packages=[nunpy]'", ""),
-    ],
-    "Folders of other stages": [
-        ("train_lm lm_dir=notes.md", "a Markdown file"),
-        ("harvest name=x", ""),
-        ("harvest name=x", "a language model that was stopped"),
-        ("harvest name=x", "an lm.json cut short"),
-        ("harvest name=x", "an lm.json of another version"),
-        ("harvest name=x harvest.layer=6", "a language model of two layers, contexts of 16"),
-        (
-            "harvest name=x harvest.layer=1 harvest.skip_first=16",
-            "a language model of two layers, contexts of 16",
-        ),
-        (
-            "harvest name=x harvest.layer=1 harvest.n_tokens=10",
-            "a language model of two layers, contexts of 16",
-        ),
-        (
-            "harvest name=x 'harvest.sites=[h.1.mlp:in]'",
-            "a language model of two layers, contexts of 16",
-        ),
-        ("harvest name=x harvest.layer=1", "somebody's arrays"),
-        ("harvest name=x lm=hf", ""),
-        ("train_sae name=x", ""),
-        ("train_sae name=x activations_dir=texts", "a folder of texts"),
-        ("train_sae name=x activations_dir=rows", "300 rows"),
-        (f"train_sae {SMALL}", "rows of two widths"),
-        (f"train_sae {SMALL} device=cpu tracking.mode=disabled", "rows that are all the same"),
-        (f"train_sae {SMALL}", "an array of whole numbers"),
-        (f"train_sae {SMALL}", "pickled objects"),
-        (f"train_sae {SMALL}", "a row with a NaN"),
-        (f"train_sae {SMALL}", "a harvest that was stopped"),
-        (f"train_sae {SMALL}", "a manifest of nothing"),
-        (f"train_sae {SMALL} hydra.run.dir=outputs/x/sae/default", "a dictionary of seed 7"),
-        ("analyze name=x", ""),
-        ("analyze name=x", "a dictionary in training"),
-    ],
-    LATER: [
-        (f"train_lm {FILES} data.files=short.txt", "a text of nine words"),
-        (
-            f"train_lm {FILES} data.files=many.jsonl {TINY} training.batch_size=1000000000000000",
-            "a hundred texts",
-        ),
-        (
-            f"train_sae {SMALL} device=cpu tracking.mode=disabled sae.dict_size=1000000000000000",
-            "300 rows",
-        ),
-    ],
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -319,13 +156,12 @@ def answer(kind: str, command: str, given: str) -> Answer:
 
 
 def _child(arguments: list[str], writer: int) -> int:
-    script = f"{arguments[0]}.py"
-    sys.argv = [script, *arguments[1:]]
+    sys.argv = arguments
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
         except BaseException:
@@ -335,34 +171,30 @@ def _child(arguments: list[str], writer: int) -> int:
     return code
 
 
-def answers(most: int | None = None) -> Iterator[Answer]:
-    """Those of all commands, or of so many of each kind."""
+def answers(text: str, most: int | None = None) -> Iterator[Answer]:
+    """Those to all commands of the page's text, or to so many of each section."""
     sys.path.insert(0, str(ROOT))  # the launchers lie there
     Plugins.instance()  # found once, for all children
-    for kind, commands in COMMANDS.items():
-        for command, given in commands[:most]:
-            yield answer(kind, command, given)
+    for section in text.split("\n## ")[1:]:
+        for line in list(filter(is_row, section.splitlines()))[:most]:
+            given, command = re.fullmatch(r"\| (.*?)(?: \| )?`python (.*?)` \| `.*", line).groups()
+            yield answer(section.splitlines()[0], command.replace("\\|", "|"), given)
 
 
-def page(found: list[Answer]) -> str:
-    """The page in Markdown."""
-    lines = [INTRODUCTION]
-    for kind in COMMANDS:
-        here = [each for each in found if each.kind == kind]
-        header = ["command", "answer"]
-        if any(each.given for each in here):
-            header.insert(0, "there is")
-        lines += [f"## {kind}", "", _row(header), _row(["---"] * len(header))]
-        for each in here:
-            script, _, rest = each.command.partition(" ")
-            cells = [in_code(f"python {script}.py {rest}"), in_code(each.message.strip())]
-            lines.append(_row([each.given, *cells] if len(header) == 3 else cells))
-        lines.append("")
-    return "\n".join(lines)
+def is_row(line: str) -> bool:
+    """Whether a line of the page holds a command."""
+    return line.startswith("| ") and "`python " in line
 
 
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def page(text: str, found: list[Answer]) -> str:
+    """The page's text with the answers that were found."""
+    new = iter(found)
+    return "\n".join(
+        f"{line.partition('` | `')[0]}` | {in_code(next(new).message.strip())} |"
+        if is_row(line)
+        else line
+        for line in text.split("\n")
+    )
 
 
 def in_code(text: str) -> str:
@@ -371,8 +203,9 @@ def in_code(text: str) -> str:
 
 
 if __name__ == "__main__":
+    shown = PAGE.read_text(encoding="utf-8")
+    found = answers(shown, 1 if "--first" in sys.argv else None)
     if "--json" in sys.argv:
-        found = answers(1 if "--first" in sys.argv else None)
         print(json.dumps([vars(each) for each in found]))
     else:
-        PAGE.write_text(page(list(answers())), encoding="utf-8")
+        PAGE.write_text(page(shown, list(found)), encoding="utf-8")

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import torch_threads
 
 from sparse_dict.activations.harvest import harvest, widths
 from sparse_dict.activations.store import Activations
@@ -33,7 +34,7 @@ def new_stream():
     rng = np.random.default_rng(0)
     starts = np.cumsum([0, *rng.integers(3, 40, size=60)])
     tokens = rng.integers(N_VOCAB, size=int(starts[-1])).astype(np.uint16)
-    return TokenStream([tokens[:500], tokens[500:]], starts[:-1], 1)
+    return TokenStream([tokens[:500], tokens[500:]], starts[:-1])
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +47,30 @@ def stream():
     return new_stream()
 
 
-def harvested(folder, model, stream, batch_size=7, layer=1):
-    config = HarvestConfig(layer, "mlp_post", ROWS, "validation", batch_size, 200, "float32")
-    writer = ShardWriter(folder, ROWS, MODEL.d_mlp, config.shard_rows, config.dtype, seed=0)
+def harvested(folder, model, stream, sites=("1/mlp_post",), skip=0, batch_size=7):
+    config = HarvestConfig(
+        0, "mlp_post", ROWS, "validation", batch_size, 200, "float32", [*sites], skip
+    )
+    columns = widths(model, config.places())
+    rows = ROWS // N_CTX * (N_CTX - skip)
+    writer = ShardWriter(folder, rows, sum(columns), 200, "float32", seed=0)
     harvest(model, stream, config, N_CTX, writer, Run(None, False, folder))
-    writer.finish({}, {})
+    stops = np.cumsum(columns).tolist()
+    pieces = zip([0, *stops], stops, strict=False)
+    writer.finish({"sites": [{"columns": [start, stop]} for start, stop in pieces]}, {})
     return Activations.open(folder)
+
+
+def in_text_order(found, stream):
+    """Rows and their places in the stream."""
+    document, position, _ = found.origins(0, found.rows).T
+    place = stream.document_starts[document] + position
+    return found.read(0, found.rows)[np.argsort(place)], np.sort(place)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_each_row_is_what_the_full_model_computes_at_its_origin(tmp_path, model, stream, layer):
-    found = harvested(tmp_path, model, stream, layer=layer)
+    found = harvested(tmp_path, model, stream, [f"{layer}/mlp_post"])
     seen = []
     hook = model.blocks[layer].mlp_in.register_forward_hook(lambda m, i, out: seen.append(out))
     with torch.no_grad():
@@ -67,62 +81,28 @@ def test_each_row_is_what_the_full_model_computes_at_its_origin(tmp_path, model,
     naive = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
     document, position, token = found.origins(0, ROWS).T
-    place = stream._document_starts[document] + position  # in the stream
+    place = stream.document_starts[document] + position  # in the stream
     assert sorted(place) == list(range(ROWS))
     assert (stream.window(0, ROWS)[place] == token).all()
     np.testing.assert_allclose(found.read(0, ROWS), naive.numpy()[place], rtol=1e-4, atol=1e-5)
 
 
-def test_a_harvest_killed_in_the_middle_is_repeated_to_the_same_bytes(tmp_path, model, stream):
-    harvested(tmp_path / "whole", model, stream)
-
-    class Dying(TokenStream):
-        def window(self, start, length):
-            if start > ROWS // 2:
-                raise KeyboardInterrupt
-            return stream.window(start, length)
-
-        def origins(self, start, length):
-            return stream.origins(start, length)
-
-    broken = tmp_path / "broken"
-    with pytest.raises(KeyboardInterrupt):
-        harvested(broken, model, Dying([], np.array([0]), 1))
-    assert list((broken / "partial").iterdir())
-    assert not (broken / "manifest.json").exists()
-    harvested(broken, model, stream)
-    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
-    assert sorted(path.name for path in broken.iterdir()) == names
-    for name in names:
-        assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-
-
-@pytest.fixture
-def torch_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("cores", [2, 3])
-def test_the_number_of_cores_changes_no_byte(tmp_path, model, stream, torch_threads, cores):
+def test_the_number_of_cores_changes_no_byte(tmp_path, model, stream, cores):
     for n, name in ((1, "one"), (cores, "several")):
-        torch_threads(n)
-        harvested(tmp_path / name, model, stream)
-        assert torch.get_num_threads() == n
+        with torch_threads(n):
+            harvested(tmp_path / name, model, stream)
+            assert torch.get_num_threads() == n
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "several" / path.name).read_bytes(), path.name
 
 
 def test_the_batch_size_does_not_change_which_rows_are_taken(tmp_path, model, stream):
-    one = harvested(tmp_path / "1", model, stream, batch_size=1)
-    many = harvested(tmp_path / "64", model, stream, batch_size=64)
-    by_place = []
-    for found in (one, many):
-        document, position, _ = found.origins(0, ROWS).T
-        order = np.argsort(stream._document_starts[document] + position)
-        by_place.append(found.read(0, ROWS)[order])
-    np.testing.assert_allclose(by_place[0], by_place[1], rtol=1e-4, atol=1e-5)
+    one, many = (
+        in_text_order(harvested(tmp_path / str(n), model, stream, batch_size=n), stream)[0]
+        for n in (1, 64)
+    )
+    np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-5)
 
 
 ORDER = list(SITES)
@@ -176,32 +156,12 @@ def test_nothing_behind_the_last_site_is_computed(model, stream):
     assert ran[-1] == "blocks.1.mlp_in"
 
 
-def harvested_sites(folder, model, stream, sites, skip=0):
-    config = HarvestConfig(
-        0, "mlp_post", ROWS, "validation", 7, 200, "float32", sites=sites, skip_first=skip
-    )
-    columns = widths(model, config.places())
-    rows = ROWS // N_CTX * (N_CTX - skip)
-    writer = ShardWriter(folder, rows, sum(columns), 200, "float32", seed=0)
-    harvest(model, stream, config, N_CTX, writer, Run(None, False, folder))
-    stops = np.cumsum(columns).tolist()
-    pieces = zip([0, *stops], stops, strict=False)
-    writer.finish({"sites": [{"columns": [start, stop]} for start, stop in pieces]}, {})
-    return Activations.open(folder)
-
-
-def in_text_order(found, stream):
-    document, position, _ = found.origins(0, found.rows).T
-    place = stream._document_starts[document] + position
-    return found.read(0, found.rows)[np.argsort(place)], np.sort(place)
-
-
 def test_several_sites_lie_side_by_side_in_the_order_asked_for(tmp_path, model, stream):
-    found = harvested_sites(tmp_path / "both", model, stream, ["2/mlp_post", "0/resid_mid"])
+    found = harvested(tmp_path / "both", model, stream, ["2/mlp_post", "0/resid_mid"])
     assert found.d_in == D_MLP + D
     both, _ = in_text_order(found, stream)
     for name, columns in (("2/mlp_post", slice(D_MLP)), ("0/resid_mid", slice(D_MLP, None))):
-        alone = harvested_sites(tmp_path / name, model, stream, [name])
+        alone = harvested(tmp_path / name, model, stream, [name])
         rows, _ = in_text_order(alone, stream)
         np.testing.assert_allclose(both[:, columns], rows, rtol=1e-6)
         place = found.manifest["sites"][0 if columns.start is None else 1]
@@ -209,10 +169,8 @@ def test_several_sites_lie_side_by_side_in_the_order_asked_for(tmp_path, model, 
 
 
 def test_the_first_positions_of_each_context_are_read_but_not_written(tmp_path, model, stream):
-    every, _ = in_text_order(
-        harvested_sites(tmp_path / "all", model, stream, ["1/mlp_post"]), stream
-    )
-    found = harvested_sites(tmp_path / "kept", model, stream, ["1/mlp_post"], skip=3)
+    every, _ = in_text_order(harvested(tmp_path / "all", model, stream), stream)
+    found = harvested(tmp_path / "kept", model, stream, skip=3)
     rows, places = in_text_order(found, stream)
     kept = [place for place in range(ROWS) if place % N_CTX >= 3]
     assert places.tolist() == kept

@@ -207,7 +207,7 @@ def test_rows_are_what_the_model_computes_on_packed_documents(folders, loaded, t
     store = tokens.prepare(config.data, hf.load_tokenizer(config.lm), tmp_path / "cache")
     stream = store.split("all")
     document, position, token = found.origins(0, found.rows).T
-    place = stream._document_starts[document] + position
+    place = stream.document_starts[document] + position
     assert sorted(place) == [i for i in range(found.rows // (N_CTX - 1) * N_CTX) if i % N_CTX]
     ids = torch.from_numpy(stream.window(0, found.rows // (N_CTX - 1) * N_CTX))
     assert (ids[place].numpy() == token).all()
@@ -241,7 +241,7 @@ def test_text_is_neither_padded_nor_cut_and_names_of_special_tokens_are_text(fol
     assert [len(part) for part in ids] == [len(text) for text in texts]
     assert made.eot == 0
     assert not any((part == made.eot).any() for part in ids)
-    assert [made.decode(part) for part in ids] == texts
+    assert [made._tokenizer.decode(part) for part in ids] == texts
     assert (made.n_vocab, made.dtype) == (257, np.uint16)
 
 

@@ -31,29 +31,6 @@ def test_the_next_items_are_made_while_one_is_used_and_no_more_than_asked_for():
     items.close()
 
 
-def test_an_error_comes_where_its_item_would_have_come():
-    def items():
-        yield 1
-        yield 2
-        raise OSError("the disk")
-
-    found = ahead(items())
-    assert [next(found), next(found)] == [1, 2]
-    with pytest.raises(OSError, match="the disk"):
-        next(found)
-
-
-def test_nothing_is_made_for_a_user_who_has_left():
-    made = []
-    items = ahead((made.append(i) or i for i in range(100)), depth=2)
-    next(items)
-    items.close()
-    there = len(made)
-    time.sleep(0.05)
-    assert there <= 4
-    assert len(made) <= there + 1  # the one that was under way
-
-
 def test_of_nothing_comes_nothing():
     assert list(ahead([])) == []
     assert list(mapped(str, [], threads=3)) == []
@@ -70,18 +47,30 @@ def test_several_threads_work_at_once_and_their_results_come_in_order():
     assert list(mapped(make, range(10), threads=3)) == [i * i for i in range(10)]
 
 
-def test_no_more_is_made_than_the_threads_and_two():
+def test_an_error_comes_where_its_item_would_have_come():
+    def make(i):
+        return 1 // (2 - i)
+
+    for found in (ahead(map(make, range(9))), mapped(make, range(9), threads=3)):
+        assert [next(found), next(found)] == [0, 1]
+        with pytest.raises(ZeroDivisionError):
+            next(found)
+
+
+def test_no_more_is_made_than_asked_for_and_nothing_for_a_user_who_has_left():
     made = []
-    items = mapped(lambda i: made.append(i) or i, range(100), threads=3)
-    for i in range(5):
-        assert next(items) == i
-        time.sleep(0.01)
-        assert len(made) <= i + 1 + 4
-    items.close()
 
+    def make(i):
+        made.append(i)
+        return i
 
-def test_an_error_of_a_thread_comes_where_its_result_would_have_come():
-    found = mapped(lambda i: 1 // (2 - i), range(9), threads=3)
-    assert [next(found), next(found)] == [0, 1]
-    with pytest.raises(ZeroDivisionError):
-        next(found)
+    for items in (ahead(map(make, range(100)), depth=4), mapped(make, range(100), threads=3)):
+        made.clear()
+        for i in range(5):
+            assert next(items) == i
+            time.sleep(0.01)
+            assert len(made) <= i + 1 + 4
+        items.close()
+        there = len(made)
+        time.sleep(0.05)
+        assert len(made) <= there + 3  # what was under way

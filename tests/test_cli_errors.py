@@ -9,25 +9,22 @@ import sys
 import time
 from pathlib import Path
 
+import hydra
 import messages
-import numpy as np
 import pytest
+from omegaconf import OmegaConf
+from processes import HERE, ROOT, finished
 
-ROOT = Path(__file__).resolve().parent.parent
+from sparse_dict.config import choices as choices_of
+from sparse_dict.launch import stage
+
 SCRIPTS = ("train_lm", "harvest", "train_sae", "analyze")
 
 SHOWN = messages.PAGE.read_text(encoding="utf-8")
 
 
 def run(script: str, *arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / f"{script}.py"), *arguments],
-        cwd=cwd,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return finished([sys.executable, str(ROOT / f"{script}.py"), *arguments], cwd, {**HERE, **env})
 
 
 def sane(answer: messages.Answer) -> None:
@@ -38,24 +35,21 @@ def sane(answer: messages.Answer) -> None:
     assert len(answer.message.splitlines()) == 1, answer
     if answer.kind != messages.LATER:
         assert answer.out == ""
-        assert answer.message.startswith(f"{script}.py: ")
+        assert answer.message.startswith(f"{script}: ")
         assert answer.written == []
 
 
 def forked(*arguments: str) -> str:
     """What tests/messages.py prints, in a process that has no other threads."""
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "messages.py"), "--json", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=110,
-    )  # fmt: skip
+    command = [sys.executable, str(ROOT / "tests" / "messages.py"), "--json", *arguments]
+    process = finished(command, ROOT, {**HERE, "OMP_NUM_THREADS": "1"})
     assert process.returncode == 0, process.stderr
     return process.stdout
 
 
 def test_a_wrong_command_of_each_kind_costs_the_line_that_the_page_of_messages_shows() -> None:
     found = [messages.Answer(**each) for each in json.loads(forked("--first"))]
-    assert len(found) == len(messages.COMMANDS)
+    assert len(found) == SHOWN.count("\n## ")
     for answer in found:
         sane(answer)
         assert f"{messages.in_code(answer.message.strip())} |" in SHOWN
@@ -66,10 +60,10 @@ def test_a_wrong_command_of_each_kind_costs_the_line_that_the_page_of_messages_s
 def test_the_page_of_messages_is_what_the_scripts_say() -> None:
     found = [messages.Answer(**each) for each in json.loads(forked())]
     assert len(found) >= 60
-    assert {answer.command.split()[0] for answer in found} == set(SCRIPTS)
+    assert {answer.command.split(".")[0] for answer in found} == set(SCRIPTS)
     for answer in found:
         sane(answer)
-    assert messages.page(found) == SHOWN, "python tests/messages.py writes it anew"
+    assert messages.page(SHOWN, found) == SHOWN, "python tests/messages.py writes it anew"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +72,6 @@ def test_the_page_of_messages_is_what_the_scripts_say() -> None:
         ("train_lm model.d_modle=64", 1),
         ("harvest name=x", 2),
         ("train_sae name=x -m sae.dict_size=-3,64", 2),
-        ("analyze --multi-run", 2),
     ],
 )
 def test_a_wrong_command_line_of_a_real_process_costs_one_line_and_writes_nothing(
@@ -111,20 +104,6 @@ def test_the_answer_comes_within_three_seconds(tmp_path: Path) -> None:
     assert min(seconds) < 3  # 0.5 on an idle machine; the least, because others may work beside us
 
 
-def test_a_single_run_leaves_the_folder_of_another_result_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "rows").mkdir()
-    np.save(tmp_path / "rows" / "a.npy", np.eye(300, 4, dtype=np.float32))
-    folder = tmp_path / "outputs" / "x" / "sae" / "default"
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text('{"record": {"config": {"seed": 7}}}')
-    command = "name=x activations_dir=rows training.eval_rows=100 training.batch_size=100"
-    process = run("train_sae", *command.split(), f"hydra.run.dir={folder}", cwd=tmp_path)
-    assert process.returncode == 2
-    assert f"{folder} was trained differently (config.seed: 7 there, 0 here)" in process.stderr
-    assert process.stderr.count("\n") == 1
-    assert [path.name for path in folder.iterdir()] == ["metrics.json"]
-
-
 def test_the_whole_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
     process = run("train_sae", "sae.dict_sise=1", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert process.returncode == 1
@@ -141,17 +120,26 @@ def test_an_unexpected_error_keeps_its_traceback(tmp_path: Path) -> None:
         "    raise KeyError('a bug')\n"
         "cli.run(main)\n"
     )
-    process = subprocess.run(
-        [sys.executable, "app.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    process = run(str(tmp_path / "app"), cwd=tmp_path)
     assert process.returncode == 1
     assert process.stderr.endswith("KeyError: 'a bug'\n")
     assert 'app.py", line 5, in main' in process.stderr
+
+
+def test_a_bug_in_a_check_ends_the_process_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra would make a warning of it and go on."""
+
+    def bug() -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(stage.distributed, "size", bug)
+    config = OmegaConf.create({"hydra": {"job": {"name": "train_lm"}}})
+    with pytest.raises(SystemExit) as ended:
+        stage.CheckFirst().on_multirun_start(config)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "train_lm.py: KeyError: 'a bug'\n"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -169,9 +157,8 @@ def test_help_names_what_this_script_takes_and_its_examples_compose(
     (choices,) = re.findall(r"experiment=(\S+\|\S+)", text)
     assert set(choices.split("|")) == here
     for group, names in re.findall(r"^  ([\w/]+)=(\S+)$", text, re.MULTILINE):
-        folder = ROOT / "conf" / (f"{script}/experiment" if group == "experiment" else group)
-        known = {path.stem for path in folder.glob("*.yaml")} | {"basic", "ensemble"}
-        assert set(names.split("|")) <= known
+        known = choices_of(f"{script}/experiment" if group == "experiment" else group)
+        assert set(names.split("|")) <= {*known, "basic", "ensemble"}
     examples = re.findall(rf"^  python {script}\.py(.*)$", text, re.MULTILINE)
     assert 4 <= len(examples) <= 6
     assert any(" -m " in example for example in examples)
@@ -184,10 +171,6 @@ def test_help_names_what_this_script_takes_and_its_examples_compose(
 
 def compose(script: str, overrides: list[str]) -> None:
     """Compose a job's config; Hydra raises if an override means nothing."""
-    import hydra
-
-    from sparse_dict.launch import stage
-
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         stage.typed(hydra.compose(script, overrides))
 
@@ -201,10 +184,7 @@ hydra_bash_completion
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
     python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    process = subprocess.run(
-        ["bash", "-c", script],
-        cwd=ROOT, env={**os.environ, "PATH": python}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    process = finished(["bash", "-c", script], ROOT, {**HERE, "PATH": python})
     assert process.stderr == ""
     return process.stdout.split()
 
@@ -230,17 +210,24 @@ def test_the_shell_completes_keys_and_choices(line: str, offered: list[str]) -> 
     assert sorted(completed(line)) == offered
 
 
-def test_completion_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [(["--help"], "dict_size"), (["--cfg=job"], "dict_size"), (["-sc", "query=bash"], "sae=tied")],
+)
+def test_questions_to_a_script_load_nothing_heavy(arguments: list[str], shown: str) -> None:
     code = (
-        "import runpy, sys\n"
-        "sys.argv = ['train_lm.py', '-sc', 'query=bash']\n"
-        "runpy.run_path('train_lm.py', run_name='__main__')\n"
-        "print(sorted({'torch', 'datasets', 'seaborn', 'wandb', 'scipy'} & set(sys.modules)))\n"
+        "import runpy, sys, sparse_dict\n"
+        "assert not {'numpy', 'hydra'} & set(sys.modules)\n"
+        f"sys.argv = ['train_sae.py', *{arguments}]\n"
+        "try:\n"
+        "    runpy.run_path('train_sae.py', run_name='__main__')\n"
+        "finally:\n"
+        "    heavy = {'torch', 'numpy', 'wandb', 'datasets', 'seaborn', 'scipy', 'sklearn'}\n"
+        "    assert not heavy & set(sys.modules)\n"
+        "    assert 'hydra_plugins.sparse_dict_launcher.share_launchers' in sys.modules\n"
     )
-    line = "python train_lm.py model.d_"
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT, env={**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))},
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert process.stdout.splitlines() == ["model.d_mlp= model.d_model=", "[]"], process.stderr
+    line = "python train_sae.py sae=t"
+    env = {**HERE, "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    process = finished([sys.executable, "-c", code], ROOT, env)
+    assert process.returncode == 0, process.stderr
+    assert shown in process.stdout

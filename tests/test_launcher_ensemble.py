@@ -1,126 +1,18 @@
 """The ensemble launcher in real processes, with a stand-in for the training of a batch."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import launcher_app
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-
-APP = """
-import hydra
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="app")
-def main(config):
-    print("alone", config.size)
-
-main()
-"""
-
-CONF = """
-defaults:
-  - _self_
-  - override hydra/launcher: ensemble
-size: 1
-number: ${hydra:job.num}
-folder: ${hydra:runtime.output_dir}
-hydra:
-  sweep:
-    dir: runs
-    subdir: ${hydra.job.override_dirname}
-  callbacks:
-    record:
-      _target_: batch.Record
-"""
-
-BATCH = """
-import json
-import logging
-from pathlib import Path
-
-from hydra.experimental.callback import Callback
-from sparse_dict.errors import UserError
-
-log = logging.getLogger(__name__)
-
-
-def check(config, folder):
-    assert config["folder"] == str(folder)
-    if config["size"] < 0:
-        raise UserError("size must not be negative")
-
-
-def outcome(config, folder):
-    log.info("training %s", config["size"], extra={"folder": str(folder)})
-    if config["size"] == 13:
-        return UserError("13 is unlucky")
-    if config["size"] == 14:
-        try:
-            raise ValueError("unexpected")
-        except ValueError as error:
-            return error
-    assert folder.is_dir() and config["folder"] == str(folder)
-    return {"size": config["size"], "number": config["number"]}
-
-
-def train_many(configs, folders):
-    log.info("batch of %d", len(configs))
-    if configs[0]["size"] == 90:
-        raise MemoryError("too much")
-    if configs[0]["size"] == 91:
-        return []
-    if configs[0]["size"] == 92:
-        raise KeyboardInterrupt
-    return [outcome(config, folder) for config, folder in zip(configs, folders)]
-
-
-class Record(Callback):
-    def on_job_start(self, config, **kwargs):
-        self.folder = Path(config.hydra.runtime.output_dir)
-
-    def on_job_end(self, config, job_return, **kwargs):
-        log.info("ended")
-        value = job_return._return_value
-        result = value if isinstance(value, dict) else repr(value)
-        record = {"status": job_return.status.name, "result": result}
-        (self.folder / "record.json").write_text(json.dumps(record))
-
-    def on_multirun_end(self, config, **kwargs):
-        print("multirun ended")
-"""
+from launcher_app import launch, logged, worker
 
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("app")
-    (folder / "conf").mkdir()
-    (folder / "app.py").write_text(APP)
-    (folder / "batch.py").write_text(BATCH)
-    (folder / "conf" / "app.yaml").write_text(CONF)
-    return folder
-
-
-def launch(app: Path, runs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(app / "app.py"), "-m", f"hydra.sweep.dir={runs}", *overrides]
-    if "hydra/launcher=basic" not in overrides:
-        command.append("hydra.launcher.batch=batch")
-    return subprocess.run(
-        command,
-        cwd=app,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def logged(folder: Path) -> list[str]:
-    """The messages in a job's log file."""
-    return re.findall(r"\[batch\]\[INFO\] - (.*)", (folder / "app.log").read_text())
+    return launcher_app.write(tmp_path_factory.mktemp("app"))
 
 
 def record(folder: Path) -> dict[str, object]:
@@ -133,8 +25,8 @@ Mixed = tuple[Path, subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def mixed(app: Path, tmp_path_factory: pytest.TempPathFactory) -> Mixed:
     """One launch of five jobs, two of which fail: its folder and its process."""
-    runs = tmp_path_factory.mktemp("mixed") / "runs"
-    return runs, launch(app, runs, "size=3,13,1,14,2")
+    folder = tmp_path_factory.mktemp("mixed")
+    return folder / "runs", launch(app, folder, "size=3,13,1,14,2")
 
 
 def test_each_job_keeps_its_own_config_and_log(mixed: Mixed) -> None:
@@ -150,10 +42,11 @@ def test_each_job_gets_its_own_result_and_callbacks(mixed: Mixed) -> None:
     runs, _ = mixed
     for number, size in enumerate([3, 13, 1, 14, 2]):
         if size < 10:
-            expected = {"status": "COMPLETED", "result": {"size": size, "number": number}}
+            expected = {"status": "COMPLETED", "result": [size, 2 * size]}
             assert record(runs / f"size={size}") == expected
+            assert worker(runs / f"size={size}")[-1] == str(number)
     assert record(runs / "size=13")["status"] == "FAILED"
-    assert record(runs / "size=14")["result"] == "ValueError('unexpected')"
+    assert record(runs / "size=14")["result"] == "UserError('Unsendable: this and that')"
 
 
 def test_a_failed_job_costs_one_line_and_exit_code_1(mixed: Mixed) -> None:
@@ -163,7 +56,7 @@ def test_a_failed_job_costs_one_line_and_exit_code_1(mixed: Mixed) -> None:
     failures = [line for line in process.stdout.splitlines() if "failed" in line]
     assert [line.partition("] #")[2] for line in failures] == [
         "1 size=13 failed: 13 is unlucky",
-        "3 size=14 failed: ValueError: unexpected",
+        "3 size=14 failed: Unsendable: this and that",
     ]
     assert "Traceback" not in process.stdout
     assert process.stdout.splitlines()[-1] == "multirun ended"
@@ -177,21 +70,22 @@ def test_only_an_unexpected_error_leaves_a_traceback_in_its_own_log(mixed: Mixed
 
 
 def test_sixty_four_jobs_are_one_batch(app: Path, tmp_path: Path) -> None:
-    process = launch(app, tmp_path / "runs", "size=range(100,164)")
+    process = launch(app, tmp_path, "size=range(100,164)")
     assert process.returncode == 0, process.stderr
     for number, size in enumerate(range(100, 164)):
         folder = tmp_path / "runs" / f"size={size}"
-        assert record(folder)["result"] == {"size": size, "number": number}
+        assert record(folder)["result"] == [size, 2 * size]
+        assert worker(folder)[-1] == str(number)
         assert logged(folder) == ["batch of 64", f"training {size}", "ended"]
 
 
 def test_batches_come_as_several_launches_and_a_failure_stops_none(
     app: Path, tmp_path: Path
 ) -> None:
-    process = launch(app, tmp_path / "runs", "size=1,13,2,3", "hydra.sweeper.max_batch_size=2")
+    process = launch(app, tmp_path, "size=1,13,2,3", "hydra.sweeper.max_batch_size=2")
     assert process.returncode == 1
     assert process.stdout.count("batch of 2") == 2
-    assert record(tmp_path / "runs" / "size=3")["result"] == {"size": 3, "number": 3}
+    assert record(tmp_path / "runs" / "size=3")["result"] == [3, 6]
 
 
 @pytest.mark.parametrize(
@@ -202,52 +96,43 @@ def test_batches_come_as_several_launches_and_a_failure_stops_none(
             ["size=1,2,-3", "hydra.sweeper.max_batch_size=1"],
             "app.py: size=-3: size must not be negative\n",
         ),
-        (["size=1,1"], "app.py: size=1: job 0 and job 1 have the same folder, {runs}/size=1\n"),
+        (["size=1,1"], "app.py: size=1: job 0 and job 1 have the same folder, {cwd}/runs/size=1\n"),
         (["size=range(5,5)"], "app.py: the grid is empty: a swept key has no value\n"),
     ],
 )
 def test_a_wrong_job_ends_the_launch_before_anything_is_written(
     app: Path, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
-    runs = tmp_path / "runs"
-    process = launch(app, runs, *overrides)
+    process = launch(app, tmp_path, *overrides)
     assert process.returncode == 2
     assert process.stdout == ""
-    assert process.stderr == message.format(runs=runs)
-    assert not runs.exists()
+    assert process.stderr == message.format(cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("size", "line"),
-    [
-        (90, "All 2 jobs failed: MemoryError: too much"),
-        (91, "All 2 jobs failed: RuntimeError: batch.train_many gave 0 results for 2 jobs"),
-    ],
-)
-def test_a_batch_that_fails_as_a_whole_costs_one_line(
-    app: Path, tmp_path: Path, size: int, line: str
-) -> None:
-    process = launch(app, tmp_path / "runs", f"size={size},1")
+def test_a_batch_that_fails_as_a_whole_costs_one_line(app: Path, tmp_path: Path) -> None:
+    process = launch(app, tmp_path, "size=90,1")
     assert process.returncode == 1
-    assert process.stdout.count(line) == 1
+    assert process.stdout.count("All 2 jobs failed: MemoryError: too much") == 1
     assert "Traceback" not in process.stdout + process.stderr
-    for job in (size, 1):
+    for job in (90, 1):
         assert "Traceback" in (tmp_path / "runs" / f"size={job}" / "app.log").read_text()
 
 
 def test_an_interrupt_ends_without_a_traceback(app: Path, tmp_path: Path) -> None:
-    process = launch(app, tmp_path / "runs", "size=92,1")
+    process = launch(app, tmp_path, "size=92,1")
     assert process.returncode == 130
-    assert process.stderr == "app.py: interrupted\n"
+    assert process.stderr == "app.py: stopped by Ctrl-C: the same command goes on\n"
 
 
 def test_a_job_that_hydra_cannot_set_up_is_named_and_nothing_is_trained(
     app: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "size=2").touch()  # where the folder would be
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "size=2").touch()  # where the folder would be
     process = launch(app, tmp_path, "size=1,2,3")
     assert process.returncode == 1
-    assert process.stderr.startswith("size=2: FileExistsError: ")
+    assert process.stderr.startswith("app.py: size=2: FileExistsError: ")
     assert "Traceback" not in process.stderr
     assert "training" not in process.stdout
 
@@ -256,23 +141,3 @@ def test_the_basic_launcher_still_runs_each_job_alone(app: Path, tmp_path: Path)
     process = launch(app, tmp_path, "size=1,2", "hydra/launcher=basic")
     assert process.returncode == 0
     assert re.findall("alone .", process.stdout) == ["alone 1", "alone 2"]
-
-
-@pytest.mark.parametrize("argument", ["--help", "--cfg=job"])
-def test_questions_to_the_script_load_nothing_heavy(argument: str) -> None:
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['train_sae.py', '{argument}']\n"
-        "try:\n"
-        "    runpy.run_path('train_sae.py', run_name='__main__')\n"
-        "finally:\n"
-        "    heavy = {'torch', 'numpy', 'wandb', 'numba', 'datasets'} & set(sys.modules)\n"
-        "    assert not heavy, heavy\n"
-        "    import hydra_plugins.sparse_dict_launcher.ensemble_launcher\n"
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
-    )
-    assert process.returncode == 0, process.stderr
-    assert "dict_size" in process.stdout

@@ -3,15 +3,17 @@
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import launcher_app
 import numpy as np
 import pytest
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.config_store import ConfigStore
+from launcher_app import launch, logged, worker
 from omegaconf import OmegaConf
+from processes import ROOT, finished
 
 from hydra_plugins.sparse_dict_launcher import share_launchers
 from hydra_plugins.sparse_dict_launcher.share_launchers import OwnConfigs, cores_of, split
@@ -19,117 +21,10 @@ from sparse_dict.errors import UserError
 from sparse_dict.launch.jobs import Job
 from sparse_dict.machine.interrupt import Interrupted
 
-ROOT = Path(__file__).resolve().parent.parent
-
-APP = """
-import hydra
-from sparse_dict import config
-
-@hydra.main(version_base="1.3", config_path=None, config_name="app")
-def main(config):
-    raise AssertionError("the launcher calls the batch module")
-
-main()
-"""
-
-CONF = """
-defaults:
-  - _self_
-  - override hydra/launcher: joblib
-name: app
-size: 1
-number: ${hydra:job.num}
-hydra:
-  searchpath: ["file://${sparse_dict.conf:.}"]
-  launcher:
-    batch: batch
-  sweep:
-    dir: runs
-    subdir: ${hydra.job.override_dirname}
-"""
-
-BATCH = """
-import logging
-import os
-import signal
-import sys
-import time
-
-from sparse_dict.errors import UserError
-from sparse_dict.machine.interrupt import Interrupted
-
-log = logging.getLogger(__name__)
-
-
-class Unsendable(Exception):
-    def __init__(self, a, b):
-        super().__init__(f"{a} and {b}")
-
-
-def check(config, folder):
-    if config["size"] < 0:
-        raise UserError("size must not be negative")
-
-
-def weight(config):
-    return config["size"]
-
-
-def objective(outcome):
-    return outcome["size"], 2 * outcome["size"]
-
-
-def outcome(config, folder):
-    log.info("training %s", config["size"], extra={"folder": str(folder)})
-    if config["size"] == 13:
-        return Unsendable("this", "that")
-    (folder / "worker").write_text(
-        f"{os.getpid()} {os.environ['OMP_NUM_THREADS']} "
-        f"{','.join(map(str, sorted(os.sched_getaffinity(0))))} "
-        f"{os.environ.get('CUDA_VISIBLE_DEVICES')}"
-    )
-    return {"size": config["size"], "number": config["number"]}
-
-
-def train_many(configs, folders):
-    log.info("batch of %d", len(configs))
-    sizes = [config["size"] for config in configs]
-    if 66 in sizes:
-        os._exit(3)
-    if 77 in sizes:
-        raise Interrupted(143)
-    return [outcome(config, folder) for config, folder in zip(configs, folders)]
-"""
-
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("app")
-    (folder / "app.py").write_text(APP.replace("config_path=None", f"config_path={str(folder)!r}"))
-    (folder / "batch.py").write_text(BATCH)
-    (folder / "app.yaml").write_text(CONF)
-    return folder
-
-
-def launch(app: Path, cwd: Path, *overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(app / "app.py"), "-m", *overrides],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-
-
-def logged(folder: Path) -> list[str]:
-    """The batch module's messages in a job's log file."""
-    return re.findall(r"\[batch\]\[INFO\] - (.*)", (folder / "app.log").read_text())
-
-
-def worker(folder: Path) -> list[str]:
-    """Of the process that trained a job: its id, threads, cores and GPUs."""
-    return (folder / "worker").read_text().split()
+    return launcher_app.write(tmp_path_factory.mktemp("app"))
 
 
 def job(number: int, weight: float) -> Job:
@@ -161,6 +56,7 @@ def test_every_core_is_in_use_and_no_worker_without_one(n_shares: int) -> None:
         assert sorted(core for cores in shares for core in cores) == sorted(here)
 
 
+JOBLIB = "hydra/launcher=joblib"
 LAUNCHERS = [
     pytest.param("joblib", "joblib"),
     pytest.param("submitit_local", "submitit"),
@@ -173,19 +69,19 @@ def test_two_workers_train_a_share_each(
     app: Path, tmp_path: Path, launcher: str, package: str
 ) -> None:
     pytest.importorskip(package)
-    process = launch(app, tmp_path, f"hydra/launcher={launcher}", "size=3,1,13,2,7")
+    process = launch(app, tmp_path, f"hydra/launcher={launcher}", "size=3,1,14,2,7")
     assert process.returncode == 1, process.stdout + process.stderr
     runs = tmp_path / "runs"
     for size in (3, 1, 2, 7):
         folder = runs / f"size={size}"
         assert f"size: {size}\n" in (folder / ".hydra" / "config.yaml").read_text()
         assert (folder / ".hydra" / "overrides.yaml").read_text() == f"- size={size}\n"
-        assert logged(folder)[-1] == f"training {size}"
-    assert logged(runs / "size=13") == ["batch of 1", "training 13"]
+        assert logged(folder)[1] == f"training {size}"
+    assert logged(runs / "size=14")[:2] == ["batch of 1", "training 14"]
     assert logged(runs / "size=3")[0] == "batch of 4"
     pids, cores = ({worker(runs / f"size={size}")[i] for size in (3, 1)} for i in (0, 2))
     assert len(pids) == 1, "one process a share"
-    assert "#2 size=13 failed: Unsendable: this and that" in process.stdout
+    assert "#2 size=14 failed: Unsendable: this and that" in process.stdout
     assert "Traceback" not in process.stderr
     assert len(cores.pop().split(",")) == max(1, len(os.sched_getaffinity(0)) // 2)
 
@@ -206,13 +102,8 @@ def test_dictionaries_of_shares_are_those_of_one_ensemble(
             sae.dict_size=16,32 training.n_activations=4000 training.batch_size=100
             training.eval_rows=500
         """
-        process = subprocess.run(
-            [sys.executable, str(ROOT / "train_sae.py"), *command.split()],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
+        script = str(ROOT / "train_sae.py")
+        process = finished([sys.executable, script, *command.split()], tmp_path)
         assert process.returncode == 0, process.stdout + process.stderr
         files = sorted((tmp_path / "outputs" / name / "sae").glob("*/sae_weights.safetensors"))
         weights[name] = [file.read_bytes() for file in files]
@@ -237,7 +128,7 @@ def test_a_share_lets_submitit_exit_and_tells_of_an_interrupt(monkeypatch, error
         {"hydra": {"runtime": {"cwd": ".", "version_base": "1.3"}, "job": {"name": "x"},
                    "hydra_logging": None, "verbose": False}}
     )  # fmt: skip
-    share = share_launchers.Share([Job(0, (), config, Path("0"))], "batch", None, {}, None)
+    share = share_launchers.Share([Job(0, (), config, Path("0"))], "batch", None)
     if caught:
         assert isinstance(share(), UserError)
     else:
@@ -249,7 +140,7 @@ def test_a_share_lets_submitit_exit_and_tells_of_an_interrupt(monkeypatch, error
 def test_workers_share_the_cores_and_the_gpus(app: Path, tmp_path: Path) -> None:
     pytest.importorskip("joblib")
     process = launch(
-        app, tmp_path, "size=1,2", "hydra.launcher.gpus=2", CUDA_VISIBLE_DEVICES="4,6,7"
+        app, tmp_path, JOBLIB, "size=1,2", "hydra.launcher.gpus=2", CUDA_VISIBLE_DEVICES="4,6,7"
     )
     assert process.returncode == 0, process.stderr
     first, second = (worker(tmp_path / "runs" / f"size={size}") for size in (1, 2))
@@ -267,11 +158,11 @@ def test_a_worker_that_dies_leaves_the_other_shares_alone(
     app: Path, tmp_path: Path, size: int, reason: str
 ) -> None:
     pytest.importorskip("joblib")
-    process = launch(app, tmp_path, f"size=5,{size}")
+    process = launch(app, tmp_path, JOBLIB, f"size=5,{size}")
     assert process.returncode == 1
     assert "failed: " + reason in process.stdout
     assert "Traceback" not in process.stdout + process.stderr
-    assert logged(tmp_path / "runs" / "size=5") == ["batch of 1", "training 5"]
+    assert logged(tmp_path / "runs" / "size=5")[:2] == ["batch of 1", "training 5"]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +187,7 @@ def test_what_cannot_work_is_told_in_one_line_before_anything_is_written(
     app: Path, tmp_path: Path, overrides: list[str], line: str
 ) -> None:
     pytest.importorskip("joblib")
-    process = launch(app, tmp_path, *overrides)
+    process = launch(app, tmp_path, JOBLIB, *overrides)
     assert process.returncode == 2
     assert process.stderr.startswith(line)
     assert process.stderr.count("\n") == 1
@@ -389,8 +280,8 @@ def test_slurm_gets_an_array_with_the_options_set(app: Path, tmp_path: Path) -> 
         OMP_NUM_THREADS="1",
     )
     assert process.returncode == 0, process.stdout + process.stderr
-    assert logged(tmp_path / "runs" / "size=3") == ["batch of 1", "training 3"]
-    assert logged(tmp_path / "runs" / "size=1") == ["batch of 2", "training 1"]
+    assert logged(tmp_path / "runs" / "size=3")[:2] == ["batch of 1", "training 3"]
+    assert logged(tmp_path / "runs" / "size=1")[:2] == ["batch of 2", "training 1"]
     script = (tmp_path / "batch.sh").read_text()
     for option in ("array=0-1%2", "partition=gpu", "mem=1536M", "reservation=spring", "time=240"):
         assert f"#SBATCH --{option}" in script
@@ -401,7 +292,6 @@ def test_optuna_gets_the_objectives_of_every_batch(app: Path, tmp_path: Path) ->
     process = launch(
         app,
         tmp_path,
-        "hydra/launcher=ensemble",
         "hydra/sweeper=optuna",
         "hydra.sweeper.n_trials=6",
         "hydra.sweeper.n_jobs=3",

@@ -10,7 +10,7 @@ from sparse_dict.text.tokens import TokenStream
 
 
 def stream(tokens):
-    return TokenStream([np.array(tokens, np.uint16)], np.array([0]), len(tokens))
+    return TokenStream([np.array(tokens, np.uint16)], np.array([0]))
 
 
 def random_tokens(n, n_vocab, seed=0):

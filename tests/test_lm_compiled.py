@@ -1,6 +1,7 @@
 """The compiled attention against torch's in float64."""
 
 import torch
+from conftest import torch_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,12 +34,8 @@ def both(function, x, upstream):
 @settings(max_examples=40, deadline=None)
 def test_attention_equals_that_in_float64(batch, n, heads, width, seed, scale, n_threads):
     qkv = randn(batch, n, 3, heads, width, seed=seed, scale=scale)
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    try:
+    with torch_threads(n_threads):
         found, right = both(attention.causal, qkv, randn(batch, n, heads, width, seed=seed + 1))
-    finally:
-        torch.set_num_threads(before)
     for ours, wanted in zip(found, right, strict=True):
         assert (ours - wanted).norm() <= 1e-4 * (wanted.norm() + 1e-6)
 

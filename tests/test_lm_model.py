@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from sparse_dict.config import ModelConfig
 from sparse_dict.lm.model import GPT
@@ -58,35 +57,6 @@ def test_the_loss_is_the_cross_entropy_of_the_tied_unembedding(model, tokens):
     logits = model.hidden(tokens) @ model.embed.weight.T
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     torch.testing.assert_close(model.loss(tokens, targets), expected)
-
-
-@pytest.mark.parametrize("layer", [0, 1, 2])
-def test_activations_are_those_of_the_full_forward_pass(model, tokens, layer):
-    seen = []
-    hook = model.blocks[layer].mlp_in.register_forward_hook(lambda m, i, out: seen.append(out))
-    model.hidden(tokens)
-    hook.remove()
-    expected = (
-        0.5
-        * seen[0]
-        * (1 + torch.tanh(math.sqrt(2 / math.pi) * (seen[0] + 0.044715 * seen[0] ** 3)))
-    )
-    found = model.activations(tokens, layer, "mlp_post")
-    assert found.shape == (4, 16, 20)
-    torch.testing.assert_close(found, expected)
-
-
-def test_nothing_behind_the_site_is_run(model, tokens):
-    class Never(nn.Module):
-        def forward(self, x):
-            raise AssertionError("was run")
-
-    model.blocks[1].mlp_out = Never()
-    model.blocks[2] = Never()
-    model.norm = Never()
-    assert model.activations(tokens, 1, "mlp_post").shape == (4, 16, 20)
-    with pytest.raises(AssertionError, match="was run"):
-        model.hidden(tokens)
 
 
 def test_an_unknown_site_is_refused(model, tokens):

@@ -1,32 +1,18 @@
-"""Muon: the orthogonalised update, what it does not depend on, and resuming."""
+"""Muon: the orthogonalised update, and what it does not depend on."""
 
 from dataclasses import replace
 
 import hydra
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_lm_train import MUON, OPTIMIZER, new_model
 
-from sparse_dict.config import CONF_DIR, AdamWConfig, LMTrainingConfig, ModelConfig, MuonConfig
+from sparse_dict.config import CONF_DIR, AdamWConfig, MuonConfig
 from sparse_dict.errors import UserError
 from sparse_dict.launch import stage
-from sparse_dict.lm import checkpoint, train
-from sparse_dict.lm.model import GPT
 from sparse_dict.lm.optimizer import make_optimizer, orthogonalised, set_learning_rate
-from sparse_dict.text.tokens import TokenStream
-
-MODEL = ModelConfig(n_layers=2, n_heads=2, d_model=8, d_mlp=16, n_ctx=8)
-MUON = MuonConfig(
-    lr=1e-2, min_lr_ratio=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, warmup_fraction=0.1,
-    grad_clip=1.0, hidden_lr=3e-2, momentum=0.9,
-)  # fmt: skip
-
-
-def new_model(seed=0):
-    torch.manual_seed(seed)
-    return GPT(MODEL, 23)
 
 
 def stepped(gradient_scale=1.0, config=MUON, steps=3):
@@ -89,10 +75,8 @@ def test_a_hidden_matrix_moves_by_its_own_rate_and_decays():
 
 
 def test_embeddings_and_norms_move_as_by_adamw():
-    config = replace(MUON, weight_decay=0.1)
-    muon = stepped(config=config)
-    plain = {k: v for k, v in vars(config).items() if k not in ("hidden_lr", "momentum")}
-    adamw = stepped(config=AdamWConfig(**plain))
+    muon = stepped()
+    adamw = stepped(config=OPTIMIZER)
     for name in ("embed.weight", "positions.weight", "norm.weight", "blocks.1.norm_2.weight"):
         torch.testing.assert_close(muon.get_parameter(name), adamw.get_parameter(name))
     assert not torch.equal(muon.blocks[0].qkv.weight, adamw.blocks[0].qkv.weight)
@@ -136,42 +120,3 @@ def test_the_optimizer_of_dictionaries_is_refused():
 def test_values_out_of_range_are_named(wrong):
     with pytest.raises(UserError, match=f"optimizer.{next(iter(wrong))}"):
         replace(MUON, **wrong)
-
-
-def test_a_run_started_from_its_checkpoint_ends_alike_and_learns(tmp_path):
-    class Killed(Exception):
-        pass
-
-    class Run:
-        def __init__(self, dies_at=None):
-            self.dies_at = dies_at
-
-        def log(self, values):
-            if values["tokens"] == self.dies_at:
-                raise Killed
-
-    def job(folder):
-        tokens = np.random.default_rng(0).integers(23, size=2_000) // 2
-        stream = TokenStream([tokens.astype(np.uint16)], np.array([0]), 1)
-        return train.Job(
-            train=stream,
-            validation=train.validation_windows(stream, 8, 64),
-            n_ctx=8,
-            optimizer=MUON,
-            training=LMTrainingConfig(30 * 32, 4, 1, "fp32", 100, 64, 6, 1),
-            seed=3,
-            checkpoint=folder / "checkpoint" / "state.safetensors",
-            identity={},
-        )
-
-    straight, resumed = new_model(), new_model(9)
-    state = train.train(straight, job(tmp_path / "a"), Run())
-    assert state.history[-1]["val_loss"] < np.log(23) - 0.2
-    with pytest.raises(Killed):
-        train.train(new_model(), job(tmp_path), Run(dies_at=15 * 32))
-    assert checkpoint.load(
-        tmp_path / "checkpoint" / "state.safetensors", resumed, make_optimizer(resumed, MUON)
-    ).step == 12  # fmt: skip
-    train.train(resumed, job(tmp_path), Run())
-    for name, value in straight.named_parameters():
-        assert torch.equal(value, resumed.get_parameter(name)), name

@@ -31,7 +31,7 @@ from torch import Tensor
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError
-from sparse_dict.launch.stage import one_line_errors
+from sparse_dict.launch.checks import one_line_errors
 from sparse_dict.machine.balance import balanced
 from sparse_dict.machine.interrupt import Interrupted
 from sparse_dict.sae import batches as batches_module

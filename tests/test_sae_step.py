@@ -1,5 +1,7 @@
 """One optimiser step, against autograd and torch.optim.Adam, and against itself in company."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,6 +31,9 @@ VARIANTS = [
     {"project_gradient": True},
     {"tied": True, "project_gradient": True},
     {"dict_size": 600},  # more than one block of features
+    {"activation": "topk", "k": 5, "l1": 0.0},
+    {"activation": "batch_topk", "k": 5, "l1": 0.0},
+    {"activation": "jumprelu", "l1": 0.0, "l0": 1e-3},
 ]
 
 
@@ -82,19 +87,18 @@ def test_gradients_equal_float64_autograd_for_any_shape(rows, d_in, dict_size, t
     config = sae_config(dict_size=dict_size, tied=tied, l1=l1, seed=seed)
     x = sparse_rows(rows, d_in, seed)
     state = State.initial(config, d_in, CPU)
-    with sparse_step([state], d_in) as step:
-        step._accumulate(pad(x), None, 0, 0, [hyper(config, 1)])
-        step._accumulate(pad(x), None, 0, 1, [hyper(config, 1)])
-        got = {
-            "dec": step._gradients[0].dec.sum(0)[:, :d_in],
-            "enc": step._gradients[0].enc.sum(0)[:, :d_in],
-            "b": step._gradients[0].b.sum(0),
-        }
-    p = {n: w.double().requires_grad_() for n, w in state.whole(d_in).items() if n != "W_enc"}
-    W_enc = p["W_dec"] if tied else state.W_enc[:, :d_in].double().requires_grad_()
+    p = {
+        n: w.double().clone().requires_grad_() for n, w in state.whole(d_in).items() if n != "W_enc"
+    }
+    W_enc = p["W_dec"] if tied else state.W_enc[:, :d_in].double().clone().requires_grad_()
     numbers = {"l1": torch.tensor(l1, dtype=torch.float64)}
     objective(state.architecture, p | {"W_enc": W_enc}, x.double(), numbers).loss.backward()
-    wants = {"dec": p["W_dec"].grad, "enc": W_enc.grad, "b": p["b"].grad}
+    wants = {"W_dec": p["W_dec"].grad, "W_enc": W_enc.grad, "b": p["b"].grad}
+    with sparse_step([state], d_in) as step:
+        step(pad(x), [hyper(config, 1)], rows)
+    first = {name: state.m.get(name, state.m["W_dec"]) for name in ("W_dec", "W_enc", "b")}
+    got = {name: m[..., :d_in] if name != "b" else m for name, m in first.items()}
+    got = {name: m / (1 - config.optimizer.beta1) for name, m in got.items()}
     # One scale for all: a gradient that cancels to nothing is rounding alone.
     scale = max(float(want.abs().max()) for want in wants.values()) + 1e-12
     for name, want in wants.items():
@@ -214,3 +218,72 @@ def test_features_that_did_not_fire_are_not_marked():
     with sparse_step([state], 16) as step:
         step(sparse_rows(512, 16), [hyper(config, 1)], 512)
     assert state.last_fired.tolist() == [0] * 4 + [512] * 4
+
+
+def in_child(command) -> None:
+    """Run `command` in a forked process, which must end well."""
+    child = os.fork()
+    if child == 0:
+        try:
+            command()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or os.cpu_count() == 1, reason="needs cores to take away"
+)
+def test_the_number_of_threads_does_not_show_in_any_bit():
+    batches = list(sparse_rows(3 * 1100, 32).split(1100))  # three slabs, the last one not full
+    several, _ = train(SparseStep, COMPANY, batches, 32)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        one, _ = train(SparseStep, COMPANY, batches, 32)
+    finally:
+        os.sched_setaffinity(0, cores)
+    for a, b in zip(several, one, strict=True):
+        for name, tensor in (a.tensors() | {"sums": a.sums}).items():
+            assert torch.equal(tensor, (b.tensors() | {"sums": b.sums})[name]), name
+
+
+def test_a_forked_process_makes_the_same_steps():
+    x = pad(sparse_rows(600, 32))
+    states = [State.initial(config, 32, CPU) for config in COMPANY[:3]]
+    hypers = [[hyper(config, t) for config in COMPANY[:3]] for t in (1, 2)]
+    results = [torch.zeros_like(state.W_dec).share_memory_() for state in states]
+    with sparse_step(states, 32) as step:
+        step(x, hypers[0], 600)
+
+        def second() -> None:
+            step(x, hypers[1], 1200)
+            for state, result in zip(states, results, strict=True):
+                result.copy_(state.W_dec)
+
+        in_child(second)
+        step(x, hypers[1], 1200)
+    for state, result in zip(states, results, strict=True):
+        assert torch.equal(state.W_dec, result)
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk", "batch_topk"])
+def test_what_is_not_a_number_shows_in_the_sums(activation):
+    config = sae_config(activation=activation)
+    state = State.initial(config, 32, CPU)
+    x = sparse_rows(300, 32)
+    x[7, 3] = float("nan")
+    with sparse_step([state], 32) as step:
+        step(pad(x), [hyper(config, 1)], 300)
+    assert not state.is_finite()
+
+
+def test_a_large_batch_is_one_step_of_all_its_rows():
+    """Gradients of slabs are added up: against the dense step, which has no slabs."""
+    config = sae_config(dict_size=70)
+    batches = list(sparse_rows(4 * 1500, 20).split(1500))
+    (sparse,), _ = train(SparseStep, [config], batches, 20)
+    (dense,), _ = train(DenseStep, [config], batches, 20)
+    for name, tensor in sparse.tensors().items():
+        torch.testing.assert_close(tensor, dense.tensors()[name], rtol=0, atol=1e-3, msg=name)

@@ -9,8 +9,8 @@ import pytest
 
 from sparse_dict.config import HubData
 from sparse_dict.errors import UserError
+from sparse_dict.machine.network import reachable
 from sparse_dict.text import corpus
-from sparse_dict.text.network import reachable
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_without_network_the_error_comes_soon_and_says_what_to_do(tmp_path, monk
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", silent)
-    monkeypatch.setattr("sparse_dict.text.network.TIMEOUT_S", 0.3)
+    monkeypatch.setattr("sparse_dict.machine.network.TIMEOUT_S", 0.3)
     started = time.monotonic()
     with pytest.raises(UserError, match=r"there is no network.*data=files data\.files=") as caught:
         list(corpus.documents(local(tmp_path, path="someone/something"), tmp_path))
@@ -101,7 +101,7 @@ def test_a_config_that_cannot_work_is_refused_by_check(tmp_path):
 
 
 def test_a_server_that_never_answers_is_unreachable_and_a_refusal_too(silent, monkeypatch):
-    monkeypatch.setattr("sparse_dict.text.network.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("sparse_dict.machine.network.TIMEOUT_S", 0.2)
     started = time.monotonic()
     assert not reachable(silent)
     assert time.monotonic() - started < 2

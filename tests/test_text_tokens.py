@@ -1,5 +1,4 @@
 import json
-import logging
 import multiprocessing
 import os
 import time
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from sparse_dict.config import FilesData
 from sparse_dict.errors import UserError
-from sparse_dict.machine.progress import Progress
 from sparse_dict.text import bpe, cache, corpus, tokens
 from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
 from sparse_dict.text.tokens import TokenStore, TokenStream
@@ -55,10 +53,11 @@ def test_each_split_holds_its_documents_each_followed_by_the_end_of_text(store):
         assert tokenizer.decode(stream.window(0, len(stream))) == "".join(
             f"{text}<|endoftext|>" for text in texts
         )
-        assert stream.n_documents == len(texts) == store.splits[name].documents
-        assert stream.n_bytes == sum(len(text.encode()) for text in texts)
-        assert len(stream) == store.splits[name].tokens
-        assert len(store.splits[name].shards) > 2
+        recorded = store.manifest["splits"][name]
+        assert len(stream.document_starts) == len(texts) == recorded["documents"]
+        assert recorded["bytes"] == sum(len(text.encode()) for text in texts)
+        assert len(stream) == recorded["tokens"]
+        assert len(recorded["shards"]) > 2
 
 
 def test_origins_count_documents_and_positions_from_zero_with_the_end_of_text_last(store):
@@ -80,10 +79,9 @@ def test_all_is_train_followed_by_validation(store):
     np.testing.assert_array_equal(both.window(0, len(both)), ids)
     document, position = both.origins(len(train), len(validation))
     np.testing.assert_array_equal(
-        document - train.n_documents, validation.origins(0, len(validation))[0]
+        document - len(train.document_starts), validation.origins(0, len(validation))[0]
     )
     np.testing.assert_array_equal(position, validation.origins(0, len(validation))[1])
-    assert both.n_bytes == train.n_bytes + validation.n_bytes
 
 
 @given(st.lists(st.lists(st.integers(0, 65535), max_size=5), max_size=6), st.data())
@@ -91,7 +89,7 @@ def test_all_is_train_followed_by_validation(store):
 def test_windows_over_shard_borders_equal_the_concatenation(parts, draw):
     shards = [np.array(part, np.uint16) for part in parts]
     whole = np.concatenate([np.empty(0, np.int64), *shards])
-    stream = TokenStream(shards, np.zeros(1, np.int64), 0)
+    stream = TokenStream(shards, np.zeros(1, np.int64))
     assert len(stream) == len(whole)
     start = draw.draw(st.integers(0, len(whole)))
     length = draw.draw(st.integers(0, len(whole) - start))
@@ -129,7 +127,7 @@ def test_a_store_is_made_once(tmp_path, monkeypatch):
     data = make_data(tmp_path)
     first = tokens.prepare(data, make_tokenizer(), tmp_path)
     monkeypatch.delattr(corpus, "documents")
-    assert tokens.prepare(data, make_tokenizer(), tmp_path) == first
+    assert tokens.prepare(data, make_tokenizer(), tmp_path).manifest == first.manifest
 
 
 def test_corpus_split_and_vocabulary_each_make_another_store(tmp_path):
@@ -146,7 +144,7 @@ def test_the_manifest_tells_what_the_store_was_made_of(store):
     manifest = store.manifest
     assert manifest["tokenizer"] == make_tokenizer().fingerprint
     assert manifest["corpus"]["kind"] == "files"
-    assert (store.n_vocab, store.eot, store.dtype) == (281, 280, np.uint16)
+    assert (store.n_vocab, store.eot, manifest["dtype"]) == (281, 280, "uint16")
     for split in manifest["splits"].values():
         for shard in split["shards"]:
             from sparse_dict.storage.files import sha256_file
@@ -162,7 +160,8 @@ def test_a_corpus_without_documents_leaves_nothing_behind(tmp_path):
 
 def test_a_split_without_documents_is_refused_only_when_it_is_asked_for(tmp_path):
     store = tokens.prepare(make_data(tmp_path, TEXTS[:1], 1e-9), make_tokenizer(), tmp_path)
-    assert store.split("train").n_documents == store.split("all").n_documents == 1
+    assert len(store.split("train").document_starts) == 1
+    assert len(store.split("all").document_starts) == 1
     with pytest.raises(UserError, match=r"validation part of the corpus is empty.*val_fraction"):
         store.split("validation")
 
@@ -182,7 +181,7 @@ def test_an_interrupted_preparation_leaves_nothing_and_can_be_repeated(tmp_path,
             tokens.prepare(data, make_tokenizer(), tmp_path)
     assert list((tmp_path / "tokens").iterdir()) == []
     store = tokens.prepare(data, make_tokenizer(), tmp_path)
-    assert store.split("all").n_documents == len(TEXTS)
+    assert len(store.split("all").document_starts) == len(TEXTS)
 
 
 def test_two_processes_can_prepare_the_same_store(tmp_path):
@@ -191,7 +190,8 @@ def test_two_processes_can_prepare_the_same_store(tmp_path):
         first, second = pool.map(prepare_in, [str(tmp_path)] * 2)
     assert first == second
     assert [path.name for path in (tmp_path / "tokens").iterdir()] == [first]
-    assert TokenStore.open(tmp_path / "tokens" / first).split("all").n_documents == len(TEXTS)
+    whole = TokenStore.open(tmp_path / "tokens" / first).split("all")
+    assert len(whole.document_starts) == len(TEXTS)
 
 
 def test_the_first_to_finish_a_cache_folder_wins(tmp_path):
@@ -215,74 +215,67 @@ def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
     assert young.exists()
 
 
-def _manifest(**changes):
-    def change(folder):
-        path = folder / "manifest.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return change
-
-
-def _train(**changes):
-    def change(folder):
-        path = folder / "manifest.json"
-        manifest = json.loads(path.read_text())
-        manifest["splits"]["train"].update(changes)
-        path.write_text(json.dumps(manifest))
-
-    return change
+def changed(manifest, *keys, value):
+    """The manifest with another value at a path of keys."""
+    *above, last = keys
+    for key in above:
+        manifest = manifest[key]
+    manifest[last] = value
 
 
-def _flip(name):
-    def change(folder):
-        values = bytearray((folder / name).read_bytes())
-        values[-1] ^= 1
-        (folder / name).write_bytes(values)
-
-    return change
-
-
-def _array(name, values):
-    return lambda folder: np.save(folder / name, values)
+def flip(path):
+    values = bytearray(path.read_bytes())
+    values[-1] ^= 1
+    path.write_bytes(values)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "change", "message"),
     [
-        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json does not exist"),
-        (lambda folder: (folder / "train-00001.npy").unlink(), "train-00001.npy does not exist"),
-        (lambda folder: (folder / "train-00001.npy").write_bytes(b"x"), "cannot be read"),
-        (_flip("train-00001.npy"), "train-00001.npy has changed since it was written"),
-        (_flip("validation-documents.npy"), "validation-documents.npy has changed since it was"),
-        (_array("train-00001.npy", np.zeros(99, np.uint16)), r"uint16 \(99,\), its manifest says"),
-        (_array("train-00001.npy", np.zeros(100, np.int64)), r"int64 \(100,\), its manifest says"),
-        (_array("train-00001.npy", np.array([{}] * 100)), "cannot be read"),
-        (_array("train-documents.npy", np.zeros(3, np.int64)), r"int64 \(3,\), its manifest says"),
-        (_manifest(format=0), "format 0, expected 1"),
-        (_manifest(dtype="float64"), "dtype 'float64' is not"),
-        (_manifest(fingerprint=None), "no fingerprint"),
-        (_manifest(eot=-1), "eot must be a count, not -1"),
-        (_manifest(splits={}), "splits must be train and validation"),
-        (_train(documents=True), "documents must be a count, not True"),
-        (_train(shards="x"), "a split must be an object with a list of shards"),
-        (_train(shards=[{"name": "../x.npy", "tokens": 1}]), "'../x.npy' is no name"),
-        (_train(shards=[3]), "None is no name"),
-        (_train(document_starts={"name": "/etc/x.npy"}), "'/etc/x.npy' is no name"),
-        (_train(tokens=1), "train shards do not add up"),
+        ("manifest.json", Path.unlink, "manifest.json does not exist"),
+        ("train-00001.npy", Path.unlink, "train-00001.npy is missing"),
+        ("train-00001.npy", lambda path: path.write_bytes(b"x"), "truncated or no array"),
+        ("train-00001.npy", lambda path: np.save(path, np.array([{}] * 100)), "no array of"),
+        ("train-00001.npy", flip, "train-00001.npy has changed since it was written"),
+        ("validation-documents.npy", flip, "validation-documents.npy has changed since it was"),
+        ("train-00001.npy", lambda path: np.save(path, np.zeros(99, np.uint16)),
+         r"uint16 \(99,\), its manifest says"),
+        ("train-documents.npy", lambda path: np.save(path, np.zeros(3, np.int64)),
+         r"int64 \(3,\), its manifest says"),
     ],
 )  # fmt: skip
-def test_a_damaged_store_is_refused_with_what_is_wrong(store, change, message):
-    change(store.folder)
+def test_a_damaged_file_of_a_store_is_named(store, name, change, message):
+    change(store.folder / name)
+    refused(store.folder, message)
+
+
+TRAIN = ("splits", "train")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("format",), 0, "format 0, expected 1"),
+        (("dtype",), "float64", "dtype 'float64' is not"),
+        (("eot",), -1, "eot is -1"),
+        (("splits",), {}, "it lacks 'train'"),
+        ((*TRAIN, "documents"), True, "documents is True"),
+        ((*TRAIN, "shards"), "x", "is malformed"),
+        ((*TRAIN, "shards", 0, "name"), "../x.npy", "'../x.npy' is no name"),
+        ((*TRAIN, "document_starts", "name"), "/etc/x.npy", "'/etc/x.npy' is no name"),
+        ((*TRAIN, "tokens"), 1, "the train shards do not add up"),
+    ],
+)
+def test_a_malformed_manifest_of_a_store_is_told(store, keys, value, message):
+    path = store.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    changed(manifest, *keys, value=value)
+    path.write_text(json.dumps(manifest))
+    refused(store.folder, message)
+
+
+def refused(folder, message):
     with pytest.raises(UserError, match=message) as caught:
-        TokenStore.open(store.folder)
-    assert f"delete {store.folder} to have it made again" in str(caught.value)
+        TokenStore.open(folder)
+    assert f"delete {folder} to have it made again" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_progress_of_a_stream_names_no_end(caplog, monkeypatch):
-    monkeypatch.setattr("sparse_dict.machine.progress.LOG_EVERY_S", 0.0)
-    with caplog.at_level(logging.INFO), Progress("encode", None, "documents") as progress:
-        progress.advance(1200, Mtokens=2.5)
-    assert "encode: 1,200 documents, " in caplog.text
-    assert "Mtokens 2.5" in caplog.text
-    assert "left" not in caplog.text

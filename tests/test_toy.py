@@ -19,11 +19,12 @@ from sparse_dict.config import (
     CONF_DIR,
     HarvestConfig,
     HarvestStageConfig,
+    StudyLM,
     ToyData,
     TrackingConfig,
 )
 from sparse_dict.errors import UserError
-from sparse_dict.launch.stage import typed
+from sparse_dict.launch.checks import typed
 from sparse_dict.sae.stage import train_many
 
 
@@ -39,7 +40,7 @@ def harvest_config(folder, rows=3000, seed=0, dtype="float32", **data):
         name="toy", study_dir=str(folder), device="cpu", seed=seed,
         tracking=TrackingConfig(mode="disabled", project="p", entity=None, tags=[]),
         lm_dir="nowhere", activations_dir=str(folder / "activations"), cache_dir="nowhere",
-        data=toy_data(**data),
+        data=toy_data(**data), lm=StudyLM(),
         harvest=HarvestConfig(2, "mlp_post", rows, "validation", 64, 1000, dtype),
     )  # fmt: skip
 

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import ROOT, finished
 from wandb_server import WandbServer
 
 from sparse_dict import tracking
 from sparse_dict.machine import interrupt
+from sparse_dict.tracking import runs
 
-ROOT = Path(__file__).resolve().parent.parent
 KEY = {"WANDB_API_KEY": "0" * 40}
 
 PRELUDE = """
 import logging, math, sys, time
 from pathlib import Path
 from sparse_dict import tracking
+from sparse_dict.tracking import server
 from sparse_dict.config import StudyConfig, TrackingConfig
 from sparse_dict.errors import UserError
 
@@ -42,29 +44,15 @@ def open_run(name, mode="auto"):
 def child(folder: Path, code: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run code in a bare environment whose home is the current folder."""
     bare = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", PRELUDE + code],
-        cwd=folder,
-        env={**bare, **env},
-        capture_output=True,
-        text=True,
-        timeout=40,
-    )
+    return finished([sys.executable, "-c", PRELUDE + code], folder, {**bare, **env})
 
 
 def command_line(folder: Path, command: str, **env: str) -> str:
     """The output of a command as a user would type it."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = {"PATH": path, "HOME": str(folder), **env}
-    return subprocess.run(
-        ["bash", "-c", command],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=40,
-        check=True,
-    ).stdout
+    process = finished(["bash", "-c", command], folder, {"PATH": path, "HOME": str(folder), **env})
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def by_name(server: WandbServer) -> dict[str, str]:
@@ -185,9 +173,9 @@ def test_what_lies_where_a_runs_id_should_be_is_not_taken_for_one(tmp_path: Path
     id_file = tmp_path / "jobs" / "job" / tracking.ID_FILE
     for text in (b"../../x", b"\xff", b"*"):
         id_file.write_bytes(text)
-        assert tracking._remembered(id_file) is None
+        assert runs._remembered(id_file) is None
     id_file.write_text("0123456789abcdef\n")
-    assert tracking._remembered(id_file) == "0123456789abcdef"
+    assert runs._remembered(id_file) == "0123456789abcdef"
 
 
 def test_a_signal_while_runs_are_opened_ends_those_that_are_open(tmp_path: Path) -> None:
@@ -195,6 +183,8 @@ def test_a_signal_while_runs_are_opened_ends_those_that_are_open(tmp_path: Path)
     codes: list[int] = []
 
     class Fake:
+        id = "0"
+
         def finish(self, exit_code: int) -> None:
             codes.append(exit_code)
 
@@ -233,7 +223,9 @@ with tracking.together([functools.partial(open_run, f"run{i}") for i in range(16
     process = child(tmp_path, code)
     assert process.stdout == ""
     (line,) = process.stderr.splitlines()
-    assert line.startswith("wandb: offline (no API key for https://api.wandb.ai); to send")
+    assert line.startswith(
+        "wandb: offline (no API key for https://api.forge.coreweave.com); to send"
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"study", "jobs"}
     unfinished = {path.parent.name for path in tmp_path.glob(f"jobs/*/{tracking.ID_FILE}")}
     assert unfinished == {f"run{i}" for i in range(16) if i % 2}
@@ -286,7 +278,8 @@ def test_online_without_key_or_server_is_a_user_error_at_once(
     tmp_path: Path, status: int | None, key: dict[str, str], reason: str
 ) -> None:
     code = """
-tracking.PROBE_S = 1.0
+import wandb
+server.PROBE_S = 1.0
 start = time.monotonic()
 try:
     open_run("run", mode="online")
@@ -296,7 +289,7 @@ assert time.monotonic() - start < 3
 """
     with WandbServer() as server:
         if status is None:
-            server.delays["Viewer"] = 30
+            server.delay = 30.0
         else:
             server.status = status
         process = child(tmp_path, code, WANDB_BASE_URL=server.url, **key)
@@ -311,7 +304,7 @@ assert time.monotonic() - start < 3
 @pytest.mark.slow
 def test_a_server_that_accepts_no_run_costs_seconds_once(tmp_path: Path) -> None:
     code = """
-tracking.PATIENCE_S = 0.0
+server.OPEN_S = 1.0
 start = time.monotonic()
 for i in range(4):
     open_run(f"run{i}").finish()
@@ -330,6 +323,8 @@ def test_trouble_while_logging_is_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken:
+        id = "0"
+
         def log(self, values: dict[str, float]) -> None:
             raise BrokenPipeError("the service is gone")
 
@@ -350,37 +345,3 @@ PNG = bytes.fromhex(  # one grey pixel
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
     "0000000a49444154789c636800000082008177cd72b60000000049454e44ae426082"
 )
-
-
-def test_a_slow_servers_tables_are_sent_as_files_once_they_have_cost_a_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now, asked, bound = [0.0], [], []
-
-    class Table:
-        def __init__(self, *_: Any, **__: Any) -> None:
-            pass
-
-        def bind_to_run(self, *_: Any) -> None:
-            bound.append(len(asked))
-
-    class FakeRun:
-        step = 0
-
-        def log(self, _: Any) -> None:
-            pass
-
-    def quick() -> bool:
-        asked.append(now[0])
-        now[0] += 0.9
-        return True
-
-    monkeypatch.setattr("wandb.Table", Table)
-    monkeypatch.setattr(tracking, "_tables", 0.0)
-    monkeypatch.setattr(tracking, "_quick", quick)
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
-    run = tracking.Run(FakeRun(), True, tmp_path / tracking.ID_FILE)
-    for number in range(10):
-        run.table(f"table {number}", ["a"], [[1]])
-    assert len(asked) == 2  # .9 s each, of which .3 are a good server's
-    assert bound == [2] * 8

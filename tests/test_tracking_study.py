@@ -11,6 +11,7 @@ from typing import Any
 
 import fault_study
 import pytest
+from processes import finished
 from test_tracking_runs import KEY, PNG, by_name, child, command_line, metrics
 from wandb_server import WandbServer
 
@@ -261,16 +262,13 @@ def test_a_study_needs_no_account_no_home_and_no_network(tmp_path: Path) -> None
     fault_study.write_corpus(tmp_path / "text.jsonl")
     for name in fault_study.SCRIPTS:
         grid = ["sae.dict_size=16,24", "-m"] if name == "train_sae" else []
-        process = subprocess.run(
+        process = finished(
             [*fault_study.command(name, base, "tracking.mode=auto"), *grid],
-            cwd=tmp_path,
-            env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "TMPDIR": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=100,
+            tmp_path,
+            {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "TMPDIR": str(tmp_path)},
         )
         assert process.returncode == 0, process.stderr
-        assert "wandb: offline (no API key for https://api.wandb.ai)" in process.stdout
+        assert "wandb: offline (no API key for https://api.forge.coreweave.com)" in process.stdout
     assert len(list((base / "wandb").glob("offline-run-*"))) == 5
     listed = command_line(tmp_path, "wandb sync --dry-run study/wandb 2>&1")
     assert "Would sync 5 run(s)" in listed

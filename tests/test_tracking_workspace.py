@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_tracking_runs import KEY, ROOT
+from processes import ROOT, finished
+from test_tracking_runs import KEY
 from wandb_server import WandbServer
 
 COMMAND = [sys.executable, "-m", "sparse_dict.workspace", "demo"]
@@ -18,14 +19,8 @@ INSTALLED = importlib.util.find_spec("wandb_workspaces") is not None
 
 def run(folder: Path, *more: str, **env: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [*COMMAND, *more],
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": path, **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    bare = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": path}
+    return finished([*COMMAND, *more], folder, {**bare, **env})
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:

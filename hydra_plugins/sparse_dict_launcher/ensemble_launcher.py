@@ -9,7 +9,7 @@ there is one, gives the value that a sweeper optimises (``hydra/sweeper=optuna``
 A log record made with ``extra={"folder": str(folder)}`` goes to that job's log file only, any
 other one to the log files of all jobs.
 
-Hydra imports this file at every start of every script, hence the imports inside functions.
+Hydra imports this file at every start of every script, so it imports nothing heavy.
 """
 
 import copy
@@ -18,12 +18,10 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
-from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
@@ -32,25 +30,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from sparse_dict.errors import UserError, explained
+from sparse_dict.launch.checks import one_line_errors, typed
+from sparse_dict.launch.explain import in_one_line
 from sparse_dict.launch.jobs import Job, composed, grid, has_grid
 from sparse_dict.storage import lock
 
 log = logging.getLogger(__name__)
 
 FRAMES_PER_JOB = 10  # of Python's stack, for one level of nested run_job; measured: 3
-
-
-@dataclass
-class EnsembleLauncherConf:
-    """What may be set under ``hydra.launcher``."""
-
-    _target_: str = "hydra_plugins.sparse_dict_launcher.ensemble_launcher.EnsembleLauncher"
-    batch: str = "sparse_dict.sae.stage"  # the module that holds check and train_many
-
-
-ConfigStore.instance().store(
-    group="hydra/launcher", name="ensemble", node=EnsembleLauncherConf, provider="sparse_dict"
-)
 
 
 class FailedJob(JobReturn):
@@ -66,7 +53,7 @@ class FailedJob(JobReturn):
 
 
 class ExitCode(Callback):
-    """Ends a multirun some of whose jobs failed with exit code 1; their errors are told by then."""
+    """Ends a multirun in which jobs failed with exit code 1; the log holds their errors by then."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit, which Hydra does not turn into a warning as it would an exception."""
@@ -79,14 +66,18 @@ class EnsembleLauncher(Launcher):
     def __init__(self, batch: str) -> None:
         self.batch = batch
         self.checked: dict[tuple[int, tuple[str, ...]], Job] = {}
+        self.failed = False
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Check the whole grid, before the sweeper writes ``multirun.yaml``, if it is known."""
+        """Check the whole grid, before the sweeper writes ``multirun.yaml``, if it is known.
+
+        Raises:
+            UserError: a job's input is wrong.
+        """
         self.hydra_context = hydra_context
         self.config = config
-        self.failed = False
         if has_grid(config):
             jobs = self._composed(grid(config, hydra_context.config_loader), 0)
             self.checked = {(job.number, job.overrides): job for job in jobs}
@@ -110,15 +101,14 @@ class EnsembleLauncher(Launcher):
                 log.info("\t#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
         try:
             results = self._run(shares)
-        except KeyboardInterrupt:  # the traceback would show every level of the nest
-            sys.stderr.write(f"{self.config.hydra.job.name}.py: interrupted\n")
-            raise SystemExit(130) from None
         finally:
             configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         returns: dict[Path, JobReturn] = {}
         for share, result in zip(shares, results, strict=True):
-            self._tell_failures(share, result)
+            self._log_failures(share, result)
             returns.update(zip((job.folder for job in share), result, strict=True))
+        if has_grid(self.config):
+            returns = {folder: self._kept(ret) for folder, ret in returns.items()}
         return [returns[job.folder] for job in jobs]
 
     def _composed(self, overrides: Sequence[Sequence[str]], first_number: int) -> list[Job]:
@@ -134,26 +124,27 @@ class EnsembleLauncher(Launcher):
         """Train each share; results in the same order."""
         return [Nest(self.hydra_context.callbacks, self.batch, share).run() for share in shares]
 
-    def _tell_failures(self, jobs: list[Job], returns: list[JobReturn]) -> None:
-        """One line for each failed job, or a single one if one error ended them all."""
+    def _log_failures(self, jobs: list[Job], returns: list[JobReturn]) -> None:
+        """One line for each failed job, or a single one if all failed alike."""
         failed = [
-            (job, ret._return_value)
+            (job, str(ret._return_value))
             for job, ret in zip(jobs, returns, strict=True)
             if isinstance(ret._return_value, Exception)
         ]
-        if len(failed) > 1 and len({id(error) for _, error in failed}) == 1:
-            log.error("All %d jobs failed: %s", len(failed), one_line(failed[0][1]))
+        if 1 < len(failed) == len(jobs) and len({line for _, line in failed}) == 1:
+            log.error("All %d jobs failed: %s", len(failed), failed[0][1])
         else:
-            for job, error in failed:
-                log.error("#%d %s failed: %s", job.number, job, one_line(error))
-        if not has_grid(self.config):
-            return
-        if failed and not self.failed:
+            for job, line in failed:
+                log.error("#%d %s failed: %s", job.number, job, line)
+
+    def _kept(self, ret: JobReturn) -> JobReturn:
+        """What Hydra's own sweeper gets: a failure does not end the batches to come."""
+        if not isinstance(ret._return_value, Exception):
+            return ret
+        if not self.failed:
             self.failed = True
             self.hydra_context.callbacks.callbacks.insert(0, ExitCode())  # the last to be called
-        for position, ret in enumerate(returns):
-            if isinstance(ret._return_value, Exception):
-                returns[position] = FailedJob(**vars(ret))
+        return FailedJob(**vars(ret))
 
 
 class Nest:
@@ -215,14 +206,12 @@ class Nest:
             )
         except Exception as error:  # not the task's, which run_job keeps: a full disk, say
             if self.broken is None:
-                self.broken = CompactHydraException(f"{job}: {one_line(error)}")
+                self.broken = CompactHydraException(f"{job}: {in_one_line(error)}")
                 self.broken.__cause__ = error
         else:
             self.returns.append(ret)
 
     def _task(self, position: int, config: DictConfig) -> Any:
-        from sparse_dict.launch.stage import typed
-
         self.configs.append(typed(config))  # here, where ${hydra:...} means this job
         root = logging.getLogger()
         self.own_files.append([h for h in root.handlers if isinstance(h, logging.FileHandler)])
@@ -233,36 +222,29 @@ class Nest:
         outcome = self.outcomes[position]
         root.handlers[:] = self.own_files[position]
         if isinstance(outcome, Exception):
+            line = in_one_line(outcome)
             trace = None if isinstance(outcome, UserError) or explained(outcome) else outcome
-            log.error("failed: %s", one_line(outcome), exc_info=trace)
+            log.error("failed: %s", line, exc_info=trace)
         root.handlers[:] = [*self.consoles, *self.own_files[position]]
         if isinstance(outcome, Exception):
-            raise outcome
+            raise UserError(line)  # any other class need not survive the way back from a worker
         objective = getattr(importlib.import_module(self.batch), "objective", None)
         return objective(outcome) if objective else outcome
 
     def _train(self) -> list[Any]:
         """The result or the exception of each job."""
-        root = logging.getLogger()
         # each run_job has closed the log files of those before it
         self.own_files = [
             [reopened(file, str(job.folder)) for file in files]
             for job, files in zip(self.jobs, self.own_files, strict=True)
         ]
-        root.handlers[:] = [*self.consoles, *(file for own in self.own_files for file in own)]
-        from sparse_dict.launch.stage import one_line_errors
-
+        all_files = [file for own in self.own_files for file in own]
+        logging.getLogger().handlers[:] = [*self.consoles, *all_files]
         try:
             train_many = importlib.import_module(self.batch).train_many
             folders = [job.folder for job in self.jobs]
             name = self.jobs[0].config.hydra.job.name
-            outcomes = list(one_line_errors(name, train_many, self.configs, folders))
-            if len(outcomes) != len(self.jobs):
-                raise RuntimeError(
-                    f"{self.batch}.train_many gave {len(outcomes)} results "
-                    f"for {len(self.jobs)} jobs"
-                )
-            return outcomes
+            return list(one_line_errors(name, train_many, self.configs, folders))
         except Exception as error:
             return [error] * len(self.jobs)
 
@@ -274,12 +256,3 @@ def reopened(file: logging.FileHandler, folder: str) -> logging.FileHandler:
     again.setFormatter(file.formatter)
     again.addFilter(lambda record: getattr(record, "folder", folder) == folder)
     return again
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message, with its type unless it is meant for users."""
-    text = " ".join(str(error).split())
-    if isinstance(error, UserError | CompactHydraException):
-        return text
-    line = explained(error) if isinstance(error, Exception) else None
-    return line or f"{type(error).__name__}: {text}"

@@ -7,7 +7,7 @@ CARDS = 1 << 16  # dealt at once
 
 
 class Deck:
-    """Tells into which shard each of `rows` rows goes, and the order within each shard.
+    """Assigns a shard to each of `rows` rows, and an order to the rows of each shard.
 
     Think of a deck of cards, one for each row, that names a shard, each shard as often as it has
     places. Row i gets the i-th card of the shuffled deck. The deck is dealt in pieces of `cards`:

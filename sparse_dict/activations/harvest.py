@@ -114,7 +114,7 @@ def harvest(
 
 @contextmanager
 def _threads_to_share(model: Model) -> Iterator[int]:
-    """How many batches may be read at once; within it each is one thread's if that is several."""
+    """Give the number of batches to read at once; if several, torch computes each in one thread."""
     cores = torch.get_num_threads()
     if model.device.type != "cpu" or not model.reentrant or cores == 1:
         yield 1
@@ -127,7 +127,7 @@ def _threads_to_share(model: Model) -> Iterator[int]:
 
 
 def _to_cpu(rows: Tensor) -> "tuple[Tensor, torch.cuda.Event | None]":
-    """`rows` on the CPU, as soon as the event, if there is one, has come."""
+    """`rows` on the CPU, valid once the event, if there is one, has occurred."""
     if not rows.is_cuda:
         return rows.cpu(), None
     with torch.cuda.device(rows.device):  # which is a setting of each thread

@@ -8,7 +8,7 @@ is no padding on either side, and no token of it that a hook could read.
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,44 +17,29 @@ import numpy as np
 import torch
 from huggingface_hub import constants
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sparse_dict.config import HFModel
-from sparse_dict.config.sites import Site
-from sparse_dict.errors import UserError
+from sparse_dict.config.sites import SITES, Site
+from sparse_dict.errors import MALFORMED, UserError, one_line
+from sparse_dict.machine.network import reachable
 from sparse_dict.storage import files
-from sparse_dict.text.files import one_line
-from sparse_dict.text.network import reachable
 
-# Where each family keeps its blocks, and within a block the module whose input or output a short
-# name means; "" is the block itself.
+# Where each family keeps its blocks, and within a block the modules of which a short name means
+# the input or the output: attn_out, resid_mid, mlp_pre and mlp_post (of a gated MLP, mlp_pre is the
+# gate before the non-linearity, and mlp_post what it lets through). resid_pre and resid_post are
+# the block's own.
 FAMILIES = {
-    "transformer.h": {
-        "resid_pre": ":in",
-        "attn_out": "attn:out",
-        "resid_mid": "ln_2:in",
-        "mlp_pre": "mlp.c_fc:out",
-        "mlp_post": "mlp.c_proj:in",
-        "resid_post": ":out",
-    },
-    "gpt_neox.layers": {
-        "resid_pre": ":in",
-        "attn_out": "attention:out",
-        "resid_mid": "post_attention_layernorm:in",
-        "mlp_pre": "mlp.dense_h_to_4h:out",
-        "mlp_post": "mlp.dense_4h_to_h:in",
-        "resid_post": ":out",
-    },
-    # A gated MLP: the gate has the non-linearity, and what it lets through is mlp_post.
-    "model.layers": {
-        "resid_pre": ":in",
-        "attn_out": "self_attn:out",
-        "resid_mid": "post_attention_layernorm:in",
-        "mlp_pre": "mlp.gate_proj:out",
-        "mlp_post": "mlp.down_proj:in",
-        "resid_post": ":out",
-    },
-}
+    "transformer.h": ("attn:out", "ln_2:in", "mlp.c_fc:out", "mlp.c_proj:in"),
+    "gpt_neox.layers": (
+        "attention:out", "post_attention_layernorm:in", "mlp.dense_h_to_4h:out",
+        "mlp.dense_4h_to_h:in",
+    ),
+    "model.layers": (
+        "self_attn:out", "post_attention_layernorm:in", "mlp.gate_proj:out", "mlp.down_proj:in",
+    ),
+}  # fmt: skip
 # Norms of what a sublayer adds (Gemma 2, OLMo 2): there the table's attn_out and resid_mid are
 # something else.
 POST_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -98,7 +83,9 @@ class Model:
             if len(found) == len(sites):
                 raise _Seen
 
-        with self._hooked(sites, keep):
+        with ExitStack() as hooks:
+            for site in sites:
+                hooks.callback(self._hook(site, keep).remove)
             try:
                 # Every token counts: without this, one that is also the padding is warned about.
                 mask = torch.ones_like(tokens)
@@ -108,30 +95,18 @@ class Model:
         missing = next(site for site in sites if site not in found)
         raise UserError(f"harvest: a forward pass does not reach {missing}")
 
-    @contextmanager
-    def _hooked(self, sites: Sequence[Site], keep: Callable[[Site, Any], None]) -> Iterator[None]:
-        handles = []
-        try:
-            for site in sites:
-                module, is_input = locate(self.model, site)
-                if is_input:
+    def _hook(self, site: Site, keep: Callable[[Site, Any], None]) -> RemovableHandle:
+        module, is_input = locate(self.model, site)
 
-                    def before(
-                        _: nn.Module, args: Any, kwargs: dict[str, Any], site: Site = site
-                    ) -> None:
-                        keep(site, args[0] if args else next(iter(kwargs.values()), None))
+        def before(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            keep(site, args[0] if args else next(iter(kwargs.values()), None))
 
-                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-                else:
+        def after(_: nn.Module, _args: Any, output: Any) -> None:
+            keep(site, output)
 
-                    def after(_: nn.Module, args: Any, output: Any, site: Site = site) -> None:
-                        keep(site, output)
-
-                    handles.append(module.register_forward_hook(after))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        if is_input:
+            return module.register_forward_pre_hook(before, with_kwargs=True)
+        return module.register_forward_hook(after)
 
 
 def locate(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
@@ -161,7 +136,8 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
             f"harvest: {site}: this {type(model).__name__} normalises what the attention adds; "
             f"give a module's path, such as {family}.{site.layer}.post_attention_layernorm"
         )
-    path, _, end = FAMILIES[family][site.name].partition(":")
+    places = dict(zip(SITES, (":in", *FAMILIES[family], ":out"), strict=True))
+    path, _, end = places[site.name].partition(":")
     return _module(model, f"{family}.{site.layer}.{path}".rstrip("."), site), end == "in"
 
 
@@ -206,11 +182,6 @@ class Tokenizer:
         """Ids of each text, `dtype` (n,), without end of sequence; on all cores."""
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(item.ids, self.dtype) for item in encoded]
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text, special tokens by their names."""
-        decoded: str = self._tokenizer.decode([int(i) for i in ids])
-        return decoded
 
 
 def check(lm: HFModel, sites: Sequence[Site]) -> None:
@@ -306,5 +277,5 @@ def _named(lm: HFModel) -> Iterator[None]:
     try:
         yield
     # What is malformed in a file comes as any of these, a missing optional library as the last.
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+    except (OSError, RuntimeError, ImportError, *MALFORMED) as error:
         raise UserError(f"lm.name_or_path={lm.name_or_path}: {one_line(error)}") from None

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from dataclasses import fields as fields_of
 from pathlib import Path
 from types import ModuleType
@@ -13,12 +12,12 @@ import numpy as np
 
 from sparse_dict import tracking
 from sparse_dict.activations import store, toy
-from sparse_dict.activations.writer import ShardWriter, check_output, remove_spools
-from sparse_dict.config import HarvestStageConfig, HFModel, ToyData
+from sparse_dict.activations.writer import ShardWriter, Source, check_output, remove_spools
+from sparse_dict.config import HarvestStageConfig, HFModel, ToyData, identity
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.machine import distributed, runtime
-from sparse_dict.storage import files, lock
+from sparse_dict.storage import files
 from sparse_dict.text import corpus
 
 if TYPE_CHECKING:
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
     from sparse_dict.text.tokens import Encoder
 
 log = logging.getLogger(__name__)
+
+ELSEWHERE = "name= or activations_dir="  # the keys that choose another folder
+TOY_KEYS = {"n_tokens", "shard_rows", "dtype"}  # of `harvest`, what decides a toy's rows
 
 
 def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
@@ -37,33 +39,20 @@ def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
         UserError: there is no finished language model, it has no such layer, the corpus or the
             device is not there, or `activations_dir` was made from other inputs.
     """
-    if isinstance(config.data, ToyData):
-        if distributed.size() > 1:
-            raise UserError("data=toy is written by one process: start it without torchrun")
-        check_output(Path(config.activations_dir))
-        if (Path(config.activations_dir) / store.MANIFEST).exists():
-            _compare(Path(config.activations_dir), {"config": toy.recorded(config)})
-        tracking.check(config.tracking)
-        return
-    n_ctx = _check_lm(config)
-    if config.harvest.skip_first >= n_ctx:
-        raise UserError(
-            f"harvest.skip_first={config.harvest.skip_first} leaves nothing of a context of "
-            f"{n_ctx} tokens"
-        )
-    if config.harvest.n_tokens < n_ctx - config.harvest.skip_first:
-        raise UserError(
-            f"harvest.n_tokens must hold at least one context of "
-            f"{n_ctx - config.harvest.skip_first} tokens, not {config.harvest.n_tokens}"
-        )
+    of_text = not isinstance(config.data, ToyData)
+    if of_text:
+        _check_lengths(config, _check_lm(config))
+    elif distributed.size() > 1:
+        raise UserError("data=toy is written by one process: start it without torchrun")
     target = Path(config.activations_dir)
     check_output(target)
     if (target / store.MANIFEST).exists():
         # The weights of a model that is not ours take long to read: `run` compares them.
-        quick = isinstance(config.lm, HFModel)
-        _compare(target, {"config": _recorded(config)} if quick else _inputs(config))
-    runtime.check_device(config.device)
-    corpus.check(config.data)
+        quick = not of_text or isinstance(config.lm, HFModel)
+        _refuse_others(config, {} if quick else _model_prints(config))
+    if of_text:
+        runtime.check_device(config.device)
+        corpus.check(config.data)
     tracking.check(config.tracking)
 
 
@@ -75,25 +64,44 @@ def run(config: HarvestStageConfig) -> None:
             cannot be stored, or another process works in `activations_dir`.
     """
     check(config)
-    locked = [Path(config.activations_dir)] if distributed.main() else []
-    with lock.holding(*locked), distributed.joined():
+    with distributed.working_in(Path(config.activations_dir)):
         _run(config)
 
 
 def _run(config: HarvestStageConfig) -> None:
-    target = Path(config.activations_dir)
-    if isinstance(config.data, ToyData):
-        if (target / store.MANIFEST).exists():
-            _already_there(target)
-        else:
-            toy.write(config)
-        return
-    inputs = _inputs(config) | {"corpus": corpus.describe(config.data)}
+    target, settings = Path(config.activations_dir), config.harvest
+    of_text = not isinstance(config.data, ToyData)
+    inputs: dict[str, Any] = {}
+    if of_text:
+        inputs = _model_prints(config) | {"corpus": corpus.describe(config.data)}
     if (target / store.MANIFEST).exists():
-        _compare(target, inputs)
-        _already_there(target)
+        _refuse_others(config, inputs)
+        if distributed.main():
+            remove_spools(target)  # a kill may have left it, empty, beside the manifest
+        log.info("%s is already there", target)
         return
+    source = _text(config, inputs) if of_text else toy.source(config)
+    writer = ShardWriter(
+        target, source.rows, source.d_in, settings.shard_rows, settings.dtype, config.seed
+    )
+    name = f"{config.name} activations"
+    with tracking.open_run(config, "harvest", name, target, "rows") as run:
+        started = time.perf_counter()
+        numbers = source.fill(writer, run)
+        writer.finish(source.fields | {"config": _deciding(config)}, source.fingerprints())
+        rate = source.rows / (time.perf_counter() - started)
+        written = store.Activations.open(target)
+        numbers |= {"mean_norm": float((written.mean**2).sum() ** 0.5), "rms": written.rms}
+        run.summary({"rows": source.rows, "rows_per_second": rate, **numbers})
+    log.info("%s: %s rows at %.0f rows/s, RMS %.3g", target, f"{source.rows:,}", rate, written.rms)
 
+
+def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
+    """What a language model computes on the corpus; `inputs` identify both.
+
+    Raises:
+        UserError: the corpus holds less than one context.
+    """
     from sparse_dict.activations.harvest import harvest, widths
     from sparse_dict.text import tokens
 
@@ -117,43 +125,29 @@ def _run(config: HarvestStageConfig) -> None:
             "the %s part of the corpus holds %s tokens: %s rows instead of harvest.n_tokens=%s",
             settings.split, f"{len(stream):,}", f"{rows:,}", f"{settings.n_tokens:,}",
         )  # fmt: skip
-    writer = ShardWriter(
-        target, rows, sum(columns), settings.shard_rows, settings.dtype, config.seed
-    )
-    name = f"{config.name} activations"
-    with tracking.open_run(config, "harvest", name, target, "rows") as run:
-        started = time.perf_counter()
+
+    def fill(writer: ShardWriter, run: "tracking.Run") -> dict[str, Any]:
         harvest(model, stream, settings, n_ctx, writer, run)
-        fields = _places(config, columns)
-        fields |= {"config": inputs["config"], "corpus": inputs["corpus"]}
-        if not isinstance(config.lm, HFModel):
-            fields["lm_dir"] = str(Path(config.lm_dir))
-        writer.finish(
-            fields,
-            {
-                "model": inputs["model"],
-                "tokenizer": inputs["tokenizer"],
-                "corpus": files.fingerprint(inputs["corpus"]),
-            },
-        )
-        rate = rows / (time.perf_counter() - started)
-        written = store.Activations.open(target)
-        run.summary(
-            {
-                "rows": rows,
-                "rows_per_second": rate,
-                "rms": written.rms,
-                "mean_norm": float((written.mean**2).sum() ** 0.5),
-                "site": "+".join(map(str, settings.places())),
-            }
-        )
-    log.info("%s: %s rows at %.0f rows/s, RMS %.3g", target, f"{rows:,}", rate, written.rms)
+        return {"site": "+".join(map(str, settings.places()))}
+
+    fields = _places(config, columns) | {"corpus": inputs["corpus"]}
+    if not isinstance(config.lm, HFModel):
+        fields["lm_dir"] = str(Path(config.lm_dir))
+    prints = inputs | {"corpus": files.fingerprint(inputs["corpus"])}
+    return Source(rows, sum(columns), fields, fill, lambda: prints)
 
 
-def _already_there(target: Path) -> None:
-    if distributed.main():
-        remove_spools(target)  # a kill may have left it, empty, beside the manifest
-    log.info("%s is already there", target)
+def _check_lengths(config: HarvestStageConfig, n_ctx: int) -> None:
+    skipped = config.harvest.skip_first
+    if skipped >= n_ctx:
+        raise UserError(
+            f"harvest.skip_first={skipped} leaves nothing of a context of {n_ctx} tokens"
+        )
+    if config.harvest.n_tokens < n_ctx - skipped:
+        raise UserError(
+            f"harvest.n_tokens must hold at least one context of {n_ctx - skipped} tokens, "
+            f"not {config.harvest.n_tokens}"
+        )
 
 
 def _check_lm(config: HarvestStageConfig) -> int:
@@ -196,7 +190,7 @@ def _hf() -> ModuleType:
 
 
 def _places(config: HarvestStageConfig, widths: Sequence[int]) -> dict[str, Any]:
-    """The manifest's word on what a row holds: `layer` and `site`, or the columns of `sites`."""
+    """What the manifest says of a row: `layer` and `site`, or the columns of `sites`."""
     sites = config.harvest.places()
     if len(sites) == 1:
         layer = sites[0].layer
@@ -210,40 +204,42 @@ def _places(config: HarvestStageConfig, widths: Sequence[int]) -> dict[str, Any]
     }
 
 
-def _inputs(config: HarvestStageConfig) -> dict[str, Any]:
-    """What decides the rows: the config's part, and the language model's fingerprints."""
+def _model_prints(config: HarvestStageConfig) -> dict[str, str]:
+    """The fingerprints of the language model and of its tokenizer."""
     if isinstance(config.lm, HFModel):
         hf = _hf()
         model, tokenizer = hf.fingerprint(config.lm), hf.load_tokenizer(config.lm).fingerprint
-    else:
-        prints = lm_folder.read_record(Path(config.lm_dir))["fingerprints"]
-        model, tokenizer = prints["model"], prints["tokenizer"]
-    return {"config": _recorded(config), "model": model, "tokenizer": tokenizer}
+        return {"model": model, "tokenizer": tokenizer}
+    prints = lm_folder.read_record(Path(config.lm_dir))["fingerprints"]
+    return {key: prints[key] for key in ("model", "tokenizer")}
 
 
-def _recorded(config: HarvestStageConfig) -> dict[str, Any]:
-    """The config's part in what decides the rows, as the manifest keeps it.
+def _deciding(config: HarvestStageConfig) -> dict[str, Any]:
+    """The part of the config that decides the rows, as the manifest keeps it.
 
-    A key at its default is left out: such keys are younger than some harvests.
+    A key of `harvest` that has no effect beside the others, or is at its default, is left out:
+    fingerprints stay those of harvests older than that key.
     """
-    values = asdict(config)
-    defaults = {field.name: field.default for field in fields_of(config.harvest)}
-    harvest = {k: v for k, v in values["harvest"].items() if v != defaults[k]}
-    if all(site.layer is None for site in config.harvest.places()) or config.harvest.sites:
-        del harvest["layer"]  # says nothing
-    if config.harvest.sites:
-        del harvest["site"]
-    recorded = {"data": values["data"], "harvest": harvest, "seed": config.seed}
-    return recorded | ({"lm": values["lm"]} if isinstance(config.lm, HFModel) else {})
+    deciding, settings = identity.record(config), config.harvest
+    idle: set[str] = set()
+    if isinstance(config.data, ToyData):
+        idle = deciding["harvest"].keys() - TOY_KEYS
+    elif settings.sites:
+        idle = {"layer", "site"}
+    elif settings.places()[0].layer is None:
+        idle = {"layer"}
+    idle |= {f.name for f in fields_of(settings) if getattr(settings, f.name) == f.default}
+    deciding["harvest"] = {k: v for k, v in deciding["harvest"].items() if k not in idle}
+    return deciding
 
 
-def _compare(target: Path, wanted: dict[str, Any]) -> None:
-    manifest = store.Activations.open(target).manifest
-    assert manifest is not None
-    there = manifest["fingerprints"] | manifest
-    difference = lm_folder.first_difference({key: there.get(key) for key in wanted}, wanted)
-    if difference:
-        raise UserError(
-            f"{target} was made from other inputs: {difference.removeprefix('config.')}; choose "
-            "another name= or activations_dir=, or delete the folder"
-        )
+def _refuse_others(config: HarvestStageConfig, inputs: dict[str, Any]) -> None:
+    """See that the activations that are there have this config and were made from `inputs`."""
+    target = Path(config.activations_dir)
+    manifest = store.Activations.open(target).manifest or {}
+    there = {**manifest.get("fingerprints", {}), **manifest}
+    identity.refuse_another(
+        target, there.get("config"), _deciding(config), config, instead=ELSEWHERE
+    )
+    known = {key: there.get(key) for key in inputs}
+    identity.refuse_another(target, known, inputs, instead=ELSEWHERE)

@@ -12,8 +12,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.errors import UserError, malformed
+from sparse_dict.errors import UserError, reading
 from sparse_dict.storage import files
+from sparse_dict.storage.arrays import Joined, count, file_name, mapped
 
 Rows = NDArray[np.floating[Any]]
 Floats = NDArray[np.float32]
@@ -29,7 +30,7 @@ CACHE_ROWS = 1 << 10  # few enough to stay in the cache as float64
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of rows and, for our own, the one that tells where they come from."""
+    """A file of rows and, in a harvest of ours, the file that says where they come from."""
 
     path: Path
     rows: int
@@ -53,8 +54,7 @@ class Activations:
         self.shards = shards
         self.d_in = d_in
         self.manifest = manifest
-        self._arrays = [_mapped(shard.path) for shard in shards]
-        self._starts = np.cumsum([0] + [shard.rows for shard in shards])  # (shards + 1,)
+        self._rows = Joined([mapped(shard.path) for shard in shards])
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -79,14 +79,16 @@ class Activations:
     def _open_ours(cls, folder: Path) -> Self:
         path = folder / MANIFEST
         manifest = files.read_json(path)
+        with reading(path, "harvest again"):
+            shards, d_in = _parsed(folder, manifest)
+            dtype = np.dtype(manifest["dtype"])
         try:
-            shards, d_in, dtype = _parsed(folder, manifest)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{path} is malformed ({malformed(error)}): harvest again") from None
-        for shard in shards:
-            assert shard.origin_path is not None
-            _check_array(shard.path, (shard.rows, d_in), dtype)
-            _check_array(shard.origin_path, (shard.rows, 3), np.dtype(np.int32))
+            for shard in shards:
+                mapped(shard.path, dtype, (shard.rows, d_in))
+                if shard.origin_path:
+                    mapped(shard.origin_path, np.dtype(np.int32), (shard.rows, 3))
+        except UserError as error:
+            raise UserError(f"{error}: harvest again") from None
         return cls(folder, shards, d_in, manifest)
 
     @classmethod
@@ -94,7 +96,7 @@ class Activations:
         shards = []
         width = None
         for path in paths:
-            array = _mapped(path)
+            array = mapped(path)
             if array.ndim != 2 or array.dtype.kind != "f" or array.dtype.itemsize > 8:
                 raise UserError(
                     f"{path} is {array.dtype} {array.shape}, not float16, float32 or float64 rows"
@@ -110,7 +112,7 @@ class Activations:
     @property
     def rows(self) -> int:
         """Rows in all shards."""
-        return int(self._starts[-1])
+        return len(self._rows)
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -134,7 +136,7 @@ class Activations:
             return np.array(self.manifest["mean"]), float(self.manifest["rms"]), fingerprint
         moments = Moments(self.d_in)
         digests = []
-        for shard, array in zip(self.shards, self._arrays, strict=True):
+        for shard, array in zip(self.shards, self._rows.arrays, strict=True):
             digest = hashlib.sha256()
             for start in range(0, shard.rows, SCAN_ROWS):
                 stored = np.ascontiguousarray(array[start : start + SCAN_ROWS])
@@ -156,31 +158,21 @@ class Activations:
 
     def read_into(self, start: int, out: Floats) -> None:
         """Fill `out`, (n, d_in) float32, with rows start..start+n-1."""
-        self._copy(self._arrays, start, out)
+        for part, where in self._rows.pieces(start, start + len(out)):
+            _convert(part, out[where])
 
     def origins(self, start: int, stop: int) -> Origins | None:
         """Document, position in it and token of each row, (stop - start, 3); None if unknown."""
         if self.manifest is None:
             return None
         out = np.empty((stop - start, 3), np.int32)
-        self._copy(self._origin_arrays, start, out)
+        for part, where in self._origins.pieces(start, stop):
+            out[where] = part
         return out
 
     @cached_property
-    def _origin_arrays(self) -> list[NDArray[Any]]:
-        return [_mapped(shard.origin_path) for shard in self.shards if shard.origin_path]
-
-    def _copy(self, arrays: list[NDArray[Any]], start: int, out: NDArray[Any]) -> None:
-        stop = start + len(out)
-        if not 0 <= start <= stop <= self.rows:
-            raise IndexError(f"rows {start}..{stop} of {self.rows}")
-        i = int(np.searchsorted(self._starts, start, side="right")) - 1
-        done = 0
-        while done < len(out):
-            part = arrays[i][start + done - self._starts[i] :][: len(out) - done]
-            _convert(part, out[done : done + len(part)])
-            done += len(part)
-            i += 1
+    def _origins(self) -> Joined:
+        return Joined([mapped(shard.origin_path) for shard in self.shards if shard.origin_path])
 
     def changed(self) -> Iterator[Path]:
         """Files that are not those of the manifest; hashes all anew, which reads them whole.
@@ -245,22 +237,22 @@ class Moments:
         return math.sqrt(float(self.squares[start:stop].mean()) / self.n)
 
 
-def _parsed(folder: Path, manifest: dict[str, Any]) -> tuple[list[Shard], int, np.dtype[Any]]:
-    """Shards, width and dtype of a manifest.
+def _parsed(folder: Path, manifest: dict[str, Any]) -> tuple[list[Shard], int]:
+    """Shards and width of a manifest.
 
     Raises:
-        KeyError, TypeError, ValueError, OverflowError: it is malformed.
+        KeyError, TypeError, ValueError, OverflowError: the manifest is malformed.
     """
     if manifest["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format version {manifest['format_version']!r} is not {FORMAT_VERSION}")
-    d_in = _positive(manifest, "d_in")
+    d_in = count(manifest, "d_in", 1)
     if manifest["dtype"] not in ("float16", "float32"):
         raise ValueError(f"dtype is {manifest['dtype']!r}")
     shards = [
         Shard(
-            path=_inside(folder, entry["file"]),
-            rows=_positive(entry, "rows"),
-            origin_path=_inside(folder, entry["origin_file"]),
+            path=folder / file_name(entry["file"], OURS.pattern),
+            rows=count(entry, "rows", 1),
+            origin_path=folder / file_name(entry["origin_file"], OURS.pattern),
             sha256=str(entry["sha256"]),
             origin_sha256=str(entry["origin_sha256"]),
         )
@@ -268,7 +260,7 @@ def _parsed(folder: Path, manifest: dict[str, Any]) -> tuple[list[Shard], int, n
     ]
     if len({shard.path for shard in shards}) != len(shards):
         raise ValueError("a shard is listed twice")
-    if sum(shard.rows for shard in shards) != _positive(manifest, "rows"):
+    if sum(shard.rows for shard in shards) != count(manifest, "rows", 1):
         raise ValueError("the shards' rows do not add up")
     mean = np.array(manifest["mean"], np.float64)
     if mean.shape != (d_in,) or not np.isfinite(mean).all():
@@ -277,30 +269,7 @@ def _parsed(folder: Path, manifest: dict[str, Any]) -> tuple[list[Shard], int, n
         raise ValueError(f"rms is {manifest['rms']!r}")
     if not isinstance(manifest["fingerprints"]["activations"], str):
         raise TypeError("the fingerprint is no text")
-    return shards, d_in, np.dtype(manifest["dtype"])
-
-
-def _positive(entry: dict[str, Any], key: str) -> int:
-    value = entry[key]
-    if type(value) is not int or value <= 0:
-        raise ValueError(f"{key} is {value!r}")
-    return value
-
-
-def _inside(folder: Path, name: str) -> Path:
-    if not isinstance(name, str) or Path(name).name != name or not OURS.fullmatch(name):
-        raise ValueError(f"{name!r} is no shard's name")
-    return folder / name
-
-
-def _mapped(path: Path) -> NDArray[Any]:
-    try:
-        # Copy-on-write rather than read-only: torch warns about arrays that it must not write to.
-        return files.map_array(path, "c")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: harvest again") from None
-    except ValueError as error:
-        raise UserError(f"{path} is truncated or no array of numbers: {error}") from None
+    return shards, d_in
 
 
 def _convert(part: NDArray[Any], out: NDArray[Any]) -> None:
@@ -310,12 +279,3 @@ def _convert(part: NDArray[Any], out: NDArray[Any]) -> None:
         torch.from_numpy(out).copy_(torch.from_numpy(part))
     else:
         out[:] = part
-
-
-def _check_array(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
-    array = _mapped(path)
-    if array.shape != shape or array.dtype != dtype:
-        raise UserError(
-            f"{path} is {array.dtype} {array.shape}, the manifest says {dtype} {shape}: "
-            "harvest again"
-        )

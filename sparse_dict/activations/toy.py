@@ -6,8 +6,6 @@ uniform on the sphere; c_i is zero but with probability p_i, which falls as deca
 such that sum_i p_i is the wanted mean number of active features.
 """
 
-import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict import tracking
-from sparse_dict.activations import store
-from sparse_dict.activations.writer import ShardWriter
+from sparse_dict.activations.writer import ShardWriter, Source
 from sparse_dict.config import HarvestStageConfig, ToyData
 from sparse_dict.machine.progress import Progress
 from sparse_dict.storage import files, tensor_files
-
-log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 
@@ -87,31 +82,17 @@ def correlation_matrix(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return np.asarray(matrix / np.outer(scale, scale))
 
 
-def recorded(config: HarvestStageConfig) -> dict[str, Any]:
-    """What decides the rows, as the manifest keeps it."""
-    values = asdict(config)
-    keys = ("n_tokens", "shard_rows", "dtype")
-    kept = {key: values["harvest"][key] for key in keys}
-    return {"data": values["data"], "harvest": kept, "seed": config.seed}
+def source(config: HarvestStageConfig) -> Source:
+    """`harvest.n_tokens` rows, and beside them, in `activations_dir`, the true features."""
+    toy, rows = Toy(config.data, config.seed), config.harvest.n_tokens
+    path = Path(config.activations_dir) / TRUTH
 
-
-def write(config: HarvestStageConfig) -> None:
-    """Write `harvest.n_tokens` rows and the true features to `activations_dir`.
-
-    Raises:
-        UserError: a value does not fit `harvest.dtype`.
-    """
-    target, harvest = Path(config.activations_dir), config.harvest
-    toy = Toy(config.data, config.seed)
-    rows, d_in = harvest.n_tokens, config.data.d_in
-    writer = ShardWriter(target, rows, d_in, harvest.shard_rows, harvest.dtype, config.seed)
-    name = f"{config.name} activations"
-    with tracking.open_run(config, "harvest", name, target, "rows") as run:
+    def fill(writer: ShardWriter, _run: "tracking.Run") -> dict[str, Any]:
         truth: dict[str, NDArray[Any]] = {
             "features": toy.features,
             "probabilities": toy.probabilities,
         }
-        tensor_files.write(target / TRUTH, truth)
+        tensor_files.write(path, truth)
         active = 0
         with Progress("toy activations", rows, "rows") as progress:
             for start in range(0, rows, CHUNK):
@@ -122,13 +103,9 @@ def write(config: HarvestStageConfig) -> None:
                 writer.add(x, origins)
                 active += int(np.count_nonzero(codes))
                 progress.advance(n)
-        writer.finish(
-            {"site": "toy", "config": recorded(config)},
-            {"truth": files.fingerprint(files.sha256_file(target / TRUTH))},
-        )
-        rms = store.Activations.open(target).rms
-        run.summary({"rows": rows, "rms": rms, "active_per_row": active / rows})
-    log.info(
-        "%s: %s rows of %d features, %.2f active in a row, RMS %.3g",
-        target, f"{rows:,}", config.data.n_features, active / rows, rms,
-    )  # fmt: skip
+        return {"site": "toy", "active_per_row": active / rows}
+
+    def fingerprints() -> dict[str, str]:
+        return {"truth": files.fingerprint(files.sha256_file(path))}
+
+    return Source(rows, config.data.d_in, {"site": "toy"}, fill, fingerprints)

@@ -2,11 +2,12 @@
 
 import hashlib
 import io
-import re
+import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +28,34 @@ from sparse_dict.errors import UserError
 from sparse_dict.machine import distributed
 from sparse_dict.storage import files
 
-SPOOLED = re.compile(r"\d{5}|\d{5}[.]json|(shard|origin)-\d{5}[.]\d+|[.].*[.]tmp")
+if TYPE_CHECKING:
+    from sparse_dict.tracking import Run
+
 WRITERS = 2  # shards finished at a time: while one waits for the disk, another is sorted
 KINDS = ("shard", "origin")  # rows, and where they come from
+
+
+@dataclass
+class Source:
+    """Rows to be written: how many, how wide, and what makes them.
+
+    Attributes:
+        fields: what the manifest says of them.
+        fill: adds all rows to a writer and logs to a run; returns values for the run's summary.
+        fingerprints: those of what the rows were made from, called when all rows are added.
+    """
+
+    rows: int
+    d_in: int
+    fields: dict[str, Any]
+    fill: "Callable[[ShardWriter, Run], dict[str, Any]]"
+    fingerprints: Callable[[], dict[str, str]]
 
 
 class ShardWriter:
     """Writes rows to shards in a uniformly random order, in the memory of two shards.
 
-    A `Deck` tells the shard of each incoming row. Rows are kept until they would fill a shard, then
+    A `Deck` assigns a shard to each incoming row. Rows are kept until they would fill a shard, then
     appended to a spool file of each shard. At the end each spool is read, put into the deck's
     order, written as ``.npy`` and deleted. However many rows there are, at most two shards are in
     memory (the rows kept and those on their way to a spool; at the end two spools), and the disk
@@ -225,14 +245,11 @@ def _finite(rows: Rows) -> bool:
 
 def _unfit(rows: Rows, dtype: np.dtype[Any]) -> UserError:
     """Why `rows` cannot be stored."""
-    if np.isnan(rows).any() or (rows.dtype != dtype and not np.isfinite(rows).all()):
+    rounded = rows.dtype == dtype  # what they were before is not known any more
+    if np.isnan(rows).any() or (np.isinf(rows).any() and not (rounded and dtype == np.float16)):
         return UserError("the model's activations are not finite: train it again")
-    if rows.dtype != dtype:
-        most = f"an activation of {np.abs(rows).max():.3g} does not fit {dtype}"
-        return UserError(f"{most}: set harvest.dtype=float32")
-    if dtype == np.float16:  # rounded already: what it was is not known any more
-        return UserError("an activation does not fit float16: set harvest.dtype=float32")
-    return UserError("the model's activations are not finite: train it again")
+    size = "" if rounded else f" of {np.abs(rows).max():.3g}"
+    return UserError(f"an activation{size} does not fit {dtype}: set harvest.dtype=float32")
 
 
 def check_output(folder: Path) -> None:
@@ -251,19 +268,13 @@ def check_output(folder: Path) -> None:
 
 def start_afresh(folder: Path) -> None:
     """Remove what an interrupted harvest left in `folder`, and nothing else."""
-    if not (folder / SPOOL).is_dir():
-        return
-    for path in folder.glob("*.npy"):
-        if OURS.fullmatch(path.name):
-            path.unlink()
-    remove_spools(folder)
+    if (folder / SPOOL).is_dir():
+        for path in folder.glob("*.npy"):
+            if OURS.fullmatch(path.name):
+                path.unlink()
+        remove_spools(folder)
 
 
 def remove_spools(folder: Path) -> None:
-    """Remove the subfolder for unfinished shards, if it is there and holds nothing else."""
-    with suppress(FileNotFoundError):
-        for path in (folder / SPOOL).iterdir():
-            if SPOOLED.fullmatch(path.name):
-                path.unlink()
-    with suppress(OSError):
-        (folder / SPOOL).rmdir()
+    """Remove the subfolder for unfinished shards, if it is there."""
+    shutil.rmtree(folder / SPOOL, ignore_errors=True)

@@ -186,7 +186,7 @@ def unread(manifest: dict[str, Any], cache_dir: Path, n_ctx: int) -> Unread:
         return Unread(stores.split("validation"), 0, validation=True)
     stream, contexts = text(manifest, cache_dir, n_ctx)
     end = min(contexts * n_ctx, len(stream))
-    if split == "validation" or not stores.splits["validation"].documents:
+    if split == "validation" or not len(stores.streams["validation"]):
         return Unread(stream, end, validation=split == "validation")
     part = stores.split("validation")  # "all" has it last
     return Unread(part, max(0, end - (len(stream) - len(part))), validation=True)

@@ -10,27 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_dict.config.identity import NEUTRAL
 from sparse_dict.errors import UserError
+from sparse_dict.sae.architectures import Architecture, known
 
 if TYPE_CHECKING:
     from sparse_dict.sae.folder import Trained
 
-# What makes a dictionary sparse, by activation: the setting meant for it first.
-SPARSITY = {
-    "relu": ("l1",),
-    "topk": ("k", "l1"),
-    "batch_topk": ("k", "l1"),
-    "jumprelu": ("l0", "l1"),
-}
 LABELS = {"l1": "L1", "k": "k", "l0": "L0 penalty"}
 NAMES = {"l1": "L1 coefficient", "k": "k (active features a row)", "l0": "L0 coefficient"}
 # Two dictionaries belong to the same family if their configs agree in everything but these and the
-# axis of their family: the setting of SPARSITY that is swept.
-AXES = {"sae.dict_size", "seed"}
-INCIDENTAL = {
-    "name", "study_dir", "device", "tracking", "activations_dir", "lm_dir", "sae_dir", "cache_dir",
-    "training.log_every", "training.checkpoint_every", "training.snapshots",
-}  # fmt: skip
+# axis of their family: the setting that is swept to make them sparse.
+INCIDENTAL = {*NEUTRAL, "training.snapshots", "sae.dict_size", "seed"}
 
 
 @dataclass(frozen=True)
@@ -202,7 +193,7 @@ NAMED = ("tied", "l1_scaling", "activation")  # settings that the metrics repeat
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
-        if f"{prefix}{key}" in INCIDENTAL | AXES:
+        if f"{prefix}{key}" in INCIDENTAL:
             continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
@@ -218,9 +209,9 @@ def _character(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _axes(characters: dict[str, dict[str, str]]) -> dict[str, str]:
-    """What is swept in each dictionary's family: of SPARSITY the first setting with two values.
+    """What is swept in each dictionary's family: of `_sparsity` the first setting with two values.
 
-    Where none has two, it is the one meant for the activation.
+    Where none has two, it is the one meant for the kind.
     """
     values: dict[tuple[tuple[str, str], ...], dict[str, set[str]]] = {}
     sparsity = {name: _sparsity(character) for name, character in characters.items()}
@@ -239,28 +230,34 @@ def _axes(characters: dict[str, dict[str, str]]) -> dict[str, str]:
 
 
 def _sparsity(character: Mapping[str, str]) -> list[str]:
-    """The settings that make a dictionary of this activation sparse, of those that it records."""
-    keys = SPARSITY.get(character["sae.activation"], ("l1",))
+    """The settings that make a dictionary of this kind sparse, of those recorded: its own first."""
+    kind = known().get(character["sae.activation"], Architecture)
+    keys = dict.fromkeys((kind.axis, "l1"))
     return [f"sae.{key}" for key in keys if f"sae.{key}" in character]
 
 
 def _labels(characters: dict[str, dict[str, str]], axes: dict[str, str]) -> dict[str, str]:
     """A short label a dictionary: the settings in which the study's families differ.
 
-    What is swept within a family is no part of its label.
+    What is swept within a family is no part of its label, nor is a key that only some activations
+    have and that has one value in each of these.
     """
     fixed = {
         name: {key: value for key, value in c.items() if key != axes[name]}
         for name, c in characters.items()
     }
     keys = sorted({key for character in characters.values() for key in character})
-    differing = [
-        key for key in keys if len({fixed[n].get(key, "-") for n in fixed if key != axes[n]}) > 1
-    ]
+
+    def differs(key: str) -> bool:
+        there = [c for name, c in fixed.items() if key != axes[name]]
+        values = {c.get(key) for c in there}
+        by_kind = {(c["sae.activation"], c.get(key)) for c in there}
+        implied = None in values and len(by_kind) == len({kind for kind, _ in by_kind})
+        return len(values) > 1 and not implied
+
+    differing = [key for key in keys if differs(key)]
     return {
-        name: ", ".join(
-            f"{key.rpartition('.')[2]}={c.get(key, '-')}" for key in differing if key != axes[name]
-        )
+        name: ", ".join(f"{key.rpartition('.')[2]}={c[key]}" for key in differing if key in c)
         for name, c in fixed.items()
     }
 

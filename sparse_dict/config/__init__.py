@@ -28,6 +28,7 @@ from sparse_dict.config.analysis import (
     LossRecoveredConfig,
     NoSettings,
 )
+from sparse_dict.config.identity import NEUTRAL
 from sparse_dict.config.lm import (
     AdamWConfig,
     LMTrainingConfig,
@@ -146,6 +147,9 @@ def register() -> None:
         "sparse_dict.conf", lambda folder: str(CONF_DIR / folder), replace=True
     )
     OmegaConf.register_new_resolver("sparse_dict.choices", _help, replace=True)
+    OmegaConf.register_new_resolver(
+        "sparse_dict.neutral_keys", lambda: ["experiment", *NEUTRAL], replace=True
+    )
     OmegaConf.register_new_resolver(
         "sparse_dict.job_folder", lambda dirname: dirname or "default", replace=True
     )

@@ -29,7 +29,7 @@ class Site:
 
 
 def parse(text: str, layer: int | None, key: str) -> Site:
-    """The site that `text` names; `layer` is that of a short name which tells none itself.
+    """The site that `text` names; `layer` is the layer of a short name that is given without one.
 
     Raises:
         UserError: it is neither a short name nor a module's path; `key` is what the user set.

@@ -1,17 +1,19 @@
 """The jobs of a multirun: composed by Hydra's own rules and checked before one of them runs."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from sparse_dict.errors import UserError
+from sparse_dict.launch.checks import one_line_errors, task_config, typed
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -37,9 +39,6 @@ def has_grid(config: DictConfig) -> bool:
 
 def grid(config: DictConfig, loader: ConfigLoader) -> list[list[str]]:
     """The overrides of all jobs, as Hydra's own sweeper will make them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     params = config.hydra.sweeper.params or {}
     arguments = [f"{key}={value}" for key, value in params.items()]
     # unresolved: what names another key is each job's to resolve
@@ -60,12 +59,12 @@ def composed(
     """Compose the job of each list of overrides and let `stage` check and weigh it.
 
     Only Hydra's own sweeper promises jobs that differ; others may come with the same folder.
-    Wrong input ends the process with one line, and so does a grid without jobs.
+
+    Raises:
+        UserError: a job's input is wrong, two jobs have the same folder, or there is no job.
     """
     if not overrides:
-        name = config.hydra.job.name
-        sys.stderr.write(f"{name}.py: the grid is empty: a swept key has no value\n")
-        raise SystemExit(2)
+        raise UserError("the grid is empty: a swept key has no value")
     hydra_config = HydraConfig.instance()
     before = hydra_config.cfg
     jobs: list[Job] = []
@@ -75,14 +74,13 @@ def composed(
             job = _compose(config, loader, number, job_overrides)
             try:
                 _check(job, stage)
-                if job.folder in numbers and has_grid(config):
-                    raise UserError(
-                        f"job {numbers[job.folder]} and job {number} have the same "
-                        f"folder, {job.folder}"
-                    )
             except UserError as error:
-                sys.stderr.write(f"{config.hydra.job.name}.py: {job}: {error}\n")
-                raise SystemExit(2) from None
+                raise UserError(f"{job}: {error}") from None
+            if job.folder in numbers and has_grid(config):
+                raise UserError(
+                    f"{job}: job {numbers[job.folder]} and job {number} have the same folder, "
+                    f"{job.folder}"
+                )
             numbers[job.folder] = number
             jobs.append(job)
     finally:
@@ -109,8 +107,6 @@ def _compose(
 
 
 def _check(job: Job, stage: ModuleType) -> None:
-    from sparse_dict.launch.stage import one_line_errors, task_config, typed
-
     config = typed(task_config(job.config))
     one_line_errors(job.config.hydra.job.name, stage.check, config, job.folder)
     if hasattr(stage, "weight"):

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sparse_dict.lm import threads
-from sparse_dict.machine import compiled
+from sparse_dict.machine import compiled, threads
 
 SOURCE = Path(__file__).with_name("attention.c")
 MAX_WIDTH = 16  # of a head; columns of wider ones do not fit into registers

@@ -1,10 +1,11 @@
 """What a model without context, and one that sees a single token, reach on the same text."""
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sparse_dict.text.tokens import TokenStream
 
 Tokens = NDArray[np.int64]
 
@@ -12,16 +13,7 @@ FIT_TOKENS = 20_000_000  # counts of more text change the losses little and take
 PIECE = 1 << 22
 
 
-class Stream(Protocol):
-    """The part of `text.tokens.TokenStream` that is needed here."""
-
-    def __len__(self) -> int: ...
-    def window(self, start: int, length: int) -> Tokens:
-        """`length` token ids from `start` on."""
-        ...
-
-
-def _pieces(stream: Stream, n: int) -> Iterator[Tokens]:
+def _pieces(stream: TokenStream, n: int) -> Iterator[Tokens]:
     for start in range(0, n, PIECE):
         yield stream.window(start, min(PIECE + 1, n - start))  # one shared token joins the pieces
 
@@ -29,7 +21,7 @@ def _pieces(stream: Stream, n: int) -> Iterator[Tokens]:
 class Ngrams:
     """Unigram and bigram counts of a token stream, at most its first `FIT_TOKENS`."""
 
-    def __init__(self, stream: Stream, n_vocab: int) -> None:
+    def __init__(self, stream: TokenStream, n_vocab: int) -> None:
         self.n_vocab = n_vocab
         self.fitted_tokens = min(len(stream), FIT_TOKENS)
         self.count: Tokens = np.zeros(n_vocab, np.int64)
@@ -66,7 +58,7 @@ class Ngrams:
         return (seen + np.where(c == 0, 1, t) * self.unigram(tokens)) / np.where(c == 0, 1, c + t)
 
 
-def losses(train: Stream, n_vocab: int, windows: Tokens) -> dict[str, float]:
+def losses(train: TokenStream, n_vocab: int, windows: Tokens) -> dict[str, float]:
     """Mean loss in nats of both on the targets of `windows`, (n, n_ctx + 1) of validation text."""
     ngrams = Ngrams(train, n_vocab)
     before, targets = windows[:, :-1].ravel(), windows[:, 1:].ravel()

@@ -1,11 +1,11 @@
-"""The folder of a language model: what is in it, whether it fits a config, how it is loaded."""
+"""The folder of a language model: what is in it, and how it is loaded."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_dict.config import ModelConfig, TrainLMConfig
-from sparse_dict.errors import UserError, malformed
+from sparse_dict.config import ModelConfig
+from sparse_dict.errors import MALFORMED, UserError, one_line, reading
 from sparse_dict.storage import files
 
 if TYPE_CHECKING:
@@ -37,30 +37,6 @@ class LoadedLM:
         return ModelConfig(**self.record["config"]["model"])
 
 
-def what_decides(config: TrainLMConfig) -> dict[str, Any]:
-    """The part of a config that decides what is learned, as it is recorded and compared."""
-    values = asdict(config)
-    values["training"] = {
-        key: value
-        for key, value in values["training"].items()
-        if key not in ("log_every", "checkpoint_every")
-    }
-    keys = ("data", "tokenizer", "model", "optimizer", "training", "seed")
-    return {key: values[key] for key in keys}
-
-
-def first_difference(recorded: Any, wanted: Any, key: str = "") -> str | None:
-    """The first key in which two JSON-able values differ, as ``key is A there, B now``; or None."""
-    if isinstance(recorded, dict) and isinstance(wanted, dict):
-        for name in [*wanted, *(name for name in recorded if name not in wanted)]:
-            below = f"{key}.{name}" if key else name
-            found = first_difference(recorded.get(name), wanted.get(name), below)
-            if found:
-                return found
-        return None
-    return None if recorded == wanted else f"{key} is {recorded!r} there, {wanted!r} now"
-
-
 def read_record(lm_dir: Path) -> dict[str, Any]:
     """`lm.json` of a finished language model, its types checked.
 
@@ -73,17 +49,17 @@ def read_record(lm_dir: Path) -> dict[str, Any]:
             raise UserError(f"{lm_dir} is not trained to the end: run train_lm.py again")
         raise UserError(f"{lm_dir} holds no language model ({RECORD}): run train_lm.py first")
     record = files.read_json(path)
-    try:
-        ModelConfig(**record["config"]["model"])
-        types = {"format_version": int, "n_vocab": int, "corpus": dict, "fingerprints": dict}
-        wrong = [key for key, kind in types.items() if not isinstance(record[key], kind)]
-        wrong += [k for k in ("model", "tokenizer", "corpus") if k not in record["fingerprints"]]
-        if not all(type(value) is int for value in record["config"]["model"].values()):
-            wrong.append("config.model")
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is malformed ({malformed(error)}): train it again") from None
-    if wrong:
-        raise UserError(f"{path} is malformed: {wrong[0]}")
+    with reading(path, "train it again"):
+        shape = record["config"]["model"]
+        ModelConfig(**shape)
+        numbers = [*shape.values(), record["format_version"], record["n_vocab"]]
+        texts = [record["fingerprints"][key] for key in ("model", "tokenizer", "corpus")]
+        if not all(type(number) is int for number in numbers):
+            raise TypeError("the model's sizes are no whole numbers")
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a fingerprint is no text")
+        if not isinstance(record["corpus"], dict):
+            raise TypeError("the corpus is not described")
     if record["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {record['format_version']}; this program reads "
@@ -113,19 +89,14 @@ def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
         raise UserError(f"{path} is not the file that {RECORD} describes: train it again")
     shape = ModelConfig(**record["config"]["model"])
     try:
-        tensors = load_file(path)
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # aligned
         if shape.n_layers > len(tensors):
             raise RuntimeError(f"{len(tensors)} tensors for {shape.n_layers} layers")
-        # a record may claim any size: nothing is allocated before the file agrees
-        with torch.device("meta"):
-            outline = GPT(shape, record["n_vocab"]).state_dict()
-        for name, tensor in outline.items():
-            if name not in tensors or tensors[name].shape != tensor.shape:
-                raise RuntimeError(f"it holds no {name} of the shape {tuple(tensor.shape)}")
-        model = GPT(shape, record["n_vocab"])
-        model.load_state_dict(tensors)
-    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from None
+        with torch.device("meta"):  # nothing is allocated, whatever size a record may claim
+            model = GPT(shape, record["n_vocab"])
+        model.load_state_dict(tensors, assign=True)
+    except (SafetensorError, OSError, RuntimeError, *MALFORMED) as error:
+        raise UserError(f"{path} cannot be loaded: {one_line(error)}") from None
     tokenizer = Tokenizer.load(lm_dir / TOKENIZER)
     if tokenizer.fingerprint != record["fingerprints"]["tokenizer"]:
         raise UserError(f"{lm_dir / TOKENIZER} is not the tokenizer that {RECORD} describes")

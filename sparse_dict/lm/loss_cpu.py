@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_dict.lm import threads
-from sparse_dict.machine import compiled
+from sparse_dict.machine import compiled, threads
 
 SOURCE = Path(__file__).with_name("loss.c")
 MAX_WIDTH = 128  # of wider rows the products take most of the time, and BLAS is best at those

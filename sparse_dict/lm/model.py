@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +38,8 @@ class Block(nn.Module):
         qkv = self.qkv(self.norm_1(x)).view(b, t, 3, self.n_heads, d // self.n_heads)
         return self.attn_out(attention.causal(qkv).reshape(b, t, d))
 
-    def attend(self, x: Tensor) -> Tensor:
-        """The residual stream behind the attention, (batch, n_ctx, d_model) both ways."""
-        return x + self.attention(x)
-
     def mlp_post(self, x: Tensor) -> Tensor:
-        """The MLP's hidden activation after GELU, (batch, n_ctx, d_mlp), `x` as from `attend`."""
+        """The MLP's hidden activation after GELU, (batch, n_ctx, d_mlp); `x` is resid_mid."""
         return _gelu(self.mlp_in(self.norm_2(x)))
 
     def sites(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -60,7 +57,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The residual stream behind the block, (batch, n_ctx, d_model) both ways."""
-        x = self.attend(x)
+        x = x + self.attention(x)
         return x + self.mlp_out(self.mlp_post(x))
 
 
@@ -120,16 +117,19 @@ class GPT(nn.Module):
             if site.name not in SITES or site.layer not in range(len(self.blocks)):
                 raise ValueError(f"unknown site {str(site)!r}")
         found: dict[Site, Tensor] = {}
+        for site, value in self._sites(tokens):
+            if site in sites:
+                found[site] = value
+                if len(found) == len(sites):
+                    break
+        return [found[site] for site in sites]
+
+    def _sites(self, tokens: Tensor) -> Iterator[tuple[Site, Tensor]]:
         x = self._embedded(tokens)
         for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            for name, value in block.sites(x):
-                if (site := Site(name, layer)) in sites:
-                    found[site] = value
-                    if len(found) == len(sites):
-                        return [found[site] for site in sites]
+            for name, value in cast(Block, block).sites(x):
+                yield Site(name, layer), value
             x = value
-        raise AssertionError("every site lies in a block")
 
     def split(
         self, tokens: Tensor, layer: int, site: str
@@ -140,17 +140,13 @@ class GPT(nn.Module):
         """
         if site != "mlp_post":
             raise ValueError(f"unknown site {site!r}")
-        x = self._embedded(tokens)
-        for block in self.blocks[:layer]:
-            x = block(x)
-        block = self.blocks[layer]
-        assert isinstance(block, Block)
-        attended = block.attend(x)
+        before = self.activations(tokens, layer, "resid_mid")
+        block = cast(Block, self.blocks[layer])
 
         def follow(activation: Tensor) -> Tensor:
-            x = attended + block.mlp_out(activation)
+            x = before + block.mlp_out(activation)
             for later in self.blocks[layer + 1 :]:
                 x = later(x)
             return self.norm(x)
 
-        return block.mlp_post(attended), follow
+        return block.mlp_post(before), follow

@@ -1,18 +1,16 @@
 """Stage 1: corpus, vocabulary and tokens, then the language model and its folder."""
 
-import csv
-import io
 import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
-from sparse_dict.config import TrainLMConfig
+from sparse_dict.config import TrainLMConfig, identity
 from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint, folder
 from sparse_dict.machine import distributed, runtime
-from sparse_dict.storage import files, lock, tensor_files
+from sparse_dict.storage import files, tensor_files
 from sparse_dict.text import corpus
 
 if TYPE_CHECKING:
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
     from sparse_dict.lm.train import Job
 
 log = logging.getLogger(__name__)
+
+ELSEWHERE = "name= or lm_dir="  # the keys that choose another folder
 
 
 def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
@@ -33,9 +33,9 @@ def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
     lm_dir = Path(config.lm_dir)
     if lm_dir.exists() and not lm_dir.is_dir():
         raise UserError(f"lm_dir: {lm_dir} is not a folder")
-    there = _recorded(lm_dir)
-    if there is not None:
-        _compare(lm_dir, {"config": there.get("config")}, {"config": folder.what_decides(config)})
+    if (there := _recorded(lm_dir)) is not None:
+        wanted = identity.record(config)
+        identity.refuse_another(lm_dir, there.get("config"), wanted, config, instead=ELSEWHERE)
     if config.training.batch_size % distributed.size():
         raise UserError(
             f"training.batch_size={config.training.batch_size} is no multiple of the "
@@ -54,20 +54,16 @@ def run(config: TrainLMConfig) -> None:
             process works in `lm_dir`.
     """
     check(config)
-    locked = [Path(config.lm_dir)] if distributed.main() else []
-    with lock.holding(*locked), distributed.joined():
+    with distributed.working_in(Path(config.lm_dir)):
         _run(config)
 
 
 def _run(config: TrainLMConfig) -> None:
     lm_dir, cache_dir = Path(config.lm_dir), Path(config.cache_dir)
-    identity = {
-        "config": folder.what_decides(config),
-        "corpus": corpus.describe(config.data),
-    }
-    there = _recorded(lm_dir)
-    if there is not None:
-        _compare(lm_dir, there, identity)
+    made_from = {"config": identity.record(config), "corpus": corpus.describe(config.data)}
+    if (there := _recorded(lm_dir)) is not None:
+        known, now = {"corpus": there.get("corpus")}, {"corpus": made_from["corpus"]}
+        identity.refuse_another(lm_dir, known, now, instead=ELSEWHERE)
     if (lm_dir / folder.RECORD).exists():
         log.info("%s is already trained", lm_dir)
         if distributed.main():
@@ -85,17 +81,16 @@ def _run(config: TrainLMConfig) -> None:
         store = tokens.prepare(config.data, tokenizer, cache_dir)
     device = distributed.device(config.device)
     n_ctx = config.model.n_ctx
-    for name in ("train", "validation"):
-        if len(store.split(name)) <= n_ctx:
+    text, validation = (store.split(name) for name in tokens.SPLITS)
+    for name, part in zip(tokens.SPLITS, (text, validation), strict=True):
+        if len(part) <= n_ctx:
             raise UserError(
-                f"the corpus holds {len(store.split(name))} {name} tokens, too few for one context "
+                f"the corpus holds {len(part)} {name} tokens, too few for one context "
                 f"(model.n_ctx = {n_ctx})"
             )
-    windows = train.validation_windows(
-        store.split("validation"), n_ctx, config.training.eval_tokens
-    )
+    windows = train.validation_windows(validation, n_ctx, config.training.eval_tokens)
     if distributed.main():
-        without_model = baselines.losses(store.split("train"), tokenizer.n_vocab, windows)
+        without_model = baselines.losses(text, tokenizer.n_vocab, windows)
         log.info(
             "validation loss without a model: unigram %.3f, bigram %.3f",
             without_model["unigram"], without_model["bigram"],
@@ -103,14 +98,14 @@ def _run(config: TrainLMConfig) -> None:
     runtime.seed_torch(config.seed)
     model = GPT(config.model, tokenizer.n_vocab).to(device)
     job = train.Job(
-        train=store.split("train"),
+        train=text,
         validation=windows,
         n_ctx=n_ctx,
         optimizer=config.optimizer,
         training=config.training,
         seed=config.seed,
         checkpoint=lm_dir / folder.CHECKPOINT,
-        identity=identity,
+        identity=made_from,
     )
     with tracking.open_run(config, "train_lm", f"{config.name} lm", lm_dir, "tokens") as run:
         state = train.train(model, job, run)
@@ -124,11 +119,11 @@ def _run(config: TrainLMConfig) -> None:
     weights = {name: p.detach().cpu().numpy() for name, p in model.named_parameters()}
     tensor_files.write(lm_dir / folder.WEIGHTS, weights)
     tokenizer.save(lm_dir / folder.TOKENIZER)
-    _write_history(lm_dir / folder.HISTORY, state)
+    files.write_csv(lm_dir / folder.HISTORY, state.history)
     record["fingerprints"] = {
         "model": folder.fingerprint(lm_dir / folder.WEIGHTS),
         "tokenizer": tokenizer.fingerprint,
-        "corpus": files.fingerprint(identity["corpus"]),
+        "corpus": files.fingerprint(made_from["corpus"]),
     }
     record["sha256"] = files.sha256_of(lm_dir, folder.HASHED)
     files.write_json(lm_dir / folder.RECORD, files.sealed(record))
@@ -148,15 +143,6 @@ def _recorded(lm_dir: Path) -> dict[str, Any] | None:
     return checkpoint.identity(lm_dir / folder.CHECKPOINT)
 
 
-def _compare(lm_dir: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
-    difference = folder.first_difference(there, wanted)
-    if difference:
-        raise UserError(
-            f"{lm_dir} was made with another config or corpus: {difference.removeprefix('config.')}"
-            "; choose another name= or lm_dir=, or delete the folder"
-        )
-
-
 def _record(job: "Job", state: "State", device: str) -> dict[str, Any]:
     last = state.history[-1]
     tokens = state.step * job.step_tokens
@@ -170,11 +156,3 @@ def _record(job: "Job", state: "State", device: str) -> dict[str, Any]:
         "tokens_per_second": tokens / state.seconds,
         "device": device,
     }
-
-
-def _write_history(path: Path, state: "State") -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(state.history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(state.history)
-    files.write_text(path, text.getvalue())

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from sparse_dict.config import AdamWConfig, LMTrainingConfig
 from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint
-from sparse_dict.lm.baselines import Stream
 from sparse_dict.lm.checkpoint import State
 from sparse_dict.lm.model import GPT
 from sparse_dict.lm.optimizer import learning_rate, make_optimizer, set_learning_rate
 from sparse_dict.machine import distributed, interrupt
 from sparse_dict.machine.ahead import ahead
 from sparse_dict.machine.progress import Progress
+from sparse_dict.text.tokens import TokenStream
 
 if TYPE_CHECKING:
     from sparse_dict.tracking import Run
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 class Job:
     """All that a run is made of."""
 
-    train: Stream
+    train: TokenStream
     validation: NDArray[np.int64]  # (n, n_ctx + 1), from `validation_windows`
     n_ctx: int
     optimizer: AdamWConfig
@@ -58,7 +58,7 @@ class Job:
         return due and state.step > 0 and not state.validated
 
 
-def validation_windows(stream: Stream, n_ctx: int, n_tokens: int) -> NDArray[np.int64]:
+def validation_windows(stream: TokenStream, n_ctx: int, n_tokens: int) -> NDArray[np.int64]:
     """About `n_tokens` targets in windows spread evenly over `stream`, (n, n_ctx + 1)."""
     n = max(1, min(n_tokens, len(stream) - 1) // n_ctx)
     starts = np.linspace(0, len(stream) - n_ctx - 1, n).astype(np.int64)

@@ -22,7 +22,7 @@ WITHOUT = "dense products by torch instead of compiled loops, slower"
 
 
 def _cpu() -> str:
-    """What tells machines apart whose native code may differ."""
+    """The processor's features, which native code depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -48,7 +48,7 @@ def _compiler() -> list[str] | None:
 def library(source: Path, flags: Sequence[str]) -> ctypes.CDLL | None:
     """The shared library made of `source`, from the user's cache if it was made before.
 
-    None, told once, where there is no C compiler or it fails. Callers keep the result.
+    None, with one warning, where there is no C compiler or it fails. Callers keep the result.
     """
     compiler = _compiler()
     if compiler is None:

@@ -1,7 +1,7 @@
 """Several processes as one run, as torchrun starts them; without torchrun, one process.
 
 Rank 0 alone writes records, logs, tracks and holds the lock; all ranks read the same folders, so on
-several machines these lie on a shared file system. What ranks tell each other goes over gloo, the
+several machines these lie on a shared file system. Ranks exchange numbers over gloo, the
 gradients of models on GPUs over NCCL.
 """
 
@@ -12,19 +12,21 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, open_dict, read_write
 
 from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
+from sparse_dict.storage import lock
 
 if TYPE_CHECKING:
     import torch
 
 # Others wait for as long as rank 0 tokenises a corpus; if it dies, their connection breaks at once.
 PATIENCE = timedelta(days=7)
-GRACE_S = 5.0  # torchrun ends all ranks when one has ended: rank 0 goes first, to say why
+GRACE_S = 5.0  # torchrun ends all ranks when one has ended: rank 0 goes first, to report why
 
 
 def rank() -> int:
@@ -43,7 +45,7 @@ def main() -> bool:
 
 
 def hush(config: DictConfig) -> None:
-    """Let this process, which is not the main one, log and track nothing; errors go to stderr."""
+    """Switch off logging and tracking in a process that is not rank 0; errors go to stderr."""
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.output_subdir = None
         config.hydra.job_logging = {"root": None}
@@ -52,11 +54,23 @@ def hush(config: DictConfig) -> None:
 
 
 @contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Connect the processes, of which rank 0 keeps all others out of the output folder.
+
+    Raises:
+        UserError: another process works in `folder`.
+        SystemExit: one of these processes has ended, and has reported the reason.
+    """
+    with lock.holding(*[folder] if main() else []), joined():
+        yield
+
+
+@contextmanager
 def joined() -> Iterator[None]:
     """Connect the processes; without others, nothing.
 
     Raises:
-        SystemExit: another process has ended, and has said why.
+        SystemExit: another process has ended, and has reported the reason.
     """
     if size() == 1:
         yield

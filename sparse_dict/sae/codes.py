@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-SELECTION = 256  # rows over which BatchTopK shares its budget; `step_cpu`'s chunk
+SELECTION = 256  # rows over which BatchTopK shares its budget
 
 
 def product(a: "Tensor", b: "Tensor", precision: str) -> "Tensor":

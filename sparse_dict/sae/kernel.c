@@ -1,268 +1,235 @@
-/* The sparse autoencoder's training step over active entries only.
+/* The sparse autoencoder's training step over active entries only, of many dictionaries at once.
 
    With ReLU and L1, everything after the encoder's product is exactly zero wherever a feature is
    inactive: the decoder's product, the gradient of the code, and both weight gradients. At an L0
-   of 5-40 out of hundreds this loop does a few percent of the dense arithmetic, with no
-   approximation. Python computes the encoder's product for a block of features and a chunk of
-   rows (BLAS is best at that), then calls us.
+   of 5-40 out of hundreds this does a few percent of the dense arithmetic, with no approximation.
+
+   A batch is cut into panels of 64 rows, and 8 panels make a slab. For each slab first every panel
+   is encoded (a task each: rows do not depend on each other), then every block of features gets
+   its gradients and behind the last slab its update (a task each: nor do features). A task's
+   arithmetic does not depend on who does it, nor on the number of threads or of dictionaries: so
+   neither does the result, bit for bit.
 
    Compiled per width: -DD=<d_in rounded up to a multiple of 16>. Vectors are GCC/Clang vector
-   extensions, so the same source runs on x86 and ARM; AVX-512 only speeds up the scan.
+   extensions, so the same source runs on x86 and ARM; AVX-512 is used by name where it helps.
 
    All matrices are row-major float32. Row r of X, R: one activation. Row k of W: one feature. */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-#if defined(__SSE__)
-#include <immintrin.h>
-#endif
+#include "dictionary.h"
+#include "encode.h"
+#include "threads.h"
+#include "update.h"
 
-typedef float vec __attribute__((vector_size(64), aligned(4)));
-#define LANES 16
-#define VECS (D / LANES)
+/* Panels whose inputs and residuals stay in the second-level cache; their rows are a multiple of
+   what BatchTopK chooses over (`codes.SELECTION`). */
+#define SLAB 8
 
-static inline float sum_lanes(vec a) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)a);
-#else
-  float sum = 0;
-  for (int i = 0; i < LANES; i++) sum += a[i];
-  return sum;
-#endif
+/* The buffers of one dictionary's step while it is being made. */
+struct buffers {
+  struct entries entries[SLAB];
+  float *R;              /* (SLAB * PANEL, D) */
+  float *thresholds;     /* (size,) JumpReLU's */
+  float *z, *scratch;    /* of `choose`, for each of the tasks of a slab; NULL if none chooses */
+  struct panel_sums *sums; /* one for each panel of the batch */
+};
+
+struct step {
+  struct threads *threads;
+  const struct dictionary *dictionaries;
+  int64_t *live; /* which of them are trained, in the order in which they are begun */
+  const struct numbers *numbers;
+  int n_buffers; /* one set for each thread */
+  struct buffers *buffers;
+  void **memory; /* of each set */
+  int low;       /* bfloat16 is needed */
+  /* the batch */
+  void *batch_memory;
+  struct panel *panels;
+  int64_t n_panels, room; /* panels there are, panels there is memory for */
+  float *X_t;
+  int32_t *X_low;
+  int64_t rows, seen;
+};
+
+/* Panels of a task of the encoder. */
+static int64_t group(const struct dictionary *d) {
+  return d->together ? d->together / PANEL : 1;
 }
 
-static inline float dot(const float *a, const float *b) {
-  const vec *u = (const vec *)a, *v = (const vec *)b;
-  vec sum = {0};
-  for (int j = 0; j < VECS; j++) sum += u[j] * v[j];
-  return sum_lanes(sum);
+static int64_t slab_panels(const struct step *s, int64_t slab) {
+  const int64_t left = s->n_panels - slab * SLAB;
+  return left < SLAB ? left : SLAB;
 }
 
-/* Residual of an empty code: R = -X. */
-void start_residual(const float *X, int64_t n, float *R) {
-  for (int64_t i = 0; i < n * D; i++) R[i] = -X[i];
+static int64_t slabs(const struct step *s) { return (s->n_panels + SLAB - 1) / SLAB; }
+
+/* Phases: the beginning; encoder and update of each slab in turn; the end. */
+static int64_t tasks(const void *context, int64_t job, int64_t phase) {
+  const struct step *s = context;
+  const struct dictionary *d = s->dictionaries + s->live[job];
+  const int64_t last = 2 * slabs(s) + 1;
+  if (phase == 0 || phase == last) return 1;
+  if (phase > last) return 0;
+  if (phase % 2 == 0) return (d->size + BLOCK - 1) / BLOCK;
+  return (slab_panels(s, phase / 2) + group(d) - 1) / group(d);
 }
 
-/* List the active entries of one feature: z = pre + b with z > floor and z >= row_floor[r].
-   Returns how many there are. `rows` and `codes` need room for n + LANES entries. */
-static int64_t scan_feature(const float *pre, float b, float floor, const float *row_floor,
-                            int64_t n, int32_t *rows, float *codes) {
-  int64_t count = 0, r = 0;
-#if defined(__AVX512F__)
-  const __m512 bias = _mm512_set1_ps(b), least = _mm512_set1_ps(floor);
-  const __m512i lane =
-      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  for (; r + LANES <= n; r += LANES) {
-    const __m512 z = _mm512_add_ps(_mm512_loadu_ps(pre + r), bias);
-    __mmask16 on = _mm512_cmp_ps_mask(z, least, _CMP_GT_OQ);
-    if (row_floor) on &= _mm512_cmp_ps_mask(z, _mm512_loadu_ps(row_floor + r), _CMP_GE_OQ);
-    _mm512_storeu_ps(codes + count, _mm512_maskz_compress_ps(on, z));
-    _mm512_storeu_si512(rows + count, _mm512_maskz_compress_epi32(
-                                          on, _mm512_add_epi32(lane, _mm512_set1_epi32((int)r))));
-    count += __builtin_popcount(on);
+static void encode(const struct step *s, const struct dictionary *d, struct buffers *b,
+                   int64_t slab, int64_t task) {
+  const int64_t first = task * group(d), left = slab_panels(s, slab) - first;
+  const int64_t count = left < group(d) ? left : group(d);
+  const struct panel *panels = s->panels + slab * SLAB + first;
+  const float *thresholds = d->log_threshold ? b->thresholds : NULL;
+  struct panel_sums *sums = b->sums + slab * SLAB + first;
+  if (d->k) {
+    const int64_t each = d->size * PANEL;
+    sums->floor = choose(d, panels, count, b->z + first * each,
+                         b->scratch + first * (each + LANES), b->entries + first);
+  } else {
+    find_active(d, thresholds, panels, b->entries + first);
   }
-#endif
-  for (; r < n; r++) {
-    const float z = pre[r] + b;
-    codes[count] = z;
-    rows[count] = (int32_t)r;
-    count += z > floor && (!row_floor || z >= row_floor[r]);
+  for (int64_t i = 0; i < count; i++)
+    reconstruct(d, thresholds, panels + i, b->entries + first + i, b->R + (first + i) * PANEL * D,
+                sums + i);
+}
+
+/* Sums and running floors, in the order of the panels. */
+static void finish(const struct step *s, const struct dictionary *d, const struct buffers *b) {
+  for (int64_t i = 0; i < s->n_panels; i++) {
+    const struct panel_sums *sums = b->sums + i;
+    d->sums[0] += sums->squared_error;
+    d->sums[1] += sums->codes;
+    d->sums[2] += (double)sums->active;
+    if (d->batch_floor && i % group(d) == 0)
+      *d->batch_floor +=
+          (sums->floor - *d->batch_floor) * (*d->batch_floor == 0.0f ? 1.0f : d->floor_pace);
   }
-  return count;
+  d->sums[3] += (double)s->rows;
 }
 
-static void sift_down(float *heap, int64_t k, int64_t i) {
-  for (;;) {
-    int64_t least = i, left = 2 * i + 1;
-    if (left < k && heap[left] < heap[least]) least = left;
-    if (left + 1 < k && heap[left + 1] < heap[least]) least = left + 1;
-    if (least == i) return;
-    const float swap = heap[i];
-    heap[i] = heap[least];
-    heap[least] = swap;
-    i = least;
-  }
-}
-
-/* The k-th largest of the positive z = pre[:, r] + b of each row r into floor (n,); tiny but
-   positive where fewer than k are. `heaps` needs n * k values. */
-void row_floors(const float *pre, const float *b, int64_t K, int64_t n, int64_t k, float *heaps,
-                float *floor) {
-  for (int64_t i = 0; i < n * k; i++) heaps[i] = 1e-30f;
-  for (int64_t r = 0; r < n; r++) floor[r] = 1e-30f;
-  for (int64_t f = 0; f < K; f++) {
-    const float *p = pre + f * n;
-    for (int64_t r = 0; r < n; r++) {
-      const float z = p[r] + b[f];
-      if (z > floor[r]) {
-        heaps[r * k] = z;
-        sift_down(heaps + r * k, k, 0);
-        floor[r] = heaps[r * k];
-      }
-    }
-  }
-}
-
-/* Find the active entries of K features on n rows and add their part of the reconstruction to R.
-
-   pre        (K, n) encoder products without bias
-   W_exact    (K, D) or NULL: recompute each code from it in float32 (pre came from bf16 products)
-   floors     (K,) or NULL: thresholds per feature (JumpReLU); NULL is ReLU's zero
-   band       entries up to this far below their floor are listed too, though not active: they
-              move JumpReLU's threshold
-   row_floor  (n,) or NULL: thresholds per row (TopK, BatchTopK)
-   rows, codes, starts  the lists; starts[k]..starts[k+1] are feature k's entries; `first` is where
-                        this block's begin
-   fired      (K,) is increased by the number of active rows
-   l1         is increased by the sum of the codes
-   active     is increased by the number of active entries
-   Returns the end of the list. */
-int64_t encode_block(const float *X, const float *pre, const float *W_exact, const float *b,
-                     const float *W_dec, const float *floors, float band, const float *row_floor,
-                     int64_t K, int64_t n, int64_t first, float *R, int32_t *rows, float *codes,
-                     int64_t *starts, int64_t *fired, double *l1, int64_t *active) {
-  int64_t end = first;
-  for (int64_t k = 0; k < K; k++) {
-    starts[k] = end;
-    const float floor = floors ? floors[k] : 0.0f;
-    int64_t count =
-        scan_feature(pre + k * n, b[k], floor - band, row_floor, n, rows + end, codes + end);
-    if (W_exact) {
-      int64_t kept = 0;
-      for (int64_t e = end; e < end + count; e++) {
-        const float z = dot(W_exact + k * D, X + (int64_t)rows[e] * D) + b[k];
-        rows[end + kept] = rows[e];
-        codes[end + kept] = z;
-        kept += z > floor - band;
-      }
-      count = kept;
-    }
-    vec w[VECS];
-    memcpy(w, W_dec + k * D, sizeof w);
-    float sum = 0;
-    int64_t on = 0;
-    for (int64_t e = end; e < end + count; e++) {
-      const float code = codes[e];
-      if (code <= floor) continue;
-      vec *r = (vec *)(R + (int64_t)rows[e] * D);
-      for (int j = 0; j < VECS; j++) r[j] += code * w[j];
-      sum += code;
-      on++;
-    }
-    *l1 += sum;
-    *active += on;
-    fired[k] += on;
-    end += count;
-  }
-  starts[K] = end;
-  return end;
-}
-
-/* Sum of squares of the residual. */
-double squared_error(const float *R, int64_t n) {
-  double sum = 0;
-  for (int64_t r = 0; r < n; r++) sum += dot(R + r * D, R + r * D);
-  return sum;
-}
-
-/* Add the gradients of  scale / 2 * sum R^2 + penalty * sum codes  to G_enc, G_dec (K, D), G_b (K,).
-   G_enc may be G_dec (tied weights).
-
-   With floors (K,), G_floor (K,) gets the straight-through gradient of the thresholds for
-   scale / 2 * sum R^2 + l0 * (number of active entries), with a rectangular kernel of width
-   2 * band (Rajamanoharan et al. 2024, arXiv 2407.14435, equations 11 and 12). */
-void backward(const float *X, const float *R, const float *W_dec, const int32_t *rows,
-              const float *codes, const int64_t *starts, const float *floors, int64_t K,
-              float scale, float penalty, float l0, float band, float *G_enc, float *G_dec,
-              float *G_b, float *G_floor) {
-  for (int64_t k = 0; k < K; k++) {
-    if (starts[k] == starts[k + 1]) continue;
-    const float floor = floors ? floors[k] : 0.0f;
-    vec w[VECS], enc[VECS], dec[VECS];
-    memcpy(w, W_dec + k * D, sizeof w);
-    memset(enc, 0, sizeof enc);
-    memset(dec, 0, sizeof dec);
-    float bias = 0, at_floor = 0;
-    for (int64_t e = starts[k]; e < starts[k + 1]; e++) {
-      const vec *r = (const vec *)(R + (int64_t)rows[e] * D);
-      vec sum = {0};
-      for (int j = 0; j < VECS; j++) sum += r[j] * w[j];
-      const float g_code = scale * sum_lanes(sum);
-      if (floors && fabsf(codes[e] - floor) < band)
-        at_floor -= (floor * g_code + l0) / (2 * band);
-      if (codes[e] <= floor) continue;
-      const vec *x = (const vec *)(X + (int64_t)rows[e] * D);
-      const float code = scale * codes[e], g = g_code + penalty;
-      bias += g;
-      for (int j = 0; j < VECS; j++) {
-        dec[j] += code * r[j];
-        enc[j] += g * x[j];
-      }
-    }
-    vec *gd = (vec *)(G_dec + k * D), *ge = (vec *)(G_enc + k * D);
-    for (int j = 0; j < VECS; j++) gd[j] += dec[j];
-    for (int j = 0; j < VECS; j++) ge[j] += enc[j];
-    G_b[k] += bias;
-    if (floors) G_floor[k] += at_floor;
+static void run(void *context, int64_t job, int64_t phase, int64_t task, int slot) {
+  const struct step *s = context;
+  const struct dictionary *d = s->dictionaries + s->live[job];
+  const struct numbers *n = s->numbers + s->live[job];
+  struct buffers *b = s->buffers + slot;
+  const int64_t last = slabs(s) - 1, slab = (phase - 1) / 2;
+  if (phase == 0) {
+    for (int64_t k = 0; d->log_threshold && k < d->size; k++)
+      b->thresholds[k] = expf(d->log_threshold[k]);
+  } else if (slab > last) {
+    finish(s, d, b);
+  } else if (phase % 2) {
+    encode(s, d, b, slab, task);
+  } else {
+    const struct slab part = {s->panels + slab * SLAB, b->entries, b->R, slab_panels(s, slab)};
+    update_block(d, n, d->log_threshold ? b->thresholds : NULL, task * BLOCK, &part,
+                 slab > 0 || n->added, slab == last, s->seen);
   }
 }
 
-/* One Adam update (Kingma and Ba 2015, algorithm 1, with torch.optim.Adam's placing of eps) of
-   `count` values; adds the second gradient to the first, and clears both. */
-static void adam(float *w, float *g, float *g2, float *m, float *v, int64_t count, float lr,
-                 float beta1, float beta2, float eps, float correct1, float correct2) {
-  const float step = lr / correct1, root = 1.0f / sqrtf(correct2);
+/* The next `bytes` of memory laid out from *at on, in whole cache lines. */
+static void *take(uintptr_t *at, int64_t bytes) {
+  const uintptr_t here = *at;
+  *at += ((uintptr_t)bytes + 63) / 64 * 64;
+  return (void *)here;
+}
+
+/* Lay buffers for dictionaries of up to `size` features out from `at` on; returns their end. */
+static uintptr_t lay_out(struct buffers *b, uintptr_t at, int64_t size, int64_t choosing) {
+  const int64_t codes = sizeof(float) * (size * PANEL + LANES);
+  for (int p = 0; p < SLAB; p++) {
+    b->entries[p].rows = take(&at, size * sizeof(uint64_t));
+    b->entries[p].start = take(&at, size * sizeof(int32_t));
+    b->entries[p].codes = take(&at, codes);
+  }
+  b->R = take(&at, sizeof(float) * SLAB * PANEL * D);
+  b->thresholds = take(&at, sizeof(float) * size);
+  b->z = take(&at, choosing * SLAB * codes);
+  b->scratch = take(&at, choosing * SLAB * codes);
+  return at;
+}
+
+/* The same of what depends on the number of panels. */
+static uintptr_t lay_out_batch(struct step *s, uintptr_t at, int64_t panels) {
+  s->panels = take(&at, sizeof(struct panel) * panels);
+  s->X_t = take(&at, sizeof(float) * panels * PANEL * D);
+  s->X_low = take(&at, s->low * sizeof(int32_t) * panels * PANEL * D / 2);
+  for (int i = 0; i < s->n_buffers; i++)
+    s->buffers[i].sums = take(&at, sizeof(struct panel_sums) * panels);
+  return at;
+}
+
+void step_close(struct step *s) {
+  if (s->threads) threads_close(s->threads);
+  for (int i = 0; s->memory && i < s->n_buffers; i++) free(s->memory[i]);
+  free(s->batch_memory);
+  free(s->memory);
+  free(s->buffers);
+  free(s->live);
+  free(s);
+}
+
+/* Memory for `size` features in every set of buffers; whether there was enough. */
+static int make_buffers(struct step *s, int64_t size, int choosing) {
+  for (int i = 0; i < s->n_buffers; i++) {
+    s->memory[i] = aligned_alloc(64, lay_out(s->buffers + i, 0, size, choosing));
+    if (!s->memory[i]) return 0;
+    lay_out(s->buffers + i, (uintptr_t)s->memory[i], size, choosing);
+  }
+  return 1;
+}
+
+/* Make ready for steps of `count` dictionaries, which stay where they are until `step_close`.
+   NULL if there is not enough memory. */
+struct step *step_open(const struct dictionary *dictionaries, int64_t count, int n_threads) {
+  struct step *s = calloc(1, sizeof *s);
+  if (!s) return NULL;
+  int64_t size = 0;
+  int choosing = 0;
   for (int64_t i = 0; i < count; i++) {
-    const float grad = g[i] + g2[i];
-    g[i] = g2[i] = 0;
-    m[i] = beta1 * m[i] + (1 - beta1) * grad;
-    v[i] = beta2 * v[i] + (1 - beta2) * grad * grad;
-    w[i] -= step * m[i] / (sqrtf(v[i]) * root + eps);
+    if (dictionaries[i].size > size) size = dictionaries[i].size;
+    choosing |= dictionaries[i].k > 0;
+    s->low |= dictionaries[i].bf16;
   }
+  s->dictionaries = dictionaries;
+  s->n_buffers = n_threads;
+  s->buffers = calloc((size_t)n_threads, sizeof *s->buffers);
+  s->memory = calloc((size_t)n_threads, sizeof *s->memory);
+  s->live = calloc((size_t)count, sizeof *s->live);
+  s->threads = threads_open(n_threads, count, s, tasks, run);
+  if (s->buffers && s->memory && s->live && s->threads && make_buffers(s, size, choosing)) return s;
+  step_close(s);
+  return NULL;
 }
 
-/* Remove from each row of G + G2 the part along the unit row of W (into G; G2 becomes zero). */
-static void project(const float *W, float *G, float *G2) {
-  for (int j = 0; j < D; j++) {
-    G[j] += G2[j];
-    G2[j] = 0;
-  }
-  const float along = dot(G, W);
-  for (int j = 0; j < D; j++) G[j] -= along * W[j];
+static int make_room(struct step *s, int64_t panels) {
+  if (panels <= s->room) return 1;
+  free(s->batch_memory);
+  s->batch_memory = aligned_alloc(64, lay_out_batch(s, 0, panels));
+  s->room = s->batch_memory ? panels : 0;
+  lay_out_batch(s, (uintptr_t)s->batch_memory, panels);
+  return s->room > 0;
 }
 
-/* The optimiser step of one dictionary of K features: Adam on all parameters, then decoder rows
-   back to unit norm. Gradients come in two parts, (2, ...) with the given strides in values, and
-   are cleared. W_enc == W_dec means tied weights. Moments: m_*, v_* of the parameters' shapes. */
-void optimise(int64_t K, float *W_enc, float *W_dec, float *b, float *G_enc, float *G_dec,
-              float *G_b, int64_t stride, int64_t stride_b, float *m_enc, float *v_enc,
-              float *m_dec, float *v_dec, float *m_b, float *v_b, int32_t project_gradient,
-              float lr, float beta1, float beta2, float eps, float correct1, float correct2) {
-  /* The moments of a dead feature decay into denormals, which are slow: take them for zero. */
-#if defined(__SSE__)
-  const unsigned int control = _mm_getcsr();
-  _mm_setcsr(control | 0x8040);
-#endif
-  for (int64_t k = 0; k < K; k++) {
-    const int64_t at = k * D;
-    if (W_enc != W_dec)
-      adam(W_enc + at, G_enc + at, G_enc + stride + at, m_enc + at, v_enc + at, D, lr, beta1,
-           beta2, eps, correct1, correct2);
-    if (project_gradient) project(W_dec + at, G_dec + at, G_dec + stride + at);
-    adam(W_dec + at, G_dec + at, G_dec + stride + at, m_dec + at, v_dec + at, D, lr, beta1, beta2,
-         eps, correct1, correct2);
-    const float norm = sqrtf(dot(W_dec + at, W_dec + at));
-    const float scale = 1.0f / (norm > 1e-12f ? norm : 1e-12f);
-    for (int j = 0; j < D; j++) W_dec[at + j] *= scale;
+/* One step on the batch X (rows, D) of the `n_live` dictionaries listed in `live`, begun in that
+   order, with numbers[i] for dictionary i. `seen` is noted for features that are active. Returns
+   whether there was enough memory. */
+int step_run(struct step *s, const int64_t *live, int64_t n_live, const struct numbers *numbers,
+             const float *X, int64_t rows, int64_t seen) {
+  s->n_panels = (rows + PANEL - 1) / PANEL;
+  if (!make_room(s, s->n_panels)) return 0;
+  memcpy(s->live, live, sizeof *live * (size_t)n_live);
+  s->numbers = numbers;
+  s->rows = rows;
+  s->seen = seen;
+  for (int64_t i = 0; i < s->n_panels; i++) {
+    const int64_t left = rows - i * PANEL;
+    struct panel *p = s->panels + i;
+    float *X_t = s->X_t + i * PANEL * D;
+    int32_t *low = s->X_low + i * PANEL * D / 2;
+    *p = (struct panel){X + i * PANEL * D, X_t, low, left < PANEL ? left : PANEL};
+    transpose(p->X, p->rows, X_t);
+    if (s->low) round_panel(X_t, low);
   }
-  adam(b, G_b, G_b + stride_b, m_b, v_b, K, lr, beta1, beta2, eps, correct1, correct2);
-#if defined(__SSE__)
-  _mm_setcsr(control);
-#endif
-}
-
-/* Adam on one vector of K values whose gradient comes in two parts (JumpReLU's thresholds). */
-void optimise_vector(int64_t K, float *w, float *G, float *m, float *v, float lr, float beta1,
-                     float beta2, float eps, float correct1, float correct2) {
-  adam(w, G, G + K, m, v, K, lr, beta1, beta2, eps, correct1, correct2);
+  do_jobs(s->threads, n_live);
+  return 1;
 }

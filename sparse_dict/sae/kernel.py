@@ -1,25 +1,41 @@
-"""Compiles `kernel.c` once per machine and width, and calls it."""
+"""Compiles `kernel.c` once per machine and width, and mirrors its structs."""
 
 import ctypes
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from sparse_dict.machine import compiled
 
 SOURCE = Path(__file__).with_name("kernel.c")
 LANES = 16  # the width is padded to a multiple of this
 
-# Reassociation is what lets sums be vectorised. Not -ffast-math: it would assume that no value is
-# ever NaN, and we must notice one, and linking with it switches denormals off in all of Python.
-FLAGS = [
-    "-O3", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math",
-    "-fno-math-errno", "-freciprocal-math", "-ffp-contract=fast",
-]  # fmt: skip
 
-_FLOATS: Any = ctypes.c_void_p
-_INT: Any = ctypes.c_int64
-_FLOAT: Any = ctypes.c_float
+class Dictionary(ctypes.Structure):
+    """`struct dictionary` of `dictionary.h`."""
+
+    POINTERS = (
+        "W_enc", "W_dec", "b", "m_enc", "v_enc", "m_dec", "v_dec", "m_b", "v_b",
+        "log_threshold", "m_threshold", "v_threshold", "batch_floor", "last_fired", "sums",
+        "G_enc", "G_dec", "G_b", "G_threshold",
+    )  # fmt: skip
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in POINTERS),
+        *((name, ctypes.c_int64) for name in ("size", "k", "together")),
+        *((name, ctypes.c_float) for name in ("band", "floor_pace")),
+        *((name, ctypes.c_int32) for name in ("bf16", "project")),
+    )
+
+
+class Numbers(ctypes.Structure):
+    """`struct numbers` of `dictionary.h`."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_float)
+            for name in ("rate", "beta1", "beta2", "root", "eps", "scale", "penalty", "l0")
+        ),
+        ("added", ctypes.c_int32),
+    )
 
 
 def padded(width: int) -> int:
@@ -30,23 +46,14 @@ def padded(width: int) -> int:
 @cache
 def load(width: int) -> ctypes.CDLL | None:
     """The kernel for padded `width`, or None where there is no C compiler."""
-    kernel = compiled.library(SOURCE, [*FLAGS, f"-DD={width}"])
+    kernel = compiled.library(SOURCE, [*compiled.EXACT, "-pthread", f"-DD={width}"])
     if kernel is None:
         return None
-    kernel.start_residual.argtypes = [_FLOATS, _INT, _FLOATS]
-    kernel.start_residual.restype = None
-    kernel.row_floors.argtypes = [_FLOATS] * 2 + [_INT] * 3 + [_FLOATS] * 2
-    kernel.row_floors.restype = None
-    kernel.encode_block.argtypes = [_FLOATS] * 6 + [_FLOAT, _FLOATS] + [_INT] * 3 + [_FLOATS] * 7
-    kernel.encode_block.restype = _INT
-    kernel.squared_error.argtypes = [_FLOATS, _INT]
-    kernel.squared_error.restype = ctypes.c_double
-    kernel.backward.argtypes = [_FLOATS] * 7 + [_INT] + [_FLOAT] * 4 + [_FLOATS] * 4
-    kernel.backward.restype = None
-    kernel.optimise_vector.argtypes = [_INT] + [_FLOATS] * 4 + [_FLOAT] * 6
-    kernel.optimise_vector.restype = None
-    kernel.optimise.argtypes = (
-        [_INT] + [_FLOATS] * 6 + [_INT] * 2 + [_FLOATS] * 6 + [ctypes.c_int32] + [_FLOAT] * 6
-    )
-    kernel.optimise.restype = None
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    kernel.step_open.argtypes = [pointer, count, ctypes.c_int]
+    kernel.step_open.restype = pointer
+    kernel.step_run.argtypes = [pointer, pointer, count, pointer, pointer, count, count]
+    kernel.step_run.restype = ctypes.c_int
+    kernel.step_close.argtypes = [pointer]
+    kernel.step_close.restype = None
     return kernel

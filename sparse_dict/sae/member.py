@@ -1,6 +1,5 @@
 """One dictionary of an ensemble, and its checkpoint."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ class Member:
 
     config: TrainSAEConfig
     folder: Path
-    record: dict[str, Any]  # what identifies its result; a checkpoint of another one is refused
+    record: dict[str, Any]  # what identifies its result
     run: Run
     state: State
     strategy: FreezePerturb | None = None
@@ -62,11 +61,6 @@ class Member:
         meta = folders.read_checkpoint_meta(self.folder)
         if meta is None:
             return 0
-        if meta["record"] != json.loads(json.dumps(self.record)):
-            raise UserError(
-                f"{self.folder / folders.CHECKPOINT} belongs to another config or other "
-                "activations: choose another name= or remove the folder"
-            )
         arrays = tensor_files.read_checkpoint(self.folder / folders.CHECKPOINT)
         try:
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,7 +1,5 @@
 """One pass over the activations: the dictionaries that share it are trained, measured, written."""
 
-import csv
-import io
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,12 +15,12 @@ from sparse_dict.machine import runtime
 from sparse_dict.sae import ensemble
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.evaluate import Evaluation, evaluate, on_raw
-from sparse_dict.sae.member import HISTORY, Member
+from sparse_dict.sae.member import Member
 from sparse_dict.sae.rows import training_rows
 from sparse_dict.sae.schedule import total_steps
 from sparse_dict.sae.state import State
 from sparse_dict.sae.strategy import FreezePerturb
-from sparse_dict.storage.files import read_json, write_text
+from sparse_dict.storage.files import read_json, write_csv
 
 
 @dataclass
@@ -72,7 +70,7 @@ def train(jobs: list[Job], activations: Activations) -> list[dict[str, Any] | Us
         evaluations = evaluate(dictionaries, activations, eval_start, device)
         for member, dictionary, numbers in zip(whole, dictionaries, evaluations, strict=True):
             metrics = _metrics(member, numbers, activations, scale, len(trained))
-            _write_history(member)
+            write_csv(member.folder / folders.HISTORY, member.history)
             folders.write(
                 member.folder, dictionary, numbers.fire_count, metrics, _hook(activations)
             )
@@ -123,11 +121,3 @@ def _hook(activations: Activations) -> str:
         return "unknown"
     site = SITES.get(activations.manifest["site"])
     return f"blocks.{activations.manifest['layer']}.{site}" if site else "unknown"
-
-
-def _write_history(member: Member) -> None:
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=HISTORY, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(member.history)
-    write_text(member.folder / folders.HISTORY, table.getvalue())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
 from sparse_dict.activations.store import Activations
-from sparse_dict.config import TrainSAEConfig
+from sparse_dict.config import TrainSAEConfig, identity
 from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
 from sparse_dict.sae import architectures
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Outcome = dict[str, Any] | Exception
-
-# Keys that say how a run is watched, not what it learns.
-_WATCHING = ("tracking", "device", "study_dir", "name", "activations_dir", "sparsity")
-_WATCHING_TRAINING = ("log_every", "checkpoint_every")
-
 
 # Once per process: the moments of a foreign folder cost a pass over it.
 _open = cache(Activations.open)
@@ -46,23 +41,8 @@ def _damage(activations: Activations) -> UserError | None:
 
 
 def _record(config: TrainSAEConfig, activations: Activations) -> dict[str, Any]:
-    """What decides the result: the config less what only watches, and the activations."""
-    kept = {key: value for key, value in asdict(config).items() if key not in _WATCHING}
-    for key in _WATCHING_TRAINING:
-        del kept["training"][key]
-    return {"config": kept, "activations": activations.fingerprint}
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            found
-            for key in keys
-            for found in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if old == new else [f"{path}: {old} there, {new} here"]
+    """What decides the result: the config's part in it, and the activations."""
+    return {"config": identity.record(config), "activations": activations.fingerprint}
 
 
 def check(config: TrainSAEConfig, folder: Path) -> None:
@@ -79,7 +59,7 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
         raise UserError(
             f"{activations.folder}: all rows are the same, so there is nothing to learn"
         )
-    _is_finished(folder, _record(config, activations))
+    _is_finished(config, folder, activations)
     _check_companions(folder, activations)
 
 
@@ -111,24 +91,24 @@ def objective(metrics: dict[str, Any]) -> tuple[float, float]:
     return metrics["fvu"], metrics["l0"]
 
 
-def _is_finished(folder: Path, record: dict[str, Any]) -> bool:
-    """Whether `folder` already holds the result that `record` describes.
+def _is_finished(config: TrainSAEConfig, folder: Path, activations: Activations) -> bool:
+    """Whether `folder` already holds the dictionary of this config and these activations.
 
     Raises:
         UserError: it holds, or holds the beginning of, another one.
     """
+    record = _record(config, activations)
     if (folder / folders.METRICS).exists():
         there, finished = read_json(folder / folders.METRICS).get("record"), True
     else:
         meta = folders.read_checkpoint_meta(folder)
         if meta is None:
             return False
-        there, finished = meta.get("record"), False
-    if differences := _differences(there, record):
-        raise UserError(
-            f"{folder} was trained differently ({differences[0]}): "
-            "choose another name= or remove the folder"
-        )
+        there, finished = meta["record"], False
+    there = there if isinstance(there, dict) else {}
+    identity.refuse_another(folder, there.get("config"), record["config"], config)
+    own = {"activations": there.get("activations")}
+    identity.refuse_another(folder, own, {"activations": record["activations"]})
     return finished
 
 
@@ -167,7 +147,7 @@ def _train_many(
             locks.enter_context(lock.holding(folder))
             activations = _open(Path(config.activations_dir))
             job = passes.Job(config, folder, _record(config, activations))
-            if _is_finished(folder, job.record):
+            if _is_finished(config, folder, activations):
                 outcomes[i] = read_json(folder / folders.METRICS)
                 _finish_what_was_killed(job, outcomes[i])
                 log.info("%s is already trained", folder)

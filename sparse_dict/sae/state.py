@@ -105,14 +105,6 @@ class State:
             for name in self.per_feature:
                 moments[name][features] = 0.0
 
-    def follow_floors(self, floors: list[float]) -> None:
-        """Move BatchTopK's running threshold towards the smallest codes just chosen."""
-        if self.batch_floor is None:
-            return
-        for floor in floors:
-            first = float(self.batch_floor) == 0.0
-            self.batch_floor += (floor - self.batch_floor) * (1.0 if first else 1 - FLOOR_DECAY)
-
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint by name: ``W_enc`` with moments ``m_enc``, ``v_enc`` ...
 
@@ -166,10 +158,3 @@ class Stats:
     l1: float = 0.0  # sum of codes
     active: int = 0  # active entries
     rows: int = 0
-
-    def add(self, other: "Stats") -> None:
-        """Add another's sums."""
-        self.squared_error += other.squared_error
-        self.l1 += other.l1
-        self.active += other.active
-        self.rows += other.rows

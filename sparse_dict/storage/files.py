@@ -1,15 +1,14 @@
-"""Files that are either whole or absent: atomic writes, strict JSON, hashes."""
+"""Files that are either whole or absent: atomic writes, strict JSON, tables, hashes."""
 
+import csv
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from sparse_dict.errors import UserError, explained
 
@@ -51,6 +50,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table atomically; its columns are the keys of the first row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -67,24 +75,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {type(value).__name__}, not a JSON object")
     return value
-
-
-def map_array(path: Path, mode: Literal["r", "c"]) -> NDArray[Any]:
-    """Map a ``.npy`` file of numbers; nothing else, be it a zip archive or pickled objects.
-
-    Raises:
-        FileNotFoundError: there is none.
-        UserError: it may not be read.
-        ValueError: anything else is wrong with it, told in one line.
-    """
-    try:
-        return np.lib.format.open_memmap(path, mode=mode)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a malformed header may raise nearly anything
-        if isinstance(error, OSError) and (line := explained(error)):
-            raise UserError(line) from None
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def sha256_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -106,11 +96,11 @@ def fingerprint(value: Any) -> str:
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with its own fingerprint in it, by which `is_sealed` knows a later change."""
+    """A record with its own fingerprint in it, by which `is_sealed` detects a later change."""
     return record | {SEAL: fingerprint(record)}
 
 
 def is_sealed(record: dict[str, Any]) -> bool:
-    """Whether a record is as it was sealed; of those of earlier versions, without a seal, yes."""
+    """Whether a record is unchanged since `sealed`; True for older ones, which have no seal."""
     rest = {key: value for key, value in record.items() if key != SEAL}
     return record.get(SEAL, fingerprint(rest)) == fingerprint(rest)

@@ -1,8 +1,7 @@
-"""One process at a time in an output folder: an advisory lock that the kernel releases.
+"""One process at a time in an output folder, by a lock that the kernel releases (`filelock`).
 
 The lock is on the file ``.lock``, which names its holder and is removed at the end. Where a killed
-process left it behind, nobody holds it and the next process takes it over. A forked child inherits
-the lock and keeps it until it ends, which is right: it may still be writing.
+process left it behind, nobody holds it and the next process takes it over.
 
 Network file systems: on NFS, Linux maps the lock to one that the server keeps, so that it holds
 between machines, unless the mount says ``local_lock=flock``; Lustre needs the mount option
@@ -15,12 +14,13 @@ import fcntl
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from sparse_dict.errors import UserError, explained
+from filelock import FileLock, Timeout
+
+from sparse_dict.errors import UserError, explained, with_class
 from sparse_dict.storage import links
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,7 @@ FILE = ".lock"
 LOOK_S = 0.3  # how long `holder` of other processes may have the lock, at most
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 
-# by process and folder: the file's descriptor, and the folders made for it, deepest first
-_held: dict[tuple[int, Path], tuple[int, list[Path]]] = {}
+_held: set[Path] = set()
 
 
 @contextmanager
@@ -45,10 +44,9 @@ def holding(*folders: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for folder in dict.fromkeys(folder.absolute() for folder in folders):
-            if (os.getpid(), folder) not in _held:
+            if folder not in _held:
                 links.refuse(folder)
-                _take(folder)
-                stack.callback(_release, os.getpid(), folder)
+                stack.enter_context(_holding(folder))
         yield
 
 
@@ -60,89 +58,57 @@ def hold_until_exit(folders: Iterable[Path]) -> None:
 
 
 def holder(folder: Path) -> str | None:
-    """The process that works in `folder`, if one does; writes nothing."""
+    """The process that works in `folder`, if one does; writes nothing, and need not be allowed to.
+
+    `filelock` would have to open the file for writing.
+    """
+    path = folder / FILE
     try:
-        descriptor = os.open(folder / FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
     except BlockingIOError:
-        return _named(descriptor)
+        return _named(path)
     except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+        pass
     return None
 
 
-def _take(folder: Path) -> None:
+@contextmanager
+def _holding(folder: Path) -> Iterator[None]:
     path = folder / FILE
-    descriptor = -1
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    # any thread may release it, and no file of another kind stands in for a missing flock
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
-        while True:
-            folder.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            try:
-                descriptor = os.open(path, flags, 0o644)
-            except FileNotFoundError:  # its holder has just removed the folder
-                continue
-            _lock(descriptor)
-            if _is_at(path, descriptor):
-                break
-            os.close(descriptor)  # its holder has just removed it: lock the one there now
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    except BlockingIOError:
-        name = _named(descriptor)
-        os.close(descriptor)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(LOOK_S, poll_interval=0.01)
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    except Timeout:
         raise UserError(
-            f"{folder} is in use by {name}: wait until it ends, or choose another name="
+            f"{folder} is in use by {_named(path)}: wait until it ends, or choose another name="
         ) from None
     except OSError as error:
-        if error.errno in _NO_LOCKS:
-            log.warning("%s: no locks on this file system; start nothing else there", folder)
-        else:
-            if descriptor >= 0:
-                os.close(descriptor)
-            line = explained(error) or f"{type(error).__name__}: {error}"
-            raise UserError(line) from None
-    _held[os.getpid(), folder] = descriptor, made
-
-
-def _lock(descriptor: int) -> None:
-    """Take the lock; who only looks (`holder`) shares it for an instant, which is no refusal."""
-    until = time.monotonic() + LOOK_S
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise
-        time.sleep(0.01)
-
-
-def _release(pid: int, folder: Path) -> None:
-    if pid != os.getpid():  # a forked child: the lock is its parent's
-        return
-    descriptor, made = _held.pop((pid, folder))
-    with suppress(OSError):
-        if _is_at(folder / FILE, descriptor):
-            (folder / FILE).unlink()
-        for path in made:
-            path.rmdir()
-    os.close(descriptor)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
+        lock.release()
+        if error.errno not in _NO_LOCKS:
+            raise UserError(explained(error) or with_class(error)) from None
+        log.warning("%s: no locks on this file system; start nothing else there", folder)
+    _held.add(folder)
     try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+        yield
+    finally:
+        _held.discard(folder)
+        with suppress(OSError):
+            path.unlink()
+            for parent in made:
+                parent.rmdir()
+        lock.release()
 
 
-def _named(descriptor: int) -> str:
+def _named(path: Path) -> str:
     """What the holder wrote of itself."""
-    text = os.pread(descriptor, 200, 0).decode(errors="replace")
-    return " ".join(text.split()) or "another process"
+    with suppress(OSError):
+        return " ".join(path.read_text(errors="replace").split()) or "another process"
+    return "another process"

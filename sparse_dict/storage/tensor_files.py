@@ -1,4 +1,4 @@
-"""safetensors files that are either whole or absent; checkpoints, which know if they have changed.
+"""safetensors files that are either whole or absent; checkpoints, which detect a later change.
 
 safetensors' own `save_file` leaves a temporary file behind when it is killed: files are written by
 `files.write_bytes`.
@@ -73,7 +73,7 @@ def read_checkpoint(path: Path) -> Arrays:
 
 
 def damaged(path: Path, error: Exception) -> UserError:
-    """What is to be said of a checkpoint on which an error was met."""
+    """The error to raise where reading a checkpoint has raised `error`."""
     reason = " ".join(malformed(error).split())
     return UserError(f"{path} is damaged ({reason}): delete it to start over")
 

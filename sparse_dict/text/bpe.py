@@ -25,10 +25,10 @@ def train_ranks(texts: Iterable[str], n_ranks: int, max_chars: int) -> dict[byte
     )
     # The trainer iterates in a thread, where no signal is heard; the first text may take minutes.
     texts = iter(texts)
-    head = _Head(chain(list(islice(texts, 1)), texts), max_chars)
-    trained.train_from_iterator(head, trainer=trainer)
-    if not head.chars:
+    first = list(islice(texts, 1))
+    if not first:
         return {}
+    trained.train_from_iterator(_head(chain(first, texts), max_chars), trainer=trainer)
     bytes_of = _bytes_by_character()
     vocabulary: dict[str, int] = trained.get_vocab()
     return {
@@ -37,22 +37,13 @@ def train_ranks(texts: Iterable[str], n_ranks: int, max_chars: int) -> dict[byte
     }
 
 
-class _Head:
-    """The first `max_chars` characters of a stream; counts what it gave."""
-
-    def __init__(self, texts: Iterable[str], max_chars: int) -> None:
-        self._texts = texts
-        self._left = max_chars
-        self.chars = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for text in self._texts:
-            part = text[: self._left]
-            self.chars += len(part)
-            self._left -= len(part)
-            yield part
-            if not self._left:
-                return
+def _head(texts: Iterable[str], max_chars: int) -> Iterator[str]:
+    """The first `max_chars` characters of `texts`."""
+    for text in texts:
+        yield text[:max_chars]
+        max_chars -= len(text)
+        if max_chars <= 0:
+            return
 
 
 def _bytes_by_character() -> dict[str, int]:

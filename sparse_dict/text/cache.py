@@ -1,4 +1,4 @@
-"""Cache folders that are either whole or absent, whoever else builds the same one."""
+"""Cache folders that are either whole or absent, though several processes may build one."""
 
 import os
 import secrets

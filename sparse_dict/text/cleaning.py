@@ -1,4 +1,4 @@
-"""What every source's documents pass through."""
+"""The filter that the documents of every source pass through."""
 
 import hashlib
 from collections.abc import Iterable, Iterator

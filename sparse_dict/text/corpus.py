@@ -1,13 +1,22 @@
-"""One face for all corpora: `check`, `describe` and `documents` by the kind of the config."""
+"""What all sources of text offer: `check`, `describe` and `documents`, by the config's class."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sparse_dict.config import DataConfig, DocstringsData, FilesData, HubData, ToyData
 from sparse_dict.errors import UserError
 from sparse_dict.text import docstrings, files, hub
 from sparse_dict.text.cleaning import unique
+
+SOURCES = {DocstringsData: docstrings, FilesData: files, HubData: hub}
+
+
+def _source(data: DataConfig | ToyData) -> ModuleType:
+    if isinstance(data, ToyData):
+        raise UserError("data=toy is no text but activations: begin with harvest.py experiment=toy")
+    return SOURCES[type(data)]
 
 
 def check(data: DataConfig) -> None:
@@ -16,19 +25,7 @@ def check(data: DataConfig) -> None:
     Raises:
         UserError: what is missing.
     """
-    match data:
-        case DocstringsData():
-            docstrings.check(data)
-        case FilesData():
-            files.check(data)
-        case HubData():
-            hub.check(data)
-        case ToyData():
-            raise UserError(
-                "data=toy is no text but activations: begin with harvest.py experiment=toy"
-            )
-        case _:
-            raise TypeError(f"{type(data).__name__} is no corpus")
+    _source(data).check(data)
 
 
 def describe(data: DataConfig) -> dict[str, Any]:
@@ -37,15 +34,8 @@ def describe(data: DataConfig) -> dict[str, Any]:
     Raises:
         UserError: what is missing.
     """
-    match data:
-        case DocstringsData():
-            return docstrings.describe(data)
-        case FilesData():
-            return files.describe(data)
-        case HubData():
-            return hub.describe(data)
-        case _:
-            raise TypeError(f"{type(data).__name__} is no corpus")
+    described: dict[str, Any] = _source(data).describe(data)
+    return described
 
 
 def documents(data: DataConfig, cache_dir: Path) -> Iterator[str]:
@@ -54,12 +44,4 @@ def documents(data: DataConfig, cache_dir: Path) -> Iterator[str]:
     Raises:
         UserError: while iterating, when a source is missing or broken.
     """
-    match data:
-        case DocstringsData():
-            return docstrings.documents(data, cache_dir)
-        case FilesData():
-            return unique(files.documents(data))
-        case HubData():
-            return unique(hub.documents(data))
-        case _:
-            raise TypeError(f"{type(data).__name__} is no corpus")
+    return unique(_source(data).documents(data, cache_dir))

@@ -20,10 +20,10 @@ from sparse_dict.config import DocstringsData
 from sparse_dict.errors import UserError
 from sparse_dict.machine import interrupt
 from sparse_dict.machine.progress import Progress
+from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files as whole_files
 from sparse_dict.text.cache import building, is_there, seal
 from sparse_dict.text.cleaning import unique
-from sparse_dict.text.cores import available_cores
 from sparse_dict.text.extract import extract
 from sparse_dict.text.files import read_jsonl
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_dict.config import FilesData
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, one_line
 from sparse_dict.storage.files import sha256_file
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -33,7 +33,7 @@ def describe(data: FilesData) -> dict[str, Any]:
     return {"kind": "files", "files": listed, "text_column": data.text_column}
 
 
-def documents(data: FilesData) -> Iterator[str]:
+def documents(data: FilesData, _cache_dir: Path) -> Iterator[str]:
     """The documents, file by file in the given order, a glob's matches sorted.
 
     Raises:
@@ -179,9 +179,3 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
         raise UserError(f"{path}: column {column!r} is not UTF-8") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as parquet: {one_line(error)}") from None
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """A library's error message as one line of at most `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sparse_dict.config import HubData
-from sparse_dict.errors import UserError
-from sparse_dict.text.files import no_column, one_line
-from sparse_dict.text.network import reachable
+from sparse_dict.errors import UserError, one_line
+from sparse_dict.machine.network import reachable
+from sparse_dict.text.files import no_column
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +34,11 @@ def check(data: HubData) -> None:
 def describe(data: HubData) -> dict[str, Any]:
     """Where the data set comes from. Streaming or not gives the same documents."""
     check(data)
-    return {
-        "kind": "hub",
-        "path": data.path,
-        "name": data.name,
-        "revision": data.revision,
-        "split": data.split,
-        "text_column": data.text_column,
-        "max_documents": data.max_documents,
-    }
+    keys = ("path", "name", "revision", "split", "text_column", "max_documents")
+    return {"kind": "hub", **{key: getattr(data, key) for key in keys}}
 
 
-def documents(data: HubData) -> Iterator[str]:
+def documents(data: HubData, _cache_dir: Path) -> Iterator[str]:
     """The documents in the data set's order.
 
     Raises:

@@ -1,7 +1,6 @@
 """Byte-pair vocabularies: GPT-2's, or one trained on the corpus; tiktoken encodes with both."""
 
 import base64
-import binascii
 import logging
 import threading
 import time
@@ -14,13 +13,12 @@ import numpy as np
 import tiktoken
 
 from sparse_dict.config import BPETokenizer, DataConfig, GPT2Tokenizer
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, one_line, reading
+from sparse_dict.machine.network import reachable
+from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files
 from sparse_dict.text import bpe, corpus
 from sparse_dict.text.cache import building, is_there, seal
-from sparse_dict.text.cores import available_cores
-from sparse_dict.text.files import one_line
-from sparse_dict.text.network import reachable
 
 log = logging.getLogger(__name__)
 
@@ -99,19 +97,13 @@ class Tokenizer:
             UserError: a file is missing or malformed, or the two do not fit each other.
         """
         path = folder / "tokenizer.json"
-        record = files.read_json(path)
-        ranks = _read_ranks(folder / "ranks.tiktoken")
-        for key, kind in (("name", str), ("pat_str", str), ("special_tokens", dict)):
-            if not isinstance(record.get(key), kind):
-                raise UserError(f"{path}: {key} must be a {kind.__name__}, not {record.get(key)!r}")
-        expected = {"special_tokens": {END_OF_TEXT: len(ranks)}, "n_vocab": len(ranks) + 1}
-        for key, value in expected.items():
-            if record.get(key) != value or isinstance(record[key], bool):
-                raise UserError(f"{path}: {key} is {record.get(key)!r}, but the ranks say {value}")
-        try:
-            return cls(record["name"], ranks, record["pat_str"])
-        except ValueError as error:
-            raise UserError(f"{path}: pat_str is no usable expression: {one_line(error)}") from None
+        record, ranks = files.read_json(path), _read_ranks(folder / "ranks.tiktoken")
+        with reading(path):
+            expected = {"special_tokens": {END_OF_TEXT: len(ranks)}, "n_vocab": len(ranks) + 1}
+            for key, value in expected.items():
+                if record[key] != value:
+                    raise ValueError(f"{key} is {record[key]!r}, but the ranks say {value}")
+            return cls(str(record["name"]), ranks, record["pat_str"])
 
     def _encode(self, text: str) -> np.ndarray:
         return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
@@ -194,25 +186,13 @@ def _gpt2() -> Tokenizer:
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(lines):
-        where = f"{path}, line {number + 1}"
-        encoded, _, rank = line.partition(" ")
-        try:
-            token = base64.b64decode(encoded, validate=True)
-        except binascii.Error as error:
-            raise UserError(f"{where}: not base64: {error}") from None
-        if rank != str(number):
-            raise UserError(f"{where}: rank {rank!r}, expected {number}")
-        if not token or token in ranks:
-            raise UserError(f"{where}: {'an empty' if not token else 'a repeated'} token")
-        ranks[token] = number
-    if any(bytes([byte]) not in ranks for byte in range(256)):
-        raise UserError(f"{path} lacks some of the 256 single bytes")
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    with reading(path):
+        pairs = [line.split(" ") for line in path.read_text(encoding="ascii").splitlines()]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+        if [*ranks.values()] != [*range(len(pairs))] or b"" in ranks:
+            raise ValueError("the ranks of its tokens are not 0, 1, 2 ...")
+        if any(bytes([byte]) not in ranks for byte in range(256)):
+            raise ValueError("it lacks some of the 256 single bytes")
     return ranks

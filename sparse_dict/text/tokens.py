@@ -1,6 +1,5 @@
 """Token ids of a corpus on disk: made once, memory-mapped, in windows that ignore shard borders."""
 
-import functools
 import hashlib
 import logging
 from array import array
@@ -13,14 +12,15 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from sparse_dict.config import DataConfig
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, reading
 from sparse_dict.machine import distributed
 from sparse_dict.machine.ahead import ahead
 from sparse_dict.machine.progress import Progress
+from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files
+from sparse_dict.storage.arrays import Joined, count, file_name, mapped
 from sparse_dict.text import corpus
 from sparse_dict.text.cache import building
-from sparse_dict.text.cores import available_cores
 
 log = logging.getLogger(__name__)
 
@@ -32,23 +32,12 @@ BATCH_CHARS = 2**23
 
 
 class Encoder(Protocol):
-    """What of a tokenizer is needed here: `text.tokenizer.Tokenizer`, or that of another model."""
+    """The part of a tokenizer that is needed here: of `text.tokenizer`, or of another model."""
 
-    @property
-    def n_vocab(self) -> int:
-        """Ids in all."""
-
-    @property
-    def eot(self) -> int:
-        """Id of the end of text."""
-
-    @property
-    def dtype(self) -> np.dtype:
-        """uint16 or uint32."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies what the ids mean."""
+    n_vocab: int  # ids in all
+    eot: int  # id of the end of text
+    dtype: np.dtype[Any]  # uint16 or uint32
+    fingerprint: str  # identifies what the ids mean
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, `dtype` (n,), without end of text."""
@@ -87,8 +76,8 @@ def prepare(data: DataConfig, tokenizer: Encoder, cache_dir: Path) -> "TokenStor
     log.info(
         "tokens: %s",
         ", ".join(
-            f"{split} {info.tokens:,} of {info.documents:,} documents"
-            for split, info in store.splits.items()
+            f"{name} {len(stream):,} of {len(stream.document_starts):,} documents"
+            for name, stream in store.streams.items()
         ),
     )
     return store
@@ -104,33 +93,21 @@ class TokenStream:
     """A sequence of ids across the borders of memory-mapped shards.
 
     Attributes:
-        n_documents: documents in the stream.
-        n_bytes: their length as UTF-8, without the ends of text.
+        document_starts: where each document begins, int64 (documents,).
     """
 
-    def __init__(self, shards: list[np.ndarray], document_starts: np.ndarray, n_bytes: int) -> None:
-        self._shards = shards
-        self._ends = np.cumsum([len(shard) for shard in shards], dtype=np.int64)
-        self._document_starts = document_starts
-        self.n_documents = len(document_starts)
-        self.n_bytes = n_bytes
+    def __init__(self, shards: Sequence[np.ndarray], document_starts: np.ndarray) -> None:
+        self._shards = Joined(shards)
+        self.document_starts = document_starts
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self._shards)
 
     def window(self, start: int, length: int) -> np.ndarray:
         """Ids at start, ..., start + length - 1: int64 (length,); IndexError if out of range."""
-        self._check(start, length)
-        out = np.empty(length, np.int64)
-        done = 0
-        number = int(np.searchsorted(self._ends, start, side="right"))
-        while done < length:
-            shard = self._shards[number]
-            offset = start + done - (int(self._ends[number]) - len(shard))
-            part = shard[offset : offset + length - done]
-            out[done : done + len(part)] = part
-            done += len(part)
-            number += 1
+        out = np.empty(max(length, 0), np.int64)
+        for part, where in self._shards.pieces(start, start + length):
+            out[where] = part
         return out
 
     def origins(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -140,33 +117,17 @@ class TokenStream:
             Index of the document in the stream and position in it, int64 (length,) each. The end
             of text is the last position of the document it follows.
         """
-        self._check(start, length)
-        first, last = np.searchsorted(self._document_starts, [start, start + length - 1], "right")
+        first, last = np.searchsorted(self.document_starts, [start, start + length - 1], "right")
         documents = np.arange(first - 1, last)
-        starts = self._document_starts[first - 1 : last]
+        starts = self.document_starts[first - 1 : last]
         lengths = np.diff([start, *starts[1:], start + length])
         place = np.arange(start, start + length) - np.repeat(starts, lengths)
         return np.repeat(documents, lengths), place
 
-    def _check(self, start: int, length: int) -> None:
-        if start < 0 or length < 0 or start + length > len(self):
-            raise IndexError(f"[{start}, {start + length}) is not within {len(self)} tokens")
-
-
-@dataclass(frozen=True)
-class Split:
-    """One part of a store: counts, shard files with their lengths, file of document starts.
-
-    Attributes:
-        sha256: of each of these files.
-    """
-
-    documents: int
-    tokens: int
-    bytes: int
-    shards: tuple[tuple[str, int], ...]
-    document_starts: str
-    sha256: dict[str, str]
+    def followed_by(self, other: "TokenStream") -> "TokenStream":
+        """This stream and then `other`, as one."""
+        starts = np.concatenate([self.document_starts, other.document_starts + len(self)])
+        return TokenStream([*self._shards.arrays, *other._shards.arrays], starts)
 
 
 @dataclass(frozen=True)
@@ -176,16 +137,15 @@ class TokenStore:
     Attributes:
         fingerprint: identifies corpus, split and tokenizer.
         manifest: all of ``manifest.json``.
-        splits: "train" and "validation".
+        streams: "train" and "validation"; one of them may be empty.
     """
 
     folder: Path
     fingerprint: str
-    dtype: np.dtype
     n_vocab: int
     eot: int
     manifest: dict[str, Any]
-    splits: dict[str, Split]
+    streams: dict[str, TokenStream]
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -196,37 +156,27 @@ class TokenStore:
         Raises:
             UserError: what is missing or does not fit, and that the folder can be deleted.
         """
+        path = folder / "manifest.json"
         try:
-            return cls._open(folder)
+            manifest = files.read_json(path)
+            with reading(path):
+                if manifest["format"] != FORMAT:
+                    raise ValueError(f"format {manifest['format']!r}, expected {FORMAT}")
+                if manifest["dtype"] not in ("uint16", "uint32"):
+                    raise ValueError(f"dtype {manifest['dtype']!r} is not uint16 or uint32")
+                hashes: dict[str, str] = {}
+                store = cls(
+                    folder=folder,
+                    fingerprint=str(manifest["fingerprint"]),
+                    n_vocab=count(manifest, "n_vocab"),
+                    eot=count(manifest, "eot"),
+                    manifest=manifest,
+                    streams={name: _stream(folder, manifest, name, hashes) for name in SPLITS},
+                )
+            if distributed.main():
+                _verify(folder, hashes)
         except UserError as error:
             raise UserError(f"{error}; delete {folder} to have it made again") from None
-
-    @classmethod
-    def _open(cls, folder: Path) -> Self:
-        path = folder / "manifest.json"
-        manifest = files.read_json(path)
-        if manifest.get("format") != FORMAT:
-            raise UserError(f"{path}: format {manifest.get('format')!r}, expected {FORMAT}")
-        if manifest.get("dtype") not in ("uint16", "uint32"):
-            raise UserError(f"{path}: dtype {manifest.get('dtype')!r} is not uint16 or uint32")
-        if not isinstance(manifest.get("fingerprint"), str):
-            raise UserError(f"{path}: no fingerprint")
-        splits = manifest.get("splits")
-        if not isinstance(splits, dict) or set(splits) != set(SPLITS):
-            raise UserError(f"{path}: splits must be {' and '.join(SPLITS)}")
-        store = cls(
-            folder=folder,
-            fingerprint=manifest["fingerprint"],
-            dtype=np.dtype(manifest["dtype"]),
-            n_vocab=_count(path, manifest, "n_vocab"),
-            eot=_count(path, manifest, "eot"),
-            manifest=manifest,
-            splits={name: _read_split(path, splits[name]) for name in SPLITS},
-        )
-        for name in SPLITS:
-            store._stream(name)
-        if distributed.main():
-            store._verify()
         return store
 
     def split(self, name: str) -> TokenStream:
@@ -235,10 +185,10 @@ class TokenStore:
         Raises:
             UserError: that part holds no document.
         """
-        streams = [self._stream(part) for part in (SPLITS if name == "all" else (name,))]
-        stream = functools.reduce(_concatenated, streams)
+        train, validation = (self.streams[part] for part in SPLITS)
+        stream = train.followed_by(validation) if name == "all" else self.streams[name]
         if not len(stream):
-            total = sum(split.documents for split in self.splits.values())
+            total = len(train.document_starts) + len(validation.document_starts)
             raise UserError(
                 f"the {name} part of the corpus is empty: of its {total} documents none falls "
                 f"there with data.val_fraction={self.manifest.get('val_fraction')}; give more or "
@@ -246,107 +196,61 @@ class TokenStore:
             )
         return stream
 
-    def _verify(self) -> None:
-        hashes = {k: v for split in self.splits.values() for k, v in split.sha256.items()}
-        with ThreadPoolExecutor(available_cores()) as pool:
-            found = pool.map(files.sha256_file, [self.folder / name for name in hashes])
-            for (name, wanted), digest in zip(hashes.items(), found, strict=True):
-                if digest != wanted:
-                    raise UserError(f"{self.folder / name} has changed since it was written")
 
-    def _stream(self, name: str) -> TokenStream:
-        split = self.splits[name]
-        starts = _load(self.folder / split.document_starts, np.dtype(np.int64), split.documents)
-        if split.tokens != sum(length for _, length in split.shards):
-            raise UserError(f"{self.folder / 'manifest.json'}: {name} shards do not add up")
-        shards = [_load(self.folder / file, self.dtype, length) for file, length in split.shards]
-        return TokenStream(shards, starts, split.bytes)
-
-
-def _concatenated(first: TokenStream, second: TokenStream) -> TokenStream:
-    return TokenStream(
-        first._shards + second._shards,
-        np.concatenate([first._document_starts, second._document_starts + len(first)]),
-        first.n_bytes + second.n_bytes,
-    )
+def _stream(
+    folder: Path, manifest: dict[str, Any], name: str, hashes: dict[str, str]
+) -> TokenStream:
+    """The split `name` of a manifest, whose files' recorded hashes are added to `hashes`."""
+    split = manifest["splits"][name]
+    shards = []
+    for shard in split["shards"]:
+        path = folder / file_name(shard["name"])
+        shards.append(mapped(path, np.dtype(manifest["dtype"]), (count(shard, "tokens"),)))
+        hashes[path.name] = shard["sha256"]
+    record = split["document_starts"]
+    path = folder / file_name(record["name"])
+    starts = mapped(path, np.dtype(np.int64), (count(split, "documents"),))
+    hashes[path.name] = record["sha256"]
+    stream = TokenStream(shards, starts)
+    if count(split, "tokens") != len(stream):
+        raise ValueError(f"the {name} shards do not add up")
+    return stream
 
 
-def _count(path: Path, record: dict[str, Any], key: str) -> int:
-    value = record.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"{path}: {key} must be a count, not {value!r}")
-    return value
-
-
-def _file_name(path: Path, record: Any) -> str:
-    name = record.get("name") if isinstance(record, dict) else None
-    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".npy"):
-        raise UserError(f"{path}: {name!r} is no name of an .npy file beside it")
-    return name
-
-
-def _read_split(path: Path, record: Any) -> Split:
-    if not isinstance(record, dict) or not isinstance(record.get("shards"), list):
-        raise UserError(f"{path}: a split must be an object with a list of shards")
-    return Split(
-        documents=_count(path, record, "documents"),
-        tokens=_count(path, record, "tokens"),
-        bytes=_count(path, record, "bytes"),
-        shards=tuple(
-            (_file_name(path, shard), _count(path, shard, "tokens")) for shard in record["shards"]
-        ),
-        document_starts=_file_name(path, record.get("document_starts")),
-        sha256={
-            _file_name(path, entry): str(entry.get("sha256"))
-            for entry in [*record["shards"], record["document_starts"]]
-        },
-    )
-
-
-def _load(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
-    try:
-        values = files.map_array(path, "r")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read as an array: {error}") from None
-    if values.dtype != dtype or values.shape != (length,):
-        raise UserError(
-            f"{path} is {values.dtype} {values.shape}, its manifest says {dtype} ({length},)"
-        )
-    return values
+def _verify(folder: Path, hashes: dict[str, str]) -> None:
+    with ThreadPoolExecutor(available_cores()) as pool:
+        found = pool.map(files.sha256_file, [folder / name for name in hashes])
+        for (name, wanted), digest in zip(hashes.items(), found, strict=True):
+            if digest != wanted:
+                raise UserError(f"{folder / name} has changed since it was written")
 
 
 class _SplitWriter:
     """Writes one split's shards as they fill, and its document starts at the end."""
 
-    def __init__(self, folder: Path, name: str, dtype: np.dtype) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         self._name = name
-        self._shard = np.empty(SHARD_TOKENS, dtype)
-        self._filled = 0
+        self._pending: list[np.ndarray] = []  # what is in no shard yet
         self._shards: list[dict[str, Any]] = []
+        self._written = 0  # tokens in shards
         self._starts = array("q")
         self.tokens = 0
         self._bytes = 0
 
     def add(self, ids: np.ndarray, eot: int, n_bytes: int) -> None:
+        """Take a document of `n_bytes` bytes, whose `ids` (n,) lack the end of text."""
         self._starts.append(self.tokens)
         self._bytes += n_bytes
-        for part in (ids, np.array([eot], ids.dtype)):
-            self.tokens += len(part)
-            while len(part):
-                taken = part[: len(self._shard) - self._filled]
-                self._shard[self._filled : self._filled + len(taken)] = taken
-                self._filled += len(taken)
-                part = part[len(taken) :]
-                if self._filled == len(self._shard):
-                    self._flush()
+        self._pending += [ids, np.array([eot], ids.dtype)]
+        self.tokens += len(ids) + 1
+        while self.tokens - self._written >= SHARD_TOKENS:
+            self._flush(SHARD_TOKENS)
 
     def close(self) -> dict[str, Any]:
         """Write what is left; the split's part of the manifest."""
-        if self._filled:
-            self._flush()
+        if self.tokens > self._written:
+            self._flush(self.tokens - self._written)
         starts = f"{self._name}-documents.npy"
         sha256 = self._save(starts, np.array(self._starts, np.int64))
         return {
@@ -357,11 +261,14 @@ class _SplitWriter:
             "document_starts": {"name": starts, "sha256": sha256},
         }
 
-    def _flush(self) -> None:
+    def _flush(self, n: int) -> None:
+        """Write the next `n` tokens as a shard."""
+        whole = np.concatenate(self._pending)
         name = f"{self._name}-{len(self._shards):05d}.npy"
-        sha256 = self._save(name, self._shard[: self._filled])
-        self._shards.append({"name": name, "tokens": self._filled, "sha256": sha256})
-        self._filled = 0
+        sha256 = self._save(name, whole[:n])
+        self._shards.append({"name": name, "tokens": n, "sha256": sha256})
+        self._pending = [whole[n:]]
+        self._written += n
 
     def _save(self, name: str, values: np.ndarray) -> str:
         path = self._folder / name
@@ -373,7 +280,7 @@ class _SplitWriter:
 def _write(
     texts: Iterable[str], data: DataConfig, tokenizer: Encoder, folder: Path
 ) -> dict[str, Any]:
-    writers = {name: _SplitWriter(folder, name, tokenizer.dtype) for name in SPLITS}
+    writers = {name: _SplitWriter(folder, name) for name in SPLITS}
     # Reading, encoding (itself on all cores) and writing each work on another batch.
     encoded = ((batch, tokenizer.encode_batch(batch)) for batch in ahead(_batches(texts)))
     with Progress("encode", None, "documents") as progress:

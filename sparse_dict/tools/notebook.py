@@ -28,7 +28,7 @@ class Shown:
 def show_feature(study: str | Path, feature: str, contexts: int = 10) -> Shown:
     """The saved contexts of a feature, the highest first, then those spread over its activations.
 
-    Each has a line, its activation first; hovering over a token tells the feature's activation
+    Each has a line, its activation first; hovering over a token shows the feature's activation
     on it. Needs no network.
 
     Args:

@@ -16,13 +16,13 @@ from typing import Any
 from sparse_dict.activations import store
 from sparse_dict.analysis import stage as analysis_stage
 from sparse_dict.analysis import study
-from sparse_dict.errors import UserError
+from sparse_dict.errors import MALFORMED, UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
 from sparse_dict.storage import files, lock
 
 SHOWN = 20  # dictionaries that are not done
-WIDTH = 100  # of what a log said last
+WIDTH = 100  # characters of a log's last record that are shown
 RECORD = re.compile(r"\[[^]]*\]\[[^]]*\]\[(?P<level>[A-Z]+)\] - (?P<text>.*)")
 TAIL = 1 << 16  # bytes of a log that are read
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def printable(text: str) -> str:
-    """`text` without what a terminal cannot show or obeys: a stranger's files may hold anything."""
+    """`text` without control characters, which a terminal obeys: any file may hold some."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
@@ -71,7 +71,7 @@ def table(folder: Path) -> str:
 
 
 def _row(name: str, folder: Path, manifest: str, finished: Any) -> Row:
-    """The row of a stage with one folder; `finished` tells of its manifest."""
+    """The row of a stage with one folder; `finished(folder)` returns its seconds and its text."""
     if holder := lock.holder(folder):
         return Row(name, "running", _since_start(folder), f"{holder}: {_last(folder)[1]}")
     if (folder / manifest).exists():
@@ -79,7 +79,7 @@ def _row(name: str, folder: Path, manifest: str, finished: Any) -> Row:
             seconds, text = finished(folder)
         except UserError as error:
             return Row(name, "damaged", None, str(error))
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        except MALFORMED as error:
             return Row(name, "damaged", None, f"{folder / manifest} is malformed: {error!r}")
         return Row(name, "done", seconds, text)
     return _unfinished(name, folder)
@@ -151,7 +151,7 @@ def _dictionaries(sae_dir: Path) -> Iterator[Row]:
             seconds += float(metrics["seconds"]) / max(1, int(metrics.get("trained_together", 1)))
         except UserError as error:
             rows.append(Row(f"  {path.name}", "damaged", None, str(error)))
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except MALFORMED:
             rows.append(Row(f"  {path.name}", "damaged", None, "metrics.json is malformed"))
     rows += [_row(f"  {path.name}", path, sae_folder.METRICS, None) for path in others]
     states = [row.state for row in rows]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, with_class
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -42,11 +42,15 @@ def save(name: str, project: str, entity: str | None) -> str:
     """
     if why_not := tracking.why_offline():
         raise UserError(f"{why_not}: a workspace needs an account; run `wandb login`")
-    workspace = build(name, project, entity or _entity())
     try:
+        import wandb
+
+        workspace = build(name, project, entity or wandb.Api().default_entity)
         return str(workspace.save().url)
+    except UserError:
+        raise
     except Exception as error:  # the client raises nearly anything
-        raise UserError(f"wandb did not take the workspace: {tracking.one_line(error)}") from None
+        raise UserError(f"wandb did not take the workspace: {with_class(error)}") from None
 
 
 def build(name: str, project: str, entity: str) -> "Workspace":
@@ -128,19 +132,6 @@ def build(name: str, project: str, entity: str) -> "Workspace":
             filters=f"Metric('Group') == {name!r}", pinned_columns=list(PINNED)
         ),
     )
-
-
-def _entity() -> str:
-    """The name under which the key's owner logs."""
-    import wandb
-
-    try:
-        entity = wandb.Api().default_entity
-    except Exception as error:
-        raise UserError(f"name --entity ({tracking.one_line(error)})") from None
-    if not entity:
-        raise UserError("the key has no default entity: name --entity")
-    return str(entity)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
-"""Compiled loops side by side: ctypes lets go of the interpreter while it calls."""
+"""Cores, and compiled loops side by side on them: ctypes lets go of the interpreter in a call."""
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
-import torch
+
+def available_cores() -> int:
+    """Cores that this process may run on, which containers and `taskset` make fewer."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        return os.cpu_count() or 1
 
 
 @cache
@@ -15,11 +21,13 @@ def _pool(threads: int, _process: int) -> ThreadPoolExecutor:  # threads do not 
 
 def number(most: int) -> int:
     """As many threads as torch uses, at most `most`."""
+    import torch
+
     return max(1, min(torch.get_num_threads(), most))
 
 
 def each(task: Callable[[int], None], threads: int) -> None:
-    """`task` of 0 ... threads - 1, each in a thread."""
+    """Run `task(0)` ... `task(threads - 1)`, each in a thread."""
     if threads == 1:
         task(0)
         return

@@ -1,0 +1,91 @@
+"""Which keys decide a result: what is recorded of a config, and whether two records agree.
+
+`NEUTRAL` is the one list of the keys that do not change a result. Records and comparisons of all
+stages leave them out, and so do the names of a multirun's folders (``conf/hydra_common.yaml``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from sparse_dict.config.stages import StudyConfig, TrackingConfig
+from sparse_dict.errors import UserError
+
+NEUTRAL = (
+    "name",
+    "study_dir",
+    "lm_dir",
+    "activations_dir",
+    "sae_dir",
+    "analysis_dir",
+    "cache_dir",
+    "device",
+    *(f"tracking.{field.name}" for field in fields(TrackingConfig)),
+    "training.log_every",
+    "training.checkpoint_every",
+)
+
+# What other keys take their values from: their own values say it all.
+SOURCES = ("sparsity",)
+
+
+def record(config: StudyConfig) -> dict[str, Any]:
+    """The part of a stage's config that decides its result, as JSON; without empty sections."""
+    return _kept(asdict(config), "")
+
+
+def _kept(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    kept = {}
+    for key, value in values.items():
+        if prefix + key in (*NEUTRAL, *SOURCES):
+            continue
+        if isinstance(value, dict):
+            value = _kept(value, f"{prefix}{key}.")
+            if not value:
+                continue
+        kept[key] = value
+    return kept
+
+
+def differences(old: Any, new: Any, schema: object = None, key: str = "") -> list[str]:
+    """The keys in which two records differ, each as ``KEY is A there, B now``.
+
+    `schema` is the config that `new` was taken from, or None for a record that is no config. With
+    it, records of other versions count as the same: a key that only `old` has is passed over unless
+    `schema` knows it, and a key that only `new` has must be at its default.
+    """
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return [] if old == new else [f"{key} is {old!r} there, {new!r} now"]
+    known, defaults = _schema_of(schema) if is_dataclass(schema) else ({*old}, {})
+    found = []
+    for name in [*new, *(name for name in old if name in known and name not in new)]:
+        if name not in old and name in defaults and new[name] == defaults[name]:
+            continue
+        below = f"{key}.{name}" if key else name
+        found += differences(old.get(name), new.get(name), getattr(schema, name, None), below)
+    return found
+
+
+def _schema_of(schema: Any) -> tuple[set[str], dict[str, Any]]:
+    """The keys of a config's section, those of its extensions (Muon's) included; the defaults."""
+    own = type(schema)
+    known = {field.name for kind in (own, *own.__subclasses__()) for field in fields(kind)}
+    # MISSING of OmegaConf ("???") is no value that a complete config has
+    return known, {f.name: f.default for f in fields(own) if f.default is not MISSING}
+
+
+def refuse_another(
+    folder: Path, old: Any, new: Any, schema: object = None, *, instead: str = "name="
+) -> None:
+    """See that what `folder` holds, or the beginning of it, was made from what is asked for now.
+
+    Raises:
+        UserError: it was not; names the first key that differs. `instead` are the keys that lead
+            elsewhere.
+    """
+    if found := differences(old, new, schema):
+        raise UserError(
+            f"{folder} was made with another config or from other inputs: {found[0]}; choose "
+            f"another {instead}, or delete the folder"
+        )

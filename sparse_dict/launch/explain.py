@@ -1,0 +1,140 @@
+"""One line on what is wrong with a config or a command line, with what was probably meant."""
+
+import difflib
+import traceback
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
+from types import TracebackType
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from sparse_dict.config import choices
+from sparse_dict.errors import UserError, explained, with_class
+
+GROUPS = ("experiment", "hydra/launcher", "hydra/sweeper")  # overridden like keys
+BESIDE = ("Config search path:", "To append to your")  # where what Hydra adds to an error begins
+SAMPLER = "hydra/sweeper/sampler/"  # configs that come with Optuna's sweeper
+
+
+def explanation(error: Exception) -> str | None:
+    """One line on an error in the input, or on what the machine lacks; None for any other error."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read {error.override!r}: an override is key=value, "
+            "in quotes for the shell if it holds spaces, brackets or quotes"
+        )
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        return _missing(str(error.missing_cfg_file), error.options)
+    if isinstance(error, OmegaConfBaseException):
+        return wrong_value(error)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
+        where = f"{lines[0].split(':')[0]}: " if text.startswith("In '") else ""
+        root = cause.parent_node._get_root() if cause.parent_node is not None else None
+        typed = f"Could not override '{cause.full_key}."  # more than Hydra calls unknown
+        key = lines[0].split("'")[1] if lines[0].startswith(typed) else cause.full_key
+        return where + no_key(key, root)
+    if isinstance(cause, OmegaConfBaseException):
+        what = lines[0].removeprefix("Error merging override ") if lines else "config"
+        return f"{what}: {_first_line(cause)}"
+    if isinstance(error, AssertionError) and (below := _below_null(error.__traceback__)):
+        return f"{below}: {below.partition('.')[0]} is off; analysis=[...] says what is on"
+    if isinstance(error, HydraException):
+        return " ".join(takewhile(lambda line: not line.startswith(BESIDE), lines))
+    return explained(error)
+
+
+def in_one_line(error: Exception) -> str:
+    """The same for any error, with the class of those that are not foreseen."""
+    return explanation(error) or with_class(error)
+
+
+def no_key(key: str, root: DictConfig | None) -> str:
+    """One line on a key that the config `root` does not have."""
+    kind = "hydra" if key.startswith("hydra.") else "job"
+    names = [] if root is None else [*_keys(root, kind == "hydra"), *GROUPS]
+    meant = _did_you_mean(key, [name for name in names if name != key])
+    return f"no key {key}{meant} (--cfg {kind} shows all keys)"
+
+
+def wrong_value(error: OmegaConfBaseException) -> str:
+    """One line on a value, which names the key."""
+    return f"{error.full_key}: {_first_line(error)}" if error.full_key else _first_line(error)
+
+
+def _first_line(error: OmegaConfBaseException) -> str:
+    line = str(error).splitlines()[0]
+    if "missing mandatory value" in line:
+        return f"no value: give {error.full_key}=..."
+    return line
+
+
+def _missing(path: str, options: Iterable[str] | None) -> str:
+    """One line on a config file that does not exist."""
+    group, _, choice = path.rpartition("/")
+    if path.startswith(SAMPLER) and not options:
+        return "hydra/sweeper=optuna needs Optuna: pip install 'sparse-dict[optuna]'"
+    # Hydra gives no options where a list names several choices of a group.
+    there = sorted(options or choices(group))
+    return f"no {group}={choice}{_did_you_mean(choice, there)} (there is {', '.join(there)})"
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    found = nearest(name, names)
+    return f": did you mean {found}?" if found else ""
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names`, dotted or not, that `name` was most likely meant to be."""
+    leaves: dict[str, list[str]] = {}
+    for candidate in names:
+        leaves.setdefault(candidate.rpartition(".")[2], []).append(candidate)
+    everything = [candidate for candidates in leaves.values() for candidate in candidates]
+    leaf = name.rpartition(".")[2]
+    if leaf in leaves:  # the right name in the wrong section, or in none
+        return max(leaves[leaf], key=lambda c: difflib.SequenceMatcher(None, name, c).ratio())
+    if close := difflib.get_close_matches(name, everything, n=1):
+        return close[0]
+    close = difflib.get_close_matches(leaf, list(leaves), n=1)
+    return leaves[close[0]][0] if close else None
+
+
+def _keys(node: DictConfig, hydra: bool, path: str = "") -> Iterator[str]:
+    """Dotted names of all keys: of Hydra's own, or of all others."""
+    for key in map(str, node):
+        if path == "" and (key == "hydra") != hydra:
+            continue
+        yield f"{path}{key}"
+        if (child := _section(node, key)) is not None:
+            yield from _keys(child, hydra, f"{path}{key}.")
+
+
+def unknown_keys(node: DictConfig, path: str = "") -> Iterator[str]:
+    """Keys that a dataclass in `node` does not have: ``+sae.foo=1`` gets them past the schema."""
+    fields = getattr(OmegaConf.get_type(node), "__dataclass_fields__", None)
+    for key in map(str, node):
+        if fields is not None and key not in fields:
+            yield f"{path}{key}"
+        elif (child := _section(node, key)) is not None:
+            yield from unknown_keys(child, f"{path}{key}.")
+
+
+def _section(node: DictConfig, key: str) -> DictConfig | None:
+    child = node._get_node(key)
+    if not isinstance(child, DictConfig) or child._is_none() or child._is_missing():
+        return None
+    return child
+
+
+def _below_null(trace: TracebackType | None) -> str | None:
+    """The key of an override below a section that is null, on which OmegaConf trips."""
+    for frame, _ in traceback.walk_tb(trace):
+        if frame.f_code.co_name == "_apply_overrides_to_config":
+            return str(frame.f_locals["override"].key_or_group)
+    return None

@@ -1,0 +1,70 @@
+/* Vectors of floats in GCC's and Clang's own notation, which x86 and ARM both compile. */
+#ifndef VECTORS_H
+#define VECTORS_H
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
+#define LANES 16
+#define VECS (D / LANES) /* of a row of D floats */
+
+typedef float vec __attribute__((vector_size(64), aligned(4)));
+typedef int32_t ints __attribute__((vector_size(64), aligned(4)));
+
+static inline float sum_lanes(vec a) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)a);
+#else
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) a[i] += a[i + half];
+  return a[0];
+#endif
+}
+
+static inline float dot(const float *a, const float *b) {
+  const vec *u = (const vec *)a, *v = (const vec *)b;
+  vec even = {0}, odd = {0};
+  for (int j = 0; j + 1 < VECS; j += 2) {
+    even += u[j] * v[j];
+    odd += u[j + 1] * v[j + 1];
+  }
+  if (VECS % 2) even += u[VECS - 1] * v[VECS - 1];
+  return sum_lanes(even + odd);
+}
+
+/* Ask for `count` rows of D values that will be needed soon. */
+static inline void prefetch(const float *rows, int count) {
+  for (int i = 0; i < count * D; i += LANES) __builtin_prefetch(rows + i);
+}
+
+static inline vec square_roots(vec a) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_sqrt_ps((__m512)a);
+#else
+  for (int i = 0; i < LANES; i++) a[i] = sqrtf(a[i]);
+  return a;
+#endif
+}
+
+/* Two rows of 16 floats rounded to bfloat16, nearest and ties to even: `low` into the lower halves
+   of the lanes, `high` into the upper ones. */
+static inline ints bf16_pairs(vec low, vec high) {
+  const ints l = (ints)low, h = (ints)high;
+  const ints up_l = l + 0x7fff + (l >> 16 & 1), up_h = h + 0x7fff + (h >> 16 & 1);
+  return (up_l >> 16 & 0xffff) | (up_h & (int32_t)0xffff0000);
+}
+
+/* sum + the products of the pairs in each lane. */
+static inline vec add_bf16_products(vec sum, ints a, ints b) {
+#if defined(__AVX512BF16__)
+  return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  const ints upper = (ints){0} + (int32_t)0xffff0000;
+  return sum + (vec)(a << 16) * (vec)(b << 16) + (vec)(a & upper) * (vec)(b & upper);
+#endif
+}
+
+#endif

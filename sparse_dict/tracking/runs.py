@@ -1,0 +1,175 @@
+"""Opening wandb runs: online if the server can be used, else offline."""
+
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sparse_dict.config import StudyConfig, TrackingConfig
+from sparse_dict.errors import UserError, with_class
+from sparse_dict.tracking import server
+from sparse_dict.tracking.run import ID_FILE, Run, exit_code
+
+AT_ONCE = 32  # runs that are opened side by side
+HEADER = 7  # bytes with which a .wandb file begins
+MODES = ("online", "offline", "disabled")
+
+SETTINGS = {
+    "silent": True,
+    "use_dot_wandb": False,
+    "finish_timeout_raises": True,
+    # What wandb would gather at each start: without it a run opens in 10 ms instead of 150.
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "save_code": False,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
+
+
+@contextmanager
+def together(openers: Sequence[Callable[[], Run]]) -> Iterator[list[Run]]:
+    """Open several runs side by side, and finish them so: they wait no longer than one.
+
+    Args:
+        openers: each makes an `open_run`.
+
+    Raises:
+        UserError: as `open_run`.
+    """
+    code = 0
+    pool = ThreadPoolExecutor(AT_ONCE)
+    opening = [pool.submit(opener) for opener in openers]
+    try:
+        with server.waiting():
+            wait(opening)
+        yield [future.result() for future in opening]
+    except BaseException as error:
+        code = exit_code(error)
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)  # a signal may have come while some were opening
+        runs = [each.result() for each in opening if not each.cancelled() and not each.exception()]
+        with server.waiting(), ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda run: run.finish(code), runs))
+
+
+def check(tracking: TrackingConfig) -> None:
+    """See that `tracking.mode=online` can be had.
+
+    Raises:
+        UserError: there is no key for the server, or it does not answer.
+    """
+    if _mode(tracking) == "online" and (why_not := server.why_offline()):
+        raise UserError(
+            f"tracking.mode=online, but {why_not}; run `wandb login`, or set tracking.mode=offline"
+        )
+
+
+def open_run(
+    config: StudyConfig, job_type: str, name: str, folder: Path, step_metric: str | None = None
+) -> Run:
+    """Open a run of the group `config.name`; any number may be open at once.
+
+    Args:
+        config: the stage's; wandb's own files go to its `study_dir`, into the folder `wandb`.
+        job_type: the stage.
+        name: the run's name.
+        folder: the job's; remembers the run, so that a job that goes on later does so in it.
+        step_metric: the logged value that is the horizontal axis of all others.
+
+    Raises:
+        UserError: `tracking.mode` is online and there is no key or no server.
+    """
+    tracking, wandb_dir = config.tracking, Path(config.study_dir) / "wandb"
+    id_file = folder / ID_FILE
+    mode = _mode(tracking)
+    if mode == "disabled":
+        return Run(None, False, id_file)
+    check(tracking)
+    before = _remembered(id_file)
+    identity: dict[str, Any] = {
+        "id": before or secrets.token_hex(8),
+        "project": tracking.project,
+        "entity": tracking.entity,
+        "tags": tracking.tags,
+        "group": config.name,
+        "job_type": job_type,
+        "name": name,
+        "config": asdict(config),
+    }
+    why_not = "tracking.mode=offline" if mode == "offline" else server.why_offline()
+    if not why_not:
+        try:
+            resume = "allow" if before else None
+            run = _init("online", {**identity, "resume": resume}, wandb_dir, step_metric)
+            return Run(run, True, id_file)
+        except Exception as error:
+            if mode == "online":
+                raise UserError(f"wandb cannot open a run online: {with_class(error)}") from None
+            why_not = server.give_up(f"no run could be opened: {with_class(error)}")
+            if not before:  # an empty run, never to be sent
+                for empty in wandb_dir.glob(f"run-*-{identity['id']}"):
+                    shutil.rmtree(empty, ignore_errors=True)
+            # to wandb the one that failed is in use as long as this process lives
+            identity["id"] = secrets.token_hex(8)
+    if mode == "auto":
+        how = f"to send the runs later: wandb sync {os.path.relpath(wandb_dir)}"
+        server.say(logging.INFO, f"offline ({why_not}); {how}")
+    with server.harmless("open"):
+        for file in wandb_dir.glob(f"*run-*-{identity['id']}/*.wandb"):
+            if file.stat().st_size <= HEADER:  # died without a record: stops `wandb sync` of others
+                shutil.rmtree(file.parent, ignore_errors=True)
+        # so that `wandb sync` adds it to what the server has of the run by then
+        run = _init("offline", {**identity, "resume": "allow"}, wandb_dir, step_metric)
+        return Run(run, False, id_file)
+    return Run(None, False, id_file)
+
+
+def _mode(tracking: TrackingConfig) -> str:
+    """The mode asked for; where that is auto, WANDB_MODE may ask for another one."""
+    asked = os.environ.get("WANDB_MODE")
+    return asked if asked in MODES and tracking.mode == "auto" else tracking.mode
+
+
+def _remembered(id_file: Path) -> str | None:
+    """The run that a job was logged to before, if it did not finish."""
+    with suppress(OSError, ValueError):
+        text = id_file.read_text(encoding="utf-8").strip()
+        return text if re.fullmatch("[0-9a-f]{16}", text) else None
+    return None
+
+
+def _init(mode: str, identity: dict[str, Any], wandb_dir: Path, step_metric: str | None) -> Any:
+    folder = wandb_dir.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    cache = str(folder / ".cache")  # else the user's home
+    # What is reported of errors is on wandb itself, to its maker.
+    quiet = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+    for key, value in {"WANDB_CACHE_DIR": cache, "WANDB_DATA_DIR": cache, **quiet}.items():
+        os.environ.setdefault(key, value)
+    import wandb
+
+    known = wandb.Settings.model_fields  # those that begin with x_ come and go
+    settings = wandb.Settings(  # a fresh one each time, because init changes it
+        mode=mode,
+        root_dir=str(folder.parent),
+        init_timeout=server.OPEN_S,
+        finish_timeout=server.FINISH_S if mode == "online" else 0,
+        **{key: value for key, value in SETTINGS.items() if key in known},
+    )
+    run = wandb.init(reinit="create_new", settings=settings, **identity)
+    if step_metric is not None:
+        run.define_metric(step_metric)
+        run.define_metric("*", step_metric=step_metric)
+    return run
