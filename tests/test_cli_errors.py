@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 from processes import HERE, ROOT, finished
 
-from sparse_dict.config import choices as choices_of
+from sparse_dict import config
 from sparse_dict.launch import stage
 
 SCRIPTS = ("train_lm", "harvest", "train_sae", "analyze")
@@ -157,7 +157,7 @@ def test_help_names_what_this_script_takes_and_its_examples_compose(
     (choices,) = re.findall(r"experiment=(\S+\|\S+)", text)
     assert set(choices.split("|")) == here
     for group, names in re.findall(r"^  ([\w/]+)=(\S+)$", text, re.MULTILINE):
-        known = choices_of(f"{script}/experiment" if group == "experiment" else group)
+        known = config.choices(f"{script}/experiment" if group == "experiment" else group)
         assert set(names.split("|")) <= {*known, "basic", "ensemble"}
     examples = re.findall(rf"^  python {script}\.py(.*)$", text, re.MULTILINE)
     assert 4 <= len(examples) <= 6
