@@ -184,3 +184,16 @@ def test_frequency_and_alive_come_from_the_fire_counts(tmp_path: Path):
     (entry,) = study.load(tmp_path).entries
     assert entry.alive.tolist() == [False, True, True, True]
     assert entry.frequency.tolist() == [0, 1, 0.005, 0.0001]
+
+
+def test_a_key_of_one_kind_is_no_part_of_a_label_and_matryoshka_is_swept_over_k(tmp_path: Path):
+    for k in (4, 8):
+        own = {"relu": {}, "jumprelu": {"bandwidth": 0.01, "l0": k}, "matryoshka": {"k": k}}
+        for kind, sae in own.items():
+            write_dictionary(
+                tmp_path / f"{kind}{k}", directions(8, 4, k), np.ones(8, np.int64),
+                activation=kind, l1=0.01 * k if kind == "relu" else 0.0, sae=sae,
+            )  # fmt: skip
+    found = {(entry.family, entry.axis) for entry in study.load(tmp_path).entries}
+    axes = {"relu": "l1", "jumprelu": "l0", "matryoshka": "k"}
+    assert found == {(f"activation={kind}", axis) for kind, axis in axes.items()}

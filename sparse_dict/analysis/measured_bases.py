@@ -98,7 +98,7 @@ def measure(
     for row in dictionaries:
         row["k"] = _matched(row["l0"], activations.d_in)
         row |= {f"fvu_{method}": float(by_k[method][row["k"]]) for method in settings.methods}
-    frame = pd.DataFrame(dictionaries)
+    frame = pd.DataFrame(dictionaries).drop(columns="axis")
     frame.insert(8, "mmcs_between_seeds", frame["dictionary"].map(_between_seeds(study)))
     return Measured(bases, pd.DataFrame(summary), table, frame, (half, n))
 
@@ -121,12 +121,7 @@ def _dictionary(entry: Entry, rows: Rows, variance: float) -> dict[str, Any]:
         moments.add(codes)
         error += float(np.square(dictionary.decode(codes) - part, dtype=np.float64).sum())
     return {
-        "dictionary": entry.name,
-        "family": entry.family,
-        "dict_size": entry.size,
-        "l1": entry.l1,
-        "level": entry.level,
-        "seed": entry.seed,
+        **entry.identity,
         "l0": moments.l0,
         "fvu": error / variance,
         "kurtosis": _median(moments.kurtosis()),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.measures.across_seeds import match_pair
-from sparse_dict.analysis.measures.intervals import RESAMPLES, Estimate, over_seeds
+from sparse_dict.analysis.measures.intervals import Estimate, over_seeds, percentiles
 from sparse_dict.analysis.study import Entry, Study, seed_groups
 
 Floats = NDArray[np.floating[Any]]
@@ -84,10 +84,8 @@ def estimate(
     common = set.intersection(*groups.values())
     n = len(common)
     if n < 3:
-        rng, value = np.random.default_rng(0), statistic(pairs)
-        draws = [statistic([p.resampled(rng) for p in pairs]) for _ in range(RESAMPLES)]
-        low, high = np.nanpercentile(draws, [2.5, 97.5])
-        return Estimate(value, float(low), float(high), "features (bootstrap)")
+        rng = np.random.default_rng(0)
+        return percentiles(statistic(pairs), lambda: statistic([p.resampled(rng) for p in pairs]))
     pairs = [p for p in pairs if {p.first.seed, p.second.seed} <= common]
     value = statistic(pairs)
     without = [

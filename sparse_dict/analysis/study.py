@@ -10,27 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_dict.config.identity import NEUTRAL
 from sparse_dict.errors import UserError
+from sparse_dict.sae.architectures import Architecture, known
 
 if TYPE_CHECKING:
     from sparse_dict.sae.folder import Trained
 
-# What makes a dictionary sparse, by activation: the setting meant for it first.
-SPARSITY = {
-    "relu": ("l1",),
-    "topk": ("k", "l1"),
-    "batch_topk": ("k", "l1"),
-    "jumprelu": ("l0", "l1"),
-}
 LABELS = {"l1": "L1", "k": "k", "l0": "L0 penalty"}
 NAMES = {"l1": "L1 coefficient", "k": "k (active features a row)", "l0": "L0 coefficient"}
 # Two dictionaries belong to the same family if their configs agree in everything but these and the
-# axis of their family: the setting of SPARSITY that is swept.
-AXES = {"sae.dict_size", "seed"}
-INCIDENTAL = {
-    "name", "study_dir", "device", "tracking", "activations_dir", "lm_dir", "sae_dir", "cache_dir",
-    "training.log_every", "training.checkpoint_every", "training.snapshots",
-}  # fmt: skip
+# axis of their family: the setting that is swept to make them sparse.
+INCIDENTAL = {*NEUTRAL, "training.snapshots", "sae.dict_size", "seed"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +48,19 @@ class Entry:
     def metrics(self) -> dict[str, Any]:
         """The dictionary's end values, config and fingerprints."""
         return self.trained.metrics
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The first columns of every table that has one row a dictionary."""
+        return {
+            "dictionary": self.name,
+            "family": self.family,
+            "dict_size": self.size,
+            "l1": self.l1,
+            "axis": self.axis,
+            "level": self.level,
+            "seed": self.seed,
+        }
 
     @property
     def l1(self) -> float:
@@ -189,7 +193,7 @@ NAMED = ("tied", "l1_scaling", "activation")  # settings that the metrics repeat
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
-        if f"{prefix}{key}" in INCIDENTAL | AXES:
+        if f"{prefix}{key}" in INCIDENTAL:
             continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
@@ -205,9 +209,9 @@ def _character(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _axes(characters: dict[str, dict[str, str]]) -> dict[str, str]:
-    """What is swept in each dictionary's family: of SPARSITY the first setting with two values.
+    """What is swept in each dictionary's family: of `_sparsity` the first setting with two values.
 
-    Where none has two, it is the one meant for the activation.
+    Where none has two, it is the one meant for the kind.
     """
     values: dict[tuple[tuple[str, str], ...], dict[str, set[str]]] = {}
     sparsity = {name: _sparsity(character) for name, character in characters.items()}
@@ -226,28 +230,34 @@ def _axes(characters: dict[str, dict[str, str]]) -> dict[str, str]:
 
 
 def _sparsity(character: Mapping[str, str]) -> list[str]:
-    """The settings that make a dictionary of this activation sparse, of those that it records."""
-    keys = SPARSITY.get(character["sae.activation"], ("l1",))
+    """The settings that make a dictionary of this kind sparse, of those recorded: its own first."""
+    kind = known().get(character["sae.activation"], Architecture)
+    keys = dict.fromkeys((kind.axis, "l1"))
     return [f"sae.{key}" for key in keys if f"sae.{key}" in character]
 
 
 def _labels(characters: dict[str, dict[str, str]], axes: dict[str, str]) -> dict[str, str]:
     """A short label a dictionary: the settings in which the study's families differ.
 
-    What is swept within a family is no part of its label.
+    What is swept within a family is no part of its label, nor is a key that only some activations
+    have and that has one value in each of these.
     """
     fixed = {
         name: {key: value for key, value in c.items() if key != axes[name]}
         for name, c in characters.items()
     }
     keys = sorted({key for character in characters.values() for key in character})
-    differing = [
-        key for key in keys if len({fixed[n].get(key, "-") for n in fixed if key != axes[n]}) > 1
-    ]
+
+    def differs(key: str) -> bool:
+        there = [c for name, c in fixed.items() if key != axes[name]]
+        values = {c.get(key) for c in there}
+        by_kind = {(c["sae.activation"], c.get(key)) for c in there}
+        implied = None in values and len(by_kind) == len({kind for kind, _ in by_kind})
+        return len(values) > 1 and not implied
+
+    differing = [key for key in keys if differs(key)]
     return {
-        name: ", ".join(
-            f"{key.rpartition('.')[2]}={c.get(key, '-')}" for key in differing if key != axes[name]
-        )
+        name: ", ".join(f"{key.rpartition('.')[2]}={c[key]}" for key in differing if key in c)
         for name, c in fixed.items()
     }
 
@@ -266,18 +276,18 @@ def _is_number(value: Any) -> bool:
 
 def _wrong(metrics: Mapping[str, Any]) -> str | None:
     """What keeps a readable dictionary out of the analysis, if anything."""
-    for key in ("dict_size", "l1", "seed", "fvu", "l0", "eval_rows"):
-        if not _is_number(metrics.get(key)):
-            return f"metrics.json holds no number {key}"
-    for key in ("mse", "l1_norm", "dead", "n_activations", "seconds"):
-        if metrics.get(key) is not None and not _is_number(metrics[key]):
-            return f"metrics.json holds no number {key}"
     config = metrics.get("config")
     if not isinstance(config, Mapping) or not isinstance(config.get("sae") or {}, Mapping):
         return "metrics.json holds no config"
-    for key in ("k", "l0"):
-        if not _is_number((config.get("sae") or {}).get(key, 0)):
-            return f"metrics.json holds no number sae.{key}"
+    numbers = {
+        key: metrics.get(key) for key in ("dict_size", "l1", "seed", "fvu", "l0", "eval_rows")
+    }
+    optional = ("mse", "l1_norm", "dead", "n_activations", "seconds")
+    numbers |= {key: metrics[key] for key in optional if metrics.get(key) is not None}
+    numbers |= {f"sae.{key}": (config.get("sae") or {}).get(key, 0) for key in ("k", "l0")}
+    for key, value in numbers.items():
+        if not _is_number(value):
+            return f"metrics.json holds no number {key}"
     if not isinstance(metrics.get("fingerprints") or {}, Mapping):
         return "metrics.json holds no fingerprints"
     shown = {key: str(metrics.get(key)) for key in NAMED} | _character(metrics)

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.analyses import agreement_seeds
@@ -118,7 +117,7 @@ def size_agreement(comparison: Comparison, chain: Chain) -> Figure:
     axis.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axis.tick_params(axis="x", rotation=0 if len(sizes) <= 6 else 45)
     axis.set_ylim(-0.03, 1.03)
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figures.percent_axis(axis)
     axis.set_xlabel("up to this dictionary size")
     axis.set_ylabel("found in every larger one")
     axis.set_title("Chains of sizes")

@@ -169,12 +169,8 @@ def seed_agreement(
             palette=figures.shades(len(levels)), markers=several, marker=None if several else "o",
             markersize=5, errorbar=("pi", 100), ax=axis,
         )  # fmt: skip
-        axis.set_xscale("log", base=2)
-        sizes = sorted(rows["size"].unique())
-        axis.set_xticks(sizes, [str(size) for size in sizes], rotation=45)
-        axis.minorticks_off()
+        figures.size_axis(axis, sorted(rows["size"].unique()), rotation=45)
         axis.set_ylim(0, 1.03)
-        axis.set_xlabel("dictionary size")
         axis.set_ylabel("")
         axis.set_title(value)
     shown = sorted(set(random) & set(rows["size"]))

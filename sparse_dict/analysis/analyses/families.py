@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from sparse_dict.analysis.comparison import Comparison, Variant
 from sparse_dict.analysis.context import Analysis, Context
@@ -125,15 +124,12 @@ def panels(frame: pd.DataFrame, d: int, pw_mcc: dict[int, float]) -> Figure:
             axis.get_legend().remove()
         for values in [random[column]] if column in random else []:
             axis.plot(list(values), list(values.values()), color="0.4", ls=":", lw=1.2)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(sizes, [str(size) for size in sizes])
-        axis.minorticks_off()
-        axis.set_xlabel("dictionary size")
+        figures.size_axis(axis, sizes)
         axis.set_ylabel("")
         axis.set_title(title)
         axis.set_ylim(0, 1.03 if column in random else None)
         if share:
-            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            figures.percent_axis(axis)
     handles, labels = next(a for a in axes.flat if a.lines).get_legend_handles_labels()
     handles.append(figures.mpl.lines.Line2D([], [], color="0.4", ls=":", lw=1.2))
     columns = max(1, min(6, 110 // (max(map(len, kinds)) + 6)))

@@ -7,7 +7,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -27,7 +26,7 @@ from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.measures.intervals import bootstrap
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Section, Table
-from sparse_dict.analysis.study import LABELS, NAMES, Chain, number
+from sparse_dict.analysis.study import LABELS, NAMES, Chain
 
 Floats = NDArray[np.floating[Any]]
 MOST_COLUMNS = 3  # heat maps side by side
@@ -150,17 +149,11 @@ def _heat(
         axis.set_visible(False)
     used = axes.flat[: len(tables)]
     for axis, text, part, table in zip(used, titles, shown, tables, strict=True):
-        sns.heatmap(
-            table, ax=axis, annot=True, fmt=fmt, annot_kws={"size": 8}, cmap="viridis",
-            vmin=0, vmax=top, linewidths=0.5, cbar=False,
-            xticklabels=[number(float(level)) for level in table.columns],
-        )  # fmt: skip
-        axis.set_facecolor("0.9")
+        figures.heat(axis, table, fmt, top)
         axis.set_title(text)
         names = NAMES if columns == 1 else LABELS  # the longer ones need room
         axis.set_xlabel(names[part["axis"].iloc[0]])
         axis.set_ylabel("dictionary size" if axis in axes[:, 0] else "")
-        axis.tick_params(axis="y", rotation=0)
         axis.tick_params(axis="x", rotation=0 if widest <= 10 and columns == 1 else 45)
     figure.colorbar(used[0].collections[0], ax=axes, label=colour_label)
     figure.suptitle(title)

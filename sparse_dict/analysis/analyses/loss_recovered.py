@@ -168,12 +168,7 @@ def section(context: Context) -> Section:
     original, zero, mean = (found.pop(label) for label in (ORIGINAL, ZERO, MEAN))
     rows = [
         {
-            "dictionary": entry.name,
-            "family": entry.family,
-            "dict_size": entry.size,
-            "l1": entry.l1,
-            "level": entry.level,
-            "seed": entry.seed,
+            **entry.identity,
             "l0": float(entry.metrics["l0"]),
             "loss": found.pop(entry.name),
         }
@@ -184,7 +179,7 @@ def section(context: Context) -> Section:
         for label, loss in found.items()
         for method, _, k in [label.partition(":")]
     ]
-    dictionaries = pd.DataFrame(rows)
+    dictionaries = pd.DataFrame(rows).drop(columns="axis")
     simpler = pd.DataFrame(others, columns=["baseline", "l0", "loss"])
     for frame in (dictionaries, simpler):
         for name, ablated in (("mean", mean), ("zero", zero)):

@@ -102,16 +102,13 @@ def best_l1(ridges: Sequence[Ridge]) -> Figure:
             axis.plot(sizes, np.exp(item.intercept) * sizes**item.slope, color=colour, lw=1)
         axis.plot(sizes[inside], best[inside], "o", color=colour, ms=5, label=label)
         axis.plot(sizes[~inside], best[~inside], "o", color=colour, ms=5, mfc="none")
-    everything = sorted({p.dict_size for item in ridges for p in item.peaks})
-    axis.set_xscale("log", base=2)
+    figures.size_axis(axis, sorted({p.dict_size for item in ridges for p in item.peaks}))
     axis.set_yscale("log")
     grid = sorted({l1 for item in ridges for l1 in item.grid})
     axis.set_ylim(grid[0] / 1.3, grid[-1] * 1.3)
     ticks = grid[:: -(-len(grid) // 9)]
     axis.set_yticks(ticks, [number(l1) for l1 in ticks])
-    axis.set_xticks(everything, [str(size) for size in everything])
     axis.minorticks_off()
-    axis.set_xlabel("dictionary size")
     axis.set_ylabel("L1 with the best MMCS")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     axis.set_title("Ridge of the heat map (open circles: at the edge of the grid, not fitted)")
@@ -132,11 +129,7 @@ def ridge_heatmaps(cells: pd.DataFrame, ridges: Sequence[Ridge], shown: Variant)
         squeeze=False,
     )  # fmt: skip
     for axis, item, table in zip(axes[0], ridges, tables, strict=True):
-        sns.heatmap(
-            table, ax=axis, annot=True, fmt=".2f", annot_kws={"size": 8}, cmap="viridis",
-            vmin=0, vmax=1, linewidths=0.5, cbar=False,
-            xticklabels=[number(float(l1)) for l1 in table.columns],
-        )  # fmt: skip
+        figures.heat(axis, table, ".2f")
         # Cells are one wide with their centres at .5, so logarithms become positions by rank.
         ranks = np.arange(len(table.columns)) + 0.5
         grid = np.log(table.columns.to_numpy(float))
@@ -156,7 +149,6 @@ def ridge_heatmaps(cells: pd.DataFrame, ridges: Sequence[Ridge], shown: Variant)
         axis.set_title(title)
         axis.set_xlabel("L1 coefficient")
         axis.set_ylabel("dictionary size" if axis is axes[0, 0] else "")
-        axis.tick_params(axis="y", rotation=0)
         axis.tick_params(axis="x", rotation=45)
     figure.suptitle(f"MMCS with larger dictionaries\n{shown}")
     return figure

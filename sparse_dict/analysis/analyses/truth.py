@@ -1,7 +1,7 @@
 """Dictionaries of toy activations against the features that made them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
 from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Section, Table
-from sparse_dict.analysis.study import NAMES, Entry, number
+from sparse_dict.analysis.study import NAMES, Entry
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files
 
@@ -50,12 +50,12 @@ PREDICTED = Statement(
     f"interval (bootstrap over dictionaries) lies above 0.5, does not if below. Needs {FEWEST}.",
 )
 
-# Column of `table`, title, format and range of its heat map.
+# Column of `table`, title and format of its heat map.
 PANELS = (
-    ("truth_mmcs", "MMCS with the truth", ".2f", (0.0, 1.0)),
-    ("truth_found", "share of true features found", ".0%", (0.0, 1.0)),
-    ("fvu", "FVU", ".3f", (0.0, 1.0)),
-    ("dead_share", "share of dead features", ".0%", (0.0, 1.0)),
+    ("truth_mmcs", "MMCS with the truth", ".2f"),
+    ("truth_found", "share of true features found", ".0%"),
+    ("fvu", "FVU", ".3f"),
+    ("dead_share", "share of dead features", ".0%"),
 )
 
 
@@ -101,13 +101,7 @@ def table(comparison: Comparison, truth: Floats) -> pd.DataFrame:
         counted = comparison.counted(entry) if partners else np.empty(0)
         rows.append(
             {
-                "dictionary": entry.name,
-                "family": entry.family,
-                "dict_size": entry.size,
-                "l1": entry.l1,
-                "axis": entry.axis,
-                "level": entry.level,
-                "seed": entry.seed,
+                **entry.identity,
                 "truth_mmcs": float(values.mean(dtype=np.float64)),
                 "truth_found": float((values > threshold).mean()),
                 "larger_mmcs": float(counted.mean()) if len(counted) else float("nan"),
@@ -131,19 +125,12 @@ def heatmaps(frame: pd.DataFrame, n_features: int) -> Figure:
     height = (1.9 + 0.62 * sizes) * len(families)
     figure, axes = plt.subplots(2 * len(families), 2, figsize=(figures.WIDTH, height))
     panels = [(family, panel) for family in families for panel in PANELS]
-    for axis, (family, (value, title, fmt, (low, high))) in zip(axes.flat, panels, strict=True):
+    for axis, (family, (value, title, fmt)) in zip(axes.flat, panels, strict=True):
         part = frame[frame["family"] == family]
         cells = part.pivot_table(index="dict_size", columns="level", values=value)
-        sns.heatmap(
-            cells, ax=axis, annot=True, fmt=fmt, annot_kws={"size": 8 if grid <= 6 else 6},
-            cmap="viridis", vmin=low, vmax=high, linewidths=0.5, cbar=False,
-            xticklabels=[number(float(str(level))) for level in cells.columns],
-        )  # fmt: skip
-        axis.set_facecolor("0.9")
+        figures.heat(axis, cells, fmt, letters=8 if grid <= 6 else 6)
         axis.set_title(f"{title}\n{family}" if family else title)
         axis.set_xlabel(NAMES[part["axis"].iloc[0]])
-        axis.set_ylabel("dictionary size")
-        axis.tick_params(axis="y", rotation=0)
         axis.tick_params(axis="x", rotation=0 if grid <= 5 else 45)
     figure.suptitle(f"Dictionaries of {n_features} known features")
     return figure
@@ -173,17 +160,8 @@ def predictor(frame: pd.DataFrame, shown: str) -> Figure:
     return figure
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """How well one MMCS predicts the other, over dictionaries."""
-
-    dictionaries: int
-    pearson: Estimate
-    spearman: Estimate
-
-
-def correlations(frame: pd.DataFrame) -> Prediction:
-    """Pearson's and Spearman's correlation of the two MMCS, with bootstrap intervals."""
+def correlations(frame: pd.DataFrame) -> tuple[Estimate, Estimate]:
+    """Pearson's and Spearman's correlation of the two MMCS, bootstrap over dictionaries."""
     from scipy.stats import rankdata
 
     known = frame.dropna(subset=["larger_mmcs"])
@@ -197,7 +175,7 @@ def correlations(frame: pd.DataFrame) -> Prediction:
     def spearman(samples: Sequence[Wide]) -> float:
         return pearson([np.asarray(rankdata(samples[0], axis=0))])
 
-    return Prediction(len(known), bootstrap([pair], pearson), bootstrap([pair], spearman))
+    return bootstrap([pair], pearson), bootstrap([pair], spearman)
 
 
 def predictions(frame: pd.DataFrame, n_features: int) -> pd.DataFrame:
@@ -208,21 +186,10 @@ def predictions(frame: pd.DataFrame, n_features: int) -> pd.DataFrame:
     parts[f"{n_features} features or more"] = frame[frame["dict_size"] >= n_features]
     rows = []
     for name, part in parts.items():
-        if part["larger_mmcs"].count() > 2:
-            found = correlations(part)
-            rows.append(
-                {
-                    "of": name,
-                    "dictionaries": found.dictionaries,
-                    "Pearson": _shown(found.pearson),
-                    "Spearman": _shown(found.spearman),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def _shown(found: Estimate) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+        if (n := int(part["larger_mmcs"].count())) > 2:
+            shown = [f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in correlations(part)]
+            rows.append([name, n, *shown])
+    return pd.DataFrame(rows, columns=["of", "dictionaries", "Pearson", "Spearman"])
 
 
 def claims(context: Context) -> list[Claim]:
@@ -257,7 +224,7 @@ def _predicted(frame: pd.DataFrame) -> Claim:
     n = int(frame["larger_mmcs"].count())
     if n < FEWEST:
         return PREDICTED.undecided(f"{n} dictionaries have a larger one; needs {FEWEST}")
-    found = correlations(frame).pearson
+    found, _ = correlations(frame)
     estimate = replace(found, over=f"{n} dictionaries (bootstrap)")
     return PREDICTED.decided(f"r = {found.value:.2f}", estimate, verdict(estimate, 0.5))
 

@@ -27,11 +27,17 @@ def bootstrap(
 ) -> Estimate:
     """Percentile bootstrap: each of `samples` is resampled along its first axis, together."""
     rng = np.random.default_rng(seed)
-    draws = [
-        statistic([s[rng.integers(0, len(s), len(s))] for s in samples]) for _ in range(RESAMPLES)
-    ]
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return Estimate(float(statistic(samples)), float(low), float(high), "features (bootstrap)")
+
+    def draw() -> float:
+        return statistic([s[rng.integers(0, len(s), len(s))] for s in samples])
+
+    return percentiles(statistic(samples), draw)
+
+
+def percentiles(value: float, draw: Callable[[], float]) -> Estimate:
+    """`value` with the percentile interval of RESAMPLES resampled ones, which `draw` makes."""
+    low, high = np.nanpercentile([draw() for _ in range(RESAMPLES)], [2.5, 97.5])
+    return Estimate(float(value), float(low), float(high), "features (bootstrap)")
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:

@@ -4,7 +4,7 @@ A figure is at most 7 inches wide with text of 8 points or more, so that it can 
 own size. `save` writes PNG and SVG.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ mpl.use("Agg")  # no display is needed, and none must be looked for
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.study import Chain
+from sparse_dict.analysis.study import Chain, number
 from sparse_dict.storage import files
 
 WIDTH = 7.0
@@ -69,6 +72,31 @@ def named(chain: Chain) -> str:
 def shades(n: int, name: str = "viridis") -> list[str]:
     """`n` colours from dark to light of a perceptually uniform map, for ordered things."""
     return [to_hex(c) for c in mpl.colormaps[name](np.linspace(0.0, 0.85, max(n, 1)))]
+
+
+def size_axis(axis: Axes, sizes: Sequence[int], rotation: int = 0) -> None:
+    """Dictionary sizes on a logarithmic x axis, each with its number."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sizes, [str(size) for size in sizes], rotation=rotation)
+    axis.minorticks_off()
+    axis.set_xlabel("dictionary size")
+
+
+def percent_axis(axis: Axes) -> None:
+    """Shares on the y axis, in per cent."""
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def heat(axis: Axes, cells: pd.DataFrame, fmt: str, top: float = 1, letters: float = 8) -> None:
+    """A heat map of `cells`, dictionary sizes by what was swept, from 0 to `top`, with numbers."""
+    sns.heatmap(
+        cells, ax=axis, annot=True, fmt=fmt, annot_kws={"size": letters}, cmap="viridis",
+        vmin=0, vmax=top, linewidths=0.5, cbar=False,
+        xticklabels=[number(float(str(level))) for level in cells.columns],
+    )  # fmt: skip
+    axis.set_facecolor("0.9")
+    axis.set_ylabel("dictionary size")
+    axis.tick_params(axis="y", rotation=0)
 
 
 def grid(rows: int, columns: int, height: float, **kwargs: Any) -> tuple[Figure, NDArray[Any]]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures.intervals import wilson
@@ -78,5 +77,5 @@ def draw(
         axis.set_xticks([never_at, *(10.0**k for k in decades)], ["dead", *labels])
     axis.minorticks_off()
     axis.set_ylim(-0.03, 1.03)
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figures.percent_axis(axis)
     axis.set_xlabel("share of rows on which a feature is active")

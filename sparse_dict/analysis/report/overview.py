@@ -17,27 +17,27 @@ from sparse_dict.config import AnalyzeConfig
 def section(study: Study, config: AnalyzeConfig) -> Section:
     """What was trained on what, from the records of all stages."""
     first = study.entries[0]
-    sizes = sorted({e.size for e in study.entries})
+    sizes = [str(size) for size in sorted({e.size for e in study.entries})]
     levels = {axis: sorted({e.level for e in study.entries if e.axis == axis}) for axis in LABELS}
     swept = "; ".join(
         f"{LABELS[axis]} {_listed([number(v) for v in values])}"
         for axis, values in levels.items()
         if values
     )
-    seeds = sorted({e.seed for e in study.entries})
-    rows = sorted({int(e.metrics.get("n_activations", 0)) for e in study.entries})
+    seeds = [str(seed) for seed in sorted({e.seed for e in study.entries})]
+    counts = sorted({int(e.metrics.get("n_activations", 0)) for e in study.entries})
+    rows = [f"{n:,}" for n in counts]
     batches = [f"{n:,}" for n in sorted({_batch(e) or 0 for e in study.entries} - {0})]
     batched = f" in batches of {_listed(batches)}" if batches else ""
     fingerprint = (first.metrics.get("fingerprints") or {}).get("activations", "unknown")
     kinds = [family for family in study.families if family]
     text = (
         f"The study {config.name} holds {len(study.entries)} dictionaries with "
-        f"{_listed([str(s) for s in sizes])} features, "
-        f"{swept} and seed {_listed([str(s) for s in seeds])}"
+        f"{_listed(sizes)} features, {swept} and seed {_listed(seeds)}"
     )
     text += f", of {len(kinds)} kinds: {'; '.join(kinds)}. " if len(kinds) > 1 else ". "
     text += (
-        f"Each saw {_listed([f'{r:,}' for r in rows])} activations{batched} (fingerprint "
+        f"Each saw {_listed(rows)} activations{batched} (fingerprint "
         f"{fingerprint}), and was evaluated on {first.metrics['eval_rows']:,} others of the same "
         "harvest, on which a feature that was never active counts as dead."
     )
@@ -67,13 +67,7 @@ def overview(study: Study) -> pd.DataFrame:
         neurons = sparsity.simpson_neurons(entry.decoder[entry.alive])
         rows.append(
             {
-                "dictionary": entry.name,
-                "family": entry.family,
-                "dict_size": entry.size,
-                "l1": entry.l1,
-                "axis": entry.axis,
-                "level": entry.level,
-                "seed": entry.seed,
+                **entry.identity,
                 **{key: entry.metrics.get(key) for key in keys},
                 "effective_neurons": float(np.nanmean(neurons)) if len(neurons) else float("nan"),
                 "n_activations": entry.metrics.get("n_activations"),
