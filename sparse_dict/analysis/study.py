@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.config.identity import NEUTRAL
+from sparse_dict.config.identity import NEUTRAL, SOURCES
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures import Architecture, known
 
@@ -21,7 +21,7 @@ LABELS = {"l1": "L1", "k": "k", "l0": "L0 penalty"}
 NAMES = {"l1": "L1 coefficient", "k": "k (active features a row)", "l0": "L0 coefficient"}
 # Two dictionaries belong to the same family if their configs agree in everything but these and the
 # axis of their family: the setting that is swept to make them sparse.
-INCIDENTAL = {*NEUTRAL, "training.snapshots", "sae.dict_size", "seed"}
+INCIDENTAL = {*NEUTRAL, *SOURCES, "training.snapshots", "sae.dict_size", "seed"}
 
 
 @dataclass(frozen=True)
