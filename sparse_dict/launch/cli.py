@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from hydra._internal.hydra import Hydra
+
 from sparse_dict.errors import UserError
 from sparse_dict.launch.explain import explanation
 from sparse_dict.machine import distributed, interrupt
@@ -23,6 +25,10 @@ def run(main: Callable[[], None]) -> None:
     """
     # -m first, wherever it was typed: argparse takes overrides in one piece only
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    if "--hydra-help" not in sys.argv:
+        # Our help names this script's own groups. Hydra gathers all that there are for a place
+        # which our template does not have, and that takes a second.
+        Hydra.format_config_groups = lambda *_, **__: ""  # type: ignore[method-assign]
     if ASKED:
         return main()
     script = Path(sys.argv[0]).name
