@@ -58,7 +58,7 @@ def heat_map(arguments: argparse.Namespace) -> dict[str, Any]:
 
     study = random_study(arguments.sizes, arguments.levels, arguments.seeds, arguments.d)
     started = time.perf_counter()
-    settings = ComparisonConfig("max", "next", "all", 0.9, 2048, 2048)
+    settings = ComparisonConfig("max", "next", "all", 0.9, 2048, 2048, 0.25)
     comparison = Comparison(study, settings)
     cells = comparison.table([variant for variant in VARIANTS if variant.matching == "max"])
     seconds = time.perf_counter() - started

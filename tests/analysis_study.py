@@ -28,7 +28,7 @@ def directions(n: int, d: int, seed: int) -> NDArray[np.float32]:
 def settings_of(**changes: Any) -> ComparisonConfig:
     values = {
         "matching": "max", "against": "next", "features": "all", "threshold": 0.9,
-        "block_rows": 50, "match_limit": 2048, **changes,
+        "block_rows": 50, "match_limit": 2048, "max_fvu": 0.25, **changes,
     }  # fmt: skip
     return ComparisonConfig(**values)
 
@@ -123,7 +123,8 @@ def write_study(
     """Dictionaries that hold some of the same true features, the others random directions.
 
     How many depends on L1, best in the middle of `l1s` (for l1_scaling=dict_size: at an L1 that
-    grows with the size). Rare features are never active.
+    grows with the size), which is also the largest whose FVU is below .25 if the next is 1.8 times
+    as large. Rare features are never active.
     """
     extra = dict(extra or {})
     truth = unit(np.random.default_rng(99).standard_normal((max(sizes), d)))
@@ -145,5 +146,5 @@ def write_study(
                 write_dictionary(
                     sae_dir / f"{prefix}sae.dict_size={size},sae.l1={l1},seed={seed}",
                     unit(rows)[order], count[order], l1=l1, seed=seed,
-                    fvu=float(0.3 * l1**0.3 / np.log(size)), l0=float(0.5 / l1**0.6), **extra,
+                    fvu=float(0.2 * (l1 / np.exp(best)) ** 0.4), l0=float(0.5 / l1**0.6), **extra,
                 )  # fmt: skip

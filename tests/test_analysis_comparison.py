@@ -135,13 +135,21 @@ def test_next_two_and_all_larger_average_over_the_dictionaries_there_are(tmp_pat
     )
 
 
-def test_the_main_chain_is_the_one_with_the_best_l1_among_the_longest(tmp_path: Path):
-    write_study(tmp_path, l1s=(0.003, 0.03, 0.3))
+@pytest.mark.parametrize(
+    ("max_fvu", "level", "why"),
+    [(0.25, 0.03, "the sparsest"), (0.6, 0.3, "the sparsest"), (0.05, 0.003, "the lowest FVU")],
+)
+def test_the_main_chain_is_the_sparsest_of_a_low_fvu_among_the_longest_whatever_its_mmcs(
+    tmp_path: Path, max_fvu: float, level: float, why: str
+):
+    write_study(tmp_path, l1s=(0.003, 0.03, 0.3), seeds=(1, 0))  # FVU .08, .2, .5
     decoder = directions(16, 32, 5)
     for size in (8, 16):  # the same features twice: MMCS 1, but fewer sizes
         count = np.full(size, 5, np.int64)
-        write_dictionary(tmp_path / f"short{size}", decoder[:size], count, l1=1.0)
-    main = Comparison(study.load(tmp_path), settings_of()).main
+        write_dictionary(tmp_path / f"short{size}", decoder[:size], count, l1=1.0, l0=0.1, fvu=0.01)
+    compared = Comparison(study.load(tmp_path), settings_of(max_fvu=max_fvu))
+    main = compared.main
     assert main is not None
-    assert main.level == 0.03
+    assert (main.level, main.seed) == (level, 0)
+    assert why in compared.rule
     assert [entry.size for entry in main.entries] == [32, 64, 128]

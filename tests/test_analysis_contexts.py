@@ -52,7 +52,7 @@ from sparse_dict.tracking import Run
 N_CTX, D, LAYER = 16, 12, 1
 MODEL = ModelConfig(n_layers=2, n_heads=2, d_model=8, d_mlp=D, n_ctx=N_CTX)
 SETTINGS = ContextsConfig(None, per_group=3, n_tokens=10**6, top=4, spread=3, width=5)
-COMPARISON = ComparisonConfig("max", "next", "all", 0.9, 64, 64)
+COMPARISON = ComparisonConfig("max", "next", "all", 0.9, 64, 64, 0.25)
 EVIL = "</script><img src=x onerror=alert(1)><!--"
 
 

@@ -25,7 +25,7 @@ def text_of(context: Context) -> str:
     return " ".join(block for block in section.blocks if isinstance(block, str))
 
 
-def test_kinds_are_named_by_their_architecture_and_taken_at_their_best_l1(tmp_path: Path):
+def test_kinds_are_named_by_their_architecture_and_taken_at_the_l1_of_the_rule(tmp_path: Path):
     context = kinds(tmp_path)
     both, pairs = context.comparison, context.seed_pairs
     assert set(families.names(both.study).values()) == {"ReLU", "TopK"}

@@ -1,6 +1,6 @@
 """MCS and MMCS of a study's dictionaries with their larger ones, in every variant."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.mcs import match, max_cosine, normalised
-from sparse_dict.analysis.study import Chain, Entry, Study
+from sparse_dict.analysis.study import LABELS, Chain, Entry, Study
 from sparse_dict.config import ComparisonConfig
 
 Floats = NDArray[np.floating[Any]]
@@ -37,6 +37,11 @@ class Variant:
 
     def __str__(self) -> str:
         return ", ".join([MATCHING[self.matching], AGAINST[self.against], FEATURES[self.features]])
+
+
+def _mean(metric: str, chains: Sequence[Chain]) -> float:
+    """The mean of an end value over all dictionaries of several chains."""
+    return float(np.mean([entry.metrics[metric] for chain in chains for entry in chain.entries]))
 
 
 VARIANTS = tuple(Variant(*names) for names in product(MATCHING, AGAINST, FEATURES))
@@ -168,24 +173,53 @@ class Comparison:
 
     @cached_property
     def main(self) -> Chain | None:
-        """The chain that the main figures show: of the first family, that with the best MMCS.
+        """The chain that the main figures show: the first family's, at the level of `chosen`.
 
-        Only chains with as many sizes as the longest compete (the mean over different sizes would
-        not be comparable); the mean runs over sizes and seeds, the lowest seed is shown. None if
-        no dictionary has a larger one.
+        Of several seeds the lowest is shown. None if no dictionary has a larger one.
         """
         chains = [chain for chain in self.study.chains if len(chain.entries) > 1]
         if not chains:
             return None
         family = next(f for f in self.study.families if any(c.family == f for c in chains))
-        chains = [chain for chain in chains if chain.family == family]
+        return min(self.chosen(family), key=lambda chain: chain.seed)
+
+    def chosen(self, family: str) -> list[Chain]:
+        """The chains of a family at the level of sparsity at which it is shown, one a seed.
+
+        It is the sparsest level (lowest L0) of those whose FVU is at most `comparison.max_fvu`; if
+        there is none, the one with the lowest FVU. Both are means over sizes and seeds, so only
+        chains with as many sizes as the family's longest compete. Agreement has no say in it.
+        """
+        chains = [chain for chain in self.study.chains if chain.family == family]
         longest = max(len(chain.entries) for chain in chains)
-        chains = [chain for chain in chains if len(chain.entries) == longest]
-        means: dict[float, list[float]] = {}
+        levels: dict[float, list[Chain]] = {}
         for chain in chains:
-            means.setdefault(chain.level, []).append(self.chain_mean(chain))
-        best = max(means, key=lambda level: float(np.nan_to_num(np.mean(means[level]), nan=-1)))
-        return min((c for c in chains if c.level == best), key=lambda c: c.seed)
+            if len(chain.entries) == longest:
+                levels.setdefault(chain.level, []).append(chain)
+        good = [level for level in levels.values() if self._reconstructs(level)]
+        if good:
+            return min(good, key=lambda level: _mean("l0", level))
+        return min(levels.values(), key=lambda level: _mean("fvu", level))
+
+    def _reconstructs(self, level: Sequence[Chain]) -> bool:
+        return _mean("fvu", level) <= self.settings.max_fvu
+
+    @property
+    def rule(self) -> str:
+        """How the main chain's level was chosen, in a sentence; only where there is one."""
+        assert self.main is not None
+        swept, bar = LABELS[self.main.axis], f"{self.settings.max_fvu:g}"
+        if self._reconstructs(self.chosen(self.main.family)):
+            return (
+                f"The main figures show {self.main.setting}, by a rule that does not look at "
+                f"agreement: of each {swept} whose FVU, averaged over sizes and seeds, is at most "
+                f"{bar} (comparison.max_fvu), the sparsest (lowest mean L0)."
+            )
+        return (
+            f"The main figures show {self.main.setting}, which has the lowest FVU: no {swept} of "
+            f"this study has an FVU, averaged over sizes and seeds, of at most {bar} "
+            "(comparison.max_fvu), among which the sparsest would have been shown."
+        )
 
     def chain_mean(self, chain: Chain) -> float:
         """MMCS averaged over all sizes of a chain but the largest; nan if nothing counts."""

@@ -123,12 +123,12 @@ def _run(config: AnalyzeConfig) -> None:
 
 
 def _summary(context: "Context") -> dict[str, float | int | str]:
-    """End values for tracking: the best level with its MMCS, the high features, the verdicts."""
+    """End values for tracking: the main level with its MMCS, the high features, the verdicts."""
     comparison, chain = context.comparison, context.comparison.main
     values: dict[str, float | int | str] = {"dictionaries": len(context.study.entries)}
     values |= {f"claims/{claim.key}": claim.verdict for claim in context.claims}
     if chain is not None:
-        values[f"best_{chain.axis}"] = chain.level
+        values[f"main_{chain.axis}"] = chain.level
         values["mmcs"] = comparison.chain_mean(chain)
         for entry in chain.entries[:-1]:
             mcs = comparison.counted(entry)

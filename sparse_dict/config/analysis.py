@@ -25,12 +25,13 @@ class ComparisonConfig:
     threshold: float = MISSING  # an MCS above it is called high
     block_rows: int = MISSING  # features compared at a time; bounds the memory
     match_limit: int = MISSING  # dictionaries of different seeds above this size are not matched
+    max_fvu: float = MISSING  # main figures show the sparsest level with an FVU of at most this
 
     def __post_init__(self) -> None:
         one_of(self, "comparison", "matching", "max", "hungarian")
         one_of(self, "comparison", "against", "next", "next_two", "all_larger")
         one_of(self, "comparison", "features", "all", "alive")
-        positive(self, "comparison", "block_rows", "match_limit")
+        positive(self, "comparison", "block_rows", "match_limit", "max_fvu")
         if not -1 <= self.threshold <= 1:
             raise UserError(f"comparison.threshold is a cosine in [-1, 1], not {self.threshold}")
 

@@ -37,12 +37,12 @@ def section(context: Context) -> Section:
             "Transformers”, and of what has been found since on agreement between seeds, with the "
             "value given there, the value here and a 95 % interval. The verdict follows from the "
             "interval by the rule listed below; “undecided” means that the interval "
-            "straddles the bar or that the study lacks what the claim needs. The best L1 is "
-            "that of the highest MMCS of the same dictionaries, so values at it are "
-            "a little optimistic.",
+            "straddles the bar or that the study lacks what the claim needs.",
             Table("Claims and verdicts", table(found)),
         ],
     )
+    if shown is not None:
+        section.blocks.append(context.comparison.rule)
     if shown is not None and shown.axis != "l1":
         section.blocks.append(
             f"Where a rule says L1, it is {LABELS[shown.axis]} that was varied in this study."

@@ -1,8 +1,8 @@
 """Kinds of dictionaries side by side at equal size: architectures, or ways of training them.
 
-Each kind is taken at its best L1, or whatever was swept. How much of it another seed would have
-learned is measured as in `seeds`, with the definitions of Song et al. (2025) and of Paulo and
-Belrose (2025).
+Each kind is taken at the L1, or whatever was swept, that `Comparison.chosen` gives. How much of it
+another seed would have learned is measured as in `seeds`, with the definitions of Song et al.
+(2025) and of Paulo and Belrose (2025).
 """
 
 from collections.abc import Sequence
@@ -50,16 +50,9 @@ def _architecture(entry: Entry) -> str:
     return f"{name}, tied" if entry.metrics.get("tied") else name
 
 
-def best_level(comparison: Comparison) -> dict[str, float]:
-    """The level of each family with the highest MMCS; its only one where it has no larger sizes."""
-    found: dict[str, dict[float, list[float]]] = {}
-    for chain in comparison.study.chains:
-        mean = comparison.chain_mean(chain) if len(chain.entries) > 1 else np.nan
-        found.setdefault(chain.family, {}).setdefault(chain.level, []).append(mean)
-    return {
-        family: max(means, key=lambda level: float(np.nan_to_num(np.mean(means[level]), nan=-1)))
-        for family, means in found.items()
-    }
+def levels(comparison: Comparison) -> dict[str, float]:
+    """The level of sparsity at which each family is shown (`Comparison.chosen`)."""
+    return {f: comparison.chosen(f)[0].level for f in comparison.study.families}
 
 
 def table(comparison: Comparison, pairs: Sequence[SeedPair]) -> pd.DataFrame:
@@ -67,7 +60,7 @@ def table(comparison: Comparison, pairs: Sequence[SeedPair]) -> pd.DataFrame:
 
     Columns: kind, dict_size, sparsity, those of `PANELS`.
     """
-    chosen, called = best_level(comparison), names(comparison.study)
+    chosen, called = levels(comparison), names(comparison.study)
     variant = Variant(comparison.shown.matching, "next", comparison.shown.features)
     rows: list[dict[str, Any]] = []
     for entry in comparison.study.entries:
@@ -157,12 +150,14 @@ def section(context: Context) -> Section | None:
     comparison, study, pairs = context.comparison, context.study, context.seed_pairs
     if len(study.families) < 2:
         return None
-    chosen, frame = best_level(comparison), table(comparison, pairs)
+    chosen, frame = levels(comparison), table(comparison, pairs)
     random = random_pw_mcc(study.d_in, {pair.first.size for pair in pairs})
     section = Section(
         TITLE,
         [
-            "Each kind is shown at its best L1 (or k, or L0 penalty), on the same activations. "
+            "Each kind is shown at one L1 (or k, or L0 penalty), chosen by the rule of the main "
+            f"figures: the sparsest with a mean FVU of at most {comparison.settings.max_fvu:g}, "
+            "else that with the lowest FVU. All were trained on the same activations. "
             "Agreement depends on sparsity, and dead features (never active on the evaluation "
             "rows) agree by chance alone, so compare kinds whose L0 and dead features are alike."
         ],

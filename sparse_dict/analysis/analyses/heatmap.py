@@ -38,7 +38,7 @@ ABOVE_RANDOM = Statement(
     "Features agree with those of larger dictionaries far better than random directions do",
     "1",
     "clearly above the random .27 to .33",
-    "MMCS less its exact random expectation, at the best L1, averaged over sizes: holds if the "
+    "MMCS less its exact random expectation, at the chosen L1, averaged over sizes: holds if the "
     "95 % interval lies above 0.1.",
 )
 
@@ -48,8 +48,9 @@ INTERIOR = Statement(
     "MMCS depends on L1 and is best at an intermediate value",
     "1, 4",
     "a ridge across the heat map",
-    "Mean MMCS over sizes at the best L1, less that at the better end of the L1 grid: holds if "
-    "the best L1 is not an end and the 95 % interval lies above 0.",
+    "Mean MMCS over sizes at the L1 where it is highest, less that at the better end of the L1 "
+    "grid: holds if the former is not an end and the 95 % interval lies above 0 (which the choice "
+    "of the highest makes a little more likely).",
 )
 
 
@@ -195,7 +196,7 @@ def _above_random(comparison: Comparison) -> Claim:
 
 
 def _interior(comparison: Comparison) -> Claim:
-    """Whether the best L1 lies inside the grid."""
+    """Whether the L1 of the highest MMCS lies inside the grid."""
     chain = chain_of(comparison)
     if chain is None:
         return INTERIOR.undecided()
@@ -213,19 +214,24 @@ def _interior(comparison: Comparison) -> Claim:
     )
     if len(grid) < 3:
         return INTERIOR.undecided(f"the study has {len(grid)} L1 value(s) for all sizes; needs 3")
-    ends = max((grid[0], grid[-1]), key=comparison.chain_mean)
-    if chain.level in (grid[0].level, grid[-1].level):
-        ours = f"best at {chain.setting}, the end of the grid"
+
+    def over_seeds(level: Chain) -> float:
+        means = [comparison.chain_mean(alike) for alike in comparison.same_but_seed(level)]
+        return float(np.nan_to_num(np.mean(means), nan=-1))
+
+    best, ends = max(grid, key=over_seeds), max((grid[0], grid[-1]), key=comparison.chain_mean)
+    if best in (grid[0], grid[-1]):
+        ours = f"best at {best.setting}, the end of the grid"
         return INTERIOR.decided(ours, None, OPEN)
 
-    k = len(chain.entries) - 1
+    k = len(best.entries) - 1
 
     def difference(samples: Sequence[Floats]) -> float:
         return mean_of_means(samples[:k]) - mean_of_means(samples[k:])
 
-    both = [comparison.counted(e) for c in (chain, ends) for e in c.entries[:-1]]
+    both = [comparison.counted(e) for c in (best, ends) for e in c.entries[:-1]]
     estimate = bootstrap(both, difference)
-    ours = f"best at {chain.setting}, {estimate.value:+.3f} against the better end"
+    ours = f"best at {best.setting}, {estimate.value:+.3f} against the better end"
     return INTERIOR.decided(ours, estimate, verdict(estimate, 0))
 
 

@@ -46,7 +46,7 @@ BIMODAL = Statement(
     "MCS histograms are bimodal",
     "2, 3",
     "two humps in every histogram",
-    "At the best L1, a size counts as bimodal if Hartigan's dip test gives p < 0.01, two "
+    "At the chosen L1, a size counts as bimodal if Hartigan's dip test gives p < 0.01, two "
     "Gaussians beat one by BIC, and they lie apart (Ashman's D > 2). Of the sizes with "
     f"{FEWEST} features or more (fewer say too little), holds if more than half are, does not hold "
     "if none is.",
@@ -69,7 +69,7 @@ HIGH_SHARE = Statement(
     "A good part of the features is found again almost unchanged in the next larger dictionary",
     "2, 3",
     "a peak above .9",
-    "Share of features with MCS above the threshold at the best L1, averaged over sizes: holds "
+    "Share of features with MCS above the threshold at the chosen L1, averaged over sizes: holds "
     "if the 95 % interval lies above 0.1 (random directions: below 0.001).",
 )
 
@@ -91,7 +91,7 @@ def section(context: Context) -> Section:
     section.blocks.append(
         context.draw(
             "histograms", histograms(comparison, chain), "MCS of each size",
-            f"At {chain.setting}, the best by MMCS. The black curve is the exact "
+            f"{comparison.rule} The black curve is the exact "
             "law of random directions with the same number of features; where it rises above the "
             "panel it is cut. Dead features, never active on the evaluation rows, are orange."
             + (note if comparison.shown.matching == "hungarian" else ""),
@@ -169,14 +169,14 @@ def _other_levels(context: Context, main: Chain) -> list[Picture]:
     if len(alike) < 2:
         return []
     alike.sort(key=lambda chain: chain.level)
-    # The best level and its neighbours, so that the grid shows how the humps come and go.
+    # The main level and its neighbours, so that the grid shows how the humps come and go.
     start = alike.index(main) - GRID_COLUMNS // 2
     start = max(0, min(start, len(alike) - GRID_COLUMNS))
     chosen = alike[start : start + GRID_COLUMNS]
     swept = LABELS[main.axis]
     picture = context.draw(
         "histograms_l1", histogram_grid(context.comparison, chosen), f"MCS by size and {swept}",
-        f"Rows: sizes; columns: {swept} ({len(chosen)} of {len(alike)}, around the best one). "
+        f"Rows: sizes; columns: {swept} ({len(chosen)} of {len(alike)}, around the main one). "
         "Titles give the number and share of features above the threshold.",
     )  # fmt: skip
     return [picture]

@@ -41,7 +41,7 @@ NOT_SPARSE = Statement(
     "Features found again are no sparser in the neuron basis than random directions",
     "6",
     "85 against 82 effective neurons",
-    "Effective neurons (inverse Simpson index) of features above the threshold at the best L1, "
+    "Effective neurons (inverse Simpson index) of features above the threshold at the chosen L1, "
     f"less the exact random expectation: holds if the 95 % interval lies above -{MARGIN:.0%} of "
     "that expectation (so that being alike holds), does not hold if it lies below.",
 )
@@ -53,7 +53,7 @@ HIGH_VS_LOW = Statement(
     "6",
     "85 against 83",
     "Mean effective neurons of features above the threshold less that of the others, pooled over "
-    "sizes at the best L1: holds if the 95 % interval lies above 0.",
+    "sizes at the chosen L1: holds if the 95 % interval lies above 0.",
 )
 
 

@@ -118,7 +118,7 @@ UNDERTRAINED = Statement(
     "-",
     "suspected",
     "Share of features with MCS above the threshold against the next size, at full training less "
-    "that at half, averaged over sizes at the best L1: holds if the 95 % interval lies above 0, "
+    "that at half, averaged over sizes at the chosen L1: holds if the 95 % interval lies above 0, "
     "else does not hold if it lies below 0.02.",
 )
 
