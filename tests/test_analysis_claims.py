@@ -102,7 +102,7 @@ def test_a_single_dictionary_leaves_every_claim_undecided(tmp_path: Path):
 
 def test_a_study_without_alive_features_is_no_error(tmp_path: Path):
     for size in (8, 16):
-        write_dictionary(tmp_path / str(size), directions(size, 4, 0), np.zeros(size, np.int64))
+        write_dictionary(tmp_path / str(size), directions(size, 16, 0), np.zeros(size, np.int64))
     assert {c.verdict for c in assess(tmp_path, features="alive").values()} == {OPEN}
 
 

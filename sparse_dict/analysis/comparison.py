@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures import random_directions
-from sparse_dict.analysis.measures.mcs import match, max_cosine, normalised
+from sparse_dict.analysis.measures.mcs import distinct, match, max_cosine, normalised
 from sparse_dict.analysis.study import LABELS, Chain, Entry, Study
 from sparse_dict.config import ComparisonConfig
 
@@ -62,6 +62,7 @@ class Comparison:
         }
         self._max: dict[tuple[Entry, Entry], tuple[Floats, Floats]] = {}
         self._matched: dict[tuple[Entry, Entry, str], Floats] = {}
+        self._distinct: dict[tuple[Entry, Entry], NDArray[np.bool_]] = {}
 
     def partners(self, entry: Entry, against: str) -> tuple[Entry, ...]:
         """The larger dictionaries of the same chain in which its features are sought.
@@ -109,6 +110,14 @@ class Comparison:
         if used.sum() <= len(others):
             found[used] = match(rows[used], others)[1]
         return found
+
+    def distinct(self, entry: Entry, other: Entry) -> NDArray[np.bool_]:
+        """Which features have a partner of their own in `other` above the threshold, (size,)."""
+        key = (entry, other)
+        if key not in self._distinct:
+            rows, others = self._rows[entry], self._rows[other]
+            self._distinct[key] = distinct(rows, others, self.settings.threshold)
+        return self._distinct[key]
 
     def counted(self, entry: Entry, variant: Variant | None = None) -> Floats:
         """The MCS values that count: `mcs` without the excluded features."""

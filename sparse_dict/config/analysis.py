@@ -168,6 +168,7 @@ ANALYSES: dict[str, type[Any]] = {
     "claims": NoSettings,  # the post's claims, each with a value, an interval and a verdict
     "heatmap": NoSettings,  # MMCS with larger dictionaries, by size and sparsity (figure 1)
     "histograms": NoSettings,  # MCS of each size, tests of bimodality (figures 2, 3, 3.5)
+    "sizes": NoSettings,  # numbers of features found again, and without an analogue, by size
     "agreement": NoSettings,  # features found again in larger dictionaries and by other seeds
     "families": NoSettings,  # kinds of dictionaries side by side at equal size
     "ridge": NoSettings,  # the best L1 by dictionary size (figures 4, 5)

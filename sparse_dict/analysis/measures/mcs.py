@@ -74,3 +74,24 @@ def match(
     cosines = rows @ others.T
     chosen, partners = linear_sum_assignment(cosines, maximize=True)
     return partners, cosines[chosen, partners]
+
+
+def distinct(
+    rows: NDArray[np.float32], others: NDArray[np.float32], threshold: float
+) -> NDArray[np.bool_]:
+    """Which of `rows` (n, d) have a partner of their own above the threshold, shape (n,).
+
+    Of all ways to give rows different partners among `others` (m, d), the one with the largest sum
+    of those cosines that exceed the threshold, 0 or more; both normalised. Only rows and partners
+    that have such a cosine are matched, so memory grows as n * m * 4 bytes.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    cosines = rows @ others.T
+    high = cosines > threshold
+    own, partners = np.flatnonzero(high.any(axis=1)), np.flatnonzero(high.any(axis=0))
+    near = np.ix_(own, partners)
+    chosen = linear_sum_assignment(np.where(high[near], cosines[near], 0), maximize=True)
+    found = np.zeros(len(rows), dtype=np.bool_)
+    found[own[chosen[0][high[near][chosen]]]] = True
+    return found

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainc, betaln
+from scipy.special import betainc, betaincinv, betaln
 
 Floats = NDArray[np.floating[Any]]
 
@@ -31,6 +31,12 @@ def cosine_pdf(t: ArrayLike, d: int) -> Floats:
 def max_cdf(t: ArrayLike, d: int, m: int) -> Floats:
     """P(largest of the cosines with `m` independent random directions <= t) = F(t)^m."""
     return np.asarray(cosine_cdf(t, d) ** m)
+
+
+def max_quantile(p: float, d: int, m: int) -> float:
+    """The value that this maximum exceeds with probability 1 - p: F^-1(p^(1/m))."""
+    a = (d - 1) / 2
+    return float(2 * betaincinv(a, a, p ** (1 / m)) - 1)
 
 
 def max_pdf(t: ArrayLike, d: int, m: int) -> Floats:
