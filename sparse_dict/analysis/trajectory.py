@@ -1,10 +1,10 @@
-"""Agreement with the next size as it grew with the rows seen.
+"""Agreement with the next size as it grew with the optimiser steps made.
 
 Training keeps decoders on a log schedule (`training.snapshots`); those of a dictionary and of the
 next larger one after the same number of rows are compared as finished dictionaries are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -26,13 +26,28 @@ HALF = (0.4, 0.6)  # of the training: batches do not divide it exactly
 
 
 @dataclass(frozen=True)
+class Followed:
+    """The features of one dictionary as it was trained."""
+
+    size: int
+    mcs: dict[int, Floats]  # of each feature with the next size, (n,), by rows seen, rising
+
+    @property
+    def halves(self) -> Floats:
+        """MCS at half and at full training, (n, 2)."""
+        half = half_of(self.mcs)
+        assert half is not None
+        return np.stack([self.mcs[half], self.mcs[max(self.mcs)]], axis=1)
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """Agreement of the main chain, and of those that differ from it in the seed, while trained."""
 
-    # dict_size, next_size, seed, seen, mmcs, random_mmcs, n_above, share_above
+    # dict_size, next_size, seed, seen, steps, mmcs, random_mmcs, n_above, share_above
     points: pd.DataFrame = field(default_factory=pd.DataFrame)
-    # by seed and size (n, 2): whether a feature was found again at half and at full training
-    halves: dict[int, list[Floats]] = field(default_factory=dict)
+    followed: dict[int, list[Followed]] = field(default_factory=dict)  # by seed, a size each
+    batch_size: int = 1  # rows of an optimiser step
     missing: str | None = None  # why there is nothing to show
 
 
@@ -45,25 +60,38 @@ def follow(comparison: Comparison) -> Trajectory:
     if chain is None:
         return Trajectory(missing=NO_CHAIN)
     rows: list[dict[str, Any]] = []
-    halves = {}
+    followed = {}
     try:
+        batch_size = _batch_size(chain.entries[0])  # all of a family have the same
         for alike in comparison.same_but_seed(chain):
-            halves[alike.seed] = _follow_chain(comparison, alike, rows)
+            followed[alike.seed] = _follow_chain(comparison, alike, rows)
     except UserError as error:
         return Trajectory(missing=str(error))
-    return Trajectory(pd.DataFrame(rows), halves)
+    points = pd.DataFrame(rows)
+    points["steps"] = points["seen"] / batch_size
+    return Trajectory(points, followed, batch_size)
 
 
-def _follow_chain(comparison: Comparison, chain: Chain, rows: list[dict[str, Any]]) -> list[Floats]:
-    """Append the points of a chain to `rows`; whether features were found at half and at full."""
+def _batch_size(entry: Entry) -> int:
+    size = (entry.metrics["config"].get("training") or {}).get("batch_size")
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"{entry.name}: metrics.json holds no training.batch_size")
+    return size
+
+
+def _follow_chain(
+    comparison: Comparison, chain: Chain, rows: list[dict[str, Any]]
+) -> list[Followed]:
+    """Append the points of a chain to `rows`; its dictionaries but the largest."""
     kept = [_snapshots(entry) for entry in chain.entries]
     threshold, d = comparison.settings.threshold, comparison.study.d_in
-    halves = []
+    followed = []
     for (entry, own), (larger, others) in pairwise(zip(chain.entries, kept, strict=True)):
         found = {}
         for seen in sorted(own.keys() & others.keys()):
             values = _mcs(comparison, own[seen], others[seen])
-            found[seen] = values > threshold
+            above = values > threshold
+            found[seen] = values
             rows.append(
                 {
                     "dict_size": entry.size,
@@ -72,13 +100,17 @@ def _follow_chain(comparison: Comparison, chain: Chain, rows: list[dict[str, Any
                     "seen": seen,
                     "mmcs": float(values.mean()),
                     "random_mmcs": random_directions.mean_mcs(d, [larger.size]),
-                    "n_above": int(found[seen].sum()),
-                    "share_above": float(found[seen].mean()),
+                    "n_above": int(above.sum()),
+                    "share_above": float(above.mean()),
                 }
             )
-        half = _half(entry, list(found))
-        halves.append(np.stack([found[half], found[max(found)]], axis=1).astype(float))
-    return halves
+        if half_of(found) is None:
+            raise UserError(
+                f"{entry.name} and the next size have no snapshots at half and at the end of the "
+                "training (train with training.snapshots of at least 2)"
+            )
+        followed.append(Followed(entry.size, found))
+    return followed
 
 
 def _snapshots(entry: Entry) -> dict[int, NDArray[np.float32]]:
@@ -89,20 +121,11 @@ def _snapshots(entry: Entry) -> dict[int, NDArray[np.float32]]:
     return {seen: normalised(decoder) for seen, decoder in kept.items()}
 
 
-def _half(entry: Entry, seen: Sequence[int]) -> int:
-    """The snapshot at half of the training.
-
-    Raises:
-        UserError: there is none.
-    """
-    low, high = (share * max(seen, default=0) for share in HALF)
-    near = [rows for rows in seen if low <= rows <= high]
-    if not near:
-        raise UserError(
-            f"{entry.name} and the next size have no snapshots at half and at the end of the "
-            "training (train with training.snapshots of at least 2)"
-        )
-    return near[0]
+def half_of(seen: Iterable[int]) -> int | None:
+    """Which of the numbers of rows is half of the last one; None if there is none."""
+    rows = list(seen)
+    low, high = (share * max(rows, default=0) for share in HALF)
+    return next((n for n in rows if low <= n <= high), None)
 
 
 def _mcs(

@@ -39,6 +39,7 @@ SIMULATED_ROWS = 4096  # small dictionaries are drawn several times
 # With fewer features the dip test says little. Of simulated histograms with humps at .30 and .90
 # and two fifths in the upper one, it rejects (p < 0.01) 98 % at 50 features, 83 % at 32, 52 % at 16
 FEWEST = 50
+GOOD_PART = 0.1  # share of features above the threshold that counts as a good part
 
 
 BIMODAL = Statement(
@@ -70,7 +71,7 @@ HIGH_SHARE = Statement(
     "2, 3",
     "a peak above .9",
     "Share of features with MCS above the threshold at the chosen L1, averaged over sizes: holds "
-    "if the 95 % interval lies above 0.1 (random directions: below 0.001).",
+    f"if the 95 % interval lies above {GOOD_PART} (random directions: below 0.001).",
 )
 
 
@@ -366,7 +367,7 @@ def _high_share(comparison: Comparison, chain: Chain) -> Claim:
     sizes = [np.concatenate(parts) for parts in by_size]
     counts = ", ".join(f"{int(part.sum())} of {len(part)}" for part in sizes)
     ours = f"{estimate.value:.0%} ({counts}{in_seeds(chains)})"
-    return HIGH_SHARE.decided(ours, estimate, verdict(estimate, 0.1))
+    return HIGH_SHARE.decided(ours, estimate, verdict(estimate, GOOD_PART))
 
 
 ANALYSIS = Analysis("histograms", section, STATEMENTS, claims)

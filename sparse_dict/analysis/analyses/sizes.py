@@ -36,6 +36,7 @@ Floats = NDArray[np.floating[Any]]
 
 RANDOM_SHARE = 0.01  # of random directions exceed the bar below which a feature is unrelated
 STEEP = 0.02  # MMCS a doubling of the size from which on it counts as rising
+MOST = 0.5  # share of features from which on they are most
 FEWEST = 5  # features of each sort that a size needs to count in a slope of counts
 # Columns of `features`.
 MCS, HIGH, DISTINCT, UNRELATED, DEAD = range(5)
@@ -79,7 +80,7 @@ IDENTICAL = Statement(
     "text",
     "most",
     "Share of features of size 512 with MCS above the threshold at the chosen L1: holds if the "
-    "95 % interval lies above 0.5, does not hold if below.",
+    f"95 % interval lies above {MOST}, does not hold if below.",
 )
 NO_ANALOGUE = Statement(
     "no_analogue_at_2048",
@@ -87,7 +88,7 @@ NO_ANALOGUE = Statement(
     "text",
     "the majority",
     "Share of features of size 2,048 without an analogue at the chosen L1, where "
-    f"{UNRELATED_RULE}: holds if the 95 % interval lies above 0.5, does not hold if below.",
+    f"{UNRELATED_RULE}: holds if the 95 % interval lies above {MOST}, does not hold if below.",
 )
 NEVER_USED = Statement(
     "no_analogue_dead_at_2048",
@@ -204,8 +205,10 @@ def by_size(found: dict[int, Floats], comparison: Comparison, chain: Chain) -> F
     colours = (figures.BLUE, figures.GREEN, figures.ORANGE, figures.RED)
     for label, colour in zip(table.columns[2:], colours, strict=True):
         known = table[label] > 0  # a logarithm has no zero
-        right.plot(sizes[known], table[label][known], color=colour, marker="o", ms=4, lw=1.2,
-                   label=label)  # fmt: skip
+        right.plot(
+            sizes[known], table[label][known], label=label, color=colour, marker="o", ms=4, lw=1.2,
+            ls="--" if label == "one to one" else "-",
+        )  # fmt: skip
     right.axhline(d, color="0.4", ls=":", lw=1.2)
     right.set_yscale("log")
     right.set_ylabel("features")
@@ -329,7 +332,7 @@ def _identical(found: _Found) -> Claim:
         return IDENTICAL.undecided("needs sizes 512 and a larger one")
     estimate = found.estimate([512], lambda parts: float(parts[0][:, HIGH].mean()))
     ours = f"{estimate.value:.0%} ({found.number(512, HIGH)})"
-    return IDENTICAL.decided(ours, estimate, verdict(estimate, 0.5))
+    return IDENTICAL.decided(ours, estimate, verdict(estimate, MOST))
 
 
 def _no_analogue(found: _Found) -> list[Claim]:
@@ -337,7 +340,7 @@ def _no_analogue(found: _Found) -> list[Claim]:
         return [s.undecided("needs sizes 2048 and 4096") for s in (NO_ANALOGUE, NEVER_USED)]
     share = found.estimate([2048], lambda parts: float(parts[0][:, UNRELATED].mean()))
     ours = f"{share.value:.0%} ({found.number(2048, UNRELATED)})"
-    claims = [NO_ANALOGUE.decided(ours, share, verdict(share, 0.5))]
+    claims = [NO_ANALOGUE.decided(ours, share, verdict(share, MOST))]
 
     def dead(parts: Sequence[Floats]) -> float:
         table = parts[0]
