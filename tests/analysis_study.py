@@ -148,3 +148,24 @@ def write_study(
                     unit(rows)[order], count[order], l1=l1, seed=seed,
                     fvu=float(0.2 * (l1 / np.exp(best)) ** 0.4), l0=float(0.5 / l1**0.6), **extra,
                 )  # fmt: skip
+
+
+def grown(
+    folder: Path,
+    shared: Mapping[int, int],
+    d: int = 64,
+    dead: float = 0.0,
+    seeds: Sequence[int] = (0,),
+) -> Context:
+    """Sizes with so many features that all have, if they have as many; the others are random.
+
+    `dead` is the share of the latter that were never active.
+    """
+    truth = directions(max(shared.values()), d, 1)
+    for size, n in shared.items():
+        for seed in seeds:
+            rows = np.concatenate([truth[:n], directions(size - n, d, 1000 * seed + size)])
+            count = np.ones(size, np.int64)
+            count[n : n + int(dead * (size - n))] = 0
+            write_dictionary(folder / f"{size},{seed}", rows, count, seed=seed)
+    return compared(folder)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from analysis_study import compared, directions, unit, write_dictionary, write_study
+from analysis_study import compared, directions, grown, unit, write_dictionary, write_study
 from safetensors.numpy import save_file
 
 from sparse_dict.analysis import analyses
@@ -124,7 +124,7 @@ def test_analyses_that_are_off_leave_their_claims_undecided(tmp_path: Path):
     named = [claim.ours.removesuffix(" is off") for claim in off]
     assert named == [name for name, texts in statements.items() for _ in texts]
     for name, texts in statements.items():
-        if texts:
+        if texts and ANALYSES[name] is NoSettings:
             found = analyses.judge(compared(tmp_path, name))
             assert [claim.key for claim in found] == [claim.key for claim in off]
             assert sum(not claim.ours.endswith(" is off") for claim in found) == len(texts)
@@ -273,6 +273,30 @@ def test_features_as_spread_as_random_ones_are_no_sparser(tmp_path: Path):
     assert claim.interval is not None
     assert claim.interval[0] < 0 < claim.interval[1]
     assert claim.verdict == HOLDS
+
+
+@pytest.mark.parametrize(("lone", "expected"), [(0, FAILS), (2, HOLDS), (15, OPEN), (90, FAILS)])
+def test_a_few_features_on_one_neuron_are_outliers_and_many_are_not(
+    tmp_path: Path, lone: int, expected: str
+):
+    rows = directions(300, 64, 0)
+    rows[:lone] = unit(np.eye(64)[np.arange(lone) % 64] + 0.2 * rows[:lone])
+    for size in (308, 608):
+        more = directions(size - 300, 64, size)
+        write_dictionary(
+            tmp_path / str(size), np.concatenate([rows, more]), np.ones(size, np.int64)
+        )
+    claim = assess(tmp_path)["neuron_outliers"]
+    assert (claim.verdict, claim.ours) == (expected, f"{lone} of 300 features above the threshold")
+
+
+@pytest.mark.parametrize(("dead", "expected"), [(1.0, HOLDS), (0.5, OPEN), (0.0, FAILS)])
+def test_the_lower_hump_is_made_of_dead_features_or_not(tmp_path: Path, dead: float, expected: str):
+    grown(tmp_path, {128: 64, 256: 128, 512: 128}, dead=dead)
+    claim = assess(tmp_path)["low_hump_dead"]
+    assert (claim.verdict, claim.ours) == (expected, f"{dead:.0%} never active")
+    alive = assess(tmp_path, features="alive")["low_hump_dead"]
+    assert alive.verdict == OPEN
 
 
 def test_dictionaries_too_small_for_the_dip_test_leave_bimodality_open(tmp_path: Path):

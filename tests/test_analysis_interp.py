@@ -14,9 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from analysis_study import context_of
 from test_analysis_contexts import D, base, compared, config  # noqa: F401
 
 from sparse_dict.analysis import harvested, stage
+from sparse_dict.analysis.analyses import claims
+from sparse_dict.analysis.analyses import interp as interp_analysis
+from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN
 from sparse_dict.analysis.interp import ask as interp
 from sparse_dict.analysis.interp import cases as interp_cases
 from sparse_dict.analysis.interp import llm
@@ -397,6 +401,46 @@ def test_means_have_their_intervals():
 
 
 @pytest.mark.parametrize(
+    ("high", "random", "expected"),
+    [(0.9, 0.5, HOLDS), (0.5, 0.9, FAILS), (0.6, 0.6, OPEN)],
+)
+def test_text_is_readable_if_explanations_of_features_beat_those_of_random_directions(
+    base,  # noqa: F811
+    high,
+    random,
+    expected,
+):
+    context = context_of(full_config(base, base / "none", "http://localhost:1/v1"))
+    spread = np.linspace(-0.1, 0.1, 8)
+    groups = {"features, MCS above 0.9": high, "random directions": random, "features, other": 1.0}
+    context.explanations = interp.Found(
+        [
+            interp_questions.Result(replace(case(), group=group), "x", 0.3, mean + shift)
+            for group, mean in groups.items()
+            for shift in spread
+        ]
+    )
+    (claim,) = interp_analysis.claims(context)
+    assert claim.verdict == expected
+    assert f"detection {high:.2f} against {random:.2f}" in claim.ours
+    context.explanations = interp.Found(context.explanations.results[:10])
+    (claim,) = interp_analysis.claims(context)
+    assert claim.ours.startswith("only 8 features and 2 random directions")
+    context.explanations = interp.Found(missing="no text")
+    assert interp_analysis.claims(context)[0].ours == "no text"
+
+
+def test_without_a_chat_model_the_reader_is_sent_to_the_text(base, tmp_path):  # noqa: F811
+    context = context_of(full_config(base, tmp_path, None))
+    (claim,) = context.claims = interp_analysis.claims(context)
+    assert claim.ours.startswith("cannot be told here")
+    assert not [b for b in claims.section(context).blocks if isinstance(b, report.Link)]
+    (tmp_path / "features.html").write_text("x")
+    page = report.render("t", "s", [claims.section(context)])
+    assert '<a href="features.html">' in page
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"base_url": "ftp://a/b"},
@@ -472,7 +516,8 @@ def test_the_report_has_explanations_and_means_and_escapes_them(base, server, tm
         return "<script>alert(1)" if system == interp_questions.EXPLAIN else constant(system, user)
 
     server.answer = hostile
-    section = interp.section(compared(base), full_config(base, tmp_path, server.url))
+    settings = full_config(base, tmp_path, server.url)
+    section = interp.section(interp.about(compared(base), settings), settings)
     page = report.render("t", "s", [section])
     assert "&lt;script&gt;alert(1)" in page
     assert "<script>" not in page

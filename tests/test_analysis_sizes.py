@@ -1,34 +1,16 @@
 """What larger dictionaries add, in studies whose numbers of shared features are known."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-from analysis_study import compared, directions, unit, write_dictionary, write_study
+from analysis_study import compared, directions, grown, unit, write_dictionary, write_study
 
 from sparse_dict.analysis.analyses import sizes
 from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, Claim
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.mcs import distinct
-
-
-def grown(
-    folder: Path, shared: Mapping[int, int], d: int = 64, dead: float = 0.0, seeds=(0,)
-) -> Context:
-    """Sizes with so many features that all have, if they have as many; the others are random.
-
-    `dead` is the share of the latter that were never active.
-    """
-    truth = directions(max(shared.values()), d, 1)
-    for size, n in shared.items():
-        for seed in seeds:
-            rows = np.concatenate([truth[:n], directions(size - n, d, 1000 * seed + size)])
-            count = np.ones(size, np.int64)
-            count[n : n + int(dead * (size - n))] = 0
-            write_dictionary(folder / f"{size},{seed}", rows, count, seed=seed)
-    return compared(folder)
 
 
 def judged(context: Context) -> dict[str, Claim]:

@@ -12,6 +12,7 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import measured_bases, seeds, trajectory
 from sparse_dict.analysis.claims import Claim, Statement
 from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.interp import ask
 from sparse_dict.analysis.measures import ridge
 from sparse_dict.analysis.report.page import Draw, Section
 from sparse_dict.analysis.study import Study
@@ -64,6 +65,11 @@ class Context:
     def trajectory(self) -> trajectory.Trajectory:
         """Agreement with the next size while the dictionaries were trained."""
         return trajectory.follow(self.comparison)
+
+    @cached_property
+    def explanations(self) -> ask.Found:
+        """What the chat model of `interp.base_url` said, which is asked at the first use."""
+        return ask.about(self.comparison, self.config)
 
     @cached_property
     def activations(self) -> Activations:

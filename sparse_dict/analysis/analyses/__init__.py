@@ -38,13 +38,11 @@ def make(context: Context) -> dict[str, Section]:
     config, study = context.config, context.study
     if config.is_on("claims"):
         context.claims = judge(context)
-    made = {
-        analysis.name: analysis.section(context)
-        for analysis in load()
-        if config.is_on(analysis.name) and analysis.applies(context)
-    }
-    sections = {
-        "claims": made.pop("claims", None),
+    chosen = {a.name: a for a in load() if config.is_on(a.name) and a.applies(context)}
+    claims = chosen.pop("claims", None)  # shown first and made last: it links to what others write
+    made = {name: analysis.section(context) for name, analysis in chosen.items()}
+    sections: dict[str, Section | None] = {
+        "claims": claims.section(context) if claims is not None else None,
         "study": overview.section(study, config),
         **made,
         "left_out": overview.left_out(study),

@@ -6,7 +6,8 @@ import pandas as pd
 
 from sparse_dict.analysis.claims import Claim
 from sparse_dict.analysis.context import Analysis, Context
-from sparse_dict.analysis.report.page import Section, Table
+from sparse_dict.analysis.features.page import PAGE
+from sparse_dict.analysis.report.page import Link, Section, Table
 from sparse_dict.analysis.study import LABELS
 
 
@@ -46,6 +47,10 @@ def section(context: Context) -> Section:
     if shown is not None and shown.axis != "l1":
         section.blocks.append(
             f"Where a rule says L1, it is {LABELS[shown.axis]} that was varied in this study."
+        )
+    if context.config.is_on("contexts") and (context.folder / PAGE).exists():
+        section.blocks.append(
+            Link("The text that features are active on, to read for oneself", PAGE)
         )
     rules = pd.DataFrame({"claim": [c.claim for c in found], "rule": [c.rule for c in found]})
     section.blocks.append(Table("The rules of the verdicts", rules, fold=True))

@@ -65,6 +65,17 @@ LOW_HUMP = Statement(
 )
 
 
+LOW_HUMP_DEAD = Statement(
+    "low_hump_dead",
+    "The lower hump is made of features that are never active",
+    "text",
+    "never used",
+    "At the sizes that count as bimodal by the rule above: share of features never active on the "
+    "evaluation rows, of those nearer to the lower of the two Gaussians, averaged over these "
+    "sizes. Holds if the 95 % interval lies above 0.5, does not hold if below.",
+)
+
+
 HIGH_SHARE = Statement(
     "share_above_threshold",
     "A good part of the features is found again almost unchanged in the next larger dictionary",
@@ -306,17 +317,17 @@ def is_bimodal(values: Floats) -> tuple[bool, float, float]:
     return bool(p < 0.01 and two), dip, p
 
 
-STATEMENTS = (BIMODAL, LOW_HUMP, HIGH_SHARE)
+STATEMENTS = (BIMODAL, LOW_HUMP, LOW_HUMP_DEAD, HIGH_SHARE)
 
 
 def claims(context: Context) -> list[Claim]:
-    """Whether the histograms have two humps, where they lie, and how large the upper one is."""
+    """Whether the histograms have two humps, where they lie, and what they hold."""
     comparison, chain = context.comparison, chain_of(context.comparison)
     if chain is None:
         return [statement.undecided() for statement in STATEMENTS]
     return [
         _bimodal(comparison, chain),
-        _low_hump(comparison, chain),
+        *_low_hump(comparison, chain),
         _high_share(comparison, chain),
     ]
 
@@ -333,26 +344,44 @@ def _bimodal(comparison: Comparison, chain: Chain) -> Claim:
     return BIMODAL.decided(ours, None, outcome)
 
 
-def _low_hump(comparison: Comparison, chain: Chain) -> Claim:
-    def samples(chain: Chain) -> list[Floats]:
-        shifted = []
-        for entry in chain.entries[:-1]:
-            values = comparison.counted(entry)
-            fit = bimodality.fit_mixture(values)
-            if len(values) >= FEWEST and fit is not None and is_bimodal(values)[0]:
-                low = values[values < sum(fit.means) / 2]
-                shifted.append(low - comparison.random_mean(entry))
-        return shifted
+def _in_low_hump(comparison: Comparison, entry: Entry) -> NDArray[np.bool_] | None:
+    """Which features are nearer to the lower hump, (size,); None if there are no two humps."""
+    mcs = comparison.mcs(entry)
+    known = mcs[np.isfinite(mcs)]
+    fit = bimodality.fit_mixture(known)
+    if len(known) < FEWEST or fit is None or not is_bimodal(known)[0]:
+        return None
+    return mcs < sum(fit.means) / 2
 
-    if not all(samples(other) for other in counted_chains(comparison, chain)):
-        return LOW_HUMP.undecided("no size is bimodal, so there is no lower hump")
+
+def _low_hump(comparison: Comparison, chain: Chain) -> list[Claim]:
+    """Where the lower hump lies, and whether its features are dead."""
+    shifts: dict[Chain, list[Floats]] = {}
+    dead: dict[Chain, list[Floats]] = {}
+    for other in counted_chains(comparison, chain):
+        lows = {entry: _in_low_hump(comparison, entry) for entry in other.entries[:-1]}
+        found = {entry: low for entry, low in lows.items() if low is not None}
+        shifts[other] = [
+            comparison.mcs(e)[low] - comparison.random_mean(e) for e, low in found.items()
+        ]
+        dead[other] = [(~e.alive[low]).astype(float) for e, low in found.items()]
+    if not all(shifts.values()):
+        why = "no size is bimodal, so there is no lower hump"
+        return [LOW_HUMP.undecided(why), LOW_HUMP_DEAD.undecided(why)]
     estimate = interval(
-        comparison, chain, samples, lambda s: float(np.mean([np.median(part) for part in s]))
+        comparison, chain, shifts.__getitem__, lambda s: float(np.mean([np.median(p) for p in s]))
     )
     inside = estimate.low > -0.1 and estimate.high < 0.1
     outside = estimate.low > 0.1 or estimate.high < -0.1
     ours = f"median {estimate.value:+.3f} from random"
-    return LOW_HUMP.decided(ours, estimate, HOLDS if inside else FAILS if outside else OPEN)
+    outcome = HOLDS if inside else FAILS if outside else OPEN
+    claims = [LOW_HUMP.decided(ours, estimate, outcome)]
+    if comparison.shown.features == "alive":
+        why = "comparison.features=alive leaves out what was never active"
+        return [*claims, LOW_HUMP_DEAD.undecided(why)]
+    share = interval(comparison, chain, dead.__getitem__, mean_of_means)
+    ours = f"{share.value:.0%} never active"
+    return [*claims, LOW_HUMP_DEAD.decided(ours, share, verdict(share, 0.5))]
 
 
 def _high_share(comparison: Comparison, chain: Chain) -> Claim:

@@ -74,8 +74,9 @@ def section(context: Context) -> Section:
         "is compared with that of the next larger dictionary after the same number of steps "
         f"({MATCHING[comparison.shown.matching]}, all features). If the curves still rise at their "
         "right end, longer training would find more features again. How many is extrapolated by a "
-        "saturating curve, share(s) = plateau / (1 + (half / s)^power) of the steps s: a guide, no "
-        "measurement, and none where the plateau's interval is wide."
+        "saturating curve, share(s) = plateau / (1 + (half / s)^power) of the steps s. That is a "
+        "guide and no measurement: the interval of the plateau counts the features or seeds that "
+        "there happen to be, not that the curve may go on otherwise."
     )
     n_seeds = points["seed"].nunique()
     picture = context.draw(

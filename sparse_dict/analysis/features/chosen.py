@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.analyses import sparsity
 from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.measures.effective_neurons import outliers, simpson_neurons
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config import ContextsConfig
 from sparse_dict.errors import UserError
@@ -77,12 +77,12 @@ def _groups(
     alive = np.flatnonzero(entry.alive)
     known = alive[np.isfinite(mcs[alive])]
     ranked = known[np.argsort(-mcs[known], kind="stable")]
-    effective = sparsity.simpson_neurons(entry.decoder)
+    effective = simpson_neurons(entry.decoder)
     return {
         TOP: ranked[:n].tolist(),
         LOW: ranked[::-1][:n].tolist(),
         RANDOM: rng.permutation(alive)[:n].tolist(),
-        OUTLIER: sparsity.outliers(np.where(entry.alive, effective, np.nan))[:n].tolist(),
+        OUTLIER: outliers(np.where(entry.alive, effective, np.nan))[:n].tolist(),
         DEAD: np.flatnonzero(~entry.alive)[:n].tolist(),
     }
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.analyses import sparsity
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.features.chosen import Chosen, choose
 from sparse_dict.analysis.features.logit_effects import logit_effects
 from sparse_dict.analysis.harvested import Floats, Source, open_source
+from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
 from sparse_dict.analysis.study import Entry
 from sparse_dict.config import AnalyzeConfig, ContextsConfig
 from sparse_dict.errors import UserError
@@ -183,7 +183,7 @@ def describe(
         features.append(
             Feature(
                 chosen=item,
-                effective=1.0 if decoder is None else float(sparsity.simpson_neurons(decoder)[0]),
+                effective=1.0 if decoder is None else float(simpson_neurons(decoder)[0]),
                 density=float(active[row]) / (n_contexts * (n_ctx - source.place.skip_first)),
                 largest=float(largest[row]),
                 histogram=histograms[row],

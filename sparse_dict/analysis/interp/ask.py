@@ -36,11 +36,13 @@ ANSWERS = Path("interp") / "answers.jsonl"
 
 @dataclass
 class Found:
-    """Everything that could be asked."""
+    """Everything that could be asked, or what stands in the way."""
 
     results: list[Result] = field(default_factory=list)  # finished ones, in the cases' order
     spent: float = 0.0
     stopped: str | None = None  # why the others are missing
+    chosen: int = 0  # features that were to be asked about
+    missing: str | None = None  # why nothing could be asked
 
 
 def to_send(cases: Sequence[Case], client: Client) -> tuple[list[Question], int]:
@@ -96,7 +98,23 @@ def ask(cases: Sequence[Case], settings: InterpConfig, path: Path) -> Found:
             pool.shutdown(cancel_futures=True)
         if stopped is not None:
             log.warning("interp: %d of %d features: %s", len(found), len(cases), stopped)
-        return Found([found[i] for i in sorted(found)], client.spent, stopped)
+        results = [found[i] for i in sorted(found)]
+        return Found(results, client.spent, stopped, len(cases))
+
+
+def about(comparison: Comparison, config: AnalyzeConfig) -> Found:
+    """Ask about features of the study and directions of simpler bases; answers go to ANSWERS."""
+    settings = config.settings(InterpConfig)
+    assert settings is not None
+    try:
+        source = open_source(config, comparison.study, settings.n_tokens)
+        chosen = cases(settings, config.seed, comparison, source)
+        if not chosen:
+            raise UserError("no feature is active in enough excerpts: raise interp.n_tokens")
+        return ask(chosen, settings, Path(config.analysis_dir) / ANSWERS)
+    except UserError as error:
+        log.warning("no interp: %s", error)
+        return Found(missing=str(error))
 
 
 # --- report ---------------------------------------------------------------------------------------
@@ -138,20 +156,13 @@ def _mean(scores: pd.Series) -> str:
     return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def section(comparison: Comparison, config: AnalyzeConfig) -> Section:
-    """Explanations and scores; `interp.csv`, and all prompts and answers in ANSWERS."""
+def section(found: Found, config: AnalyzeConfig) -> Section:
+    """Explanations and scores; writes `interp.csv`."""
     title = "Features in words"
     settings, folder = config.settings(InterpConfig), Path(config.analysis_dir)
     assert settings is not None
-    try:
-        source = open_source(config, comparison.study, settings.n_tokens)
-        chosen = cases(settings, config.seed, comparison, source)
-        if not chosen:
-            raise UserError("no feature is active in enough excerpts: raise interp.n_tokens")
-        found = ask(chosen, settings, folder / ANSWERS)
-    except UserError as error:
-        log.warning("no interp: %s", error)
-        return Section(title, [MISSING.format(error)])
+    if found.missing is not None:
+        return Section(title, [MISSING.format(found.missing)])
     text = (
         f"The chat model {settings.model} reads {settings.examples} excerpts of {settings.width} "
         "tokens in which a feature is highest and explains it in a line; the scores are taken on "
@@ -168,7 +179,7 @@ def section(comparison: Comparison, config: AnalyzeConfig) -> Section:
     result = Section(title, [text])
     if found.stopped is not None:
         result.blocks.append(
-            f"Only {len(found.results)} of {len(chosen)} were finished: {found.stopped}. What is "
+            f"Only {len(found.results)} of {found.chosen} were finished: {found.stopped}. What is "
             "there is kept; the same command goes on from here."
         )
     if found.results:

@@ -106,6 +106,11 @@ def _case(
     )
 
 
+def found_again(threshold: float) -> str:
+    """The group of features with a high MCS."""
+    return f"features, MCS above {threshold:g}"
+
+
 def _features(settings: InterpConfig, seed: int, comparison: Comparison) -> Iterator[_Candidate]:
     """Candidates among the living features of the main chain: those with a high MCS, and others.
 
@@ -122,7 +127,7 @@ def _features(settings: InterpConfig, seed: int, comparison: Comparison) -> Iter
         mcs = comparison.mcs(entry)
         for j in alive[np.isfinite(mcs[alive])]:
             high = mcs[j] > threshold
-            label = f"features, MCS above {threshold:g}" if high else "features, other"
+            label = found_again(threshold) if high else "features, other"
             groups.setdefault(label, []).append((i, int(j)))
     rng = np.random.default_rng(seed)
     for label in sorted(groups):

@@ -1,8 +1,9 @@
 """Where a share that grows with training would level off: a saturating curve, fitted.
 
-The curve is Hill's, share(s) = plateau / (1 + (half / s)^power), with s in optimiser steps. Fitted
-to all snapshots but the last one or two of measured studies, it came closer to the last than
-plateau (1 - exp(-(s / half)^power)) did, which levels off too early.
+The curve is Hill's, share(s) = plateau / (1 + (half / s)^power), with s in optimiser steps. Of 95
+dictionaries (128 and 256 features, 23,000 steps, constant learning rate) it foretold the last of
+eight snapshots from the others with a mean error of .039, from all but the last two with .066,
+mostly too low; plateau (1 - exp(-(s / half)^power)) did so with .045 and .080, also too low.
 """
 
 from collections.abc import Sequence

@@ -102,6 +102,15 @@ def _spec(values: list[object]) -> str:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A sentence that leads to a file beside the report."""
+
+    kind: ClassVar = "link"
+    text: str
+    href: str
+
+
+@dataclass(frozen=True)
 class Notes:
     """A bulleted list."""
 
@@ -139,7 +148,7 @@ class Section:
     """A heading and what stands below it, in order; a plain string is a paragraph."""
 
     title: str
-    blocks: list[str | Picture | Table | Notes | Code | Markup] = field(default_factory=list)
+    blocks: list[str | Picture | Table | Link | Notes | Code | Markup] = field(default_factory=list)
 
     def tables(self) -> list[Table]:
         """Its tables, in order."""
