@@ -116,7 +116,7 @@ def test_sizes_that_a_study_lacks_are_named(tmp_path: Path):
 def test_rows_that_want_the_same_partner_share_it_by_another_one_if_there_is():
     others = unit(np.array([[1.0, 0.0, 0.0], [1.0, 0.3, 0.0], [0.0, 0.0, 1.0]]))
     rows = unit(np.array([[1.0, 0.05, 0], [1.0, 0.1, 0], [1.0, 0.15, 0], [0, 0, 1.0], [0, 1.0, 0]]))
-    assert distinct(rows, others, 0.9).sum() == 3
+    assert distinct(rows, others, 0.9, block_rows=2).sum() == 3
     assert distinct(rows, others, 0.9)[3:].tolist() == [True, False]
     assert not distinct(rows[4:], others, 0.9).any()
 

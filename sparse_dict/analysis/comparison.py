@@ -116,7 +116,9 @@ class Comparison:
         key = (entry, other)
         if key not in self._distinct:
             rows, others = self._rows[entry], self._rows[other]
-            self._distinct[key] = distinct(rows, others, self.settings.threshold)
+            self._distinct[key] = distinct(
+                rows, others, self.settings.threshold, self.settings.block_rows
+            )
         return self._distinct[key]
 
     def counted(self, entry: Entry, variant: Variant | None = None) -> Floats:

@@ -213,11 +213,7 @@ def by_size(found: dict[int, Floats], comparison: Comparison, chain: Chain) -> F
     right.set_yscale("log")
     right.set_ylabel("features")
     for axis in (left, right):
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(sizes, [str(size) for size in sizes])
-        axis.tick_params(axis="x", rotation=0 if len(sizes) <= 5 else 45)
-        axis.minorticks_off()
-        axis.set_xlabel("dictionary size")
+        figures.size_axis(axis, sizes.tolist(), 0 if len(sizes) <= 5 else 45)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(
         f"What larger dictionaries add, {figures.named(chain)}\n"

@@ -162,7 +162,7 @@ def curves(trajectory: Trajectory, shares: Sequence[Grown], title: str) -> Figur
         rows.set_xlabel("rows (activations) seen")
     for size, level in points.groupby("dict_size")["random_mmcs"].first().items():
         axes[0].axhline(level, color=palette[size], lw=0.8, ls=":")
-    axes[1].yaxis.set_major_formatter(figures.mpl.ticker.PercentFormatter(1, decimals=0))
+    figures.percent_axis(axes[1])
     first, last = float(points["steps"].min()), float(points["steps"].max())
     for place, share in enumerate(shares):
         fit = share.fit

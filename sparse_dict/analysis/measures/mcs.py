@@ -77,21 +77,19 @@ def match(
 
 
 def distinct(
-    rows: NDArray[np.float32], others: NDArray[np.float32], threshold: float
+    rows: NDArray[np.float32],
+    others: NDArray[np.float32],
+    threshold: float,
+    block_rows: int = 2048,
 ) -> NDArray[np.bool_]:
     """Which of `rows` (n, d) have a partner of their own above the threshold, shape (n,).
 
-    Of all ways to give rows different partners among `others` (m, d), the one with the largest sum
-    of those cosines that exceed the threshold, 0 or more; both normalised. Only rows and partners
-    that have such a cosine are matched, so memory grows as n * m * 4 bytes.
+    As many as can have different partners among `others` (m, d) at the same time; both normalised.
+    Memory grows as block_rows * m * 4 bytes, and with the pairs above the threshold.
     """
-    from scipy.optimize import linear_sum_assignment
+    from scipy.sparse import csr_array, vstack
+    from scipy.sparse.csgraph import maximum_bipartite_matching
 
-    cosines = rows @ others.T
-    high = cosines > threshold
-    own, partners = np.flatnonzero(high.any(axis=1)), np.flatnonzero(high.any(axis=0))
-    near = np.ix_(own, partners)
-    chosen = linear_sum_assignment(np.where(high[near], cosines[near], 0), maximize=True)
-    found = np.zeros(len(rows), dtype=np.bool_)
-    found[own[chosen[0][high[near][chosen]]]] = True
-    return found
+    blocks = range(0, len(rows), block_rows)
+    near = [csr_array(rows[i : i + block_rows] @ others.T > threshold) for i in blocks]
+    return np.asarray(maximum_bipartite_matching(vstack(near, "csr"), perm_type="column") >= 0)
