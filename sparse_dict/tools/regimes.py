@@ -63,17 +63,18 @@ def dictionaries(folder: Path) -> pd.DataFrame:
     the exact expectation for random directions.
 
     Raises:
-        UserError: there is no finished study, or one of other activations than one MLP's.
+        UserError: no study has a finished dictionary, or one is of other activations than an MLP's.
     """
-    manifests = sorted(folder.glob(f"*/activations/{MANIFEST}"))
-    rows = [row for path in manifests for row in _study(path.parent.parent, path)]
+    studies = sorted({path.parents[2] for path in folder.glob("*/sae/*/metrics.json")})
+    rows = [row for found in studies for row in _study(found)]
     if not rows:
-        raise UserError(f"{folder} holds no study with activations and dictionaries")
+        raise UserError(f"{folder} holds no study with finished dictionaries")
     table = pd.DataFrame(rows)
     return table.sort_values(["linear", "study", "size", "l1"], ascending=[False, True, True, True])
 
 
-def _study(folder: Path, path: Path) -> Iterator[dict[str, object]]:
+def _study(folder: Path) -> Iterator[dict[str, object]]:
+    path = folder / "activations" / MANIFEST
     manifest = files.read_json(path)
     regimes = {m["layer"]: m for m in manifest.get(PRE_ACTIVATIONS, [])}
     layer = manifest.get("layer")
