@@ -179,7 +179,7 @@ def picture(table: pd.DataFrame, compared: pd.DataFrame, l0: float) -> Figure:
     axes[0].legend(title="study", loc="upper center", bbox_to_anchor=(0.5, -0.2))
     axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
     axes[1].set_xlabel("share of the hidden activation linear in z")
-    axes[1].set_title(f"at L0 {l0:g}")
+    axes[1].set_title(f"size {size}, at L0 {l0:g}")
     return figure
 
 
