@@ -29,7 +29,7 @@ THRESHOLD = 0.9  # an MCS above it is high, as in the post
 # Columns of mean effective neurons.
 HIGH, LOW, UNUSED = "neurons_high", "neurons_low", "neurons_unused"
 RANDOM = "neurons_random"
-FEW = 5  # features of which no mean is shown
+FEW = 5  # means over fewer features are not shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def dictionaries(folder: Path) -> pd.DataFrame:
     the exact expectation for random directions.
 
     Raises:
-        UserError: no study has a finished dictionary, or one is of other activations than an MLP's.
+        UserError: no study has a finished dictionary, or one was not trained on one mlp_post.
     """
     studies = sorted({path.parents[2] for path in folder.glob("*/sae/*/metrics.json")})
     rows = [row for found in studies for row in _study(found)]
@@ -79,7 +79,7 @@ def _study(folder: Path) -> Iterator[dict[str, object]]:
     regimes = {m["layer"]: m for m in manifest.get(PRE_ACTIVATIONS, [])}
     layer = manifest.get("layer")
     if layer not in regimes or manifest.get("site") != "mlp_post":
-        raise UserError(f"{path} tells of no pre-activations of one mlp_post: harvest again")
+        raise UserError(f"{path} records no pre-activations of an mlp_post: harvest again")
     record = folder / "lm" / lm_folder.RECORD
     with reading(record, "train it again"):
         loss = float(files.read_json(record)["losses"]["val_loss"])
