@@ -52,14 +52,14 @@ def test_values_at_one_l0_are_interpolated_and_never_extrapolated():
         {
             "study": "s", "val_loss": 5.0, "std": 1.0, "linear": 0.5, "size": 64,
             "l0": [16.0, 4.0, 1.0], "fvu": [0.1, 0.2, 0.4], "mmcs": 0.9, "high": [10, 20, 60],
-            "unused": 0, regimes.HIGH: [40.0, 50.0, np.nan], regimes.LOW: 70.0,
-            regimes.UNUSED: np.nan,
+            "dead": 0, regimes.HIGH: [40.0, 50.0, np.nan], regimes.LOW: 70.0,
+            regimes.DEAD: np.nan,
         }
     )  # fmt: skip
     row = regimes.at_l0(table, 2.0).iloc[0]
     assert (row["fvu"], row["high"]) == (pytest.approx(0.3), pytest.approx(40))
     assert np.isnan(row[regimes.HIGH])  # below the lowest L0 at which it is known
-    assert np.isnan(row[regimes.UNUSED])
+    assert np.isnan(row[regimes.DEAD])
     assert regimes.at_l0(table, 8.0)[regimes.HIGH].iloc[0] == pytest.approx(45)
 
 

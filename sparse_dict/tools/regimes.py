@@ -8,6 +8,7 @@ dictionaries go to `regimes.csv`, and the picture to `regimes.png`, both in FOLD
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,16 @@ from matplotlib.figure import Figure
 
 from sparse_dict.activations.store import MANIFEST, PRE_ACTIVATIONS
 from sparse_dict.analysis import study
-from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.measures.effective_neurons import Floats, random_simpson, simpson_neurons
+from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.analysis.report import figures
-from sparse_dict.config import ComparisonConfig
 from sparse_dict.errors import UserError, reading
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.storage import files
 
 THRESHOLD = 0.9  # an MCS above it is high, as in the post
 # Columns of mean effective neurons.
-HIGH, LOW, UNUSED = "neurons_high", "neurons_low", "neurons_unused"
+HIGH, LOW, DEAD = "neurons_high", "neurons_low", "neurons_dead"
 RANDOM = "neurons_random"
 FEW = 5  # means over fewer features are not shown
 
@@ -58,7 +58,7 @@ def dictionaries(folder: Path) -> pd.DataFrame:
 
     Columns: study, val_loss, std and linear (`pre_activations.measure` of the harvested layer),
     size, l1, l0, fvu, mmcs with the next larger dictionary, high (features with an MCS above
-    `THRESHOLD`), unused (features never active on the evaluation rows), the mean effective neurons
+    `THRESHOLD`), dead (features never active on the evaluation rows), the mean effective neurons
     of features with high MCS, of the others that are active and of the others that never are, and
     the exact expectation for random directions.
 
@@ -84,10 +84,9 @@ def _study(folder: Path) -> Iterator[dict[str, object]]:
     with reading(record, "train it again"):
         loss = float(files.read_json(record)["losses"]["val_loss"])
     found = study.load(folder / "sae")
-    comparison = Comparison(found, ComparisonConfig("max", "next", "all", THRESHOLD, 2048, 2048))
-    for entry in (entry for chain in found.chains for entry in chain.entries[:-1]):
-        mcs, neurons = comparison.mcs(entry), simpson_neurons(entry.decoder)
-        high = mcs > THRESHOLD
+    for entry, larger in (pair for chain in found.chains for pair in pairwise(chain.entries)):
+        mcs = max_cosine(normalised(entry.decoder), normalised(larger.decoder))
+        neurons, high = simpson_neurons(entry.decoder), mcs > THRESHOLD
         yield {
             "study": folder.name,
             "val_loss": loss,
@@ -99,10 +98,10 @@ def _study(folder: Path) -> Iterator[dict[str, object]]:
             "fvu": entry.metrics["fvu"],
             "mmcs": float(mcs.mean()),
             "high": int(high.sum()),
-            "unused": int((~entry.alive).sum()),
+            "dead": int((~entry.alive).sum()),
             HIGH: _mean(neurons[high]),
             LOW: _mean(neurons[~high & entry.alive]),
-            UNUSED: _mean(neurons[~high & ~entry.alive]),
+            DEAD: _mean(neurons[~high & ~entry.alive]),
             RANDOM: random_simpson(found.d_in),
         }
 
@@ -121,7 +120,7 @@ def at_l0(table: pd.DataFrame, l0: float) -> pd.DataFrame:
     for _, group in table.groupby(["study", "size"], sort=False):
         group = group.sort_values("l0")
         row = group.iloc[0][kept].to_dict()
-        for column in ("fvu", "mmcs", "high", "unused", HIGH, LOW, UNUSED):
+        for column in ("fvu", "mmcs", "high", "dead", HIGH, LOW, DEAD):
             known = group[group[column].notna() & (group["l0"] > 0)]
             x, y = np.log(known["l0"].to_numpy(float)), known[column].to_numpy(float)
             row[column] = (
@@ -132,8 +131,8 @@ def at_l0(table: pd.DataFrame, l0: float) -> pd.DataFrame:
 
 
 FORMATS = {"std": ".2f", "linear": ".0%", "val_loss": ".2f", "size": "d", "l1": "g", "l0": ".1f"}
-FORMATS |= {"fvu": ".3f", "high": ".0f", "mmcs": ".2f", "unused": ".0f"}
-FORMATS |= {HIGH: ".0f", LOW: ".0f", UNUSED: ".0f"}
+FORMATS |= {"fvu": ".3f", "high": ".0f", "mmcs": ".2f", "dead": ".0f"}
+FORMATS |= {HIGH: ".0f", LOW: ".0f", DEAD: ".0f"}
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -169,7 +168,7 @@ def picture(table: pd.DataFrame, compared: pd.DataFrame, l0: float) -> Figure:
     for column, label, colour, marker in (
         (HIGH, f"MCS > {THRESHOLD:g}", figures.BLUE, "o"),
         (LOW, "others in use", figures.ORANGE, "x"),
-        (UNUSED, "never active", figures.GREY, "s"),
+        (DEAD, "dead", figures.GREY, "s"),
     ):
         style = {"color": colour, "marker": marker, "ls": "", "ms": 5}
         axes[1].plot(chosen["linear"], chosen[column], label=label, **style)
