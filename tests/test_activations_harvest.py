@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import torch_threads
 
+from sparse_dict.activations import pre_activations
 from sparse_dict.activations.harvest import harvest, widths
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.writer import ShardWriter
@@ -194,3 +195,49 @@ def test_a_site_that_has_no_meaning_is_refused(changes, message):
     )  # fmt: skip
     with pytest.raises(UserError, match=message):
         HarvestConfig(**values | changes)
+
+
+@pytest.mark.parametrize("skip", [0, 3])
+def test_spread_and_linear_share_of_pre_activations_are_those_of_a_regression(
+    model, stream, skip, monkeypatch
+):
+    monkeypatch.setattr(pre_activations, "SAMPLE_TOKENS", 10 * N_CTX)
+    found = pre_activations.measure(model, stream, N_CTX, 40, 12, skip)
+    contexts = np.stack([stream.window(i * N_CTX, N_CTX) for i in range(0, 40, 4)])
+    for layer in range(MODEL.n_layers):
+        sites = [Site("mlp_pre", layer), Site("mlp_post", layer)]
+        with torch.no_grad():
+            read = model.read(torch.from_numpy(contexts), sites)
+        z, h = (part[:, skip:].flatten(0, 1).double().numpy() for part in read)
+        left = 0.0
+        for j in range(D_MLP):
+            slope, intercept = np.polyfit(z[:, j], h[:, j], 1)
+            left += (h[:, j] - slope * z[:, j] - intercept).var()
+        assert found[layer] == {
+            "layer": layer,
+            "std": pytest.approx(z.std(), rel=1e-3),
+            "linear": pytest.approx(1 - left / h.var(0).sum(), rel=1e-3),
+        }
+
+
+def test_small_pre_activations_are_in_the_linear_part_of_gelu(stream):
+    model = new_model()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mlp_in.weight.mul_(1e-3)
+    assert all(m["linear"] > 0.99 for m in pre_activations.measure(model, stream, N_CTX, 40, 64))
+
+
+def test_a_model_without_the_sites_or_with_infinite_values_has_none(model, stream):
+    class Bare:
+        n_layers, device = 2, torch.device("cpu")
+
+        def read(self, tokens, sites):
+            raise UserError("no such site")
+
+    assert pre_activations.measure(Bare(), stream, N_CTX, 40, 64) is None
+    broken = new_model()
+    with torch.no_grad():
+        broken.blocks[1].mlp_in.weight.fill_(math.inf)
+    found = pre_activations.measure(broken, stream, N_CTX, 40, 64)
+    assert [m["layer"] for m in found] == [0]

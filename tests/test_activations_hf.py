@@ -201,6 +201,7 @@ def test_rows_are_what_the_model_computes_on_packed_documents(folders, loaded, t
     first, second = found.manifest["sites"]
     assert (first["site"], first["columns"]) == ("2/resid_pre", [0, D])
     assert (second["site"], second["columns"]) == ("0/mlp_post", [D, D + D_MLP])
+    assert [m["layer"] for m in found.manifest["pre_activations"]] == list(range(LAYERS))
     rows = found.read(0, found.rows)
     assert second["rms"] == pytest.approx(float(np.sqrt((rows[:, D:] ** 2).mean())), rel=1e-5)
 

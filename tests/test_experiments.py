@@ -24,7 +24,10 @@ def test_an_experiments_l1_is_for_relu_and_the_others_are_made_sparse_by_k_or_l0
     assert composed(f"experiment={experiment}", "sae=topk", "sae.l1=0.5").sae.l1 == 0.5
 
 
-GRIDS = ["artefact", "artefact_divided", "consistency", "strategies", "toy", "toy_divided"]
+GRIDS = [
+    "artefact", "artefact_divided", "consistency", "neuron_basis", "strategies", "toy",
+    "toy_divided",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("experiment", GRIDS)

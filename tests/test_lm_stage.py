@@ -277,6 +277,21 @@ def test_the_manifest_tells_the_columns_of_several_sites(study, tmp_path):
         harvest_stage.check(replace(config, harvest=other))
 
 
+def test_the_manifest_tells_of_the_pre_activations_and_may_lack_it(study, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    config = harvest_config(study, activations_dir=str(tmp_path / "a"))
+    harvest_stage.run(config)
+    assert "pre-activations, std and linear share" in caplog.text
+    path = tmp_path / "a" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert [m["layer"] for m in manifest["pre_activations"]] == [0, 1]
+    assert all(m["std"] > 0 and 0 < m["linear"] <= 1 for m in manifest["pre_activations"])
+    del manifest["pre_activations"]
+    path.write_text(json.dumps(manifest))
+    assert not list(Activations.open(tmp_path / "a").changed())  # the fingerprint is the same
+    harvest_stage.check(config)
+
+
 def test_a_harvest_older_than_a_key_is_as_if_made_with_its_default(study, tmp_path):
     config = harvest_config(study, activations_dir=str(tmp_path / "a"))
     harvest_stage.run(config)

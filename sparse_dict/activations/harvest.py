@@ -36,6 +36,10 @@ class Model(Protocol):
     def reentrant(self) -> bool:
         """Whether several threads may call `read` at once."""
 
+    @property
+    def n_layers(self) -> int:
+        """How many layers the short names of sites may name."""
+
     def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
         """What each of `sites` computes on int64 (batch, n_ctx), (batch, n_ctx, d) each."""
 

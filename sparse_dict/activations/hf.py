@@ -65,6 +65,11 @@ class Model:
         """No: a hook does not know whose forward pass it is called in."""
         return False
 
+    @property
+    def n_layers(self) -> int:
+        """How many layers its config speaks of, 0 if it does not say."""
+        return _n_layers(self.model.config)
+
     def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
         """What each of `sites` computes, float32 (batch, n_ctx, d); stops behind the last.
 
@@ -191,7 +196,7 @@ def check(lm: HFModel, sites: Sequence[Site]) -> None:
         UserError: it is not, it has no such layer, or takes no contexts of `lm.n_ctx`.
     """
     config = _config(lm).get_text_config()
-    n_layers = getattr(config, "num_hidden_layers", None)
+    n_layers = _n_layers(config)
     for site in sites:
         if n_layers and site.layer is not None and site.layer >= n_layers:
             raise UserError(
@@ -264,6 +269,10 @@ def _folder(lm: HFModel) -> Path:
 @cache
 def _online() -> bool:
     return not constants.HF_HUB_OFFLINE and reachable(constants.ENDPOINT)
+
+
+def _n_layers(config: Any) -> int:
+    return getattr(config.get_text_config(), "num_hidden_layers", None) or 0
 
 
 def _config(lm: HFModel) -> Any:

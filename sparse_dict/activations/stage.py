@@ -102,6 +102,7 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
     Raises:
         UserError: the corpus holds less than one context.
     """
+    from sparse_dict.activations import pre_activations
     from sparse_dict.activations.harvest import harvest, widths
     from sparse_dict.text import tokens
 
@@ -126,15 +127,36 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
             settings.split, f"{len(stream):,}", f"{rows:,}", f"{settings.n_tokens:,}",
         )  # fmt: skip
 
+    measured = None
+    if distributed.main():  # which writes the manifest
+        measured = pre_activations.measure(
+            model, stream, n_ctx, n_contexts, settings.batch_size, settings.skip_first
+        )
+
     def fill(writer: ShardWriter, run: "tracking.Run") -> dict[str, Any]:
         harvest(model, stream, settings, n_ctx, writer, run)
-        return {"site": "+".join(map(str, settings.places()))}
+        return {"site": "+".join(map(str, settings.places()))} | _flat(measured or [])
 
     fields = _places(config, columns) | {"corpus": inputs["corpus"]}
+    if measured:
+        log.info(
+            "pre-activations, std and linear share of the hidden activation by layer: %s",
+            ", ".join(f"{m['std']:.2f} {m['linear']:.0%}" for m in measured),
+        )
+        fields[store.PRE_ACTIVATIONS] = measured
     if not isinstance(config.lm, HFModel):
         fields["lm_dir"] = str(Path(config.lm_dir))
     prints = inputs | {"corpus": files.fingerprint(inputs["corpus"])}
     return Source(rows, sum(columns), fields, fill, lambda: prints)
+
+
+def _flat(measured: list[dict[str, Any]]) -> dict[str, float]:
+    """What was measured of the pre-activations, as values of a run's summary."""
+    return {
+        f"{store.PRE_ACTIVATIONS}/{of_layer['layer']}/{key}": of_layer[key]
+        for of_layer in measured
+        for key in ("std", "linear")
+    }
 
 
 def _check_lengths(config: HarvestStageConfig, n_ctx: int) -> None:

@@ -22,6 +22,7 @@ Origins = NDArray[np.int32]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+PRE_ACTIVATIONS = "pre_activations"  # key of the manifest: see pre_activations.py
 SPOOL = "partial"  # subfolder that is there from the first row to the manifest
 OURS = re.compile(r"(shard|origin)-\d{5}\.npy")
 SCAN_ROWS = 1 << 16
@@ -202,8 +203,12 @@ class Activations:
 
 
 def fingerprint_of(manifest: dict[str, Any], inputs: dict[str, str]) -> str:
-    """The fingerprint of rows that were made from `inputs`, as the rest of their manifest says."""
-    rest = {key: value for key, value in manifest.items() if key != "fingerprints"}
+    """The fingerprint of rows that were made from `inputs`, as the rest of their manifest says.
+
+    What the manifest says of pre-activations describes the model, not the rows, and does not count.
+    """
+    apart = ("fingerprints", PRE_ACTIVATIONS)
+    rest = {key: value for key, value in manifest.items() if key not in apart}
     inputs = {key: value for key, value in inputs.items() if key != "activations"}
     return files.fingerprint([inputs, rest])
 

@@ -87,6 +87,11 @@ class GPT(nn.Module):
         """Whether several threads may call `read` at once: it changes nothing."""
         return True
 
+    @property
+    def n_layers(self) -> int:
+        """How many blocks it has."""
+        return len(self.blocks)
+
     def _embedded(self, tokens: Tensor) -> Tensor:
         return self.embed(tokens) + self.positions.weight[: tokens.shape[1]]
 
@@ -114,7 +119,7 @@ class GPT(nn.Module):
     def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
         """What each of `sites` computes, (batch, n_ctx, d); what follows the last is not run."""
         for site in sites:
-            if site.name not in SITES or site.layer not in range(len(self.blocks)):
+            if site.name not in SITES or site.layer not in range(self.n_layers):
                 raise ValueError(f"unknown site {str(site)!r}")
         found: dict[Site, Tensor] = {}
         for site, value in self._sites(tokens):
