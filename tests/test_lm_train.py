@@ -198,6 +198,9 @@ def test_the_learning_rate_warms_up_and_ends_at_its_floor():
     no_warmup = replace(OPTIMIZER, warmup_fraction=0.0)
     assert learning_rate(no_warmup, 0, 100) == pytest.approx(1e-2)
     assert learning_rate(OPTIMIZER, 0, 1) == pytest.approx(1e-2)
+    longer = replace(OPTIMIZER, cosine_runs=2.0, warmup_fraction=0.05)  # ends halfway down
+    whole = [learning_rate(replace(OPTIMIZER, warmup_fraction=0.025), s, 400) for s in range(200)]
+    assert [learning_rate(longer, step, 200) for step in range(200)] == pytest.approx(whole)
 
 
 def test_vectors_are_not_decayed():

@@ -38,9 +38,11 @@ class AdamWConfig:
     weight_decay: float = MISSING  # on matrices only
     warmup_fraction: float = MISSING  # share of the run spent in warm-up
     grad_clip: float = MISSING  # global norm; 0 turns clipping off
+    # Length of the cosine, in runs: above 1, the run ends before it. Older studies recorded none.
+    cosine_runs: float = 1.0
 
     def __post_init__(self) -> None:
-        positive(self, "optimizer", "lr")
+        positive(self, "optimizer", "lr", "cosine_runs")
         not_negative(
             self, "optimizer", "min_lr_ratio", "weight_decay", "grad_clip", "warmup_fraction"
         )

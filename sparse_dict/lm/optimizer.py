@@ -16,11 +16,14 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 def learning_rate(config: AdamWConfig, step: int, n_steps: int) -> float:
-    """Linear warm-up, then half a cosine down to ``lr * min_lr_ratio`` at the last step."""
+    """Linear warm-up, then half a cosine down to ``lr * min_lr_ratio`` at the end of the run.
+
+    Or later, if the cosine is longer than the run.
+    """
     warmup = round(config.warmup_fraction * n_steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, n_steps - 1 - warmup)
+    done = (step - warmup) / max(1, round(config.cosine_runs * n_steps) - 1 - warmup)
     share = (1 + math.cos(math.pi * min(done, 1.0))) / 2
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * share)
 
