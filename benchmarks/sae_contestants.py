@@ -77,7 +77,8 @@ def configs(task: Task, study_dir: str, tracking: str = "disabled", **sae: Any) 
         f"activations_dir={task.activations}", "sae.project_gradient=true",
         f"training.n_activations={(task.warm + task.steps) * task.batch}",
         f"training.batch_size={task.batch}", f"training.eval_rows={task.eval_rows}",
-        "training.snapshots=0", "training.checkpoint_every=1_000_000",
+        "training.snapshots=0", "training.checkpoint_every=1_000_000", "training.log_every=100",
+        "optimizer.lr=1e-3", "optimizer.schedule=constant",
         *(f"sae.{key}={value}" for key, value in sae.items()),
     ]  # fmt: skip
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -373,11 +374,9 @@ def dictionary_learning(task: Task) -> dict:
             ae.bias.requires_grad_(False)
             if task.warm:
                 self.optimizer.state |= {
-                    ae.encoder.weight: adam_state(
-                        task.warm, state.m["W_enc"], state.v["W_enc"], 128
-                    ),
+                    ae.encoder.weight: adam_state(task.warm, state, "W_enc", factor=128),
                     ae.decoder.weight: adam_state(
-                        task.warm, state.m["W_dec"].T, state.v["W_dec"].T, 128
+                        task.warm, state, "W_dec", factor=128, transposed=True
                     ),
                     ae.encoder.bias: adam_state(task.warm, state, "b", factor=128),
                 }

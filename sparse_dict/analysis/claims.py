@@ -22,7 +22,7 @@ NO_CHAIN = (
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of the table."""
+    """One row of the table of claims."""
 
     key: str
     claim: str
@@ -73,7 +73,7 @@ class Statement:
 
 
 def counted_chains(comparison: Comparison, chain: Chain) -> list[Chain]:
-    """What an `interval` and the value beside it are of: three or more seeds, or `chain` alone."""
+    """The chains that `interval` uses: those of all seeds if there are three, else `chain`."""
     alike = comparison.same_but_seed(chain)
     return alike if len(alike) >= 3 else [chain]
 

@@ -28,7 +28,8 @@ class Context:
     config: AnalyzeConfig
     study: Study
     draw: Draw
-    claims: list[Claim] = field(default_factory=list)  # judged before any section is made
+    # Filled before any section is made; empty if `claims` is off.
+    claims: list[Claim] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -112,4 +113,4 @@ class Analysis:
     section: Callable[[Context], Section | None]  # None: there is nothing to show
     statements: tuple[Statement, ...] = ()  # all of its claims, listed even where it is off
     claims: Callable[[Context], list[Claim]] = _no_claims
-    applies: Callable[[Context], bool] = _always  # whether its claims can be made of this study
+    applies: Callable[[Context], bool] = _always  # whether this study can have it at all

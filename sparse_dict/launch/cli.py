@@ -1,4 +1,4 @@
-"""How a script starts and ends: an error in its input costs one line, not ten."""
+"""Starts a script, and ends it with one line where its input is wrong."""
 
 import os
 import sys
@@ -42,11 +42,11 @@ def run(main: Callable[[], None]) -> None:
             raise
         fail(script, error, line)
     except KeyboardInterrupt:
-        sys.stderr.write(f"{script}: stopped by Ctrl-C: the same command goes on\n")
+        sys.stderr.write(f"{script}: stopped by Ctrl-C: run the same command to resume\n")
         raise SystemExit(130) from None
     except interrupt.Interrupted as ended:
         if distributed.main():
-            sys.stderr.write(f"{script}: stopped by {ended.name}: the same command goes on\n")
+            sys.stderr.write(f"{script}: stopped by {ended.name}: run the same command to resume\n")
         raise
     finally:
         del os.environ[FULL]

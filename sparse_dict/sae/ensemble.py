@@ -3,8 +3,8 @@
 Every member sees the same batches in the same order, and its result depends on its own config
 alone: see `step_cpu` and `State.initial`.
 
-With several GPUs each trains a part of the members, on batches of its own. One thread drives them
-all: it only tells them what to do, and waits for them when values are logged or saved.
+With several GPUs each trains a part of the members, on batches of its own. One thread
+enqueues the work of all, and waits for them only when values are logged or saved.
 """
 
 import logging
@@ -42,12 +42,12 @@ Step = SparseStep | DenseStep
 
 
 def make_steps(states: list[State], d_in: int, n_steps: int) -> list[tuple[list[int], Step]]:
-    """The fastest ways to train `states` where they are, each with the indices of its own.
+    """The fastest step for each of `states`, with the indices of those that it trains.
 
     Args:
         states: dictionaries on one device.
         d_in: width of the activations.
-        n_steps: of a whole training.
+        n_steps: optimiser steps of a whole training.
     """
     device = states[0].b.device.type
     library = kernel.load(kernel.padded(d_in)) if device == "cpu" else None
@@ -65,7 +65,7 @@ def make_steps(states: list[State], d_in: int, n_steps: int) -> list[tuple[list[
 
 
 def scale_of(config: TrainSAEConfig, activations: Activations) -> float:
-    """What activations are divided by before a dictionary sees them."""
+    """The divisor of the activations before training."""
     return activations.rms if config.activations.scaling == "rms" else 1.0
 
 
@@ -103,7 +103,7 @@ class _Part:
 def _parts(
     members: list[Member], activations: Activations, first_step: int, stack: ExitStack
 ) -> list[_Part]:
-    """Put `members` on the devices that their config means, about the same work on each."""
+    """Put `members` on the devices that `config.device` selects, about the same work on each."""
     config = members[0].config
     devices = training_devices(config.device)
     batch_size, last_step = config.training.batch_size, total_steps(config)

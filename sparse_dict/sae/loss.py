@@ -1,18 +1,19 @@
-"""What training a dictionary makes small: this file is the definition.
+"""The loss that training minimises: this file is its definition.
 
 For a batch x of activations, codes c = encode(x) and the reconstruction x_hat = c W_dec + b_dec,
 
     loss = mean (x_hat - x)^2  +  l1 * mean_rows sum_k |c_k|  +  what the architecture adds,
 
-which is nothing for ReLU (the post's loss), TopK and BatchTopK (whose l1 is zero), an L0 penalty
-for JumpReLU, a loss of the gate for Gated, and the error of each prefix for Matryoshka. Each module
-of `architectures/` puts its loss together from the terms below; `objective` adds the auxiliary loss
-that `sae.dead=auxk` asks for.
+which is nothing for ReLU (the post's loss), TopK and BatchTopK (for which l1 is zero by default),
+an L0 penalty for JumpReLU, a loss of the gate for Gated, and the error of each prefix for
+Matryoshka. Each kind's `loss` puts it together from the terms below (`architectures/base.py` has
+the plain one); `objective` adds the auxiliary loss that `sae.dead=auxk` asks for. The coefficients
+of each step come from `schedule.hyper`, and x is scaled as `activations.scaling` says.
 
 Everything is differentiable, for dictionaries that are stacked along leading axes too. The fast
 steps (`kernel.c`, `step_torch.closed_form`) compute the same gradients by hand, and are tested
-against what autograd makes of these functions. This file imports no torch: it is read when a
-command line is composed.
+against what autograd makes of these functions. This file is imported while
+Hydra composes the config, so it imports no torch.
 """
 
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ def l1(codes: "Tensor") -> "Tensor":
 
 
 def _through(threshold: "Tensor", near: "Tensor") -> "Tensor":
-    """Zero, whose gradient by the threshold is `near`: a straight-through estimate."""
+    """Zero, with the gradient `near` by the threshold: a straight-through estimate."""
     return near * (threshold - threshold.detach())
 
 
@@ -87,17 +88,17 @@ def l0(z: "Tensor", threshold: "Tensor", bandwidth: "Tensor") -> "Tensor":
 
 
 def auxiliary(p: Params, fit: Fit, x: "Tensor", inactive: "Tensor", k: int) -> "Tensor":
-    """How badly inactive features model what the others leave over, (...,).
+    """The error of reconstructing the residual from inactive features alone, (...,).
 
     The mean squared error with which the `k` largest codes among inactive features reconstruct the
-    residual, which counts as constant (Gao et al. 2024, arXiv 2406.04093, appendix A.2).
+    residual, which is detached (Gao et al. 2024, arXiv 2406.04093, appendix A.2).
 
     Args:
         p: the dictionary's parameters.
         fit: what it made of `x`, (batch, d_in).
         x: the batch.
         inactive: (..., dict_size) bool.
-        k: codes of a row.
+        k: codes kept in a row.
     """
     codes = keep_largest(fit.encoded.z.relu() * inactive[..., None, :], k)
     return squared_error(codes @ p["W_dec"], (x - fit.x_hat).detach())

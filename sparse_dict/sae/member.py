@@ -24,7 +24,7 @@ HISTORY = (
 
 @dataclass
 class Member:
-    """One dictionary of an ensemble, and all that is its own."""
+    """One dictionary of an ensemble, with its config, folder, wandb run, state and history."""
 
     config: TrainSAEConfig
     folder: Path
@@ -38,12 +38,17 @@ class Member:
     saved_step: int = 0  # of the checkpoint in `folder`; 0: there is none
 
     def is_finite(self) -> bool:
-        """Whether its state is, and its companion's, from which it would catch it."""
+        """Whether its state is, and that of its companion, which would spread to it."""
         pair = self.strategy.pair if self.strategy else (self.state,)
         return all(state.is_finite() for state in pair)
 
     def save_checkpoint(self, step: int) -> None:
-        """Write its state after `step` optimiser steps."""
+        """Write all that it needs to go on after `step` optimiser steps.
+
+        Tensors: parameters, Adam's moments, when each feature was last active, BatchTopK's running
+        threshold, the companion and masks of freeze_perturb. Beside them: step, record, history,
+        the sums since its last line, seconds. Which rows come next follows from the step.
+        """
         tensors = self.state.tensors() | (self.strategy.tensors() if self.strategy else {})
         meta = {
             "step": step,
@@ -82,7 +87,7 @@ class Member:
 
 
 def _row(row: dict[str, float]) -> dict[str, float]:
-    """A line of the history as it is now; `inactive` was called dead once."""
+    """A line of the history as it is now; `inactive` was named dead in older checkpoints."""
     if "dead" in row:
         row = {"inactive" if name == "dead" else name: value for name, value in row.items()}
     if tuple(row) != HISTORY:

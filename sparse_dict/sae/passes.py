@@ -116,7 +116,7 @@ def _metrics(
 
 
 def _hook(activations: Activations) -> str:
-    """TransformerLens' name of the site, which is what SAELens' metadata speak of."""
+    """TransformerLens' name of the site, for SAELens' metadata."""
     if activations.manifest is None or not {"layer", "site"} <= activations.manifest.keys():
         return "unknown"
     site = SITES.get(activations.manifest["site"])

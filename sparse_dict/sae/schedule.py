@@ -30,8 +30,8 @@ def rate(optimizer: AdamConfig, step: int, last_step: int) -> float:
     """The learning rate of optimiser step `step` of `last_step`, counted from one.
 
     It rises linearly over `warmup_steps`; with a schedule it falls towards zero over the last
-    `decay_fraction` of the training, in a straight line (SAELens and dictionary_learning have it
-    so, over the last fifth) or along half a cosine.
+    `decay_fraction` of the training, in a straight line (as in SAELens and
+    dictionary_learning, over the last fifth) or along half a cosine.
     """
     o = optimizer
     warm = min(1.0, step / o.warmup_steps) if o.warmup_steps else 1.0
@@ -45,8 +45,8 @@ def rate(optimizer: AdamConfig, step: int, last_step: int) -> float:
 def hyper(config: TrainSAEConfig, step: int) -> Hyper:
     """The numbers of optimiser step `step`, counted from one.
 
-    Penalties rise linearly from zero at first; of L1, Anthropic's Circuits Updates of April 2024
-    have it so ("Update on how we train SAEs").
+    Penalties rise linearly from zero at first, as in Anthropic's Circuits Updates of April 2024
+    ("Update on how we train SAEs"), there for L1.
     """
     o, sae = config.optimizer, config.sae
     rise = config.training.l1_warmup_steps

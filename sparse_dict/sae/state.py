@@ -1,4 +1,4 @@
-"""What one dictionary is while it trains: parameters, Adam moments, and who fired when."""
+"""One dictionary in training: parameters, Adam's moments, when each feature was last active."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class State:
     m: Params  # Adam's first moments
     v: Params  # and second
     last_fired: Tensor  # (dict_size,) int64: rows seen when the feature was last active
-    sums: Tensor  # (4,) what `Stats` holds, of the steps since it was last zeroed
+    sums: Tensor  # (4,) the fields of `Stats`, of the steps since it was last zeroed
     architecture: Architecture
     seed: int
     dead_window: int  # rows
@@ -74,8 +74,8 @@ class State:
         they are the same on every device and whatever trains alongside.
         """
         size, architecture = config.sae.dict_size, architectures.of(config.sae)
-        # Not from the seed alone: a larger dictionary would begin with all rows of a smaller one,
-        # and be found to agree with it long before either has learned anything.
+        # The size enters the seed: from the seed alone, a larger dictionary would begin with all
+        # rows of a smaller one and agree with it before either has learned anything.
         mixed = int(np.random.SeedSequence([config.seed, size]).generate_state(1)[0])
         generator = torch.Generator().manual_seed(mixed)
         drawn = architecture.initial(d_in, kernel.padded(d_in), generator)
@@ -135,12 +135,12 @@ class State:
             self.batch_floor = self.batch_floor.to(device)
 
     def is_finite(self) -> bool:
-        """Whether every parameter is, and the sums: of codes and errors since they were zeroed."""
+        """Whether all parameters are, and the sums of codes and errors."""
         values = [*self.params.values(), self.sums]
         return bool(torch.stack([value.sum().float() for value in values]).isfinite().all())
 
     def stats(self) -> "Stats":
-        """The sums as numbers, for which a GPU is waited for."""
+        """The sums as numbers; this waits for a GPU."""
         squared_error, l1, active, rows = self.sums.tolist()
         return Stats(squared_error, l1, int(active), int(rows))
 

@@ -1,6 +1,6 @@
-"""One optimiser step of many dictionaries on the CPU: one call of `kernel.c`, threads and all.
+"""One optimiser step of many dictionaries on the CPU: one call of C, which has its own threads.
 
-What a dictionary becomes does not depend on how many threads there are or what else is trained.
+A dictionary's result depends neither on the number of threads nor on what else is trained.
 """
 
 import ctypes
@@ -99,7 +99,7 @@ class SparseStep:
         )
 
     def _auxiliary_gradients(self, i: int, x: Tensor, seen: int) -> None:
-        """Let the step begin with the auxiliary loss's gradients."""
+        """Put the auxiliary loss's gradients where the step adds its own."""
         state, gradients = self.states[i], self._gradients[i]
         inactive = state.inactive(seen)
         for gradient in gradients.values():

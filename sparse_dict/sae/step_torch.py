@@ -1,10 +1,10 @@
 """One optimiser step of many dictionaries with dense products, on any device.
 
-What a GPU uses, a CPU without a C compiler, and every kind that `kernel.c` does not know. Same
-interface and same numbers, within rounding, as `step_cpu`. Dictionaries of one kind are stacked:
-each product is one batched product and Adam a few operations on whole stacks, with what differs
-between members (learning rate, penalty ...) as vectors. Other sizes are other stacks, so nothing is
-padded. Gradients are written by hand where the kind is `fast`, else autograd makes them of
+For GPUs, CPUs without a C compiler, and every kind that `kernel.c` does not have. Same interface
+and same numbers, within rounding, as `step_cpu`. Dictionaries of one kind are stacked: each product
+is one batched product and Adam a few operations on whole stacks, with what differs between members
+(learning rate, penalty ...) as vectors. Other sizes are other stacks, so no features are padded.
+Gradients are written by hand where the kind is `fast`, else autograd computes those of
 `loss.objective`.
 
 A step does not wait for the device (a resampling does), so that one thread keeps several GPUs
@@ -85,7 +85,7 @@ class DenseStep:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, hypers: list[Hyper | None], seen: int) -> None:
-        """As `SparseStep.__call__`, but a dictionary without a hyper may change, if not finite."""
+        """As `SparseStep.__call__`; without a hyper, a dictionary keeps its values if finite."""
         for indices, group in self.groups:
             own = [hypers[i] for i in indices]
             if any(own):
@@ -189,7 +189,7 @@ def _sent(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor
 
 @dataclass
 class Gradients:
-    """What one batch says of n stacked dictionaries."""
+    """Gradients and sums of one batch for n stacked dictionaries."""
 
     of: Params  # by parameter, as large
     sums: tuple[Tensor, Tensor, Tensor]  # (n, batch) each: squared error, L1, active features
@@ -257,7 +257,7 @@ def by_autograd(
 def closed_form(
     stack: State, x: Tensor, numbers: Numbers, inactive: Tensor | None, d_in: int
 ) -> Gradients:
-    """The same for kinds whose code is z where it is active: ReLU, TopK, BatchTopK, JumpReLU."""
+    """The same by hand, for kinds whose code is z where it is active, and zero elsewhere."""
     batch, precision = len(x), stack.architecture.sae.precision
     c = {name: number[:, None, None] for name, number in numbers.items()}  # (n, 1, 1) each
     x = x.expand(len(stack.b), -1, -1)  # (n, batch, width)
@@ -294,7 +294,7 @@ def closed_form(
 def _adam(w: Tensor, g: Tensor, m: Tensor, v: Tensor, numbers: Tensor) -> None:
     """Kingma and Ba (2015), algorithm 1, with eps where `torch.optim.Adam` has it."""
     each = numbers.view(len(numbers), -1, *[1] * (w.dim() - 1))
-    lr, root, eps, first, second = each.unbind()  # corrected for bias; one less beta1, beta2
+    lr, root, eps, first, second = each.unbind()  # corrected for bias; 1 - beta1, 1 - beta2
     m.lerp_(g, first)
     v.lerp_(g.square(), second)
     w -= lr * m / (v.sqrt() * root + eps)

@@ -38,7 +38,7 @@ def of(sae: SAEConfig) -> Architecture:
     """The kind that a config is of.
 
     Raises:
-        UserError: `sae.activation` was changed by hand, without the keys of that kind.
+        UserError: `sae.activation` was set directly instead of by ``sae=NAME``.
     """
     kind = known().get(sae.activation)
     if kind is None or type(sae) is not kind.Config:

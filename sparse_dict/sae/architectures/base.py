@@ -1,7 +1,7 @@
 """What a kind of dictionary consists of.
 
-A subclass says how it differs from the plain dictionary, which this class is: two matrices, a bias,
-ReLU, and the loss of `loss.py`'s head.
+This class is the plain dictionary: two matrices, a bias, ReLU, and the loss at the head of
+`loss.py`. A subclass overrides what differs.
 """
 
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
@@ -31,7 +31,7 @@ class Architecture(Generic[C]):
     axis: ClassVar[str] = "l1"  # the key that makes it sparse, which a study sweeps
     # The coefficients of its loss. Dictionaries that differ in these alone share a stack.
     numbers: ClassVar[tuple[str, ...]] = ("l1", "aux_coefficient")
-    biases: ClassVar[tuple[str, ...]] = ("b",)  # zero in a feature that starts anew
+    biases: ClassVar[tuple[str, ...]] = ("b",)  # set to zero where a feature is resampled
     # Whether `kernel.c` and `step_torch.closed_form` know it; autograd trains all others.
     fast: ClassVar[bool] = False
     keeps_floor: ClassVar[bool] = False  # follows the smallest code of each batch, as BatchTopK
@@ -43,7 +43,7 @@ class Architecture(Generic[C]):
         """Random unit decoder rows; an encoder as `sae.init` says.
 
         ``independent``: encoder and bias uniform in +-1/sqrt(d_in), as `torch.nn.Linear` has them,
-        which is how the post began. ``aligned``: the encoder equal to the decoder, zero bias.
+        as in the post. ``aligned``: the encoder equal to the decoder, zero bias.
 
         Args:
             d_in: columns that are drawn.
@@ -94,7 +94,7 @@ class Architecture(Generic[C]):
         Args:
             p: parameters without padding, on the CPU.
             scale: s.
-            floor: with `keeps_floor`, the threshold that takes the place of the batch's.
+            floor: with `keeps_floor`, the threshold that replaces that of each batch.
         """
         import numpy as np
 

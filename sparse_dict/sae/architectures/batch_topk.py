@@ -20,7 +20,7 @@ class BatchTopKConfig(TopKConfig):
 
 
 class BatchTopK(Architecture[BatchTopKConfig]):
-    """The k * rows largest of relu(W_enc x + b), among 256 rows in place of the whole batch."""
+    """Keeps the 256 k largest codes of each 256 rows; in the paper, of the whole batch."""
 
     Config = BatchTopKConfig
     axis = "k"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class GatedConfig(SAEConfig):
-    """Nothing of its own: L1 is of the gates."""
+    """No keys of its own; L1 is of the gates."""
 
 
 class Gated(Architecture[GatedConfig]):
@@ -54,7 +54,7 @@ class Gated(Architecture[GatedConfig]):
         return Fit(loss + squared_error(self.decode(fixed, gates), x), encoded, x_hat)
 
     def export(self, p: Params, scale: float, floor: float) -> "Dictionary":
-        """SAELens' ``jumprelu``, of which this is a case (section 3.2 of the paper).
+        """SAELens' ``jumprelu``: a Gated SAE is a special case of it (section 3.2 of the paper).
 
         The gate is open where the magnitude before its ReLU exceeds b_mag - exp(r_mag) b.
         """

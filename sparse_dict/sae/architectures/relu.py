@@ -8,7 +8,7 @@ from sparse_dict.sae.architectures.base import Architecture
 
 @dataclass
 class ReLUConfig(SAEConfig):
-    """Nothing of its own."""
+    """No keys of its own."""
 
 
 class ReLU(Architecture[ReLUConfig]):

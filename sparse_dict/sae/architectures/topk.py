@@ -1,4 +1,4 @@
-"""TopK: exactly the k largest codes of each row (Makhzani and Frey 2013, Gao et al. 2024)."""
+"""TopK: the k largest codes of each row (Makhzani and Frey 2013, Gao et al. 2024)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +9,8 @@ from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import positive
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.base import Architecture
-from sparse_dict.sae.loss import Encoded, Params, keep_largest
+from sparse_dict.sae.codes import keep_largest
+from sparse_dict.sae.loss import Encoded, Params
 
 if TYPE_CHECKING:
     from torch import Tensor
