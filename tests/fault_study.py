@@ -112,5 +112,5 @@ def _timeless(path: Path) -> bytes:
     if path.name == "history.csv" and b"activations_per_second" in data:
         return re.sub(rb",[^,\n]*\n", b"\n", data)
     if path.name == "report.html":
-        return re.sub(rb"analysed in \d+ s|mode&quot;: &quot;(disabled|offline)&quot;", b"", data)
+        return re.sub(rb"analysed in \d+ s|mode&#34;: &#34;(disabled|offline)&#34;", b"", data)
     return data

@@ -196,12 +196,12 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         pytest.param("python train_sae.py sae=t", ["sae=tied", "sae=topk"], marks=pytest.mark.slow),
         pytest.param(
             "python harvest.py name=x experiment=",
-            ["experiment=demo", "experiment=paper", "experiment=toy"],
+            [f"experiment={name}" for name in ("demo", "neuron_basis", "paper", "toy")],
             marks=pytest.mark.slow,
         ),
         pytest.param(
             "python analyze.py comparison.m",
-            ["comparison.match_limit=", "comparison.matching="],
+            ["comparison.match_limit=", "comparison.matching=", "comparison.max_fvu="],
             marks=pytest.mark.slow,
         ),
     ],

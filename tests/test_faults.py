@@ -257,7 +257,7 @@ def stopped(name: str, base: Path, number: signal.Signals, *more: str, **env: st
     output, _ = process.communicate(timeout=10)
     assert time.monotonic() - sent < 10
     assert process.returncode == 128 + number, output
-    assert "the same command goes on" in output
+    assert "run the same command to resume" in output
     assert "Traceback" not in output
     assert not any(lock.holder(path.parent) for path in base.rglob(lock.FILE))
     assert re.search(rf"{name} +(interrupted|failed|not started) ", status.table(base))
@@ -328,7 +328,7 @@ def test_a_terminal_s_signal_to_all_processes_costs_one_line(
     assert process.returncode == 128 + number
     assert error.splitlines() == [
         f"train_lm.py: stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}: "
-        "the same command goes on"
+        "run the same command to resume"
     ]
 
 

@@ -122,7 +122,7 @@ def test_a_batch_that_fails_as_a_whole_costs_one_line(app: Path, tmp_path: Path)
 def test_an_interrupt_ends_without_a_traceback(app: Path, tmp_path: Path) -> None:
     process = launch(app, tmp_path, "size=92,1")
     assert process.returncode == 130
-    assert process.stderr == "app.py: stopped by Ctrl-C: the same command goes on\n"
+    assert process.stderr == "app.py: stopped by Ctrl-C: run the same command to resume\n"
 
 
 def test_a_job_that_hydra_cannot_set_up_is_named_and_nothing_is_trained(
