@@ -2,13 +2,15 @@
 
     python benchmarks/agreement.py                    # after `make demo`, about ten minutes
     python benchmarks/agreement.py --batch 64,128 --lr 1e-3,3e-3 --rows 1e6,2e6,4e6
+    python benchmarks/agreement.py --peers --rows 4e6   # SAELens and dictionary_learning
 
 Sizes 256 and 512 are trained on the demo's activations at L1 .02, from scratch for each length,
 since a schedule belongs to a length. What counts is how many of the 256 features have a cosine
 above .9 with one of the 512. Settings that share a batch size and a length are trained in one
 pass; a setting's seconds are its part of the pass. Each line of --out is one training; the table
 at the end says for each setting when 70 % of the features agreed, between two lengths by
-interpolation on the logarithm of the rows.
+interpolation on the logarithm of the rows. Peers keep their own defaults (rate, batch, warm-up) and
+get the same objective: the L1 coefficient in their units, no bias of the decoder.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SIZES = (256, 512)
+L1 = 2e-2
 WANTED = 0.7
 
 
@@ -41,7 +45,7 @@ def trained(batch: int, rows: int, settings: list[tuple[float, str]], activation
         overrides = [
             "experiment=demo", "tracking.mode=disabled", f"activations_dir={activations}",
             f"training.batch_size={batch}", f"training.n_activations={rows}",
-            "training.snapshots=0", "sae.l1=2e-2", f"sae.dict_size={size}",
+            "training.snapshots=0", f"sae.l1={L1}", f"sae.dict_size={size}",
             f"optimizer.lr={lr}", f"optimizer.schedule={schedule}",
         ]  # fmt: skip
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -64,6 +68,78 @@ def trained(batch: int, rows: int, settings: list[tuple[float, str]], activation
             "above": float((mcs > 0.9).mean()), "mmcs": float(mcs.mean()),
             "fvu": small["fvu"], "l0": small["l0"], "dead": small["dead"],
             "dead_of_512": large["dead"],
+        }  # fmt: skip
+
+
+def batches(activations: str, rows: int, batch: int) -> Iterator[Any]:
+    """(batch, d_in) each of the scaled activations, beginning again after the last row."""
+    import torch
+
+    from sparse_dict.activations.store import Activations
+
+    opened = Activations.open(Path(activations))
+    last = opened.rows - batch
+    for step in range(-(-rows // batch)):
+        start = step * batch % last
+        yield torch.from_numpy(opened.read(start, start + batch)).div_(opened.rms)
+
+
+def sae_lens(activations: str, rows: int, size: int) -> Any:
+    """SAELens' standard SAE by its trainer: batches of 4,096, a constant rate of 3e-4, no warm-up."""
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
+    from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+
+    sae = StandardTrainingSAE(
+        StandardTrainingSAEConfig(
+            d_in=128, d_sae=size, l1_coefficient=L1 * 128, apply_b_dec_to_input=False
+        )
+    )
+    sae.b_dec.requires_grad_(False)
+    trainer = MultiSAETrainer(
+        SAETrainerConfig(total_training_samples=rows, train_batch_size_samples=4096, lr_end=3e-5),
+        {"x": sae}, {"x": "x"}, ({"x": x} for x in batches(activations, rows, 4096)),
+    )  # fmt: skip
+    trainer.fit()
+    return sae.W_dec.detach().numpy()
+
+
+def dictionary_learning(activations: str, rows: int, size: int) -> Any:
+    """dictionary_learning's `StandardTrainer`: 1e-3 after 1,000 steps, L1 after 2,000.
+
+    It sets no batch size; 1,024 makes steps enough for both.
+    """
+    from dictionary_learning.trainers.standard import StandardTrainer
+    from dictionary_learning.training import trainSAE
+
+    made: list[Any] = []
+
+    class Kept(StandardTrainer):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.ae.bias.requires_grad_(False)
+            made.append(self.ae)
+
+    steps = -(-rows // 1024)
+    trainer = dict(
+        trainer=Kept, steps=steps, activation_dim=128, dict_size=size, layer=2, lm_name="x",
+        l1_penalty=L1 * 128, device="cpu",
+    )  # fmt: skip
+    trainSAE(batches(activations, rows, 1024), [trainer], steps, device="cpu")
+    return made[0].decoder.weight.detach().T.numpy()
+
+
+def peers(activations: str, rows: int) -> Iterator[dict[str, Any]]:
+    """A result of each peer at its defaults."""
+    from sparse_dict.analysis.measures.mcs import max_cosine, normalised
+
+    for train in (sae_lens, dictionary_learning):
+        started = time.monotonic()
+        small, large = (normalised(train(activations, rows, size)) for size in SIZES)
+        mcs = max_cosine(small, large)
+        yield {
+            "peer": train.__name__, "rows": rows, "seconds": time.monotonic() - started,
+            "above": float((mcs > 0.9).mean()), "mmcs": float(mcs.mean()),
         }  # fmt: skip
 
 
@@ -93,7 +169,15 @@ def main() -> None:
     parser.add_argument("--rows", type=numbers, default=[1e6, 2e6, 4e6, 8e6])
     parser.add_argument("--activations", default=str(ROOT / "outputs/demo/activations"))
     parser.add_argument("--out", default=str(ROOT / "benchmarks/results/agreement.jsonl"))
+    parser.add_argument("--peers", action="store_true")
     given = parser.parse_args()
+    if given.peers:
+        for rows in map(int, given.rows):
+            for line in peers(given.activations, rows):
+                print(line, flush=True)
+                with Path(given.out).open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+        return
     settings = list(product(given.lr, given.schedule.split(",")))
     lines: list[dict[str, Any]] = []
     for batch, rows in product(map(int, given.batch), map(int, given.rows)):
