@@ -85,7 +85,7 @@ def batches(activations: str, rows: int, batch: int) -> Iterator[Any]:
 
 
 def sae_lens(activations: str, rows: int, size: int) -> Any:
-    """SAELens' standard SAE by its trainer: batches of 4,096, a constant rate of 3e-4, no warm-up."""
+    """SAELens' standard SAE by its trainer: batches of 4,096 at 3e-4, without warm-up."""
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
     from sae_lens.training.multi_sae_trainer import MultiSAETrainer
