@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--contestants", type=split(str), default=[*OURS, *PEERS])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/sae_gpu.jsonl")
     parser.add_argument("--activations", type=Path, default=ROOT / "outputs/demo/activations")
     args = parser.parse_args()
@@ -61,11 +62,11 @@ def main() -> None:
         sizes=args.sizes, l1=args.l1, repeat=args.seeds, batch=args.batch, steps=args.steps,
         activations=str(args.activations), device="cuda:0",
     )  # fmt: skip
-    result = compare(task, [*OURS, *PEERS], args.rounds)
+    result = compare(task, args.contestants, args.rounds)
     features = sum(args.sizes) * len(args.l1) * args.seeds
     result["machine"], result["bf16_peak"] = torch.cuda.get_device_name(0), bf16_peak()
     print(f"{result['machine']}: measured bf16 peak {result['bf16_peak'] / 1e12:.0f} TFLOP/s")
-    for name in OURS:
+    for name in [name for name in OURS if name in args.contestants]:
         numbers = result["contestants"][name]
         numbers["flop_per_second"] = numbers["rows_per_second"] * 10 * 128 * features
         share = numbers["flop_per_second"] / result["bf16_peak"]
