@@ -32,8 +32,8 @@ from sparse_dict.storage.files import fingerprint
 log = logging.getLogger(__name__)
 
 # Features of one stack. Each of several intermediate results takes 4 bytes for each feature and
-# row: 512 MiB with 65,536 and 2,048 (a guess, never tried on a GPU). On a CPU stacks of more
-# features gain nothing and leave the cache.
+# row: 512 MiB with 65,536 and 2,048. On a CPU stacks of more features gain nothing and leave the
+# cache.
 MAX_FEATURES = 65_536
 MAX_FEATURES_CPU = 1024
 
