@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -123,7 +123,8 @@ class Model:
         layers = [-1 if site.layer is None else site.layer for site in sites]
         first = max(0, min(layers))
         before = self._blocks()[:first]
-        asked = [*sites, Site("resid_pre", first)] if before else sites
+        start = Site("resid_pre", first)
+        asked = [*sites, start] if before and start not in sites else sites
         forms: list[bool] = []  # whether a block hands on a tuple, which differs by version
         for block in before[:1]:
             handle = block.register_forward_hook(lambda *a: forms.append(isinstance(a[2], tuple)))
@@ -366,7 +367,7 @@ def fingerprint(lm: HFModel) -> str:
     """
     folder = _folder(lm)
     if not folder.is_dir():
-        return files.fingerprint([lm.name_or_path, commit(lm) or lm.revision])
+        return files.fingerprint([lm.name_or_path, commit(lm)])
     paths = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     if len(paths) == 1:
         raise UserError(f"{folder} holds no .safetensors: other weights are not read")
@@ -375,8 +376,13 @@ def fingerprint(lm: HFModel) -> str:
 
 def commit(lm: HFModel) -> str | None:
     """The commit that a name on the hub stands for; None for a folder."""
-    found: str | None = None if _folder(lm).is_dir() else _config(lm)._commit_hash
-    return found
+    if _folder(lm).is_dir():
+        return None
+    with _named(lm):
+        path = hf_hub_download(
+            lm.name_or_path, "config.json", revision=lm.revision, local_files_only=not _online()
+        )
+    return Path(path).parent.name  # of the cache: snapshots/<commit>
 
 
 def load(lm: HFModel, device: torch.device) -> Model:

@@ -15,6 +15,7 @@ Floats = NDArray[np.float32]
 Effects = list[list[tuple[int, float]]]  # of each direction: tokens with their logits
 
 EFFECTS = 10  # tokens listed at each end
+SMALL = 1e-3  # of a row's standard deviation, in sqrt(eps) of a norm
 ROWS = 64  # directions whose effects on the whole vocabulary are held at a time
 
 
@@ -45,7 +46,7 @@ def logit_effects(
     ends: tuple[Effects, Effects] = ([], [])
     if not direct:
         return ([[] for _ in rows], [[] for _ in rows], direct)
-    norm = copy.deepcopy(model.final_norm).float()
+    norm = copy.deepcopy(model.final_norm).double().cpu()
     unembed = model.unembedding[: lm.tokenizer.n_vocab].float()  # some have rows to spare
     k = min(EFFECTS, len(unembed))
     for start in range(0, len(rows), ROWS):
@@ -60,8 +61,12 @@ def logit_effects(
 
 
 def _gain(norm: nn.Module, residual: Tensor) -> Tensor:
-    """A norm without its division: its derivative at zero, where it divides by sqrt(eps) alone."""
-    zero = torch.zeros_like(residual)
-    slope: Tensor = torch.func.jvp(norm, (zero,), (residual,))[1]
+    """What a norm of any kind does to `residual` (n, d_model), but for its division.
+
+    That is told by rows so small that the norm divides by sqrt(eps) alone.
+    """
     eps = next(getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name))
-    return slope * float(eps) ** 0.5
+    rows = residual.double().cpu()
+    unit = rows.square().mean(1, keepdim=True).sqrt().clamp(min=1e-30) / SMALL
+    small = rows / unit * eps**0.5
+    return ((norm(small) - norm(torch.zeros_like(small))) * unit).to(residual)
