@@ -29,7 +29,7 @@ def train_ranks(texts: Iterable[str], n_ranks: int, max_chars: int) -> dict[byte
     if not first:
         return {}
     trained.train_from_iterator(_head(chain(first, texts), max_chars), trainer=trainer)
-    bytes_of = _bytes_by_character()
+    bytes_of = bytes_by_character()
     vocabulary: dict[str, int] = trained.get_vocab()
     return {
         bytes(bytes_of[character] for character in token): rank
@@ -46,7 +46,7 @@ def _head(texts: Iterable[str], max_chars: int) -> Iterator[str]:
             return
 
 
-def _bytes_by_character() -> dict[str, int]:
+def bytes_by_character() -> dict[str, int]:
     """GPT-2's alphabet: printable bytes stand for themselves, the others from U+0100 on."""
     printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     others = [byte for byte in range(256) if byte not in printable]
