@@ -61,7 +61,8 @@ def _run(config: AnalyzeConfig) -> None:
     from sparse_dict.analysis import analyses, study
     from sparse_dict.analysis.comparison import VARIANTS
     from sparse_dict.analysis.context import Context
-    from sparse_dict.analysis.report import figures, overview, page
+    from sparse_dict.analysis.features.page import PAGE
+    from sparse_dict.analysis.report import figures, overview, page, summary
     from sparse_dict.sae.folder import WEIGHTS
 
     started = time.monotonic()
@@ -100,6 +101,8 @@ def _run(config: AnalyzeConfig) -> None:
             f"{len(loaded.entries)} dictionaries in {loaded.folder}; "
             f"analysed in {time.monotonic() - started:.0f} s",
             list(sections.values()),
+            sentences := summary.sentences(context),
+            alarm := summary.alarm(context),
         )
         files.write_text(folder / "report.html", text)
         compared = {
@@ -119,7 +122,13 @@ def _run(config: AnalyzeConfig) -> None:
         files.write_json(folder / MANIFEST, files.sealed(record))
     for claim in context.claims:
         log.info("%s: %s; %s", claim.verdict, claim.claim, claim.ours)
-    log.info("report: %s", folder / "report.html")
+    if alarm:
+        log.warning("%s", alarm)
+    for sentence in sentences:
+        log.info("%s", sentence)
+    for file in ("report.html", PAGE):
+        if (folder / file).exists():
+            log.info("to open in a browser: %s", folder / file)
 
 
 def _summary(context: "Context") -> dict[str, float | int | str]:

@@ -154,7 +154,7 @@ def _bases(
     step = max(CHUNK_VALUES // (comparison.study.d_in * n_ctx), 1)
     x = np.concatenate([source.rows(text[i : i + step]) for i in range(0, wanted, step)])
     rows = bases.Rows.of(x.reshape(-1, x.shape[-1]))
-    for method in settings.baselines:
+    for method in bases.affordable(settings.baselines, rows.d_in):
         basis = bases.fit(method, rows, seed)
         rng = np.random.default_rng(seed)
         size = len(basis.directions)
