@@ -210,7 +210,7 @@ def test_the_reports_tables_are_in_the_offline_run(tmp_path: Path):
     }  # fmt: skip
     assert set(tables) == {
         "study/all_dictionaries", "claims/claims_and_verdicts", "claims/the_rules_of_the_verdicts",
-        "heatmap/all_variants", "sparsity/means",
+        "heatmap/all_variants", "sparsity/means", "charts/fvu_l0_table", "charts/mmcs_table",
     }  # fmt: skip
     claims = json.loads((tmp_path / "analysis" / "claims.json").read_text())["claims"]
     verdicts = tables["claims/claims_and_verdicts"]
