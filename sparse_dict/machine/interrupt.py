@@ -2,10 +2,13 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 class Interrupted(SystemExit):
@@ -48,6 +51,30 @@ def ending() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before)
         threading.excepthook = hook
+
+
+def during(call: Callable[[], Result]) -> Result:
+    """`call()`, a long one of C that lets other threads run; a signal ends the wait for it.
+
+    Python hears a signal between two instructions of the main thread only. So the call is made in
+    another, which does not keep the process from ending.
+    """
+    found: list[Result] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(call())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if failed:
+        raise failed[0]
+    return found[0]
 
 
 @contextmanager

@@ -212,7 +212,7 @@ def _log(member: Member, seen: int, step: int, var: float, d_in: int, speed: flo
         "mse": mse,
         "fvu": mse / var,
         "l0": sums.active / sums.rows,
-        "l1": sums.l1 / sums.rows,
+        "l1_norm": sums.l1 / sums.rows,
         "inactive": int(member.state.inactive(seen).sum()),
         "lr": hyper(member.config, step).lr,
         "activations_per_second": speed,

@@ -15,6 +15,7 @@ from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
 from sparse_dict.sae import architectures
 from sparse_dict.sae import folder as folders
+from sparse_dict.sae.naming import end_values
 from sparse_dict.sae.rows import training_rows
 from sparse_dict.storage import lock
 from sparse_dict.storage.files import fingerprint, read_json
@@ -178,12 +179,10 @@ def _finish_what_was_killed(job: "Job", metrics: Any) -> None:
     from sparse_dict.sae import passes
 
     (job.folder / folders.CHECKPOINT).unlink(missing_ok=True)
-    if (job.folder / tracking.ID_FILE).exists():
-        opened = tracking.open_run(
-            job.config, "train_sae", job.folder.name, job.folder, "activations"
-        )
-        with opened as run:
-            run.summary(passes.end_values(metrics))
+    if tracking.unfinished(job.folder):
+        with passes.opened(job, _open(Path(job.config.activations_dir))) as run:
+            run.summary(end_values(metrics))
+            run.made("dictionary", job.folder / folders.METRICS)
 
 
 def _show(paths: list[Path], outcomes: list[Outcome]) -> None:
