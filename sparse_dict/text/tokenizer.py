@@ -17,6 +17,7 @@ from sparse_dict.errors import UserError, one_line, reading
 from sparse_dict.machine.network import reachable
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files
+from sparse_dict.storage.door import read_bytes
 from sparse_dict.text import bpe, corpus
 from sparse_dict.text.cache import building, is_there, seal
 
@@ -186,10 +187,9 @@ def _gpt2() -> Tokenizer:
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
+    data = read_bytes(path)
     with reading(path):
-        pairs = [line.split(" ") for line in path.read_text(encoding="ascii").splitlines()]
+        pairs = [line.split(" ") for line in data.decode("ascii").splitlines()]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
         if [*ranks.values()] != [*range(len(pairs))] or b"" in ranks:
             raise ValueError("the ranks of its tokens are not 0, 1, 2 ...")

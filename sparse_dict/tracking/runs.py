@@ -14,6 +14,7 @@ from typing import Any
 
 from sparse_dict.config import StudyConfig, TrackingConfig
 from sparse_dict.errors import UserError, with_class
+from sparse_dict.storage.door import read_bytes
 from sparse_dict.tracking import server
 from sparse_dict.tracking.run import ID_FILE, Run, exit_code
 
@@ -144,8 +145,8 @@ def _mode(tracking: TrackingConfig) -> str:
 
 def _remembered(id_file: Path) -> str | None:
     """The run that a job was logged to before, if it did not finish."""
-    with suppress(OSError, ValueError):
-        text = id_file.read_text(encoding="utf-8").strip()
+    with suppress(UserError, ValueError):
+        text = read_bytes(id_file).decode().strip()
         return text if re.fullmatch("[0-9a-f]{16}", text) else None
     return None
 
