@@ -52,15 +52,15 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         raise UserError(f"{path} is no name of a file") from None
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, advice: str = "which no such file is") -> bytes:
     """All of a file that is read in one piece.
 
     Raises:
-        UserError: as `opened`, or it is larger than `MOST_BYTES`.
+        UserError: as `opened`, or it is larger than `MOST_BYTES`, which `advice` comments on.
     """
     with opened(path) as file:
         if os.fstat(file.fileno()).st_size > MOST_BYTES:
-            raise UserError(f"{path} is larger than {MOST_BYTES >> 20} MiB, which no such file is")
+            raise UserError(f"{path} is larger than {MOST_BYTES >> 20} MiB, {advice}")
         return file.read()
 
 

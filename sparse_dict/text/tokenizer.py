@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s
 GPT2_HOST = "https://openaipublic.blob.core.windows.net"
 CACHED_S = 2.0  # more than enough to load GPT-2's vocabulary from a disk
 DOWNLOAD_S = 120.0
-BPE_RULES = 1  # counted up when the same corpus and settings give another vocabulary
+BLANKS = re.compile(r"(\s{100000})")  # a run that is encoded in pieces
+BPE_RULES = 2  # counted up when the same corpus and settings give another vocabulary
 
 
 class Tokenizer:
@@ -107,7 +109,10 @@ class Tokenizer:
             return cls(str(record["name"]), ranks, record["pat_str"])
 
     def _encode(self, text: str) -> np.ndarray:
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
+        # on a million blanks tiktoken would fail, and name no document
+        parts = [part for part in BLANKS.split(text) if part] if len(text) > 10**5 else [text]
+        ids = [self._encoding.encode_to_numpy(part, disallowed_special=()) for part in parts]
+        return np.concatenate(ids).astype(self.dtype)
 
     def _lines(self) -> list[str]:
         ordered = sorted(self._ranks.items(), key=lambda item: item[1])
