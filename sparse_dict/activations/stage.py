@@ -87,7 +87,7 @@ def _run(config: HarvestStageConfig) -> None:
     prints: dict[str, Any] = {k: inputs[k] for k in ("model", "tokenizer") if k in inputs}
     with tracking.open_run(config, "harvest", name, target, "rows", prints) as run:
         if of_text and isinstance(config.lm, HFModel):
-            run.used("language-model", _hf().source(config.lm), inputs["model"])
+            run.used("language-model", hf().source(config.lm), inputs["model"])
         elif of_text:
             run.used("language-model", Path(config.lm_dir) / lm_folder.RECORD)
         started = time.perf_counter()
