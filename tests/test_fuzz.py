@@ -151,7 +151,7 @@ def read_answers(base: Path) -> None:
 
 def read_study(base: Path) -> None:
     study.load(base / "sae")
-    status.printable(status.table(base)).encode()
+    status.table(base).encode()
 
 
 READERS: dict[str, tuple[str, Callable[[Path], None]]] = {

@@ -385,6 +385,14 @@ def commit(lm: HFModel) -> str | None:
     return Path(path).parent.name  # of the cache: snapshots/<commit>
 
 
+def source(lm: HFModel) -> Path | str:
+    """What there is to see of the model: a file of its folder, or its page on the hub."""
+    folder = _folder(lm)
+    if folder.is_dir():
+        return folder / "config.json"
+    return f"https://huggingface.co/{lm.name_or_path}"
+
+
 def load(lm: HFModel, device: torch.device) -> Model:
     """The model in evaluation mode.
 

@@ -84,7 +84,12 @@ def _run(config: HarvestStageConfig) -> None:
         target, source.rows, source.d_in, settings.shard_rows, settings.dtype, config.seed
     )
     name = f"{config.name} activations"
-    with tracking.open_run(config, "harvest", name, target, "rows") as run:
+    prints: dict[str, Any] = {k: inputs[k] for k in ("model", "tokenizer") if k in inputs}
+    with tracking.open_run(config, "harvest", name, target, "rows", prints) as run:
+        if of_text and isinstance(config.lm, HFModel):
+            run.used("language-model", hf().source(config.lm), inputs["model"])
+        elif of_text:
+            run.used("language-model", Path(config.lm_dir) / lm_folder.RECORD)
         started = time.perf_counter()
         numbers = source.fill(writer, run)
         writer.finish(source.fields | {"config": _deciding(config)}, source.fingerprints())
@@ -92,6 +97,7 @@ def _run(config: HarvestStageConfig) -> None:
         written = store.Activations.open(target)
         numbers |= {"mean_norm": float((written.mean**2).sum() ** 0.5), "rms": written.rms}
         run.summary({"rows": source.rows, "rows_per_second": rate, **numbers})
+        run.made("activations", target / store.MANIFEST)
     log.info("%s: %s rows at %.0f rows/s, RMS %.3g", target, f"{source.rows:,}", rate, written.rms)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from sparse_dict.activations import store, toy
 from sparse_dict.analysis import stage as analysis_stage
-from sparse_dict.errors import MALFORMED, UserError, explained
+from sparse_dict.errors import UserError, explained, printable, reading
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
 from sparse_dict.storage import files, lock, tensor_files
@@ -73,13 +73,12 @@ class Verification:
     def _attempt(self, path: Path, check: Callable[[], object]) -> None:
         """Run `check`; what it raises is a fault of `path`."""
         try:
-            check()
+            with reading(path):
+                check()
         except UserError as error:
             self._fault(str(error))
         except OSError as error:
             self._fault(explained(error) or f"{path}: {error}")
-        except MALFORMED as error:
-            self._fault(f"{path} is malformed: {error!r}")
 
     def _fault(self, text: str) -> None:
         if text not in self.faults:
@@ -200,7 +199,7 @@ class Verification:
     def _analysis(self, folder: Path) -> str:
         self._only(folder, ANALYSIS)
         path = folder / analysis_stage.MANIFEST
-        record = files.read_json(path)
+        record = analysis_stage.read_record(folder)
         self._sealed(path, record)
         compared: dict[str, Any] = record["dictionaries"]
         for name, weights in compared.items():
@@ -296,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             faults.append(str(error))
     verdict = f"{len(faults)} faults" if len(faults) != 1 else "1 fault"
     lines += [*(f"FAULT {fault}" for fault in faults), verdict]
-    sys.stdout.write(status.printable("\n".join(lines) + "\n"))
+    sys.stdout.write("\n".join(map(printable, [*lines, ""])))
     return 1 if faults else 0
 
 

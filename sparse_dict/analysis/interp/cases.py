@@ -152,7 +152,7 @@ def _bases(
     wanted = max(min(settings.rows // n_ctx, n_contexts), 1)
     x = source.rows(np.arange(wanted) * n_contexts // wanted)
     rows = bases.Rows.of(x.reshape(-1, x.shape[-1]))
-    for method in settings.baselines:
+    for method in bases.affordable(settings.baselines, rows.d_in):
         basis = bases.fit(method, rows, seed)
         rng = np.random.default_rng(seed)
         size = len(basis.directions)

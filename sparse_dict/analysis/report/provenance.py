@@ -39,6 +39,19 @@ def paragraph(config: AnalyzeConfig, study: Study) -> str:
     )
 
 
+def subject(config: AnalyzeConfig, study: Study) -> str:
+    """The activations in a few words, after their number."""
+    try:
+        manifest = harvested.manifest_of(config, study)
+    except UserError:
+        return f"rows of {study.d_in:,} values"
+    site, layer = _word(manifest, "site"), _count(manifest, "layer")
+    if site == "toy":
+        return f"rows of a toy ({study.d_in:,} values)"
+    at = f"{site or 'several sites'}" + ("" if layer is None else f", layer {layer}")
+    return f"activations of {at} ({study.d_in:,} values)"
+
+
 def _get(record: Any, *path: str) -> Any:
     """The value below `path`; None where a step is missing or no mapping."""
     for key in path:
