@@ -69,8 +69,9 @@ def losses(
     ]
     sums: dict[str, float] = {label: 0.0 for item in replacements for label in item.labels}
     step, skip = max(1, BATCH_TOKENS // (contexts.shape[1] - 1)), place.skip_first
-    log.info("loss recovered: %s tokens, each in %d variants", f"{contexts.size:,}", len(sums))
-    with Progress("loss recovered", len(contexts) * len(sums), "contexts") as progress:
+    n = contexts[:, 1:].size
+    log.info("loss recovered: %s tokens, each in %d variants", f"{n:,}", len(sums))
+    with Progress("loss recovered", n * len(sums), "tokens") as progress:
         for start in range(0, len(contexts), step):
             batch = torch.from_numpy(contexts[start : start + step]).to(model.device)
             found, follow = model.split(batch[:, :-1], batch[:, 1:], place.sites)
@@ -78,7 +79,7 @@ def losses(
             for item in replacements:
                 for label, new in zip(item.labels, item.reconstruct(x), strict=True):
                     sums[label] += float(follow(put_back(found, new, skip))) * len(batch)
-                    progress.advance(len(batch))
+                    progress.advance(batch[:, 1:].numel())
     return {label: value / len(contexts) for label, value in sums.items()}
 
 
