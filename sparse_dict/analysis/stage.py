@@ -5,12 +5,12 @@ import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
 from sparse_dict.config import AnalyzeConfig, InterpConfig
 from sparse_dict.sae.naming import end_values, run_name
-from sparse_dict.storage import files, lock
+from sparse_dict.storage import door, files, lock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,22 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
 
 
 MANIFEST = "analysis.json"  # which dictionaries were compared, and files' hashes; written last
+VALUES: dict[str, door.Check] = {
+    "dictionaries": door.texts,
+    "left_out": door.listing,
+    "seconds": door.amount,
+    "sha256?": door.texts,
+}
 MADE = (".png", ".svg", ".csv", ".json", ".html")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """`analysis.json` of a finished analysis, its values checked.
+
+    Raises:
+        UserError: there is none, or a value is not of its kind or out of range.
+    """
+    return door.checked(files.read_json(folder / MANIFEST), folder / MANIFEST, VALUES)
 
 
 def run(config: AnalyzeConfig) -> None:

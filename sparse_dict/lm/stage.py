@@ -42,7 +42,7 @@ def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
             f"{distributed.size()} processes that share it"
         )
     runtime.check_device(config.device)
-    corpus.check(config.data)
+    corpus.check(config.data, validated=True)
     tracking.check(config.tracking)
 
 

@@ -1,14 +1,15 @@
 """Signals as a request to stop at the next safe point, with a checkpoint."""
 
+import atexit
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
-from typing import TypeVar
-
-Result = TypeVar("Result")
+from typing import NoReturn
 
 
 class Interrupted(SystemExit):
@@ -53,28 +54,15 @@ def ending() -> Iterator[None]:
         threading.excepthook = hook
 
 
-def during(call: Callable[[], Result]) -> Result:
-    """`call()`, a long one of C that lets other threads run; a signal ends the wait for it.
+def leave(code: int) -> NoReturn:
+    """End the process now, though a thread is in somebody else's call: that may last for minutes.
 
-    Python hears a signal between two instructions of the main thread only. So the call is made in
-    another, which does not keep the process from ending.
+    What is to be done at the end is done: locks are released, logs and runs closed.
     """
-    found: list[Result] = []
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            found.append(call())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-    if failed:
-        raise failed[0]
-    return found[0]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 @contextmanager

@@ -35,7 +35,9 @@ from sparse_dict.sae.strategy import FreezePerturb
 
 log = logging.getLogger(__name__)
 
-COMPILE_FROM = 10_000  # steps: shorter trainings on a GPU are over before compiling pays
+# Steps: shorter trainings on a GPU are over before compiling pays. On an H200 with 16 cores it
+# takes 38 s for the seven stacks of docs/reproduction.md and saves .7 ms a step.
+COMPILE_FROM = 55_000
 
 
 Step = SparseStep | DenseStep

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_dict import tracking
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig, identity
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, printable
 from sparse_dict.machine import runtime
 from sparse_dict.sae import architectures
 from sparse_dict.sae import folder as folders
@@ -197,4 +197,4 @@ def _show(paths: list[Path], outcomes: list[Outcome]) -> None:
                 f"{m['dict_size']:>6} {m['l1']:>9.2e} {m['fvu']:>7.4f} {m['l0']:>7.2f} "
                 f"{m['dead']:>6} {m['seconds']:>8.1f}  {path.name}"
             )
-    log.info("dictionaries\n%s", "\n".join(lines))
+    log.info("\n".join(["dictionaries", *map(printable, lines)]))

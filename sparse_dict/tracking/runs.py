@@ -16,6 +16,7 @@ from typing import Any
 
 from sparse_dict.config import StudyConfig, TrackingConfig
 from sparse_dict.errors import UserError, with_class
+from sparse_dict.storage.door import read_bytes
 from sparse_dict.tracking import server
 from sparse_dict.tracking.run import DONE, ID_FILE, Run, exit_code
 
@@ -168,8 +169,8 @@ def unfinished(folder: Path) -> bool:
 
 def _remembered(id_file: Path, finished: bool = False) -> str | None:
     """The run that a job was logged to before: if it did not finish, or `finished` in any case."""
-    with suppress(OSError, ValueError):
-        text = id_file.read_text(encoding="utf-8").strip()
+    with suppress(UserError, ValueError):
+        text = read_bytes(id_file).decode().strip()
         found = re.fullmatch(f"([0-9a-f]{{16}})({DONE})?", text)
         return found[1] if found and (finished or not found[2]) else None
     return None

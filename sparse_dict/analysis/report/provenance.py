@@ -91,7 +91,7 @@ def _site(manifest: Mapping[str, Any], d_in: int) -> str:
         names = [name for site in sites if (name := _word(site, "site"))]
         return f"{d_in:,} values of {len(sites)} sites side by side ({', '.join(names)})"
     name, layer = _word(manifest, "site") or "an unnamed site", _count(manifest, "layer")
-    what = "neurons: the hidden layer of the MLP" if name == harvested.SITE else "values"
+    what = "neurons: the hidden layer of the MLP" if name == "mlp_post" else "values"
     return f"{d_in:,} {what} (site {name}" + (
         ")" if layer is None else f") of layer {layer}, counted from 0,"
     )
