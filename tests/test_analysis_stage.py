@@ -221,6 +221,22 @@ def test_the_reports_tables_are_in_the_offline_run(tmp_path: Path):
     assert all(f'"{key}"' in summary for key in tables)
 
 
+def test_agreement_is_told_of_each_dictionary_with_those_larger_and_with_other_seeds(
+    tmp_path: Path,
+):
+    write_study(tmp_path, sizes=(16, 32), l1s=(0.01,), seeds=(0, 1, 2))
+    context = compared(tmp_path, "agreement")
+    told = stage._agreement(context).set_index("dictionary")
+    cells = context.cells.set_index("dictionary")
+    assert told["mmcs"].dropna().to_dict() == cells["mmcs"].to_dict()
+    assert told["mmcs"].isna().to_dict() == {e.name: e.size == 32 for e in context.study.entries}
+    for entry in context.study.entries:
+        pairs = [p.shared.mean() for p in context.seed_pairs if entry in (p.first, p.second)]
+        assert len(pairs) == 2
+        assert told["shared_fraction"][entry.name] == pytest.approx(np.mean(pairs))
+    assert stage._agreement(compared(tmp_path))["shared_fraction"].isna().all()
+
+
 def test_without_dictionaries_the_check_fails_in_one_line(tmp_path: Path):
     with pytest.raises(UserError, match="sae_dir"):
         stage.check(config_of(tmp_path))

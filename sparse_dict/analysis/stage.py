@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+# wandb's own charts over tables: the heat map of MMCS, by its one chart of coloured cells, and FVU
+# against L0. Each with the columns that it draws.
+CHARTS = {
+    "charts/mmcs": (
+        "wandb/confusion_matrix/v1",
+        {"Actual": "dict_size", "Predicted": "level", "nPredictions": "mmcs"},
+    ),
+    "charts/fvu_l0": ("wandb/scatter/v0", {"x": "l0", "y": "fvu"}),
+}
+
+
 def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
     """See that there is something to analyse.
 
@@ -178,17 +189,10 @@ def _tell(context: "Context", tracked: tracking.Run) -> None:
     """Send how far dictionaries agree: as charts, and to the dictionaries' own runs."""
     frame = _agreement(context)
     rows = frame.astype(object).where(frame.notna(), None)
-    tracked.table(
-        "charts/fvu_l0", list(rows.columns), rows.itertuples(index=False),
-        ("wandb/scatter/v0", {"x": "l0", "y": "fvu"}),
-    )  # fmt: skip
     first = frame[frame["family"] == context.study.families[0]]
     means = first.groupby(["dict_size", "level"])["mmcs"].mean().dropna().reset_index()
-    tracked.table(  # wandb's one chart of coloured cells
-        "charts/mmcs", list(means.columns), means.itertuples(index=False),
-        ("wandb/confusion_matrix/v1",
-         {"Actual": "dict_size", "Predicted": "level", "nPredictions": "mmcs"}),
-    )  # fmt: skip
+    for (key, chart), table in zip(CHARTS.items(), (means, rows), strict=True):
+        tracked.table(key, list(table.columns), table.itertuples(index=False), chart)
     finished = [entry.metrics["config"] for entry in context.study.entries]
     openers = [
         partial(

@@ -179,12 +179,13 @@ def _remembered(id_file: Path, finished: bool = False) -> str | None:
 @functools.cache
 def _commit() -> str | None:
     """The commit of the checkout that runs, with a + where files differ; None without one."""
-    root = Path(__file__).parent.parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*"]
-    with suppress(OSError, subprocess.SubprocessError):
-        return subprocess.check_output([*command, "--dirty=+"], text=True, timeout=5).strip()
+    command = "git --git-dir=.git describe --always --abbrev=40 --exclude=* --dirty=+"
+    with suppress(OSError):
+        root = Path(__file__).parents[2]
+        done = subprocess.run(
+            command.split(), cwd=root, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() or None
     return None
 
 
