@@ -45,11 +45,11 @@ def local(tmp_path, **changes):
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_data_set_is_read_streaming_or_not(tmp_path, streaming):
     data = local(tmp_path, streaming=streaming)
-    assert list(corpus.documents(data, tmp_path)) == ["x", "y", "z"]
+    assert list(corpus.Documents(data, tmp_path)) == ["x", "y", "z"]
 
 
 def test_max_documents_ends_the_stream(tmp_path):
-    assert list(corpus.documents(local(tmp_path, max_documents=2), tmp_path)) == ["x", "y"]
+    assert list(corpus.Documents(local(tmp_path, max_documents=2), tmp_path)) == ["x", "y"]
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -61,7 +61,7 @@ def test_a_missing_column_or_split_names_those_that_are_there(tmp_path, streamin
     ]:
         data = local(tmp_path, streaming=streaming, **changes)
         with pytest.raises(UserError, match=message):
-            list(corpus.documents(data, tmp_path))
+            list(corpus.Documents(data, tmp_path))
 
 
 def test_without_network_the_error_comes_soon_and_says_what_to_do(tmp_path, monkeypatch, silent):
@@ -71,7 +71,7 @@ def test_without_network_the_error_comes_soon_and_says_what_to_do(tmp_path, monk
     monkeypatch.setattr("sparse_dict.machine.network.TIMEOUT_S", 0.3)
     started = time.monotonic()
     with pytest.raises(UserError, match=r"there is no network.*data=files data\.files=") as caught:
-        list(corpus.documents(local(tmp_path, path="someone/something"), tmp_path))
+        list(corpus.Documents(local(tmp_path, path="someone/something"), tmp_path))
     assert time.monotonic() - started < 5
     assert "\n" not in str(caught.value)
     assert datasets.config.HF_HUB_OFFLINE is False
@@ -83,14 +83,16 @@ def test_offline_mode_does_not_ask_the_network(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("sparse_dict.text.hub.reachable", lambda url: pytest.fail("asked"))
     with pytest.raises(UserError, match="offline mode is on"):
-        list(corpus.documents(local(tmp_path, path="someone/something"), tmp_path))
+        list(corpus.Documents(local(tmp_path, path="someone/something"), tmp_path))
 
 
 def test_describing_a_data_set_needs_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr("sparse_dict.text.hub.reachable", lambda url: pytest.fail("asked"))
-    described = corpus.describe(local(tmp_path, path="someone/something"))
+    described = corpus.describe(local(tmp_path, path="someone/something"), tmp_path)
     assert described["path"] == "someone/something"
-    assert described == corpus.describe(local(tmp_path, path="someone/something", streaming=False))
+    assert described == corpus.describe(
+        local(tmp_path, path="someone/something", streaming=False), tmp_path
+    )
 
 
 def test_a_config_that_cannot_work_is_refused_by_check(tmp_path):
@@ -137,6 +139,6 @@ def test_without_network_an_earlier_download_is_read(tmp_path, monkeypatch):
     (folder / "something-train.arrow").write_bytes(Path(made).read_bytes())
     info = json.loads((source / "dataset_info.json").read_text())
     (folder / "dataset_info.json").write_text(json.dumps(info | {"dataset_name": "something"}))
-    assert list(corpus.documents(data, tmp_path)) == ["x", "y", "z"]
+    assert list(corpus.Documents(data, tmp_path)) == ["x", "y", "z"]
     with pytest.raises(UserError, match=r"split.*test.*train"):
-        list(corpus.documents(local(tmp_path, path="someone/something", split="test"), tmp_path))
+        list(corpus.Documents(local(tmp_path, path="someone/something", split="test"), tmp_path))

@@ -20,7 +20,7 @@ from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files
 from sparse_dict.storage.door import read_bytes
 from sparse_dict.text import bpe, corpus
-from sparse_dict.text.cache import building, is_there, seal
+from sparse_dict.text.cache import ensure, is_there, seal
 
 log = logging.getLogger(__name__)
 
@@ -135,23 +135,27 @@ def build(config: GPT2Tokenizer | BPETokenizer, data: DataConfig, cache_dir: Pat
 
 
 def _trained(config: BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokenizer:
-    settings = {
+    settings: dict[str, Any] = {
         "rules": BPE_RULES,
-        "corpus": corpus.describe(data),
+        "corpus": corpus.describe(data, cache_dir),
         "vocab_size": config.vocab_size,
         "train_chars": config.train_chars,
     }
     folder = cache_dir / "tokenizer" / files.fingerprint(settings)
-    if not is_there(folder):
-        texts = corpus.documents(data, cache_dir)
-        with building(folder) as fresh:
-            started = time.monotonic()
-            ranks = bpe.train_ranks(texts, config.vocab_size - 1, config.train_chars)
-            if not ranks:
-                raise UserError("the corpus is empty: there is no text to train a vocabulary on")
-            Tokenizer("bpe", ranks, GPT2_PATTERN).save(fresh)
-            seal(fresh)
+
+    def make(fresh: Path) -> None:
+        started = time.monotonic()
+        texts = corpus.Documents(data, cache_dir)
+        ranks = bpe.train_ranks(texts, config.vocab_size - 1, config.train_chars)
+        if not ranks:
+            raise UserError("the corpus is empty: there is no text to train a vocabulary on")
+        corpus.refuse_change(settings["corpus"], corpus.describe(data, cache_dir))
+        Tokenizer("bpe", ranks, GPT2_PATTERN).save(fresh)
+        seal(fresh)
         log.info("vocabulary: trained in %.0f s", time.monotonic() - started)
+
+    if not is_there(folder):
+        ensure(folder, make)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.n_vocab < config.vocab_size:
         log.warning(
