@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparse_dict.config import HubData
+from sparse_dict.config import HubData, identity
 from sparse_dict.errors import UserError
 from sparse_dict.machine.network import reachable
 from sparse_dict.text import corpus
@@ -68,7 +68,7 @@ def test_without_network_the_error_comes_soon_and_says_what_to_do(tmp_path, monk
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", silent)
-    monkeypatch.setattr("sparse_dict.machine.network.TIMEOUT_S", 0.3)
+    monkeypatch.setattr("sparse_dict.text.hub.ANSWER_S", 0.3)
     started = time.monotonic()
     with pytest.raises(UserError, match=r"there is no network.*data=files data\.files=") as caught:
         list(corpus.Documents(local(tmp_path, path="someone/something"), tmp_path))
@@ -81,18 +81,25 @@ def test_offline_mode_does_not_ask_the_network(tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("sparse_dict.text.hub.reachable", lambda url: pytest.fail("asked"))
+    monkeypatch.setattr("sparse_dict.text.hub.status", lambda *_: pytest.fail("asked"))
     with pytest.raises(UserError, match="offline mode is on"):
         list(corpus.Documents(local(tmp_path, path="someone/something"), tmp_path))
 
 
-def test_describing_a_data_set_needs_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr("sparse_dict.text.hub.reachable", lambda url: pytest.fail("asked"))
+def test_a_commit_is_looked_up_once_and_then_needs_no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("sparse_dict.text.hub.status", lambda *_: 200)
+    monkeypatch.setattr("sparse_dict.text.hub._looked_up", lambda data: "0123abcd")
     described = corpus.describe(local(tmp_path, path="someone/something"), tmp_path)
-    assert described["path"] == "someone/something"
-    assert described == corpus.describe(
-        local(tmp_path, path="someone/something", streaming=False), tmp_path
-    )
+    assert described["commit"] == "0123abcd"
+    monkeypatch.setattr("sparse_dict.text.hub.status", lambda *_: pytest.fail("asked"))
+    again = local(tmp_path, path="someone/something", streaming=False)
+    assert corpus.describe(again, tmp_path) == described
+
+
+def test_records_without_a_commit_agree_with_those_that_have_one():
+    older, newer = {"path": "a/b"}, {"path": "a/b", "commit": "0123abcd"}
+    assert identity.differences(older, newer) == identity.differences(newer, older) == []
+    assert identity.differences(newer, newer | {"commit": "4567"}) != []
 
 
 def test_a_config_that_cannot_work_is_refused_by_check(tmp_path):
@@ -129,7 +136,7 @@ def test_a_server_that_answers_with_an_error_is_reachable():
 def test_without_network_an_earlier_download_is_read(tmp_path, monkeypatch):
     import datasets
 
-    monkeypatch.setattr("sparse_dict.text.hub.reachable", lambda url: False)
+    monkeypatch.setattr("sparse_dict.text.hub.status", lambda *_: None)
     data = local(tmp_path, path="someone/something")
     # A download as the client leaves it: a local data set's cache under the hub's naming.
     made = datasets.load_dataset(str(tmp_path / "set"), split="train").cache_files[0]["filename"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fault_study import ENVIRONMENT, ROOT, SETTINGS
-from hub_server import CONVERTED, HubServer, openwebtext, pile10k
+from hub_server import HubServer, openwebtext, pile10k
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import regex  # tiktoken's
 import tiktoken
 
 from sparse_dict.config import BPETokenizer, DataConfig, GPT2Tokenizer
@@ -30,6 +31,7 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s
 GPT2_HOST = "https://openaipublic.blob.core.windows.net"
 CACHED_S = 2.0  # more than enough to load GPT-2's vocabulary from a disk
 DOWNLOAD_S = 120.0
+PROBE = "It's  1 \té_!\n"
 BLANKS = re.compile(r"(\s{100000})")  # a run that is encoded in pieces
 BPE_RULES = 2  # counted up when the same corpus and settings give another vocabulary
 
@@ -106,6 +108,8 @@ class Tokenizer:
             for key, value in expected.items():
                 if record[key] != value:
                     raise ValueError(f"{key} is {record[key]!r}, but the ranks say {value}")
+            if not _splits(record["pat_str"]):  # tiktoken would panic
+                raise ValueError("pat_str does not split a text into words")
             return cls(str(record["name"]), ranks, record["pat_str"])
 
     def _encode(self, text: str) -> np.ndarray:
@@ -193,6 +197,15 @@ def _gpt2() -> Tokenizer:
         )
     encoding = result["encoding"]
     return Tokenizer("gpt2", encoding._mergeable_ranks, encoding._pat_str)
+
+
+def _splits(pattern: str) -> bool:
+    """Whether an expression cuts a text into words, none of them empty."""
+    try:
+        words = [match[0] for match in regex.finditer(pattern, PROBE)]
+    except regex.error:
+        return False
+    return "".join(words) == PROBE and "" not in words
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
