@@ -272,7 +272,7 @@ WITHOUT = (read_study, read_source)  # which look elsewhere, or go on without it
 @pytest.mark.parametrize("kind", NO_FILES)
 def test_what_is_no_file_is_a_user_error_or_none(template: Path, kind: str):
     """A reader that waits for a pipe or reads a device to its end does not come back."""
-    base = template.with_name(f"no files {kind}")
+    base = template.with_name(f"no-file-{[*NO_FILES].index(kind)}")
     shutil.copytree(template, base)
     for relative, read in READERS.values():
         path = base / relative

@@ -141,7 +141,8 @@ class Client:
         One that a kill cut short is passed over.
         """
         last = b"\n"
-        for line in read_bytes(self.path).splitlines(keepends=True) if self.path.exists() else ():
+        there = self.path.exists() or self.path.is_symlink()
+        for line in read_bytes(self.path).splitlines(keepends=True) if there else ():
             last = line
             try:
                 record = json.loads(line)
