@@ -11,6 +11,7 @@ from sparse_dict.storage import door, files, tensor_files
 if TYPE_CHECKING:
     import torch
 
+    from sparse_dict.lm.interface import OpenLM
     from sparse_dict.lm.model import GPT
     from sparse_dict.text.tokenizer import Tokenizer
 
@@ -48,6 +49,13 @@ class LoadedLM:
     def config(self) -> ModelConfig:
         """The model's shape."""
         return ModelConfig(**self.record["config"]["model"])
+
+    @property
+    def opened(self) -> "OpenLM":
+        """What the harvest and the analyses ask of it."""
+        from sparse_dict.lm.interface import OpenLM
+
+        return OpenLM(self.model, self.tokenizer, self.config.n_ctx)
 
 
 def read_record(lm_dir: Path) -> dict[str, Any]:

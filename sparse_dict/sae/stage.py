@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from sparse_dict.errors import UserError, printable
 from sparse_dict.machine import runtime
 from sparse_dict.sae import architectures
 from sparse_dict.sae import folder as folders
+from sparse_dict.sae.naming import end_values
 from sparse_dict.sae.rows import training_rows
 from sparse_dict.storage import lock
 from sparse_dict.storage.files import fingerprint, read_json
@@ -159,7 +160,8 @@ def _train_many(
             outcomes[i] = error
             continue
         step = meta["step"] if meta else 0
-        of_data = [config.activations_dir, asdict(config.activations), asdict(config.training)]
+        training = replace(config.training, rows="all", rows_seed=0)  # these may differ in a pass
+        of_data = [config.activations_dir, asdict(config.activations), asdict(training)]
         shared = [*of_data, config.device, step]
         together[fingerprint(shared)][i] = job
     for number, jobs in enumerate(together.values(), start=1):
@@ -178,12 +180,10 @@ def _finish_what_was_killed(job: "Job", metrics: Any) -> None:
     from sparse_dict.sae import passes
 
     (job.folder / folders.CHECKPOINT).unlink(missing_ok=True)
-    if (job.folder / tracking.ID_FILE).exists():
-        opened = tracking.open_run(
-            job.config, "train_sae", job.folder.name, job.folder, "activations"
-        )
-        with opened as run:
-            run.summary(passes.end_values(metrics))
+    if tracking.unfinished(job.folder):
+        with passes.opened(job, _open(Path(job.config.activations_dir))) as run:
+            run.summary(end_values(metrics))
+            run.made("dictionary", job.folder / folders.METRICS)
 
 
 def _show(paths: list[Path], outcomes: list[Outcome]) -> None:

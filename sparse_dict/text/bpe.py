@@ -41,7 +41,7 @@ def train_ranks(texts: Iterable[str], n_ranks: int, max_chars: int) -> dict[byte
         )
     if not progress.done:
         return {}
-    bytes_of = _bytes_by_character()
+    bytes_of = bytes_by_character()
     vocabulary: dict[str, int] = trained.get_vocab()
     return {
         bytes(bytes_of[character] for character in token): rank
@@ -74,7 +74,7 @@ def pieces(text: str) -> list[str]:
     return found
 
 
-def _bytes_by_character() -> dict[str, int]:
+def bytes_by_character() -> dict[str, int]:
     """GPT-2's alphabet: printable bytes stand for themselves, the others from U+0100 on."""
     printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     others = [byte for byte in range(256) if byte not in printable]

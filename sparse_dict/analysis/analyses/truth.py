@@ -38,6 +38,7 @@ FOUND = Statement(
     "MMCS with the truth: holds if the mean of their MMCS has its 95 % interval (bootstrap over "
     "the true features) above 0.9, does not if below. A choice in favour of the claim: that some "
     "L1 does it.",
+    of_all=True,
 )
 PREDICTED = Statement(
     "truth_predicted",
@@ -46,6 +47,7 @@ PREDICTED = Statement(
     "expected: where there is no truth, the post goes by the former",
     "Pearson's correlation of the two over dictionaries that have a larger one: holds if its 95 % "
     f"interval (bootstrap over dictionaries) lies above 0.5, does not if below. Needs {FEWEST}.",
+    of_all=True,
 )
 
 # Column of `table`, title and format of its heat map.
