@@ -190,7 +190,6 @@ def _open(data: HubData, commit: str | None) -> Any:
 def _online() -> bool:
     import datasets
 
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
     endpoint = datasets.config.HF_ENDPOINT
     return not datasets.config.HF_HUB_OFFLINE and status(endpoint, ANSWER_S) is not None
 
