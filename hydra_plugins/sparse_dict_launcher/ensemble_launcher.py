@@ -250,9 +250,21 @@ class Nest:
             return [error] * len(self.jobs)
 
 
+class Reopened(logging.FileHandler):
+    """A log file that is open only while a record is written: there may be hundreds of them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; where that fails, the job goes on."""
+        try:
+            super().emit(record)
+        except OSError:  # it could not be opened
+            self.handleError(record)
+        self.close()
+
+
 def reopened(file: logging.FileHandler, folder: str) -> logging.FileHandler:
     """The same log file again, for records of the job in `folder` and those of all jobs."""
-    again = logging.FileHandler(file.baseFilename, encoding=file.encoding, delay=True)
+    again = Reopened(file.baseFilename, encoding=file.encoding, delay=True)
     again.setLevel(file.level)
     again.setFormatter(file.formatter)
     again.addFilter(lambda record: getattr(record, "folder", folder) == folder)

@@ -1,9 +1,11 @@
 """Starts a script, and ends it with one line where its input is wrong."""
 
 import os
+import resource
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,6 +32,9 @@ def run(main: Callable[[], None]) -> None:
         # which our template does not have, and that takes a second.
         Hydra.format_config_groups = lambda *_, **__: ""  # type: ignore[method-assign]
     escape_logs()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # a grid needs a lock a job
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if ASKED:
         return main()
     try:

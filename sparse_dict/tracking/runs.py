@@ -197,8 +197,7 @@ def _init(mode: str, identity: dict[str, Any], wandb_dir: Path, step_metric: str
     quiet = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
     for key, value in {"WANDB_CACHE_DIR": cache, "WANDB_DATA_DIR": cache, **quiet}.items():
         os.environ.setdefault(key, value)
-    import wandb
-
+    wandb = server.client()
     known = wandb.Settings.model_fields  # those that begin with x_ come and go
     settings = wandb.Settings(  # a fresh one each time, because init changes it
         mode=mode,
