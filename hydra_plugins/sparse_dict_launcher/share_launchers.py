@@ -1,7 +1,7 @@
 """`hydra/launcher=` joblib, submitit_local, submitit_slurm, ray: the grid in shares, one a worker.
 
 The jobs of a launch are composed and checked here, split into ``hydra.launcher.n_shares`` shares of
-about equal work (the batch module's ``weight(config)``, if it has one), and each share is trained
+about equal work (the stage's ``weight(config)``, if it has one), and each share is trained
 as an ensemble by a worker, which sees the same folders as this process. The ready values lie in
 ``conf/hydra/launcher/``.
 
@@ -68,7 +68,7 @@ class Share:
     """The jobs of one worker: travels there and is called."""
 
     jobs: list[Job]
-    batch: str
+    stage: str  # its module
     callbacks: Callbacks
     environment: dict[str, str | None] = field(default_factory=dict)  # None: not set
     cores: list[int] | None = None  # None leaves them to whoever started the worker
@@ -92,7 +92,7 @@ class Share:
         JobRuntime.instance().set("name", hydra.job.name)
         configure_log(hydra.hydra_logging, hydra.verbose)
         try:
-            return Nest(self.callbacks, self.batch, self.jobs).run()
+            return Nest(self.callbacks, self.stage, self.jobs).run()
         except (KeyboardInterrupt, Interrupted):  # not submitit's exit from a job queued again
             return UserError("interrupted: the same command goes on from the last checkpoint")
         except Exception as error:
@@ -134,8 +134,8 @@ class ShareLauncher(EnsembleLauncher):
     package = ""  # what must be installed
     extra = ""  # the extra of this project that installs it
 
-    def __init__(self, n_shares: int, batch: str, **settings: Any) -> None:
-        super().__init__(batch)
+    def __init__(self, n_shares: int, **settings: Any) -> None:
+        super().__init__()
         self.n_shares = n_shares
         plain = OmegaConf.to_container(OmegaConf.create(settings))
         self.settings = cast("dict[str, Any]", plain)
@@ -146,7 +146,7 @@ class ShareLauncher(EnsembleLauncher):
         """As `EnsembleLauncher.setup`.
 
         Raises:
-            UserError: also if this launcher cannot work here.
+            UserError: this launcher cannot work here.
         """
         if wrong := self.trouble():
             raise UserError(
@@ -174,7 +174,7 @@ class ShareLauncher(EnsembleLauncher):
         # workers find the stages and this plugin where this process does
         os.environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         callbacks = self.hydra_context.callbacks
-        workers = [Share(jobs, self.batch, callbacks) for jobs in shares]
+        workers = [Share(jobs, self.stage, callbacks) for jobs in shares]
         if self.on_this_machine:
             for i, (worker, cores) in enumerate(zip(workers, cores_of(len(shares)), strict=True)):
                 worker.cores = cores

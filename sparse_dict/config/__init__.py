@@ -5,11 +5,13 @@ key or a wrong type ends at compose time; ranges are checked in ``__post_init__`
 `OmegaConf.to_object` runs before a stage writes anything.
 """
 
+import hashlib
 import textwrap
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from sparse_dict.config.activations import (
     ActivationsConfig,
@@ -102,6 +104,7 @@ __all__ = [
 ]
 
 CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
+NAME_BYTES = 255  # of a folder's name, in all common file systems
 
 
 def choices(group: str) -> list[str]:
@@ -117,6 +120,30 @@ def _help(group: str, *left_out: str) -> str:
     line = f"  {shown}={'| '.join(names)}"
     indent = " " * (len(shown) + 3)
     return textwrap.fill(line, 98, subsequent_indent=indent).replace("| ", "|")
+
+
+def _job_folder(*, _root_: DictConfig) -> str:
+    """The name of a job's folder: what was typed of the keys that decide its result, as KEY=VALUE.
+
+    Values are those of the config, so that 1e-2 and 0.01 are one folder. A name that is too long
+    for a file system ends with its hash.
+    """
+    parts = []
+    for node in _root_.hydra.overrides.task._content:
+        text = str(node._value())  # unresolved, where it names another key
+        override = OverridesParser.create().parse_override(text)
+        key = override.key_or_group
+        if key in ("experiment", *NEUTRAL):
+            continue
+        value = None if override.is_delete() else OmegaConf.select(_root_, key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        parts.append(f"{key}={value}" if isinstance(value, str | int | float) else text)
+    name = ",".join(sorted(parts)) or "default"
+    if len(name.encode()) <= NAME_BYTES:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{name.encode()[: NAME_BYTES - 17].decode(errors='ignore')}-{digest}"
 
 
 def register() -> None:
@@ -147,12 +174,7 @@ def register() -> None:
         "sparse_dict.conf", lambda folder: str(CONF_DIR / folder), replace=True
     )
     OmegaConf.register_new_resolver("sparse_dict.choices", _help, replace=True)
-    OmegaConf.register_new_resolver(
-        "sparse_dict.neutral_keys", lambda: ["experiment", *NEUTRAL], replace=True
-    )
-    OmegaConf.register_new_resolver(
-        "sparse_dict.job_folder", lambda dirname: dirname or "default", replace=True
-    )
+    OmegaConf.register_new_resolver("sparse_dict.job_folder", _job_folder, replace=True)
 
 
 register()

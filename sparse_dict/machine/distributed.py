@@ -8,6 +8,8 @@ gradients of models on GPUs over NCCL.
 import gc
 import logging
 import os
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,17 +28,51 @@ if TYPE_CHECKING:
 
 # Others wait for as long as rank 0 tokenises a corpus; if it dies, their connection breaks at once.
 PATIENCE = timedelta(days=7)
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets of them
+WAIT_S = 5.0  # after which it is said that others are waited for
 GRACE_S = 5.0  # torchrun ends all ranks when one has ended: rank 0 goes first, to report why
 
 
 def rank() -> int:
     """This process' number."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK") if size() > 1 else 0
 
 
 def size() -> int:
     """How many processes there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return 1 if problem() else _number("WORLD_SIZE", 1)
+
+
+def _number(variable: str, default: int = 0) -> int:
+    return int(os.environ.get(variable, default))
+
+
+def problem() -> str | None:
+    """What is wrong with the variables of torchrun, of which other launchers may leave some.
+
+    A process with such variables counts as the only one, until `check` has refused to run it.
+    """
+    there = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    n, own, port = (there.get(name, default) for name, default in
+                    (("WORLD_SIZE", "1"), ("RANK", "0"), ("MASTER_PORT", "")))  # fmt: skip
+    if not all(count.isascii() and count.isdigit() for count in (n, own)):
+        return _wrong(there, "but WORLD_SIZE and RANK must be numbers")
+    if int(own) >= int(n):
+        return _wrong(there, f"but there is no process {own} of {n}")
+    if int(n) > 1 and not (port.isdigit() and all(map(os.environ.get, VARIABLES))):
+        return _wrong(there, f"but not all of {', '.join(VARIABLES)}")
+    return None
+
+
+def _wrong(there: dict[str, str], what: str) -> str:
+    shown = " ".join(f"{name}={value}" for name, value in there.items())
+    return f"{shown} is set, {what}: use torchrun, or `unset {' '.join(there)}`"
+
+
+def check() -> None:
+    """Raise `UserError` if the environment says half of what torchrun says, or nonsense."""
+    if wrong := problem():
+        raise UserError(wrong)
 
 
 def main() -> bool:
@@ -75,10 +111,9 @@ def joined() -> Iterator[None]:
     if size() == 1:
         yield
         return
-    import torch.distributed as dist
+    import torch.distributed
 
-    # with a GPU, the default is gloo for tensors on the CPU and NCCL for those on the GPU
-    dist.init_process_group("gloo" if not _nccl() else None, timeout=PATIENCE)
+    _join()
     try:
         yield
     except BaseException as error:
@@ -91,7 +126,32 @@ def joined() -> Iterator[None]:
     # DistributedDataParallel lies in reference cycles and holds the group; if that outlives the
     # interpreter, the group's threads abort the process after all its work is done.
     gc.collect()
-    dist.destroy_process_group()
+    torch.distributed.destroy_process_group()
+
+
+def _join() -> None:
+    """Meet the others in a thread: the main one hears signals, and says whom it waits for."""
+    import torch.distributed as dist
+
+    # with a GPU, the default is gloo for tensors on the CPU and NCCL for those on the GPU
+    backend = "gloo" if not _nccl() else None
+    failed: list[Exception] = []
+
+    def join() -> None:
+        try:
+            dist.init_process_group(backend, timeout=PATIENCE)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(WAIT_S)
+    if thread.is_alive():
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        sys.stderr.write(f"process {rank()}: waiting for {size()} processes at {where}\n")
+    thread.join()
+    if failed:
+        raise failed[0]
 
 
 def _nccl() -> bool:
