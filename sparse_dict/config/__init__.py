@@ -5,7 +5,6 @@ key or a wrong type ends at compose time; ranges are checked in ``__post_init__`
 `OmegaConf.to_object` runs before a stage writes anything.
 """
 
-import hashlib
 import textwrap
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from sparse_dict.config.lm import (
     ModelConfig,
     MuonConfig,
 )
+from sparse_dict.config.ranges import NAME_BYTES, shortened
 from sparse_dict.config.sae import (
     AdamConfig,
     SAEConfig,
@@ -104,7 +104,6 @@ __all__ = [
 ]
 
 CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
-NAME_BYTES = 255  # of a folder's name, in all common file systems
 
 
 def choices(group: str) -> list[str]:
@@ -139,11 +138,7 @@ def _job_folder(*, _root_: DictConfig) -> str:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         parts.append(f"{key}={value}" if isinstance(value, str | int | float) else text)
-    name = ",".join(sorted(parts)) or "default"
-    if len(name.encode()) <= NAME_BYTES:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    return f"{name.encode()[: NAME_BYTES - 17].decode(errors='ignore')}-{digest}"
+    return shortened(",".join(sorted(parts)) or "default", NAME_BYTES)
 
 
 def register() -> None:

@@ -1,7 +1,10 @@
 """Starts a script, and ends it with one line where its input is wrong."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +38,9 @@ def run(main: Callable[[], None]) -> None:
         # Our help names this script's own groups. Hydra gathers all that there are for a place
         # which our template does not have, and that takes a second.
         Hydra.format_config_groups = lambda *_, **__: ""  # type: ignore[method-assign]
+    if os.path.expanduser("~") == "~":  # noqa: PTH111  no home, which libraries want for caches
+        os.environ["HOME"] = tempfile.mkdtemp(prefix="sparse-dict-home-")
+        atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
     if ASKED:
         return main()
     os.environ[FULL] = "1"  # otherwise Hydra prints an error and exits by itself

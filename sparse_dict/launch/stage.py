@@ -7,6 +7,7 @@ into which Hydra will write the job's config and log.
 
 import functools
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,8 @@ class CheckFirst(Callback):
         """The same for each job of the grid, whatever launches it, and for all of them together."""
         if distributed.size() > 1:
             raise UserError("torchrun starts one job at a time: no -m with it")
+        if os.environ.get("WANDB_SWEEP_ID") and config.tracking.mode != "disabled":
+            raise UserError("wandb's agent starts one job at a time: no -m with it")
         if jobs.has_grid(config):
             found = jobs.check_all(config)
             # Hydra writes multirun.yaml there: into no study that has no part in it

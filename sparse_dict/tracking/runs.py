@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from sparse_dict.config import StudyConfig, TrackingConfig
+from sparse_dict.config.ranges import shortened
 from sparse_dict.errors import UserError, with_class
 from sparse_dict.tracking import server
 from sparse_dict.tracking.run import ID_FILE, Run, exit_code
 
 AT_ONCE = 32  # runs that are opened side by side
+NAME_BYTES = 128  # of a run's or a group's name, which servers take
 HEADER = 7  # bytes with which a .wandb file begins
 MODES = ("online", "offline", "disabled")
 
@@ -103,9 +105,9 @@ def open_run(
         "project": tracking.project,
         "entity": tracking.entity,
         "tags": tracking.tags,
-        "group": config.name,
+        "group": shortened(config.name, NAME_BYTES),
         "job_type": job_type,
-        "name": name,
+        "name": shortened(name, NAME_BYTES),
         "config": asdict(config),
     }
     why_not = "tracking.mode=offline" if mode == "offline" else server.why_offline()
