@@ -125,6 +125,32 @@ def test_an_analysis_that_fails_leaves_the_earlier_one_whole(
     assert {path.name for path in (tmp_path / "analysis").iterdir()} == before.keys()
 
 
+@pytest.mark.parametrize(
+    ("alive", "matching"), [(0, "max"), (2, "hungarian")], ids=["none", "too few to match"]
+)
+def test_a_dictionary_without_a_feature_that_counts_is_left_out_and_said(
+    tmp_path: Path, alive: int, matching: str
+):
+    for size in (8, 16, 32):
+        for seed in (0, 1):
+            count = np.full(size, 100)
+            if size == 16:
+                count[alive:] = 0
+            rows = directions(size, 8, seed)
+            write_dictionary(tmp_path / "sae" / f"{size},{seed}", rows, count, seed=seed)
+    comparison = settings_of(features="alive", matching=matching)
+    stage.run(config_of(tmp_path, *ALONE, "families", "undertraining", comparison=comparison))
+    page = (tmp_path / "analysis" / "report.html").read_text()
+    left_out = json.loads((tmp_path / "analysis" / "analysis.json").read_text())["left_out"]
+    if alive:
+        assert left_out == []
+        figure = (tmp_path / "analysis" / "agreement_sizes.svg").read_text()
+        assert "8: no feature counts" in figure
+    else:
+        assert [item["name"] for item in left_out] == ["16,0", "16,1"]
+        assert "16,0: none of its features is active, and comparison.features=alive" in page
+
+
 def test_a_single_dictionary_gives_a_report_that_says_what_is_missing(tmp_path: Path):
     write_dictionary(tmp_path / "sae" / "one", directions(8, 4, 0), np.full(8, 1, np.int64))
     stage.run(config_of(tmp_path, *ALONE))

@@ -92,7 +92,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
     from sparse_dict.sae.folder import WEIGHTS
 
     started = time.monotonic()
-    loaded = study.load(Path(config.sae_dir))
+    loaded = study.load(Path(config.sae_dir), config.comparison.features)
     for item in loaded.left_out:
         log.warning("left out: %s (%s)", item.name, item.reason)
     log.info("comparing %d dictionaries of %s", len(loaded.entries), loaded.folder)
