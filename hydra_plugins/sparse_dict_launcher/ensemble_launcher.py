@@ -56,10 +56,16 @@ class EnsembleLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what Hydra gives."""
+        """Keep what Hydra gives.
+
+        Raises:
+            UserError: the stage trains no jobs together.
+        """
         self.hydra_context = hydra_context
         self.config = config
         self.stage = MODULES[config.hydra.job.name]
+        if not hasattr(importlib.import_module(self.stage), "train_many"):
+            raise UserError("hydra/launcher must be basic here: only train_sae.py has others")
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
