@@ -123,7 +123,7 @@ def test_a_launch_over_studies_leaves_nothing_in_a_third(rows: Path):
 @pytest.mark.parametrize(
     ("command", "env", "line"),
     [
-        ("train_sae.py", {"RANK": "1"}, "RANK=1 is set, but there is no process 1 of 1"),
+        ("train_sae.py", {"RANK": "1"}, "RANK=1 is set, but not RANK, WORLD_SIZE,"),
         ("train_lm.py -m seed=1", {"WANDB_SWEEP_ID": "x"}, "wandb's agent starts one job at"),
     ],
 )

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +36,7 @@ from sparse_dict.config import CONF_DIR, launcher
 from sparse_dict.errors import UserError
 from sparse_dict.launch.explain import in_one_line
 from sparse_dict.launch.jobs import Job
+from sparse_dict.machine import threads
 from sparse_dict.machine.balance import balanced
 from sparse_dict.machine.interrupt import Interrupted
 
@@ -120,8 +120,7 @@ def cores_of(n_shares: int) -> list[list[int]]:
         cores = list(range(os.cpu_count() or 1))
     if len(cores) < n_shares:
         return [[cores[i % len(cores)]] for i in range(n_shares)]
-    bounds = [i * len(cores) // n_shares for i in range(n_shares + 1)]
-    return [cores[start:stop] for start, stop in pairwise(bounds)]
+    return [cores[slice(*threads.share(len(cores), i, n_shares))] for i in range(n_shares)]
 
 
 class ShareLauncher(EnsembleLauncher):

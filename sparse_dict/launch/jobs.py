@@ -153,13 +153,10 @@ def _advice(jobs: Sequence[Job]) -> str:
     if not varying:
         return "they are the same"
     HydraConfig.instance().set_config(job.config)  # what ${hydra:...} in a path is read from
-    config = job.config
-    key = OUTPUT.get(config.hydra.job.name, "name")
+    config, key = job.config, OUTPUT.get(job.config.hydra.job.name, "name")
     if key == "lm_dir" and config.lm_dir == f"outputs/{config.name}/lm":
         key = "name"
     values = [OmegaConf.select(config, name) for name in varying]
-    told = key not in varying and all(
-        isinstance(value, str | int | float) and "/" not in str(value) for value in values
-    )
-    parts = [f"${{{name}}}" for name in varying] if told else ["${hydra:job.num}"]
-    return f"type '{key}={'-'.join([config[key], *parts])}'"
+    plain = all(isinstance(value, str | int | float) and "/" not in str(value) for value in values)
+    told = varying if plain and key not in varying else ["hydra:job.num"]
+    return f"type '{'-'.join([f'{key}={config[key]}', *(f'${{{name}}}' for name in told)])}'"

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,44 +35,43 @@ GRACE_S = 5.0  # torchrun ends all ranks when one has ended: rank 0 goes first, 
 
 def rank() -> int:
     """This process' number."""
-    return _number("RANK") if size() > 1 else 0
+    return _environment()[0]
 
 
 def size() -> int:
     """How many processes there are."""
-    return 1 if problem() else _number("WORLD_SIZE", 1)
-
-
-def _number(variable: str, default: int = 0) -> int:
-    return int(os.environ.get(variable, default))
-
-
-def problem() -> str | None:
-    """What is wrong with the variables of torchrun, of which other launchers may leave some.
-
-    A process with such variables counts as the only one, until `check` has refused to run it.
-    """
-    there = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    n, own, port = (there.get(name, default) for name, default in
-                    (("WORLD_SIZE", "1"), ("RANK", "0"), ("MASTER_PORT", "")))  # fmt: skip
-    if not all(count.isascii() and count.isdigit() for count in (n, own)):
-        return _wrong(there, "but WORLD_SIZE and RANK must be numbers")
-    if int(own) >= int(n):
-        return _wrong(there, f"but there is no process {own} of {n}")
-    if int(n) > 1 and not (port.isdigit() and all(map(os.environ.get, VARIABLES))):
-        return _wrong(there, f"but not all of {', '.join(VARIABLES)}")
-    return None
-
-
-def _wrong(there: dict[str, str], what: str) -> str:
-    shown = " ".join(f"{name}={value}" for name, value in there.items())
-    return f"{shown} is set, {what}: use torchrun, or `unset {' '.join(there)}`"
+    return _environment()[1]
 
 
 def check() -> None:
     """Raise `UserError` if the environment says half of what torchrun says, or nonsense."""
-    if wrong := problem():
+    if wrong := _environment()[2]:
         raise UserError(wrong)
+
+
+def _environment() -> tuple[int, int, str | None]:
+    """Rank and number of the processes, and what is wrong with torchrun's variables, if anything.
+
+    Other launchers may leave some of them. A process that has such ones counts as the only one,
+    which can report it.
+    """
+    there = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    with suppress(KeyError, ValueError):
+        own, n = int(there.get("RANK", 0)), int(there.get("WORLD_SIZE", 1))
+        if own == 0 and n == 1:
+            return 0, 1, None
+        if 0 <= own < n and int(there["MASTER_PORT"]) and there["MASTER_ADDR"] and "RANK" in there:
+            return own, n, None
+    shown = " ".join(f"{name}={value}" for name, value in there.items())
+    wanted = ", ".join(VARIABLES)
+    return (
+        0,
+        1,
+        (
+            f"{shown} is set, but not {wanted} as torchrun sets them: start it with torchrun, "
+            f"or first `unset {' '.join(there)}`"
+        ),
+    )
 
 
 def main() -> bool:
