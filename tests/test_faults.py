@@ -243,7 +243,7 @@ ENDLESS = {
         ["-m", "training.n_activations=100_000_000", "sae.dict_size=32,48"],
         "sae/*/checkpoint.safetensors",
     ),
-    "analyze": ([], "analysis/*.png"),
+    "analyze": ([], "analysis/partial/*.png"),
 }
 
 

@@ -20,6 +20,8 @@ from sparse_dict.config import AnalyzeConfig, BaselinesConfig, EffectsConfig
 
 Settings = TypeVar("Settings")
 
+PARTIAL = "partial"  # in the analysis' folder, while it is made
+
 
 @dataclass(eq=False)
 class Context:
@@ -33,8 +35,8 @@ class Context:
 
     @property
     def folder(self) -> Path:
-        """Where tables are written."""
-        return Path(self.config.analysis_dir)
+        """Where tables are written, until the whole analysis takes the place of an earlier one."""
+        return Path(self.config.analysis_dir) / PARTIAL
 
     def settings(self, kind: type[Settings]) -> Settings:
         """The settings of an analysis that is on, by their type."""
