@@ -26,6 +26,7 @@ defaults:
   - _self_
   - override hydra/launcher: ensemble
 name: app
+study_dir: .
 size: 1
 number: ${hydra:job.num}
 folder: ${hydra:runtime.output_dir}
