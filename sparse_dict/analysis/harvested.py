@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sparse_dict.activations.harvest import widths
 from sparse_dict.activations.stage import hf
@@ -105,6 +106,20 @@ def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
     rows = np.empty((n, kept, activations.d_in), dtype)
     _fill(rows, activations, stream, contexts, windows)
     return Source(lm, taken, columns, windows.astype(np.int32), rows, activations.rows)
+
+
+def rows_of(found: Sequence[Tensor], skip: int) -> Floats:
+    """The rows (n, d_in) that a harvest would make of the activations of its sites."""
+    taken = torch.cat([part[:, skip:] for part in found], -1)  # (contexts, kept, d_in)
+    return taken.flatten(0, 1).float().cpu().numpy()
+
+
+def put_back(found: Sequence[Tensor], rows: Floats, skip: int) -> list[Tensor]:
+    """The activations with other rows; positions without a row stay as they are."""
+    kept = [part[:, skip:] for part in found]
+    shape = *kept[0].shape[:2], -1
+    new = torch.from_numpy(rows).to(kept[0]).view(shape).split([k.shape[-1] for k in kept], -1)
+    return [torch.cat([old[:, :skip], part], 1) for old, part in zip(found, new, strict=True)]
 
 
 def columns_of(
