@@ -323,9 +323,9 @@ def test_the_loss_is_taken_on_text_that_was_not_harvested(folders, tmp_path, kin
         folders, tmp_path, kind, sites=SITES_OF[kind], split="validation", n_tokens=200
     )
     with figures.style():
-        section = loss_recovered.section(context_of(config))
+        section = loss_recovered.section(context := context_of(config))
     assert "of the validation text, not harvested" in section.blocks[0]
-    table = pd.read_csv(tmp_path / "analysis" / "loss_recovered.csv").set_index("dictionary")
+    table = pd.read_csv(context.folder / "loss_recovered.csv").set_index("dictionary")
     original = float(section.blocks[0].split("It is ")[1].split()[0])
     assert table.loss["perfect"] == pytest.approx(original, abs=1e-4)
     assert abs(table.loss["random"] - original) > 1e-3
