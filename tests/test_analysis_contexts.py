@@ -266,7 +266,7 @@ def test_positions_without_rows_count_for_nothing_and_are_shown_without_activati
     assert (gallery.place.skip_first, gallery.n_tokens) == (skip, len(text) * (N_CTX - skip))
     assert gallery.n_harvested == gallery.n_tokens
     for page in pages(gallery):
-        assert "of 16, the first 12 positions of which" in " ".join(page.split())
+        assert "of 16, whose first 12 positions have no activations." in " ".join(page.split())
     for feature in gallery.features:
         codes = codes_of(feature, activations).copy()
         codes[:, :skip] = 0

@@ -196,7 +196,7 @@ def studied(folders, target, kind, **changes):
     d_in = manifest["d_in"]
     rng = np.random.default_rng(0)
     both = np.concatenate([np.eye(d_in), -np.eye(d_in)]).astype(np.float32)
-    for name, decoder in {"drawn": unit(rng.standard_normal((16, d_in))), "perfect": both}.items():
+    for name, decoder in {"random": unit(rng.standard_normal((16, d_in))), "perfect": both}.items():
         write_dictionary(
             target / "sae" / name, decoder, np.ones(len(decoder), np.int64),
             fingerprints={"activations": manifest["fingerprints"]["activations"]},
@@ -323,12 +323,12 @@ def test_the_loss_is_taken_on_text_that_was_not_harvested(folders, tmp_path, kin
         folders, tmp_path, kind, sites=SITES_OF[kind], split="validation", n_tokens=200
     )
     with figures.style():
-        section = loss_recovered.section(context_of(config))
+        section = loss_recovered.section(context := context_of(config))
     assert "of the validation text, not harvested" in section.blocks[0]
-    table = pd.read_csv(tmp_path / "analysis" / "loss_recovered.csv").set_index("dictionary")
+    table = pd.read_csv(context.folder / "loss_recovered.csv").set_index("dictionary")
     original = float(section.blocks[0].split("It is ")[1].split()[0])
     assert table.loss["perfect"] == pytest.approx(original, abs=1e-4)
-    assert abs(table.loss["drawn"] - original) > 1e-3
+    assert abs(table.loss["random"] - original) > 1e-3
 
 
 def test_the_model_is_found_where_it_was_moved_to_and_no_other_is_taken(folders, tmp_path):

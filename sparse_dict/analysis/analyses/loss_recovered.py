@@ -149,7 +149,7 @@ def measure(context: Context, bases: dict[str, Basis]) -> tuple[dict[str, float]
     replacements += [of_basis(method, basis, ks) for method, basis in bases.items()]
     found = losses(lm.model, contexts, place, activations.mean, replacements)
     if place.skip_first:
-        what += f"; the first {place.skip_first} positions of each context keep their activation"
+        what += f"; positions before {place.skip_first} of each context keep their activation"
     return found, what
 
 

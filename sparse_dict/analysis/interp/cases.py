@@ -180,17 +180,17 @@ def _read(candidates: Sequence[_Candidate], source: Source) -> Floats:
     n_contexts, n_ctx = source.text.shape
     kept = n_ctx - source.place.skip_first
     codes = np.empty((len(candidates), n_contexts, kept), np.float32)
-    rows: dict[str, list[int]] = {}  # of each dictionary or baseline, which encodes once
+    rows: dict[Encode, list[int]] = {}  # of each dictionary or baseline, which encodes once
     for row, candidate in enumerate(candidates):
-        rows.setdefault(candidate.owner, []).append(row)
+        rows.setdefault(candidate.encode, []).append(row)
     step = max(CHUNK_VALUES // (max(c.size for c in candidates) * n_ctx), 1)
     with Progress("reading for interp", n_contexts * kept, "tokens") as progress:
         for start in range(0, n_contexts, step):
             found = source.rows(slice(start, start + step))
             x = found.reshape(-1, found.shape[-1])
-            for members in rows.values():
+            for encode, members in rows.items():
                 columns = [candidates[row].column for row in members]
-                part = candidates[members[0]].encode(x)[:, columns].T
+                part = encode(x)[:, columns].T
                 codes[members, start : start + step] = part.reshape(len(part), -1, kept)
             progress.advance(len(x))
     return codes
