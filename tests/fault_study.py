@@ -14,7 +14,7 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 
 from sparse_dict import config as _config  # registers the schemas
-from sparse_dict.launch import stage
+from sparse_dict.launch import jobs, stage
 from sparse_dict.tracking import ID_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +74,7 @@ def composed(name: str, arguments: tuple[str, ...]) -> Any:
 @functools.cache
 def call(name: str, base: Path) -> Callable[[], Any]:
     """What the script would run, without Hydra's own files."""
-    module = stage._module(name)
+    module = jobs.module(name)
     arguments = tuple(overrides(name, base))
     if name != "train_sae":
         return functools.partial(module.run, composed(name, arguments))
