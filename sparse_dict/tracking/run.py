@@ -89,7 +89,8 @@ class Run(AbstractContextManager["Run"]):
         self, kind: str, source: Path | str, digest: str | None, used: bool, run: Any
     ) -> None:
         """An artifact by reference: where it lies, and the SHA-256 of its record; no upload."""
-        if self.online and server.why_offline():
+        if self.online and (why_not := server.why_offline()):
+            server.say(logging.WARNING, f"what runs made and used is left out ({why_not})")
             return
         if isinstance(source, Path):
             source = source.absolute()
