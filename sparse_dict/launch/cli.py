@@ -53,7 +53,7 @@ def run(main: Callable[[], None]) -> None:
         _run(main)
     except SystemExit as ended:
         if ahead.left_behind():
-            interrupt.leave(int(ended.code or 0))
+            interrupt.leave(ended.code if isinstance(ended.code, int) else int(bool(ended.code)))
         raise
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from sparse_dict.config import HubData
 from sparse_dict.errors import UserError, one_line
+from sparse_dict.machine import distributed
 from sparse_dict.machine.ahead import aside
 from sparse_dict.machine.network import status
 from sparse_dict.storage import door, files
@@ -128,7 +129,8 @@ def _commit(data: HubData, cache_dir: Path) -> str | None:
         return None
     commit = _patiently(data, lambda: _looked_up(data))
     note = {"endpoint": asked[0], "path": asked[1], "revision": asked[2], "commit": commit}
-    files.write_json(path, note)
+    if distributed.main():
+        files.write_json(path, note)
     log.info("%s: commit %s, noted in %s", data.path, commit, path)
     return commit
 
