@@ -96,6 +96,8 @@ def draw(rungs: Sequence[Metrics], path: Path) -> None:
             if chosen is not None:
                 panel.axvline(_level(chosen), color=figures.ORANGE, ls="--", lw=1)
             panel.set_xscale("log")
+            panel.set_xticks(levels[1::2], [f"{level:g}" for level in levels[1::2]])
+            panel.minorticks_off()
             panel.set_title(name)
             panel.set_xlabel(NAMES[axis(rungs[0])])
         axes[0, 0].set_ylim(0, None)
