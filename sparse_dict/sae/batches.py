@@ -7,8 +7,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from sparse_dict.activations.store import Activations
 from sparse_dict.sae import kernel
+from sparse_dict.sae.rows import Rows
 from sparse_dict.sae.view import View
 
 BLOCK_BYTES = 1 << 26  # copied to a GPU at a time
@@ -16,7 +16,7 @@ SHARE = 0.5  # of the memory free after a GPU's first step: what rows may take
 
 
 def batches(
-    activations: Activations,
+    activations: Rows,
     *,
     rows: int,
     batch_size: int,
@@ -87,7 +87,7 @@ def _place_for(rows: int, batch: Tensor, room: int) -> Tensor | None:
 
 
 def _streamed(
-    activations: Activations,
+    activations: Rows,
     *,
     rows: int,
     batch_size: int,

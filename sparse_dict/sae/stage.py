@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from sparse_dict import tracking
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig, identity
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, printable
 from sparse_dict.machine import runtime
 from sparse_dict.sae import architectures, verdict
 from sparse_dict.sae import folder as folders
+from sparse_dict.sae.naming import end_values
 from sparse_dict.sae.rows import training_rows
 from sparse_dict.sae.view import View, settled
 from sparse_dict.storage import lock
@@ -164,7 +165,8 @@ def _train_many(
             outcomes[i] = error
             continue
         step = meta["step"] if meta else 0
-        of_data = [config.activations_dir, asdict(config.activations), asdict(config.training)]
+        training = replace(config.training, rows="all", rows_seed=0)  # these may differ in a pass
+        of_data = [config.activations_dir, asdict(config.activations), asdict(training)]
         shared = [*of_data, config.device, step]
         together[fingerprint(shared)][i] = job
     for number, jobs in enumerate(together.values(), start=1):
@@ -183,12 +185,10 @@ def _finish_what_was_killed(job: "Job", metrics: Any) -> None:
     from sparse_dict.sae import passes
 
     (job.folder / folders.CHECKPOINT).unlink(missing_ok=True)
-    if (job.folder / tracking.ID_FILE).exists():
-        opened = tracking.open_run(
-            job.config, "train_sae", job.folder.name, job.folder, "activations"
-        )
-        with opened as run:
-            run.summary(passes.end_values(metrics))
+    if tracking.unfinished(job.folder):
+        with passes.opened(job, _open(Path(job.config.activations_dir))) as run:
+            run.summary(end_values(metrics))
+            run.made("dictionary", job.folder / folders.METRICS)
 
 
 def _show(paths: list[Path], outcomes: list[Outcome]) -> None:
@@ -203,6 +203,6 @@ def _show(paths: list[Path], outcomes: list[Outcome]) -> None:
                 f"{m['dict_size']:>6} {m['l1']:>9.2e} {m['fvu']:>7.4f} {m['l0']:>7.2f} "
                 f"{m['dead']:>6} {m['seconds']:>8.1f}  {path.name}"
             )
-    log.info("dictionaries\n%s", "\n".join(lines))
+    log.info("\n".join(["dictionaries", *map(printable, lines)]))
     if line := verdict.warning([m for m in outcomes if not isinstance(m, Exception)]):
         log.warning("%s", line)

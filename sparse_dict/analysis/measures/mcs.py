@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.errors import UserError
+from sparse_dict.machine.ahead import aside
 
 Floats = NDArray[np.floating[Any]]
 
@@ -72,7 +73,7 @@ def match(
             f"{12 * MAX_PAIRS / 2**30:.0f} GiB: use comparison.matching=max"
         )
     cosines = rows @ others.T
-    chosen, partners = linear_sum_assignment(cosines, maximize=True)
+    chosen, partners = aside(lambda: linear_sum_assignment(cosines, maximize=True))
     return partners, cosines[chosen, partners]
 
 
