@@ -59,7 +59,8 @@ def test_dead_rungs_are_not_recommended_and_lower_ones_are_proposed():
 def test_what_a_probe_prints_and_draws(tmp_path: Path, capsys):
     for level, fvu in ((1, 0.1), (2, 0.2), (4, 0.9)):
         (tmp_path / str(level)).mkdir()
-        metrics = rung(level, fvu, 9 / level) | {"tied": False, "d_in": 16}
+        metrics = rung(level, fvu, 9 / level)
+        metrics |= {"tied": False, "d_in": 16, "l1": level, "seed": 0, "eval_rows": 9}
         write_json(tmp_path / str(level) / "metrics.json", metrics)
     config = OmegaConf.create(
         {

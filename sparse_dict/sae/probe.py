@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.verdict import Metrics, axis, mostly_dead, useless
-from sparse_dict.storage.files import read_json
 
 # A sparser dictionary is preferred as long as it explains this share of what the best rung does.
 ENOUGH = 0.8
@@ -114,7 +113,7 @@ class Recommend(Callback):
         folder = Path(str(config.hydra.sweep.dir))
         found: dict[tuple[str, bool, int], list[Metrics]] = defaultdict(list)
         for path in sorted(folder.glob(f"*/{folders.METRICS}")):
-            m = read_json(path)
+            m = folders.read_metrics(path.parent)
             found[m["activation"], m["tied"], m["dict_size"]].append(m)
         overrides = [str(text) for text in config.hydra.overrides.task]
         kind = str(config.hydra.runtime.choices["sae"])
