@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-DEMO_GRID := sae.dict_size=64,128,256,512 sae.l1=1e-2,2e-2,4e-2,8e-2 seed=0,1
+DEMO_GRID := sae.dict_size=64,128,256,512 sae.l1=1.28,2.56,5.12,10.24 seed=0,1
 
 .PHONY: demo test check
 

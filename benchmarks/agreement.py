@@ -4,7 +4,7 @@
     python benchmarks/agreement.py --batch 64,128 --lr 1e-3,3e-3 --rows 1e6,2e6,4e6
     python benchmarks/agreement.py --peers --rows 4e6   # SAELens and dictionary_learning
 
-Sizes 256 and 512 are trained on the demo's activations at L1 .02, from scratch for each length,
+Sizes 256 and 512 are trained on the demo's activations at L1 2.56, from scratch for each length,
 since a schedule belongs to a length. What counts is how many of the 256 features have a cosine
 above .9 with one of the 512. Settings that share a batch size and a length are trained in one
 pass; a setting's seconds are its part of the pass. Each line of --out is one training; the table
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SIZES = (256, 512)
-L1 = 2e-2
+L1 = 2.56
 WANTED = 0.7
 
 
@@ -92,7 +92,7 @@ def sae_lens(activations: str, rows: int, size: int) -> Any:
 
     sae = StandardTrainingSAE(
         StandardTrainingSAEConfig(
-            d_in=128, d_sae=size, l1_coefficient=L1 * 128, apply_b_dec_to_input=False
+            d_in=128, d_sae=size, l1_coefficient=L1, apply_b_dec_to_input=False
         )
     )
     sae.b_dec.requires_grad_(False)
@@ -123,7 +123,7 @@ def dictionary_learning(activations: str, rows: int, size: int) -> Any:
     steps = -(-rows // 1024)
     trainer = dict(
         trainer=Kept, steps=steps, activation_dim=128, dict_size=size, layer=2, lm_name="x",
-        l1_penalty=L1 * 128, device="cpu",
+        l1_penalty=L1, device="cpu",
     )  # fmt: skip
     trainSAE(batches(activations, rows, 1024), [trainer], steps, device="cpu")
     return made[0].decoder.weight.detach().T.numpy()

@@ -75,6 +75,7 @@ def configs(task: Task, study_dir: str, tracking: str = "disabled", **sae: Any) 
         "name=bench", f"study_dir={study_dir}", f"device={task.device}",
         f"tracking.mode={tracking}",
         f"activations_dir={task.activations}", "sae.project_gradient=true",
+        "sae.l1_scaling=none", "activations.centering=none",
         f"training.n_activations={(task.warm + task.steps) * task.batch}",
         f"training.batch_size={task.batch}", f"training.eval_rows={task.eval_rows}",
         "training.snapshots=0", "training.checkpoint_every=1_000_000", "training.log_every=100",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from sparse_dict.sae import architectures, kernel
 from sparse_dict.sae.loss import objective
 from sparse_dict.sae.schedule import hyper
 from sparse_dict.sae.state import State, Stats
+from sparse_dict.sae.view import View
 
 CPU = torch.device("cpu")
 
@@ -61,6 +63,11 @@ def sae_config(*, seed: int = 0, training: dict[str, Any] | None = None, **sae: 
     )  # fmt: skip
 
 
+def scaled_by(scale: float, d_in: int) -> View:
+    """What `activations.scaling` alone makes of rows `d_in` wide."""
+    return View(np.zeros(d_in, np.float32), np.full(d_in, scale), np.ones(d_in))
+
+
 def sparse_rows(n: int, d_in: int, seed: int = 0) -> Tensor:
     """(n, d_in) float32: sparse non-negative mixtures of random directions, unit RMS."""
     generator = torch.Generator().manual_seed(seed)
@@ -98,7 +105,7 @@ def by_the_definition(config: TrainSAEConfig, batches: list[Tensor], d_in: int) 
     last_fired, seen, sums = torch.zeros(sae.dict_size, dtype=torch.int64), 0, []
     for t, x in enumerate((batch.double() for batch in batches), start=1):
         seen += len(x)
-        h = hyper(config, t)
+        h = hyper(config, t, d_in)
         numbers = {name: torch.tensor(n, dtype=torch.float64) for name, n in h.numbers.items()}
         unused = seen - last_fired >= min(config.training.dead_window, seen)
         inactive = unused if sae.dead == "auxk" else None

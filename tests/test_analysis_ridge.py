@@ -68,8 +68,8 @@ def test_each_family_has_its_own_ridge():
     both = pd.concat([cells(0.0), cells(1.0, scaling="dict_size")])
     ridges = ridge.fit(both, ["none", "dict_size"])
     assert [found.family for found in ridges] == ["none", "dict_size"]
-    slopes = {found.l1_scaling: found.slope for found in ridges}
-    assert slopes == pytest.approx({"none": 0.0, "dict_size": 1.0}, abs=1e-6)
+    slopes = {found.divided: found.slope for found in ridges}
+    assert slopes == pytest.approx({False: 0.0, True: 1.0}, abs=1e-6)
 
 
 def test_no_ridge_is_left_out_of_the_figure():

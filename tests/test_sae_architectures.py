@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import MISSING
-from sae_helpers import CPU, sae_config, sparse_rows
+from sae_helpers import CPU, sae_config, scaled_by, sparse_rows
 
 from sparse_dict.errors import UserError
 from sparse_dict.sae import architectures, loss, step_torch
 from sparse_dict.sae.architectures.relu import ReLU, ReLUConfig
 from sparse_dict.sae.evaluate import on_raw
 from sparse_dict.sae.state import State
+from sparse_dict.sae.view import View
 
 D_IN = 16
 KINDS = sorted(architectures.known())
@@ -99,21 +100,29 @@ def test_jumprelu_thresholds_get_the_pseudo_derivatives_of_the_paper():
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_saved_computes_on_raw_activations_what_was_trained_on_scaled_ones(kind, tied):
-    state, scale = shaken(kind, tied=tied), 5.0
+@pytest.mark.parametrize("by_site", [False, True])
+def test_what_is_saved_computes_on_raw_activations_what_was_trained_on(kind, tied, by_site):
+    state, view = shaken(kind, tied=tied), scaled_by(5.0, D_IN)
+    if by_site:
+        mean = np.linspace(-3, 4, D_IN, dtype=np.float32)
+        view = View(mean, np.repeat([0.5, 5.0], D_IN // 2), np.ones(D_IN))
+    scale = view.unit
     x = sparse_rows(50, D_IN)
     if state.batch_floor is not None:
         state.batch_floor.fill_(0.3)
-    saved = on_raw(state, D_IN, scale)
+    saved = on_raw(state, D_IN, view)
     p = state.whole(D_IN)
     codes = state.architecture.encode(p, x).codes
     if state.architecture.keeps_floor:  # the batch's choice becomes one threshold
         z = state.architecture.pre_activations(p, x)
         codes = z * (z > 0.3)
-    raw = (scale * x).numpy()
-    torch.testing.assert_close(torch.from_numpy(saved.encode(raw)), scale * codes)
+    raw = x.numpy() * view.scale.astype("f4") + view.mean
+    torch.testing.assert_close(
+        torch.from_numpy(saved.encode(raw)), scale * codes, rtol=1e-4, atol=1e-4
+    )
     got = saved.decode(saved.encode(raw))
-    want = scale * state.architecture.decode(p, codes)
+    seen = state.architecture.decode(p, codes)
+    want = seen * torch.from_numpy(view.scale.astype("f4")) + torch.from_numpy(view.mean)
     torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-4, atol=1e-4)
 
 

@@ -24,6 +24,7 @@ Origins = NDArray[np.int32]
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PRE_ACTIVATIONS = "pre_activations"  # key of the manifest: see pre_activations.py
+RATIO = "mean_to_spread"  # key of the manifest
 SPOOL = "partial"  # subfolder that is there from the first row to the manifest
 OURS = re.compile(r"(shard|origin)-\d{5}\.npy")
 SCAN_ROWS = 1 << 16
@@ -128,6 +129,23 @@ class Activations:
         return self._moments[1]
 
     @property
+    def sites(self) -> list[tuple[slice, float]]:
+        """The columns and the RMS of each site; of foreign arrays, all columns are one."""
+        places = (self.manifest or {}).get("sites") or [
+            {"columns": [0, self.d_in], "rms": self.rms}
+        ]
+        return [(slice(*place["columns"]), float(place["rms"])) for place in places]
+
+    @property
+    def mean_to_spread(self) -> float:
+        """The norm of the mean row over the root of the summed variances; the largest of the sites.
+
+        A dictionary in which nothing is active has an FVU of one plus its square, unless
+        activations are centred.
+        """
+        return max(mean_to_spread(self.mean[columns], rms) for columns, rms in self.sites)
+
+    @property
     def fingerprint(self) -> str:
         """Sixteen hex digits that identify the rows and, for our own, how they were made."""
         return self._moments[2]
@@ -204,12 +222,23 @@ class Activations:
             raise UserError(f"{path} has changed since it was written: harvest again")
 
 
+def mean_to_spread(mean: NDArray[np.float64], rms: float) -> float:
+    """How long the mean row (d_in,) is against the spread about it, of rows with this RMS.
+
+    Zero where nothing varies.
+    """
+    square = float((mean**2).mean())
+    variance = rms**2 - square
+    return math.sqrt(square / variance) if variance > 0 else 0.0
+
+
 def fingerprint_of(manifest: dict[str, Any], inputs: dict[str, str]) -> str:
     """The fingerprint of rows that were made from `inputs`, as the rest of their manifest says.
 
-    What the manifest says of pre-activations describes the model, not the rows, and does not count.
+    What the manifest says of pre-activations describes the model, not the rows, and does not count;
+    nor does the ratio, which follows from the rest, and which older harvests lack.
     """
-    apart = ("fingerprints", PRE_ACTIVATIONS)
+    apart = ("fingerprints", PRE_ACTIVATIONS, RATIO)
     rest = {key: value for key, value in manifest.items() if key not in apart}
     inputs = {key: value for key, value in inputs.items() if key != "activations"}
     return files.fingerprint([inputs, rest])
@@ -274,6 +303,10 @@ def _parsed(folder: Path, manifest: dict[str, Any]) -> tuple[list[Shard], int]:
         raise ValueError(f"mean is not {d_in} finite numbers")
     if not door.amount(manifest["rms"]):
         raise ValueError(f"rms is {manifest['rms']!r}")
+    for place in manifest.get("sites", []):
+        first, last = place["columns"]
+        if not (0 <= first < last <= d_in and door.amount(place["rms"])):
+            raise ValueError(f"a site is {place!r}")
     if not door.texts(manifest["fingerprints"]) or "activations" not in manifest["fingerprints"]:
         raise TypeError("the fingerprints are no texts")
     return shards, d_in

@@ -65,7 +65,13 @@ class HarvestConfig:
 class ActivationsConfig:
     """How a dictionary sees the activations."""
 
-    scaling: str = MISSING  # rms: divide by their root mean square | none
+    # What they are divided by, so that their mean square is one: rms, one number | rms_by_site, one
+    # for each of several sites side by side | none
+    scaling: str = MISSING
+    # Whether the mean row is taken away first: mean | none | auto, as sae/view.py decides. Older
+    # studies recorded nothing: it was not.
+    centering: str = "none"
 
     def __post_init__(self) -> None:
-        one_of(self, "activations", "scaling", "rms", "none")
+        one_of(self, "activations", "scaling", "rms", "rms_by_site", "none")
+        one_of(self, "activations", "centering", "auto", "mean", "none")

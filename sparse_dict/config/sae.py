@@ -17,7 +17,9 @@ class SAEConfig:
     tied: bool = MISSING  # encoder = decoder transposed
     init: str = MISSING  # independent | aligned: whether the encoder starts as the decoder
     l1: float = MISSING  # coefficient of the L1 penalty
-    l1_scaling: str = MISSING  # none | dict_size: divide l1 by the dictionary's size
+    # What l1 is divided by: d_in, so that one l1 gives a similar L0 at any width | none, as the
+    # post | dict_size, the dictionary's size
+    l1_scaling: str = MISSING
     dead: str = MISSING  # none | resample | auxk: what is done about features that stay inactive
     resample_every: int = MISSING  # resample: optimiser steps between resamplings
     aux_k: int = MISSING  # auxk: inactive features that model the residual of a row
@@ -35,7 +37,7 @@ class SAEConfig:
         not_negative(self, "sae", "l1", "aux_coefficient", "perturb_noise", "perturb_share")
         one_of(self, "sae", "init", "independent", "aligned")
         one_of(self, "sae", "strategy", "plain", "freeze_perturb")
-        one_of(self, "sae", "l1_scaling", "none", "dict_size")
+        one_of(self, "sae", "l1_scaling", "none", "d_in", "dict_size")
         one_of(self, "sae", "dead", "none", "resample", "auxk")
         one_of(self, "sae", "precision", "fp32", "bf16")
         if self.strategy == "freeze_perturb" and self.precision == "bf16":
@@ -85,7 +87,8 @@ class SAETrainingConfig:
     batch_size: int = MISSING  # rows in one optimiser step
     eval_rows: int = MISSING  # rows at the end of the harvest, kept for the final numbers
     l1_warmup_steps: int = MISSING  # optimiser steps over which l1 rises from zero
-    dead_window: int = MISSING  # a feature that the last so many rows did not activate is inactive
+    # A feature that the last so many rows, or half of the training, did not activate is inactive
+    dead_window: int = MISSING
     snapshots: int = MISSING  # decoders kept at the end, half, a quarter ... of the training
     log_every: int = MISSING  # optimiser steps between logged values
     checkpoint_every: int = MISSING  # optimiser steps between checkpoints

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparse_dict.sae import kernel
 from sparse_dict.sae.rows import Rows
+from sparse_dict.sae.view import View
 
 BLOCK_BYTES = 1 << 26  # copied to a GPU at a time
 SHARE = 0.5  # of the memory free after a GPU's first step: what rows may take
@@ -21,16 +22,16 @@ def batches(
     batch_size: int,
     first_step: int,
     last_step: int,
-    scale: float,
+    view: View,
     device: torch.device,
     room: int | None = None,
 ) -> Iterator[Tensor]:
     """Batches of steps `first_step` to `last_step` - 1, counted from zero.
 
     Step s holds rows s * batch_size, ... in stored order, beginning again after `rows`; so a
-    resumed run finds its place without any state. Each is (batch_size, width) float32, divided by
-    `scale`, padded with zero columns to the kernel's width, and valid until the next one is asked
-    for.
+    resumed run finds its place without any state. Each is (batch_size, width) float32, as `view`
+    shows them, padded with zero columns to the kernel's width, and valid until the next one is
+    asked for.
 
     Rows that will be seen again stay on the device, if all of them take at most `room` bytes:
     as they come past for the first time they are kept, and from then on nothing is read. By
@@ -39,7 +40,7 @@ def batches(
     """
     streamed = _streamed(
         activations, rows=rows, batch_size=batch_size, first_step=first_step,
-        last_step=last_step, scale=scale, device=device,
+        last_step=last_step, view=view, device=device,
     )  # fmt: skip
     whole_pass = -(-rows // batch_size)  # steps, of which the last may begin again
     kept: Tensor | None = None
@@ -92,7 +93,7 @@ def _streamed(
     batch_size: int,
     first_step: int,
     last_step: int,
-    scale: float,
+    view: View,
     device: torch.device,
 ) -> Generator[Tensor, None, None]:
     """What `batches` yields, all of it from disk.
@@ -105,7 +106,7 @@ def _streamed(
     steps = min(_block(device, 4 * width * batch_size), last_step - first_step)
     buffers = [torch.zeros(steps * batch_size, width, pin_memory=bool(stream)) for _ in range(2)]
     packed = torch.empty(batch_size, activations.d_in)
-    factor = 1 / scale
+    mean, factor = torch.from_numpy(view.mean), torch.from_numpy((1 / view.scale).astype("f4"))
 
     def fill(number: int) -> Tensor:
         """Block `number`, on the device or, with a stream, on its way there."""
@@ -122,7 +123,7 @@ def _streamed(
                 filled += count
                 start = 0
             into = buffer[(step - first) * batch_size :][:batch_size]
-            torch.mul(packed, factor, out=into[:, : activations.d_in])
+            torch.sub(packed, mean, out=into[:, : activations.d_in]).mul_(factor)
         with torch.cuda.stream(stream) if stream else nullcontext():
             return buffer[: (last - first) * batch_size].to(device, non_blocking=bool(stream))
 

@@ -28,11 +28,12 @@ from sparse_dict.sae.batches import batches
 from sparse_dict.sae.devices import training_devices
 from sparse_dict.sae.member import Member
 from sparse_dict.sae.rows import Rows
-from sparse_dict.sae.schedule import hyper, total_steps
+from sparse_dict.sae.schedule import hyper, rate, total_steps
 from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
 from sparse_dict.sae.strategy import FreezePerturb
+from sparse_dict.sae.view import View
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +68,6 @@ def make_steps(states: list[State], d_in: int, n_steps: int) -> list[tuple[list[
     return steps
 
 
-def scale_of(config: TrainSAEConfig, activations: Activations) -> float:
-    """The divisor of the activations before training."""
-    return activations.rms if config.activations.scaling == "rms" else 1.0
-
-
-def variance(activations: Activations) -> float:
-    """Mean over dimensions of the raw activations' variance: the denominator of FVU."""
-    return float(activations.rms**2 - (activations.mean.astype("float64") ** 2).mean())
-
-
 def snapshot_steps(config: TrainSAEConfig) -> set[int]:
     """Steps after which the decoder is kept: the last, half of it, a quarter ..."""
     last = total_steps(config)
@@ -91,11 +82,14 @@ class _Part:
     pairs: list[FreezePerturb]
     steps: list[tuple[list[int], Step]]
     feed: Iterator[torch.Tensor]
+    d_in: int
 
     def step(self, step: int, last_step: int, seen: int) -> None:
         """One optimiser step of each."""
         x = next(self.feed)
-        hypers = [hyper(m.config, step) if m.error is None else None for m in self.members]
+        hypers = [
+            hyper(m.config, step, self.d_in) if m.error is None else None for m in self.members
+        ]
         companions = [h for h, m in zip(hypers, self.members, strict=True) if m.strategy]
         for indices, step_fn in self.steps:
             step_fn(x, [(hypers + companions)[i] for i in indices], seen)
@@ -104,7 +98,7 @@ class _Part:
 
 
 def _parts(
-    members: list[Member], activations: Activations, first_step: int, stack: ExitStack
+    members: list[Member], activations: Activations, view: View, first_step: int, stack: ExitStack
 ) -> list[_Part]:
     """Put `members` on the devices that `config.device` selects, about the same work on each."""
     devices = training_devices(members[0].config.device)
@@ -128,14 +122,13 @@ def _parts(
         seen = Rows(activations, config.training)
         feed = batches(
             seen, rows=seen.rows, batch_size=config.training.batch_size,
-            first_step=first_step, last_step=last_step,
-            scale=scale_of(config, activations), device=device,
+            first_step=first_step, last_step=last_step, view=view, device=device,
         )  # fmt: skip
-        parts.append(_Part(own, pairs, steps, feed))
+        parts.append(_Part(own, pairs, steps, feed, activations.d_in))
     return parts
 
 
-def train(members: list[Member], activations: Activations, first_step: int) -> None:
+def train(members: list[Member], activations: Activations, view: View, first_step: int) -> None:
     """Train `members` from `first_step` on, whose `activations` and `training` are equal.
 
     Which rows they see may differ: each selection is read beside the others.
@@ -148,7 +141,7 @@ def train(members: list[Member], activations: Activations, first_step: int) -> N
     """
     config = members[0].config
     training, batch_size = config.training, config.training.batch_size
-    var = variance(activations) / scale_of(config, activations) ** 2
+    var = view.seen_variance
     last_step = total_steps(config)
     started = logged = time.monotonic()
     logged_rows = first_step * batch_size
@@ -162,7 +155,7 @@ def train(members: list[Member], activations: Activations, first_step: int) -> N
             last_step * batch_size, "rows", first_step * batch_size,
         ) as progress,
     ):  # fmt: skip
-        parts = _parts(members, activations, first_step, stack)
+        parts = _parts(members, activations, view, first_step, stack)
         for step in range(first_step + 1, last_step + 1):
             seen = step * batch_size
             for part in parts:
@@ -189,7 +182,7 @@ def train(members: list[Member], activations: Activations, first_step: int) -> N
             if step in snapshots:
                 for member in living:
                     W_dec = member.state.W_dec[:, : activations.d_in].cpu().numpy()
-                    folders.write_snapshot(member.folder, W_dec, seen)
+                    folders.write_snapshot(member.folder, W_dec * view.balance, seen)
             if saves:
                 for member in living:
                     member.save_checkpoint(step)
@@ -222,7 +215,7 @@ def _log(member: Member, seen: int, step: int, var: float, d_in: int, speed: flo
         "l0": sums.active / sums.rows,
         "l1_norm": sums.l1 / sums.rows,
         "inactive": int(member.state.inactive(seen).sum()),
-        "lr": hyper(member.config, step).lr,
+        "lr": rate(member.config.optimizer, step, total_steps(member.config)),
         "activations_per_second": speed,
     }
     member.history.append(values)

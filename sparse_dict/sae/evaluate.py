@@ -9,23 +9,24 @@ import torch
 from sparse_dict.activations.store import Activations
 from sparse_dict.sae.folder import Dictionary
 from sparse_dict.sae.state import State
+from sparse_dict.sae.view import View
 
 READ = 4096  # rows read at a time
 CODES = 1 << 20  # codes made at a time: at most 4 MiB, whatever the dictionary's size
 
 
-def on_raw(state: State, d_in: int, scale: float) -> Dictionary:
-    """The trained dictionary for activations that are not divided by `scale`."""
+def on_raw(state: State, d_in: int, view: View) -> Dictionary:
+    """The trained dictionary for activations as they are, not as `view` shows them."""
     p = {name: tensor.cpu() for name, tensor in state.whole(d_in).items()}
     floor = 0.0 if state.batch_floor is None else float(state.batch_floor)
-    return state.architecture.export(p, scale, floor)
+    return view.undone(state.architecture.export(p, view.unit, floor))
 
 
 @dataclass
 class Evaluation:
     """A dictionary's numbers on rows that it was not trained on."""
 
-    mse: float  # mean over rows and dimensions, raw units
+    mse: npt.NDArray[np.float64]  # (d_in,) mean over rows, raw units
     l0: float  # active features in a row
     l1: float  # sum of codes in a row, raw units
     fire_count: npt.NDArray[np.int64]  # (dict_size,) rows on which each feature was active
@@ -42,7 +43,8 @@ def evaluate(
         for d in dictionaries
     ]
     rows = activations.rows - start
-    error, l1 = np.zeros(len(weights)), np.zeros(len(weights))
+    l1 = np.zeros(len(weights))
+    error = np.zeros((len(weights), activations.d_in))
     fired = [torch.zeros(len(d.b_enc), dtype=torch.int64, device=device) for d in dictionaries]
     for first in range(start, activations.rows, READ):
         read = activations.read(first, min(first + READ, activations.rows))
@@ -51,12 +53,12 @@ def evaluate(
             for x in everything.split(max(1, CODES // len(b_enc))):
                 codes = dictionaries[i].activate(torch.addmm(b_enc, x, W_enc))  # (rows, dict_size)
                 residual = torch.addmm(b_dec, codes, W_dec) - x
-                error[i] += float(residual.square().sum(dtype=torch.float64))
+                error[i] += residual.square().sum(0, dtype=torch.float64).cpu().numpy()
                 l1[i] += float(codes.sum(dtype=torch.float64))
                 fired[i] += (codes > 0).sum(dim=0)
     return [
         Evaluation(
-            mse=error[i] / (rows * activations.d_in),
+            mse=error[i] / rows,
             l0=float(fired[i].sum()) / rows,
             l1=l1[i] / rows,
             fire_count=fired[i].cpu().numpy(),

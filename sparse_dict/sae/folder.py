@@ -54,7 +54,7 @@ class Dictionary:
 
     W_enc: Array  # (d_in, dict_size)
     b_enc: Array  # (dict_size,)
-    W_dec: Array  # (dict_size, d_in), unit rows
+    W_dec: Array  # (dict_size, d_in), unit rows unless sites were scaled apart
     b_dec: Array  # (d_in,)
     threshold: Array | None = None  # (dict_size,) JumpReLU and its like: codes up to it are zero
     k: int | None = None  # TopK: only the k largest codes of a row are kept

@@ -8,7 +8,7 @@ which is nothing for ReLU (the post's loss), TopK and BatchTopK (for which l1 is
 an L0 penalty for JumpReLU, a loss of the gate for Gated, and the error of each prefix for
 Matryoshka. Each kind's `loss` puts it together from the terms below (`architectures/base.py` has
 the plain one); `objective` adds the auxiliary loss that `sae.dead=auxk` asks for. The coefficients
-of each step come from `schedule.hyper`, and x is scaled as `activations.scaling` says.
+of each step come from `schedule.hyper`, and x is what `view.View` makes of the activations.
 
 Everything is differentiable, for dictionaries that are stacked along leading axes too. The fast
 steps (`kernel.c`, `step_torch.closed_form`) compute the same gradients by hand, and are tested

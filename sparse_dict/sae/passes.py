@@ -21,6 +21,7 @@ from sparse_dict.sae.rows import training_rows
 from sparse_dict.sae.schedule import total_steps
 from sparse_dict.sae.state import State
 from sparse_dict.sae.strategy import FreezePerturb
+from sparse_dict.sae.view import View
 from sparse_dict.storage.files import read_json, write_csv
 
 
@@ -43,7 +44,7 @@ def train(jobs: list[Job], activations: Activations) -> list[dict[str, Any] | Us
     device = runtime.device(first.device)
     runtime.allocator()
     eval_start = training_rows(activations, first.training.eval_rows, first.training.batch_size)
-    scale = ensemble.scale_of(first, activations)
+    view = View.of(first.activations, activations)
     with ExitStack() as stack:
         openers = [partial(opened, job, activations) for job in jobs]
         runs = stack.enter_context(tracking.together(openers))
@@ -62,12 +63,12 @@ def train(jobs: list[Job], activations: Activations) -> list[dict[str, Any] | Us
                 member.error = error
         trained = [member for member in members if member.error is None]
         if trained:
-            ensemble.train(trained, activations, steps.pop())
+            ensemble.train(trained, activations, view, steps.pop())
         whole = [member for member in members if member.error is None]
-        dictionaries = [on_raw(member.state, activations.d_in, scale) for member in whole]
+        dictionaries = [on_raw(member.state, activations.d_in, view) for member in whole]
         evaluations = evaluate(dictionaries, activations, eval_start, device)
         for member, dictionary, numbers in zip(whole, dictionaries, evaluations, strict=True):
-            metrics = _metrics(member, numbers, activations, scale, len(trained))
+            metrics = _metrics(member, numbers, activations, view, len(trained))
             write_csv(member.folder / folders.HISTORY, member.history)
             folders.write(
                 member.folder, dictionary, numbers.fire_count, metrics, _hook(activations)
@@ -90,9 +91,9 @@ def opened(job: Job, activations: Activations) -> tracking.Run:
 
 
 def _metrics(
-    member: Member, numbers: Evaluation, activations: Activations, scale: float, together: int
+    member: Member, numbers: Evaluation, activations: Activations, view: View, together: int
 ) -> dict[str, Any]:
-    """What `metrics.json` says of a dictionary; errors and codes are in units of `scale`."""
+    """What `metrics.json` says of a dictionary; errors and codes are in its own, scaled units."""
     config = member.config
     return {
         "dict_size": config.sae.dict_size,
@@ -102,14 +103,14 @@ def _metrics(
         "activation": config.sae.activation,
         "seed": config.seed,
         "d_in": activations.d_in,
-        "mse": numbers.mse / scale**2,
-        "fvu": numbers.mse / ensemble.variance(activations),
+        "mse": float((numbers.mse / view.scale**2).mean()),
+        "fvu": float((numbers.mse / view.scale**2).mean()) / view.seen_variance,
         "l0": numbers.l0,
-        "l1_norm": numbers.l1 / scale,
+        "l1_norm": numbers.l1 / view.unit,
         "dead": int((numbers.fire_count == 0).sum()),
         "eval_rows": numbers.rows,
         "n_activations": total_steps(config) * config.training.batch_size,
-        "activations_scale": scale,
+        "activations_scale": view.unit,
         "seconds": member.seconds,
         "trained_together": together,
         "record": member.record,

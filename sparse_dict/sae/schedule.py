@@ -42,8 +42,12 @@ def rate(optimizer: AdamConfig, step: int, last_step: int) -> float:
     return o.lr * warm * (left if o.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
 
-def hyper(config: TrainSAEConfig, step: int) -> Hyper:
-    """The numbers of optimiser step `step`, counted from one.
+def hyper(config: TrainSAEConfig, step: int, d_in: int = 1) -> Hyper:
+    """The numbers of optimiser step `step`, counted from one, on activations `d_in` wide.
+
+    L1 divided by the width makes the loss that of a summed squared error, but for the factor
+    1/d_in of the whole, which Adam does not notice: that is how SAELens and dictionary_learning
+    count their coefficients.
 
     Penalties rise linearly from zero at first, as in Anthropic's Circuits Updates of April 2024
     ("Update on how we train SAEs"), there for L1.
@@ -53,8 +57,8 @@ def hyper(config: TrainSAEConfig, step: int) -> Hyper:
     risen = min(1.0, step / rise) if rise else 1.0
     names = architectures.known()[sae.activation].numbers
     numbers = {name: float(getattr(sae, name)) for name in names}
-    if sae.l1_scaling == "dict_size":
-        numbers["l1"] /= sae.dict_size
+    divisors = {"none": 1, "d_in": d_in, "dict_size": sae.dict_size}
+    numbers["l1"] /= divisors[sae.l1_scaling]
     for name in RISING:
         if name in numbers:
             numbers[name] *= risen

@@ -13,10 +13,11 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig, identity
 from sparse_dict.errors import UserError, printable
 from sparse_dict.machine import runtime
-from sparse_dict.sae import architectures
+from sparse_dict.sae import architectures, verdict
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.naming import end_values
 from sparse_dict.sae.rows import training_rows
+from sparse_dict.sae.view import View, settled
 from sparse_dict.storage import lock
 from sparse_dict.storage.files import fingerprint, read_json
 
@@ -41,6 +42,11 @@ def _damage(activations: Activations) -> UserError | None:
     return None
 
 
+def _settled(config: TrainSAEConfig, activations: Activations) -> TrainSAEConfig:
+    """`config` with the choices that depend on the activations decided."""
+    return replace(config, activations=settled(config.activations, activations))
+
+
 def _record(config: TrainSAEConfig, activations: Activations) -> dict[str, Any]:
     """What decides the result: the config's part in it, and the activations."""
     return {"config": identity.record(config), "activations": activations.fingerprint}
@@ -55,11 +61,9 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     runtime.check_device(config.device)
     tracking.check(config.tracking)
     activations = _open(Path(config.activations_dir))
+    config = _settled(config, activations)
     training_rows(activations, config.training.eval_rows, config.training.batch_size)
-    if activations.rms**2 - (activations.mean**2).mean() <= 1e-12 * activations.rms**2:
-        raise UserError(
-            f"{activations.folder}: all rows are the same, so there is nothing to learn"
-        )
+    View.of(config.activations, activations)
     _is_finished(config, folder, activations)
     _check_companions(folder, activations)
 
@@ -147,6 +151,7 @@ def _train_many(
         try:
             locks.enter_context(lock.holding(folder))
             activations = _open(Path(config.activations_dir))
+            config = _settled(config, activations)
             job = passes.Job(config, folder, _record(config, activations))
             if _is_finished(config, folder, activations):
                 outcomes[i] = read_json(folder / folders.METRICS)
@@ -199,3 +204,5 @@ def _show(paths: list[Path], outcomes: list[Outcome]) -> None:
                 f"{m['dead']:>6} {m['seconds']:>8.1f}  {path.name}"
             )
     log.info("\n".join(["dictionaries", *map(printable, lines)]))
+    if line := verdict.warning([m for m in outcomes if not isinstance(m, Exception)]):
+        log.warning("%s", line)

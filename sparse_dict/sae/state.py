@@ -96,7 +96,9 @@ class State:
             ),
             architecture=architecture,
             seed=config.seed,
-            dead_window=config.training.dead_window,
+            dead_window=min(
+                config.training.dead_window, max(1, config.training.n_activations // 2)
+            ),
             batch_floor=torch.zeros(1, device=device) if architecture.keeps_floor else None,
         )
 

@@ -22,9 +22,9 @@ VERTICAL = Statement(
     "With an undivided L1 term, the best L1 does not depend on the dictionary's size",
     "5",
     "vertical (slope 0)",
-    "Slope of ln best L1 against ln size, l1_scaling=none: holds if the 95 % interval lies within "
-    "-0.5 to 0.5, does not hold if outside. Of several kinds, the main one, else the first in the "
-    "study's order that has a slope; it is named.",
+    "Slope of ln best L1 against ln size, l1_scaling=none or d_in: holds if the 95 % interval lies "
+    "within -0.5 to 0.5, does not hold if outside. Of several kinds, the main one, else the first "
+    "in the study's order that has a slope; it is named.",
     of_all=True,
 )
 
@@ -61,9 +61,9 @@ def section(context: Context) -> Section:
             "95 % interval (jackknife over sizes) where three or more sizes allow it.",
         )
     )  # fmt: skip
-    scalings = {item.l1_scaling: item for item in reversed(ridges)}
+    scalings = {item.divided: item for item in reversed(ridges)}
     if len(scalings) > 1:
-        both = [scalings[key] for key in sorted(scalings, reverse=True)]  # none, dict_size
+        both = [scalings[key] for key in sorted(scalings)]
         section.blocks.append(
             context.draw(
                 "ridge_heatmaps", ridge_heatmaps(context.cells, both, context.comparison.shown),
@@ -159,12 +159,13 @@ def ridge_heatmaps(cells: pd.DataFrame, ridges: Sequence[Ridge], shown: Variant)
 def claims(context: Context) -> list[Claim]:
     """Whether the ridge is vertical, or diagonal."""
     ridges = context.ridges
-    return [_slope(VERTICAL, ridges, "none", 0), _slope(DIAGONAL, ridges, "dict_size", 1)]
+    return [_slope(VERTICAL, ridges, False), _slope(DIAGONAL, ridges, True)]
 
 
-def _slope(text: Statement, ridges: Sequence[Ridge], scaling: str, target: float) -> Claim:
+def _slope(text: Statement, ridges: Sequence[Ridge], divided: bool) -> Claim:
+    target = 1 if divided else 0
     for item in ridges:
-        if item.l1_scaling != scaling or item.slope is None or item.interval is None:
+        if item.divided != divided or item.slope is None or item.interval is None:
             continue
         estimate = Estimate(item.slope, *item.interval, "sizes (jackknife)")
         inside = estimate.low > target - 0.5 and estimate.high < target + 0.5
@@ -173,7 +174,8 @@ def _slope(text: Statement, ridges: Sequence[Ridge], scaling: str, target: float
         named = f" ({item.family})" if len(ridges) > 1 else ""
         return text.decided(f"slope {item.slope:.2f}{named}", estimate, outcome)
     return text.undecided(
-        f"needs l1_scaling={scaling} and three sizes whose best L1 is not at an end of the grid"
+        f"needs an L1 {'' if divided else 'not '}divided by the dictionary's size, and three sizes "
+        "whose best L1 is not at an end of the grid"
     )
 
 

@@ -32,7 +32,7 @@ class Ridge:
     """Peaks of one family, and the slope of log L1 against log size through the interior ones."""
 
     family: str
-    l1_scaling: str  # none | dict_size
+    divided: bool  # whether the L1 term is divided by the dictionary's size
     grid: tuple[float, ...]  # the L1 that were tried
     peaks: tuple[Peak, ...]
     slope: float | None  # 0: vertical in the heat map, 1: diagonal; None: fewer than three peaks
@@ -90,7 +90,7 @@ def fit(cells: "pd.DataFrame", families: Sequence[str]) -> list[Ridge]:
         .mean()
         .dropna()
     )
-    scaling = cells.groupby("family")["l1_scaling"].first()
+    divided = cells.groupby("family")["l1_scaling"].first() == "dict_size"
     known = set(means.index.get_level_values("family"))
     for family in (name for name in families if name in known):
         peaks = []
@@ -103,14 +103,16 @@ def fit(cells: "pd.DataFrame", families: Sequence[str]) -> list[Ridge]:
             continue
         good = [p for p in peaks if p.interior]
         if len(good) < 3:
-            ridges.append(Ridge(family, scaling[family], grid, tuple(peaks), None, None, None))
+            ridges.append(
+                Ridge(family, bool(divided[family]), grid, tuple(peaks), None, None, None)
+            )
             continue
         sizes = np.array([p.dict_size for p in good], dtype=float)
         best = np.array([p.l1 for p in good])
         ridges.append(
             Ridge(
                 family,
-                scaling[family],
+                bool(divided[family]),
                 grid,
                 tuple(peaks),
                 *slope(sizes, best),

@@ -1,0 +1,126 @@
+"""What `experiment=probe` ends with: its ladder as a table and a picture; what to train next."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from sparse_dict.sae import folder as folders
+from sparse_dict.sae.verdict import Metrics, axis, mostly_dead, useless
+
+# A sparser dictionary is preferred as long as it explains this share of what the best rung does.
+ENOUGH = 0.8
+# Overrides that were the probe's own and are no part of the command that it ends with.
+OWN = ("experiment", "sae", "seed", "sae.dict_size", "sae.l1", "sae.k", "sae.l0", "hydra.mode")
+OWN_SECTIONS = ("training.", "tracking.", "optimizer.")
+
+
+def recommended(rungs: Sequence[Metrics]) -> Metrics | None:
+    """The sparsest rung that explains nearly as much as any does; None if all are of no use."""
+    living = [m for m in rungs if not useless(m) and not mostly_dead(m)]
+    best = max((1 - m["fvu"] for m in living), default=0.0)
+    good = [m for m in living if 1 - m["fvu"] >= ENOUGH * best]
+    return min(good, key=lambda m: m["l0"], default=None)
+
+
+def table(rungs: Sequence[Metrics]) -> list[str]:
+    """A line for each rung, sparsest last."""
+    key = axis(rungs[0])
+    lines = [f"{key:>8} {'FVU':>7} {'L0':>7} {'dead':>6}"]
+    for m in rungs:
+        lines.append(f"{_level(m):>8g} {m['fvu']:>7.3f} {m['l0']:>7.1f} {m['dead']:>6}")
+    return lines
+
+
+def _level(m: Metrics) -> float:
+    return float(m["config"]["sae"][axis(m)])
+
+
+def advice(rungs: Sequence[Metrics], overrides: Sequence[str], kind: str) -> list[str]:
+    """What to do after a ladder of `kind`, in lines; the last is a command."""
+    key, size = axis(rungs[0]), rungs[0]["dict_size"]
+    kept = [text for text in overrides if not _own(text.lstrip("+~").partition("=")[0])]
+    words = " ".join([*kept, *([f"sae={kind}"] if kind != "untied" else [])])
+    chosen = recommended(rungs)
+    if chosen is None:
+        lower = ",".join(f"{_level(m) / 32:g}" for m in rungs)
+        why = "No rung is of use: all explain nothing, have an L0 below 1, or are mostly dead."
+        if key == "k":
+            return [why, "Try sae.init=aligned, fewer features, or activations.centering=mean."]
+        return [why, f"python train_sae.py experiment=probe {words} sae.{key}={lower}"]
+    level = _level(chosen)
+    lines = [
+        f"{key} {level:g}: FVU {chosen['fvu']:.2f} with {chosen['l0']:.0f} active features a row; "
+        f"the sparsest that explains {ENOUGH:.0%} of what the best of these does."
+    ]
+    if chosen in (rungs[0], rungs[-1]):
+        lines.append("It is at an end of the ladder: values beyond may be better.")
+    around = ",".join(f"{level * factor:g}" for factor in (0.5, 1, 2))
+    if key == "k":
+        around = ",".join(str(round(level * factor)) for factor in (0.5, 1, 2) if level > 1)
+    sizes = ",".join(str(size * factor) for factor in (1, 2, 4))
+    grid = f"sae.dict_size={sizes} sae.{key}={around} seed=0,1"
+    return [*lines, f"python train_sae.py -m {words} {grid}".replace("  ", " ")]
+
+
+def _own(key: str) -> bool:
+    return key in OWN or key.startswith(OWN_SECTIONS)
+
+
+def draw(rungs: Sequence[Metrics], path: Path) -> None:
+    """FVU, L0 and the share of dead features by level, the recommended rung marked."""
+    import matplotlib.pyplot as plt
+
+    from sparse_dict.analysis.report import figures
+    from sparse_dict.analysis.study import NAMES
+
+    levels = [_level(m) for m in rungs]
+    chosen = recommended(rungs)
+    with figures.style():
+        figure, axes = plt.subplots(1, 3, figsize=(figures.WIDTH, 2.4), squeeze=False)
+        for panel, (name, values) in zip(
+            axes[0],
+            {
+                "FVU: variance unexplained": [m["fvu"] for m in rungs],
+                "L0: active features a row": [max(m["l0"], 0.1) for m in rungs],
+                "share of features dead": [m["dead"] / m["dict_size"] for m in rungs],
+            }.items(),
+            strict=True,
+        ):
+            panel.plot(levels, values, "o-", color=figures.BLUE, ms=4)
+            if chosen is not None:
+                panel.axvline(_level(chosen), color=figures.ORANGE, ls="--", lw=1)
+            panel.set_xscale("log")
+            panel.set_xticks(levels[1::2], [f"{level:g}" for level in levels[1::2]])
+            panel.minorticks_off()
+            panel.set_title(name)
+            panel.set_xlabel(NAMES[axis(rungs[0])])
+        axes[0, 0].set_ylim(0, None)
+        axes[0, 1].set_yscale("log")
+        axes[0, 2].set_ylim(0, 1)
+        figures.save(figure, path.parent, path.name)
+
+
+class Recommend(Callback):
+    """Prints what a finished ladder says."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """A table, a picture and a command for each kind and size in the probe's folder."""
+        folder = Path(str(config.hydra.sweep.dir))
+        found: dict[tuple[str, bool, int], list[Metrics]] = defaultdict(list)
+        for path in sorted(folder.glob(f"*/{folders.METRICS}")):
+            m = folders.read_metrics(path.parent)
+            found[m["activation"], m["tied"], m["dict_size"]].append(m)
+        overrides = [str(text) for text in config.hydra.overrides.task]
+        kind = str(config.hydra.runtime.choices["sae"])
+        for (activation, _tied, size), rungs in found.items():
+            rungs.sort(key=_level)
+            name = f"probe-{activation}-{size}"
+            draw(rungs, folder / name)
+            lines = [f"{kind}, {size} features, {rungs[0]['d_in']} wide", *table(rungs)]
+            lines += [f"picture: {folder / name}.png", "", *advice(rungs, overrides, kind)]
+            sys.stdout.write("\n".join(lines) + "\n")

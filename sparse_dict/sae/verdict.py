@@ -1,0 +1,47 @@
+"""Whether trained dictionaries are of any use, and what to change if not."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sparse_dict.sae.architectures import Architecture, known
+
+Metrics = dict[str, Any]  # a dictionary's metrics.json
+
+
+def useless(m: Metrics) -> bool:
+    """Whether it explains nothing, or has less than one feature active on a row."""
+    return bool(m["fvu"] >= 1 or m["l0"] < 1)
+
+
+def mostly_dead(m: Metrics) -> bool:
+    """Whether no evaluation row activates more than half of its features."""
+    return bool(m["dead"] > m["dict_size"] / 2)
+
+
+def axis(m: Metrics) -> str:
+    """What makes its kind sparse: l1, k or l0."""
+    return known().get(m["activation"], Architecture).axis
+
+
+def warning(found: Sequence[Metrics]) -> str | None:
+    """One line on those that are of no use, and what to change; None if all are well."""
+    bad = [m for m in found if useless(m) or mostly_dead(m)]
+    if not bad:
+        return None
+    counts = {
+        "with an FVU of 1 or more, which explain nothing": sum(m["fvu"] >= 1 for m in bad),
+        "with an L0 below 1": sum(m["l0"] < 1 for m in bad),
+        "with more than half of their features dead": sum(map(mostly_dead, bad)),
+    }
+    told = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+    advice = []
+    for key in sorted({axis(m) for m in bad if m["l0"] < 1} - {"k"}):
+        probe = " (experiment=probe tells how far)" if key == "l1" else ""
+        advice.append(f"lower sae.{key}{probe}")
+    if any(mostly_dead(m) and m["l0"] >= 1 for m in bad):
+        centred = all(m["config"]["activations"].get("centering") == "mean" for m in bad)
+        centering = "" if centred else "activations.centering=mean, "
+        advice.append(f"try {centering}sae.init=aligned or fewer features")
+    if any(m["fvu"] >= 1 and m["l0"] >= 1 for m in bad):
+        advice.append("raise training.n_activations")
+    return f"of {len(found)} dictionaries, {told}: {'; '.join(advice)}"

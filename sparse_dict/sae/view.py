@@ -1,0 +1,94 @@
+"""How dictionaries see activations: centred, scaled as `activations.*` says; and the way back."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_dict.activations.store import Activations
+from sparse_dict.config import ActivationsConfig
+from sparse_dict.errors import UserError
+from sparse_dict.sae.folder import Array, Dictionary
+
+# Mean to spread (`Activations.mean_to_spread`) from which activations.centering=auto takes the mean
+# away: at 0.67 nearly all features died with it, at 0.25 none (docs/l1.md).
+CENTRE_FROM = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A dictionary is trained on (x - mean) / scale. All are (d_in,), one value for each column."""
+
+    mean: Array
+    scale: npt.NDArray[np.float64]
+    variance: npt.NDArray[np.float64]  # of raw activations: the mean over the columns of a site
+
+    @classmethod
+    def of(cls, config: ActivationsConfig, activations: Activations) -> Self:
+        """What `config`, with its choices settled, makes of `activations`.
+
+        Raises:
+            UserError: the rows of a site are all the same.
+        """
+        d_in, by_site = activations.d_in, config.scaling == "rms_by_site"
+        sites = activations.sites if by_site else [(slice(0, d_in), activations.rms)]
+        centred = config.centering == "mean"
+        mean = activations.mean if centred else np.zeros(d_in)
+        scale, variance = np.ones(d_in), np.ones(d_in)
+        for columns, rms in sites:
+            variance[columns] = rms**2 - (activations.mean[columns] ** 2).mean()
+            if variance[columns].min() <= 1e-12 * rms**2:
+                raise UserError(
+                    f"{activations.folder}: all rows are the same, so there is nothing to learn"
+                )
+            if config.scaling != "none":
+                scale[columns] = np.sqrt(variance[columns]) if centred else rms
+        return cls(mean.astype(np.float32), scale, variance)
+
+    @cached_property
+    def unit(self) -> float:
+        """What codes are multiplied by when the view is undone."""
+        alike = (self.scale == self.scale[0]).all()
+        return float(self.scale[0] if alike else np.sqrt((self.scale**2).mean()))
+
+    @property
+    def balance(self) -> Array:
+        """How large each column is beside the others: all ones unless sites are scaled apart."""
+        return (self.scale / self.unit).astype(np.float32)
+
+    @property
+    def seen_variance(self) -> float:
+        """Mean over columns of what is seen: the denominator of FVU."""
+        return float((self.variance / self.scale**2).mean())
+
+    def undone(self, d: Dictionary) -> Dictionary:
+        """A dictionary of raw activations, made of one of (x - mean) / balance.
+
+        Its decoder rows are no longer unit rows where sites were scaled apart: codes stay what they
+        were, so that TopK keeps the same ones.
+        """
+        W_enc = d.W_enc / self.balance[:, None]
+        b_enc = d.b_enc - self.mean.astype(np.float64) @ W_enc
+        return replace(
+            d,
+            W_enc=W_enc,
+            b_enc=b_enc.astype(np.float32),
+            W_dec=d.W_dec * self.balance,
+            b_dec=d.b_dec * self.balance + self.mean,
+        )
+
+
+def settled(config: ActivationsConfig, activations: Activations) -> ActivationsConfig:
+    """`config` as a record keeps it: what depends on the activations decided.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    scaling, centering = config.scaling, config.centering
+    if scaling == "rms_by_site" and len(activations.sites) == 1:
+        scaling = "rms"
+    if centering == "auto":
+        centering = "mean" if activations.mean_to_spread >= CENTRE_FROM else "none"
+    return replace(config, scaling=scaling, centering=centering)
