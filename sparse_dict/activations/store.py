@@ -157,6 +157,14 @@ class Activations:
         self.read_into(start, out)
         return out
 
+    def take(self, rows: NDArray[np.int64]) -> Floats:
+        """The rows of these numbers, in this order, (len(rows), d_in)."""
+        out = np.empty((len(rows), self.d_in), np.float32)
+        shard = np.searchsorted(self._rows.starts, rows, side="right") - 1
+        for i, array in enumerate(self._rows.arrays):
+            out[shard == i] = array[rows[shard == i] - self._rows.starts[i]]
+        return out
+
     def read_into(self, start: int, out: Floats) -> None:
         """Fill `out`, (n, d_in) float32, with rows start..start+n-1."""
         for part, where in self._rows.pieces(start, start + len(out)):

@@ -6,7 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import measured_bases, seeds, trajectory
@@ -28,6 +30,7 @@ class Context:
     config: AnalyzeConfig
     study: Study
     draw: Draw
+    others: tuple[Study, ...] = ()  # those that `sae_dir` names after the first
     # Filled before any section is made; empty if `claims` is off.
     claims: list[Claim] = field(default_factory=list)
 
@@ -45,7 +48,17 @@ class Context:
     @cached_property
     def comparison(self) -> Comparison:
         """MCS of all dictionaries with their larger ones."""
-        return Comparison(self.study, self.config.comparison)
+        return Comparison(self.study, self.config.comparison, self.evaluation_rows)
+
+    def evaluation_rows(self, most: int = 16_384) -> NDArray[np.float32]:
+        """The last rows of the activations (n, d_in), on which no dictionary was trained.
+
+        Raises:
+            UserError: the activations are not in `activations_dir`.
+        """
+        held_out = min(int(entry.metrics["eval_rows"]) for entry in self.study.entries)
+        end = self.activations.rows
+        return self.activations.read(end - min(held_out, most, end), end)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -79,7 +92,7 @@ class Context:
         Raises:
             UserError: they are not in `activations_dir`.
         """
-        return measured_bases.activations_of(self.study, Path(self.config.activations_dir))
+        return measured_bases.activations_of(self.study, self.config)
 
     @cached_property
     def bases(self) -> measured_bases.Measured:

@@ -19,7 +19,7 @@ BASELINES = ("neurons", "random", "pca", "ica", "nmf")
 class ComparisonConfig:
     """How dictionaries are compared, in whatever analysis."""
 
-    matching: str = MISSING  # max | hungarian: how a feature finds its partner
+    matching: str = MISSING  # max | hungarian | correlation: how a feature finds its partner
     against: str = MISSING  # next | next_two | all_larger: which dictionaries it is sought in
     features: str = MISSING  # all | alive: which features count
     threshold: float = MISSING  # an MCS above it is called high
@@ -28,7 +28,7 @@ class ComparisonConfig:
     max_fvu: float = MISSING  # main figures show the sparsest level with an FVU of at most this
 
     def __post_init__(self) -> None:
-        one_of(self, "comparison", "matching", "max", "hungarian")
+        one_of(self, "comparison", "matching", "max", "hungarian", "correlation")
         one_of(self, "comparison", "against", "next", "next_two", "all_larger")
         one_of(self, "comparison", "features", "all", "alive")
         positive(self, "comparison", "block_rows", "match_limit", "max_fvu")
@@ -170,6 +170,7 @@ ANALYSES: dict[str, type[Any]] = {
     "histograms": NoSettings,  # MCS of each size, tests of bimodality (figures 2, 3, 3.5)
     "sizes": NoSettings,  # numbers of features found again, and without an analogue, by size
     "agreement": NoSettings,  # features found again in larger dictionaries and by other seeds
+    "studies": NoSettings,  # other studies' dictionaries: layers, models, checkpoints
     "families": NoSettings,  # kinds of dictionaries side by side at equal size
     "ridge": NoSettings,  # the best L1 by dictionary size (figures 4, 5)
     "undertraining": NoSettings,  # agreement against activations seen, from snapshots

@@ -1,0 +1,64 @@
+"""Rows of two harvests that are of the same tokens, whatever order each was shuffled to."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_dict.activations.store import Activations
+from sparse_dict.errors import UserError
+
+Floats = NDArray[np.float32]
+
+READ = 1 << 18  # rows whose origins are read at a time
+FEWEST = 1000
+
+
+def paired(first: Activations, second: Activations, most: int) -> tuple[Floats, Floats]:
+    """At most `most` rows of each, (n, d) and (n, e), row by row of the same token of the text.
+
+    Foreign arrays do not say where their rows come from: two folders with as many rows are taken
+    to have them in the same order.
+
+    Raises:
+        UserError: they have too few tokens in common, or are of other text.
+    """
+    if first.fingerprint == second.fingerprint or _foreign(first, second):
+        stop = min(most, first.rows)
+        return first.read(0, stop), second.read(0, stop)
+    (places, tokens), (other_places, other_tokens) = _origins(first), _origins(second)
+    _, here, there = np.intersect1d(places, other_places, assume_unique=True, return_indices=True)
+    if len(here) < FEWEST:
+        raise UserError(
+            f"{first.folder} and {second.folder} have {len(here)} tokens in common: harvest the "
+            "same text, with the same tokenizer and number of tokens"
+        )
+    if (tokens[here] != other_tokens[there]).any():
+        raise UserError(
+            f"{first.folder} and {second.folder} are of other text or another tokenizer"
+        )
+    chosen = np.argsort(here)[:most]  # in the shuffled order: a sample
+    return first.take(here[chosen]), second.take(there[chosen])
+
+
+def _foreign(first: Activations, second: Activations) -> bool:
+    """Whether rows can only be paired by their number."""
+    if first.manifest is not None and second.manifest is not None:
+        return False
+    if first.rows != second.rows:
+        raise UserError(
+            f"{first.folder} has {first.rows:,} rows, {second.folder} {second.rows:,}, and nothing "
+            "says which are of the same token"
+        )
+    return True
+
+
+def _origins(activations: Activations) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Document and position of every row as one number, and its token, (rows,) each."""
+    n = activations.rows
+    places, tokens = np.empty(n, np.int64), np.empty(n, np.int32)
+    for start in range(0, n, READ):
+        stop = min(start + READ, n)
+        origins = activations.origins(start, stop)
+        assert origins is not None
+        places[start:stop] = (origins[:, 0].astype(np.int64) << 32) | origins[:, 1]
+        tokens[start:stop] = origins[:, 2]
+    return places, tokens
