@@ -17,6 +17,7 @@ from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.interp import ask
 from sparse_dict.analysis.measures import ridge
 from sparse_dict.analysis.report.page import Draw, Section
+from sparse_dict.analysis.splitting import Splitting
 from sparse_dict.analysis.study import Study
 from sparse_dict.config import AnalyzeConfig, BaselinesConfig
 
@@ -69,6 +70,19 @@ class Context:
     def seed_pairs(self) -> list[seeds.SeedPair]:
         """Dictionaries that differ only in the seed, matched."""
         return seeds.compare(self.study, self.config.comparison.match_limit)
+
+    @cached_property
+    def splitting(self) -> Splitting | None:
+        """The steps of the main chain and of those that differ in the seed; None if there is none.
+
+        Raises:
+            UserError: the activations are not in `activations_dir`.
+        """
+        chain = self.comparison.main
+        if chain is None:
+            return None
+        chains = [chain, *(c for c in self.comparison.same_but_seed(chain) if c is not chain)]
+        return Splitting(tuple(chains[: seeds.MOST_SEEDS]), self.evaluation_rows())
 
     @cached_property
     def ridges(self) -> list[ridge.Ridge]:

@@ -170,6 +170,7 @@ ANALYSES: dict[str, type[Any]] = {
     "histograms": NoSettings,  # MCS of each size, tests of bimodality (figures 2, 3, 3.5)
     "sizes": NoSettings,  # numbers of features found again, and without an analogue, by size
     "agreement": NoSettings,  # features found again in larger dictionaries and by other seeds
+    "splits": NoSettings,  # what features of one size become in the next, in every seed
     "studies": NoSettings,  # other studies' dictionaries: layers, models, checkpoints
     "families": NoSettings,  # kinds of dictionaries side by side at equal size
     "ridge": NoSettings,  # the best L1 by dictionary size (figures 4, 5)
