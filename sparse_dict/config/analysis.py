@@ -103,6 +103,21 @@ class ContextsConfig:
                 )
 
 
+@dataclass
+class ConsensusConfig:
+    """What recurs over seeds, and whether the other half of the seeds gives the same."""
+
+    cosine: float = MISSING  # mean cosine of two clusters, below which they stay apart
+    share: float = MISSING  # of the seeds: a cluster counts if it is in more
+    halves: int = MISSING  # pairs of halves of each number of seeds, at most
+    tokens: int = MISSING  # of held-out text, for the language model's loss
+
+    def __post_init__(self) -> None:
+        positive(self, "consensus", "cosine", "halves", "tokens")
+        if self.cosine >= 1 or not 0 <= self.share < 1:
+            raise UserError("consensus.cosine must be below 1, consensus.share in [0, 1)")
+
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -170,6 +185,7 @@ ANALYSES: dict[str, type[Any]] = {
     "histograms": NoSettings,  # MCS of each size, tests of bimodality (figures 2, 3, 3.5)
     "sizes": NoSettings,  # numbers of features found again, and without an analogue, by size
     "agreement": NoSettings,  # features found again in larger dictionaries and by other seeds
+    "consensus": ConsensusConfig,  # what recurs over seeds, as a dictionary; split halves
     "splits": NoSettings,  # what features of one size become in the next, in every seed
     "studies": NoSettings,  # other studies' dictionaries: layers, models, checkpoints
     "families": NoSettings,  # kinds of dictionaries side by side at equal size

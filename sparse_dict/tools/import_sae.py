@@ -7,7 +7,6 @@ last rows of DIR, so that every analysis takes it.
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,12 @@ import numpy as np
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.errors import UserError
-from sparse_dict.machine import runtime
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae import formats
-from sparse_dict.sae.ensemble import variance
-from sparse_dict.sae.evaluate import evaluate
-from sparse_dict.sae.folder import Dictionary
 from sparse_dict.sae.formats.parts import scaled
+from sparse_dict.sae.measured import measured
 from sparse_dict.storage import lock
 
-EVAL_ROWS = 65_536
 READ = 1 << 16  # rows at a time whose norm is taken
 
 
@@ -73,12 +68,13 @@ def run(source: str, dest: Path, activations_dir: Path, seed: int | None = None)
         )
     if foreign.by_mean_norm:
         scaled(foreign.dictionary, d_in**0.5 / _mean_norm(activations))
-    metrics = measured(
-        foreign.dictionary, activations, foreign.kind, foreign.l1,
-        foreign.seed if seed is None else seed,
-        imported={"format": foreign.format}, source={"source": source},
+    seed = foreign.seed if seed is None else seed
+    metrics, fire_count = measured(
+        foreign.dictionary, activations, foreign.kind, {"imported": foreign.format},
+        l1=foreign.l1, seed=seed,
     )  # fmt: skip
-    folders.write(dest, foreign.dictionary, metrics.pop("fire_count"), metrics, foreign.hook)
+    metrics["source"] = source
+    folders.write(dest, foreign.dictionary, fire_count, metrics, foreign.hook)
     return metrics
 
 
@@ -88,47 +84,6 @@ def _mean_norm(activations: Activations) -> float:
         for at in range(0, activations.rows, READ)
     ]
     return float(np.concatenate(norms).mean(dtype=np.float64))
-
-
-def measured(
-    dictionary: Dictionary, activations: Activations, kind: str, l1: float, seed: int,
-    imported: dict[str, Any], source: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """What `metrics.json` says of a dictionary that was not trained here, and its `fire_count`.
-
-    The last rows, at most `EVAL_ROWS`, are those that a dictionary trained here would be measured
-    on. `imported` is what tells its family from others, `source` what does not.
-    """
-    started = time.perf_counter()
-    start = max(activations.rows - EVAL_ROWS, 0)
-    (found,) = evaluate([dictionary], activations, start, runtime.device("cpu"))
-    size = len(dictionary.b_enc)
-    sae = {"activation": kind, "dict_size": size, "l1": l1, "tied": False, "l1_scaling": "none"}
-    return {
-        "dict_size": size,
-        "l1": l1,
-        "l1_scaling": "none",
-        "tied": False,
-        "activation": kind,
-        "seed": seed,
-        "d_in": activations.d_in,
-        "mse": found.mse,
-        "fvu": found.mse / variance(activations),
-        "l0": found.l0,
-        "l1_norm": found.l1,
-        "dead": int((found.fire_count == 0).sum()),
-        "eval_rows": found.rows,
-        "activations_scale": 1.0,
-        "seconds": time.perf_counter() - started,
-        "config": {
-            "seed": seed,
-            "sae": sae | ({} if dictionary.k is None else {"k": dictionary.k}),
-            "imported": imported,
-        },
-        **source,
-        "fingerprints": {"activations": activations.fingerprint},
-        "fire_count": found.fire_count,
-    }
 
 
 if __name__ == "__main__":
