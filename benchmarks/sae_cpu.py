@@ -96,7 +96,7 @@ def compare(task: Task, contestants: list[str], rounds: int) -> dict[str, Any]:
         for name in contestants:
             runs[name].append(run(name, task))
             print(f"round {number} {name}: {runs[name][-1]['seconds']:.2f} s", flush=True)
-    floor = run("floor", task)
+    floor = run("floor", task) if task.device == "cpu" else {}
     print(
         f"\nbatch {task.batch}; floor, ms a step: "
         + ", ".join(f"{kind} {ms:.2f}" for kind, ms in floor.items() if kind != "peak_mib")

@@ -1,6 +1,7 @@
 """The one error that ends a stage with a single line instead of a traceback."""
 
 import errno
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,33 @@ MALFORMED = (
 )  # fmt: skip
 
 
+def printable(text: str) -> str:
+    """`text` without control characters, which a terminal obeys: any file may hold some."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class UserError(Exception):
     """Something the user can put right: the message is one line that says what and how."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def escape_logs() -> None:
+    """Let no argument of a log record begin a line of its own or steer the terminal."""
+    logging.setLogRecordFactory(_Record)
+
+
+class _Record(logging.LogRecord):
+    """A log record whose arguments are `printable`; its format is ours."""
+
+    def getMessage(self) -> str:
+        if isinstance(self.args, tuple):
+            self.args = tuple(
+                printable(str(arg)) if isinstance(arg, str | Path | Exception) else arg
+                for arg in self.args
+            )
+        return super().getMessage()
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
@@ -69,6 +95,10 @@ def explained(error: Exception) -> str | None:
             f"{where}the disk is full or a quota is used up ({text}): what was finished is intact; "
             "make room, and the same command goes on from there"
         )
+    if number in (errno.EMFILE, errno.ENFILE):
+        return f"{where}too many files are open ({text}): raise the limit, such as ulimit -n 4096"
+    if number == errno.ENAMETOOLONG:
+        return f"{where}a name is too long for this file system"
     if number in _FORBIDDEN:
         return f"{where}no permission to write or read there ({text})"
     if number == errno.EIO:

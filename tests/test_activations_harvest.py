@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sparse_dict.config.sites import SITES, Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm.model import GPT
 from sparse_dict.text.tokens import TokenStream
+from sparse_dict.tools import verify
 from sparse_dict.tracking import Run
 
 N_VOCAB = 29
@@ -241,3 +243,29 @@ def test_a_model_without_the_sites_or_with_infinite_values_has_none(model, strea
         broken.blocks[1].mlp_in.weight.fill_(math.inf)
     found = pre_activations.measure(broken, stream, N_CTX, 40, 64)
     assert [m["layer"] for m in found] == [0]
+
+
+def test_harvests_of_the_same_text_agree_row_for_row_whatever_was_read_there(
+    tmp_path, model, stream
+):
+    torch.manual_seed(7)
+    other = GPT(replace(MODEL, n_layers=2, d_mlp=20), N_VOCAB)
+    harvested(tmp_path / "one" / "activations", model, stream)
+    two = ("0/resid_pre", "1/attn_out")
+    harvested(tmp_path / "two" / "activations", other, stream, two, batch_size=3)
+    said = verify.same_rows(tmp_path / "one", tmp_path / "two")
+    assert f"the same {ROWS} tokens, row for row" in said
+
+    harvested(tmp_path / "skip" / "activations", model, stream, skip=1)
+    with pytest.raises(UserError, match="not the same"):
+        verify.same_rows(tmp_path / "one", tmp_path / "skip")
+    changed = new_stream()
+    changed._shards.arrays[0][123] ^= 1
+    harvested(tmp_path / "changed" / "activations", model, changed)
+    with pytest.raises(UserError, match=r"position and token of row \d+ are \(\d+, \d+, \d+\) and"):
+        verify.same_rows(tmp_path / "one", tmp_path / "changed")
+    np.save(tmp_path / "rows.npy", np.ones((ROWS, 4), np.float32))
+    (tmp_path / "foreign" / "activations").mkdir(parents=True)
+    (tmp_path / "rows.npy").rename(tmp_path / "foreign" / "activations" / "rows.npy")
+    with pytest.raises(UserError, match="does not say where its rows come from"):
+        verify.same_rows(tmp_path / "one", tmp_path / "foreign")

@@ -245,8 +245,8 @@ def saved(array):
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
-        ("shard-00001.npy", Path.unlink, "shard-00001.npy is missing"),
-        ("origin-00001.npy", Path.unlink, "origin-00001.npy is missing"),
+        ("shard-00001.npy", Path.unlink, "shard-00001.npy does not exist"),
+        ("origin-00001.npy", Path.unlink, "origin-00001.npy does not exist"),
         ("shard-00002.npy", truncate, "shard-00002.npy is truncated"),
         ("shard-00000.npy", saved(np.zeros((30, D_IN))), "float64 .* its manifest says float32"),
         (

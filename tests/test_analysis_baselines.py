@@ -260,3 +260,35 @@ def test_without_the_activations_the_section_says_what_is_missing(made, tmp_path
 def test_settings_out_of_range_are_user_errors(change, message):
     with pytest.raises(UserError, match=message):
         BaselinesConfig(**{**vars(SETTINGS), **change})
+
+
+def test_ica_and_nmf_take_fewer_of_wide_rows_and_are_left_out_of_the_widest(monkeypatch, caplog):
+    assert [bases.most_rows(d) for d in (12, 128, 256)] == [1 << 16, 1 << 16, 1 << 14]
+    assert bases.affordable(list(BASELINES), 512) == list(BASELINES)
+    with caplog.at_level("INFO"):
+        assert bases.affordable(list(BASELINES), 2112) == ["neurons", "random", "pca"]
+        monkeypatch.setattr(bases, "WIDEST", 2)
+        x, _ = mixed(4000)
+        few = fit("ica", Rows.of(x), 0)
+    assert caplog.messages == [
+        "ICA and NMF left out: rows of 2,112 values are too wide for them",
+        "ICA: fitted on the first 1,820 rows",
+    ]
+    np.testing.assert_array_equal(few.directions, fit("ica", Rows.of(x[:1820]), 0).directions)
+
+
+def test_rows_too_wide_for_every_method_leave_the_section_empty_with_the_reason(made, monkeypatch):
+    monkeypatch.setattr(bases, "WIDEST", 0.01)
+    settings = BaselinesConfig(methods=["ica"], rows=1500, ks=[1])
+    section = baselines.section(context_of(config_of(made, baselines=settings)))
+    assert section.blocks == [
+        "This part is missing: rows of 12 values are too wide for these methods."
+    ]
+
+
+def test_a_method_left_out_is_named_beside_those_that_were_made(made, monkeypatch):
+    monkeypatch.setattr(bases, "WIDEST", 0.01)
+    section = baselines.section(context_of(config_of(made, baselines=SETTINGS)))
+    text, *_ = section.blocks
+    assert isinstance(text, str)
+    assert text.endswith("ICA and NMF would take too long on rows of 12 values.")

@@ -12,15 +12,20 @@ from safetensors.numpy import save_file
 from sparse_dict.analysis import analyses
 from sparse_dict.analysis.analyses import agreement_seeds, claims, ridge
 from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, Claim, verdict
+from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.config import ANALYSES, NoSettings
 
 Array = Callable[[np.random.Generator, int], Any]
 
 
+def judged(context: Context) -> list[Claim]:
+    return [claim for analysis in analyses.load() for claim in analyses.judge(context, analysis)]
+
+
 def assess(folder: Path, **changes: object) -> dict[str, Claim]:
     chosen = {name for name in ANALYSES if ANALYSES[name] is NoSettings} - {"undertraining"}
-    found = analyses.judge(compared(folder, *chosen, **changes))
+    found = judged(compared(folder, *chosen, **changes))
     assert len({claim.key for claim in found}) == len(found)
     json.dumps([claim.as_json() for claim in found], allow_nan=False)
     assert len(claims.table(found)) == len(found)
@@ -117,7 +122,7 @@ def test_relu_and_topk_are_compared_at_the_same_size_and_sparsity(tmp_path: Path
 
 def test_analyses_that_are_off_leave_their_claims_undecided(tmp_path: Path):
     write_study(tmp_path, sizes=(16, 32))
-    off = analyses.judge(compared(tmp_path))
+    off = judged(compared(tmp_path))
     assert {claim.verdict for claim in off} == {OPEN}
     # Those on the truth are not made of activations of a language model.
     statements = {a.name: a.statements for a in analyses.load() if a.name != "truth"}
@@ -125,7 +130,7 @@ def test_analyses_that_are_off_leave_their_claims_undecided(tmp_path: Path):
     assert named == [name for name, texts in statements.items() for _ in texts]
     for name, texts in statements.items():
         if texts and ANALYSES[name] is NoSettings:
-            found = analyses.judge(compared(tmp_path, name))
+            found = judged(compared(tmp_path, name))
             assert [claim.key for claim in found] == [claim.key for claim in off]
             assert sum(not claim.ours.endswith(" is off") for claim in found) == len(texts)
 

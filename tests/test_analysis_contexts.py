@@ -32,7 +32,7 @@ from sparse_dict.analysis.features.chosen import (
 )
 from sparse_dict.analysis.features.contexts import Context, Feature, Gallery, Missing
 from sparse_dict.analysis.features.logit_effects import EFFECTS
-from sparse_dict.analysis.harvested import open_source, printable
+from sparse_dict.analysis.harvested import Place, open_source, printable
 from sparse_dict.analysis.report import page as report
 from sparse_dict.config import (
     ComparisonConfig,
@@ -41,6 +41,7 @@ from sparse_dict.config import (
     HarvestConfig,
     ModelConfig,
 )
+from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.model import GPT
@@ -148,7 +149,7 @@ def brute(base):
     seen = []
     with torch.no_grad():
         for row in text:
-            seen.append(lm.model.activations(torch.from_numpy(row)[None], LAYER, "mlp_post")[0])
+            seen.append(lm.model.read(torch.from_numpy(row)[None], [Site("mlp_post", LAYER)])[0][0])
     return text, torch.stack(seen).numpy()
 
 
@@ -249,7 +250,7 @@ def test_positions_without_rows_count_for_nothing_and_are_shown_without_activati
     where = {key: str(tmp_path / name) for key, name in [("activations_dir", "activations")]}
     gallery = contexts.gather(config(base, **where), compared(tmp_path))
     text, activations = brute
-    assert (gallery.skip_first, gallery.n_tokens) == (skip, len(text) * (N_CTX - skip))
+    assert (gallery.place.skip_first, gallery.n_tokens) == (skip, len(text) * (N_CTX - skip))
     assert gallery.n_harvested == gallery.n_tokens
     for page in pages(gallery):
         assert "of 16, the first 12 positions of which" in " ".join(page.split())
@@ -359,7 +360,7 @@ def test_another_model_in_the_folder_is_not_taken_for_the_harvested_one(base, tm
     record["fingerprints"]["model"] = "0" * 16
     files.write_json(tmp_path / "lm.json", record)
     source = open_source(config(base, lm_dir=str(tmp_path)), comparison.study, 10**6)
-    assert source.lm.record["fingerprints"]["model"] != "0" * 16
+    assert torch.equal(source.lm.model.unembedding, lm_folder.load(base / "lm").model.embed.weight)
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -379,14 +380,17 @@ def hostile(token, name="x"):
 
     def feature(chosen, neuron):
         return Feature(
-            chosen, 2.0, 0.5, 2.0, counts, [context], [context], effects, effects, neuron
+            chosen, 2.0, 0.5, 2.0, counts, [context], [context], [1.0], effects, effects, neuron
         )
 
     pair = [
         feature(Chosen(entry, 1, (TOP,), 0.9), (2, -0.7)),
         feature(Chosen(None, 2, (NEURON,)), None),
     ]
-    return Gallery(pair, {0: token}, 10, 100, 16, 0, "plain maximum")
+    place = Place((Site("mlp_post", 1),), 0)
+    return Gallery(
+        pair, {0: token}, 10, 100, 16, "plain maximum", place, ((0, 4),), place.sites
+    )  # fmt: skip
 
 
 def pages(gallery):

@@ -1,7 +1,10 @@
 import pytest
 
 from sparse_dict.analysis.harvested import Place, place
+from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
+
+PATH = "model.layers.3.mlp:in"
 
 
 def manifest(**changes):
@@ -12,8 +15,22 @@ def manifest(**changes):
     return {key: value for key, value in (values | changes).items() if value is not None}
 
 
-def test_the_mlps_hidden_layer_can_be_put_back_into_our_model():
-    assert place(manifest()) == Place(2, "mlp_post", 0)
+@pytest.mark.parametrize(
+    ("changes", "sites"),
+    [
+        ({}, [Site("mlp_post", 2)]),
+        ({"site": "resid_post"}, [Site("resid_post", 2)]),
+        ({"layer": None, "site": PATH}, [Site(PATH)]),
+        ({"sites": [{"site": "2/mlp_post"}, {"site": PATH}]}, [Site("mlp_post", 2), Site(PATH)]),
+    ],
+)
+def test_the_manifest_says_which_sites_a_row_holds(changes, sites):
+    assert place(manifest(**changes)) == Place(tuple(sites), 0)
+
+
+def test_the_columns_of_an_mlps_hidden_layer_are_neurons_and_others_are_not():
+    assert place(manifest()).of_neurons
+    assert not place(manifest(sites=[{"site": "2/mlp_post"}, {"site": "2/resid_mid"}])).of_neurons
 
 
 def test_the_first_positions_may_be_left_out():
@@ -23,14 +40,13 @@ def test_the_first_positions_may_be_left_out():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"site": "resid_post"}, "of the site resid_post, not mlp_post"),
-        ({"layer": None, "site": "model.layers.3.mlp:in"}, "of the site model.layers.3.mlp:in"),
-        ({"sites": [{"site": "2/mlp_post"}, {"site": "3/mlp_post"}]}, "2/mlp_post, 3/mlp_post"),
-        ({"config": {"harvest": {}, "lm": {"name_or_path": "gpt2"}}}, "model of ours"),
-        ({"fingerprints": {"truth": "t"}}, "model of ours"),
-        ({"layer": None}, "lacks 'layer'"),
+        ({"fingerprints": {"truth": "t"}}, "do not come from a language model"),
+        ({"layer": None}, "site must be LAYER/SITE"),
+        ({"site": 7}, "lacks"),
+        ({"sites": []}, "lacks"),
+        ({"layer": True}, "whole numbers"),
     ],
 )
-def test_anything_else_is_said_not_to_be_told(changes, message):
+def test_what_the_manifest_does_not_say_is_named(changes, message):
     with pytest.raises(UserError, match=message):
         place(manifest(**changes))

@@ -504,7 +504,7 @@ def test_activations_are_those_of_the_dictionary_on_every_token(read):
     settings, comparison, source = read
     candidates = list(interp_cases._features(settings, 0, comparison))
     codes = interp_cases._read(candidates, source)
-    rows = source.rows(source.text).reshape(-1, D)
+    rows = source.rows(slice(None)).reshape(-1, D)
     for candidate, found in zip(candidates, codes, strict=True):
         entry = next(e for e in comparison.study.entries if e.name == candidate.owner)
         wanted = entry.trained.dictionary.encode(rows)[:, candidate.column]

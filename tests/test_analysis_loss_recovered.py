@@ -21,6 +21,7 @@ from sparse_dict.config import (
     LossRecoveredConfig,
     ModelConfig,
 )
+from sparse_dict.config.sites import SITES, Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.model import GPT
@@ -30,6 +31,7 @@ from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
 from sparse_dict.tracking import Run
 
 N_VOCAB, N_CTX, D, LAYER = 31, 16, 12, 1
+SITE = Site("mlp_post", LAYER)
 MODEL = ModelConfig(n_layers=3, n_heads=2, d_model=8, d_mlp=D, n_ctx=N_CTX)
 
 
@@ -62,21 +64,25 @@ def contexts(model):
 @pytest.fixture(scope="module")
 def mean(model, contexts):
     with torch.no_grad():
-        found = model.activations(torch.from_numpy(contexts[:, :-1]), LAYER, "mlp_post")
+        (found,) = model.read(torch.from_numpy(contexts[:, :-1]), [SITE])
     return found.flatten(0, 1).double().mean(0).numpy()
 
 
 def taken(model, contexts, mean, *replacements, skip_first=0):
-    return losses(model, contexts, Place(LAYER, "mlp_post", skip_first), mean, replacements)
+    return losses(model, contexts, Place((SITE,), skip_first), mean, replacements)
 
 
+@pytest.mark.parametrize("name", SITES)
 @pytest.mark.parametrize("layer", [0, 1, 2])
-def test_the_two_parts_of_a_split_model_make_the_whole(model, contexts, layer):
-    batch = torch.from_numpy(contexts[:5, :-1])
+def test_the_two_parts_of_a_split_model_make_the_whole(model, contexts, layer, name):
+    tokens, targets = torch.from_numpy(contexts[:5, :-1]), torch.from_numpy(contexts[:5, 1:])
+    sites = [Site(name, layer), Site("mlp_pre", 2 if name != "mlp_pre" else layer - 1)]
+    sites = [site for site in sites if site.layer >= 0]
     with torch.no_grad():
-        activation, follow = model.split(batch, layer, "mlp_post")
-        torch.testing.assert_close(activation, model.activations(batch, layer, "mlp_post"))
-        torch.testing.assert_close(follow(activation), model.hidden(batch))
+        found, follow = model.split(tokens, targets, sites)
+        torch.testing.assert_close(found, model.read(tokens, sites))
+        torch.testing.assert_close(follow(found), model.loss(tokens, targets))
+        assert abs(follow([found[0].flip(-1), *found[1:]]) - follow(found)) > 1e-3
 
 
 def test_the_original_loss_is_the_models_own(model, contexts, mean):
@@ -113,11 +119,10 @@ def test_positions_that_were_not_harvested_keep_their_activation(model, contexts
     skip = 6
     batch = torch.from_numpy(contexts)
     with torch.no_grad():
-        activation, follow = model.split(batch[:, :-1], LAYER, "mlp_post")
+        (activation,), follow = model.split(batch[:, :-1], batch[:, 1:], [SITE])
         activation = activation.clone()
         activation[:, skip:] = 0
-        logits = follow(activation) @ model.embed.weight.T
-        wanted = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        wanted = follow([activation])
     seen = []
 
     def watched(x):
@@ -134,7 +139,7 @@ def test_positions_that_were_not_harvested_keep_their_activation(model, contexts
 
 def test_more_codes_of_a_basis_recover_more_and_all_of_them_everything(model, contexts, mean):
     with torch.no_grad():
-        x = model.activations(torch.from_numpy(contexts[:, :-1]), LAYER, "mlp_post")
+        (x,) = model.read(torch.from_numpy(contexts[:, :-1]), [SITE])
     basis = bases.fit("pca", bases.Rows.of(x.flatten(0, 1).numpy()), 0)
     found = taken(model, contexts, mean, loss_recovered.of_basis("pca", basis, [1, 6, D]))
     shares = [recovered(found[f"pca:{k}"], found["original"], found["mean"]) for k in (1, 6, D)]

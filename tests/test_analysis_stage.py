@@ -97,7 +97,7 @@ def test_running_again_replaces_what_is_there_and_analyses_can_be_left_out(tmp_p
     assert not (folder / "claims.json").exists()
     assert not (folder / "heatmap_mmcs.png").exists()
     assert "hungarian" in (folder / "mmcs.csv").read_text()
-    assert caplog.messages[-1] == f"report: {folder / 'report.html'}"
+    assert caplog.messages[-1] == f"to open in a browser: {folder / 'report.html'}"
 
 
 def test_a_single_dictionary_gives_a_report_that_says_what_is_missing(tmp_path: Path):
@@ -210,7 +210,7 @@ def test_the_reports_tables_are_in_the_offline_run(tmp_path: Path):
     }  # fmt: skip
     assert set(tables) == {
         "study/all_dictionaries", "claims/claims_and_verdicts", "claims/the_rules_of_the_verdicts",
-        "heatmap/all_variants", "sparsity/means",
+        "heatmap/all_variants", "sparsity/means", "charts/fvu_l0_table", "charts/mmcs_table",
     }  # fmt: skip
     claims = json.loads((tmp_path / "analysis" / "claims.json").read_text())["claims"]
     verdicts = tables["claims/claims_and_verdicts"]

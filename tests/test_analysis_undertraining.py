@@ -53,6 +53,13 @@ def test_a_training_that_finds_nothing_new_in_its_second_half_was_long_enough(tm
     assert outcome(trained(tmp_path, {500: 0.5, 1000: 0.5})).verdict == FAILS
 
 
+def test_a_training_that_never_found_anything_says_nothing_on_its_length(tmp_path: Path):
+    claims = undertraining.claims(trained(tmp_path, {500: 0.0, 1000: 0.0}))
+    assert [claim.verdict for claim in claims] == [OPEN, OPEN]
+    for claim in claims:
+        assert claim.ours.startswith("cannot be told: 0% at half, 0% at full training")
+
+
 def test_three_seeds_give_an_interval_over_seeds(tmp_path: Path):
     claim = outcome(trained(tmp_path, {500: 0.25, 1000: 0.5}, seeds=(0, 1, 2)))
     assert (claim.verdict, claim.over) == (HOLDS, "3 seeds")

@@ -1,3 +1,4 @@
+import logging.config
 from pathlib import Path
 
 import hydra
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 from sae_helpers import sparse_rows
 from test_cli_errors import ROOT, run
 
@@ -59,3 +61,19 @@ def test_an_experiment_with_a_grid_launches_it_without_being_told(tmp_path: Path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out/sae").glob("*/metrics.json"))) == 2 * 3  # seeds
+
+
+@pytest.mark.parametrize("name", ["train_lm", "harvest", "train_sae", "analyze"])
+def test_network_libraries_log_no_line_for_each_request(name: str):
+    quiet = ("httpx", "httpx2", "urllib3.connectionpool", "huggingface_hub.file_download")
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = hydra.compose(name, return_hydra_config=True)
+    loggers = OmegaConf.to_container(cfg.hydra.job_logging.loggers)
+    logging.config.dictConfig({"version": 1, "incremental": True, "loggers": loggers})
+    try:
+        for library in quiet:
+            assert not logging.getLogger(library).isEnabledFor(logging.INFO)
+            assert logging.getLogger(library).isEnabledFor(logging.WARNING)
+    finally:
+        for library in loggers:
+            logging.getLogger(library).setLevel(logging.NOTSET)

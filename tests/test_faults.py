@@ -723,7 +723,7 @@ ROWS, SNAPSHOT = "activations/manifest.json", f"{ONE}/snapshots/*"
 DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("activations/shard-00001.npy", flip, "shard-00001.npy has changed"),
     ("activations/shard-00002.npy", truncate, "shard-00002.npy is truncated"),
-    ("activations/origin-00000.npy", Path.unlink, "origin-00000.npy is missing"),
+    ("activations/origin-00000.npy", Path.unlink, "origin-00000.npy does not exist"),
     (ROWS, fewer_shards, "shard-00003.npy does not belong there"),
     (ROWS, edited("", rms=0.5), "manifest.json has changed"),
     (ROWS, edited("fingerprints", model="0" * 16), f"made from the model {'0' * 16}, but the st"),
@@ -810,6 +810,6 @@ def test_a_folder_that_is_not_there_is_named(main: Any, capsys: pytest.CaptureFi
 def test_what_a_stranger_wrote_cannot_steer_the_terminal(copy: Path):
     evil = copy / "sae" / "\x1b[31mred"
     (evil / ".hydra").mkdir(parents=True)
-    text = status.printable(status.table(copy))
+    text = status.table(copy)
     assert "\x1b" not in text
     assert "\\x1b[31mred" in text

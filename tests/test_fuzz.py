@@ -129,7 +129,7 @@ def read_source(base: Path) -> None:
     """What the analyses do that run the model again on the text it was harvested from."""
     config = composed("analyze", (*overrides("analyze", base), f"cache_dir={base}"))
     source = harvested.open_source(config, study.load(base / "sae"), 100)
-    source.rows(source.text[:1])
+    source.rows(slice(0, 1))
 
 
 def read_truth(base: Path) -> None:
@@ -151,7 +151,7 @@ def read_answers(base: Path) -> None:
 
 def read_study(base: Path) -> None:
     study.load(base / "sae")
-    status.printable(status.table(base)).encode()
+    status.table(base).encode()
 
 
 READERS: dict[str, tuple[str, Callable[[Path], None]]] = {

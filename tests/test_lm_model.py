@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from sparse_dict.config import ModelConfig
+from sparse_dict.config.sites import Site
+from sparse_dict.errors import UserError
 from sparse_dict.lm.model import GPT
 
 CONFIG = ModelConfig(n_layers=3, n_heads=2, d_model=8, d_mlp=20, n_ctx=16)
@@ -60,5 +62,6 @@ def test_the_loss_is_the_cross_entropy_of_the_tied_unembedding(model, tokens):
 
 
 def test_an_unknown_site_is_refused(model, tokens):
-    with pytest.raises(ValueError, match="resid"):
-        model.activations(tokens, 0, "resid")
+    for site in (Site("resid", 0), Site("mlp_post", 3), Site("blocks.0.norm_1")):
+        with pytest.raises(UserError, match="no site"):
+            model.read(tokens, [site])

@@ -187,7 +187,7 @@ def edited(**values):
         ),
         ("lm.json", lambda path: path.write_text("[]"), "not a JSON object"),
         ("lm.json", edited(config={}), "malformed"),
-        ("lm.json", edited(fingerprints={}), "lacks 'model'"),
+        ("lm.json", edited(fingerprints={}), "fingerprints.model is missing"),
         ("lm.json", edited(format_version=7), "format version 7"),
         ("tokenizer/tokenizer.json", Path.unlink, "does not exist"),
     ],

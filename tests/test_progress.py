@@ -17,6 +17,8 @@ logging.basicConfig(level=logging.INFO, format="%(message)s")
 progress.LOG_EVERY_S = -1.0
 for total in (3, None):
     with progress.Progress("work", total, "things") as bar:
+        if total:
+            bar.say("a part")
         for i in range(3):
             bar.advance(1, loss=i / 2)
 """
@@ -47,13 +49,15 @@ def test_a_log_file_gets_whole_lines_without_carriage_returns():
     assert "\r" not in text
     assert "\x1b" not in text
     lines = text.splitlines()
-    assert len(lines) == 6
-    assert lines[0].startswith("work: 1 of 3 things, ")
-    assert lines[2].endswith(" s left, loss 1")
-    assert lines[5].startswith("work: 3 things, ")
+    assert len(lines) == 7
+    assert lines[0] == "work, 1 of 3: a part"
+    assert lines[1].startswith("work: 1 of 3 things, ")
+    assert lines[3].endswith(" s left, loss 1")
+    assert lines[6].startswith("work: 3 things, ")
 
 
 def test_a_terminal_gets_a_bar_that_moves():
     text = output(on_terminal=True)
     assert "\r" in text
     assert "loss=1" in text
+    assert "work: a part" in text

@@ -233,7 +233,7 @@ def flip(path):
     ("name", "change", "message"),
     [
         ("manifest.json", Path.unlink, "manifest.json does not exist"),
-        ("train-00001.npy", Path.unlink, "train-00001.npy is missing"),
+        ("train-00001.npy", Path.unlink, "train-00001.npy does not exist"),
         ("train-00001.npy", lambda path: path.write_bytes(b"x"), "truncated or no array"),
         ("train-00001.npy", lambda path: np.save(path, np.array([{}] * 100)), "no array of"),
         ("train-00001.npy", flip, "train-00001.npy has changed since it was written"),

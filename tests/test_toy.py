@@ -297,7 +297,7 @@ def test_without_known_features_or_with_changed_ones_nothing_is_claimed(known, t
     context = context_of(config_of(known))
     path = known / "activations" / TRUTH
     save_file({"features": np.eye(3, dtype=np.float32)}, path)
-    for why in ("not the file that the manifest describes", "cannot be read"):
+    for why in ("not the file that the manifest describes", "does not exist"):
         (text,) = truth.section(context).blocks
         assert why in text
         assert [claim.verdict for claim in truth.claims(context)] == ["undecided"] * 2

@@ -1,6 +1,7 @@
 """The real wandb client in processes of its own, against a small server or none at all."""
 
 import functools
+import hashlib
 import json
 import math
 import os
@@ -109,8 +110,101 @@ run.finish(3)  # it has finished: nothing happens
     assert server.summary(run_id)["fvu"] == 0.125
     assert server.summary(run_id)["worst"] == -math.inf
     assert run["exit_code"] == 0
-    assert not (tmp_path / "jobs" / "good" / tracking.ID_FILE).exists()
+    assert not tracking.unfinished(tmp_path / "jobs" / "good")
     assert {path.name for path in tmp_path.iterdir()} == {"jobs", "picture.png", "study"}
+
+
+LINEAGE = """
+from dataclasses import asdict
+
+mode = sys.argv[1]
+for part in ("lm", "activations"):
+    Path("demo", part).mkdir(parents=True)
+    Path("demo", part, "record.json").write_text(part)
+with open_run("model", mode) as run:
+    run.made("language-model", Path("demo/lm/record.json"))
+with open_run("rows", mode) as run:
+    run.used("language-model", Path("demo/lm/record.json"))
+    run.used("language-model", "https://huggingface.co/their/model", "0123456789abcdef")
+    run.made("activations", Path("demo/activations/record.json"))
+try:
+    with open_run("killed", mode) as run:
+        run.made("activations", Path("none.json"))
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    pass
+"""
+
+
+@pytest.mark.parametrize("mode", ["online", pytest.param("offline", marks=pytest.mark.slow)])
+def test_what_was_made_and_used_arrives_by_path_and_hash_without_an_upload(
+    tmp_path: Path, mode: str
+) -> None:
+    with WandbServer() as server:
+        env = {"WANDB_BASE_URL": server.url, **KEY}
+        process = child(tmp_path, LINEAGE.replace("sys.argv[1]", repr(mode)), **env)
+        assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+        if mode == "offline":
+            for run in sorted((tmp_path / "study" / "wandb").glob("offline-run-*")):
+                command_line(tmp_path, f"wandb sync {run}", **env)
+    names = by_name(server)
+    name = f"{tmp_path.name}-demo"
+    made = {a["artifactCollectionName"]: a for a in server.artifacts}
+    assert {key: made[key]["runName"] for key in made} == {
+        f"{name}-lm": names["model"],
+        "huggingface.co-their-model": names["rows"],  # nobody else knows of it
+        f"{name}-activations": names["rows"],
+    }
+    assert {a["state"] for a in server.artifacts} == {"COMMITTED"}
+    used = {(names["rows"], key) for key in (f"{name}-lm", "huggingface.co-their-model")}
+    assert set(server.uses) == used
+    record = tmp_path / "demo" / "lm" / "record.json"
+    sha256 = hashlib.sha256(record.read_bytes()).hexdigest()
+    assert json.loads(made[f"{name}-lm"]["metadata"]) == {"sha256": sha256, "source": str(record)}
+    sent = [data for path, data in server.uploads.items() if path.startswith("/manifests/")]
+    assert len(sent) == 3
+    for manifest in map(json.loads, sent):
+        (entry,) = manifest["contents"].values()
+        assert "ref" in entry
+
+
+@pytest.mark.slow
+def test_a_finished_job_can_be_given_more_and_keeps_its_name_and_config(tmp_path: Path) -> None:
+    """Online, and in a part that is written offline and sent later."""
+    code = """
+with open_run("job", {mode!r}) as run:
+    run.log({{"seen": 1}})
+    run.summary({{"fvu": 0.1}})
+"""
+    more = """
+from dataclasses import asdict
+settings = TrackingConfig(mode={mode!r}, project="other", entity=None, tags=["other"])
+config = StudyConfig(name="other", study_dir="study", device="cpu", seed=9, tracking=settings)
+finished = {{"name": "group", "seed": 7, "tracking": {{"project": "sparse-dict", "tags": ["tag"]}}}}
+for name in ("job", "never seen"):
+    opened = tracking.open_run(
+        config, "train_sae", name, Path("jobs", name), "seen", finished=finished
+    )
+    with opened as run:
+        run.summary({{"fvu": 0.1, "mmcs": 0.5}})
+"""
+    with WandbServer() as server:
+        env = {"WANDB_BASE_URL": server.url, **KEY}
+        for mode in ("online", "offline"):
+            child(tmp_path, code.format(mode="online"), **env)
+            process = child(tmp_path, more.format(mode=mode), **env)
+            assert process.returncode == 0, process.stderr
+            if mode == "offline":
+                command_line(tmp_path, "wandb sync study/wandb", **env)
+        assert len(server.runs) == 2
+        for run_id, run in server.runs.items():
+            assert run["bucket"]["displayName"] == "job"
+            assert run["bucket"]["tags"] == ["tag"]
+            config = server.config(run_id)
+            assert (config["seed"], config["folder"]) == (7, "job")
+            assert server.summary(run_id)["fvu"] == 0.1
+            assert server.summary(run_id)["mmcs"] == 0.5
+    assert not tracking.unfinished(tmp_path / "jobs" / "job")
 
 
 @pytest.mark.slow
@@ -154,10 +248,10 @@ def test_the_parts_of_a_job_that_was_stopped_offline_are_one_run_when_they_are_s
         stop, kill = "raise KeyboardInterrupt", "os.kill(os.getpid(), signal.SIGKILL)"
         for i, (part, end) in enumerate([("offline", stop), ("offline", kill), (mode, stop)], 1):
             child(tmp_path, PART.format(mode=part, seen=10 * i, end=end), **env)
-        assert (tmp_path / "jobs" / "job" / tracking.ID_FILE).exists()
+        assert tracking.unfinished(tmp_path / "jobs" / "job")
         last = "run.log({'seen': 40}); run.summary({'end': 4})"
         child(tmp_path, f"with open_run('job', 'offline') as run: {last}")
-        assert not (tmp_path / "jobs" / "job" / tracking.ID_FILE).exists()
+        assert not tracking.unfinished(tmp_path / "jobs" / "job")
         command_line(tmp_path, "wandb sync study/wandb", **env)
         (run_id,) = server.runs
         rows = [row["seen"] for row in metrics(server, run_id)]
@@ -176,6 +270,9 @@ def test_what_lies_where_a_runs_id_should_be_is_not_taken_for_one(tmp_path: Path
         assert runs._remembered(id_file) is None
     id_file.write_text("0123456789abcdef\n")
     assert runs._remembered(id_file) == "0123456789abcdef"
+    id_file.write_text("0123456789abcdef finished\n")
+    assert runs._remembered(id_file) is None
+    assert runs._remembered(id_file, finished=True) == "0123456789abcdef"
 
 
 def test_a_signal_while_runs_are_opened_ends_those_that_are_open(tmp_path: Path) -> None:
@@ -227,7 +324,7 @@ with tracking.together([functools.partial(open_run, f"run{i}") for i in range(16
         "wandb: offline (no API key for https://api.forge.coreweave.com); to send"
     )
     assert {path.name for path in tmp_path.iterdir()} == {"study", "jobs"}
-    unfinished = {path.parent.name for path in tmp_path.glob(f"jobs/*/{tracking.ID_FILE}")}
+    unfinished = {p.name for p in tmp_path.glob("jobs/*") if tracking.unfinished(p)}
     assert unfinished == {f"run{i}" for i in range(16) if i % 2}
     assert {path.name for path in (tmp_path / "study").iterdir()} == {"wandb"}
     assert len(list((tmp_path / "study" / "wandb").glob("offline-run-*"))) == 16

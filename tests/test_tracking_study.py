@@ -1,5 +1,6 @@
 """Whole studies with the real wandb client against a server that is good, bad or gone."""
 
+import hashlib
 import json
 import re
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fault_study
+import pandas as pd
 import pytest
 from processes import finished
 from test_tracking_runs import KEY, PNG, by_name, child, command_line, metrics
@@ -79,9 +81,13 @@ def test_the_runs_of_a_multirun_hold_what_their_folders_hold(
     server, base = tracked
     seen = set()
     for name, run_id in runs_of(server, "train_sae").items():
-        folder = base / "sae" / name
-        written = json.loads((folder / "metrics.json").read_text())
         config, summary = server.config(run_id), server.summary(run_id)
+        folder = base / "sae" / config["folder"]
+        written = json.loads((folder / "metrics.json").read_text())
+        sae = config["sae"]
+        assert name == f"{sae['dict_size']} · L1 {sae['l1']:g} · seed {config['seed']}"
+        assert config["fingerprints"] == written["fingerprints"]
+        assert re.fullmatch(r"[0-9a-f]{40}\+?", config["commit"])
         seen.add((config["sae"]["dict_size"], config["sae"]["l1"], config["seed"]))
         assert config["sae"] == written["config"]["sae"]
         assert {key: summary[key] for key in ("fvu", "l0", "dead", "dict_size", "l1")} == {
@@ -94,6 +100,47 @@ def test_the_runs_of_a_multirun_hold_what_their_folders_hold(
         axes = config["_wandb"]["m"]  # as in test_all_that_is_logged_arrives_online
         assert (axes[0]["1"], axes[1]["2"], axes[1]["5"]) == ("activations", "*", 1)
     assert seen == {(size, l1, seed) for size in SIZES for l1 in L1S for seed in SEEDS}
+
+
+@pytest.mark.slow
+def test_agreement_reaches_the_runs_of_the_dictionaries(tracked: tuple[WandbServer, Path]) -> None:
+    server, base = tracked
+    cells = pd.read_csv(base / "analysis" / "mmcs.csv")
+    shown = cells.query("matching == 'max' and against == 'next' and features == 'all'")
+    expected = shown.set_index("dictionary")[["mmcs", "n_above"]].to_dict("index")
+    for run_id in runs_of(server, "train_sae").values():
+        summary, folder = server.summary(run_id), server.config(run_id)["folder"]
+        found = {key: summary[key] for key in ("mmcs", "n_above") if key in summary}
+        assert found == pytest.approx(expected.get(folder, {}))
+        assert 0 <= summary["shared_fraction"] <= 1
+        assert summary["fvu"] > 0
+    assert len(expected) == 12  # the largest of four sizes has no larger one
+
+
+@pytest.mark.slow
+def test_every_run_names_what_it_made_and_used(tracked: tuple[WandbServer, Path]) -> None:
+    server, base = tracked
+    kinds = {a["artifactCollectionName"]: a["artifactTypeName"] for a in server.artifacts}
+    makers = {a["artifactCollectionName"]: a["runName"] for a in server.artifacts}
+    lineage = {  # by job type: what its runs made, and what they used
+        "train_lm": ("language-model", None),
+        "harvest": ("activations", "language-model"),
+        "train_sae": ("dictionary", "activations"),
+        "analyze": ("analysis", "dictionary"),
+    }
+    for job_type, (made, used) in lineage.items():
+        run_ids = set(runs_of(server, job_type).values())
+        assert {makers[name] for name, kind in kinds.items() if kind == made} == run_ids
+        uses = [(run, name) for run, name in server.uses if run in run_ids]
+        assert {kinds[name] for _, name in uses} == ({used} if used else set())
+        assert len(uses) == (
+            0 if used is None else 16 if job_type in ("train_sae", "analyze") else 1
+        )
+    (record,) = (
+        json.loads(a["metadata"]) for a in server.artifacts if a["artifactTypeName"] == "analysis"
+    )
+    sha256 = hashlib.sha256((base / "analysis" / "analysis.json").read_bytes()).hexdigest()
+    assert record == {"source": str(base / "analysis" / "analysis.json"), "sha256": sha256}
 
 
 @pytest.mark.slow

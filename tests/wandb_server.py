@@ -17,6 +17,8 @@ class WandbServer:
         self.uploads: dict[str, bytes] = {}
         self.operations: list[str] = []
         self.views: list[dict[str, Any]] = []  # workspaces
+        self.artifacts: list[dict[str, Any]] = []  # as created, one of each name and content
+        self.uses: list[tuple[str, str]] = []  # the run's id, and the name of what it used
         self.status = 200  # of every answer
         self.delay = 0.0  # seconds before anything is answered
         self.delays: dict[str, float] = {}  # before an operation is
@@ -93,14 +95,40 @@ class WandbServer:
             folder = f"{self.url}/{variables['run']}"
             made = [{"name": n, "uploadUrl": f"{folder}/{n}"} for n in variables["files"]]
             return {"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": made}}}
-        if operation == "CreateArtifact":  # the file of a table, which is there already
-            artifact = {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s"}}
+        if operation == "CreateArtifact":
+            artifact = self.artifact(variables["input"])
             return {"data": {"createArtifact": {"artifact": artifact}}}
+        if operation == "CreateArtifactManifest":
+            url = f"{self.url}/manifests/{variables['artifactID']}"
+            file = {"id": "f", "name": "m", "displayName": "m", "uploadUrl": url}
+            manifest = {"id": "m", "file": {**file, "uploadHeaders": []}}
+            return {"data": {"createArtifactManifest": {"artifactManifest": manifest}}}
+        if operation == "CommitArtifact":
+            self.artifacts[int(variables["artifactID"])]["state"] = "COMMITTED"
+            committed = {"id": variables["artifactID"], "digest": "d"}
+            return {"data": {"commitArtifact": {"artifact": committed}}}
+        if operation == "UseArtifact":
+            used = variables["input"]
+            name = self.artifacts[int(used["artifactID"])]["artifactCollectionName"]
+            self.uses.append((used["runName"], name))
+            return {"data": {"useArtifact": {"artifact": {"id": used["artifactID"]}}}}
         if operation == "UpsertView2":
             self.views.append(variables)
             view = {"id": "v", "name": variables["name"]}
             return {"data": {"upsertView": {"view": view, "inserted": True}}}
         return {"errors": [{"message": f"{operation} is not known here"}]}
+
+    def artifact(self, made: dict[str, Any]) -> dict[str, Any]:
+        """What a client is told that logs an artifact; that of a table's file is there already."""
+        key = [made["artifactCollectionName"], made["digest"]]
+        keys = [[a["artifactCollectionName"], a["digest"]] for a in self.artifacts]
+        if key not in keys:
+            keys.append(key)
+            state = "COMMITTED" if made["artifactTypeName"] == "run_table" else "PENDING"
+            self.artifacts.append({**made, "state": state})
+        number, sequence = keys.index(key), {"id": "s", "latestArtifact": None}
+        state = self.artifacts[number]["state"]
+        return {"id": str(number), "state": state, "artifactSequence": sequence}
 
     def bucket(self, run_id: str) -> dict[str, Any] | None:
         """What a client that resumes a run is told of it."""

@@ -29,7 +29,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from sparse_dict.errors import UserError, explained
+from sparse_dict.errors import UserError, escape_logs, explained
 from sparse_dict.launch.checks import one_line_errors, typed
 from sparse_dict.launch.explain import in_one_line
 from sparse_dict.launch.jobs import Job, composed, grid, has_grid
@@ -170,6 +170,7 @@ class Nest:
         """
         recursion_limit = sys.getrecursionlimit()
         sys.setrecursionlimit(recursion_limit + FRAMES_PER_JOB * len(self.jobs))
+        escape_logs()  # in the workers of a grid that was split, too
         logging.raiseExceptions = False  # a log file on a full disk: no traceback for each line
         try:
             with ExitStack() as locks:  # before Hydra writes there

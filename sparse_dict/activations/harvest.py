@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.config import HarvestConfig
 from sparse_dict.config.sites import Site
+from sparse_dict.lm.interface import LanguageModel
 from sparse_dict.machine import distributed
 from sparse_dict.machine.ahead import mapped
 from sparse_dict.machine.progress import Progress
@@ -25,27 +26,8 @@ if TYPE_CHECKING:
 LOG_EVERY_S = 1.0
 
 
-class Model(Protocol):
-    """What a language model of any kind must do to be harvested."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it reads tokens."""
-
-    @property
-    def reentrant(self) -> bool:
-        """Whether several threads may call `read` at once."""
-
-    @property
-    def n_layers(self) -> int:
-        """How many layers the short names of sites may name."""
-
-    def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
-        """What each of `sites` computes on int64 (batch, n_ctx), (batch, n_ctx, d) each."""
-
-
 @torch.inference_mode()
-def widths(model: Model, sites: Sequence[Site]) -> list[int]:
+def widths(model: LanguageModel, sites: Sequence[Site]) -> list[int]:
     """How wide each site is."""
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     return [found.shape[-1] for found in model.read(token, sites)]
@@ -61,7 +43,7 @@ class _Batch:
 
 
 def harvest(
-    model: Model,
+    model: LanguageModel,
     stream: TokenStream,
     config: HarvestConfig,
     n_ctx: int,
@@ -117,7 +99,7 @@ def harvest(
 
 
 @contextmanager
-def _threads_to_share(model: Model) -> Iterator[int]:
+def _threads_to_share(model: LanguageModel) -> Iterator[int]:
     """Give the number of batches to read at once; if several, torch computes each in one thread."""
     cores = torch.get_num_threads()
     if model.device.type != "cpu" or not model.reentrant or cores == 1:

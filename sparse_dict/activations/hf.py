@@ -7,15 +7,18 @@ is no padding on either side, and no token of it that a hook could read.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import cache
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import constants
+import torch.nn.functional as F
+from huggingface_hub import constants, hf_hub_download
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -23,21 +26,26 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from sparse_dict.config import HFModel
 from sparse_dict.config.sites import SITES, Site
 from sparse_dict.errors import MALFORMED, UserError, one_line
+from sparse_dict.lm.interface import Follow, OpenLM, Seen
 from sparse_dict.machine.network import reachable
 from sparse_dict.storage import files
+from sparse_dict.text.bpe import bytes_by_character
 
-# Where each family keeps its blocks, and within a block the modules of which a short name means
-# the input or the output: attn_out, resid_mid, mlp_pre and mlp_post (of a gated MLP, mlp_pre is the
-# gate before the non-linearity, and mlp_post what it lets through). resid_pre and resid_post are
-# the block's own.
+# Where each family keeps its blocks; its final norm; and within a block the modules of which a
+# short name means the input or the output: attn_out, resid_mid, mlp_pre and mlp_post (of a gated
+# MLP, mlp_pre is the gate before the non-linearity, and mlp_post what it lets through). resid_pre
+# and resid_post are the block's own.
 FAMILIES = {
-    "transformer.h": ("attn:out", "ln_2:in", "mlp.c_fc:out", "mlp.c_proj:in"),
+    "transformer.h": (
+        "transformer.ln_f", "attn:out", "ln_2:in", "mlp.c_fc:out", "mlp.c_proj:in"
+    ),
     "gpt_neox.layers": (
-        "attention:out", "post_attention_layernorm:in", "mlp.dense_h_to_4h:out",
-        "mlp.dense_4h_to_h:in",
+        "gpt_neox.final_layer_norm", "attention:out", "post_attention_layernorm:in",
+        "mlp.dense_h_to_4h:out", "mlp.dense_4h_to_h:in",
     ),
     "model.layers": (
-        "self_attn:out", "post_attention_layernorm:in", "mlp.gate_proj:out", "mlp.down_proj:in",
+        "model.norm", "self_attn:out", "post_attention_layernorm:in", "mlp.gate_proj:out",
+        "mlp.down_proj:in",
     ),
 }  # fmt: skip
 # Norms of what a sublayer adds (Gemma 2, OLMo 2): there the table's attn_out and resid_mid are
@@ -45,12 +53,12 @@ FAMILIES = {
 POST_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
-class _Seen(Exception):
-    """All sites are known: the rest of the forward pass is not needed."""
+BYTES = bytes_by_character()  # of tokenizers that show each byte as a character
+LOGITS = 1 << 26  # computed at a time: 256 MiB of float32
 
 
 class Model:
-    """A model in evaluation mode, read by hooks."""
+    """A model in evaluation mode, read and changed by hooks."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -70,6 +78,19 @@ class Model:
         """How many layers its config speaks of, 0 if it does not say."""
         return _n_layers(self.model.config)
 
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm between the residual stream and the unembedding, of the families alone."""
+        family = _family(self.model)
+        assert family is not None
+        return self.model.get_submodule(FAMILIES[family][0])
+
+    @property
+    def unembedding(self) -> Tensor:
+        """A row for each id of the vocabulary, (n_vocab, d_model)."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
     def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
         """What each of `sites` computes, float32 (batch, n_ctx, d); stops behind the last.
 
@@ -78,40 +99,135 @@ class Model:
         """
         found: dict[Site, Tensor] = {}
 
-        def keep(site: Site, value: Any) -> None:
-            value = value[0] if isinstance(value, tuple) and value else value
+        def keep(site: Site, value: Tensor) -> None:
+            # A copy, since later modules may write into it.
+            found.setdefault(site, value.to(torch.float32, copy=True))
+            if len(found) == len({*sites}):
+                raise Seen
+
+        with suppress(Seen):
+            self._run(tokens, {site: partial(keep, site) for site in sites})
+        if missing := [site for site in sites if site not in found]:
+            raise UserError(f"harvest: a forward pass does not reach {missing[0]}")
+        return [found[site] for site in sites]
+
+    def split(
+        self, tokens: Tensor, targets: Tensor, sites: Sequence[Site]
+    ) -> tuple[list[Tensor], Follow]:
+        """What `sites` compute, and what leads from other values there to the loss.
+
+        The second part takes as many contexts at a time as LOGITS allow. Blocks before the first
+        site are not run again, unless a site has no short name.
+        """
+        sites = [short_name(self.model, site) for site in sites]
+        layers = [-1 if site.layer is None else site.layer for site in sites]
+        first = max(0, min(layers))
+        before = self._blocks()[:first]
+        start = Site("resid_pre", first)
+        asked = [*sites, start] if before and start not in sites else sites
+        forms: list[bool] = []  # whether a block hands on a tuple, which differs by version
+        for block in before[:1]:
+            handle = block.register_forward_hook(lambda *a: forms.append(isinstance(a[2], tuple)))
+        found = self.read(tokens, asked)
+        if before:
+            handle.remove()
+        step = max(1, LOGITS // (tokens.shape[1] * len(self.unembedding)))
+
+        def follow(values: Sequence[Tensor]) -> Tensor:
+            given = [*values, *found[len(sites) :]]
+            total = torch.zeros((), device=tokens.device)
+            with _passed_by(before, forms == [True]):
+                for i in range(0, len(tokens), step):
+                    instead = {
+                        site: partial(_instead, value[i : i + step])
+                        for site, value in zip(asked, given, strict=True)
+                    }
+                    logits = self._run(tokens[i : i + step], instead).logits
+                    wanted = targets[i : i + step].flatten()
+                    total += F.cross_entropy(logits.float().flatten(0, 1), wanted, reduction="sum")
+            return total / targets.numel()
+
+        return found[: len(sites)], follow
+
+    def written(self, site: Site, rows: Tensor) -> Tensor | None:
+        """What activations `rows` (n, d) add to the residual stream, or None; see `interface`."""
+        site = short_name(self.model, site)
+        if site.layer is None or site.name == "mlp_pre":
+            return None
+        if site.name != "mlp_post":
+            return rows
+        if any(hasattr(self._blocks()[site.layer], name) for name in POST_NORMS):
+            return None
+        down, _ = locate(self.model, site)
+        rows = rows.to(self.unembedding.dtype)
+        written: Tensor = down(rows) - down(torch.zeros_like(rows))  # less the bias
+        return written.float()
+
+    def _blocks(self) -> list[nn.Module]:
+        """The blocks of a model of one of the families; of another, none."""
+        family = _family(self.model)
+        return [] if family is None else [*self.model.get_submodule(family).children()]
+
+    def _run(self, tokens: Tensor, at: Mapping[Site, Callable[[Tensor], Tensor | None]]) -> Any:
+        """A forward pass; what `at` returns for a site, unless None, is what it goes on with."""
+        with ExitStack() as hooks:
+            for site, change in at.items():
+                hooks.callback(self._hook(site, tokens, change).remove)
+            # Every token counts: without this, one that is also the padding is warned about.
+            mask = torch.ones_like(tokens)
+            return self.model(input_ids=tokens, attention_mask=mask, use_cache=False)
+
+    def _hook(
+        self, site: Site, tokens: Tensor, change: Callable[[Tensor], Tensor | None]
+    ) -> RemovableHandle:
+        module, is_input = locate(self.model, site)
+
+        def changed(value: Any) -> Tensor | None:
             if not isinstance(value, Tensor) or value.shape[:2] != tokens.shape or value.ndim != 3:
                 what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise UserError(f"harvest: {site} is {what}, not one row for each token")
-            # A copy, since later modules may write into it.
-            found.setdefault(site, value.to(torch.float32, copy=True))
-            if len(found) == len(sites):
-                raise _Seen
+            new = change(value)
+            if new is None or site.name != "resid_mid":
+                return new
+            # What the norm reads goes on beside it as well: the one tensor is changed for both.
+            value.copy_(new)
+            return None
 
-        with ExitStack() as hooks:
-            for site in sites:
-                hooks.callback(self._hook(site, keep).remove)
-            try:
-                # Every token counts: without this, one that is also the padding is warned about.
-                mask = torch.ones_like(tokens)
-                self.model(input_ids=tokens, attention_mask=mask, use_cache=False)
-            except _Seen:
-                return [found[site] for site in sites]
-        missing = next(site for site in sites if site not in found)
-        raise UserError(f"harvest: a forward pass does not reach {missing}")
+        def before(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            name = next(iter(kwargs), "")
+            new = changed(args[0] if args else kwargs.get(name))
+            if new is None:
+                return None
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, name: new})
 
-    def _hook(self, site: Site, keep: Callable[[Site, Any], None]) -> RemovableHandle:
-        module, is_input = locate(self.model, site)
-
-        def before(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            keep(site, args[0] if args else next(iter(kwargs.values()), None))
-
-        def after(_: nn.Module, _args: Any, output: Any) -> None:
-            keep(site, output)
+        def after(_: nn.Module, _args: Any, output: Any) -> Any:
+            several = isinstance(output, tuple) and output
+            new = changed(output[0] if several else output)
+            return (new, *output[1:]) if several and new is not None else new
 
         if is_input:
             return module.register_forward_pre_hook(before, with_kwargs=True)
         return module.register_forward_hook(after)
+
+
+def _instead(new: Tensor, value: Tensor) -> Tensor:
+    return new.to(value.dtype)
+
+
+@contextmanager
+def _passed_by(blocks: Sequence[nn.Module], in_tuple: bool) -> Iterator[None]:
+    """Let `blocks` hand on what they read, as it is or in a tuple."""
+
+    def forward(x: Tensor, *_: Any, **__: Any) -> Any:
+        return (x,) if in_tuple else x
+
+    for block in blocks:
+        block.forward = forward
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # which uncovers the class's own
 
 
 def locate(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
@@ -123,9 +239,8 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
     if site.layer is None:
         path, _, end = site.name.partition(":")
         return _module(model, path, site), end == "in"
-    names = {name for name, _ in model.named_modules()}
-    family = next((name for name in FAMILIES if f"{name}.{site.layer}" in names), None)
-    if family is None:
+    names, family = {name for name, _ in model.named_modules()}, _family(model)
+    if family is None or f"{family}.{site.layer}" not in names:
         raise UserError(
             f"harvest: {site}: short names are for models built like GPT-2, GPT-NeoX or Llama; "
             f"give the path of a module of {type(model).__name__}, such as {_example(names)}"
@@ -141,9 +256,32 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
             f"harvest: {site}: this {type(model).__name__} normalises what the attention adds; "
             f"give a module's path, such as {family}.{site.layer}.post_attention_layernorm"
         )
-    places = dict(zip(SITES, (":in", *FAMILIES[family], ":out"), strict=True))
-    path, _, end = places[site.name].partition(":")
+    path, _, end = _places(family)[site.name].partition(":")
     return _module(model, f"{family}.{site.layer}.{path}".rstrip("."), site), end == "in"
+
+
+def short_name(model: nn.Module, site: Site) -> Site:
+    """The short name that means the place that `site` names by a path; `site` if there is none."""
+    path, _, end = site.name.partition(":")
+    for family in FAMILIES:
+        if match := re.fullmatch(rf"{re.escape(family)}\.(\d+)\.?(.*)", path):
+            for name, place in _places(family).items():
+                with suppress(UserError):
+                    short = Site(name, int(match[1]))
+                    if place == f"{match[2]}:{end or 'out'}" and locate(model, short):
+                        return short
+    return site
+
+
+def _family(model: nn.Module) -> str | None:
+    names = {name for name, _ in model.named_modules()}
+    return next((name for name in FAMILIES if f"{name}.0" in names), None)
+
+
+def _places(family: str) -> dict[str, str]:
+    """What each short name means within a block: a module's path and its input or output."""
+    _, *inner = FAMILIES[family]
+    return dict(zip(SITES, (":in", *inner, ":out"), strict=True))
 
 
 def _module(model: nn.Module, path: str, site: Site) -> nn.Module:
@@ -181,12 +319,26 @@ class Tokenizer:
         self.eot = int(tokenizer.eos_token_id)
         self.n_vocab = max([self.eot, *tokenizer.get_vocab().values()]) + 1
         self.dtype = np.dtype(np.uint16 if self.n_vocab <= 2**16 else np.uint32)
-        self.fingerprint = files.fingerprint([self._backend.to_str(), self.eot])
+        described: str = self._backend.to_str()
+        self.fingerprint = files.fingerprint([described, self.eot])
+        self._special = {*self._backend.get_added_tokens_decoder()}
+        # Each byte is written as a character; or else spaces as low lines, and bytes as <0x0A>.
+        self._by_byte = '"ByteLevel"' in json.dumps(json.loads(described)["decoder"])
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, `dtype` (n,), without end of sequence; on all cores."""
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(item.ids, self.dtype) for item in encoded]
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that `token` stands for; of a special one, its name."""
+        text: str = self._backend.id_to_token(token) or f"[{token}]"  # ids may have gaps
+        if token in self._special:
+            return text.encode()
+        if self._by_byte:
+            return b"".join(bytes([BYTES[c]]) if c in BYTES else c.encode() for c in text)
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", text)
+        return bytes([int(byte[1], 16)]) if byte else text.replace("\u2581", " ").encode()
 
 
 def check(lm: HFModel, sites: Sequence[Site]) -> None:
@@ -215,12 +367,30 @@ def fingerprint(lm: HFModel) -> str:
     """
     folder = _folder(lm)
     if not folder.is_dir():
-        commit = getattr(_config(lm), "_commit_hash", None)
-        return files.fingerprint([lm.name_or_path, commit or lm.revision])
+        return files.fingerprint([lm.name_or_path, commit(lm)])
     paths = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     if len(paths) == 1:
         raise UserError(f"{folder} holds no .safetensors: other weights are not read")
     return files.fingerprint([[path.name, files.sha256_file(path)] for path in paths])
+
+
+def commit(lm: HFModel) -> str | None:
+    """The commit that a name on the hub stands for; None for a folder."""
+    if _folder(lm).is_dir():
+        return None
+    with _named(lm):
+        path = hf_hub_download(
+            lm.name_or_path, "config.json", revision=lm.revision, local_files_only=not _online()
+        )
+    return Path(path).parent.name  # of the cache: snapshots/<commit>
+
+
+def source(lm: HFModel) -> Path | str:
+    """What there is to see of the model: a file of its folder, or its page on the hub."""
+    folder = _folder(lm)
+    if folder.is_dir():
+        return folder / "config.json"
+    return f"https://huggingface.co/{lm.name_or_path}"
 
 
 def load(lm: HFModel, device: torch.device) -> Model:
@@ -234,6 +404,15 @@ def load(lm: HFModel, device: torch.device) -> Model:
             **_source(lm), dtype=getattr(torch, lm.dtype), use_safetensors=True
         )
     return Model(model.eval().to(device))
+
+
+def opened(lm: HFModel, device: torch.device) -> OpenLM:
+    """The model on `device`, with its tokenizer.
+
+    Raises:
+        UserError: as `load` and `load_tokenizer`.
+    """
+    return OpenLM(load(lm, device), load_tokenizer(lm), lm.n_ctx)
 
 
 def load_tokenizer(lm: HFModel) -> Tokenizer:

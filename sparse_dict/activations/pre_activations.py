@@ -15,14 +15,19 @@ from sparse_dict.errors import UserError
 from sparse_dict.text.tokens import TokenStream
 
 if TYPE_CHECKING:
-    from sparse_dict.activations.harvest import Model
+    from sparse_dict.lm.interface import LanguageModel
 
 SAMPLE_TOKENS = 8_192
 
 
 @torch.inference_mode()
 def measure(
-    model: "Model", stream: TokenStream, n_ctx: int, n_contexts: int, batch_size: int, skip: int = 0
+    model: "LanguageModel",
+    stream: TokenStream,
+    n_ctx: int,
+    n_contexts: int,
+    batch_size: int,
+    skip: int = 0,
 ) -> list[dict[str, Any]] | None:
     """Spread and linearity of each layer's pre-activations z = `mlp_pre` and h = `mlp_post`.
 

@@ -21,8 +21,7 @@ from sparse_dict.storage import files
 from sparse_dict.text import corpus
 
 if TYPE_CHECKING:
-    from sparse_dict.activations.harvest import Model
-    from sparse_dict.text.tokens import Encoder
+    from sparse_dict.lm.interface import OpenLM
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +84,12 @@ def _run(config: HarvestStageConfig) -> None:
         target, source.rows, source.d_in, settings.shard_rows, settings.dtype, config.seed
     )
     name = f"{config.name} activations"
-    with tracking.open_run(config, "harvest", name, target, "rows") as run:
+    prints: dict[str, Any] = {k: inputs[k] for k in ("model", "tokenizer") if k in inputs}
+    with tracking.open_run(config, "harvest", name, target, "rows", prints) as run:
+        if of_text and isinstance(config.lm, HFModel):
+            run.used("language-model", hf().source(config.lm), inputs["model"])
+        elif of_text:
+            run.used("language-model", Path(config.lm_dir) / lm_folder.RECORD)
         started = time.perf_counter()
         numbers = source.fill(writer, run)
         writer.finish(source.fields | {"config": _deciding(config)}, source.fingerprints())
@@ -93,6 +97,7 @@ def _run(config: HarvestStageConfig) -> None:
         written = store.Activations.open(target)
         numbers |= {"mean_norm": float((written.mean**2).sum() ** 0.5), "rms": written.rms}
         run.summary({"rows": source.rows, "rows_per_second": rate, **numbers})
+        run.made("activations", target / store.MANIFEST)
     log.info("%s: %s rows at %.0f rows/s, RMS %.3g", target, f"{source.rows:,}", rate, written.rms)
 
 
@@ -108,10 +113,11 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
 
     runtime.allocator()
     settings = config.harvest
-    model, tokenizer, n_ctx = _load(config)
+    lm = _load(config)
+    model, n_ctx = lm.model, lm.n_ctx
     columns = widths(model, settings.places())
     with distributed.main_first():
-        tokenized = tokens.prepare(config.data, tokenizer, Path(config.cache_dir))
+        tokenized = tokens.prepare(config.data, lm.tokenizer, Path(config.cache_dir))
     stream = tokenized.split(settings.split)
     kept = n_ctx - settings.skip_first  # rows of one context
     n_contexts = min(settings.n_tokens // kept, len(stream) // n_ctx)
@@ -146,6 +152,8 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
         fields[store.PRE_ACTIVATIONS] = measured
     if not isinstance(config.lm, HFModel):
         fields["lm_dir"] = str(Path(config.lm_dir))
+    elif commit := hf().commit(config.lm):
+        fields["lm_commit"] = commit  # what a name on the hub stood for
     prints = inputs | {"corpus": files.fingerprint(inputs["corpus"])}
     return Source(rows, sum(columns), fields, fill, lambda: prints)
 
@@ -176,7 +184,7 @@ def _check_lm(config: HarvestStageConfig) -> int:
     """See that the language model is there and has the sites; the length of its contexts."""
     sites = config.harvest.places()
     if isinstance(config.lm, HFModel):
-        _hf().check(config.lm, sites)
+        hf().check(config.lm, sites)
         return config.lm.n_ctx
     record = lm_folder.read_record(Path(config.lm_dir))
     n_layers, n_ctx = (record["config"]["model"][key] for key in ("n_layers", "n_ctx"))
@@ -191,24 +199,28 @@ def _check_lm(config: HarvestStageConfig) -> int:
     return int(n_ctx)
 
 
-def _load(config: HarvestStageConfig) -> "tuple[Model, Encoder, int]":
-    """The language model on its device, its tokenizer, and the length of its contexts."""
+def _load(config: HarvestStageConfig) -> "OpenLM":
+    """The language model on its device."""
     device = distributed.device(config.device)
     if isinstance(config.lm, HFModel):
-        hf = _hf()
-        return hf.load(config.lm, device), hf.load_tokenizer(config.lm), config.lm.n_ctx
-    lm = lm_folder.load(Path(config.lm_dir), device)
-    return lm.model, lm.tokenizer, lm.config.n_ctx
+        opened: OpenLM = hf().opened(config.lm, device)
+        return opened
+    return lm_folder.load(Path(config.lm_dir), device).opened
 
 
-def _hf() -> ModuleType:
+def hf() -> ModuleType:
+    """The module that reads models of transformers.
+
+    Raises:
+        UserError: transformers is not installed.
+    """
     try:
-        from sparse_dict.activations import hf
+        from sparse_dict.activations import hf as module
     except ImportError as error:
         raise UserError(
             f"lm=hf needs transformers: pip install 'sparse-dict[hf]' ({error.name} is missing)"
         ) from None
-    return hf
+    return module
 
 
 def _places(config: HarvestStageConfig, widths: Sequence[int]) -> dict[str, Any]:
@@ -229,9 +241,8 @@ def _places(config: HarvestStageConfig, widths: Sequence[int]) -> dict[str, Any]
 def _model_prints(config: HarvestStageConfig) -> dict[str, str]:
     """The fingerprints of the language model and of its tokenizer."""
     if isinstance(config.lm, HFModel):
-        hf = _hf()
-        model, tokenizer = hf.fingerprint(config.lm), hf.load_tokenizer(config.lm).fingerprint
-        return {"model": model, "tokenizer": tokenizer}
+        tokenizer = hf().load_tokenizer(config.lm)
+        return {"model": hf().fingerprint(config.lm), "tokenizer": tokenizer.fingerprint}
     prints = lm_folder.read_record(Path(config.lm_dir))["fingerprints"]
     return {key: prints[key] for key in ("model", "tokenizer")}
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.errors import UserError, reading
-from sparse_dict.storage import files
-from sparse_dict.storage.arrays import Joined, count, file_name, mapped
+from sparse_dict.storage import door, files
+from sparse_dict.storage.arrays import Joined, Stored, count, file_name, stored
+from sparse_dict.storage.door import visible
 
 Rows = NDArray[np.floating[Any]]
 Floats = NDArray[np.float32]
@@ -41,7 +42,7 @@ class Shard:
 
 
 class Activations:
-    """Rows of activations, one after another across memory-mapped shards.
+    """Rows of activations, one after another across shards, read when they are asked for.
 
     Our own rows were shuffled over the whole harvest. A folder of somebody else's ``.npy`` files is
     read in the order of the files' names and its rows are taken to be shuffled already; its mean,
@@ -55,7 +56,7 @@ class Activations:
         self.shards = shards
         self.d_in = d_in
         self.manifest = manifest
-        self._rows = Joined([mapped(shard.path) for shard in shards])
+        self._rows = Joined([Stored(shard.path) for shard in shards])
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -69,7 +70,7 @@ class Activations:
             raise UserError(f"{folder} does not exist: run harvest.py, or set activations_dir")
         if (folder / MANIFEST).exists():
             return cls._open_ours(folder)
-        paths = sorted(folder.glob("*.npy"))
+        paths = visible(folder, "*.npy")
         if (folder / SPOOL).is_dir() or any(OURS.fullmatch(path.name) for path in paths):
             raise UserError(f"{folder} is incomplete: the harvest was interrupted, run it again")
         if not paths:
@@ -85,9 +86,9 @@ class Activations:
             dtype = np.dtype(manifest["dtype"])
         try:
             for shard in shards:
-                mapped(shard.path, dtype, (shard.rows, d_in))
+                stored(shard.path, dtype, (shard.rows, d_in))
                 if shard.origin_path:
-                    mapped(shard.origin_path, np.dtype(np.int32), (shard.rows, 3))
+                    stored(shard.origin_path, np.dtype(np.int32), (shard.rows, 3))
         except UserError as error:
             raise UserError(f"{error}: harvest again") from None
         return cls(folder, shards, d_in, manifest)
@@ -97,10 +98,11 @@ class Activations:
         shards = []
         width = None
         for path in paths:
-            array = mapped(path)
-            if array.ndim != 2 or array.dtype.kind != "f" or array.dtype.itemsize > 8:
+            array = Stored(path)
+            if (advice := _unlike_rows(array)) is not None:
                 raise UserError(
                     f"{path} is {array.dtype} {array.shape}, not float16, float32 or float64 rows"
+                    + advice
                 )
             width = array.shape[1] if width is None else width
             if array.shape[1] != width:
@@ -157,14 +159,6 @@ class Activations:
         self.read_into(start, out)
         return out
 
-    def take(self, rows: NDArray[np.int64]) -> Floats:
-        """The rows of these numbers, in this order, (len(rows), d_in)."""
-        out = np.empty((len(rows), self.d_in), np.float32)
-        shard = np.searchsorted(self._rows.starts, rows, side="right") - 1
-        for i, array in enumerate(self._rows.arrays):
-            out[shard == i] = array[rows[shard == i] - self._rows.starts[i]]
-        return out
-
     def read_into(self, start: int, out: Floats) -> None:
         """Fill `out`, (n, d_in) float32, with rows start..start+n-1."""
         for part, where in self._rows.pieces(start, start + len(out)):
@@ -179,9 +173,24 @@ class Activations:
             out[where] = part
         return out
 
+    def take(self, rows: NDArray[np.int64]) -> Floats:
+        """The rows of these numbers, in their order, (n, d_in)."""
+        out = np.empty((len(rows), self.d_in), np.float32)
+        shards = np.searchsorted(self._rows.starts, rows, "right") - 1
+        for i in np.unique(shards).tolist():
+            here = np.flatnonzero(shards == i)
+            part = np.empty((len(here), self.d_in), np.float32)
+            _convert(self._rows.arrays[i][rows[here] - self._rows.starts[i]], part)
+            out[here] = part
+        return out
+
+    def shard_origins(self) -> Iterator[tuple[int, Origins]]:
+        """Of each shard of a harvest of ours: its first row, and `origins` of all its rows."""
+        yield from zip(self._origins.starts.tolist(), self._origins.arrays, strict=False)
+
     @cached_property
     def _origins(self) -> Joined:
-        return Joined([mapped(shard.origin_path) for shard in self.shards if shard.origin_path])
+        return Joined([Stored(shard.origin_path) for shard in self.shards if shard.origin_path])
 
     def changed(self) -> Iterator[Path]:
         """Files that are not those of the manifest; hashes all anew, which reads them whole.
@@ -276,13 +285,23 @@ def _parsed(folder: Path, manifest: dict[str, Any]) -> tuple[list[Shard], int]:
     if sum(shard.rows for shard in shards) != count(manifest, "rows", 1):
         raise ValueError("the shards' rows do not add up")
     mean = np.array(manifest["mean"], np.float64)
-    if mean.shape != (d_in,) or not np.isfinite(mean).all():
+    if mean.shape != (d_in,) or not all(map(door.number, mean.tolist())):
         raise ValueError(f"mean is not {d_in} finite numbers")
-    if not math.isfinite(manifest["rms"]) or manifest["rms"] < 0:
+    if not door.amount(manifest["rms"]):
         raise ValueError(f"rms is {manifest['rms']!r}")
-    if not isinstance(manifest["fingerprints"]["activations"], str):
-        raise TypeError("the fingerprint is no text")
+    if not door.texts(manifest["fingerprints"]) or "activations" not in manifest["fingerprints"]:
+        raise TypeError("the fingerprints are no texts")
     return shards, d_in
+
+
+def _unlike_rows(array: Stored) -> str | None:
+    """What to do about an array that does not hold rows; None if it does."""
+    if array.dtype == "V2":
+        return ": numpy has no bfloat16; save them .float()"
+    if len(array.shape) > 2 and array.dtype.kind == "f":
+        return f": save them .reshape(-1, {array.shape[-1]})"
+    rows = len(array.shape) == 2 and array.dtype.kind == "f" and array.dtype.itemsize <= 8
+    return None if rows else ""
 
 
 def _convert(part: NDArray[Any], out: NDArray[Any]) -> None:

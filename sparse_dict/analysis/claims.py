@@ -1,7 +1,8 @@
 """What a claim is: a value, an interval and a verdict by a stated rule."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, over_seeds
-from sparse_dict.analysis.study import Chain
+from sparse_dict.analysis.study import Chain, Entry
 
 Floats = NDArray[np.floating[Any]]
 
@@ -58,6 +59,7 @@ class Statement:
     figure: str
     post: str
     rule: str
+    of_all: bool = False  # of all dictionaries, not of those at the chosen level alone
 
     def undecided(self, why: str = NO_CHAIN) -> Claim:
         """Without a value of ours; `why` stands in its place."""
@@ -110,3 +112,50 @@ def chain_of(comparison: Comparison) -> Chain | None:
     if chain is None or any(not len(comparison.counted(e)) for e in chain.entries[:-1]):
         return None
     return chain
+
+
+def fault(entry: Entry) -> str | None:
+    """Why a dictionary says nothing about features; None if it may."""
+    if not entry.alive.any():
+        return "dead"
+    if entry.metrics["fvu"] >= 1:
+        return "with an FVU of 1 or more"
+    if entry.size > 1 and np.ptp(entry.decoder, axis=0).max() < 1e-6:
+        return "whose features are all the same"
+    return None
+
+
+def _faults(entries: Sequence[Entry], where: str) -> str:
+    """How many dictionaries say nothing, and why; empty if none does."""
+    found = Counter(why for entry in entries if (why := fault(entry)))
+    if not found:
+        return ""
+    each = ", ".join(f"{n} {why}" for why, n in found.items())
+    return f"{found.total()} of {len(entries)} dictionaries{where} explain nothing ({each})"
+
+
+def nothing_told(comparison: Comparison, of_all: bool = False) -> str:
+    """Why a claim cannot be told, if dictionaries that it is about explain nothing; else empty.
+
+    A claim is about the main chain and those that differ from it in the seed: it falls with one of
+    them. One about all dictionaries (`of_all`), and any if there is no chain, falls if none is
+    left.
+    """
+    entries, chain = comparison.study.entries, comparison.main
+    if all(map(fault, entries)):
+        return _faults(entries, "")
+    if of_all or chain is None:
+        return ""
+    judged = [entry for alike in comparison.same_but_seed(chain) for entry in alike.entries]
+    return _faults(judged, f" at {chain.setting}")
+
+
+def honest(comparison: Comparison, texts: Sequence[Statement], found: list[Claim]) -> list[Claim]:
+    """The claims `found` on `texts`; undecided, the reason first, where nothing can be told."""
+    why = {text.key: nothing_told(comparison, text.of_all) for text in texts}
+    return [
+        replace(claim, ours=f"cannot be told: {reason}; {claim.ours}", verdict=OPEN)
+        if (reason := why[claim.key])
+        else claim
+        for claim in found
+    ]

@@ -201,6 +201,8 @@ class Comparison:
                     "random_mmcs": self.random_mean(entry, variant),
                     "n_above": above,
                     "share_above": above / len(values) if len(values) else float("nan"),
+                    "fvu": entry.metrics["fvu"],
+                    "l0": entry.metrics["l0"],
                 }
             )
         return pd.DataFrame(rows)

@@ -86,8 +86,15 @@ class Context:
 
     @cached_property
     def ridges(self) -> list[ridge.Ridge]:
-        """The best L1 by dictionary size, one ridge a family."""
-        return ridge.fit(self.cells, self.study.families)
+        """The best L1 by dictionary size, one ridge a family.
+
+        A dictionary that explains nothing counts as random: its agreement makes no peak.
+        """
+        cells = self.cells
+        if not cells.empty:
+            agreed = cells["mmcs"].where(cells["fvu"] < 1, cells["random_mmcs"])
+            cells = cells.assign(mmcs=agreed)
+        return ridge.fit(cells, self.study.families)
 
     @cached_property
     def trajectory(self) -> trajectory.Trajectory:

@@ -1,7 +1,7 @@
-"""The language model and the text behind a study's activations, to run the model on it again.
+"""The language model, the text and the rows behind a study's activations.
 
-Each is sought where the config says, then where the earlier stages' records say if that is beside
-the study, and counts only if its fingerprint is the recorded one.
+Each is sought where the config says, then where the earlier stages' records say (what is ours, only
+beside the study), and counts only if its fingerprint is the recorded one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,50 +10,55 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from sparse_dict.activations.store import MANIFEST
+from sparse_dict.activations.harvest import widths
+from sparse_dict.activations.stage import hf
+from sparse_dict.activations.store import MANIFEST, Activations
 from sparse_dict.analysis.study import Study
-from sparse_dict.config import AnalyzeConfig
+from sparse_dict.config import AnalyzeConfig, HFModel
+from sparse_dict.config.sites import Site, parse
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
-from sparse_dict.lm.folder import LoadedLM
+from sparse_dict.lm.interface import LanguageModel, OpenLM
 from sparse_dict.machine import runtime
+from sparse_dict.machine.progress import Progress
 from sparse_dict.storage import files
 from sparse_dict.text.tokens import TokenStore, TokenStream
 
 Floats = NDArray[np.float32]
 
-SITE = "mlp_post"  # what `GPT.split` and the logit effects are made for
+NEURONS = ("mlp_pre", "mlp_post")  # sites whose columns are neurons
 
 
 @dataclass(frozen=True)
 class Place:
     """Where in the model the activations were taken, and which positions were left out."""
 
-    layer: int
-    site: str
+    sites: tuple[Site, ...]  # side by side in a row
     skip_first: int  # positions at the start of each context that have no rows
+
+    @property
+    def of_neurons(self) -> bool:
+        """Whether every column of a row is a neuron."""
+        return all(site.name in NEURONS for site in self.sites)
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The language model that was harvested, and pieces of the text that it read then."""
+    """The language model that was harvested, pieces of the text that it read, and their rows."""
 
-    lm: LoadedLM
+    lm: OpenLM
     place: Place
+    columns: tuple[tuple[int, int], ...]  # of each site: first, and last but one
     text: NDArray[np.int32]  # (contexts, n_ctx), the positions without rows among them
-    n_harvested: int  # rows
+    numbers: NDArray[np.int64]  # (contexts, kept): which row of the harvest each position is
+    activations: Activations
 
-    def rows(self, text: NDArray[np.int32]) -> Floats:
-        """The rows that a harvest of `text` (contexts, n_ctx) has: (contexts, kept, d_in)."""
-        model = self.lm.model
-        with torch.inference_mode():
-            tokens = torch.from_numpy(text.astype(np.int64)).to(model.embed.weight.device)
-            found = model.activations(tokens, self.place.layer, self.place.site)
-        rows: Floats = found[:, self.place.skip_first :].float().cpu().numpy()
-        return rows
+    def rows(self, contexts: slice | NDArray[np.int64]) -> Floats:
+        """The rows of some contexts as they were harvested, (contexts, kept, d_in)."""
+        numbers = self.numbers[contexts]
+        return self.activations.take(numbers.ravel()).reshape(*numbers.shape, -1)
 
     def words(self, tokens: Iterable[int]) -> dict[int, str]:
         """Each token as it is shown."""
@@ -68,22 +73,70 @@ def printable(token: bytes) -> str:
 
 
 def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
-    """The language model behind a study's activations, and about `n_tokens` of their text.
+    """What is behind a study's activations, with about `n_tokens` of their text.
 
     Raises:
-        UserError: one of them is not there, or cannot be read.
+        UserError: a part of it is not there, or cannot be read.
     """
-    manifest = manifest_of(config, study)
+    folder, manifest = _harvest(config, study)
     taken, lm = place(manifest), model(manifest, config)
-    stream, contexts = text(manifest, Path(config.cache_dir), lm.config.n_ctx)
-    n_ctx = lm.config.n_ctx
-    available = min(contexts, len(stream) // n_ctx)
-    n = min(max(n_tokens // n_ctx, 1), available)
+    activations = Activations.open(folder)
+    columns = columns_of(lm.model, taken.sites, activations.d_in)
+    stream, _ = text(manifest, Path(config.cache_dir), lm.n_ctx)
+    available = min(activations.rows // (lm.n_ctx - taken.skip_first), len(stream) // lm.n_ctx)
+    n = min(max(n_tokens // lm.n_ctx, 1), available)
     if not n:
-        raise UserError(f"the text holds {len(stream)} tokens, less than one context ({n_ctx})")
-    starts = np.arange(n) * available // n * n_ctx
-    windows = np.stack([stream.window(int(start), n_ctx) for start in starts])
-    return Source(lm, taken, windows.astype(np.int32), int(manifest["rows"]))
+        raise UserError(f"the text holds {len(stream)} tokens, less than one context ({lm.n_ctx})")
+    contexts = np.arange(n) * available // n
+    windows = np.stack([stream.window(int(i) * lm.n_ctx, lm.n_ctx) for i in contexts])
+    numbers = _numbers(activations, stream, contexts, windows, taken.skip_first)
+    return Source(lm, taken, columns, windows.astype(np.int32), numbers, activations)
+
+
+def columns_of(
+    model: LanguageModel, sites: Sequence[Site], d_in: int
+) -> tuple[tuple[int, int], ...]:
+    """The columns of a row that each of `sites` has.
+
+    Raises:
+        UserError: the model lacks a site, or they do not make up `d_in` columns.
+    """
+    stops = np.cumsum(found := widths(model, sites)).tolist()
+    if stops[-1] != d_in:
+        raise UserError(f"rows of {d_in} values are not those of sites {found} wide: harvest again")
+    return tuple((stop - width, stop) for stop, width in zip(stops, found, strict=True))
+
+
+def _numbers(
+    activations: Activations,
+    stream: TokenStream,
+    contexts: NDArray[np.int64],
+    windows: NDArray[np.int64],
+    skip: int,
+) -> NDArray[np.int64]:
+    """The numbers of the rows of `contexts` of the stream, whose tokens `windows` are.
+
+    Raises:
+        UserError: they are not all there.
+    """
+    n_ctx = windows.shape[1]
+    which = np.full(len(stream) // n_ctx + 1, -1)
+    which[contexts] = np.arange(len(contexts))
+    numbers = np.full(windows.shape, -1)
+    with Progress("finding rows", activations.rows, "rows") as progress:
+        for first, origins in activations.shard_origins():
+            document, position, token = origins.T.astype(np.int64)
+            known = (document >= 0) & (document < len(stream.document_starts))
+            place = stream.document_starts[np.where(known, document, 0)] + position
+            known &= (place >= 0) & (place < len(stream))
+            row, at = which[np.where(known, place, -1) // n_ctx], place % n_ctx
+            mine = np.flatnonzero(known & (row >= 0))
+            mine = mine[windows[row[mine], at[mine]] == token[mine]]
+            numbers[row[mine], at[mine]] = first + mine
+            progress.advance(len(origins))
+    if (numbers[:, skip:] < 0).any():
+        raise UserError(f"the origins of {activations.folder} are not of its text: harvest again")
+    return numbers[:, skip:]
 
 
 def manifest_of(config: AnalyzeConfig, study: Study) -> dict[str, Any]:
@@ -92,46 +145,68 @@ def manifest_of(config: AnalyzeConfig, study: Study) -> dict[str, Any]:
     Raises:
         UserError: it is not there, or they were trained on foreign arrays.
     """
-    metrics = study.entries[0].metrics
-    wanted = (metrics.get("fingerprints") or {}).get("activations")
-    recorded = metrics["config"].get("activations_dir")
-    return _manifest([config.activations_dir, beside(config, recorded)], wanted)
+    return _harvest(config, study)[1]
 
 
 def place(manifest: dict[str, Any]) -> Place:
     """Where the activations were taken.
 
     Raises:
-        UserError: at another site than the MLP's hidden layer, at several, or in a language model
-            that is not ours.
+        UserError: not in a language model, or the manifest does not say where.
     """
+    if "model" not in manifest["fingerprints"]:
+        raise UserError("these activations do not come from a language model")
     try:
-        config = manifest["config"]
-        if "model" not in manifest["fingerprints"] or "lm" in config:
-            raise UserError("these activations do not come from a language model of ours")
+        skip = manifest["config"]["harvest"].get("skip_first") or 0
         if "sites" in manifest:
-            names = ", ".join(str(entry["site"]) for entry in manifest["sites"])
-            raise UserError(f"these activations are of several sites side by side ({names})")
-        if manifest["site"] != SITE:
-            raise UserError(f"these activations are of the site {manifest['site']}, not {SITE}")
-        layer, skip = manifest["layer"], config["harvest"].get("skip_first") or 0
-        if not _counts(layer, skip, manifest["rows"]):
+            sites = [parse(entry["site"], None, "site") for entry in manifest["sites"]]
+        else:
+            sites = [parse(manifest["site"], manifest.get("layer"), "site")]
+        layers = [site.layer for site in sites if site.layer is not None]
+        if not sites or not _counts(*layers, skip, manifest["rows"]):
             raise ValueError("whole numbers of layer, rows or skip_first")
-        return Place(layer, SITE, skip)
+        return Place(tuple(sites), skip)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the activations' manifest lacks {error}") from None
+    except UserError as error:
+        raise UserError(f"the activations' manifest: {error}") from None
 
 
-def model(manifest: dict[str, Any], config: AnalyzeConfig) -> LoadedLM:
-    """The language model that the activations were taken from.
+def model(manifest: dict[str, Any], config: AnalyzeConfig) -> OpenLM:
+    """The language model that the activations were taken from, on the config's device.
 
     Raises:
         UserError: it is not there.
     """
-    folder, record = model_record(manifest, config)
-    if place(manifest).layer >= record["config"]["model"]["n_layers"]:
-        raise UserError(f"the model in {folder} has no layer {place(manifest).layer}")
-    return lm_folder.load(folder, runtime.device(config.device))
+    device = runtime.device(config.device)
+    if is_ours(manifest):
+        return lm_folder.load(model_record(manifest, config)[0], device).opened
+    wanted, recorded = manifest["fingerprints"]["model"], manifest["config"]["lm"]
+    try:
+        texts = [recorded["name_or_path"], recorded["dtype"]]
+        revision = manifest.get("lm_commit") or recorded["revision"]
+        if not all(isinstance(text, str) for text in [*texts, revision or ""]):
+            raise TypeError("a name, dtype or revision in words")
+        if not _counts(recorded["n_ctx"]):
+            raise TypeError("a whole number n_ctx")
+        found = HFModel(recorded["name_or_path"], revision, recorded["n_ctx"], recorded["dtype"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"the activations' manifest lacks {error}") from None
+    moved = Path(config.lm_dir)
+    if (moved / "config.json").is_file():
+        found.name_or_path, found.revision = str(moved), None
+    if hf().fingerprint(found) != wanted:
+        raise UserError(
+            f"{found.name_or_path} is not the model that was harvested (fingerprint {wanted}); "
+            "set lm_dir to that model's folder"
+        )
+    opened: OpenLM = hf().opened(found, device)
+    return opened
+
+
+def is_ours(manifest: dict[str, Any]) -> bool:
+    """Whether the language model is one of train_lm.py's."""
+    return "lm" not in manifest["config"]
 
 
 def model_record(manifest: dict[str, Any], config: AnalyzeConfig) -> tuple[Path, dict[str, Any]]:
@@ -247,14 +322,18 @@ def _folders(names: Sequence[str | None]) -> list[Path]:
     return [Path(name) for name in dict.fromkeys(names) if name]
 
 
-def _manifest(names: Sequence[str | None], wanted: str | None) -> dict[str, Any]:
-    tried = _folders(names)
+def _harvest(config: AnalyzeConfig, study: Study) -> tuple[Path, dict[str, Any]]:
+    """The folder and the record of the harvest that a study's dictionaries were trained on."""
+    metrics = study.entries[0].metrics
+    wanted = (metrics.get("fingerprints") or {}).get("activations")
+    recorded = metrics["config"].get("activations_dir")
+    tried = _folders([config.activations_dir, beside(config, recorded)])
     for folder in tried:
         if (folder / MANIFEST).exists():
             manifest = files.read_json(folder / MANIFEST)
             prints = manifest.get("fingerprints")
             if isinstance(prints, dict) and prints.get("activations") == wanted:
-                return manifest
+                return folder, manifest
     raise UserError(
         f"the harvest that the dictionaries were trained on (fingerprint {wanted}) is not in "
         f"{' or '.join(map(str, tried))}, or is a folder of foreign arrays; set activations_dir"

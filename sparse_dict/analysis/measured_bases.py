@@ -16,6 +16,7 @@ from sparse_dict.analysis.measures.bases import (
     Basis,
     Moments,
     Rows,
+    affordable,
     fit,
     mmcs_between,
 )
@@ -23,6 +24,7 @@ from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.analysis.study import Entry, Study, seed_groups
 from sparse_dict.config import AnalyzeConfig, BaselinesConfig
 from sparse_dict.errors import UserError
+from sparse_dict.machine.progress import Progress
 
 Wide = NDArray[np.float64]
 
@@ -76,8 +78,10 @@ def measure(
     last ones of the harvest, which no dictionary has seen.
 
     Raises:
-        UserError: there are too few rows.
+        UserError: there are too few rows, or they are too wide for all methods.
     """
+    if not (methods := affordable(settings.methods, activations.d_in)):
+        raise UserError(f"rows of {activations.d_in:,} values are too wide for these methods")
     held_out = min(int(entry.metrics["eval_rows"]) for entry in study.entries)
     half = min(settings.rows, activations.rows - held_out) // 2
     read, d_in = activations.read, activations.d_in
@@ -90,31 +94,34 @@ def measure(
     matched = {_matched(row["l0"], activations.d_in) for row in dictionaries}
     ks = sorted(matched | {k for k in settings.ks if k <= activations.d_in})
     bases, summary, front = {}, [], []
-    for method in settings.methods:
-        first, second = (fit(method, rows, seed + i) for i, rows in enumerate(halves))
-        bases[method] = first
-        moments, errors = Moments(len(first.directions)), np.zeros(len(ks))
-        for part in unseen.chunks():
-            moments.add(first.encode(part))
-            for i, found in enumerate(first.sparse(part, ks)):
-                errors[i] += np.square(found - part, dtype=np.float64).sum()
-        summary.append(
-            {
-                "baseline": LABELS[method],
-                "directions": len(first.directions),
-                "mmcs_between_halves": mmcs_between(first, second),
-                "kurtosis": _median(moments.kurtosis()),
-            }
-        )
-        front += [
-            {"method": method, "baseline": LABELS[method], "l0": k, "fvu": error / variance}
-            for k, error in zip(ks, errors, strict=True)
-        ]
+    with Progress("baselines", len(methods), "methods") as progress:
+        for method in methods:
+            progress.say(LABELS[method])
+            first, second = (fit(method, rows, seed + i) for i, rows in enumerate(halves))
+            bases[method] = first
+            moments, errors = Moments(len(first.directions)), np.zeros(len(ks))
+            for part in unseen.chunks():
+                moments.add(first.encode(part))
+                for i, found in enumerate(first.sparse(part, ks)):
+                    errors[i] += np.square(found - part, dtype=np.float64).sum()
+            summary.append(
+                {
+                    "baseline": LABELS[method],
+                    "directions": len(first.directions),
+                    "mmcs_between_halves": mmcs_between(first, second),
+                    "kurtosis": _median(moments.kurtosis()),
+                }
+            )
+            front += [
+                {"method": method, "baseline": LABELS[method], "l0": k, "fvu": error / variance}
+                for k, error in zip(ks, errors, strict=True)
+            ]
+            progress.advance(1)
     table = pd.DataFrame(front, columns=["method", "baseline", "l0", "fvu"])
     by_k = table.pivot(index="l0", columns="method", values="fvu")
     for row in dictionaries:
         row["k"] = _matched(row["l0"], activations.d_in)
-        row |= {f"fvu_{method}": float(by_k[method][row["k"]]) for method in settings.methods}
+        row |= {f"fvu_{method}": float(by_k[method][row["k"]]) for method in methods}
     frame = pd.DataFrame(dictionaries).drop(columns="axis")
     frame.insert(8, "mmcs_between_seeds", frame["dictionary"].map(_between_seeds(study)))
     return Measured(bases, pd.DataFrame(summary), table, frame, (half, n))

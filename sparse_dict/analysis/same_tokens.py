@@ -8,7 +8,6 @@ from sparse_dict.errors import UserError
 
 Floats = NDArray[np.float32]
 
-READ = 1 << 18  # rows whose origins are read at a time
 FEWEST = 1000
 
 
@@ -53,12 +52,10 @@ def _foreign(first: Activations, second: Activations) -> bool:
 
 def _origins(activations: Activations) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Document and position of every row as one number, and its token, (rows,) each."""
-    n = activations.rows
-    places, tokens = np.empty(n, np.int64), np.empty(n, np.int32)
-    for start in range(0, n, READ):
-        stop = min(start + READ, n)
-        origins = activations.origins(start, stop)
-        assert origins is not None
-        places[start:stop] = (origins[:, 0].astype(np.int64) << 32) | origins[:, 1]
-        tokens[start:stop] = origins[:, 2]
+    places = np.empty(activations.rows, np.int64)
+    tokens = np.empty(activations.rows, np.int32)
+    for start, origins in activations.shard_origins():
+        here = slice(start, start + len(origins))
+        places[here] = (origins[:, 0].astype(np.int64) << 32) | origins[:, 1]
+        tokens[here] = origins[:, 2]
     return places, tokens

@@ -3,14 +3,17 @@
 import logging
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
 from sparse_dict.config import AnalyzeConfig, InterpConfig
-from sparse_dict.storage import files, lock
+from sparse_dict.sae.naming import end_values, run_name
+from sparse_dict.storage import door, files, lock
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from sparse_dict.analysis.context import Context
@@ -40,7 +43,22 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
 
 
 MANIFEST = "analysis.json"  # which dictionaries were compared, and files' hashes; written last
+VALUES: dict[str, door.Check] = {
+    "dictionaries": door.texts,
+    "left_out": door.listing,
+    "seconds": door.amount,
+    "sha256?": door.texts,
+}
 MADE = (".png", ".svg", ".csv", ".json", ".html")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """`analysis.json` of a finished analysis, its values checked.
+
+    Raises:
+        UserError: there is none, or a value is not of its kind or out of range.
+    """
+    return door.checked(files.read_json(folder / MANIFEST), folder / MANIFEST, VALUES)
 
 
 def run(config: AnalyzeConfig) -> None:
@@ -62,8 +80,9 @@ def _run(config: AnalyzeConfig) -> None:
     from sparse_dict.analysis import analyses, study
     from sparse_dict.analysis.comparison import VARIANTS
     from sparse_dict.analysis.context import Context
-    from sparse_dict.analysis.report import figures, overview, page
-    from sparse_dict.sae.folder import WEIGHTS
+    from sparse_dict.analysis.features.page import PAGE
+    from sparse_dict.analysis.report import figures, overview, page, summary
+    from sparse_dict.sae.folder import METRICS, WEIGHTS
 
     started = time.monotonic()
     folder = Path(config.analysis_dir)
@@ -72,10 +91,17 @@ def _run(config: AnalyzeConfig) -> None:
         log.warning("left out: %s (%s)", item.name, item.reason)
     log.info("comparing %d dictionaries of %s", len(loaded.entries), loaded.folder)
 
+    compared = {
+        entry.name: files.fingerprint(files.sha256_file(entry.trained.folder / WEIGHTS))
+        for entry in loaded.entries
+    }
+    name, prints = f"{config.name} analysis", {"dictionaries": files.fingerprint(compared)}
     with (
-        tracking.open_run(config, "analyze", f"{config.name} analysis", folder) as tracked,
+        tracking.open_run(config, "analyze", name, folder, fingerprints=prints) as tracked,
         figures.style(),
     ):
+        for entry in loaded.entries:
+            tracked.used("dictionary", entry.trained.folder / METRICS)
 
         def draw(key: str, figure: "Figure", title: str, caption: str) -> "Picture":
             png = figures.save(figure, folder, key)
@@ -103,12 +129,10 @@ def _run(config: AnalyzeConfig) -> None:
             f"{len(loaded.entries)} dictionaries in {loaded.folder}; "
             f"analysed in {time.monotonic() - started:.0f} s",
             list(sections.values()),
+            sentences := summary.sentences(context),
+            alarm := summary.alarm(context),
         )
         files.write_text(folder / "report.html", text)
-        compared = {
-            entry.name: files.fingerprint(files.sha256_file(entry.trained.folder / WEIGHTS))
-            for entry in loaded.entries
-        }
         record = {
             "dictionaries": compared,
             "left_out": [asdict(item) for item in loaded.left_out],
@@ -121,9 +145,67 @@ def _run(config: AnalyzeConfig) -> None:
             },
         }
         files.write_json(folder / MANIFEST, files.sealed(record))
+        tracked.made("analysis", folder / MANIFEST)
+        _tell(context, tracked)
     for claim in context.claims:
         log.info("%s: %s; %s", claim.verdict, claim.claim, claim.ours)
-    log.info("report: %s", folder / "report.html")
+    if alarm:
+        log.warning("%s", alarm)
+    for sentence in sentences:
+        log.info("%s", sentence)
+    for file in ("report.html", PAGE):
+        if (folder / file).exists():
+            log.info("to open in a browser: %s", folder / file)
+
+
+def _agreement(context: "Context") -> "pd.DataFrame":
+    """One row a dictionary: how far it agrees with larger ones and with other seeds."""
+    import pandas as pd
+
+    frame = pd.DataFrame([entry.identity for entry in context.study.entries])
+    for key in ("fvu", "l0"):
+        frame[key] = [entry.metrics[key] for entry in context.study.entries]
+    if context.cells.empty:
+        frame[["mmcs", "n_above"]] = float("nan")
+    else:
+        cells = context.cells[["dictionary", "mmcs", "n_above"]]
+        frame = frame.merge(cells, how="left", on="dictionary")
+    shared: dict[str, list[float]] = {}
+    for pair in context.seed_pairs if context.config.is_on("agreement") else ():
+        for entry in (pair.first, pair.second):
+            shared.setdefault(entry.name, []).append(float(pair.shared.mean()))
+    means = {name: sum(parts) / len(parts) for name, parts in shared.items()}
+    return frame.assign(shared_fraction=frame["dictionary"].map(means))
+
+
+def _tell(context: "Context", tracked: tracking.Run) -> None:
+    """Send how far dictionaries agree: as charts, and to the dictionaries' own runs."""
+    frame = _agreement(context)
+    rows = frame.astype(object).where(frame.notna(), None)
+    tracked.table(
+        "charts/fvu_l0", list(rows.columns), rows.itertuples(index=False),
+        ("wandb/scatter/v0", {"x": "l0", "y": "fvu"}),
+    )  # fmt: skip
+    first = frame[frame["family"] == context.study.families[0]]
+    means = first.groupby(["dict_size", "level"])["mmcs"].mean().dropna().reset_index()
+    tracked.table(  # wandb's one chart of coloured cells
+        "charts/mmcs", list(means.columns), means.itertuples(index=False),
+        ("wandb/confusion_matrix/v1",
+         {"Actual": "dict_size", "Predicted": "level", "nPredictions": "mmcs"}),
+    )  # fmt: skip
+    finished = [entry.metrics["config"] for entry in context.study.entries]
+    openers = [
+        partial(
+            tracking.open_run, context.config, "train_sae", run_name(config), entry.trained.folder,
+            "activations", finished=config,
+        )
+        for entry, config in zip(context.study.entries, finished, strict=True)
+    ]  # fmt: skip
+    found = rows[["mmcs", "n_above", "shared_fraction"]].to_dict("records")
+    with tracking.together(openers) as runs:
+        for run, entry, values in zip(runs, context.study.entries, found, strict=True):
+            ends = {str(key): value for key, value in values.items() if value is not None}
+            run.summary(end_values(entry.metrics) | ends)
 
 
 def _summary(context: "Context") -> dict[str, float | int | str]:

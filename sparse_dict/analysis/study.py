@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.config.identity import NEUTRAL, SOURCES
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, printable
 from sparse_dict.sae.architectures import Architecture, known
+from sparse_dict.storage import door
 
 if TYPE_CHECKING:
     from sparse_dict.sae.folder import Trained
@@ -267,32 +268,12 @@ def _origin(trained: "Trained") -> tuple[str, int]:
     return str(fingerprints.get("activations", "unknown")), len(trained.dictionary.W_enc)
 
 
-def _is_number(value: Any) -> bool:
-    """Whether it is one that can be computed with: no NaN, nothing huge, no truth value."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < 2**63
-
-
-def _wrong(metrics: Mapping[str, Any]) -> str | None:
+def _wrong(name: str, metrics: Mapping[str, Any]) -> str | None:
     """What keeps a readable dictionary out of the analysis, if anything."""
-    config = metrics.get("config")
-    if not isinstance(config, Mapping) or not isinstance(config.get("sae") or {}, Mapping):
-        return "metrics.json holds no config"
-    numbers = {
-        key: metrics.get(key) for key in ("dict_size", "l1", "seed", "fvu", "l0", "eval_rows")
-    }
-    optional = ("mse", "l1_norm", "dead", "n_activations", "seconds")
-    numbers |= {key: metrics[key] for key in optional if metrics.get(key) is not None}
-    numbers |= {f"sae.{key}": (config.get("sae") or {}).get(key, 0) for key in ("k", "l0")}
-    for key, value in numbers.items():
-        if not _is_number(value):
-            return f"metrics.json holds no number {key}"
-    if not isinstance(metrics.get("fingerprints") or {}, Mapping):
-        return "metrics.json holds no fingerprints"
-    shown = {key: str(metrics.get(key)) for key in NAMED} | _character(metrics)
-    for key, value in shown.items():
-        if not value.isprintable() or "$" in value:
+    if not door.text(name):
+        return "its folder's name cannot be printed"
+    for key, value in _character(metrics).items():
+        if not door.shown(value):
             return f"metrics.json: {key} is {value!r}"
     return None
 
@@ -310,20 +291,20 @@ def load(folder: Path) -> Study:
 
     paths = finished(folder)
     left_out = [
-        LeftOut(_name(path, folder), "not finished: it has no metrics.json")
+        LeftOut(printable(_name(path, folder)), "not finished: it has no metrics.json")
         for path in unfinished(folder, paths)
     ]
     found: dict[str, Trained] = {}
     for path in paths:
         try:
             trained = read(path)
-            wrong = _wrong(trained.metrics)
+            wrong = _wrong(_name(path, folder), trained.metrics)
         except UserError as error:
             wrong = str(error)
         if wrong is None:
             found[_name(path, folder)] = trained
         else:
-            left_out.append(LeftOut(_name(path, folder), wrong))
+            left_out.append(LeftOut(printable(_name(path, folder)), wrong))
     if not found:
         raise UserError(f"no dictionary in {folder} can be read; the first: {left_out[0].reason}")
 

@@ -22,6 +22,7 @@ class TrackingConfig:
     project: str = MISSING
     entity: str | None = MISSING
     tags: list[str] = MISSING
+    label: str | None = None  # a dictionary's run is called so; null: by what varies in its grid
 
     def __post_init__(self) -> None:
         one_of(self, "tracking", "mode", "auto", "online", "offline", "disabled")

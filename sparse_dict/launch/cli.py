@@ -9,9 +9,9 @@ from typing import NoReturn
 
 from hydra._internal.hydra import Hydra
 
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, escape_logs
 from sparse_dict.launch.explain import explanation
-from sparse_dict.machine import distributed, interrupt
+from sparse_dict.machine import ahead, distributed, interrupt
 
 FULL = "HYDRA_FULL_ERROR"  # set to 1, it gets the whole traceback of any error
 ASKED = os.environ.get(FULL) == "1"
@@ -29,8 +29,18 @@ def run(main: Callable[[], None]) -> None:
         # Our help names this script's own groups. Hydra gathers all that there are for a place
         # which our template does not have, and that takes a second.
         Hydra.format_config_groups = lambda *_, **__: ""  # type: ignore[method-assign]
+    escape_logs()
     if ASKED:
         return main()
+    try:
+        _run(main)
+    except SystemExit as ended:
+        if ahead.left_behind():
+            interrupt.leave(int(ended.code or 0))
+        raise
+
+
+def _run(main: Callable[[], None]) -> None:
     script = Path(sys.argv[0]).name
     os.environ[FULL] = "1"  # otherwise Hydra prints an error and exits by itself
     try:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from sparse_dict.errors import UserError
 from sparse_dict.launch.checks import one_line_errors, task_config, typed
+from sparse_dict.sae.naming import labels
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -83,6 +84,10 @@ def composed(
                 )
             numbers[job.folder] = number
             jobs.append(job)
+        for job, label in zip(jobs, labels([job.overrides for job in jobs]), strict=True):
+            if "tracking" in job.config and job.config.tracking.label is None:
+                with read_write(job.config):
+                    job.config.tracking.label = label
     finally:
         hydra_config.cfg = before
     return jobs

@@ -25,7 +25,8 @@ from sparse_dict.launch import cli, jobs
 from sparse_dict.launch.checks import one_line_errors, task_config, typed
 from sparse_dict.launch.explain import in_one_line
 from sparse_dict.machine import distributed
-from sparse_dict.storage import links, lock
+from sparse_dict.storage import lock
+from sparse_dict.storage.door import refuse_links
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,13 @@ def _ending(check: Callable[[Any, DictConfig], None]) -> Callable[..., None]:
     return checked
 
 
+def _refuse_links(config: DictConfig, path: Path) -> None:
+    """See that what is written to `path`, and wandb's files, stay inside the study."""
+    study = Path(str(config.study_dir)).absolute()
+    refuse_links(path, study)
+    refuse_links(study / "wandb")
+
+
 class CheckFirst(Callback):
     """Checks all jobs before Hydra makes the first one's folder: wrong input leaves no trace.
 
@@ -92,6 +100,7 @@ class CheckFirst(Callback):
         if distributed.size() > 1 and name not in SHARED:
             raise UserError(f"{name}.py runs as one process: start it without torchrun")
         one_line_errors(name, _module(name).check, task, folder)
+        _refuse_links(config, folder)
         if distributed.main():
             lock.hold_until_exit([folder])  # Hydra writes there before the stage begins
         else:
@@ -102,7 +111,7 @@ class CheckFirst(Callback):
         """The same for each job that Hydra's own launcher will run."""
         if distributed.size() > 1:
             raise UserError("torchrun starts one job at a time: no -m with it")
-        links.refuse(Path(str(config.hydra.sweep.dir)))  # Hydra writes multirun.yaml there
+        _refuse_links(config, Path(str(config.hydra.sweep.dir)).absolute() / "multirun.yaml")
         if config.hydra.launcher._target_ == BASIC_LAUNCHER and jobs.has_grid(config):
             loader = GlobalHydra.instance().config_loader()
             overrides = jobs.grid(config, loader)

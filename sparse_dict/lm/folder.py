@@ -1,16 +1,17 @@
 """The folder of a language model: what is in it, and how it is loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_dict.config import ModelConfig
 from sparse_dict.errors import MALFORMED, UserError, one_line, reading
-from sparse_dict.storage import files
+from sparse_dict.storage import door, files, tensor_files
 
 if TYPE_CHECKING:
     import torch
 
+    from sparse_dict.lm.interface import OpenLM
     from sparse_dict.lm.model import GPT
     from sparse_dict.text.tokenizer import Tokenizer
 
@@ -21,6 +22,19 @@ TOKENIZER = "tokenizer"
 HISTORY = "history.csv"
 HASHED = (HISTORY,)  # their SHA-256 is in the record; weights and tokenizer have fingerprints
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
+
+SIZES = [field.name for field in fields(ModelConfig)]
+VALUES: dict[str, door.Check] = {
+    "format_version": door.count,
+    "n_vocab": door.count,
+    "corpus": door.mapping,
+    **{f"config.model.{name}": door.positive for name in SIZES},
+    **{f"fingerprints.{key}": door.text for key in ("model", "tokenizer", "corpus")},
+    **{f"losses.{key}?": door.number for key in ("train_loss", "val_loss")},
+    "steps?": door.count,
+    "seconds?": door.amount,
+    "sha256?": door.texts,
+}
 
 
 @dataclass
@@ -36,6 +50,13 @@ class LoadedLM:
         """The model's shape."""
         return ModelConfig(**self.record["config"]["model"])
 
+    @property
+    def opened(self) -> "OpenLM":
+        """What the harvest and the analyses ask of it."""
+        from sparse_dict.lm.interface import OpenLM
+
+        return OpenLM(self.model, self.tokenizer, self.config.n_ctx)
+
 
 def read_record(lm_dir: Path) -> dict[str, Any]:
     """`lm.json` of a finished language model, its types checked.
@@ -48,18 +69,9 @@ def read_record(lm_dir: Path) -> dict[str, Any]:
         if (lm_dir / CHECKPOINT).exists():
             raise UserError(f"{lm_dir} is not trained to the end: run train_lm.py again")
         raise UserError(f"{lm_dir} holds no language model ({RECORD}): run train_lm.py first")
-    record = files.read_json(path)
+    record = door.checked(files.read_json(path), path, VALUES)
     with reading(path, "train it again"):
-        shape = record["config"]["model"]
-        ModelConfig(**shape)
-        numbers = [*shape.values(), record["format_version"], record["n_vocab"]]
-        texts = [record["fingerprints"][key] for key in ("model", "tokenizer", "corpus")]
-        if not all(type(number) is int for number in numbers):
-            raise TypeError("the model's sizes are no whole numbers")
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a fingerprint is no text")
-        if not isinstance(record["corpus"], dict):
-            raise TypeError("the corpus is not described")
+        ModelConfig(**record["config"]["model"])
     if record["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {record['format_version']}; this program reads "
@@ -75,27 +87,24 @@ def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
         UserError: the folder is missing, unfinished, or a file in it is damaged.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     from sparse_dict.lm.model import GPT
     from sparse_dict.text.tokenizer import Tokenizer
 
     record = read_record(lm_dir)
     path = lm_dir / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: train the language model again")
     if fingerprint(path) != record["fingerprints"]["model"]:
         raise UserError(f"{path} is not the file that {RECORD} describes: train it again")
     shape = ModelConfig(**record["config"]["model"])
     try:
-        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # aligned
+        arrays = tensor_files.read(path)
+        tensors = {name: torch.tensor(array) for name, array in arrays.items()}  # aligned
         if shape.n_layers > len(tensors):
             raise RuntimeError(f"{len(tensors)} tensors for {shape.n_layers} layers")
         with torch.device("meta"):  # nothing is allocated, whatever size a record may claim
             model = GPT(shape, record["n_vocab"])
         model.load_state_dict(tensors, assign=True)
-    except (SafetensorError, OSError, RuntimeError, *MALFORMED) as error:
+    except (RuntimeError, *MALFORMED) as error:
         raise UserError(f"{path} cannot be loaded: {one_line(error)}") from None
     tokenizer = Tokenizer.load(lm_dir / TOKENIZER)
     if tokenizer.fingerprint != record["fingerprints"]["tokenizer"]:

@@ -1,8 +1,9 @@
 """A GPT in the nanoGPT manner: pre-norm, learned positions, tied embeddings, no biases."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +11,20 @@ from torch import Tensor, nn
 
 from sparse_dict.config import ModelConfig
 from sparse_dict.config.sites import SITES, Site
+from sparse_dict.errors import UserError
 from sparse_dict.lm import attention
+from sparse_dict.lm.interface import Follow, Seen
 from sparse_dict.lm.loss import linear_cross_entropy
+
+At = Callable[[Site, Tensor], Tensor]  # what a site computes to what the model goes on with
 
 
 def _gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
+
+
+def _as_it_is(_site: str, value: Tensor) -> Tensor:
+    return value
 
 
 class Block(nn.Module):
@@ -38,27 +47,17 @@ class Block(nn.Module):
         qkv = self.qkv(self.norm_1(x)).view(b, t, 3, self.n_heads, d // self.n_heads)
         return self.attn_out(attention.causal(qkv).reshape(b, t, d))
 
-    def mlp_post(self, x: Tensor) -> Tensor:
-        """The MLP's hidden activation after GELU, (batch, n_ctx, d_mlp); `x` is resid_mid."""
-        return _gelu(self.mlp_in(self.norm_2(x)))
+    def forward(self, x: Tensor, at: Callable[[str, Tensor], Tensor] | None = None) -> Tensor:
+        """The residual stream behind the block, (batch, n_ctx, d_model) both ways.
 
-    def sites(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The sites one after another; what is not asked for is not computed."""
-        yield "resid_pre", x
-        added = self.attention(x)
-        yield "attn_out", added
-        x = x + added
-        yield "resid_mid", x
-        hidden = self.mlp_in(self.norm_2(x))
-        yield "mlp_pre", hidden
-        hidden = _gelu(hidden)
-        yield "mlp_post", hidden
-        yield "resid_post", x + self.mlp_out(hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The residual stream behind the block, (batch, n_ctx, d_model) both ways."""
-        x = x + self.attention(x)
-        return x + self.mlp_out(self.mlp_post(x))
+        `at` is given each site's name and value as soon as it is known, and returns what the block
+        goes on with.
+        """
+        at = at or _as_it_is
+        x = at("resid_pre", x)
+        x = at("resid_mid", x + at("attn_out", self.attention(x)))
+        hidden = at("mlp_pre", self.mlp_in(self.norm_2(x)))
+        return at("resid_post", x + self.mlp_out(at("mlp_post", _gelu(hidden))))
 
 
 class GPT(nn.Module):
@@ -92,14 +91,27 @@ class GPT(nn.Module):
         """How many blocks it has."""
         return len(self.blocks)
 
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm between the residual stream and the unembedding."""
+        return self.norm
+
+    @property
+    def unembedding(self) -> Tensor:
+        """A row for each id of the vocabulary, (n_vocab, d_model)."""
+        return self.embed.weight
+
     def _embedded(self, tokens: Tensor) -> Tensor:
         return self.embed(tokens) + self.positions.weight[: tokens.shape[1]]
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Final normalised hidden states, (batch, n_ctx, d_model)."""
-        x = self._embedded(tokens)
-        for block in self.blocks:
-            x = block(x)
+        return self._onwards(self._embedded(tokens), 0)
+
+    def _onwards(self, x: Tensor, first: int, at: At | None = None) -> Tensor:
+        """`hidden`, from what block `first` reads."""
+        for layer, block in enumerate(self.blocks[first:], first):
+            x = block(x) if at is None else block(x, partial(_at_site, at, layer))
         return self.norm(x)
 
     def loss(self, tokens: Tensor, targets: Tensor, *, bf16: bool = False) -> Tensor:
@@ -112,46 +124,50 @@ class GPT(nn.Module):
             hidden = self.hidden(tokens).flatten(0, 1)  # (batch * n_ctx, d_model)
         return linear_cross_entropy(hidden.float(), self.embed.weight, targets.flatten(), bf16=bf16)
 
-    def activations(self, tokens: Tensor, layer: int, site: str) -> Tensor:
-        """What `site` of block `layer` computes, (batch, n_ctx, d); what follows is not run."""
-        return self.read(tokens, [Site(site, layer)])[0]
-
     def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
-        """What each of `sites` computes, (batch, n_ctx, d); what follows the last is not run."""
+        """What each of `sites` computes, (batch, n_ctx, d); what follows the last is not run.
+
+        Raises:
+            UserError: there is no such site.
+        """
         for site in sites:
             if site.name not in SITES or site.layer not in range(self.n_layers):
-                raise ValueError(f"unknown site {str(site)!r}")
+                raise UserError(f"{site} is no site of this model of {self.n_layers} layers")
         found: dict[Site, Tensor] = {}
-        for site, value in self._sites(tokens):
+
+        def keep(site: Site, value: Tensor) -> Tensor:
             if site in sites:
                 found[site] = value
-                if len(found) == len(sites):
-                    break
+                if len(found) == len({*sites}):
+                    raise Seen
+            return value
+
+        with suppress(Seen):
+            self._onwards(self._embedded(tokens), 0, keep)
         return [found[site] for site in sites]
 
-    def _sites(self, tokens: Tensor) -> Iterator[tuple[Site, Tensor]]:
-        x = self._embedded(tokens)
-        for layer, block in enumerate(self.blocks):
-            for name, value in cast(Block, block).sites(x):
-                yield Site(name, layer), value
-            x = value
-
     def split(
-        self, tokens: Tensor, layer: int, site: str
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The model in two: `activations`, and what leads from them to `hidden`.
+        self, tokens: Tensor, targets: Tensor, sites: Sequence[Site]
+    ) -> tuple[list[Tensor], Follow]:
+        """What `sites` compute, and what leads from other values there to the loss."""
+        first = min(site.layer or 0 for site in sites)
+        *found, start = self.read(tokens, [*sites, Site("resid_pre", first)])
 
-        The second part may be given anything of the shape of the first one's result.
-        """
-        if site != "mlp_post":
-            raise ValueError(f"unknown site {site!r}")
-        before = self.activations(tokens, layer, "resid_mid")
-        block = cast(Block, self.blocks[layer])
+        def follow(values: Sequence[Tensor]) -> Tensor:
+            instead = dict(zip(sites, values, strict=True))
+            hidden = self._onwards(start, first, instead.get)
+            return linear_cross_entropy(hidden.flatten(0, 1), self.embed.weight, targets.flatten())
 
-        def follow(activation: Tensor) -> Tensor:
-            x = before + block.mlp_out(activation)
-            for later in self.blocks[layer + 1 :]:
-                x = later(x)
-            return self.norm(x)
+        return found, follow
 
-        return block.mlp_post(before), follow
+    def written(self, site: Site, rows: Tensor) -> Tensor | None:
+        """What activations `rows` (n, d) add to the residual stream, or None; see `interface`."""
+        if site.name == "mlp_pre":
+            return None
+        if site.name != "mlp_post":
+            return rows
+        return self.get_submodule(f"blocks.{site.layer}.mlp_out")(rows)
+
+
+def _at_site(at: At, layer: int, name: str, value: Tensor) -> Tensor:
+    return at(Site(name, layer), value)

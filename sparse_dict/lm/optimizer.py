@@ -1,6 +1,7 @@
 """The language model's optimiser and its learning rate."""
 
 import math
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -93,18 +94,27 @@ class Muon(torch.optim.AdamW):
         """One step of every parameter that has a gradient; Muon's lose theirs in it."""
         for group in self.param_groups:
             if "momentum" in group:
+                alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
                 for p in group["params"]:
                     if p.grad is not None:
-                        self._muon(p, p.grad, group)
-                        p.grad = None  # nothing is left for AdamW to do
+                        alike[p.shape].append(p)
+                for parameters in alike.values():
+                    self._muon(parameters, group)
         super().step()
 
-    def _muon(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[p]
-        if not state:
-            state["momentum"] = torch.zeros_like(p)
-        momentum = state["momentum"].lerp_(grad, 1 - group["momentum"])
-        ahead = grad.lerp(momentum, group["momentum"])
-        p.mul_(1 - group["lr"] * group["weight_decay"])
-        shape = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
-        p.add_(orthogonalised(ahead), alpha=-group["lr"] * shape)
+    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Step matrices of one shape together: a small one keeps no device busy."""
+        stacked = torch.stack([p.grad for p in parameters if p.grad is not None])  # (n, rows, cols)
+        momenta = []
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            momenta.append(self.state[p]["momentum"])
+            p.grad = None  # nothing is left for AdamW to do
+        momentum = torch.stack(momenta).lerp_(stacked, 1 - group["momentum"])
+        torch._foreach_copy_(momenta, momentum.unbind())
+        direction = orthogonalised(stacked.lerp(momentum, group["momentum"]))
+        rows, columns = direction.shape[-2:]
+        size = group["lr"] * max(1.0, rows / columns) ** 0.5
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, direction.unbind(), alpha=-size)

@@ -42,7 +42,7 @@ def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
             f"{distributed.size()} processes that share it"
         )
     runtime.check_device(config.device)
-    corpus.check(config.data)
+    corpus.check(config.data, validated=True)
     tracking.check(config.tracking)
 
 
@@ -107,7 +107,12 @@ def _run(config: TrainLMConfig) -> None:
         checkpoint=lm_dir / folder.CHECKPOINT,
         identity=made_from,
     )
-    with tracking.open_run(config, "train_lm", f"{config.name} lm", lm_dir, "tokens") as run:
+    prints = {
+        "tokenizer": tokenizer.fingerprint,
+        "corpus": files.fingerprint(made_from["corpus"]),
+    }
+    name = f"{config.name} lm"
+    with tracking.open_run(config, "train_lm", name, lm_dir, "tokens", prints) as run:
         state = train.train(model, job, run)
         if not distributed.main():
             return
@@ -116,17 +121,15 @@ def _run(config: TrainLMConfig) -> None:
         run.summary(
             record["losses"] | {f"{k}_loss": without_model[k] for k in ("unigram", "bigram")}
         )
-    weights = {name: p.detach().cpu().numpy() for name, p in model.named_parameters()}
-    tensor_files.write(lm_dir / folder.WEIGHTS, weights)
-    tokenizer.save(lm_dir / folder.TOKENIZER)
-    files.write_csv(lm_dir / folder.HISTORY, state.history)
-    record["fingerprints"] = {
-        "model": folder.fingerprint(lm_dir / folder.WEIGHTS),
-        "tokenizer": tokenizer.fingerprint,
-        "corpus": files.fingerprint(made_from["corpus"]),
-    }
-    record["sha256"] = files.sha256_of(lm_dir, folder.HASHED)
-    files.write_json(lm_dir / folder.RECORD, files.sealed(record))
+        weights = {name: p.detach().cpu().numpy() for name, p in model.named_parameters()}
+        tensor_files.write(lm_dir / folder.WEIGHTS, weights)
+        tokenizer.save(lm_dir / folder.TOKENIZER)
+        files.write_csv(lm_dir / folder.HISTORY, state.history)
+        model_print = folder.fingerprint(lm_dir / folder.WEIGHTS)
+        record["fingerprints"] = {"model": model_print, **prints}
+        record["sha256"] = files.sha256_of(lm_dir, folder.HASHED)
+        files.write_json(lm_dir / folder.RECORD, files.sealed(record))
+        run.made("language-model", lm_dir / folder.RECORD)
     shutil.rmtree(lm_dir / folder.CHECKPOINT.parent)
     log.info(
         "%s: validation loss %.3f (unigram %.3f, bigram %.3f), %.0f tokens/s",

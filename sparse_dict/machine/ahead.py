@@ -1,23 +1,31 @@
-"""Work in threads ahead of whoever needs its results."""
+"""Work in threads ahead of whoever needs its results, or beside whoever waits for them.
 
+Python hears a signal in its main thread only, and there not within somebody else's call: what may
+wait for a network, or compute for minutes, is called in one of these threads, which nobody waits
+for once the main thread has been told to stop.
+"""
+
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from itertools import repeat
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
 
+NAME = "sparse-dict ahead"
 _END = object()
+_Task = tuple[Future[Any], Callable[[], Any]]
 
 
 def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     """The same items in order, each made by one thread while the caller is busy with earlier ones.
 
     At most `depth` items are made and not taken yet. What `items` raises is raised in its place.
-    The first item is made by the caller: it may take minutes, and a signal is heard only there.
     """
     source = iter(items)
     return _results(repeat(partial(next, source, _END)), 1, depth)
@@ -31,20 +39,64 @@ def mapped(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iter
     return _results((partial(function, item) for item in items), threads, threads + 1)
 
 
+def aside(call: Callable[[], T], every: float | None = None, say: Callable[[], object] = int) -> T:
+    """`call()`, made in a thread of its own; meanwhile `say()` is called `every` so many seconds.
+
+    Raises:
+        BaseException: what `call` raises, or what a signal does meanwhile.
+    """
+    future: Future[T] = Future()
+    tasks: SimpleQueue[_Task | None] = SimpleQueue()
+    tasks.put((future, call))
+    tasks.put(None)
+    _start(tasks)
+    while True:
+        try:
+            return future.result(every)
+        except TimeoutError:
+            if future.done():  # its own
+                raise
+            say()
+
+
+def left_behind() -> bool:
+    """Whether a thread is still in a call that nobody waits for any more."""
+    return any(thread.name == NAME for thread in threading.enumerate())
+
+
 def _results(calls: Iterator[Callable[[], T]], threads: int, depth: int) -> Iterator[T]:
     """What calls give until one gives `_END` or there are no more."""
-    first = next(calls, None)
-    if first is None:
-        return
-    item = first()
-    with ThreadPoolExecutor(threads, "ahead") as pool:
-        try:
-            waiting = deque(pool.submit(call) for _, call in zip(range(depth), calls, strict=False))
-            while item is not _END:
-                yield item
-                if not waiting:
-                    return
-                item = waiting.popleft().result()
-                waiting.extend(pool.submit(call) for _, call in zip(range(1), calls, strict=False))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    tasks: SimpleQueue[_Task | None] = SimpleQueue()
+    waiting: deque[Future[T]] = deque()
+
+    def submit(n: int) -> None:
+        for _, call in zip(range(n), calls, strict=False):
+            waiting.append(Future())
+            tasks.put((waiting[-1], call))
+
+    for _ in range(threads):
+        _start(tasks)
+    try:
+        submit(depth)
+        while waiting and (item := waiting.popleft().result()) is not _END:
+            submit(1)
+            yield item
+    finally:
+        for future in waiting:
+            future.cancel()
+        for _ in range(threads):
+            tasks.put(None)
+
+
+def _start(tasks: "SimpleQueue[_Task | None]") -> None:
+    threading.Thread(target=_work, args=(tasks,), name=NAME, daemon=True).start()
+
+
+def _work(tasks: "SimpleQueue[_Task | None]") -> None:
+    while (task := tasks.get()) is not None:
+        future, call = task
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)

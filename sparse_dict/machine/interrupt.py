@@ -1,11 +1,15 @@
 """Signals as a request to stop at the next safe point, with a checkpoint."""
 
+import atexit
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
+from typing import NoReturn
 
 
 class Interrupted(SystemExit):
@@ -48,6 +52,17 @@ def ending() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before)
         threading.excepthook = hook
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now, though a thread is in somebody else's call: that may last for minutes.
+
+    What is to be done at the end is done: locks are released, logs and runs closed.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 @contextmanager

@@ -58,6 +58,13 @@ class Progress:
                 self.description, f"{self.done:,}", whole, self.unit, self.rate, left, tail,
             )  # fmt: skip
 
+    def say(self, what: str) -> None:
+        """Name what is done now, which may take long: beside the bar, or in a line."""
+        if self._bar is not None:
+            self._bar.set_description(f"{self.description}: {what}")
+        elif distributed.main():
+            log.info("%s, %d of %s: %s", self.description, self.done + 1, self.total, what)
+
     @property
     def rate(self) -> float:
         """Units per second since the start of this process's part."""

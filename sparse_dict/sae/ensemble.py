@@ -35,7 +35,9 @@ from sparse_dict.sae.strategy import FreezePerturb
 
 log = logging.getLogger(__name__)
 
-COMPILE_FROM = 10_000  # steps: shorter trainings on a GPU are over before compiling pays
+# Steps: shorter trainings on a GPU are over before compiling pays. On an H200 with 16 cores it
+# takes 38 s for the seven stacks of docs/reproduction.md and saves .7 ms a step.
+COMPILE_FROM = 55_000
 
 
 Step = SparseStep | DenseStep
@@ -210,7 +212,7 @@ def _log(member: Member, seen: int, step: int, var: float, d_in: int, speed: flo
         "mse": mse,
         "fvu": mse / var,
         "l0": sums.active / sums.rows,
-        "l1": sums.l1 / sums.rows,
+        "l1_norm": sums.l1 / sums.rows,
         "inactive": int(member.state.inactive(seen).sum()),
         "lr": hyper(member.config, step).lr,
         "activations_per_second": speed,

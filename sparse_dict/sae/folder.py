@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from sparse_dict.errors import UserError
-from sparse_dict.storage import tensor_files
+from sparse_dict.storage import door, tensor_files
 from sparse_dict.storage.files import read_json, sealed, sha256_file, sha256_of, write_json
 
 if TYPE_CHECKING:
@@ -26,6 +24,27 @@ SNAPSHOTS = "snapshots"
 CONFIG = "cfg.json"
 HISTORY = "history.csv"
 HASHED = (WEIGHTS, CONFIG, FEATURES, HISTORY)  # and snapshots: their SHA-256 is in metrics.json
+VALUES: dict[str, door.Check] = {
+    "config": door.mapping,
+    "config.sae?": door.mapping,
+    **{f"config.sae.{key}?": door.number for key in ("k", "l0")},
+    **{key: door.count for key in ("dict_size", "eval_rows")},
+    "seed": door.whole,
+    **{key: door.number for key in ("fvu", "l0", "l1")},
+    **{f"{key}?": door.number for key in ("mse", "l1_norm")},
+    **{f"{key}?": door.count for key in ("dead", "n_activations", "trained_together")},
+    "seconds?": door.amount,
+    "fingerprints?": door.texts,
+    "sha256?": door.texts,
+    **{f"{key}?": door.shown for key in ("tied", "l1_scaling", "activation")},
+}
+CHECKPOINT_VALUES: dict[str, door.Check] = {
+    "step": door.count,
+    "record": door.mapping,
+    "history": door.listing,
+    "sums": door.mapping,
+    "seconds": door.amount,
+}
 WEIGHT_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
 
@@ -122,17 +141,13 @@ def write(
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        # safetensors says so of a file without permission, too
-        what = "cannot be read: no permission" if path.exists() else "is missing"
-        raise UserError(f"{path} {what}") from None
-    except (
-        SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError
-    ) as error:  # the latter ones of dtypes that numpy does not have  # fmt: skip
-        raise UserError(f"{path} cannot be read: {error}") from None
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """`metrics.json` of a finished dictionary, its values checked.
+
+    Raises:
+        UserError: there is none, or a value is not of its kind or out of range.
+    """
+    return door.checked(read_json(folder / METRICS), folder / METRICS, VALUES)
 
 
 def read(folder: Path) -> Trained:
@@ -141,8 +156,8 @@ def read(folder: Path) -> Trained:
     Raises:
         UserError: a file is missing or broken, or shapes do not fit each other.
     """
-    metrics = read_json(folder / METRICS)
-    tensors = _tensors(folder / WEIGHTS)
+    metrics = read_metrics(folder)
+    tensors = tensor_files.read(folder / WEIGHTS)
     if missing := {"W_enc", "b_enc", "W_dec", "b_dec"} - tensors.keys():
         raise UserError(f"{folder / WEIGHTS} lacks {', '.join(sorted(missing))}")
     W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in WEIGHT_NAMES[:4])
@@ -151,7 +166,7 @@ def read(folder: Path) -> Trained:
     if k is not None and (type(k) is not int or k < 1):
         raise UserError(f"{folder / 'cfg.json'}: k is {k!r}, not a positive whole number")
     dictionary.k = k
-    fire_count = _tensors(folder / FEATURES).get("fire_count")
+    fire_count = tensor_files.read(folder / FEATURES).get("fire_count")
     floats = all(array.dtype == np.float32 for array in tensors.values())
     if W_enc.ndim != 2 or not floats or fire_count is None or fire_count.dtype != np.int64:
         raise UserError(f"{folder} does not hold a dictionary's tensors")
@@ -168,8 +183,7 @@ def read(folder: Path) -> Trained:
         raise UserError(f"{folder / FEATURES}: fire_count does not have the shape {(dict_size,)}")
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise UserError(f"{folder / WEIGHTS} holds values that are not finite")
-    recorded = metrics.get("sha256")
-    hashes = recorded if isinstance(recorded, dict) else {}  # earlier versions recorded none
+    hashes = metrics.get("sha256") or {}  # earlier versions recorded none
     for name in (WEIGHTS, CONFIG, FEATURES):
         if hashes.get(name) not in (None, sha256_file(folder / name)):
             raise UserError(f"{folder / name} has changed since it was written (SHA-256)")
@@ -194,7 +208,7 @@ def read_snapshots(folder: Path) -> dict[int, Array]:
     """
     snapshots = {}
     for path in snapshot_paths(folder):
-        W_dec = _tensors(path).get("W_dec")
+        W_dec = tensor_files.read(path).get("W_dec")
         if W_dec is None or W_dec.ndim != 2 or not path.stem.isdecimal():
             raise UserError(f"{path} is not a snapshot of a decoder")
         snapshots[int(path.stem)] = W_dec
@@ -207,8 +221,8 @@ def read_checkpoint_meta(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     meta = tensor_files.read_record(path)
-    kinds = {"step": int, "record": dict, "history": list, "sums": dict, "seconds": int | float}
-    for key, kind in kinds.items():
-        if not isinstance(meta.get(key), kind):
-            raise tensor_files.damaged(path, KeyError(key))
+    try:
+        door.checked(meta, path, CHECKPOINT_VALUES)
+    except UserError as error:
+        raise tensor_files.damaged(path, error) from None
     return meta

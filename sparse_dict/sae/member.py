@@ -18,7 +18,7 @@ from sparse_dict.tracking import Run
 # Columns of a dictionary's history. `inactive` counts features that the last `dead_window` training
 # rows did not activate; "dead" are those that no evaluation row activates, in metrics.json.
 HISTORY = (
-    "activations", "mse", "fvu", "l0", "l1", "inactive", "lr", "activations_per_second",
+    "activations", "mse", "fvu", "l0", "l1_norm", "inactive", "lr", "activations_per_second",
 )  # fmt: skip
 
 
@@ -87,9 +87,8 @@ class Member:
 
 
 def _row(row: dict[str, float]) -> dict[str, float]:
-    """A line of the history as it is now; `inactive` was named dead in older checkpoints."""
-    if "dead" in row:
-        row = {"inactive" if name == "dead" else name: value for name, value in row.items()}
+    """A line of the history as it is now; two columns had other names in older checkpoints."""
+    row = {{"dead": "inactive", "l1": "l1_norm"}.get(name, name): v for name, v in row.items()}
     if tuple(row) != HISTORY:
         raise ValueError("a malformed history")
     return row

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_dict import tracking
-from sparse_dict.activations.store import Activations
+from sparse_dict.activations.store import MANIFEST, Activations
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.config.sites import SITES
 from sparse_dict.errors import UserError
@@ -16,6 +16,7 @@ from sparse_dict.sae import ensemble
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.evaluate import Evaluation, evaluate, on_raw
 from sparse_dict.sae.member import Member
+from sparse_dict.sae.naming import end_values, run_name
 from sparse_dict.sae.rows import training_rows
 from sparse_dict.sae.schedule import total_steps
 from sparse_dict.sae.state import State
@@ -43,12 +44,9 @@ def train(jobs: list[Job], activations: Activations) -> list[dict[str, Any] | Us
     runtime.allocator()
     eval_start = training_rows(activations, first.training.eval_rows, first.training.batch_size)
     scale = ensemble.scale_of(first, activations)
-    opened = [
-        partial(tracking.open_run, j.config, "train_sae", j.folder.name, j.folder, "activations")
-        for j in jobs
-    ]
     with ExitStack() as stack:
-        runs = stack.enter_context(tracking.together(opened))
+        openers = [partial(opened, job, activations) for job in jobs]
+        runs = stack.enter_context(tracking.together(openers))
         members = []
         for job, run in zip(jobs, runs, strict=True):
             state = State.initial(job.config, activations.d_in, device)
@@ -75,15 +73,20 @@ def train(jobs: list[Job], activations: Activations) -> list[dict[str, Any] | Us
                 member.folder, dictionary, numbers.fire_count, metrics, _hook(activations)
             )
             member.run.summary(end_values(metrics))
+            member.run.made("dictionary", member.folder / folders.METRICS)
         for member in members:
             if member.error is not None:
                 member.run.finish(exit_code=1)
         return [member.error or read_json(member.folder / folders.METRICS) for member in members]
 
 
-def end_values(metrics: dict[str, Any]) -> dict[str, int | float]:
-    """The numbers among a dictionary's metrics."""
-    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+def opened(job: Job, activations: Activations) -> tracking.Run:
+    """The run of a dictionary, which says what it is trained on."""
+    name, prints = run_name(asdict(job.config)), {"activations": activations.fingerprint}
+    run = tracking.open_run(job.config, "train_sae", name, job.folder, "activations", prints)
+    if activations.manifest is not None:
+        run.used("activations", activations.folder / MANIFEST)
+    return run
 
 
 def _metrics(

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from sparse_dict import tracking
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig, identity
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, printable
 from sparse_dict.machine import runtime
 from sparse_dict.sae import architectures
 from sparse_dict.sae import folder as folders
+from sparse_dict.sae.naming import end_values
 from sparse_dict.sae.rows import training_rows
 from sparse_dict.storage import lock
 from sparse_dict.storage.files import fingerprint, read_json
@@ -178,12 +179,10 @@ def _finish_what_was_killed(job: "Job", metrics: Any) -> None:
     from sparse_dict.sae import passes
 
     (job.folder / folders.CHECKPOINT).unlink(missing_ok=True)
-    if (job.folder / tracking.ID_FILE).exists():
-        opened = tracking.open_run(
-            job.config, "train_sae", job.folder.name, job.folder, "activations"
-        )
-        with opened as run:
-            run.summary(passes.end_values(metrics))
+    if tracking.unfinished(job.folder):
+        with passes.opened(job, _open(Path(job.config.activations_dir))) as run:
+            run.summary(end_values(metrics))
+            run.made("dictionary", job.folder / folders.METRICS)
 
 
 def _show(paths: list[Path], outcomes: list[Outcome]) -> None:
@@ -198,4 +197,4 @@ def _show(paths: list[Path], outcomes: list[Outcome]) -> None:
                 f"{m['dict_size']:>6} {m['l1']:>9.2e} {m['fvu']:>7.4f} {m['l0']:>7.2f} "
                 f"{m['dead']:>6} {m['seconds']:>8.1f}  {path.name}"
             )
-    log.info("dictionaries\n%s", "\n".join(lines))
+    log.info("\n".join(["dictionaries", *map(printable, lines)]))

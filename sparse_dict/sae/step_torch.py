@@ -8,7 +8,9 @@ Gradients are written by hand where the kind is `fast`, else autograd computes t
 `loss.objective`.
 
 A step does not wait for the device (a resampling does), so that one thread keeps several GPUs
-busy; sums stay there until they are asked for.
+busy; sums stay there until they are asked for. On a GPU the first steps run as they are written,
+then the work of a whole step of all stacks is recorded as one CUDA graph, which later steps replay:
+a step is hundreds of small kernels, and starting them one by one takes longer than running them.
 """
 
 import logging
@@ -30,8 +32,8 @@ from sparse_dict.storage.files import fingerprint
 log = logging.getLogger(__name__)
 
 # Features of one stack. Each of several intermediate results takes 4 bytes for each feature and
-# row: 512 MiB with 65,536 and 2,048 (a guess, never tried on a GPU). On a CPU stacks of more
-# features gain nothing and leave the cache.
+# row: 512 MiB with 65,536 and 2,048. On a CPU stacks of more features gain nothing and leave the
+# cache.
 MAX_FEATURES = 65_536
 MAX_FEATURES_CPU = 1024
 
@@ -42,6 +44,7 @@ OWN = {
     "strategy", "freeze_above", "perturb_every", "perturb_noise", "perturb_share",
 }  # fmt: skip
 ADAM = 5  # numbers of a step that are Adam's; those of the loss follow
+BEFORE_CAPTURE = 3  # steps without a graph: libraries set themselves up in their first calls
 
 
 class DenseStep:
@@ -71,6 +74,8 @@ class DenseStep:
             (indices, _Group([states[i] for i in indices], d_in, compiled))
             for indices in _grouped(states, max_features)
         ]
+        self._steps = 0
+        self._captured: _Captured | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -86,10 +91,19 @@ class DenseStep:
     @torch.no_grad()
     def __call__(self, x: Tensor, hypers: list[Hyper | None], seen: int) -> None:
         """As `SparseStep.__call__`; without a hyper, a dictionary keeps its values if finite."""
-        for indices, group in self.groups:
-            own = [hypers[i] for i in indices]
-            if any(own):
-                group.step(x, own, seen)
+        given = _Given.of(x, self.groups, hypers, seen)
+        self._steps += 1
+        if x.is_cuda and self._steps == BEFORE_CAPTURE + 1:
+            self._captured = _Captured.of(self.groups, given)
+        if self._captured is not None:
+            self._captured.replay(given)
+        else:
+            for (_, group), numbers in zip(self.groups, given.by_group(self.groups), strict=True):
+                group.train(given.x, numbers, given.counts)
+        for state, hyper in zip(self.states, hypers, strict=True):
+            sae = state.architecture.sae
+            if hyper and sae.dead == "resample" and hyper.step % sae.resample_every == 0:
+                dead_features.resample(state, x, state.inactive(seen), hyper.step)
 
 
 def _grouped(states: list[State], max_features: int) -> list[list[int]]:
@@ -123,19 +137,13 @@ class _Group:
         if self._unproven:
             # torch counts compilations for each function, and gives up after a few
             torch._dynamo.config.recompile_limit += 1
-            # A whole graph or an error; exact shapes. No CUDA graphs: the parameters are written
-            # to in place, and only torch's private functions can promise that they stay put.
+            # A whole graph or an error; exact shapes. Not by its mode that makes CUDA graphs: the
+            # parameters are written to in place, which `_Captured` may do and that mode may not.
             self._train = torch.compile(train, fullgraph=True, dynamic=False)
 
-    def step(self, x: Tensor, hypers: list[Hyper | None], seen: int) -> None:
-        """As `DenseStep.__call__`."""
-        device = x.device
-        numbers = [_numbers(s, h) for s, h in zip(self.states, hypers, strict=True)]
-        counts = [seen, min(self.states[0].dead_window, seen)]
-        given = (
-            self.stack, x, _sent(numbers, torch.float32, device).T.contiguous(),
-            _sent(counts, torch.int64, device), self.d_in,
-        )  # fmt: skip
+    def train(self, x: Tensor, numbers: Tensor, counts: Tensor) -> None:
+        """One step, as the function `train`."""
+        given = (self.stack, x, numbers, counts, self.d_in)
         try:
             self._train(*given)
         except torch.OutOfMemoryError:
@@ -147,10 +155,83 @@ class _Group:
             self._train = train
             self._train(*given)
         self._unproven = False
-        for state, hyper in zip(self.states, hypers, strict=True):
-            sae = state.architecture.sae
-            if hyper and sae.dead == "resample" and hyper.step % sae.resample_every == 0:
-                dead_features.resample(state, x, state.inactive(seen), hyper.step)
+
+
+@dataclass
+class _Given:
+    """What a step is given, on the device."""
+
+    x: Tensor  # (batch, width), scaled
+    numbers: Tensor  # float32, flat: `_numbers` of all dictionaries, stack after stack
+    counts: Tensor  # (2,) int64, as `train` takes them
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        groups: list[tuple[list[int], _Group]],
+        hypers: list[Hyper | None],
+        seen: int,
+    ) -> Self:
+        """Send the numbers of a step, two small copies in all, to the device of `x`."""
+        numbers: list[float] = []
+        for indices, group in groups:
+            own = [_numbers(s, hypers[i]) for i, s in zip(indices, group.states, strict=True)]
+            numbers += [value for values in zip(*own, strict=True) for value in values]
+        counts = [seen, min(groups[0][1].stack.dead_window, seen)]
+        return cls(x, _sent(numbers, torch.float32, x.device), _sent(counts, torch.int64, x.device))
+
+    def by_group(self, groups: list[tuple[list[int], _Group]]) -> list[Tensor]:
+        """The numbers of each stack, (numbers, n)."""
+        counts = [len(indices) for indices, _ in groups]
+        lengths = [ADAM + len(group.stack.architecture.numbers) for _, group in groups]
+        sizes = [count * length for count, length in zip(counts, lengths, strict=True)]
+        parts = self.numbers.split(sizes)
+        return [part.view(-1, count) for part, count in zip(parts, counts, strict=True)]
+
+
+class _Captured:
+    """A step of all stacks as one CUDA graph, which reads its inputs at fixed places.
+
+    The stacks are branches of it, so that the kernels of small dictionaries share the device.
+    """
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, inputs: _Given) -> None:
+        self._graph, self._inputs = graph, inputs
+
+    @classmethod
+    def of(cls, groups: list[tuple[list[int], _Group]], given: _Given) -> Self | None:
+        """Record a step without making it, or say in a line why that cannot be done."""
+        inputs = _Given(given.x.clone(), given.numbers.clone(), given.counts.clone())
+        graph = torch.cuda.CUDAGraph()
+        branches = [torch.cuda.Stream(given.x.device) for _ in groups]
+        try:
+            # thread_local: the thread that reads ahead may go on copying and allocating
+            with (
+                torch.cuda.device(given.x.device),
+                torch.cuda.graph(graph, capture_error_mode="thread_local"),
+            ):
+                main = torch.cuda.current_stream()
+                by_group = zip(groups, inputs.by_group(groups), branches, strict=True)
+                for (_, group), numbers, branch in by_group:
+                    branch.wait_stream(main)
+                    with torch.cuda.stream(branch):
+                        group.train(inputs.x, numbers, inputs.counts)
+                for branch in branches:
+                    main.wait_stream(branch)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            log.warning("no CUDA graph, steps are slower: %s", str(error).split("\n")[0])
+            return None
+        return cls(graph, inputs)
+
+    def replay(self, given: _Given) -> None:
+        """Make the step."""
+        self._inputs.x.copy_(given.x)
+        self._inputs.numbers.copy_(given.numbers)
+        self._inputs.counts.copy_(given.counts)
+        self._graph.replay()
 
 
 def _stacked(states: list[State]) -> State:

@@ -1,35 +1,86 @@
-"""Arrays of numbers in ``.npy`` files, memory-mapped, and several of them read as one."""
+"""Arrays of numbers in ``.npy`` files, and several of them read as one."""
 
+import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.errors import UserError, explained, one_line
+from sparse_dict.errors import UserError, one_line
+from sparse_dict.storage import door
+from sparse_dict.storage.door import opened
 
 
-def mapped(
-    path: Path, dtype: np.dtype[Any] | None = None, shape: tuple[int, ...] | None = None
-) -> NDArray[Any]:
-    """Map a ``.npy`` file of numbers; nothing else, be it a zip archive or pickled objects.
+class Stored:
+    """The rows of a ``.npy`` file of numbers, read from it when they are asked for.
+
+    It is not memory-mapped: a mapped file that is cut short ends the process without a word, and
+    each mapping holds one of the few files that a process may have open.
+
+    Attributes:
+        shape, dtype: of the whole array.
 
     Raises:
-        UserError: the file is missing, may not be read, or is truncated; or it does not hold
-            `dtype` and `shape`, if these are given.
+        UserError: the file is missing, may not be read, is truncated, or is no array of numbers,
+            be it a zip archive or pickled objects.
     """
-    try:
-        # Copy-on-write rather than read-only: torch warns about arrays that it must not write to.
-        array = np.lib.format.open_memmap(path, mode="c")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except Exception as error:  # a malformed header may raise nearly anything
-        line = explained(error) if isinstance(error, OSError) else None
-        why = f"{path} is truncated or no array of numbers: {one_line(error)}"
-        raise UserError(line or why) from None
-    if dtype is not None and (array.dtype != dtype or array.shape != shape):
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with opened(path) as file:
+            try:
+                version = np.lib.format.read_magic(file)
+                reader = f"read_array_header_{version[0]}_0"
+                self.shape, self._fortran, self.dtype = getattr(np.lib.format, reader)(file)
+                self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+                self._offset = file.tell()
+                size = self._offset + self.shape[0] * self._row_bytes
+                if self.dtype.hasobject or min(self.shape) < 0 or size >= 2**63:
+                    raise ValueError(f"it holds {self.dtype} {self.shape}")
+                if (there := file.seek(0, io.SEEK_END)) < size:
+                    raise ValueError(f"it has {there} of {size} bytes")
+            except UserError:
+                raise
+            except Exception as error:  # a malformed header may raise nearly anything
+                why = f"{path} is truncated or no array of numbers: {one_line(error)}"
+                raise UserError(why) from None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Consecutive rows.
+
+        Raises:
+            UserError: they are not in the file any more.
+        """
+        start, stop, _ = rows.indices(len(self))
+        n = max(stop - start, 0)
+        order: Literal["C", "F"] = "F" if self._fortran else "C"
+        out = np.empty((n, *self.shape[1:]), self.dtype, order)
+        # in Fortran's order each column is a piece of its own
+        pieces = out.reshape(n, -1, order="F").T if self._fortran else [out]
+        step = self.dtype.itemsize if self._fortran else self._row_bytes
+        with opened(self.path) as file:
+            for i, piece in enumerate(pieces):
+                file.seek(self._offset + (i * len(self) + start) * step)
+                if file.readinto(piece.reshape(-1).view(np.uint8).data) < piece.nbytes:
+                    raise UserError(f"{self.path} was cut short while it was read")
+        return out
+
+
+def stored(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Stored:
+    """The array at `path`, which must be `dtype` and `shape`.
+
+    Raises:
+        UserError: as `Stored`, or it is another one.
+    """
+    array = Stored(path)
+    if array.dtype != dtype or array.shape != shape:
         raise UserError(f"{path} is {array.dtype} {array.shape}, its manifest says {dtype} {shape}")
     return array
 
@@ -41,7 +92,7 @@ class Joined:
         starts: the first row of each array and, last, rows in all, int64 (arrays + 1,).
     """
 
-    def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
+    def __init__(self, arrays: Sequence[NDArray[Any] | Stored]) -> None:
         self.arrays = arrays
         self.starts = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
 
@@ -59,9 +110,11 @@ class Joined:
         i = int(np.searchsorted(self.starts, start, side="right")) - 1
         done = 0
         while done < stop - start:
-            part = self.arrays[i][start + done - int(self.starts[i]) :][: stop - start - done]
-            yield part, slice(done, done + len(part))
-            done += len(part)
+            first = start + done - int(self.starts[i])
+            n = min(len(self.arrays[i]) - first, stop - start - done)
+            if n:
+                yield self.arrays[i][first : first + n], slice(done, done + n)
+            done += n
             i += 1
 
 
@@ -72,7 +125,7 @@ def count(record: Mapping[str, Any], key: str, least: int = 0) -> int:
         KeyError, ValueError: it is not there, or not a number of at least `least`.
     """
     value = record[key]
-    if type(value) is not int or value < least:
+    if not door.count(value) or value < least:
         raise ValueError(f"{key} is {value!r}")
     return value
 

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparse_dict.errors import UserError, explained
+from sparse_dict.errors import UserError
+from sparse_dict.storage import door
 
 SEAL = "fingerprint"  # of a record, within it
 
@@ -63,15 +64,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        UserError: the file is missing, unreadable, not JSON, or not an object.
+        UserError: as `door.read_bytes`, or the file does not hold a JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
-        line = explained(error) or f"{path} cannot be read as JSON: {error}"
-        raise UserError(line) from None
+        value = json.loads(door.read_bytes(path).decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {type(value).__name__}, not a JSON object")
     return value
@@ -85,7 +83,7 @@ def sha256_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    with door.opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sparse_dict.errors import UserError, explained, with_class
-from sparse_dict.storage import links
+from sparse_dict.storage.door import read_bytes, refuse_links
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +39,13 @@ def holding(*folders: Path) -> Iterator[None]:
     Within one process it may be nested. Folders made and still empty at the end are removed.
 
     Raises:
-        UserError: another process works there, the folder cannot be written to, or a file that is
-            written in place is a link.
+        UserError: another process works there, the folder cannot be written to, or something in it
+            is a link that leads elsewhere.
     """
     with ExitStack() as stack:
         for folder in dict.fromkeys(folder.absolute() for folder in folders):
             if folder not in _held:
-                links.refuse(folder)
+                refuse_links(folder)
                 stack.enter_context(_holding(folder))
         yield
 
@@ -109,6 +109,6 @@ def _holding(folder: Path) -> Iterator[None]:
 
 def _named(path: Path) -> str:
     """What the holder wrote of itself."""
-    with suppress(OSError):
-        return " ".join(path.read_text(errors="replace").split()) or "another process"
+    with suppress(UserError):
+        return " ".join(read_bytes(path).decode(errors="replace").split()) or "another process"
     return "another process"

@@ -6,7 +6,8 @@ safetensors' own `save_file` leaves a temporary file behind when it is killed: f
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
-from sparse_dict.errors import UserError, malformed
+from sparse_dict.errors import MALFORMED, UserError, malformed
 from sparse_dict.storage import files
+from sparse_dict.storage.door import opened
 
 Arrays = dict[str, NDArray[Any]]
 
 RECORD, DIGEST = "record", "sha256"  # in a checkpoint's header
-UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError)
+UNREADABLE = (SafetensorError, OSError, *MALFORMED)
 
 
 def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -38,6 +40,19 @@ def write_checkpoint(
     files.write_bytes(path, save(whole, {RECORD: text, DIGEST: _digest(whole, text)}))
 
 
+def read(path: Path) -> Arrays:
+    """The arrays of a file.
+
+    Raises:
+        UserError: it does not exist, or cannot be read.
+    """
+    try:
+        with _header(path):
+            return load(path.read_bytes())
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read: {malformed(error)}") from None
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """The record of a checkpoint, whose arrays are not read.
 
@@ -45,7 +60,7 @@ def read_record(path: Path) -> dict[str, Any]:
         UserError: there is none.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
+        with _header(path) as file:
             record = json.loads(file.metadata()[RECORD])
         if not isinstance(record, dict):
             raise TypeError(f"the record is {type(record).__name__}")
@@ -61,15 +76,22 @@ def read_checkpoint(path: Path) -> Arrays:
         UserError: they cannot be read, or something in the file has changed.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
+        with _header(path) as file:
             header = file.metadata()
             text, digest = header[RECORD], header[DIGEST]
         arrays = load(path.read_bytes())
         if _digest(arrays, text) != digest:
             raise ValueError("it has changed since it was written")
-    except (*UNREADABLE, AttributeError) as error:  # the last of dtypes that numpy does not have
+    except UNREADABLE as error:
         raise damaged(path, error) from None
     return arrays
+
+
+@contextmanager
+def _header(path: Path) -> Iterator[Any]:
+    """The opened file, whose header says how large it must be: that it is no larger is checked."""
+    with opened(path), safe_open(path, framework="numpy") as file:
+        yield file
 
 
 def damaged(path: Path, error: Exception) -> UserError:

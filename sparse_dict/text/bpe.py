@@ -1,8 +1,17 @@
 """Trains a byte-level byte-pair vocabulary."""
 
+import logging
+import re
+import time
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
 
+from sparse_dict.machine.ahead import aside
+from sparse_dict.machine.progress import LOG_EVERY_S, Progress
+
+log = logging.getLogger(__name__)
+
+MOST_RUN = 1000
+LONG = re.compile(rf"((?<!\s)\s{{{MOST_RUN},}}|(?<!\S)\S{{{MOST_RUN},}})")
 MIN_PAIRS = 2  # a merge is learned from a pair seen at least this often
 
 
@@ -23,13 +32,16 @@ def train_ranks(texts: Iterable[str], n_ranks: int, max_chars: int) -> dict[byte
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    # The trainer iterates in a thread, where no signal is heard; the first text may take minutes.
-    texts = iter(texts)
-    first = list(islice(texts, 1))
-    if not first:
+    started = time.monotonic()
+    with Progress("vocabulary", max_chars, "characters") as progress:
+        aside(
+            lambda: trained.train_from_iterator(_head(texts, max_chars, progress), trainer=trainer),
+            LOG_EVERY_S,
+            lambda: log.info("vocabulary: %.0f s", time.monotonic() - started),
+        )
+    if not progress.done:
         return {}
-    trained.train_from_iterator(_head(chain(first, texts), max_chars), trainer=trainer)
-    bytes_of = _bytes_by_character()
+    bytes_of = bytes_by_character()
     vocabulary: dict[str, int] = trained.get_vocab()
     return {
         bytes(bytes_of[character] for character in token): rank
@@ -37,16 +49,32 @@ def train_ranks(texts: Iterable[str], n_ranks: int, max_chars: int) -> dict[byte
     }
 
 
-def _head(texts: Iterable[str], max_chars: int) -> Iterator[str]:
-    """The first `max_chars` characters of `texts`."""
+def _head(texts: Iterable[str], max_chars: int, progress: Progress) -> Iterator[str]:
+    """The first `max_chars` characters of `texts`, unbroken runs in pieces."""
     for text in texts:
-        yield text[:max_chars]
-        max_chars -= len(text)
-        if max_chars <= 0:
+        yield from pieces(text[: max_chars - progress.done])
+        progress.advance(len(text))
+        if progress.done >= max_chars:
             return
 
 
-def _bytes_by_character() -> dict[str, int]:
+def pieces(text: str) -> list[str]:
+    """`text`, with words and stretches of blanks of more than `MOST_RUN` characters cut up.
+
+    GPT-2's expression makes one word of an unbroken run, and the trainer's time is its square.
+    """
+    words = list(map(len, text.split()))
+    blanks = len(text) - sum(words) - len(words)  # beyond one for each word
+    if max(words, default=0) < MOST_RUN > blanks + 1:  # quickly seen, and nearly always so
+        return [text]
+    found = []
+    for part in LONG.split(text):
+        step = MOST_RUN if LONG.fullmatch(part) else max(len(part), 1)
+        found += [part[i : i + step] for i in range(0, len(part), step)]
+    return found
+
+
+def bytes_by_character() -> dict[str, int]:
     """GPT-2's alphabet: printable bytes stand for themselves, the others from U+0100 on."""
     printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     others = [byte for byte in range(256) if byte not in printable]

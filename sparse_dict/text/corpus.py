@@ -19,13 +19,17 @@ def _source(data: DataConfig | ToyData) -> ModuleType:
     return SOURCES[type(data)]
 
 
-def check(data: DataConfig) -> None:
+def check(data: DataConfig, validated: bool = False) -> None:
     """Test in under a second that the corpus is there; writes nothing, asks no network.
+
+    `validated`: some of it is to be held out.
 
     Raises:
         UserError: what is missing.
     """
     _source(data).check(data)
+    if validated and isinstance(data, FilesData):
+        files.refuse_one_document(data)
 
 
 def describe(data: DataConfig) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def documents(data: DocstringsData, cache_dir: Path) -> Iterator[str]:
             "docstrings: %s documents, %.1f MB, in %.0f s",
             f"{len(texts):,}", sum(map(len, texts)) / 1e6, time.monotonic() - started,
         )  # fmt: skip
-    yield from read_jsonl(folder / "documents.jsonl", "text")
+    return read_jsonl(folder / "documents.jsonl", "text")
 
 
 def _extract(data: DocstringsData) -> list[str]:

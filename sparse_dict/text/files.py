@@ -1,6 +1,8 @@
 """Local text: txt (a document a file), jsonl and parquet (a document a row)."""
 
 import functools
+import glob
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +10,13 @@ from typing import Any
 
 from sparse_dict.config import FilesData
 from sparse_dict.errors import UserError, one_line
+from sparse_dict.storage.door import MOST_BYTES, opened, read_bytes
 from sparse_dict.storage.files import sha256_file
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 BATCH_ROWS = 512
+BATCH_BYTES = 2**26
+CUT = "too much for one document: cut it into several"
 
 
 def check(data: FilesData) -> None:
@@ -22,9 +27,26 @@ def check(data: FilesData) -> None:
     """
     for path in paths(data):
         if path.suffix.lower() == ".parquet":
-            _open_parquet(path, data.text_column)
+            _check_parquet(path, data.text_column)
         elif path.suffix.lower() == ".jsonl":
             next(read_jsonl(path, data.text_column), None)
+        else:
+            with opened(path):
+                pass
+
+
+def refuse_one_document(data: FilesData) -> None:
+    """See that there may be documents both to train on and to validate on.
+
+    Raises:
+        UserError: there is but one ``.txt``.
+    """
+    (first, *others) = paths(data)
+    if not others and first.suffix.lower() == ".txt":
+        raise UserError(
+            f"data.files: {first} is one document, as each .txt is, and some must be held out for "
+            'validation: give several, or a .jsonl with a line {"text": "..."} for each document'
+        )
 
 
 def describe(data: FilesData) -> dict[str, Any]:
@@ -71,30 +93,32 @@ def read_jsonl(path: Path, column: str) -> Iterator[str]:
     Raises:
         UserError: names the line that is not UTF-8, not a JSON object, or lacks the key.
     """
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.isspace():
-                    continue
-                where = f"{path}, line {number}"
-                try:
-                    row = json.loads(line.decode("utf-8-sig"))
-                except UnicodeDecodeError:
-                    raise UserError(f"{where}: not UTF-8") from None
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{where}: not valid JSON ({error})") from None
-                if not isinstance(row, dict):
-                    raise UserError(f"{where}: {type(row).__name__}, not a JSON object")
-                if column not in row:
-                    raise UserError(f"{where}: {no_column(column, row)}")
-                text = row[column]
-                if text is None:
-                    continue
-                if not isinstance(text, str):
-                    raise UserError(f"{where}: {column} is {type(text).__name__}, not text")
-                yield text
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    with opened(path) as file:
+        for number in itertools.count(1):
+            line = file.readline(MOST_BYTES + 1)
+            if not line:
+                return
+            if line.isspace():
+                continue
+            where = f"{path}, line {number}"
+            if len(line) > MOST_BYTES:
+                raise UserError(f"{where}: larger than {MOST_BYTES >> 20} MiB, {CUT}")
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError:
+                raise UserError(f"{where}: not UTF-8") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where}: not valid JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{where}: {type(row).__name__}, not a JSON object")
+            if column not in row:
+                raise UserError(f"{where}: {no_column(column, row)}")
+            text = row[column]
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise UserError(f"{where}: {column} is {type(text).__name__}, not text")
+            yield text
 
 
 def no_column(wanted: str, present: Any) -> str:
@@ -110,12 +134,9 @@ def _expand(item: str) -> list[Path]:
     if path.exists():
         matches = [path]
     elif any(sign in item for sign in "*?["):
-        root = Path(path.anchor)
-        pattern = str(path.relative_to(root))
-        try:
-            matches = sorted(match for match in root.glob(pattern) if match.is_file())
-        except (ValueError, NotImplementedError) as error:
-            raise UserError(f"data.files: {item} is not a usable glob: {error}") from None
+        # like a shell and unlike pathlib, it passes over hidden files and folders
+        found = glob.glob(str(path), recursive=True)  # noqa: PTH207
+        matches = sorted(match for match in map(Path, found) if match.is_file())
         if not matches:
             raise UserError(f"data.files: nothing matches {item}")
     else:
@@ -129,53 +150,79 @@ def _expand(item: str) -> list[Path]:
 def _contents(path: Path) -> dict[str, Any]:
     try:
         state = path.stat()
-        return {"bytes": state.st_size, "sha256": _sha256(path, state.st_size, state.st_mtime_ns)}
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    same = (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return {"bytes": state.st_size, "sha256": _sha256(path, same)}
 
 
 @functools.cache
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    # A stage describes its corpus several times; size and time tell whether the file is the same.
+def _sha256(path: Path, _state: tuple[int, ...]) -> str:
+    # A stage describes its corpus several times. The file is the same if its state is: the time of
+    # the last change, unlike that of the last writing, cannot be set.
     return sha256_file(path)
 
 
 def _read_txt(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path, CUT).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _open_parquet(path: Path, column: str) -> Any:
+def _check_parquet(path: Path, column: str) -> None:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     try:
-        file = pq.ParquetFile(path)
-        schema = file.schema_arrow
+        with opened(path):
+            schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as parquet: {one_line(error)}") from None
-    if column not in schema.names:
-        raise UserError(f"{path}: {no_column(column, schema.names)}")
+    if (n := schema.names.count(column)) != 1:
+        what = f"{n} columns have the name {column!r}" if n else no_column(column, schema.names)
+        raise UserError(f"{path}: {what}")
     kind = schema.field(column).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if str(kind) not in ("string", "large_string", "string_view"):
         raise UserError(f"{path}: column {column!r} holds {kind}, not text (data.text_column)")
-    return file
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    file = _open_parquet(path, column)
+    _check_parquet(path, column)
     try:
-        for batch in file.iter_batches(BATCH_ROWS, columns=[column]):
-            yield from (text for text in batch.column(0).to_pylist() if text is not None)
+        # As a dictionary, texts that repeat are in memory once.
+        file = pq.ParquetFile(path, read_dictionary=[column])
+        for group in range(file.num_row_groups):
+            for batch in file.iter_batches(
+                _rows_at_once(path, file.metadata.row_group(group), column),
+                row_groups=[group],
+                columns=[column],
+            ):
+                for value in batch.column(0):
+                    if (text := value.as_py()) is not None:
+                        yield text
     except UnicodeDecodeError:
         raise UserError(f"{path}: column {column!r} is not UTF-8") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as parquet: {one_line(error)}") from None
+
+
+def _rows_at_once(path: Path, group: Any, column: str) -> int:
+    """So many rows of a row group as take `BATCH_BYTES`.
+
+    Raises:
+        UserError: its texts are too long for documents.
+    """
+    parts = map(group.column, range(group.num_columns))
+    (part,) = (part for part in parts if part.path_in_schema == column)
+    mean = part.total_uncompressed_size // max(part.num_values, 1)
+    if mean > MOST_BYTES:
+        size = f"{mean >> 20:,} MiB a row"
+        raise UserError(f"{path}: column {column!r} holds {size}, {CUT}")
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // max(mean, 1)))

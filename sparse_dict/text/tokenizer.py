@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from sparse_dict.errors import UserError, one_line, reading
 from sparse_dict.machine.network import reachable
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files
+from sparse_dict.storage.door import read_bytes
 from sparse_dict.text import bpe, corpus
 from sparse_dict.text.cache import building, is_there, seal
 
@@ -28,7 +30,8 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s
 GPT2_HOST = "https://openaipublic.blob.core.windows.net"
 CACHED_S = 2.0  # more than enough to load GPT-2's vocabulary from a disk
 DOWNLOAD_S = 120.0
-BPE_RULES = 1  # counted up when the same corpus and settings give another vocabulary
+BLANKS = re.compile(r"(\s{100000})")  # a run that is encoded in pieces
+BPE_RULES = 2  # counted up when the same corpus and settings give another vocabulary
 
 
 class Tokenizer:
@@ -106,7 +109,10 @@ class Tokenizer:
             return cls(str(record["name"]), ranks, record["pat_str"])
 
     def _encode(self, text: str) -> np.ndarray:
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
+        # on a million blanks tiktoken would fail, and name no document
+        parts = [part for part in BLANKS.split(text) if part] if len(text) > 10**5 else [text]
+        ids = [self._encoding.encode_to_numpy(part, disallowed_special=()) for part in parts]
+        return np.concatenate(ids).astype(self.dtype)
 
     def _lines(self) -> list[str]:
         ordered = sorted(self._ranks.items(), key=lambda item: item[1])
@@ -186,10 +192,9 @@ def _gpt2() -> Tokenizer:
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
+    data = read_bytes(path)
     with reading(path):
-        pairs = [line.split(" ") for line in path.read_text(encoding="ascii").splitlines()]
+        pairs = [line.split(" ") for line in data.decode("ascii").splitlines()]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
         if [*ranks.values()] != [*range(len(pairs))] or b"" in ranks:
             raise ValueError("the ranks of its tokens are not 0, 1, 2 ...")

@@ -1,4 +1,4 @@
-"""Token ids of a corpus on disk: made once, memory-mapped, in windows that ignore shard borders."""
+"""Token ids of a corpus on disk: made once, read in windows that ignore shard borders."""
 
 import hashlib
 import logging
@@ -18,7 +18,7 @@ from sparse_dict.machine.ahead import ahead
 from sparse_dict.machine.progress import Progress
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files
-from sparse_dict.storage.arrays import Joined, count, file_name, mapped
+from sparse_dict.storage.arrays import Joined, Stored, count, file_name, stored
 from sparse_dict.text import corpus
 from sparse_dict.text.cache import building
 
@@ -90,13 +90,13 @@ def in_validation(text: str, fraction: float) -> bool:
 
 
 class TokenStream:
-    """A sequence of ids across the borders of memory-mapped shards.
+    """A sequence of ids across the borders of shards.
 
     Attributes:
         document_starts: where each document begins, int64 (documents,).
     """
 
-    def __init__(self, shards: Sequence[np.ndarray], document_starts: np.ndarray) -> None:
+    def __init__(self, shards: Sequence[np.ndarray | Stored], document_starts: np.ndarray) -> None:
         self._shards = Joined(shards)
         self.document_starts = document_starts
 
@@ -205,11 +205,11 @@ def _stream(
     shards = []
     for shard in split["shards"]:
         path = folder / file_name(shard["name"])
-        shards.append(mapped(path, np.dtype(manifest["dtype"]), (count(shard, "tokens"),)))
+        shards.append(stored(path, np.dtype(manifest["dtype"]), (count(shard, "tokens"),)))
         hashes[path.name] = shard["sha256"]
     record = split["document_starts"]
     path = folder / file_name(record["name"])
-    starts = mapped(path, np.dtype(np.int64), (count(split, "documents"),))
+    starts = stored(path, np.dtype(np.int64), (count(split, "documents"),))[:]
     hashes[path.name] = record["sha256"]
     stream = TokenStream(shards, starts)
     if count(split, "tokens") != len(stream):

@@ -4,6 +4,7 @@ Reads only; works beside running stages and on studies that are half made.
 """
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -16,10 +17,11 @@ from typing import Any
 from sparse_dict.activations import store
 from sparse_dict.analysis import stage as analysis_stage
 from sparse_dict.analysis import study
-from sparse_dict.errors import MALFORMED, UserError
+from sparse_dict.errors import UserError, printable, reading
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
-from sparse_dict.storage import files, lock
+from sparse_dict.storage import lock
+from sparse_dict.storage.door import opened
 
 SHOWN = 20  # dictionaries that are not done
 WIDTH = 100  # characters of a log's last record that are shown
@@ -44,13 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = parser.parse_args(argv).study
     if not folder.is_dir():
         parser.error(f"{folder} is no folder")
-    sys.stdout.write(printable(table(folder)))
+    sys.stdout.write(table(folder))
     return 0
-
-
-def printable(text: str) -> str:
-    """`text` without control characters, which a terminal obeys: any file may hold some."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def table(folder: Path) -> str:
@@ -67,7 +64,8 @@ def table(folder: Path) -> str:
         f"{name:<{widths[0]}}  {state:<{widths[1]}}  {seconds:>{widths[2]}}  {text}".rstrip()
         for name, state, seconds, text in cells
     ]
-    return "\n".join([f"study {folder}", "", *lines, "", *_pictures(folder / "analysis")]) + "\n"
+    whole = [f"study {folder}", "", *lines, "", *_pictures(folder / "analysis"), ""]
+    return "\n".join(map(printable, whole))
 
 
 def _row(name: str, folder: Path, manifest: str, finished: Any) -> Row:
@@ -76,11 +74,10 @@ def _row(name: str, folder: Path, manifest: str, finished: Any) -> Row:
         return Row(name, "running", _since_start(folder), f"{holder}: {_last(folder)[1]}")
     if (folder / manifest).exists():
         try:
-            seconds, text = finished(folder)
+            with reading(folder / manifest):
+                seconds, text = finished(folder)
         except UserError as error:
             return Row(name, "damaged", None, str(error))
-        except MALFORMED as error:
-            return Row(name, "damaged", None, f"{folder / manifest} is malformed: {error!r}")
         return Row(name, "done", seconds, text)
     return _unfinished(name, folder)
 
@@ -125,7 +122,7 @@ def _activations(folder: Path) -> tuple[float | None, str]:
 
 
 def _analysis(folder: Path) -> tuple[float, str]:
-    record = files.read_json(folder / analysis_stage.MANIFEST)
+    record = analysis_stage.read_record(folder)
     text = f"{len(record['dictionaries'])} dictionaries compared"
     if record["left_out"]:
         text += f", {len(record['left_out'])} left out"
@@ -146,13 +143,11 @@ def _dictionaries(sae_dir: Path) -> Iterator[Row]:
     seconds, rows = 0.0, []
     for path in done:
         try:
-            metrics = files.read_json(path / sae_folder.METRICS)
+            metrics = sae_folder.read_metrics(path)
             # trained in one pass, they took that time together
-            seconds += float(metrics["seconds"]) / max(1, int(metrics.get("trained_together", 1)))
+            seconds += (metrics.get("seconds") or 0) / max(1, metrics.get("trained_together") or 1)
         except UserError as error:
             rows.append(Row(f"  {path.name}", "damaged", None, str(error)))
-        except MALFORMED:
-            rows.append(Row(f"  {path.name}", "damaged", None, "metrics.json is malformed"))
     rows += [_row(f"  {path.name}", path, sae_folder.METRICS, None) for path in others]
     states = [row.state for row in rows]
     state = next((s for s in ("running", "failed", "interrupted", "damaged") if s in states), "")
@@ -180,8 +175,8 @@ def _last(folder: Path) -> tuple[str, str]:
     """Level and text of the last record in a folder's log."""
     found = ("", "")
     for path in sorted(folder.glob("*.log")):
-        with suppress(OSError), path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL))
+        with suppress(UserError), opened(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
             for match in RECORD.finditer(file.read().decode(errors="replace")):
                 found = match["level"], match["text"].strip()
     level, text = found

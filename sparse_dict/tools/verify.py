@@ -1,6 +1,7 @@
 """`python -m sparse_dict.verify outputs/NAME`: is every file of a study what it should be?
 
-Reads all files whole, hashes them anew, and follows the fingerprints from stage to stage. Every
+Reads all files whole, hashes them anew, and follows the fingerprints from stage to stage. Of
+several studies, it also sees whether their activations are of the same text, row for row. Every
 fault is named; the exit code is 1 if there is one.
 """
 
@@ -12,9 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sparse_dict.activations import store, toy
 from sparse_dict.analysis import stage as analysis_stage
-from sparse_dict.errors import MALFORMED, UserError, explained
+from sparse_dict.errors import UserError, explained, printable, reading
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
 from sparse_dict.storage import files, lock, tensor_files
@@ -70,13 +73,12 @@ class Verification:
     def _attempt(self, path: Path, check: Callable[[], object]) -> None:
         """Run `check`; what it raises is a fault of `path`."""
         try:
-            check()
+            with reading(path):
+                check()
         except UserError as error:
             self._fault(str(error))
         except OSError as error:
             self._fault(explained(error) or f"{path}: {error}")
-        except MALFORMED as error:
-            self._fault(f"{path} is malformed: {error!r}")
 
     def _fault(self, text: str) -> None:
         if text not in self.faults:
@@ -197,7 +199,7 @@ class Verification:
     def _analysis(self, folder: Path) -> str:
         self._only(folder, ANALYSIS)
         path = folder / analysis_stage.MANIFEST
-        record = files.read_json(path)
+        record = analysis_stage.read_record(folder)
         self._sealed(path, record)
         compared: dict[str, Any] = record["dictionaries"]
         for name, weights in compared.items():
@@ -247,19 +249,54 @@ class Verification:
                 self._attempt(path, partial(tensor_files.read_checkpoint, path))
 
 
+def same_rows(one: Path, other: Path) -> str:
+    """Say that row i of two harvests is of the same token of the same text, for every i.
+
+    Raises:
+        UserError: it is not, or they are no harvests of ours.
+    """
+    a, b = (store.Activations.open(study / "activations") for study in (one, other))
+    if a.rows != b.rows:
+        raise UserError(f"{a.folder} holds {a.rows:,} rows, {b.folder} {b.rows:,}: not the same")
+    for start in range(0, a.rows, store.SCAN_ROWS):
+        stop = min(start + store.SCAN_ROWS, a.rows)
+        of_a, of_b = a.origins(start, stop), b.origins(start, stop)
+        if of_a is None or of_b is None:
+            unknown = a if of_a is None else b
+            raise UserError(f"{unknown.folder} does not say where its rows come from")
+        for i in np.flatnonzero((of_a != of_b).any(1))[:1].tolist():
+            places = " and ".join(str(tuple(origins[i].tolist())) for origins in (of_a, of_b))
+            raise UserError(
+                f"{a.folder} and {b.folder} are not of the same text row for row: document, "
+                f"position and token of row {start + i} are {places}"
+            )
+    return f"{a.folder} and {b.folder}: the same {a.rows:,} tokens, row for row"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what was made from what, and every fault; 1 if there is one."""
-    parser = argparse.ArgumentParser("python -m sparse_dict.verify", description="check a study")
-    parser.add_argument("study", type=Path, help="a study's folder, such as outputs/demo")
-    folder = parser.parse_args(argv).study
-    if not folder.is_dir():
-        parser.error(f"{folder} is no folder")
-    found = Verification(folder)
-    found.run()
-    verdict = f"{len(found.faults)} faults" if len(found.faults) != 1 else "1 fault"
-    lines = [*found.lines, "", *(f"FAULT {fault}" for fault in found.faults), verdict]
-    sys.stdout.write(status.printable("\n".join(lines) + "\n"))
-    return 1 if found.faults else 0
+    parser = argparse.ArgumentParser("python -m sparse_dict.verify", description="check studies")
+    parser.add_argument(
+        "study", type=Path, nargs="+", help="a study's folder, such as outputs/demo"
+    )
+    folders: list[Path] = parser.parse_args(argv).study
+    lines, faults = [], []
+    for folder in folders:
+        if not folder.is_dir():
+            parser.error(f"{folder} is no folder")
+        found = Verification(folder)
+        found.run()
+        lines += [*([f"{folder}"] if len(folders) > 1 else []), *found.lines, ""]
+        faults += found.faults
+    for folder in folders[1:]:
+        try:
+            lines += [same_rows(folders[0], folder), ""]
+        except UserError as error:
+            faults.append(str(error))
+    verdict = f"{len(faults)} faults" if len(faults) != 1 else "1 fault"
+    lines += [*(f"FAULT {fault}" for fault in faults), verdict]
+    sys.stdout.write("\n".join(map(printable, [*lines, ""])))
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from sparse_dict.machine.interrupt import Interrupted
 from sparse_dict.storage import files
 from sparse_dict.tracking import server
 
-ID_FILE = "wandb_run_id.txt"  # in the job's folder until the run finishes well
+ID_FILE = "wandb_run_id.txt"  # in the job's folder: the run's id, and DONE once it finished well
+DONE = " finished"
+NAME_LENGTH = 120  # of an artifact; wandb takes 128 characters
 KILLED = 255  # exit code that wandb gives a run that Ctrl-C has ended
 
 
@@ -24,13 +28,17 @@ class Run(AbstractContextManager["Run"]):
     a signal has raised it.
     """
 
-    def __init__(self, run: Any | None, online: bool, id_file: Path) -> None:
+    def __init__(self, run: Any | None, online: bool, id_file: Path | None) -> None:
         self._run = run
-        self._online = online
+        self.online = online
         self._id_file = id_file
-        if run is not None:
+        self._made: dict[str, Path] = {}
+        self._remember(run, "")
+
+    def _remember(self, run: Any | None, state: str) -> None:
+        if run is not None and self._id_file is not None:
             with server.harmless("remember"):
-                files.write_text(id_file, f"{run.id}\n")
+                files.write_text(self._id_file, f"{run.id}{state}\n")
 
     def log(self, values: dict[str, float]) -> None:
         """Log one row; it should hold the step metric, if the run has one."""
@@ -44,20 +52,58 @@ class Run(AbstractContextManager["Run"]):
         """Log an image file."""
         self._do("log an image to", lambda run: run.log({key: _wandb().Image(str(path))}))
 
-    def table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Log a table; its cells are numbers, texts, truth values or None."""
+    def table(
+        self,
+        key: str,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[Any]],
+        chart: tuple[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        """Log a table; its cells are numbers, texts, truth values or None.
+
+        As a `chart` it is drawn by one of wandb's own, which has a name, and columns for its axes.
+        """
 
         def log(run: Any) -> None:
             cells = [[_cell(value) for value in row] for row in rows]
             table = _wandb().Table(list(columns), cells, allow_mixed_types=True)
             with server.waiting(server.TABLE_S):
-                if self._online and server.why_offline(again=True):
+                if self.online and server.why_offline(again=True):
                     # A table is an artifact as well, about which wandb asks the server: for 20 s,
                     # and then it drops the table. One that is bound already is sent as a file only.
                     table.bind_to_run(run, key, run.step)
-                run.log({key: table})
+                drawn = chart and _wandb().plot_table(chart[0], table, chart[1], {"title": key})
+                run.log({key: drawn or table})
 
         self._do("log a table to", log)
+
+    def used(self, kind: str, source: Path | str, digest: str | None = None) -> None:
+        """Say what the run was made from: the file that records it, or an address and a digest."""
+        self._do("log what was used by", partial(self._artifact, kind, source, digest, True))
+
+    def made(self, kind: str, record: Path) -> None:
+        """Say what the run has made, by the file that records it; sent when it finishes well."""
+        self._made[kind] = record
+
+    def _artifact(
+        self, kind: str, source: Path | str, digest: str | None, used: bool, run: Any
+    ) -> None:
+        """An artifact by reference: where it lies, and the SHA-256 of its record; no upload."""
+        if self.online and server.why_offline():
+            return
+        if isinstance(source, Path):
+            source = source.absolute()
+            uri, sha256 = source.as_uri(), digest or files.sha256_file(source)
+            name = "-".join(source.parts[-4:-1])  # outputs-demo-lm, demo-sae-NAME
+        else:
+            uri, sha256, name = source, str(digest), source.partition("//")[2]
+        name = re.sub(r"[^\w.-]+", "-", name)[-NAME_LENGTH:].lstrip("-.")
+        artifact = _wandb().Artifact(name, kind, metadata={"sha256": sha256, "source": str(source)})
+        # The entry's name makes another content another version.
+        artifact.add_reference(uri, name=sha256, checksum=False)
+        with server.waiting(server.TABLE_S):
+            # What `use_artifact` does with one that is not on the server; but it refuses offline.
+            run._log_artifact(artifact, use_after_commit=used)
 
     def _do(self, what: str, action: Callable[[Any], None]) -> None:
         if self._run is not None:
@@ -66,6 +112,8 @@ class Run(AbstractContextManager["Run"]):
 
     def finish(self, exit_code: int = 0) -> None:
         """End the run; a second call does nothing."""
+        for kind, record in self._made.items() if exit_code == 0 else ():
+            self._do("log what was made by", partial(self._artifact, kind, record, None, False))
         run, self._run = self._run, None
         if run is None:
             return
@@ -73,7 +121,7 @@ class Run(AbstractContextManager["Run"]):
             try:
                 run.finish(exit_code=exit_code)
             except Exception as error:
-                if not self._online:
+                if not self.online:
                     raise
                 late = isinstance(error, TimeoutError)
                 why = "it did not take everything in time" if late else with_class(error)
@@ -85,9 +133,11 @@ class Run(AbstractContextManager["Run"]):
                 )
             else:
                 if exit_code == 0:
-                    self._id_file.unlink(missing_ok=True)
+                    self._remember(run, DONE)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self.online and self._made:
+            server.why_offline(again=True)
         self.finish(exit_code(error))
 
 

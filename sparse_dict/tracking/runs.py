@@ -1,11 +1,13 @@
 """Opening wandb runs: online if the server can be used, else offline."""
 
+import functools
 import logging
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -14,8 +16,9 @@ from typing import Any
 
 from sparse_dict.config import StudyConfig, TrackingConfig
 from sparse_dict.errors import UserError, with_class
+from sparse_dict.storage.door import read_bytes
 from sparse_dict.tracking import server
-from sparse_dict.tracking.run import ID_FILE, Run, exit_code
+from sparse_dict.tracking.run import DONE, ID_FILE, Run, exit_code
 
 AT_ONCE = 32  # runs that are opened side by side
 HEADER = 7  # bytes with which a .wandb file begins
@@ -60,6 +63,8 @@ def together(openers: Sequence[Callable[[], Run]]) -> Iterator[list[Run]]:
     finally:
         pool.shutdown(cancel_futures=True)  # a signal may have come while some were opening
         runs = [each.result() for each in opening if not each.cancelled() and not each.exception()]
+        if any(run.online for run in runs):
+            server.why_offline(again=True)
         with server.waiting(), ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda run: run.finish(code), runs))
 
@@ -77,7 +82,13 @@ def check(tracking: TrackingConfig) -> None:
 
 
 def open_run(
-    config: StudyConfig, job_type: str, name: str, folder: Path, step_metric: str | None = None
+    config: StudyConfig,
+    job_type: str,
+    name: str,
+    folder: Path,
+    step_metric: str | None = None,
+    fingerprints: Mapping[str, Any] | None = None,
+    finished: Mapping[str, Any] | None = None,
 ) -> Run:
     """Open a run of the group `config.name`; any number may be open at once.
 
@@ -87,17 +98,21 @@ def open_run(
         name: the run's name.
         folder: the job's; remembers the run, so that a job that goes on later does so in it.
         step_metric: the logged value that is the horizontal axis of all others.
+        fingerprints: of what the job is made from.
+        finished: the recorded config of a job that is finished, to whose run something is added;
+            nothing is opened where that run is not known. What is added offline takes the place of
+            the whole summary when it is sent.
 
     Raises:
         UserError: `tracking.mode` is online and there is no key or no server.
     """
     tracking, wandb_dir = config.tracking, Path(config.study_dir) / "wandb"
     id_file = folder / ID_FILE
-    mode = _mode(tracking)
-    if mode == "disabled":
-        return Run(None, False, id_file)
+    mode, before = _mode(tracking), _remembered(id_file, finished is not None)
+    if mode == "disabled" or (finished is not None and before is None):
+        return Run(None, False, None)
     check(tracking)
-    before = _remembered(id_file)
+    about = {"folder": folder.name, "commit": _commit(), "fingerprints": fingerprints}
     identity: dict[str, Any] = {
         "id": before or secrets.token_hex(8),
         "project": tracking.project,
@@ -106,18 +121,23 @@ def open_run(
         "group": config.name,
         "job_type": job_type,
         "name": name,
-        "config": asdict(config),
+        "config": finished or {**asdict(config), **about},
     }
+    if finished is not None:
+        there = finished.get("tracking") or {}
+        identity |= {key: there[key] for key in ("project", "entity", "tags") if key in there}
     why_not = "tracking.mode=offline" if mode == "offline" else server.why_offline()
     if not why_not:
         try:
             resume = "allow" if before else None
             run = _init("online", {**identity, "resume": resume}, wandb_dir, step_metric)
-            return Run(run, True, id_file)
+            return Run(run, True, None if finished else id_file)
         except Exception as error:
             if mode == "online":
                 raise UserError(f"wandb cannot open a run online: {with_class(error)}") from None
             why_not = server.give_up(f"no run could be opened: {with_class(error)}")
+            if finished is not None:
+                return Run(None, False, None)
             if not before:  # an empty run, never to be sent
                 for empty in wandb_dir.glob(f"run-*-{identity['id']}"):
                     shutil.rmtree(empty, ignore_errors=True)
@@ -132,8 +152,8 @@ def open_run(
                 shutil.rmtree(file.parent, ignore_errors=True)
         # so that `wandb sync` adds it to what the server has of the run by then
         run = _init("offline", {**identity, "resume": "allow"}, wandb_dir, step_metric)
-        return Run(run, False, id_file)
-    return Run(None, False, id_file)
+        return Run(run, False, None if finished else id_file)
+    return Run(None, False, None)
 
 
 def _mode(tracking: TrackingConfig) -> str:
@@ -142,11 +162,29 @@ def _mode(tracking: TrackingConfig) -> str:
     return asked if asked in MODES and tracking.mode == "auto" else tracking.mode
 
 
-def _remembered(id_file: Path) -> str | None:
-    """The run that a job was logged to before, if it did not finish."""
-    with suppress(OSError, ValueError):
-        text = id_file.read_text(encoding="utf-8").strip()
-        return text if re.fullmatch("[0-9a-f]{16}", text) else None
+def unfinished(folder: Path) -> bool:
+    """Whether the run of the job in `folder` is known and did not finish well."""
+    return _remembered(folder / ID_FILE) is not None
+
+
+def _remembered(id_file: Path, finished: bool = False) -> str | None:
+    """The run that a job was logged to before: if it did not finish, or `finished` in any case."""
+    with suppress(UserError, ValueError):
+        text = read_bytes(id_file).decode().strip()
+        found = re.fullmatch(f"([0-9a-f]{{16}})({DONE})?", text)
+        return found[1] if found and (finished or not found[2]) else None
+    return None
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of the checkout that runs, with a + where files differ; None without one."""
+    root = Path(__file__).parent.parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*"]
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.check_output([*command, "--dirty=+"], text=True, timeout=5).strip()
     return None
 
 

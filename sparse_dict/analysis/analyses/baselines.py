@@ -1,7 +1,7 @@
 """What simpler bases reach at matched sparsity, beside the dictionaries."""
 
 from sparse_dict.analysis.context import Analysis, Context
-from sparse_dict.analysis.measures.bases import IN_MEMORY, LABELS
+from sparse_dict.analysis.measures.bases import LABELS, most_rows
 from sparse_dict.analysis.report.curves import curves
 from sparse_dict.analysis.report.page import MISSING, Section, Table
 from sparse_dict.config import BaselinesConfig
@@ -20,7 +20,9 @@ def section(context: Context) -> Section:
     files.write_text(folder / "baselines.csv", front.to_csv(index=False))
     files.write_text(folder / "baselines_matched.csv", found.dictionaries.to_csv(index=False))
     half, n = found.rows
-    sampled = f" (ICA: on {IN_MEMORY:,} of them)" if half > IN_MEMORY else ""
+    most = most_rows(context.study.d_in)
+    sampled = f" (ICA and, of wide rows, NMF: on {most:,} of them)" if half > most else ""
+    left_out = set(context.settings(BaselinesConfig).methods) - found.bases.keys()
     text = (
         f"Each basis was fitted on {half:,} rows{sampled} and has its codes cut to the k largest "
         "of a row; the codes are projections for neurons, random directions and PCA (orthogonal), "
@@ -29,6 +31,9 @@ def section(context: Context) -> Section:
         "none, and their L1 penalty shrinks their codes. FVU, L0 and kurtosis are measured on the "
         f"same {n:,} held-out rows."
     )
+    if left_out:
+        named = " and ".join(LABELS[method] for method in sorted(left_out))
+        text += f" {named} would take too long on rows of {context.study.d_in:,} values."
     picture = context.draw(
         "baselines",
         curves(
@@ -52,7 +57,7 @@ def section(context: Context) -> Section:
         "normal law: a basis is privileged if it is high."
     )
     table = found.dictionaries.drop(columns=["dict_size", "l1", "level", "seed", "family"])
-    columns = {f"fvu_{m}": f"FVU {LABELS[m]}" for m in context.settings(BaselinesConfig).methods}
+    columns = {f"fvu_{m}": f"FVU {LABELS[m]}" for m in found.bases}
     columns["mmcs_between_seeds"] = "MMCS between seeds (same rows)"
     if found.dictionaries["mmcs_between_seeds"].isna().all():
         table = table.drop(columns="mmcs_between_seeds")

@@ -38,7 +38,8 @@ def section(context: Context) -> Section:
             "Transformers”, and of what has been found since on agreement between seeds, with the "
             "value given there, the value here and a 95 % interval. The verdict follows from the "
             "interval by the rule listed below; “undecided” means that the interval "
-            "straddles the bar or that the study lacks what the claim needs.",
+            "straddles the bar, that the study lacks what the claim needs, or that dictionaries it "
+            "is about explain nothing.",
             Table("Claims and verdicts", table(found)),
         ],
     )

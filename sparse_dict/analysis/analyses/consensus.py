@@ -209,7 +209,7 @@ def _loss(context: Context) -> tuple[Callable[[Dictionary], float] | None, str]:
     try:
         place, lm = harvested.place(manifest), harvested.model(manifest, config)
         text, _ = loss_recovered.held_out(
-            manifest, Path(config.cache_dir), lm.config.n_ctx, settings.tokens
+            manifest, Path(config.cache_dir), lm.n_ctx, settings.tokens
         )
     except UserError as error:
         return None, str(error)

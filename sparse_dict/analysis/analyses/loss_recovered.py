@@ -7,10 +7,11 @@ Recovered = (CE_ablated - CE_reconstructed) / (CE_ablated - CE_original): 1 for 
 reconstruction, 0 for one that is no better than the ablation, below 0 for a worse one.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,12 +27,12 @@ from sparse_dict.analysis.report.page import MISSING, Section, Table
 from sparse_dict.analysis.study import Entry
 from sparse_dict.config import LossRecoveredConfig
 from sparse_dict.errors import UserError
-from sparse_dict.lm.loss import linear_cross_entropy
+from sparse_dict.lm.interface import LanguageModel
 from sparse_dict.machine import runtime
+from sparse_dict.machine.progress import Progress
 from sparse_dict.storage import files
 
-if TYPE_CHECKING:
-    from sparse_dict.lm.model import GPT
+log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 4096
 
@@ -49,7 +50,7 @@ ORIGINAL, ZERO, MEAN = "original", "zero", "mean"
 
 @torch.inference_mode()
 def losses(
-    model: "GPT",
+    model: LanguageModel,
     contexts: NDArray[np.int64],
     place: Place,
     mean: NDArray[np.float64],
@@ -60,7 +61,6 @@ def losses(
     `contexts` (n, length + 1) are token ids, the last of each only a target; `mean` (d_in,) is the
     mean activation. All targets count, those of the positions that `place` leaves out among them.
     """
-    device = model.embed.weight.device
     replacements = [
         Replacement((ORIGINAL,), lambda x: [x]),
         Replacement((ZERO,), lambda x: [np.zeros_like(x)]),
@@ -68,21 +68,23 @@ def losses(
         *replacements,
     ]
     sums: dict[str, float] = {label: 0.0 for item in replacements for label in item.labels}
-    step = max(1, BATCH_TOKENS // (contexts.shape[1] - 1))
-    for start in range(0, len(contexts), step):
-        batch = torch.from_numpy(contexts[start : start + step]).to(device)
-        targets = batch[:, 1:].flatten()
-        activation, follow = model.split(batch[:, :-1], place.layer, place.site)
-        taken = activation[:, place.skip_first :]
-        x = taken.flatten(0, 1).float().cpu().numpy()  # (rows, d_in)
-        for item in replacements:
-            for label, found in zip(item.labels, item.reconstruct(x), strict=True):
-                replaced = torch.from_numpy(found).to(device).view_as(taken)
-                whole = torch.cat([activation[:, : place.skip_first], replaced], 1)
-                hidden = follow(whole).flatten(0, 1)
-                loss = linear_cross_entropy(hidden, model.embed.weight, targets)
-                sums[label] += float(loss) * len(targets)
-    return {label: value / (contexts.shape[1] - 1) / len(contexts) for label, value in sums.items()}
+    step, skip = max(1, BATCH_TOKENS // (contexts.shape[1] - 1)), place.skip_first
+    log.info("loss recovered: %s tokens, each in %d variants", f"{contexts.size:,}", len(sums))
+    with Progress("loss recovered", len(contexts) * len(sums), "contexts") as progress:
+        for start in range(0, len(contexts), step):
+            batch = torch.from_numpy(contexts[start : start + step]).to(model.device)
+            found, follow = model.split(batch[:, :-1], batch[:, 1:], place.sites)
+            widths = [part.shape[-1] for part in found]
+            taken = torch.cat([part[:, skip:] for part in found], -1)  # (contexts, kept, d_in)
+            x = taken.flatten(0, 1).float().cpu().numpy()  # (rows, d_in)
+            for item in replacements:
+                for label, new in zip(item.labels, item.reconstruct(x), strict=True):
+                    parts = torch.from_numpy(new).to(taken).view_as(taken).split(widths, -1)
+                    pairs = zip(found, parts, strict=True)
+                    whole = [torch.cat([old[:, :skip], part], 1) for old, part in pairs]
+                    sums[label] += float(follow(whole)) * len(batch)
+                    progress.advance(len(batch))
+    return {label: value / len(contexts) for label, value in sums.items()}
 
 
 def recovered(loss: float, original: float, ablated: float) -> float:
@@ -121,10 +123,14 @@ def held_out(
     start = first if unseen else len(stream) - n * n_ctx - 1
     windows = [stream.window(start + i * n_ctx, n_ctx + 1) for i in range(n)]
     size = f"{n * n_ctx:,} tokens of the "
+    trained = harvested.is_ours(manifest)
     if text.validation:
-        what = "neither harvested nor trained on" if unseen else "the last of those harvested"
+        seen = "neither harvested nor trained on" if trained else "not harvested"
+        what = seen if unseen else "the last of those harvested"
         return np.stack(windows), f"{size}validation text, {what}"
-    size += "text, which has no validation part: a model trained on this corpus has seen them"
+    size += "text"
+    if trained:
+        size += ", which has no validation part: a model trained on this corpus has seen them"
     return np.stack(windows), f"{size}; they were {'not ' if unseen else ''}harvested"
 
 
@@ -137,10 +143,11 @@ def measure(context: Context, bases: dict[str, Basis]) -> tuple[dict[str, float]
     config, settings = context.config, context.settings(LossRecoveredConfig)
     activations, manifest = context.activations, context.activations.manifest
     if manifest is None:
-        raise UserError("these activations do not come from a language model of ours")
+        raise UserError("these activations do not come from a language model")
     place, lm = harvested.place(manifest), harvested.model(manifest, config)
+    harvested.columns_of(lm.model, place.sites, activations.d_in)
     runtime.allocator()
-    contexts, what = held_out(manifest, Path(config.cache_dir), lm.config.n_ctx, settings.tokens)
+    contexts, what = held_out(manifest, Path(config.cache_dir), lm.n_ctx, settings.tokens)
     ks = [k for k in settings.ks if k <= activations.d_in]
     replacements = [of_dictionary(entry) for entry in context.study.entries]
     replacements += [of_basis(method, basis, ks) for method, basis in bases.items()]

@@ -25,6 +25,7 @@ VERTICAL = Statement(
     "Slope of ln best L1 against ln size, l1_scaling=none: holds if the 95 % interval lies within "
     "-0.5 to 0.5, does not hold if outside. Of several kinds, the main one, else the first in the "
     "study's order that has a slope; it is named.",
+    of_all=True,
 )
 
 
@@ -35,6 +36,7 @@ DIAGONAL = Statement(
     "diagonal (slope 1)",
     "The same slope for l1_scaling=dict_size: holds if the 95 % interval lies within 0.5 to 1.5, "
     "does not hold if outside.",
+    of_all=True,
 )
 
 

@@ -11,8 +11,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from sparse_dict.activations.toy import TRUTH
 from sparse_dict.analysis.claims import Claim, Statement, verdict
@@ -25,7 +23,7 @@ from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Section, Table
 from sparse_dict.analysis.study import NAMES, Entry
 from sparse_dict.errors import UserError
-from sparse_dict.storage import files
+from sparse_dict.storage import files, tensor_files
 
 Floats = NDArray[np.float32]
 Wide = NDArray[np.floating[Any]]
@@ -40,6 +38,7 @@ FOUND = Statement(
     "MMCS with the truth: holds if the mean of their MMCS has its 95 % interval (bootstrap over "
     "the true features) above 0.9, does not if below. A choice in favour of the claim: that some "
     "L1 does it.",
+    of_all=True,
 )
 PREDICTED = Statement(
     "truth_predicted",
@@ -48,6 +47,7 @@ PREDICTED = Statement(
     "expected: where there is no truth, the post goes by the former",
     "Pearson's correlation of the two over dictionaries that have a larger one: holds if its 95 % "
     f"interval (bootstrap over dictionaries) lies above 0.5, does not if below. Needs {FEWEST}.",
+    of_all=True,
 )
 
 # Column of `table`, title and format of its heat map.
@@ -70,14 +70,15 @@ def read(context: Context) -> Floats:
     if "truth" not in manifest["fingerprints"]:
         raise UserError("the features of these activations are not known, as in a toy model")
     path = folder / TRUTH
-    try:
-        features = load_file(path)["features"]
-        found = files.fingerprint(files.sha256_file(path))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
-    if found != manifest["fingerprints"]["truth"]:
+    features = tensor_files.read(path).get("features")
+    if files.fingerprint(files.sha256_file(path)) != manifest["fingerprints"]["truth"]:
         raise UserError(f"{path} is not the file that the manifest describes")
-    if features.dtype != np.float32 or features.ndim != 2 or features.shape[1] != study.d_in:
+    if (
+        features is None
+        or features.dtype != np.float32
+        or features.ndim != 2
+        or features.shape[1] != study.d_in
+    ):
         raise UserError(f"{path} holds no float32 directions of {study.d_in} dimensions")
     return features
 

@@ -285,6 +285,9 @@ def claims(context: Context) -> list[Claim]:
     estimate = interval(comparison, chain, samples, growth)
     half, full = np.mean([shares(samples(other)) for other in chains], axis=0)
     ours = f"{half:.0%} at half, {full:.0%} at full training"
+    if not half and not full:
+        why = f"cannot be told: {ours}, so nothing was found that could grow"
+        return [statement.undecided(why) for statement in STATEMENTS]
     outcome = verdict(estimate, 0)
     if outcome != HOLDS:
         outcome = FAILS if estimate.high < 0.02 else OPEN

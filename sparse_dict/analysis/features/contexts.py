@@ -1,8 +1,8 @@
 """Top-activating text: where in the harvest's text a feature is active, and what it writes.
 
-The language model reads pieces of the harvested text again, because a context needs the activations
-of neighbouring tokens, which the shuffled rows on disk do not hold together. Memory does not grow
-with the number of tokens, but for the tokens themselves (4 bytes each).
+The rows of a harvest are shuffled, but their origins say where in the text each belongs: those of
+evenly spaced contexts are read from the disk, so the language model need not run again. Memory does
+not grow with the number of tokens, but for the tokens and the rows' numbers (12 bytes each).
 """
 
 import logging
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.features.chosen import Chosen, choose
 from sparse_dict.analysis.features.logit_effects import logit_effects
-from sparse_dict.analysis.harvested import Floats, Source, open_source
+from sparse_dict.analysis.harvested import Floats, Place, Source, open_source
 from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
 from sparse_dict.analysis.study import Entry
 from sparse_dict.config import AnalyzeConfig, ContextsConfig
+from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress
 
@@ -52,6 +53,7 @@ class Feature:
     histogram: NDArray[np.int64]  # (BINS,) active tokens by activation, from 0 to `largest`
     top: list[Context]  # the highest, at most one of each context of the language model
     spread: list[Context]  # at evenly spaced quantiles of its activations, highest first
+    shares: list[float]  # of its squared decoder row that each site has
     promoted: list[tuple[int, float]]  # tokens and logits for each unit of activation
     demoted: list[tuple[int, float]]
     neuron: tuple[int, float] | None  # the nearest neuron and the signed cosine with it
@@ -72,8 +74,15 @@ class Gallery:
     n_tokens: int  # read here
     n_harvested: int
     n_ctx: int
-    skip_first: int  # positions of each context that have no activations
     mcs: str  # which variant of MCS
+    place: Place
+    columns: tuple[tuple[int, int], ...]  # of each site: first, and last but one
+    direct: tuple[Site, ...]  # sites whose effect on the logits is shown
+
+    @property
+    def unit(self) -> str:
+        """What a column of the activations is called."""
+        return "neuron" if self.place.of_neurons else "coordinate"
 
 
 @dataclass(frozen=True)
@@ -97,14 +106,15 @@ def gather(config: AnalyzeConfig, comparison: Comparison) -> Gallery | Missing:
     except UserError as error:
         log.warning("no contexts: %s", error)
         return Missing(str(error))
-    found = describe(chosen, source, settings, config.seed)
+    log.info("contexts: %d features on %s tokens", len(chosen), f"{source.text.size:,}")
+    found, direct = describe(chosen, source, settings, config.seed)
     shown = {token for f in found for c in [*f.top, *f.spread] for token in c.tokens.tolist()}
     shown |= {token for f in found for token, _ in [*f.promoted, *f.demoted]}
     n_contexts, n_ctx = source.text.shape
     skip = source.place.skip_first
     return Gallery(
-        found, source.words(shown), n_contexts * (n_ctx - skip), source.n_harvested, n_ctx, skip,
-        str(comparison.shown),
+        found, source.words(shown), n_contexts * (n_ctx - skip), source.activations.rows, n_ctx,
+        str(comparison.shown), source.place, source.columns, direct,
     )  # fmt: skip
 
 
@@ -133,8 +143,10 @@ class _Largest:
 
 def describe(
     chosen: Sequence[Chosen], source: Source, settings: ContextsConfig, seed: int
-) -> list[Feature]:
+) -> tuple[list[Feature], tuple[Site, ...]]:
     """Contexts, histogram and logit effects of each of `chosen`, in that order.
+
+    With them, the sites whose effect on the logits is known.
 
     The text is read twice: once to find the contexts and the largest activations, and once for the
     histograms, whose bins end there, and for the activations in the contexts.
@@ -173,28 +185,30 @@ def describe(
                 tokens = source.text.ravel()[first:stop]
                 contexts[row, place] = Context(tokens, values, place - first)
 
-    promoted, demoted = logit_effects(
-        directions(chosen, source.lm.config.d_mlp), source.lm.model, source.place.layer
+    decoders = directions(chosen, source.activations.d_in)
+    promoted, demoted, direct = logit_effects(
+        decoders, source.lm, source.place.sites, source.columns
     )
     features = []
     for row, item in enumerate(chosen):
         top, spread = ([contexts[row, place] for place in part] for part in picked[row])
-        decoder = item.entry.decoder[item.index : item.index + 1] if item.entry else None
+        decoder = decoders[row : row + 1]
         features.append(
             Feature(
                 chosen=item,
-                effective=1.0 if decoder is None else float(simpson_neurons(decoder)[0]),
+                effective=float(simpson_neurons(decoder)[0]),
                 density=float(active[row]) / (n_contexts * (n_ctx - source.place.skip_first)),
                 largest=float(largest[row]),
                 histogram=histograms[row],
                 top=top,
                 spread=spread,
+                shares=_shares(decoder[0], source.columns),
                 promoted=promoted[row],
                 demoted=demoted[row],
                 neuron=None if item.entry is None else item.nearest(),
             )
         )
-    return features
+    return features, direct
 
 
 def _codes(
@@ -212,7 +226,7 @@ def _codes(
     step = max(CHUNK_VALUES // (widest * n_ctx), 1)
     skip = source.place.skip_first
     for first in range(0, n_contexts, step):
-        found = source.rows(source.text[first : first + step])
+        found = source.rows(slice(first, first + step))
         x = found.reshape(-1, found.shape[-1])  # (contexts * kept, d_in)
         codes = np.zeros((len(chosen), len(found), n_ctx), np.float32)
         for entry, rows in owners.values():
@@ -221,6 +235,11 @@ def _codes(
             codes[rows, :, skip:] = wanted.reshape(len(rows), len(found), -1)
         yield first * n_ctx, codes.reshape(len(chosen), -1)
         progress.advance(len(found) * n_ctx)
+
+
+def _shares(decoder: Floats, columns: Sequence[tuple[int, int]]) -> list[float]:
+    squares = decoder.astype(np.float64) ** 2
+    return [float(squares[a:b].sum() / max(squares.sum(), 1e-30)) for a, b in columns]
 
 
 def _around(place: int, n_ctx: int, width: int) -> tuple[int, int]:
@@ -261,7 +280,7 @@ def _pick(
 
 
 def directions(chosen: Sequence[Chosen], d_in: int) -> Floats:
-    """What a unit of activation adds to the MLP's hidden activation, (chosen, d_in)."""
+    """What a unit of activation adds to a row, (chosen, d_in)."""
     rows = np.zeros((len(chosen), d_in), np.float32)
     for row, item in zip(rows, chosen, strict=True):
         if item.entry is None:

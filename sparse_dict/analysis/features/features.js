@@ -59,10 +59,13 @@
     return el("div", "", el("h4", "", title), ...lines);
   }
 
-  function facts(feature) {
+  function facts(data, feature) {
     const parts = [];
     if (feature.mcs !== null) parts.push("MCS " + feature.mcs.toFixed(3));
-    if (feature.neuron) parts.push(short(feature.effective) + " effective neurons");
+    if (feature.neuron) parts.push(`${short(feature.effective)} effective ${data.unit}s`);
+    if (feature.neuron && data.sites.length > 1) {
+      parts.push(data.sites.map(([site], i) => `${percent(feature.shares[i])} in ${site}`).join(", "));
+    }
     if (feature.neuron && feature.dead) parts.push("dead on the evaluation rows");
     parts.push(feature.largest > 0
       ? `active on ${percent(feature.density)} of tokens, at most ${short(feature.largest)}`
@@ -70,9 +73,17 @@
     return parts.join(" · ");
   }
 
+  // A column of the activations; of several sites also which of one's columns it is.
+  function column(data, index) {
+    const [site, start] = data.sites.find(([, , stop]) => index < stop);
+    return `${data.unit} ${index}` + (data.sites.length > 1 ? ` (${site}, ${index - start})` : "");
+  }
+
   function title(data, feature) {
     const dictionary = data.dictionaries[feature.dictionary];
-    return dictionary.size ? `${dictionary.label}: feature ${feature.index}` : `Neuron ${feature.index}`;
+    if (dictionary.size) return `${dictionary.label}: feature ${feature.index}`;
+    const name = column(data, feature.index);
+    return name[0].toUpperCase() + name.slice(1);
   }
 
   // `limits`: how many contexts of each kind, and how many logit effects.
@@ -81,15 +92,17 @@
     heading.title = data.dictionaries[feature.dictionary].name;
     const left = el("div");
     if (feature.largest > 0) left.append(...histogram(feature));
-    left.append(el("div", "sf-effects",
-      effects(data, "Logits raised", feature.promoted.slice(0, limits.effects)),
-      effects(data, "Logits lowered", feature.demoted.slice(0, limits.effects))));
+    if (feature.promoted.length) {
+      left.append(el("div", "sf-effects",
+        effects(data, "Logits raised", feature.promoted.slice(0, limits.effects)),
+        effects(data, "Logits lowered", feature.demoted.slice(0, limits.effects))));
+    }
     const right = el("div", "",
       ...contexts(data, feature, "Highest", feature.top, limits.top),
       ...contexts(data, feature, "Spread evenly over its activations", feature.spread, limits.spread));
     return el("article", "sf-card", heading,
       ...feature.groups.map((group) => el("span", "sf-group", group)),
-      el("div", "sf-facts", facts(feature)), el("div", "sf-body", left, right));
+      el("div", "sf-facts", facts(data, feature)), el("div", "sf-body", left, right));
   }
 
   const ALL = { top: Infinity, spread: Infinity, effects: Infinity };
@@ -159,9 +172,9 @@
       order: ["as chosen", null],
       mcs: ["MCS", (f) => f.mcs],
       density: ["density", (f) => f.density],
-      effective: ["effective neurons", (f) => f.effective],
+      effective: [`effective ${data.unit}s`, (f) => f.effective],
       largest: ["largest activation", (f) => f.largest],
-      neuron: ["cosine with nearest neuron", (f) => f.neuron && Math.abs(f.neuron[1])],
+      neuron: [`cosine with nearest ${data.unit}`, (f) => f.neuron && Math.abs(f.neuron[1])],
     };
     const order = choice("Sort by", Object.entries(keys).map(([key, [name]]) => [key, name]));
     const direction = choice("Order", [["-1", "highest first"], ["1", "lowest first"]]);
@@ -209,14 +222,14 @@
         const neuron = neuronOf(data, feature);
         if (neuron) {
           const beside = el("details", "",
-            el("summary", "", `Nearest neuron: ${neuron.index}, ${nearest(feature)}`));
+            el("summary", "", `Nearest ${column(data, neuron.index)}, ${nearest(feature)}`));
           beside.addEventListener("toggle", () => beside.append(card(data, neuron, ALL)), { once: true });
           node.append(beside);
         }
         list.append(node);
       });
       shown = Math.min(shown + PAGE, found.length);
-      count.textContent = `${found.length} of ${data.features.length} features and neurons` +
+      count.textContent = `${found.length} of ${data.features.length} features and ${data.unit}s` +
         (shown < found.length ? `, the first ${shown} shown` : "");
       more.hidden = shown === found.length;
     }

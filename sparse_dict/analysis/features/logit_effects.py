@@ -1,37 +1,72 @@
-"""Which tokens a feature writes: the direct path from the MLP's hidden layer to the logits."""
+"""Which tokens a feature writes: the direct path from where it is read to the logits."""
+
+import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from sparse_dict.lm.model import GPT
+from sparse_dict.config.sites import Site
+from sparse_dict.lm.interface import OpenLM
 
 Floats = NDArray[np.float32]
+Effects = list[list[tuple[int, float]]]  # of each direction: tokens with their logits
 
 EFFECTS = 10  # tokens listed at each end
+SMALL = 1e-3  # of a row's standard deviation, in sqrt(eps) of a norm
 ROWS = 64  # directions whose effects on the whole vocabulary are held at a time
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def logit_effects(
-    rows: Floats, model: GPT, layer: int
-) -> tuple[list[list[tuple[int, float]]], list[list[tuple[int, float]]]]:
-    """Tokens whose logits each of `rows` (n, d_mlp) raises and lowers most, by the direct path.
+    rows: Floats, lm: OpenLM, sites: Sequence[Site], columns: Sequence[tuple[int, int]]
+) -> tuple[Effects, Effects, tuple[Site, ...]]:
+    """Tokens whose logits each of `rows` (n, d_in) raises and lowers most, by the direct path.
 
-    That is: down the MLP of `layer`, then the final LayerNorm's centring and gain, then the
-    unembedding. The LayerNorm's division by the standard deviation is left out, as is everything
-    that later blocks do. Logits are relative to their mean over the vocabulary.
+    That is: of each site's `columns` what they add to the residual stream, then the final norm's
+    centring (if it has any) and gain, then the unembedding. The norm's division is left out, as is
+    everything that later blocks do. Logits are relative to their mean over the vocabulary.
+
+    Returns:
+        Tokens raised, tokens lowered, and the sites that have such a path; without one, no tokens.
     """
-    down = model.get_parameter(f"blocks.{layer}.mlp_out.weight").float().cpu()
-    gain, unembed = model.norm.weight.float().cpu(), model.embed.weight.float().cpu()
+    model = lm.model
+
+    def written(part: Floats) -> dict[Site, Tensor]:
+        x = torch.from_numpy(part).to(model.device)
+        found: dict[Site, Tensor] = {}
+        for site, (start, stop) in zip(sites, columns, strict=True):
+            if (value := model.written(site, x[:, start:stop])) is not None:
+                found[site] = value
+        return found
+
+    direct = tuple(written(rows[:1]))
+    ends: tuple[Effects, Effects] = ([], [])
+    if not direct:
+        return ([[] for _ in rows], [[] for _ in rows], direct)
+    norm = copy.deepcopy(model.final_norm).double().cpu()
+    unembed = model.unembedding[: lm.tokenizer.n_vocab].float()  # some have rows to spare
     k = min(EFFECTS, len(unembed))
-    ends: tuple[list[list[tuple[int, float]]], list[list[tuple[int, float]]]] = ([], [])
     for start in range(0, len(rows), ROWS):
-        residual = torch.from_numpy(rows[start : start + ROWS]) @ down.T
-        logits = ((residual - residual.mean(1, keepdim=True)) * gain) @ unembed.T
+        parts = written(rows[start : start + ROWS])
+        logits = _gain(norm, torch.stack([*parts.values()]).sum(0)) @ unembed.T
         logits -= logits.mean(1, keepdim=True)
         for end, largest in zip(ends, (True, False), strict=True):
             values, tokens = logits.topk(k, largest=largest)
-            for pair in zip(tokens.tolist(), values.tolist(), strict=True):
-                end.append(list(zip(*pair, strict=True)))
-    return ends
+            for ids, effects in zip(tokens.tolist(), values.tolist(), strict=True):
+                end.append(list(zip(ids, effects, strict=True)))
+    return ends[0], ends[1], direct
+
+
+def _gain(norm: nn.Module, residual: Tensor) -> Tensor:
+    """What a norm of any kind does to `residual` (n, d_model), but for its division.
+
+    That is told by rows so small that the norm divides by sqrt(eps) alone.
+    """
+    eps = next(getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name))
+    rows = residual.double().cpu()
+    unit = rows.square().mean(1, keepdim=True).sqrt().clamp(min=1e-30) / SMALL
+    small = rows / unit * eps**0.5
+    return ((norm(small) - norm(torch.zeros_like(small))) * unit).to(residual)

@@ -98,6 +98,7 @@ def payload(
             "groups": chosen.groups,
             "mcs": round(chosen.mcs, 4) if np.isfinite(chosen.mcs) else None,
             "effective": round(feature.effective, 3),
+            "shares": [round(share, 4) for share in feature.shares],
             "density": feature.density,
             "dead": bool(feature.dead),
             "largest": feature.largest,
@@ -112,18 +113,27 @@ def payload(
 
     return {
         "scale": SCALE,
+        "unit": gallery.unit,
+        "sites": [
+            [str(site), *ends]
+            for site, ends in zip(gallery.place.sites, gallery.columns, strict=True)
+        ],
         "vocabulary": [gallery.vocabulary[token] for token in used],
         "dictionaries": [
-            {"name": e.name if e else NEURONS, "size": e and e.size, "label": _label(e)}
+            {
+                "name": e.name if e else NEURONS,
+                "size": e and e.size,
+                "label": _label(e, gallery.unit),
+            }
             for e in entries
         ],
         "features": [described(feature) for feature in features],
     }
 
 
-def _label(entry: Entry | None) -> str:
+def _label(entry: Entry | None, unit: str) -> str:
     if entry is None:
-        return "Neurons"
+        return f"{unit.capitalize()}s"
     kind = f", {entry.family}" if entry.family else ""
     return f"{entry.size} features, {entry.setting}, seed {entry.seed}{kind}"
 

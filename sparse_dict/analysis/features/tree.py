@@ -68,7 +68,7 @@ def _texts(context: Context, found: Splitting, nodes: list[Node]) -> dict[tuple[
     source = open_source(context.config, context.study, settings.n_tokens)
     entries = found.chains[0].entries
     chosen = [Chosen(entries[node.level], node.index, ()) for node in nodes]
-    described = describe(chosen, source, settings, context.config.seed)
+    described, _ = describe(chosen, source, settings, context.config.seed)
     return {
         (node.level, node.index): [_line(c, source) for c in feature.top]
         for node, feature in zip(nodes, described, strict=True)

@@ -150,11 +150,9 @@ def _bases(
     k = max(round(float(np.mean([float(e.metrics["l0"]) for e in entries]))), 1)
     n_contexts, n_ctx = source.text.shape
     wanted = max(min(settings.rows // n_ctx, n_contexts), 1)
-    text = source.text[np.arange(wanted) * n_contexts // wanted]
-    step = max(CHUNK_VALUES // (comparison.study.d_in * n_ctx), 1)
-    x = np.concatenate([source.rows(text[i : i + step]) for i in range(0, wanted, step)])
+    x = source.rows(np.arange(wanted) * n_contexts // wanted)
     rows = bases.Rows.of(x.reshape(-1, x.shape[-1]))
-    for method in settings.baselines:
+    for method in bases.affordable(settings.baselines, rows.d_in):
         basis = bases.fit(method, rows, seed)
         rng = np.random.default_rng(seed)
         size = len(basis.directions)
@@ -188,7 +186,7 @@ def _read(candidates: Sequence[_Candidate], source: Source) -> Floats:
     step = max(CHUNK_VALUES // (max(c.size for c in candidates) * n_ctx), 1)
     with Progress("reading for interp", n_contexts * kept, "tokens") as progress:
         for start in range(0, n_contexts, step):
-            found = source.rows(source.text[start : start + step])
+            found = source.rows(slice(start, start + step))
             x = found.reshape(-1, found.shape[-1])
             for members in rows.values():
                 columns = [candidates[row].column for row in members]

@@ -8,7 +8,6 @@ pauses, are made by the `openai` client (extra `interp`).
 
 import importlib.util
 import json
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -176,8 +175,6 @@ class Client:
             def send(self, request: "httpx2.Request", **options: Any) -> "httpx2.Response":
                 return attempt(request, partial(super().send, request, **options))
 
-        for name in ("openai", "httpx2"):  # they would log a line for each request
-            logging.getLogger(name).setLevel(logging.WARNING)
         # A redirect would take the API key to a host that the user did not name.
         local = urlsplit(self._url).hostname in LOOPBACK
         http = self._opened.enter_context(Metered(follow_redirects=False, trust_env=not local))

@@ -11,13 +11,16 @@ which makes the rest non-negative. Dictionaries have no offset.
 
 Rows are read a chunk at a time, so memory does not grow with `baselines.rows`: PCA sums up the
 covariance, NMF learns from one batch after another; ICA, which needs its rows at once, takes the
-first IN_MEMORY of them (the rows of a harvest are shuffled).
+first IN_MEMORY of them (the rows of a harvest are shuffled). Both cost rows * d_in^2: of more than
+128 values a row they take so few rows that it stays what it is at 128 (`most_rows`), and they are
+left out (`affordable`) where that is too few.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,9 @@ from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.errors import UserError
+from sparse_dict.machine.ahead import aside
+
+log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 Wide = NDArray[np.float64]
@@ -42,6 +48,9 @@ ICA_ITERATIONS = 200
 NMF_BATCH = 1024
 NMF_PASSES = 100  # over rows in memory, at most
 NMF_ROWS = 1 << 20  # seen in all, at least, where there are more
+SOLVED = ("ica", "nmf")  # by iterations; the others are exact and quick
+WIDEST = 128  # values a row of which they take all of IN_MEMORY
+FEWEST = 4  # rows for each direction that they are fitted on
 NMF_FORGET = 0.7  # what an old row weighs after a whole pass (scikit-learn's default)
 
 
@@ -107,6 +116,23 @@ class Rows:
         return found
 
 
+def most_rows(d_in: int) -> int:
+    """How many rows of that width ICA and NMF are fitted on, which bounds their time."""
+    return IN_MEMORY * WIDEST**2 // max(WIDEST, d_in) ** 2
+
+
+def affordable(methods: Sequence[str], d_in: int) -> list[str]:
+    """The methods without those that would take too long on rows of that width, which are logged.
+
+    ICA of 2,112 values took seven minutes on 10,000 rows.
+    """
+    slow = [m for m in methods if m in SOLVED and most_rows(d_in) < FEWEST * d_in]
+    if slow:
+        named = " and ".join(LABELS[method] for method in slow)
+        log.info("%s left out: rows of %s values are too wide for them", named, f"{d_in:,}")
+    return [method for method in methods if method not in slow]
+
+
 def fit(method: str, rows: Rows, seed: int) -> Basis:
     """Fit a baseline, one of config's BASELINES.
 
@@ -116,6 +142,9 @@ def fit(method: str, rows: Rows, seed: int) -> Basis:
     d = rows.d_in
     if len(rows) < 2 * d:
         raise UserError(f"{len(rows)} rows are too few to fit {d} directions: use more")
+    if method in SOLVED and most_rows(d) < min(len(rows), IN_MEMORY):
+        log.info("%s: fitted on the first %s rows", LABELS[method], f"{most_rows(d):,}")
+        rows = replace(rows, stop=rows.start + most_rows(d))
     if method == "nmf":
         return _nmf(rows, seed)
     exact = rows.mean()
@@ -125,9 +154,11 @@ def fit(method: str, rows: Rows, seed: int) -> Basis:
             return _orthogonal(np.eye(d), mean)
         case "random":
             # The QR factor of a Gaussian matrix, its signs aside, is uniform (Haar).
-            return _orthogonal(np.linalg.qr(_rng(seed).standard_normal((d, d)))[0], mean)
+            gaussian = _rng(seed).standard_normal((d, d))
+            return _orthogonal(aside(lambda: np.linalg.qr(gaussian))[0], mean)
         case "pca":
-            return _orthogonal(np.linalg.eigh(rows.scatter(exact))[1].T[::-1], mean)
+            scatter = rows.scatter(exact)
+            return _orthogonal(aside(lambda: np.linalg.eigh(scatter))[1].T[::-1], mean)
         case "ica":
             return _ica(rows.first(IN_MEMORY), mean, seed)
     raise ValueError(f"unknown baseline {method!r}")

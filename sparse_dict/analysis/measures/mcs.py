@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.errors import UserError
+from sparse_dict.machine.ahead import aside
 
 Floats = NDArray[np.floating[Any]]
 
@@ -72,7 +73,7 @@ def assign(similarity: Floats) -> tuple[NDArray[np.int64], Floats]:
     """One-to-one partners with the largest sum of `similarity` (n, m), n <= m, and the values."""
     from scipy.optimize import linear_sum_assignment
 
-    chosen, partners = linear_sum_assignment(similarity, maximize=True)
+    chosen, partners = aside(lambda: linear_sum_assignment(similarity, maximize=True))
     return partners, similarity[chosen, partners]
 
 

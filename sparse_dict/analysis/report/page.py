@@ -155,10 +155,18 @@ class Section:
         return [block for block in self.blocks if isinstance(block, Table)]
 
 
-def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """The whole report."""
+def render(
+    title: str,
+    subtitle: str,
+    sections: Sequence[Section],
+    lead: Sequence[str] = (),
+    alarm: str | None = None,
+) -> str:
+    """The whole report; it begins with the sentences of `lead`, after a red one, `alarm`."""
     template = TEMPLATES.get_template("report.html.jinja")
-    body = template.render(title=title, subtitle=subtitle, sections=sections)
+    body = template.render(
+        title=title, subtitle=subtitle, sections=sections, lead=lead, alarm=alarm
+    )
     drawn = [b for section in sections for b in section.blocks if isinstance(b, Markup)]
     style = (FOLDER / "report.css").read_text(encoding="utf-8")
     return page(title, body, [style, *(d.style for d in drawn)], [d.script for d in drawn])

@@ -39,6 +39,19 @@ def paragraph(config: AnalyzeConfig, study: Study) -> str:
     )
 
 
+def subject(config: AnalyzeConfig, study: Study) -> str:
+    """The activations in a few words, after their number."""
+    try:
+        manifest = harvested.manifest_of(config, study)
+    except UserError:
+        return f"rows of {study.d_in:,} values"
+    site, layer = _word(manifest, "site"), _count(manifest, "layer")
+    if site == "toy":
+        return f"rows of a toy ({study.d_in:,} values)"
+    at = f"{site or 'several sites'}" + ("" if layer is None else f", layer {layer}")
+    return f"activations of {at} ({study.d_in:,} values)"
+
+
 def _get(record: Any, *path: str) -> Any:
     """The value below `path`; None where a step is missing or no mapping."""
     for key in path:
@@ -78,7 +91,7 @@ def _site(manifest: Mapping[str, Any], d_in: int) -> str:
         names = [name for site in sites if (name := _word(site, "site"))]
         return f"{d_in:,} values of {len(sites)} sites side by side ({', '.join(names)})"
     name, layer = _word(manifest, "site") or "an unnamed site", _count(manifest, "layer")
-    what = "neurons: the hidden layer of the MLP" if name == harvested.SITE else "values"
+    what = "neurons: the hidden layer of the MLP" if name == "mlp_post" else "values"
     return f"{d_in:,} {what} (site {name}" + (
         ")" if layer is None else f") of layer {layer}, counted from 0,"
     )

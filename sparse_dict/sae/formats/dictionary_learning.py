@@ -8,6 +8,7 @@ from typing import Any
 
 from sparse_dict.errors import UserError, one_line
 from sparse_dict.sae.formats.parts import Foreign, arrays, folded, gated, refuse
+from sparse_dict.storage.door import opened
 
 CONFIG = "config.json"
 KINDS = {
@@ -27,7 +28,10 @@ def read(path: Path, config: dict[str, Any]) -> Foreign:
         raise refuse(path, f"the class {kind!r}")
     try:
         # Tensors alone: what else a pickle may hold is refused by torch.
-        state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+        with opened(path) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251
+    except UserError:
+        raise
     except Exception as error:  # of pickle, zipfile or torch
         raise UserError(f"{path} cannot be read as tensors: {one_line(error)}") from None
     p = arrays(state)

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sparse_dict.errors import UserError
 from sparse_dict.sae.folder import Dictionary
+from sparse_dict.storage.door import opened
 
 Wide = NDArray[np.float64]
 
@@ -46,6 +47,22 @@ def only(path: Path, config: Mapping[str, Any], **usual: Any) -> None:
     for key, value in usual.items():
         if config.get(key, value) not in (value, None):
             raise refuse(path, f"{key}={config[key]!r}")
+
+
+def tensors(path: Path) -> dict[str, Wide]:
+    """The tensors of a safetensors file, as `arrays`.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        with opened(path):  # a file of the usual kind; it is mapped, not read in one piece
+            return arrays(load_file(path))
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def arrays(tensors: Mapping[str, Any]) -> dict[str, Wide]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sparse_dict.sae.formats.parts import Foreign, arrays, folded, gated, only, refuse
+from sparse_dict.sae.formats.parts import Foreign, folded, gated, only, refuse, tensors
 
 CONFIG = "cfg.json"
 # Our names of its architectures; those that it saves as another one for inference appear only in
@@ -16,8 +16,6 @@ KINDS = {
 
 def read(path: Path, config: dict[str, Any]) -> Foreign:
     """Read the weights at `path`, to which `config` belongs."""
-    from safetensors.torch import load_file
-
     activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))
     k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
     architecture = config.get("architecture", "standard")
@@ -32,7 +30,7 @@ def read(path: Path, config: dict[str, Any]) -> Foreign:
     if normalisation not in ("none", None, "expected_average_only_in"):
         raise refuse(path, f"normalize_activations={normalisation!r}")
 
-    p = arrays(load_file(path))
+    p = tensors(path)
     W_enc, W_dec, b_dec = p["W_enc"], p["W_dec"], p["b_dec"]
     bias, threshold = p.get("b_enc"), p.get("threshold", p.get("topk_threshold"))
     if architecture == "gated":

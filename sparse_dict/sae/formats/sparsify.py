@@ -3,17 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from sparse_dict.sae.formats.parts import Foreign, arrays, folded, only
+from sparse_dict.sae.formats.parts import Foreign, folded, only, tensors
 
 CONFIG = "cfg.json"
 
 
 def read(path: Path, config: dict[str, Any]) -> Foreign:
     """Read the weights at `path`, to which `config` belongs."""
-    from safetensors.torch import load_file
-
     only(path, config, activation="topk", skip_connection=False, transcode=False)
-    p = arrays(load_file(path))
+    p = tensors(path)
     dictionary = folded(
         p["encoder.weight"].T, p["encoder.bias"], p["W_dec"], p["b_dec"], centred=True,
         k=int(config["k"]),

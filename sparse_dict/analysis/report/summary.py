@@ -1,0 +1,83 @@
+"""A study in three sentences: what was trained, what was found, what cannot be said."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, nothing_told
+from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.report import provenance
+from sparse_dict.analysis.study import LABELS, number
+
+# What makes fewer features fire, and more so the larger it is; k is a number of them.
+REMEDY = {"l1": "a lower L1", "l0": "a lower L0 penalty", "k": "a larger k"}
+
+
+def alarm(context: Context) -> str | None:
+    """That the study's dictionaries explain nothing, if so, and what to change."""
+    if not (why := nothing_told(context.comparison)):
+        return None
+    chain = context.comparison.main
+    axis = (chain.entries if chain else context.study.entries)[0].axis
+    return f"{why}: what they would show cannot be told. Train new ones with {REMEDY[axis]}."
+
+
+def sentences(context: Context) -> list[str]:
+    """What was trained, what was found, what cannot be said."""
+    return [_trained(context), _found(context), _unsaid(context)]
+
+
+def _span(values: Sequence[str]) -> str:
+    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+def _trained(context: Context) -> str:
+    entries = context.study.entries
+    sizes = [str(size) for size in sorted({e.size for e in entries})]
+    levels = [
+        f"{label} {_span([number(v) for v in values])}"
+        for axis, label in LABELS.items()
+        if (values := sorted({e.level for e in entries if e.axis == axis}))
+    ]
+    seeds, n = len({e.seed for e in entries}), len(entries)
+    rows = max(int(e.metrics.get("n_activations") or 0) for e in entries)
+    return (
+        f"{n} sparse {'dictionary' if n == 1 else 'dictionaries'} of {_span(sizes)} features "
+        f"({'; '.join(levels)}; {seeds} {'seed' if seeds == 1 else 'seeds'}) learned from "
+        f"{rows:,} {provenance.subject(context.config, context.study)}."
+    )
+
+
+def _found(context: Context) -> str:
+    comparison, chain = context.comparison, context.comparison.main
+    if why := nothing_told(comparison):
+        return f"Nothing was found: {why}."
+    if chain is None:
+        return "No two sizes were trained alike, so it was not seen what they have in common."
+    values = np.concatenate([comparison.counted(entry) for entry in chain.entries[:-1]])
+    above, n = int((values > comparison.settings.threshold).sum()), len(values)
+    fvu, l0 = (float(np.mean([e.metrics[key] for e in chain.entries])) for key in ("fvu", "l0"))
+    text = (
+        f"At {chain.setting}, where {fvu:.0%} of the variance is left unexplained by {l0:.3g} "
+        f"active features a row, {above} of {n} features are found again in larger dictionaries, "
+        f"almost unchanged (cosine above {comparison.settings.threshold:g})"
+    )
+    held = [sum(c.verdict == verdict for c in context.claims) for verdict in (HOLDS, FAILS)]
+    if context.claims:
+        text += f"; of {len(context.claims)} claims {held[0]} hold and {held[1]} do not"
+    return f"{text}."
+
+
+def _unsaid(context: Context) -> str:
+    beyond = "whether other models, layers or texts give the same"
+    undecided = [claim for claim in context.claims if claim.verdict == OPEN]
+    lacking = [claim for claim in undecided if claim.interval is None]
+    if not undecided:
+        return f"It cannot be said {beyond}."
+    text = f"{len(undecided)} claims stay undecided"
+    if lacking:
+        text += (
+            f", {len(lacking)} of them for want of what they need, such as "
+            f"“{lacking[0].claim}” ({lacking[0].ours})"
+        )
+    return f"{text}; and it cannot be said {beyond}."
