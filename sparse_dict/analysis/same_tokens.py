@@ -56,6 +56,7 @@ def _origins(activations: Activations) -> tuple[NDArray[np.int64], NDArray[np.in
     tokens = np.empty(activations.rows, np.int32)
     for start, origins in activations.shard_origins():
         here = slice(start, start + len(origins))
-        places[here] = (origins[:, 0].astype(np.int64) << 32) | origins[:, 1]
-        tokens[here] = origins[:, 2]
+        found = origins[:]
+        places[here] = (found[:, 0].astype(np.int64) << 32) | found[:, 1]
+        tokens[here] = found[:, 2]
     return places, tokens

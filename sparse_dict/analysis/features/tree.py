@@ -29,15 +29,32 @@ BEFORE, AFTER = 34, 22  # letters of a context
 Lines = list[tuple[str, str, str]]  # what stands before the token, it, and what follows
 
 
+def nodes(context: Context) -> list[Chosen]:
+    """The features of the trees that `splits` draws, for the features page; none if it is off."""
+    try:
+        found = context.splitting if context.config.is_on("splits") else None
+    except UserError:
+        return []
+    if found is None:
+        return []
+    trees = found.trees(TREES, LARGEST)
+    entries = found.chains[0].entries
+    return [
+        Chosen(entries[node.level], node.index, (f"tree of {entries[0].size}/{root.index}",))
+        for root in trees
+        for node in root.walk()
+    ]
+
+
 def pictures(context: Context, found: Splitting) -> list[str | Picture]:
     """The trees with the most splits, and what is missing where their text is not there."""
     roots = found.trees(TREES, LARGEST)
     if not roots:
         return []
-    nodes = [node for root in roots for node in root.walk()]
+    shown = [node for root in roots for node in root.walk()]
     notes: list[str | Picture] = []
     try:
-        texts = _texts(context, found, nodes)
+        texts = _texts(context, found, shown)
     except UserError as error:
         texts = {}
         notes.append(f"The trees are drawn without text: {error}.")
@@ -56,7 +73,7 @@ def pictures(context: Context, found: Splitting) -> list[str | Picture]:
     return notes
 
 
-def _texts(context: Context, found: Splitting, nodes: list[Node]) -> dict[tuple[int, int], Lines]:
+def _texts(context: Context, found: Splitting, shown: list[Node]) -> dict[tuple[int, int], Lines]:
     """The strongest contexts of each node, by level and index.
 
     Raises:
@@ -67,11 +84,11 @@ def _texts(context: Context, found: Splitting, nodes: list[Node]) -> dict[tuple[
     )
     source = open_source(context.config, context.study, settings.n_tokens)
     entries = found.chains[0].entries
-    chosen = [Chosen(entries[node.level], node.index, ()) for node in nodes]
+    chosen = [Chosen(entries[node.level], node.index, ()) for node in shown]
     described, _ = describe(chosen, source, settings, context.config.seed)
     return {
         (node.level, node.index): [_line(c, source) for c in feature.top]
-        for node, feature in zip(nodes, described, strict=True)
+        for node, feature in zip(shown, described, strict=True)
     }
 
 
