@@ -180,13 +180,16 @@ class Activations:
         for i in np.unique(shards).tolist():
             here = np.flatnonzero(shards == i)
             part = np.empty((len(here), self.d_in), np.float32)
-            _convert(self._rows.arrays[i][rows[here] - self._rows.starts[i]], part)
+            inside = rows[here] - self._rows.starts[i]
+            first = int(inside.min())
+            _convert(self._rows.arrays[i][first : int(inside.max()) + 1][inside - first], part)
             out[here] = part
         return out
 
     def shard_origins(self) -> Iterator[tuple[int, Origins]]:
         """Of each shard of a harvest of ours: its first row, and `origins` of all its rows."""
-        yield from zip(self._origins.starts.tolist(), self._origins.arrays, strict=False)
+        for first, stored in zip(self._origins.starts.tolist(), self._origins.arrays, strict=False):
+            yield first, stored[:]
 
     @cached_property
     def _origins(self) -> Joined:
