@@ -158,6 +158,7 @@ def test_planted_splits_replicate_and_are_counted(base):
     assert table["kept"].tolist() == pytest.approx([4 / 14] * 3, abs=1 / 14)
     assert (table["gain"] > 0.8).all()  # random features leave errors of their own
     assert table["children"].tolist() == [2, 2, 2]
+    assert (table["stays"] == 0).all()
     assert "without text" in " ".join(b for b in section.blocks if isinstance(b, str))
 
 

@@ -82,7 +82,9 @@ def section(context: Context) -> Section:
         "features near it are all another one's children, and lost if there is none near; a "
         f"feature without a parent is born. On {len(found.rows):,} evaluation rows; dead features "
         "do not count. Gain: by how much the smaller dictionary's error falls, on the rows where "
-        "the parent or a child is active, if the children take the parent's place (stitching)."
+        "the parent or a child is active, if the children take the parent's place (stitching); "
+        "median. Stays: share of the splits in which one child is as good as the parent (cosine "
+        f"above {FOUND:g}) and the others come beside it."
     )
     result = Section(title, [text])
     blocks = result.blocks
@@ -117,21 +119,27 @@ def _decomposed(found: Splitting) -> str:
         return ""
     shares = "; ".join(f"{parts[name] / total:.0%} {name}" for name in FATES if name != KEPT)
     seeds = f", {len(found.chains)} seeds" if len(found.chains) > 1 else ""
+    stays = float(fates(found)["stays"].mean())
     return (
         f"Of the {total} living features of the smallest dictionaries "
         f"({found.chains[0].entries[0].size}{seeds}), {parts[KEPT] / total:.0%} are kept through "
-        f"all sizes. What first happens to the others, in shares of all: {shares}."
+        f"all sizes. What first happens to the others, in shares of all: {shares}. In "
+        f"{stays:.0%} of the splits from one size to the next (mean over sizes) a child as good "
+        "as the parent stays."
     )
 
 
 def fates(found: Splitting) -> pd.DataFrame:
-    """One row a seed and step: shares of fates, of born features, and gains of splits."""
+    """One row a seed and step: shares of fates and of born features, what splits are like."""
     rows = []
     for chain, steps in zip(found.chains, found.steps, strict=True):
         for small, large, step in zip(chain.entries[:-1], chain.entries[1:], steps, strict=True):
             living = step.fate[step.fate != DEAD]
             children = np.bincount(step.parent[step.parent >= 0], minlength=small.size)
-            gains = step.gain[np.isfinite(step.gain)]
+            gains, split = step.gain[np.isfinite(step.gain)], step.fate == SPLIT
+            stays = [
+                step.cosine[step.children(i)].max() > FOUND for i in np.flatnonzero(split).tolist()
+            ]
             rows.append(
                 {
                     "seed": chain.seed,
@@ -139,9 +147,8 @@ def fates(found: Splitting) -> pd.DataFrame:
                     "to": large.size,
                     **{name: float((living == name).mean()) for name in FATES},
                     "born": float((step.parent[large.alive] < 0).mean()),
-                    "children": float(children[step.fate == SPLIT].mean())
-                    if (step.fate == SPLIT).any()
-                    else float("nan"),
+                    "children": float(children[split].mean()) if split.any() else float("nan"),
+                    "stays": float(np.mean(stays)) if stays else float("nan"),
                     "gain": float(np.median(gains)) if len(gains) else float("nan"),
                 }
             )
