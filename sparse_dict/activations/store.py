@@ -188,8 +188,8 @@ class Activations:
 
     def shard_origins(self) -> Iterator[tuple[int, Origins]]:
         """Of each shard of a harvest of ours: its first row, and `origins` of all its rows."""
-        for first, array in zip(self._origins.starts.tolist(), self._origins.arrays, strict=False):
-            yield first, array[:]
+        for first, part in zip(self._origins.starts.tolist(), self._origins.arrays, strict=False):
+            yield first, part[:]
 
     @cached_property
     def _origins(self) -> Joined:

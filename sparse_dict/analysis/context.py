@@ -85,6 +85,11 @@ class Context:
         return Splitting(tuple(chains[: seeds.MOST_SEEDS]), self.evaluation_rows())
 
     @cached_property
+    def row_pairs(self) -> dict[str, list[seeds.SeedPair]]:
+        """Dictionaries that differ in the seed, in their rows, or in both, matched."""
+        return seeds.by_difference(self.study, self.config.comparison.match_limit)
+
+    @cached_property
     def ridges(self) -> list[ridge.Ridge]:
         """The best L1 by dictionary size, one ridge a family.
 

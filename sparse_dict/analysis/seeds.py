@@ -1,6 +1,7 @@
 """Dictionaries that differ only in the seed, matched pair by pair, and intervals over seeds."""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -12,10 +13,12 @@ from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.measures.across_seeds import match_pair
 from sparse_dict.analysis.measures.intervals import Estimate, over_seeds, percentiles
 from sparse_dict.analysis.study import Entry, Study, seed_groups
+from sparse_dict.storage.files import fingerprint
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
+INITIAL, DATA, BOTH = "initial values", "data", "both"  # in what two dictionaries differ
 MOST_SEEDS = 5  # of each dictionary that are compared, the lowest: ten pairs
 
 
@@ -51,11 +54,56 @@ def compare(study: Study, match_limit: int) -> list[SeedPair]:
         if group[0].size > match_limit:
             continue
         for first, second in combinations(group[:MOST_SEEDS], 2):
-            cosine, shared = match_pair(
-                (first.encoder, first.decoder), (second.encoder, second.decoder)
-            )
-            pairs.append(SeedPair(first, second, cosine, shared, first.frequency))
+            pairs.append(matched(first, second))
     return pairs
+
+
+def matched(first: Entry, second: Entry) -> SeedPair:
+    """Two dictionaries of one size, matched."""
+    cosine, shared = match_pair((first.encoder, first.decoder), (second.encoder, second.decoder))
+    return SeedPair(first, second, cosine, shared, first.frequency)
+
+
+def by_difference(study: Study, match_limit: int) -> dict[str, list[SeedPair]]:
+    """Dictionaries of up to `match_limit` features that are equal in all but seed and rows.
+
+    Of more than five seeds the lowest five are compared.
+    """
+    alike: dict[str, list[Entry]] = defaultdict(list)
+    for entry in study.entries:
+        if entry.size <= match_limit:
+            alike[_kin(entry.metrics)].append(entry)
+    found: dict[str, list[SeedPair]] = {INITIAL: [], DATA: [], BOTH: []}
+    for entries in alike.values():
+        counted = sorted({entry.seed for entry in entries})[:MOST_SEEDS]
+        for first, second in combinations([e for e in entries if e.seed in counted], 2):
+            if kind := _difference(first, second):
+                found[kind].append(matched(first, second))
+    return found
+
+
+def _kin(metrics: Mapping[str, Any]) -> str:
+    """What dictionaries share that differ in seed and rows alone."""
+    config = {key: value for key, value in metrics["config"].items() if key != "seed"}
+    training = config.get("training") or {}
+    config["training"] = {k: v for k, v in training.items() if k not in ("rows", "rows_seed")}
+    return fingerprint(config)
+
+
+def _rows(entry: Entry) -> tuple[str, int]:
+    training = entry.metrics["config"].get("training") or {}
+    return training.get("rows", "all"), training.get("rows_seed", 0)
+
+
+def _difference(first: Entry, second: Entry) -> str | None:
+    """What two dictionaries differ in; None if their rows overlap in part, or in nothing."""
+    (rows, split), (others, other_split) = _rows(first), _rows(second)
+    if (rows, split) == (others, other_split):
+        return INITIAL if first.seed != second.seed else None
+    halves = {rows, others} == {"half_a", "half_b"} and split == other_split
+    if not (halves or rows == others == "bootstrap"):
+        return None
+    return DATA if first.seed == second.seed else BOTH
 
 
 def skipped(comparison: Comparison) -> str:

@@ -185,6 +185,7 @@ ANALYSES: dict[str, type[Any]] = {
     "histograms": NoSettings,  # MCS of each size, tests of bimodality (figures 2, 3, 3.5)
     "sizes": NoSettings,  # numbers of features found again, and without an analogue, by size
     "agreement": NoSettings,  # features found again in larger dictionaries and by other seeds
+    "rows": NoSettings,  # agreement of other initial values, other rows, and both
     "consensus": ConsensusConfig,  # what recurs over seeds, as a dictionary; split halves
     "splits": NoSettings,  # what features of one size become in the next, in every seed
     "studies": NoSettings,  # other studies' dictionaries: layers, models, checkpoints

@@ -89,6 +89,8 @@ class SAETrainingConfig:
     snapshots: int = MISSING  # decoders kept at the end, half, a quarter ... of the training
     log_every: int = MISSING  # optimiser steps between logged values
     checkpoint_every: int = MISSING  # optimiser steps between checkpoints
+    rows: str = "all"  # all | half_a | half_b | bootstrap: which of the training rows are seen
+    rows_seed: int = 0  # of the split into halves, or of the bootstrap
 
     def __post_init__(self) -> None:
         positive(
@@ -101,4 +103,5 @@ class SAETrainingConfig:
             "log_every",
             "checkpoint_every",
         )
-        not_negative(self, "training", "l1_warmup_steps", "snapshots")
+        not_negative(self, "training", "l1_warmup_steps", "snapshots", "rows_seed")
+        one_of(self, "training", "rows", "all", "half_a", "half_b", "bootstrap")

@@ -7,15 +7,15 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from sparse_dict.activations.store import Activations
 from sparse_dict.sae import kernel
+from sparse_dict.sae.rows import Rows
 
 BLOCK_BYTES = 1 << 26  # copied to a GPU at a time
 SHARE = 0.5  # of the memory free after a GPU's first step: what rows may take
 
 
 def batches(
-    activations: Activations,
+    activations: Rows,
     *,
     rows: int,
     batch_size: int,
@@ -86,7 +86,7 @@ def _place_for(rows: int, batch: Tensor, room: int) -> Tensor | None:
 
 
 def _streamed(
-    activations: Activations,
+    activations: Rows,
     *,
     rows: int,
     batch_size: int,

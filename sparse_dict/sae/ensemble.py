@@ -9,6 +9,7 @@ enqueues the work of all, and waits for them only when values are logged or save
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from sparse_dict.sae import kernel
 from sparse_dict.sae.batches import batches
 from sparse_dict.sae.devices import training_devices
 from sparse_dict.sae.member import Member
-from sparse_dict.sae.rows import training_rows
+from sparse_dict.sae.rows import Rows
 from sparse_dict.sae.schedule import hyper, total_steps
 from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
@@ -84,7 +85,7 @@ def snapshot_steps(config: TrainSAEConfig) -> set[int]:
 
 @dataclass
 class _Part:
-    """The members that one device trains, each with its companion if it has one."""
+    """Members on one device that see the same rows, each with its companion if it has one."""
 
     members: list[Member]
     pairs: list[FreezePerturb]
@@ -106,13 +107,17 @@ def _parts(
     members: list[Member], activations: Activations, first_step: int, stack: ExitStack
 ) -> list[_Part]:
     """Put `members` on the devices that `config.device` selects, about the same work on each."""
-    config = members[0].config
-    devices = training_devices(config.device)
-    batch_size, last_step = config.training.batch_size, total_steps(config)
+    devices = training_devices(members[0].config.device)
     loads = [m.state.dict_size * (2 if m.strategy else 1) for m in members]
-    parts = []
+    shares: dict[tuple[torch.device, str, int], list[Member]] = defaultdict(list)
     for device, share in zip(devices, balanced(loads, len(devices)), strict=False):
-        own = [members[i] for i in share]
+        for i in share:
+            training = members[i].config.training
+            shares[device, training.rows, training.rows_seed].append(members[i])
+    parts = []
+    for (device, *_), own in shares.items():
+        config = own[0].config
+        last_step = total_steps(config)
         for member in own:
             (member.strategy or member.state).move(device)
         pairs = [member.strategy for member in own if member.strategy is not None]
@@ -120,9 +125,10 @@ def _parts(
         steps = make_steps(states, activations.d_in, last_step)
         for _, step_fn in steps:
             stack.enter_context(step_fn)
+        seen = Rows(activations, config.training)
         feed = batches(
-            activations, rows=training_rows(activations, config.training.eval_rows, batch_size),
-            batch_size=batch_size, first_step=first_step, last_step=last_step,
+            seen, rows=seen.rows, batch_size=config.training.batch_size,
+            first_step=first_step, last_step=last_step,
             scale=scale_of(config, activations), device=device,
         )  # fmt: skip
         parts.append(_Part(own, pairs, steps, feed))
@@ -130,7 +136,9 @@ def _parts(
 
 
 def train(members: list[Member], activations: Activations, first_step: int) -> None:
-    """Train `members`, which share `training` and `activations` configs, from `first_step` on.
+    """Train `members` from `first_step` on, whose `activations` and `training` are equal.
+
+    Which rows they see may differ: each selection is read beside the others.
 
     A member found non-finite when values are logged or saved gets an `error` and is trained no
     further.

@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,7 +160,8 @@ def _train_many(
             outcomes[i] = error
             continue
         step = meta["step"] if meta else 0
-        of_data = [config.activations_dir, asdict(config.activations), asdict(config.training)]
+        training = replace(config.training, rows="all", rows_seed=0)  # these may differ in a pass
+        of_data = [config.activations_dir, asdict(config.activations), asdict(training)]
         shared = [*of_data, config.device, step]
         together[fingerprint(shared)][i] = job
     for number, jobs in enumerate(together.values(), start=1):

@@ -15,6 +15,15 @@ FLOOR_DECAY = 0.99  # of BatchTopK's running threshold, per 256 rows
 COLUMNS = ("W_enc", "W_dec", "b_dec")  # parameters with an entry for each column of activations
 
 
+def drawn_from(seed: int, architecture: Architecture, d_in: int) -> Params:
+    """The initial parameters of a dictionary, padded."""
+    # The size enters the seed: from the seed alone, a larger dictionary would begin with all
+    # rows of a smaller one and agree with it before either has learned anything.
+    mixed = np.random.SeedSequence([seed, architecture.sae.dict_size]).generate_state(1)[0]
+    generator = torch.Generator().manual_seed(int(mixed))
+    return architecture.initial(d_in, kernel.padded(d_in), generator)
+
+
 @dataclass
 class State:
     """One dictionary in training. Rows are features; columns are padded with zeros to `width`.
@@ -74,11 +83,7 @@ class State:
         they are the same on every device and whatever trains alongside.
         """
         size, architecture = config.sae.dict_size, architectures.of(config.sae)
-        # The size enters the seed: from the seed alone, a larger dictionary would begin with all
-        # rows of a smaller one and agree with it before either has learned anything.
-        mixed = int(np.random.SeedSequence([config.seed, size]).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(mixed)
-        drawn = architecture.initial(d_in, kernel.padded(d_in), generator)
+        drawn = drawn_from(config.seed, architecture, d_in)
         params = {name: tensor.to(device) for name, tensor in drawn.items()}
         return cls(
             params=params,

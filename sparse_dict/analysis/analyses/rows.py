@@ -1,0 +1,140 @@
+"""What agreement is due to: dictionaries of other initial values, of other rows, and of both."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from sparse_dict.analysis.claims import Claim, Statement, verdict
+from sparse_dict.analysis.context import Analysis, Context
+from sparse_dict.analysis.measures.across_seeds import match_pair, random_pw_mcc
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.page import Section, Table
+from sparse_dict.analysis.seeds import (
+    BOTH,
+    DATA,
+    INITIAL,
+    SeedPair,
+    estimate,
+    shared,
+    shared_fraction,
+)
+from sparse_dict.sae import architectures
+
+OTHER_DATA = Statement(
+    "shared_across_data",
+    "Other initial values and other text would have given most of the same features",
+    "-",
+    "hoped for where agreement is to mean that a feature is real",
+    "Shared fraction (see agreement between seeds) of dictionaries with other seeds and other rows "
+    "(the other half, or another bootstrap), over all pairs and then sizes: holds if the 95 % "
+    "interval lies above 0.5. Over seeds (jackknife) where there are three or more, else over "
+    "features (bootstrap).",
+)
+
+
+def section(context: Context) -> Section | None:
+    """Agreement of other initial values, other rows and both, beside chance and step 0."""
+    pairs = context.row_pairs
+    if not pairs[DATA] and not pairs[BOTH]:
+        return None
+    table = agreement(pairs)
+    random = random_pw_mcc(context.study.d_in, set(table["size"]))
+    section = Section("What agreement is due to: initial values, or data")
+    section.blocks.append(
+        context.draw(
+            "rows", by_size(table, random), "Agreement by what differs between two dictionaries",
+            "Dictionaries matched one-to-one that differ in the seed of their initial values, in "
+            "the rows that they were trained on (the two halves of a random split into blocks, or "
+            "two bootstraps), or in both; all else is equal. Bars: 95 %, over seeds where there "
+            "are three, else over features. Open: the same before training. Dotted: random "
+            "directions. Agreement that is there at step 0 says nothing of the data.",
+        )
+    )  # fmt: skip
+    section.blocks.append(Table("Agreement by what differs", table, fold=len(table) > 12))
+    return section
+
+
+def agreement(pairs: dict[str, list[SeedPair]]) -> pd.DataFrame:
+    """PW-MCC and shared fraction of each kind, level and size, with intervals, and at step 0."""
+    rows = []
+    for kind, all_of_kind in pairs.items():
+        groups: dict[tuple[int, float], list[SeedPair]] = defaultdict(list)
+        for pair in all_of_kind:
+            groups[pair.first.size, pair.first.level].append(pair)
+        for (size, level), group in sorted(groups.items()):
+            row: dict[str, Any] = {"differs": kind, "size": size, "level": level}
+            row["pairs"] = len(group)
+            before = [float(value.mean()) for value in _at_step_0(group[0])]
+            for name, statistic, start in (
+                ("pw_mcc", _pw_mcc, before[0]), ("shared_fraction", shared_fraction, before[1])
+            ):  # fmt: skip
+                found = estimate(group, statistic)
+                row[name] = found.value
+                row[f"{name}_low"], row[f"{name}_high"] = found.low, found.high
+                row[f"{name}_at_step_0"] = start
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _pw_mcc(pairs: Sequence[SeedPair]) -> float:
+    return sum(pair.pw_mcc for pair in pairs) / len(pairs)
+
+
+def _at_step_0(pair: SeedPair) -> tuple[Any, Any]:
+    """`match_pair` of what the two began with."""
+    from sparse_dict.sae.state import drawn_from
+
+    begun = []
+    for entry in (pair.first, pair.second):
+        kind = architectures.known()[entry.metrics["activation"]]
+        architecture = kind(kind.Config(**entry.metrics["config"]["sae"]))
+        drawn = drawn_from(entry.seed, architecture, entry.decoder.shape[1])
+        encoder = drawn.get("W_enc", drawn["W_dec"])
+        begun.append((encoder.numpy(), drawn["W_dec"].numpy()))
+    return match_pair(*begun)
+
+
+def by_size(table: pd.DataFrame, random: dict[int, float]) -> Figure:
+    """PW-MCC and shared fraction by size, at the level of which there are most pairs."""
+    level = table.groupby("level")["pairs"].sum().idxmax()
+    table = table[table["level"] == level]
+    kinds = [kind for kind in (INITIAL, DATA, BOTH) if kind in set(table["differs"])]
+    colours = dict(zip(kinds, sns.color_palette("colorblind", len(kinds)).as_hex(), strict=True))
+    figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.4))
+    sizes = sorted(set(table["size"]))
+    for axis, name, title in zip(
+        axes, ("pw_mcc", "shared_fraction"), ("PW-MCC", "shared fraction"), strict=True
+    ):
+        for place, (kind, rows) in enumerate(table.groupby("differs")):
+            x = rows["size"] * 1.06 ** (place - 1)
+            errors = [rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
+            style = {"color": colours[str(kind)], "ms": 5, "lw": 1}
+            axis.errorbar(x, rows[name], errors, fmt="o-", label=kind, capsize=2, **style)
+            axis.plot(x, rows[f"{name}_at_step_0"], "o", mfc="none", **style)
+        figures.size_axis(axis, sizes)
+        axis.set_ylim(-0.03, 1.05)
+        axis.set_title(title)
+    axes[0].plot(sizes, [random[size] for size in sizes], color="0.5", ls=":", label="random")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="differs", loc="outside lower center", ncols=4)
+    figure.suptitle("What two dictionaries share, by what differs between them")
+    return figure
+
+
+def claims(context: Context) -> list[Claim]:
+    """Whether other seeds on other rows find most of the same."""
+    pairs = context.row_pairs[BOTH]
+    if not pairs:
+        return [OTHER_DATA.undecided("needs -m seed=0,1 training.rows=half_a,half_b")]
+    found = estimate(pairs, shared_fraction)
+    mean = sum(map(shared, pairs)) / len(pairs)
+    ours = f"{found.value:.0%} (mean of {len(pairs)} pairs {mean:.0%})"
+    return [OTHER_DATA.decided(ours, found, verdict(found, 0.5))]
+
+
+ANALYSIS = Analysis("rows", section, (OTHER_DATA,), claims)
