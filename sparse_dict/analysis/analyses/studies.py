@@ -73,13 +73,12 @@ def section(context: Context) -> Section:
     files.write_text(context.folder / "studies.csv", table.to_csv(index=False))
     result.blocks += [
         context.draw(
-            "studies", picture(pd.DataFrame(alignments), table, bar),
+            "studies", picture(pd.DataFrame(alignments), table),
             "What another study's dictionaries have in common",
-            "Left: how much of the other's activations each map explains. Middle: features with a "
-            "cosine above the threshold in the other's dictionary of the same size, after each "
-            "map, beside another seed of the same model (dashed) and the exact expectation for "
-            "random directions (dotted). Right: correlation of codes matched one to one on the "
-            "same tokens, which no map enters.",
+            "Left: how much of the other's activations each map explains. Middle: MMCS with the "
+            "other's dictionary nearest in size, after each map, beside another seed of the same "
+            "model (dashed) and the exact expectation for random directions (dotted). Right: mean "
+            "correlation of codes matched one to one on the same tokens, which no map enters.",
         ),
         Table("Maps between activations", pd.DataFrame(alignments)),
         Table("Agreement after each map", table, fold=len(table) > 24),
@@ -181,8 +180,8 @@ def beside(context: Context, entries: Sequence[Entry]) -> list[dict[str, object]
     return found
 
 
-def picture(alignments: pd.DataFrame, table: pd.DataFrame, bar: float) -> Figure:
-    """What each map explains, how many features agree after it, and the correlation of codes."""
+def picture(alignments: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """What each map explains, MMCS after it, and the correlation of codes."""
     figure, (axes,) = figures.grid(1, 3, 3.6)
     names = ["identity", "permutation", "rotation"]
     colours = dict(zip(names, (figures.GREY, figures.ORANGE, figures.BLUE), strict=True))
@@ -201,25 +200,24 @@ def picture(alignments: pd.DataFrame, table: pd.DataFrame, bar: float) -> Figure
     mapped = others[others["map"] != "codes"]
     styles = dict(x="size", markers=True, dashes=False)
     sns.lineplot(
-        mapped, y="above", hue="map", hue_order=names, palette=colours, style="study", ax=axes[1],
+        mapped, y="mmcs", hue="map", hue_order=names, palette=colours, style="study", ax=axes[1],
         **styles,
     )  # fmt: skip
     sns.lineplot(
-        others[others["map"] == "codes"], y="correlated", style="study", color=figures.GREEN,
+        others[others["map"] == "codes"], y="correlation", style="study", color=figures.GREEN,
         ax=axes[2], **styles,
     )  # fmt: skip
-    for axis, value in ((axes[1], "above"), (axes[2], "correlated")):
+    for axis, value in ((axes[1], "mmcs"), (axes[2], "correlation")):
         known = twins.dropna(subset=[value]) if value in twins else twins
         if len(known):
             axis.plot(known["size"], known[value], color="black", ls="--", lw=1, label=SEEDS)
         figures.size_axis(axis, sorted(table["size"].unique()), rotation=45)
-        figures.percent_axis(axis)
         axis.set_ylim(-0.03, 1.03)
         axis.set_ylabel("")
-    chance = mapped.groupby("size")["random_above"].mean()
+    chance = mapped.groupby("size")["random_mmcs"].mean()
     axes[1].plot(chance.index, chance, color="black", ls=":", lw=1, label="random directions")
-    axes[1].set_title(f"Features with a cosine above {bar:g}")
-    axes[2].set_title(f"Codes correlated above {bar:g}")
+    axes[1].set_title("MMCS")
+    axes[2].set_title("Correlation of codes")
     handles, labels = axes[1].get_legend_handles_labels()
     for axis in axes[1:]:
         if axis.get_legend():
