@@ -30,6 +30,7 @@ from sparse_dict.analysis.report.page import MISSING, Section, Table
 from sparse_dict.analysis.study import Entry, seed_groups
 from sparse_dict.config import ConsensusConfig
 from sparse_dict.errors import UserError
+from sparse_dict.machine.progress import Progress
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.folder import Dictionary
 from sparse_dict.sae.measured import measured
@@ -69,14 +70,19 @@ def section(context: Context) -> Section:
     held_out = context.evaluation_rows()
     recovered, why = _loss(context)
     rows = []
-    for size in _sizes(len(group)):
-        pairs = min(settings.halves, len(group) // (2 * size))
-        for pair in range(pairs):
+    pairs = [
+        (size, pair)
+        for size in _sizes(len(group))
+        for pair in range(min(settings.halves, len(group) // (2 * size)))
+    ]
+    with Progress("consensus", len(pairs), "pairs of halves") as progress:
+        for size, pair in pairs:
             chosen = group[2 * size * pair : 2 * size * (pair + 1)]
             halves = [_half(part, settings, x, seed) for seed, part in enumerate(_halved(chosen))]
             rows += [
                 _row(method, size, pair, halves, held_out, truths, recovered) for method in METHODS
             ]
+            progress.advance(1)
     table = pd.DataFrame(rows)
     files.write_text(context.folder / "consensus.csv", table.to_csv(index=False))
     whole, recurs = _consensus(group, settings)
