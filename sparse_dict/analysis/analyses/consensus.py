@@ -96,7 +96,7 @@ def section(context: Context) -> Section:
         f"cosine of two clusters is below {settings.cosine:g}; a cluster with rows of more than "
         f"{settings.share:.0%} of the seeds becomes a feature, the mean of its rows. Each "
         "dictionary below has its encoder refitted with its directions fixed, as TopK with the "
-        f"members' mean L0 (k = {_k(group)}), so all are compared at equal L0. Of as many "
+        f"members' mean L0 (k = {_k(group)}), so all are compared at the same k. Of as many "
         "features: of one seed those that carry the most squared activation; pooled, drawn at "
         "random from all seeds."
     )
@@ -249,7 +249,7 @@ def picture(table: pd.DataFrame, first: Entry, toy: bool) -> Figure:
     """Agreement of halves, error, loss or recall, and number of features, by number of seeds."""
     panels = {
         "pw_mcc": "PW-MCC with the consensus of the other half",
-        "fvu": "FVU at equal L0",
+        "fvu": "FVU at the same k",
         **({"recovered": "loss recovered"} if "recovered" in table else {}),
         **({"precision": "share of features that are true"} if toy else {}),
         **({"recall": "share of true features found"} if toy else {}),
