@@ -1,7 +1,6 @@
 """Dictionaries of one study against those of others: layers, checkpoints, other language models."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 import seaborn as sns
@@ -25,15 +24,6 @@ ROWS = 32_768  # tokens that alignments are fitted and codes compared on
 SEEDS = "another seed, same model"  # what the agreement of models is measured against
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A dictionary of the first study and the one of another that it is compared with."""
-
-    first: Entry
-    second: Entry
-    correlation: Floats  # of codes matched one to one, (features of the smaller,)
-
-
 def section(context: Context) -> Section:
     """Each other study's alignment, and the agreement after it; `studies.csv`."""
     title, settings = "Against other studies", context.config.comparison
@@ -47,7 +37,7 @@ def section(context: Context) -> Section:
         f"their correlation on the same {ROWS:,} tokens at most."
     )
     result = Section(title, [text])
-    alignments, agreements, pairs = [], [], []
+    alignments, agreements, compared = [], [], []
     for other in context.others:
         try:
             x, y = paired(
@@ -63,12 +53,11 @@ def section(context: Context) -> Section:
         ]
         for first, second in partners(context, other, limit):
             agreements += [row(name, first, second, found, bar) for found in maps]
-            found = Pair(first, second, correlation(first, second, x, y))
-            pairs.append(found)
-            agreements.append(coded(name, found, bar))
+            agreements.append(coded(name, first, second, (x, y), bar))
+            compared.append(first)
     if not agreements:
         return result
-    agreements += beside(context, [pair.first for pair in pairs])
+    agreements += beside(context, compared)
     table = pd.DataFrame(agreements)
     files.write_text(context.folder / "studies.csv", table.to_csv(index=False))
     result.blocks += [
@@ -146,21 +135,19 @@ def described(
     }
 
 
-def correlation(first: Entry, second: Entry, x: Floats, y: Floats) -> Floats:
-    """Correlations of codes of the same tokens, matched one to one."""
-    codes = first.trained.dictionary.encode(x), second.trained.dictionary.encode(y)
-    return match_codes(*sorted(codes, key=lambda c: c.shape[1]))[1]
-
-
-def coded(name: str, pair: Pair, bar: float) -> dict[str, object]:
-    """A row of the table: correlation of codes stands for the cosine."""
+def coded(
+    name: str, first: Entry, second: Entry, rows: tuple[Floats, Floats], bar: float
+) -> dict[str, object]:
+    """A row of the table: correlations of codes of the same tokens, matched one to one."""
+    codes = [e.trained.dictionary.encode(x) for e, x in zip((first, second), rows, strict=True)]
+    _, correlation = match_codes(*sorted(codes, key=lambda c: c.shape[1]))
     return {
         "study": name,
         "map": "codes",
-        "size": pair.first.size,
-        "other": pair.second.size,
-        "correlation": float(pair.correlation.mean()),
-        "correlated": float((pair.correlation > bar).mean()),
+        "size": first.size,
+        "other": second.size,
+        "correlation": float(correlation.mean()),
+        "correlated": float((correlation > bar).mean()),
     }
 
 
@@ -176,7 +163,7 @@ def beside(context: Context, entries: Sequence[Entry]) -> list[dict[str, object]
         x = context.evaluation_rows()
         one, other = ((e.encoder, e.decoder) for e in (entry, twin))
         found.append(described(SEEDS, "identity", entry, twin, one, other, bar))
-        found.append(coded(SEEDS, Pair(entry, twin, correlation(entry, twin, x, x)), bar))
+        found.append(coded(SEEDS, entry, twin, (x, x), bar))
     return found
 
 
