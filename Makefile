@@ -16,10 +16,9 @@ demo: .venv/demo
 	$(RUN) harvest.py experiment=demo
 	$(RUN) train_sae.py -m experiment=demo $(DEMO_GRID)
 	$(RUN) analyze.py experiment=demo
-	@echo "To try next:"
-	@echo "  $(BIN)/wandb leet outputs/demo/wandb   # every run with its curves, in the terminal"
-	@echo "  $(RUN) train_sae.py -m experiment=demo sae=topk sae.k=4,8,16 \"
-	@echo "      sae.dict_size=64,128,256,512   # another kind; then analyze.py experiment=demo again"
+	@echo 'To try next: every run with its curves, in the terminal, and another kind of dictionary'
+	@echo '  $(BIN)/wandb leet outputs/demo/wandb'
+	@echo '  $(RUN) train_sae.py -m experiment=demo sae=topk sae.k=4,8,16 sae.dict_size=64,128,256,512'
 
 test: .venv/dev
 	$(RUN) -m pytest

@@ -14,7 +14,8 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 
 from sparse_dict import config as _config  # registers the schemas
-from sparse_dict.launch import stage
+from sparse_dict.launch import jobs, stage
+from sparse_dict.tracking import ID_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"train_lm": "lm", "harvest": "activations", "train_sae": "sae", "analyze": "analysis"}
@@ -73,7 +74,7 @@ def composed(name: str, arguments: tuple[str, ...]) -> Any:
 @functools.cache
 def call(name: str, base: Path) -> Callable[[], Any]:
     """What the script would run, without Hydra's own files."""
-    module = stage._module(name)
+    module = jobs.module(name)
     arguments = tuple(overrides(name, base))
     if name != "train_sae":
         return functools.partial(module.run, composed(name, arguments))
@@ -94,7 +95,7 @@ def contents(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(_timeless(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.suffix != ".log" and ".hydra" not in path.parts
-        if path.name not in (".lock", "multirun.yaml")
+        if path.name not in (".lock", "multirun.yaml", ID_FILE)
     }
 
 
@@ -112,5 +113,6 @@ def _timeless(path: Path) -> bytes:
     if path.name == "history.csv" and b"activations_per_second" in data:
         return re.sub(rb",[^,\n]*\n", b"\n", data)
     if path.name == "report.html":
-        return re.sub(rb"analysed in \d+ s|mode&#34;: &#34;(disabled|offline)&#34;", b"", data)
+        tracking = rb"mode&#34;: &#34;(disabled|offline)&#34;|label&#34;: (null|&#34;[^&]*&#34;)"
+        return re.sub(rb"analysed in \d+ s|" + tracking, b"", data)
     return data

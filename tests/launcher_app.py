@@ -10,7 +10,9 @@ from processes import HERE, finished
 APP = """
 import hydra
 from sparse_dict import config
-from sparse_dict.launch import cli
+from sparse_dict.launch import cli, jobs
+
+jobs.MODULES["app"] = "batch"
 
 @hydra.main(version_base="1.3", config_path={folder!r}, config_name="app")
 def main(config):
@@ -24,6 +26,7 @@ defaults:
   - _self_
   - override hydra/launcher: ensemble
 name: app
+study_dir: .
 size: 1
 number: ${hydra:job.num}
 folder: ${hydra:runtime.output_dir}
@@ -33,6 +36,8 @@ hydra:
     dir: runs
     subdir: ${hydra.job.override_dirname}
   callbacks:
+    check_first:
+      _target_: sparse_dict.launch.stage.CheckFirst
     record:
       _target_: batch.Record
 """
@@ -127,8 +132,7 @@ def write(folder: Path) -> Path:
 
 def launch(app: Path, cwd: Path, *overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the script in `cwd`; the jobs' folders are in its folder runs."""
-    batch = [] if "hydra/launcher=basic" in overrides else ["hydra.launcher.batch=batch"]
-    command = [sys.executable, str(app / "app.py"), "-m", *overrides, *batch]
+    command = [sys.executable, str(app / "app.py"), "-m", *overrides]
     return finished(command, cwd, {**HERE, **env})
 
 

@@ -84,7 +84,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     'lines such as {"body": "..."}': _text("rows.jsonl", '{"body": "some text"}\n'),
     "lines that are no UTF-8": _text("rows.jsonl", b'{"text": "\xe9"}\n'),
     "lines that are no JSON": _text("rows.jsonl", "some text\n"),
-    "a text of nine words": _text("short.txt", "one two three four five six seven eight nine"),
+    "a text of nine words": _text("short.jsonl", '{"text": "1 2 3 4 5 6 7 8 9"}'),
     "a hundred texts": _text(
         "many.jsonl", "".join(f'{{"text": "text number {i}, one of many"}}\n' for i in range(100))
     ),

@@ -235,9 +235,9 @@ def test_the_section_holds_a_figure_and_tables_that_are_also_on_disk(made):
     assert [type(block).__name__ for block in section.blocks] == [
         "str", "Picture", "str", "Table", "Table",
     ]  # fmt: skip
-    front = pd.read_csv(made / "analysis" / "baselines.csv")
+    front = pd.read_csv(made / "analysis" / "partial" / "baselines.csv")
     assert set(front["baseline"]) == set(bases.LABELS.values())
-    assert len(pd.read_csv(made / "analysis" / "baselines_matched.csv")) == 2
+    assert len(pd.read_csv(made / "analysis" / "partial" / "baselines_matched.csv")) == 2
 
 
 def test_without_the_activations_the_section_says_what_is_missing(made, tmp_path):

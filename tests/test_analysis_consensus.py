@@ -110,9 +110,10 @@ def test_consensus_of_planted_features_is_true_and_agrees_ever_better(base, monk
     assert table.loc[(consensus.POOLED, 4), "features"] == together["features"][4]
     answer = section.blocks[1]
     assert "features; 20 recur in every seed" in answer
-    written = folders.read(context.folder / consensus.FOLDER)
+    home = base / "analysis" / consensus.FOLDER
+    written = folders.read(home)
     assert written.dictionary.k == 3
-    (entry,) = study.load(context.folder / consensus.FOLDER).entries
+    (entry,) = study.load(home).entries
     assert entry.axis == "k"
     assert entry.metrics["fvu"] < 0.7
     truth = Toy(harvest_config(base, d_in=D, n_features=40, n_active=3.0).data, 0).features

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.writer import ShardWriter
+from sparse_dict.analysis import harvested as module
 from sparse_dict.analysis import study
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.features import contexts
@@ -239,6 +240,18 @@ def test_contexts_do_not_depend_on_the_chunks(base, gathered, monkeypatch):
     for one, other in zip(gathered.features, again.features, strict=True):
         np.testing.assert_allclose(one.largest, other.largest, rtol=1e-4)
         assert [up_to_peak(c) for c in one.top] == [up_to_peak(c) for c in other.top]
+
+
+def test_where_the_rows_need_much_memory_fewer_contexts_are_read(base, monkeypatch, caplog):
+    monkeypatch.setattr(module, "MEMORY", 4 * 10 * N_CTX * D)
+    monkeypatch.setattr(module, "PIECE", 100)
+    with caplog.at_level("INFO"):
+        source = open_source(config(base), compared(base).study, 10**6)
+    assert source.text.shape == (10, N_CTX)
+    assert f"{10 * N_CTX} tokens, not" in caplog.text
+    lm = lm_folder.load(base / "lm")
+    (wanted,) = lm.model.read(torch.from_numpy(source.text.astype(int)), [Site("mlp_post", LAYER)])
+    np.testing.assert_allclose(source.rows(slice(None)), wanted.detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_positions_without_rows_count_for_nothing_and_are_shown_without_activation(

@@ -27,6 +27,7 @@ from test_activations_hf import (  # noqa: E402, F401
     stage_config,
     tokenizer,
 )
+from test_analysis_interp import settings_of as interp_settings  # noqa: E402
 
 from sparse_dict.activations import hf, stage  # noqa: E402
 from sparse_dict.analysis import harvested, study  # noqa: E402
@@ -35,11 +36,13 @@ from sparse_dict.analysis.analyses.loss_recovered import Replacement, losses  # 
 from sparse_dict.analysis.comparison import Comparison  # noqa: E402
 from sparse_dict.analysis.features import contexts, page  # noqa: E402
 from sparse_dict.analysis.harvested import Place  # noqa: E402
+from sparse_dict.analysis.interp import cases  # noqa: E402
 from sparse_dict.analysis.report import figures, provenance  # noqa: E402
 from sparse_dict.config import ContextsConfig, LossRecoveredConfig  # noqa: E402
 from sparse_dict.config.sites import SITES, Site  # noqa: E402
 from sparse_dict.errors import UserError  # noqa: E402
 from sparse_dict.storage import files  # noqa: E402
+from sparse_dict.tools.notebook import show_feature  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -187,13 +190,13 @@ def test_a_path_means_the_short_name_of_the_same_place(loaded):
 
 
 def studied(folders, target, kind, **changes):
-    """A harvest, and three dictionaries of it: random, perfect, and one that writes the mean."""
+    """A harvest, and two dictionaries of it, a random and a perfect one."""
     stage.run(stage_config(folders, target, kind, **changes))
     manifest = files.read_json(target / "activations" / "manifest.json")
     d_in = manifest["d_in"]
     rng = np.random.default_rng(0)
     both = np.concatenate([np.eye(d_in), -np.eye(d_in)]).astype(np.float32)
-    for name, decoder in {"random": unit(rng.standard_normal((16, d_in))), "perfect": both}.items():
+    for name, decoder in {"drawn": unit(rng.standard_normal((16, d_in))), "perfect": both}.items():
         write_dictionary(
             target / "sae" / name, decoder, np.ones(len(decoder), np.int64),
             fingerprints={"activations": manifest["fingerprints"]["activations"]},
@@ -325,7 +328,7 @@ def test_the_loss_is_taken_on_text_that_was_not_harvested(folders, tmp_path, kin
     table = pd.read_csv(tmp_path / "analysis" / "loss_recovered.csv").set_index("dictionary")
     original = float(section.blocks[0].split("It is ")[1].split()[0])
     assert table.loss["perfect"] == pytest.approx(original, abs=1e-4)
-    assert abs(table.loss["random"] - original) > 1e-3
+    assert abs(table.loss["drawn"] - original) > 1e-3
 
 
 def test_the_model_is_found_where_it_was_moved_to_and_no_other_is_taken(folders, tmp_path):
@@ -398,3 +401,27 @@ def test_tokens_are_shown_as_the_text_they_stand_for(tmp_path):
     )
     shown = [other.token_bytes(i) for i in range(5)]
     assert shown == [b"</s>", b" one", b"\n", b"x", b"<0x0"]
+
+
+def test_a_chat_model_reads_the_models_own_tokens_with_their_activations(folders, tmp_path):
+    config = studied(folders, tmp_path, "gpt2", sites=SITES_OF["gpt2"])
+    comparison = compared(config)
+    source = harvested.open_source(config, comparison.study, 10**6)
+    made = transformers.AutoTokenizer.from_pretrained(folders / "gpt2")
+    asked = cases.cases(interp_settings("http://localhost:1/v1"), 0, comparison, source)
+    assert {case.group for case in asked} >= {"neuron basis", "random directions"}
+    text = made.decode(source.text.ravel()).replace("\n", "⏎")
+    for case in asked:
+        for excerpt in case.examples:
+            assert "".join(excerpt.tokens) in text
+            assert excerpt.values.max() > 0
+
+
+def test_a_notebook_shows_a_feature(folders, tmp_path):
+    pytest.importorskip("circuitsvis")
+    config = studied(folders, tmp_path, "llama")
+    gallery = contexts.gather(config, compared(config))
+    page.write(gallery, tmp_path / "analysis")
+    shown = show_feature(tmp_path, "16/5").html
+    first = gallery.features[1].top[0]
+    assert all(gallery.vocabulary[t] in shown for t in first.tokens.tolist())

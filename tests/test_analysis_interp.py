@@ -435,7 +435,8 @@ def test_without_a_chat_model_the_reader_is_sent_to_the_text(base, tmp_path):  #
     (claim,) = context.claims = interp_analysis.claims(context)
     assert claim.ours.startswith("cannot be told here")
     assert not [b for b in claims.section(context).blocks if isinstance(b, report.Link)]
-    (tmp_path / "features.html").write_text("x")
+    (tmp_path / "partial").mkdir()
+    (tmp_path / "partial" / "features.html").write_text("x")
     page = report.render("t", "s", [claims.section(context)])
     assert '<a href="features.html">' in page
 
@@ -517,7 +518,7 @@ def test_the_report_has_explanations_and_means_and_escapes_them(base, server, tm
 
     server.answer = hostile
     settings = full_config(base, tmp_path, server.url)
-    section = interp.section(interp.about(compared(base), settings), settings)
+    section = interp.section(interp.about(compared(base), settings), settings.interp, tmp_path)
     page = report.render("t", "s", [section])
     assert "&lt;script&gt;alert(1)" in page
     assert "<script>" not in page

@@ -284,7 +284,7 @@ def test_without_a_validation_part_it_is_said_that_the_text_may_have_been_traine
 def test_the_section_holds_every_dictionary_and_every_baseline(base):
     with figures.style():
         loss_recovered.section(context_of(config(base)))
-    table = pd.read_csv(base / "analysis" / "loss_recovered.csv")
+    table = pd.read_csv(base / "analysis" / "partial" / "loss_recovered.csv")
     assert table["dictionary"].dropna().tolist() == ["size=16", "size=24"]
     assert table.dropna(subset=["baseline"])[["baseline", "l0"]].to_numpy().tolist() == [
         ["neuron basis", 1], ["neuron basis", 4], ["PCA", 1], ["PCA", 4],
@@ -298,7 +298,7 @@ def test_without_baselines_the_dictionaries_stand_alone(base, baselines):
     """They are off, or have too few rows."""
     with figures.style():
         loss_recovered.section(context_of(config(base, baselines=baselines)))
-    assert len(pd.read_csv(base / "analysis" / "loss_recovered.csv")) == 2
+    assert len(pd.read_csv(base / "analysis" / "partial" / "loss_recovered.csv")) == 2
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.report.curves import curves
 from sparse_dict.errors import UserError
+from sparse_dict.tools import verify
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,19 +87,68 @@ def test_the_tables_hold_every_dictionary_and_variant(analysed: Path):
     assert cells["mmcs"].between(-1, 1.0001).all()
 
 
-def test_running_again_replaces_what_is_there_and_analyses_can_be_left_out(tmp_path: Path, caplog):
+def test_a_later_run_leaves_nothing_of_an_earlier_one_but_what_is_not_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     write_study(tmp_path / "sae", sizes=(8, 16))
     folder = tmp_path / "analysis"
-    folder.mkdir()
-    (folder / "report.html").write_text("old")
+    stage.run(config_of(tmp_path, "claims", "frontier"))
+    (folder / "mine.csv").write_text("mine")
+    write_study(tmp_path / "sae", sizes=(32,))
     comparison = settings_of(matching="hungarian", against="all_larger")
     with caplog.at_level(logging.INFO):
-        stage.run(config_of(tmp_path, "frontier", comparison=comparison))
-    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
-    assert not (folder / "claims.json").exists()
-    assert not (folder / "heatmap_mmcs.png").exists()
+        stage.run(config_of(tmp_path, "heatmap", comparison=comparison))
+    record = json.loads((folder / "analysis.json").read_text())
+    names = {path.name for path in folder.iterdir()}
+    assert names == {*record["sha256"], "analysis.json", "mine.csv"}
+    assert not names & {"claims.json", "frontier.png"}
     assert "hungarian" in (folder / "mmcs.csv").read_text()
     assert caplog.messages[-1] == f"to open in a browser: {folder / 'report.html'}"
+    said = verify.Verification(tmp_path)
+    said.run()
+    assert any("mine.csv is not of the analysis" in fault for fault in said.faults)
+
+
+def test_an_analysis_that_fails_leaves_the_earlier_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_study(tmp_path / "sae", sizes=(8, 16))
+    stage.run(config_of(tmp_path, "frontier"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "analysis").iterdir()}
+    monkeypatch.setattr(report, "render", mock.Mock(side_effect=OSError))
+    with pytest.raises(OSError):  # noqa: PT011
+        stage.run(config_of(tmp_path, "heatmap"))
+    after = {p.name: p.read_bytes() for p in (tmp_path / "analysis").iterdir() if p.is_file()}
+    assert after == before
+    monkeypatch.undo()
+    stage.run(config_of(tmp_path, "frontier"))
+    assert {path.name for path in (tmp_path / "analysis").iterdir()} == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("alive", "matching"), [(0, "max"), (2, "hungarian")], ids=["none", "too few to match"]
+)
+def test_a_dictionary_without_a_feature_that_counts_is_left_out_and_said(
+    tmp_path: Path, alive: int, matching: str
+):
+    for size in (8, 16, 32):
+        for seed in (0, 1):
+            count = np.full(size, 100)
+            if size == 16:
+                count[alive:] = 0
+            rows = directions(size, 8, seed)
+            write_dictionary(tmp_path / "sae" / f"{size},{seed}", rows, count, seed=seed)
+    comparison = settings_of(features="alive", matching=matching)
+    stage.run(config_of(tmp_path, *ALONE, "families", "undertraining", comparison=comparison))
+    page = (tmp_path / "analysis" / "report.html").read_text()
+    left_out = json.loads((tmp_path / "analysis" / "analysis.json").read_text())["left_out"]
+    if alive:
+        assert left_out == []
+        figure = (tmp_path / "analysis" / "agreement_sizes.svg").read_text()
+        assert "8: no feature counts" in figure
+    else:
+        assert [item["name"] for item in left_out] == ["16,0", "16,1"]
+        assert "16,0: none of its features is active, and comparison.features=alive" in page
 
 
 def test_a_single_dictionary_gives_a_report_that_says_what_is_missing(tmp_path: Path):
@@ -219,6 +270,22 @@ def test_the_reports_tables_are_in_the_offline_run(tmp_path: Path):
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run)]
     summary = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(f'"{key}"' in summary for key in tables)
+
+
+def test_agreement_is_told_of_each_dictionary_with_those_larger_and_with_other_seeds(
+    tmp_path: Path,
+):
+    write_study(tmp_path, sizes=(16, 32), l1s=(0.01,), seeds=(0, 1, 2))
+    context = compared(tmp_path, "agreement")
+    told = stage._agreement(context).set_index("dictionary")
+    cells = context.cells.set_index("dictionary")
+    assert told["mmcs"].dropna().to_dict() == cells["mmcs"].to_dict()
+    assert told["mmcs"].isna().to_dict() == {e.name: e.size == 32 for e in context.study.entries}
+    for entry in context.study.entries:
+        pairs = [p.shared.mean() for p in context.seed_pairs if entry in (p.first, p.second)]
+        assert len(pairs) == 2
+        assert told["shared_fraction"][entry.name] == pytest.approx(np.mean(pairs))
+    assert stage._agreement(compared(tmp_path))["shared_fraction"].isna().all()
 
 
 def test_without_dictionaries_the_check_fails_in_one_line(tmp_path: Path):

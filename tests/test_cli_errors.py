@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import hydra
 import messages
@@ -126,20 +127,23 @@ def test_an_unexpected_error_keeps_its_traceback(tmp_path: Path) -> None:
     assert 'app.py", line 5, in main' in process.stderr
 
 
-def test_a_bug_in_a_check_ends_the_process_with_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+class Odd(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(("bug", "line"), [(KeyError("bug"), "KeyError: 'bug'\n"), (Odd(), "")])
+def test_any_error_of_a_check_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bug: Exception, line: str
 ) -> None:
-    """Hydra would make a warning of it and go on."""
-
-    def bug() -> None:
-        raise KeyError("a bug")
-
-    monkeypatch.setattr(stage.distributed, "size", bug)
-    config = OmegaConf.create({"hydra": {"job": {"name": "train_lm"}}})
+    """Hydra would make a warning of it and go on, unchecked."""
+    monkeypatch.setattr(stage.distributed, "check", mock.Mock(side_effect=bug))
+    handlers = {"root": {"handlers": ["console"]}}
+    hydra_part = {"job": {"chdir": False}, "job_logging": handlers, "hydra_logging": handlers}
     with pytest.raises(SystemExit) as ended:
-        stage.CheckFirst().on_multirun_start(config)
+        stage.CheckFirst().on_multirun_start(OmegaConf.create({"hydra": hydra_part}))
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "train_lm.py: KeyError: 'a bug'\n"
+    assert capsys.readouterr().err.endswith(line)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

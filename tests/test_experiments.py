@@ -47,7 +47,7 @@ def test_a_folder_that_is_named_after_a_swept_key_is_that_of_its_own_job():
         loader = GlobalHydra.instance().config_loader()
         named, swept = "name=d${model.d_model}", "model.d_model=16,64"
         cfg = loader.load_configuration("train_lm", [named, swept], RunMode.MULTIRUN)
-        composed = [loader.load_sweep_config(cfg, job) for job in jobs.grid(cfg, loader)]
+        composed = [loader.load_sweep_config(cfg, job) for job in jobs.grid(cfg)]
     assert [job.name for job in composed] == ["d16", "d64"]
 
 

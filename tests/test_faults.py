@@ -226,7 +226,8 @@ def test_a_script_killed_at_random_moments_ends_as_if_undisturbed(
     assert -signal.SIGKILL in codes
     done = run_script(stage, copy, *more)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not list((copy / SCRIPTS[stage]).rglob(tracking.ID_FILE))
+    ids = list((copy / SCRIPTS[stage]).rglob(tracking.ID_FILE))
+    assert not [path for path in ids if tracking.unfinished(path.parent)]
     whole.equals(stage)
     assert verify.main([str(copy)]) == 0
 
@@ -242,7 +243,7 @@ ENDLESS = {
         ["-m", "training.n_activations=100_000_000", "sae.dict_size=32,48"],
         "sae/*/checkpoint.safetensors",
     ),
-    "analyze": ([], "analysis/*.png"),
+    "analyze": ([], "analysis/partial/*.png"),
 }
 
 
@@ -545,33 +546,6 @@ def test_a_folder_that_cannot_be_written_to_is_named(copy: Path, stage: str, mor
     assert not (copy / SCRIPTS[stage]).exists()
 
 
-@pytest.mark.parametrize(
-    ("stage", "link"),
-    [
-        ("analyze", "analysis/.hydra"),
-        pytest.param("analyze", "analysis/.hydra/config.yaml", marks=pytest.mark.slow),
-        pytest.param("analyze", "analysis/analyze.log", marks=pytest.mark.slow),
-        pytest.param("train_sae", "sae/multirun.yaml", marks=pytest.mark.slow),
-    ],
-)
-def test_nothing_is_written_through_a_link_in_somebody_elses_study(
-    copy: Path, tmp_path: Path, stage: str, link: str
-):
-    kept = tmp_path / "kept"
-    path = copy / link
-    if path.is_dir():
-        shutil.rmtree(path)
-        kept.mkdir()
-    else:
-        path.parent.mkdir(exist_ok=True)
-        path.unlink(missing_ok=True)
-        kept.write_text("mine")
-    path.symlink_to(kept)
-    line = one_error(run_script(stage, copy, *(["-m", "seed=0,1"] if stage == "train_sae" else [])))
-    assert f"{link} is a link" in line
-    assert not list(kept.iterdir()) if kept.is_dir() else kept.read_text() == "mine"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "file"),
@@ -805,11 +779,3 @@ def test_a_folder_that_is_not_there_is_named(main: Any, capsys: pytest.CaptureFi
         main(["outputs/nowhere"])
     assert ended.value.code == 2
     assert "outputs/nowhere is no folder" in capsys.readouterr().err
-
-
-def test_what_a_stranger_wrote_cannot_steer_the_terminal(copy: Path):
-    evil = copy / "sae" / "\x1b[31mred"
-    (evil / ".hydra").mkdir(parents=True)
-    text = status.table(copy)
-    assert "\x1b" not in text
-    assert "\\x1b[31mred" in text

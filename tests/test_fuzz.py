@@ -1,11 +1,13 @@
 """Files from a stranger: whatever is in them, the readers answer with a `UserError` or a value."""
 
 import json
+import os
 import random
 import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,9 @@ ONE = "sae/" + ",".join(GRID[-1])
 
 # Values that have broken readers: wrong kinds, limits, paths that lead elsewhere.
 NASTY = st.sampled_from(
-    [None, True, -1, 0, 2**31, 2**63, 2**70, -(10**400), 1.5, float("nan"), float("inf"), "", "x",
-     "../../etc/passwd", "/etc/passwd", "a\x00b", "\ud800", [], [[]], {}, {"a": 1}, "²"]
+    [None, True, -1, -5, 0, 2**31, 2**62, 2**63, 2**70, -(10**400), 1.5, 1e300, float("nan"),
+     float("inf"), "", "x", "../../etc/passwd", "/etc/passwd", "a\x00b", "\ud800", "a*", "\x1b[2J",
+     "x\n[ERROR] forged", [], [[]], {}, {"a": 1}, "²"]
 )  # fmt: skip
 VALUES = NASTY | st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -100,7 +103,7 @@ def read_activations(base: Path) -> None:
 
 
 def read_model(base: Path) -> None:
-    lm_folder.load(base / "lm")
+    lm_folder.load(base / "lm").tokenizer.encode_batch(["Is it?  \u00e9 1"])
 
 
 def read_tokens(base: Path) -> None:
@@ -259,6 +262,36 @@ def test_a_damaged_file_is_a_user_error_or_none(template: Path, name: str, cases
         assert "\n" not in message
 
     no_other_error()
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a folder": Path.mkdir,
+    "a link to itself": lambda path: path.symlink_to(path),
+    "Git's pointer": lambda path: path.write_bytes(LFS),
+    "half a gigabyte of nothing": lambda path: (path.touch(), os.truncate(path, 1 << 29)),
+}
+WITHOUT = (read_study, read_source)  # which look elsewhere, or go on without it
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_file_is_a_user_error_or_none(template: Path, kind: str):
+    """A reader that waits for a pipe or reads a device to its end does not come back."""
+    base = template.with_name(f"no-file-{[*NO_FILES].index(kind)}")
+    shutil.copytree(template, base)
+    for relative, read in READERS.values():
+        path = base / relative
+        path.unlink()
+        NO_FILES[kind](path)
+        refused = suppress(UserError) if read in WITHOUT else pytest.raises(UserError)
+        with refused:
+            read(base)
+        status.table(base)
+        path.rmdir() if kind == "a folder" else path.unlink(missing_ok=True)
+        shutil.copy(template / relative, path)
 
 
 @pytest.mark.slow

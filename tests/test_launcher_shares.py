@@ -128,7 +128,7 @@ def test_a_share_lets_submitit_exit_and_tells_of_an_interrupt(monkeypatch, error
         {"hydra": {"runtime": {"cwd": ".", "version_base": "1.3"}, "job": {"name": "x"},
                    "hydra_logging": None, "verbose": False}}
     )  # fmt: skip
-    share = share_launchers.Share([Job(0, (), config, Path("0"))], "batch", None)
+    share = share_launchers.Share([Job(0, (), config, Path("0"))], "json", None)
     if caught:
         assert isinstance(share(), UserError)
     else:

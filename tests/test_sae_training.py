@@ -202,7 +202,7 @@ def test_a_run_that_was_killed_after_its_last_file_gets_its_summary_later(
         def summary(self, values):
             summaries.append(values)
 
-    def open_run(config, job_type, name, folder, step_metric):
+    def open_run(config, job_type, name, folder, step_metric, prints):
         opened.append((job_type, name))
         return FakeRun(None, False, folder / tracking.ID_FILE)
 
@@ -211,7 +211,7 @@ def test_a_run_that_was_killed_after_its_last_file_gets_its_summary_later(
     assert not opened  # it had finished
     (path / tracking.ID_FILE).write_text("0123456789abcdef")
     stage.train_many([config], [path])
-    assert opened == [("train_sae", "a")]
+    assert opened == [("train_sae", f"16 · L1 {config.sae.l1:g} · seed {config.seed}")]
     assert summaries[0]["fvu"] == metrics["fvu"]
 
 

@@ -79,44 +79,44 @@ def test_docstrings_are_cleaned_and_short_ones_left_out(tmp_path):
 
 
 def test_a_package_is_read_without_being_imported_and_repetitions_count_once(site, tmp_path):
-    texts = list(corpus.documents(data(["fakelib"]), tmp_path))
+    texts = list(corpus.Documents(data(["fakelib"]), tmp_path))
     assert len(texts) == 2
     assert {text.split()[0] for text in texts} == {"Module.", "First."}
 
 
 def test_the_corpus_is_read_from_the_cache_the_second_time(site, tmp_path, monkeypatch):
-    first = list(corpus.documents(data(["fakelib"]), tmp_path))
+    first = list(corpus.Documents(data(["fakelib"]), tmp_path))
     monkeypatch.delattr(docstrings, "_extract")
-    assert list(corpus.documents(data(["fakelib"]), tmp_path)) == first
+    assert list(corpus.Documents(data(["fakelib"]), tmp_path)) == first
 
 
 def test_a_cached_corpus_that_has_changed_is_not_read(site, tmp_path):
-    list(corpus.documents(data(["fakelib"]), tmp_path))
+    list(corpus.Documents(data(["fakelib"]), tmp_path))
     (path,) = tmp_path.rglob("documents.jsonl")
     path.write_text(path.read_text().replace("First", "Fifth"))
     with pytest.raises(UserError, match=r"documents\.jsonl has changed .*: delete"):
-        list(corpus.documents(data(["fakelib"]), tmp_path))
+        list(corpus.Documents(data(["fakelib"]), tmp_path))
 
 
 def test_worker_processes_give_the_same_corpus_as_one(site, tmp_path, monkeypatch):
     monkeypatch.setattr(docstrings, "available_cores", lambda: 1)
-    alone = list(corpus.documents(data(["fakelib"]), tmp_path / "one"))
+    alone = list(corpus.Documents(data(["fakelib"]), tmp_path / "one"))
     monkeypatch.setattr(docstrings, "available_cores", lambda: 2)
     monkeypatch.setattr(docstrings, "FILES_A_TASK", 2)
-    assert list(corpus.documents(data(["fakelib"]), tmp_path / "two")) == alone
+    assert list(corpus.Documents(data(["fakelib"]), tmp_path / "two")) == alone
 
 
 def test_another_version_of_a_package_is_another_corpus(site, tmp_path, monkeypatch):
-    before = corpus.describe(data(["fakelib"]))
+    before = corpus.describe(data(["fakelib"]), Path())
     assert before["versions"] == {"fake-lib": "1.0"}
     newer = tmp_path / "newer"
     install(newer, "fake-lib", "2.0", {"fakelib/__init__.py": ""})
     monkeypatch.syspath_prepend(str(newer))
-    assert corpus.describe(data(["fakelib"]))["versions"] == {"fake-lib": "2.0"}
+    assert corpus.describe(data(["fakelib"]), Path())["versions"] == {"fake-lib": "2.0"}
 
 
 def test_every_installed_distribution_is_described_but_this_project():
-    described = corpus.describe(data(None))
+    described = corpus.describe(data(None), Path())
     assert {"numpy", "torch", "tiktoken"} <= set(described["versions"])
     assert "sparse-dict" not in described["versions"]
     json.dumps(described)

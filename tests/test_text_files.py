@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ def data(files, column="text"):
 
 
 def read(files, tmp_path, column="text"):
-    return list(corpus.documents(data(files, column), tmp_path))
+    return list(corpus.Documents(data(files, column), tmp_path))
 
 
 def test_txt_jsonl_and_parquet_are_read_in_the_given_order(tmp_path):
@@ -70,9 +71,9 @@ def test_the_description_follows_the_contents_and_not_the_place(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text("same")
     x, y = (str(tmp_path / name / "a.txt") for name in ("x", "y"))
-    assert corpus.describe(data(x)) == corpus.describe(data(y))
+    assert corpus.describe(data(x), Path()) == corpus.describe(data(y), Path())
     (tmp_path / "y" / "a.txt").write_text("other")
-    assert corpus.describe(data(x)) != corpus.describe(data(y))
+    assert corpus.describe(data(x), Path()) != corpus.describe(data(y), Path())
 
 
 def test_a_dictionary_encoded_parquet_column_is_text(tmp_path):

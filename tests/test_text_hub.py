@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparse_dict.config import HubData
+from sparse_dict.config import HubData, identity
 from sparse_dict.errors import UserError
 from sparse_dict.machine.network import reachable
 from sparse_dict.text import corpus
@@ -45,11 +45,11 @@ def local(tmp_path, **changes):
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_data_set_is_read_streaming_or_not(tmp_path, streaming):
     data = local(tmp_path, streaming=streaming)
-    assert list(corpus.documents(data, tmp_path)) == ["x", "y", "z"]
+    assert list(corpus.Documents(data, tmp_path)) == ["x", "y", "z"]
 
 
 def test_max_documents_ends_the_stream(tmp_path):
-    assert list(corpus.documents(local(tmp_path, max_documents=2), tmp_path)) == ["x", "y"]
+    assert list(corpus.Documents(local(tmp_path, max_documents=2), tmp_path)) == ["x", "y"]
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -61,17 +61,17 @@ def test_a_missing_column_or_split_names_those_that_are_there(tmp_path, streamin
     ]:
         data = local(tmp_path, streaming=streaming, **changes)
         with pytest.raises(UserError, match=message):
-            list(corpus.documents(data, tmp_path))
+            list(corpus.Documents(data, tmp_path))
 
 
 def test_without_network_the_error_comes_soon_and_says_what_to_do(tmp_path, monkeypatch, silent):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", silent)
-    monkeypatch.setattr("sparse_dict.machine.network.TIMEOUT_S", 0.3)
+    monkeypatch.setattr("sparse_dict.text.hub.ANSWER_S", 0.3)
     started = time.monotonic()
     with pytest.raises(UserError, match=r"there is no network.*data=files data\.files=") as caught:
-        list(corpus.documents(local(tmp_path, path="someone/something"), tmp_path))
+        list(corpus.Documents(local(tmp_path, path="someone/something"), tmp_path))
     assert time.monotonic() - started < 5
     assert "\n" not in str(caught.value)
     assert datasets.config.HF_HUB_OFFLINE is False
@@ -81,16 +81,25 @@ def test_offline_mode_does_not_ask_the_network(tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("sparse_dict.text.hub.reachable", lambda url: pytest.fail("asked"))
+    monkeypatch.setattr("sparse_dict.text.hub.status", lambda *_: pytest.fail("asked"))
     with pytest.raises(UserError, match="offline mode is on"):
-        list(corpus.documents(local(tmp_path, path="someone/something"), tmp_path))
+        list(corpus.Documents(local(tmp_path, path="someone/something"), tmp_path))
 
 
-def test_describing_a_data_set_needs_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr("sparse_dict.text.hub.reachable", lambda url: pytest.fail("asked"))
-    described = corpus.describe(local(tmp_path, path="someone/something"))
-    assert described["path"] == "someone/something"
-    assert described == corpus.describe(local(tmp_path, path="someone/something", streaming=False))
+def test_a_commit_is_looked_up_once_and_then_needs_no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("sparse_dict.text.hub.status", lambda *_: 200)
+    monkeypatch.setattr("sparse_dict.text.hub._looked_up", lambda data: "0123abcd")
+    described = corpus.describe(local(tmp_path, path="someone/something"), tmp_path)
+    assert described["commit"] == "0123abcd"
+    monkeypatch.setattr("sparse_dict.text.hub.status", lambda *_: pytest.fail("asked"))
+    again = local(tmp_path, path="someone/something", streaming=False)
+    assert corpus.describe(again, tmp_path) == described
+
+
+def test_records_without_a_commit_agree_with_those_that_have_one():
+    older, newer = {"path": "a/b"}, {"path": "a/b", "commit": "0123abcd"}
+    assert identity.differences(older, newer) == identity.differences(newer, older) == []
+    assert identity.differences(newer, newer | {"commit": "4567"}) != []
 
 
 def test_a_config_that_cannot_work_is_refused_by_check(tmp_path):
@@ -127,7 +136,7 @@ def test_a_server_that_answers_with_an_error_is_reachable():
 def test_without_network_an_earlier_download_is_read(tmp_path, monkeypatch):
     import datasets
 
-    monkeypatch.setattr("sparse_dict.text.hub.reachable", lambda url: False)
+    monkeypatch.setattr("sparse_dict.text.hub.status", lambda *_: None)
     data = local(tmp_path, path="someone/something")
     # A download as the client leaves it: a local data set's cache under the hub's naming.
     made = datasets.load_dataset(str(tmp_path / "set"), split="train").cache_files[0]["filename"]
@@ -137,6 +146,6 @@ def test_without_network_an_earlier_download_is_read(tmp_path, monkeypatch):
     (folder / "something-train.arrow").write_bytes(Path(made).read_bytes())
     info = json.loads((source / "dataset_info.json").read_text())
     (folder / "dataset_info.json").write_text(json.dumps(info | {"dataset_name": "something"}))
-    assert list(corpus.documents(data, tmp_path)) == ["x", "y", "z"]
+    assert list(corpus.Documents(data, tmp_path)) == ["x", "y", "z"]
     with pytest.raises(UserError, match=r"split.*test.*train"):
-        list(corpus.documents(local(tmp_path, path="someone/something", split="test"), tmp_path))
+        list(corpus.Documents(local(tmp_path, path="someone/something", split="test"), tmp_path))

@@ -1,12 +1,16 @@
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fault_study import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,7 +130,7 @@ def test_about_the_asked_share_of_documents_is_held_out():
 def test_a_store_is_made_once(tmp_path, monkeypatch):
     data = make_data(tmp_path)
     first = tokens.prepare(data, make_tokenizer(), tmp_path)
-    monkeypatch.delattr(corpus, "documents")
+    monkeypatch.delattr(corpus, "Documents")
     assert tokens.prepare(data, make_tokenizer(), tmp_path).manifest == first.manifest
 
 
@@ -170,12 +174,12 @@ def test_an_interrupted_preparation_leaves_nothing_and_can_be_repeated(tmp_path,
     data = make_data(tmp_path)
     monkeypatch.setattr(tokens, "SHARD_TOKENS", 100)
 
-    def interrupted(data, cache_dir):
+    def interrupted(path, column):
         yield from TEXTS[:40]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus, "documents", interrupted)
+        patch.setattr("sparse_dict.text.files.read_jsonl", interrupted)
         patch.setattr(tokens, "BATCH_DOCUMENTS", 7)
         with pytest.raises(KeyboardInterrupt):
             tokens.prepare(data, make_tokenizer(), tmp_path)
@@ -194,25 +198,37 @@ def test_two_processes_can_prepare_the_same_store(tmp_path):
     assert len(whole.document_starts) == len(TEXTS)
 
 
-def test_the_first_to_finish_a_cache_folder_wins(tmp_path):
+def test_a_cache_folder_is_made_by_one_and_waited_for_by_others(tmp_path):
     target = tmp_path / "cache" / "x"
-    with cache.building(target) as slow:
-        (slow / "who").write_text("slow")
-        with cache.building(target) as quick:
-            (quick / "who").write_text("quick")
-    assert (target / "who").read_text() == "quick"
+    made = []
+
+    def make(fresh):
+        made.append(fresh)
+        waiting.start()
+        time.sleep(0.5)
+        (fresh / "who").write_text("first")
+
+    code = f"from sparse_dict.text import cache; cache.ensure(cache.Path({str(target)!r}), print)"
+    waiting = threading.Thread(target=lambda: outputs.append(subprocess.check_output(
+        [sys.executable, "-c", code], cwd=ROOT)))  # fmt: skip
+    outputs = []
+    cache.ensure(target, make)
+    waiting.join()
+    assert (len(made), outputs) == (1, [b""])
+    assert (target / "who").read_text() == "first"
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
-    old, young = tmp_path / ".x.1-a", tmp_path / ".x.2-b"
+def test_what_a_killed_process_left_is_cleared_by_the_same_command_and_a_week_later(tmp_path):
+    (tmp_path / ".x" / "fresh").mkdir(parents=True)
+    (tmp_path / ".x" / "fresh" / "half").touch()
+    old, young = tmp_path / ".y", tmp_path / ".z"
     for left in (old, young):
         left.mkdir()
     os.utime(old, (time.time() - 2 * cache.STALE_S,) * 2)
-    with cache.building(tmp_path / "y"):
-        pass
-    assert not old.exists()
-    assert young.exists()
+    cache.ensure(tmp_path / "x", lambda fresh: (fresh / "whole").touch())
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".z", "x"]
 
 
 def changed(manifest, *keys, value):

@@ -290,7 +290,7 @@ def test_the_section_writes_its_table_and_heat_maps(known):
     with figures.style():
         section = truth.section(context_of(config_of(known)))
     assert [type(block).__name__ for block in section.blocks] == ["str", "Picture", "Table"]
-    assert len(pd.read_csv(known / "analysis" / "truth.csv")) == 2
+    assert len(pd.read_csv(known / "analysis" / "partial" / "truth.csv")) == 2
 
 
 def test_without_known_features_or_with_changed_ones_nothing_is_claimed(known, tmp_path):

@@ -127,6 +127,12 @@ with open_run("rows", mode) as run:
     run.used("language-model", Path("demo/lm/record.json"))
     run.used("language-model", "https://huggingface.co/their/model", "0123456789abcdef")
     run.made("activations", Path("demo/activations/record.json"))
+with open_run("many", mode) as run:
+    for part in ("a", "b"):  # names that are too long, and differ early or late
+        for folder in (Path("demo", part + 120 * "x"), Path("demo", 120 * "x" + part)):
+            folder.mkdir()
+            folder.joinpath("record.json").write_text("the same")
+            run.used("dictionary", folder / "record.json")
 try:
     with open_run("killed", mode) as run:
         run.made("activations", Path("none.json"))
@@ -149,7 +155,12 @@ def test_what_was_made_and_used_arrives_by_path_and_hash_without_an_upload(
                 command_line(tmp_path, f"wandb sync {run}", **env)
     names = by_name(server)
     name = f"{tmp_path.name}-demo"
+    many = [a["artifactCollectionName"] for a in server.artifacts if a["runName"] == names["many"]]
+    assert len(set(many)) == 4
+    assert max(map(len, many)) <= 128
     made = {a["artifactCollectionName"]: a for a in server.artifacts}
+    for key in many:
+        made.pop(key)
     assert {key: made[key]["runName"] for key in made} == {
         f"{name}-lm": names["model"],
         "huggingface.co-their-model": names["rows"],  # nobody else knows of it
@@ -157,12 +168,12 @@ def test_what_was_made_and_used_arrives_by_path_and_hash_without_an_upload(
     }
     assert {a["state"] for a in server.artifacts} == {"COMMITTED"}
     used = {(names["rows"], key) for key in (f"{name}-lm", "huggingface.co-their-model")}
-    assert set(server.uses) == used
+    assert set(server.uses) == used | {(names["many"], key) for key in many}
     record = tmp_path / "demo" / "lm" / "record.json"
     sha256 = hashlib.sha256(record.read_bytes()).hexdigest()
     assert json.loads(made[f"{name}-lm"]["metadata"]) == {"sha256": sha256, "source": str(record)}
     sent = [data for path, data in server.uploads.items() if path.startswith("/manifests/")]
-    assert len(sent) == 3
+    assert len(sent) == 3 + 4
     for manifest in map(json.loads, sent):
         (entry,) = manifest["contents"].values()
         assert "ref" in entry

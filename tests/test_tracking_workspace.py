@@ -13,6 +13,8 @@ from processes import ROOT, finished
 from test_tracking_runs import KEY
 from wandb_server import WandbServer
 
+from sparse_dict.analysis.stage import CHARTS
+
 COMMAND = [sys.executable, "-m", "sparse_dict.workspace", "demo"]
 INSTALLED = importlib.util.find_spec("wandb_workspaces") is not None
 
@@ -51,22 +53,33 @@ def test_the_workspace_shows_the_studys_pictures_scatter_coordinates_and_curves(
     (only,) = section["runSets"][0]["filters"]["filters"]
     assert only["key"] == {"section": "run", "name": "group"}
     assert (only["op"], only["value"]) == ("=", "demo")
+    found = [p for part in section["panelBankConfig"]["sections"] for p in part["panels"]]
+    charts = [panel["config"] for panel in found if panel["viewType"] == "Vega2"]
     panels: dict[str, dict[str, Any]] = {
         panel["config"]["chartTitle"]: panel["config"] | {"kind": panel["viewType"]}
-        for part in section["panelBankConfig"]["sections"]
-        for panel in part["panels"]
+        for panel in found
+        if panel["config"] not in charts
     }
+    assert [(c["panelDefId"], c["fieldSettings"]) for c in charts] == list(CHARTS.values())
+    for key, chart in zip(CHARTS, charts, strict=True):
+        assert f'"value": "{key}_table"' in json.dumps(chart["userQuery"])
+    assert "summary:mmcs" in json.dumps(section["runSets"])
     pictures = panels["MMCS with larger dictionaries"]
     assert pictures["kind"] == "Media Browser"
     assert pictures["mediaKeys"][0] == "heatmap_mmcs"
-    scatter = panels["FVU and L0"]
-    assert scatter["kind"] == "Scatter Plot"
-    assert (scatter["xAxis"], scatter["yAxis"]) == ("summary:l0", "summary:fvu")
+    for title, axes in (
+        ("FVU and L0, by MMCS", ("summary:l0", "summary:fvu", "summary:mmcs")),
+        ("MMCS by size and L1",
+         ("config:sae.value.l1", "config:sae.value.dict_size", "summary:mmcs")),
+    ):  # fmt: skip
+        scatter = panels[title]
+        assert scatter["kind"] == "Scatter Plot"
+        assert tuple(scatter[f"{name}Axis"] for name in "xyz") == axes
     coordinates = panels["Size x L1"]
     assert coordinates["kind"] == "Parallel Coordinates Plot"
     assert [column["accessor"] for column in coordinates["columns"]] == [
         "config:sae.value.dict_size", "config:sae.value.l1",
-        "summary:l0", "summary:fvu", "summary:dead",
+        "summary:l0", "summary:fvu", "summary:dead", "summary:mmcs", "summary:shared_fraction",
     ]  # fmt: skip
     for title, key in (("FVU", "fvu"), ("L0", "l0"), ("Dead features", "dead")):
         curve = panels[title]

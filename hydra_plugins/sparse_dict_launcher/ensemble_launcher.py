@@ -1,10 +1,9 @@
 """`hydra/launcher=ensemble`: all jobs of a launch are trained by one call.
 
 Hydra's own `run_job` makes each job's folder, ``.hydra/``, log file, callbacks and `JobReturn`; the
-calls are nested, job i's task being the `run_job` of job i + 1, and the innermost task calls
-``train_many(configs, folders)`` of the module that ``hydra.launcher.batch`` names. That module's
-``check(config, folder)`` sees every job before anything is written. Its ``objective(outcome)``, if
-there is one, gives the value that a sweeper optimises (``hydra/sweeper=optuna``).
+calls are nested, job i's task being the `run_job` of job i + 1, and the innermost task calls the
+stage's ``train_many(configs, folders)``. Its ``objective(outcome)``, if there is one, gives the
+value that a sweeper optimises (``hydra/sweeper=optuna``).
 
 A log record made with ``extra={"folder": str(folder)}`` goes to that job's log file only, any
 other one to the log files of all jobs.
@@ -32,24 +31,12 @@ from omegaconf import DictConfig
 from sparse_dict.errors import UserError, escape_logs, explained
 from sparse_dict.launch.checks import one_line_errors, typed
 from sparse_dict.launch.explain import in_one_line
-from sparse_dict.launch.jobs import Job, composed, grid, has_grid
+from sparse_dict.launch.jobs import MODULES, Job, checked, has_grid
 from sparse_dict.storage import lock
 
 log = logging.getLogger(__name__)
 
 FRAMES_PER_JOB = 10  # of Python's stack, for one level of nested run_job; measured: 3
-
-
-class FailedJob(JobReturn):
-    """A failed job whose error lies in `return_value` instead of being raised from there.
-
-    Hydra's own sweeper would give up the batches to come (``hydra.sweeper.max_batch_size``).
-    """
-
-    @property  # type: ignore[misc]  # nobody sets it
-    def return_value(self) -> Any:
-        """The exception."""
-        return self._return_value
 
 
 class ExitCode(Callback):
@@ -63,36 +50,36 @@ class ExitCode(Callback):
 class EnsembleLauncher(Launcher):
     """Trains all jobs of a launch in one call."""
 
-    def __init__(self, batch: str) -> None:
-        self.batch = batch
-        self.checked: dict[tuple[int, tuple[str, ...]], Job] = {}
+    def __init__(self) -> None:
         self.failed = False
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Check the whole grid, before the sweeper writes ``multirun.yaml``, if it is known.
+        """Keep what Hydra gives.
 
         Raises:
-            UserError: a job's input is wrong.
+            UserError: the stage trains no jobs together.
         """
         self.hydra_context = hydra_context
         self.config = config
-        if has_grid(config):
-            jobs = self._composed(grid(config, hydra_context.config_loader), 0)
-            self.checked = {(job.number, job.overrides): job for job in jobs}
+        self.stage = MODULES[config.hydra.job.name]
+        if not hasattr(importlib.import_module(self.stage), "train_many"):
+            raise UserError("hydra/launcher must be basic here: only train_sae.py has others")
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run the jobs; the order of what comes back is theirs."""
+        """Run the jobs; the order of what comes back is theirs.
+
+        Hydra's own sweeper gets no failed ones, at which it would give up the batches to come.
+
+        Raises:
+            UserError: a job's input is wrong.
+        """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        keys = [(initial_job_idx + i, tuple(o)) for i, o in enumerate(job_overrides)]
-        if all(key in self.checked for key in keys):
-            jobs = [self.checked.pop(key) for key in keys]
-        else:
-            jobs = self._composed(job_overrides, initial_job_idx)
+        jobs = checked(self.config, job_overrides, initial_job_idx)
         shares = self._shares(list({job.folder: job for job in jobs}.values()))
         for i, share in enumerate(shares):
             where = f", share {i + 1} of {len(shares)}" if len(shares) > 1 else ""
@@ -107,14 +94,13 @@ class EnsembleLauncher(Launcher):
         for share, result in zip(shares, results, strict=True):
             self._log_failures(share, result)
             returns.update(zip((job.folder for job in share), result, strict=True))
+        good = [returns[job.folder] for job in jobs]
         if has_grid(self.config):
-            returns = {folder: self._kept(ret) for folder, ret in returns.items()}
-        return [returns[job.folder] for job in jobs]
-
-    def _composed(self, overrides: Sequence[Sequence[str]], first_number: int) -> list[Job]:
-        loader = self.hydra_context.config_loader
-        stage = importlib.import_module(self.batch)
-        return composed(self.config, loader, overrides, first_number, stage)
+            good = [ret for ret in good if not isinstance(ret._return_value, Exception)]
+            if len(good) < len(jobs) and not self.failed:
+                self.failed = True
+                self.hydra_context.callbacks.callbacks.insert(0, ExitCode())  # called last
+        return good
 
     def _shares(self, jobs: list[Job]) -> list[list[Job]]:
         """The jobs that are trained by one call each."""
@@ -122,7 +108,7 @@ class EnsembleLauncher(Launcher):
 
     def _run(self, shares: list[list[Job]]) -> list[list[JobReturn]]:
         """Train each share; results in the same order."""
-        return [Nest(self.hydra_context.callbacks, self.batch, share).run() for share in shares]
+        return [Nest(self.hydra_context.callbacks, self.stage, share).run() for share in shares]
 
     def _log_failures(self, jobs: list[Job], returns: list[JobReturn]) -> None:
         """One line for each failed job, or a single one if all failed alike."""
@@ -137,22 +123,13 @@ class EnsembleLauncher(Launcher):
             for job, line in failed:
                 log.error("#%d %s failed: %s", job.number, job, line)
 
-    def _kept(self, ret: JobReturn) -> JobReturn:
-        """What Hydra's own sweeper gets: a failure does not end the batches to come."""
-        if not isinstance(ret._return_value, Exception):
-            return ret
-        if not self.failed:
-            self.failed = True
-            self.hydra_context.callbacks.callbacks.insert(0, ExitCode())  # the last to be called
-        return FailedJob(**vars(ret))
-
 
 class Nest:
     """The nested `run_job` calls of one launch."""
 
-    def __init__(self, callbacks: Callbacks, batch: str, jobs: list[Job]) -> None:
+    def __init__(self, callbacks: Callbacks, stage: str, jobs: list[Job]) -> None:
         self.callbacks = callbacks
-        self.batch = batch
+        self.stage = importlib.import_module(stage)
         self.jobs = jobs
         self.configs: list[Any] = []
         self.consoles: list[logging.Handler] = []
@@ -229,7 +206,7 @@ class Nest:
         root.handlers[:] = [*self.consoles, *self.own_files[position]]
         if isinstance(outcome, Exception):
             raise UserError(line)  # any other class need not survive the way back from a worker
-        objective = getattr(importlib.import_module(self.batch), "objective", None)
+        objective = getattr(self.stage, "objective", None)
         return objective(outcome) if objective else outcome
 
     def _train(self) -> list[Any]:
@@ -242,17 +219,28 @@ class Nest:
         all_files = [file for own in self.own_files for file in own]
         logging.getLogger().handlers[:] = [*self.consoles, *all_files]
         try:
-            train_many = importlib.import_module(self.batch).train_many
             folders = [job.folder for job in self.jobs]
             name = self.jobs[0].config.hydra.job.name
-            return list(one_line_errors(name, train_many, self.configs, folders))
+            return list(one_line_errors(name, self.stage.train_many, self.configs, folders))
         except Exception as error:
             return [error] * len(self.jobs)
 
 
+class Reopened(logging.FileHandler):
+    """A log file that is open only while a record is written: there may be hundreds of them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; where that fails, the job goes on."""
+        try:
+            super().emit(record)
+        except OSError:  # it could not be opened
+            self.handleError(record)
+        self.close()
+
+
 def reopened(file: logging.FileHandler, folder: str) -> logging.FileHandler:
     """The same log file again, for records of the job in `folder` and those of all jobs."""
-    again = logging.FileHandler(file.baseFilename, encoding=file.encoding, delay=True)
+    again = Reopened(file.baseFilename, encoding=file.encoding, delay=True)
     again.setLevel(file.level)
     again.setFormatter(file.formatter)
     again.addFilter(lambda record: getattr(record, "folder", folder) == folder)

@@ -1,7 +1,7 @@
 """`hydra/launcher=` joblib, submitit_local, submitit_slurm, ray: the grid in shares, one a worker.
 
 The jobs of a launch are composed and checked here, split into ``hydra.launcher.n_shares`` shares of
-about equal work (the batch module's ``weight(config)``, if it has one), and each share is trained
+about equal work (the stage's ``weight(config)``, if it has one), and each share is trained
 as an ensemble by a worker, which sees the same folders as this process. The ready values lie in
 ``conf/hydra/launcher/``.
 
@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +36,7 @@ from sparse_dict.config import CONF_DIR, launcher
 from sparse_dict.errors import UserError
 from sparse_dict.launch.explain import in_one_line
 from sparse_dict.launch.jobs import Job
+from sparse_dict.machine import threads
 from sparse_dict.machine.balance import balanced
 from sparse_dict.machine.interrupt import Interrupted
 
@@ -68,7 +68,7 @@ class Share:
     """The jobs of one worker: travels there and is called."""
 
     jobs: list[Job]
-    batch: str
+    stage: str  # its module
     callbacks: Callbacks
     environment: dict[str, str | None] = field(default_factory=dict)  # None: not set
     cores: list[int] | None = None  # None leaves them to whoever started the worker
@@ -92,7 +92,7 @@ class Share:
         JobRuntime.instance().set("name", hydra.job.name)
         configure_log(hydra.hydra_logging, hydra.verbose)
         try:
-            return Nest(self.callbacks, self.batch, self.jobs).run()
+            return Nest(self.callbacks, self.stage, self.jobs).run()
         except (KeyboardInterrupt, Interrupted):  # not submitit's exit from a job queued again
             return UserError("interrupted: the same command goes on from the last checkpoint")
         except Exception as error:
@@ -120,8 +120,7 @@ def cores_of(n_shares: int) -> list[list[int]]:
         cores = list(range(os.cpu_count() or 1))
     if len(cores) < n_shares:
         return [[cores[i % len(cores)]] for i in range(n_shares)]
-    bounds = [i * len(cores) // n_shares for i in range(n_shares + 1)]
-    return [cores[start:stop] for start, stop in pairwise(bounds)]
+    return [cores[slice(*threads.share(len(cores), i, n_shares))] for i in range(n_shares)]
 
 
 class ShareLauncher(EnsembleLauncher):
@@ -134,8 +133,8 @@ class ShareLauncher(EnsembleLauncher):
     package = ""  # what must be installed
     extra = ""  # the extra of this project that installs it
 
-    def __init__(self, n_shares: int, batch: str, **settings: Any) -> None:
-        super().__init__(batch)
+    def __init__(self, n_shares: int, **settings: Any) -> None:
+        super().__init__()
         self.n_shares = n_shares
         plain = OmegaConf.to_container(OmegaConf.create(settings))
         self.settings = cast("dict[str, Any]", plain)
@@ -146,7 +145,7 @@ class ShareLauncher(EnsembleLauncher):
         """As `EnsembleLauncher.setup`.
 
         Raises:
-            UserError: also if this launcher cannot work here.
+            UserError: this launcher cannot work here.
         """
         if wrong := self.trouble():
             raise UserError(
@@ -174,7 +173,7 @@ class ShareLauncher(EnsembleLauncher):
         # workers find the stages and this plugin where this process does
         os.environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         callbacks = self.hydra_context.callbacks
-        workers = [Share(jobs, self.batch, callbacks) for jobs in shares]
+        workers = [Share(jobs, self.stage, callbacks) for jobs in shares]
         if self.on_this_machine:
             for i, (worker, cores) in enumerate(zip(workers, cores_of(len(shares)), strict=True)):
                 worker.cores = cores

@@ -27,6 +27,7 @@ from sparse_dict.config import HFModel
 from sparse_dict.config.sites import SITES, Site
 from sparse_dict.errors import MALFORMED, UserError, one_line
 from sparse_dict.lm.interface import Follow, OpenLM, Seen
+from sparse_dict.machine.ahead import aside
 from sparse_dict.machine.network import reachable
 from sparse_dict.storage import files
 from sparse_dict.text.bpe import bytes_by_character
@@ -400,9 +401,8 @@ def load(lm: HFModel, device: torch.device) -> Model:
         UserError: it cannot be loaded.
     """
     with _named(lm):
-        model = AutoModelForCausalLM.from_pretrained(
-            **_source(lm), dtype=getattr(torch, lm.dtype), use_safetensors=True
-        )
+        load = partial(AutoModelForCausalLM.from_pretrained, dtype=getattr(torch, lm.dtype))
+        model = aside(partial(load, **_source(lm), use_safetensors=True))
     return Model(model.eval().to(device))
 
 
@@ -422,7 +422,7 @@ def load_tokenizer(lm: HFModel) -> Tokenizer:
         UserError: it cannot be loaded, is no fast one, or knows no end of sequence.
     """
     with _named(lm):
-        tokenizer = AutoTokenizer.from_pretrained(**_source(lm))
+        tokenizer = aside(partial(AutoTokenizer.from_pretrained, **_source(lm)))
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"{lm.name_or_path} has no fast tokenizer (tokenizer.json)")
     if tokenizer.eos_token_id is None:
@@ -456,7 +456,7 @@ def _n_layers(config: Any) -> int:
 
 def _config(lm: HFModel) -> Any:
     with _named(lm):
-        return AutoConfig.from_pretrained(**_source(lm))
+        return aside(partial(AutoConfig.from_pretrained, **_source(lm)))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
+from sparse_dict.machine.progress import Progress
 from sparse_dict.text.tokens import TokenStream
 
 if TYPE_CHECKING:
@@ -50,17 +51,19 @@ def measure(
     chosen = [i * n_contexts // n for i in range(n)]
     together = max(1, batch_size // len(sites))
     layers = [_Layer() for _ in range(model.n_layers)]
-    for start in range(0, n, together):
-        windows = [
-            torch.from_numpy(stream.window(i * n_ctx, n_ctx))
-            for i in chosen[start : start + together]
-        ]
-        try:
-            found = model.read(torch.stack(windows).to(model.device), sites)
-        except UserError:
-            return None
-        for layer, z, h in zip(layers, found[::2], found[1::2], strict=True):
-            layer.add(z[:, skip:].flatten(0, 1), h[:, skip:].flatten(0, 1))
+    with Progress("pre-activations", n, "contexts") as progress:
+        for start in range(0, n, together):
+            windows = [
+                torch.from_numpy(stream.window(i * n_ctx, n_ctx))
+                for i in chosen[start : start + together]
+            ]
+            try:
+                found = model.read(torch.stack(windows).to(model.device), sites)
+            except UserError:
+                return None
+            for layer, z, h in zip(layers, found[::2], found[1::2], strict=True):
+                layer.add(z[:, skip:].flatten(0, 1), h[:, skip:].flatten(0, 1))
+            progress.advance(len(windows))
     values = [{"layer": i, **layer.values()} for i, layer in enumerate(layers)]
     return [v for v in values if all(map(math.isfinite, v.values()))]
 

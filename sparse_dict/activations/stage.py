@@ -72,7 +72,8 @@ def _run(config: HarvestStageConfig) -> None:
     of_text = not isinstance(config.data, ToyData)
     inputs: dict[str, Any] = {}
     if of_text:
-        inputs = _model_prints(config) | {"corpus": corpus.describe(config.data)}
+        described = corpus.describe(config.data, Path(config.cache_dir))
+        inputs = _model_prints(config) | {"corpus": described}
     if (target / store.MANIFEST).exists():
         _refuse_others(config, inputs)
         if distributed.main():
@@ -118,6 +119,7 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
     columns = widths(model, settings.places())
     with distributed.main_first():
         tokenized = tokens.prepare(config.data, lm.tokenizer, Path(config.cache_dir))
+    corpus.refuse_change(inputs["corpus"], tokenized.manifest["corpus"])
     stream = tokenized.split(settings.split)
     kept = n_ctx - settings.skip_first  # rows of one context
     n_contexts = min(settings.n_tokens // kept, len(stream) // n_ctx)

@@ -173,24 +173,6 @@ class Activations:
             out[where] = part
         return out
 
-    def take(self, rows: NDArray[np.int64]) -> Floats:
-        """The rows of these numbers, in their order, (n, d_in)."""
-        out = np.empty((len(rows), self.d_in), np.float32)
-        shards = np.searchsorted(self._rows.starts, rows, "right") - 1
-        for i in np.unique(shards).tolist():
-            here = np.flatnonzero(shards == i)
-            part = np.empty((len(here), self.d_in), np.float32)
-            inside = rows[here] - self._rows.starts[i]
-            first = int(inside.min())
-            _convert(self._rows.arrays[i][first : int(inside.max()) + 1][inside - first], part)
-            out[here] = part
-        return out
-
-    def shard_origins(self) -> Iterator[tuple[int, Origins]]:
-        """Of each shard of a harvest of ours: its first row, and `origins` of all its rows."""
-        for first, part in zip(self._origins.starts.tolist(), self._origins.arrays, strict=False):
-            yield first, part[:]
-
     @cached_property
     def _origins(self) -> Joined:
         return Joined([Stored(shard.origin_path) for shard in self.shards if shard.origin_path])

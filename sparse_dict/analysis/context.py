@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis import measured_bases, seeds, trajectory
+from sparse_dict.analysis import effects, harvested, measured_bases, seeds, trajectory
 from sparse_dict.analysis.claims import Claim, Statement
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.interp import ask
@@ -19,9 +19,11 @@ from sparse_dict.analysis.measures import ridge
 from sparse_dict.analysis.report.page import Draw, Section
 from sparse_dict.analysis.splitting import Splitting
 from sparse_dict.analysis.study import Study
-from sparse_dict.config import AnalyzeConfig, BaselinesConfig
+from sparse_dict.config import AnalyzeConfig, BaselinesConfig, EffectsConfig
 
 Settings = TypeVar("Settings")
+
+PARTIAL = "partial"  # in the analysis' folder, while it is made
 
 
 @dataclass(eq=False)
@@ -37,8 +39,8 @@ class Context:
 
     @property
     def folder(self) -> Path:
-        """Where tables are written."""
-        return Path(self.config.analysis_dir)
+        """Where tables are written, until the whole analysis takes the place of an earlier one."""
+        return Path(self.config.analysis_dir) / PARTIAL
 
     def settings(self, kind: type[Settings]) -> Settings:
         """The settings of an analysis that is on, by their type."""
@@ -88,6 +90,24 @@ class Context:
     def row_pairs(self) -> dict[str, list[seeds.SeedPair]]:
         """Dictionaries that differ in the seed, in their rows, or in both, matched."""
         return seeds.by_difference(self.study, self.config.comparison.match_limit)
+
+    @cached_property
+    def recurring(self) -> effects.Compared | None:
+        """The largest of the main dictionaries that has others to compare with, and these."""
+        return effects.largest(self.comparison.main, self.row_pairs)
+
+    @cached_property
+    def effects(self) -> tuple[pd.DataFrame, int]:
+        """The effects of its features on the loss, and how many tokens were searched for them.
+
+        Raises:
+            UserError: the activations, their language model or its text are not there.
+        """
+        assert self.recurring is not None
+        settings = self.settings(EffectsConfig)
+        source = harvested.open_source(self.config, self.study, settings.n_tokens)
+        table = effects.measure(self.recurring, source, settings, self.config.seed)
+        return table, source.text.size
 
     @cached_property
     def ridges(self) -> list[ridge.Ridge]:

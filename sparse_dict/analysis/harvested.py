@@ -4,17 +4,20 @@ Each is sought where the config says, then where the earlier stages' records say
 beside the study), and counts only if its fingerprint is the recorded one.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sparse_dict.activations.harvest import widths
 from sparse_dict.activations.stage import hf
-from sparse_dict.activations.store import MANIFEST, Activations
+from sparse_dict.activations.store import MANIFEST, Activations, Rows
 from sparse_dict.analysis.study import Study
 from sparse_dict.config import AnalyzeConfig, HFModel
 from sparse_dict.config.sites import Site, parse
@@ -28,6 +31,10 @@ from sparse_dict.text.tokens import TokenStore, TokenStream
 
 Floats = NDArray[np.float32]
 
+log = logging.getLogger(__name__)
+
+MEMORY = 1 << 30  # bytes of rows that are held at a time
+PIECE = 1 << 13  # rows read at a time
 NEURONS = ("mlp_pre", "mlp_post")  # sites whose columns are neurons
 
 
@@ -52,13 +59,13 @@ class Source:
     place: Place
     columns: tuple[tuple[int, int], ...]  # of each site: first, and last but one
     text: NDArray[np.int32]  # (contexts, n_ctx), the positions without rows among them
-    numbers: NDArray[np.int64]  # (contexts, kept): which row of the harvest each position is
-    activations: Activations
+    kept: Rows  # (contexts, kept, d_in): the rows as they were harvested
+    n_harvested: int  # rows of the whole harvest
 
     def rows(self, contexts: slice | NDArray[np.int64]) -> Floats:
-        """The rows of some contexts as they were harvested, (contexts, kept, d_in)."""
-        numbers = self.numbers[contexts]
-        return self.activations.take(numbers.ravel()).reshape(*numbers.shape, -1)
+        """The rows of some contexts, (contexts, kept, d_in)."""
+        found: Floats = torch.from_numpy(self.kept[contexts]).float().numpy()
+        return found
 
     def words(self, tokens: Iterable[int]) -> dict[int, str]:
         """Each token as it is shown."""
@@ -75,6 +82,8 @@ def printable(token: bytes) -> str:
 def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
     """What is behind a study's activations, with about `n_tokens` of their text.
 
+    Fewer where their rows would need more than MEMORY, which the log says.
+
     Raises:
         UserError: a part of it is not there, or cannot be read.
     """
@@ -83,14 +92,34 @@ def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
     activations = Activations.open(folder)
     columns = columns_of(lm.model, taken.sites, activations.d_in)
     stream, _ = text(manifest, Path(config.cache_dir), lm.n_ctx)
-    available = min(activations.rows // (lm.n_ctx - taken.skip_first), len(stream) // lm.n_ctx)
-    n = min(max(n_tokens // lm.n_ctx, 1), available)
-    if not n:
+    kept = lm.n_ctx - taken.skip_first  # rows of one context
+    available = min(activations.rows // kept, len(stream) // lm.n_ctx)
+    if not available:
         raise UserError(f"the text holds {len(stream)} tokens, less than one context ({lm.n_ctx})")
-    contexts = np.arange(n) * available // n
+    dtype = np.dtype(manifest["dtype"])
+    fit = max(MEMORY // (kept * activations.d_in * dtype.itemsize), 1)
+    n = min(max(n_tokens // lm.n_ctx, 1), available)
+    if n > fit:
+        log.info("%s tokens, not %s, whose rows need much memory", fit * lm.n_ctx, n * lm.n_ctx)
+    contexts = np.arange(n := min(n, fit)) * available // n
     windows = np.stack([stream.window(int(i) * lm.n_ctx, lm.n_ctx) for i in contexts])
-    numbers = _numbers(activations, stream, contexts, windows, taken.skip_first)
-    return Source(lm, taken, columns, windows.astype(np.int32), numbers, activations)
+    rows = np.empty((n, kept, activations.d_in), dtype)
+    _fill(rows, activations, stream, contexts, windows)
+    return Source(lm, taken, columns, windows.astype(np.int32), rows, activations.rows)
+
+
+def rows_of(found: Sequence[Tensor], skip: int) -> Floats:
+    """The rows (n, d_in) that a harvest would make of the activations of its sites."""
+    taken = torch.cat([part[:, skip:] for part in found], -1)  # (contexts, kept, d_in)
+    return taken.flatten(0, 1).float().cpu().numpy()
+
+
+def put_back(found: Sequence[Tensor], rows: Floats, skip: int) -> list[Tensor]:
+    """The activations with other rows; positions without a row stay as they are."""
+    kept = [part[:, skip:] for part in found]
+    shape = *kept[0].shape[:2], -1
+    new = torch.from_numpy(rows).to(kept[0]).view(shape).split([k.shape[-1] for k in kept], -1)
+    return [torch.cat([old[:, :skip], part], 1) for old, part in zip(found, new, strict=True)]
 
 
 def columns_of(
@@ -107,36 +136,40 @@ def columns_of(
     return tuple((stop - width, stop) for stop, width in zip(stops, found, strict=True))
 
 
-def _numbers(
+def _fill(
+    rows: Rows,
     activations: Activations,
     stream: TokenStream,
     contexts: NDArray[np.int64],
     windows: NDArray[np.int64],
-    skip: int,
-) -> NDArray[np.int64]:
-    """The numbers of the rows of `contexts` of the stream, whose tokens `windows` are.
+) -> None:
+    """Put into `rows` (n, kept, d_in) those of `contexts` of the stream, with the tokens `windows`.
 
     Raises:
         UserError: they are not all there.
     """
     n_ctx = windows.shape[1]
+    skip = n_ctx - rows.shape[1]
     which = np.full(len(stream) // n_ctx + 1, -1)
     which[contexts] = np.arange(len(contexts))
-    numbers = np.full(windows.shape, -1)
-    with Progress("finding rows", activations.rows, "rows") as progress:
-        for first, origins in activations.shard_origins():
+    missing = np.ones(rows.shape[:2], bool)
+    with Progress("reading the harvest", activations.rows, "rows") as progress:
+        for start in range(0, activations.rows, PIECE):
+            stop = min(start + PIECE, activations.rows)
+            origins = activations.origins(start, stop)
+            assert origins is not None
             document, position, token = origins.T.astype(np.int64)
             known = (document >= 0) & (document < len(stream.document_starts))
             place = stream.document_starts[np.where(known, document, 0)] + position
-            known &= (place >= 0) & (place < len(stream))
-            row, at = which[np.where(known, place, -1) // n_ctx], place % n_ctx
-            mine = np.flatnonzero(known & (row >= 0))
-            mine = mine[windows[row[mine], at[mine]] == token[mine]]
-            numbers[row[mine], at[mine]] = first + mine
-            progress.advance(len(origins))
-    if (numbers[:, skip:] < 0).any():
+            known &= (place >= 0) & (place < len(stream)) & (place % n_ctx >= skip)
+            context, at = which[np.where(known, place, -1) // n_ctx], place % n_ctx
+            mine = np.flatnonzero(known & (context >= 0))
+            mine = mine[windows[context[mine], at[mine]] == token[mine]]
+            to = context[mine], at[mine] - skip
+            rows[to], missing[to] = activations.read(start, stop)[mine], False
+            progress.advance(stop - start)
+    if missing.any():
         raise UserError(f"the origins of {activations.folder} are not of its text: harvest again")
-    return numbers[:, skip:]
 
 
 def manifest_of(config: AnalyzeConfig, study: Study) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from sparse_dict.errors import UserError
 
 Floats = NDArray[np.float32]
 
+READ = 1 << 16  # rows read at a time
 FEWEST = 1000
 
 
@@ -35,7 +36,7 @@ def paired(first: Activations, second: Activations, most: int) -> tuple[Floats, 
             f"{first.folder} and {second.folder} are of other text or another tokenizer"
         )
     chosen = np.argsort(here)[:most]  # in the shuffled order: a sample
-    return first.take(here[chosen]), second.take(there[chosen])
+    return _taken(first, here[chosen]), _taken(second, there[chosen])
 
 
 def _foreign(first: Activations, second: Activations) -> bool:
@@ -54,9 +55,20 @@ def _origins(activations: Activations) -> tuple[NDArray[np.int64], NDArray[np.in
     """Document and position of every row as one number, and its token, (rows,) each."""
     places = np.empty(activations.rows, np.int64)
     tokens = np.empty(activations.rows, np.int32)
-    for start, origins in activations.shard_origins():
-        here = slice(start, start + len(origins))
-        found = origins[:]
+    for start in range(0, activations.rows, READ):
+        here = slice(start, min(start + READ, activations.rows))
+        found = activations.origins(here.start, here.stop)
+        assert found is not None
         places[here] = (found[:, 0].astype(np.int64) << 32) | found[:, 1]
         tokens[here] = found[:, 2]
     return places, tokens
+
+
+def _taken(activations: Activations, rows: NDArray[np.int64]) -> Floats:
+    """The rows of these numbers, in their order."""
+    out = np.empty((len(rows), activations.d_in), np.float32)
+    for start in np.unique(rows // READ * READ).tolist():
+        here = rows // READ * READ == start
+        part = activations.read(start, min(start + READ, activations.rows))
+        out[here] = part[rows[here] - start]
+    return out

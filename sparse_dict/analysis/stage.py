@@ -1,7 +1,9 @@
 """Stage 4: compare a study's dictionaries; figures, tables, claims and one HTML report."""
 
 import logging
+import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
 from sparse_dict.config import AnalyzeConfig, InterpConfig
+from sparse_dict.errors import UserError
 from sparse_dict.sae.naming import end_values, run_name
 from sparse_dict.storage import door, files, lock
 
@@ -20,6 +23,17 @@ if TYPE_CHECKING:
     from sparse_dict.analysis.report.page import Picture
 
 log = logging.getLogger(__name__)
+
+
+# wandb's own charts over tables: the heat map of MMCS, by its one chart of coloured cells, and FVU
+# against L0. Each with the columns that it draws.
+CHARTS = {
+    "charts/mmcs": (
+        "wandb/confusion_matrix/v1",
+        {"Actual": "dict_size", "Predicted": "level", "nPredictions": "mmcs"},
+    ),
+    "charts/fvu_l0": ("wandb/scatter/v0", {"x": "l0", "y": "fvu"}),
+}
 
 
 def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
@@ -64,19 +78,41 @@ def read_record(folder: Path) -> dict[str, Any]:
 def run(config: AnalyzeConfig) -> None:
     """Write figures, tables, `claims.json`, `report.html` and `analysis.json` to `analysis_dir`.
 
-    All of it is derived: what an earlier run left there is replaced.
+    All of it is derived and takes the place of what an earlier run made, once it is whole.
 
     Raises:
         UserError: no dictionary can be read, one-to-one matching would not fit in memory, or
             another process works in `analysis_dir`.
     """
     check(config)
-    with lock.holding(Path(config.analysis_dir)):
-        (Path(config.analysis_dir) / MANIFEST).unlink(missing_ok=True)
-        _run(config)
+    from sparse_dict.analysis.context import PARTIAL
+
+    folder = Path(config.analysis_dir)
+    partial = folder / PARTIAL
+    with lock.holding(folder):
+        if partial.is_dir() and not partial.is_symlink():
+            shutil.rmtree(partial)
+        partial.unlink(missing_ok=True)
+        partial.mkdir()
+        _run(config, partial)
 
 
-def _run(config: AnalyzeConfig) -> None:
+def _replace(folder: Path, partial: Path) -> None:
+    """Put a whole analysis in the place of the one that `folder` records; the record comes last."""
+    earlier: set[str] = set()
+    with suppress(UserError, TypeError):
+        earlier = {*files.read_json(folder / MANIFEST).get("sha256", ())}
+    made = {path.name for path in partial.iterdir()} - {MANIFEST}
+    for name in made:
+        (partial / name).replace(folder / name)
+    for path in list(folder.iterdir()):  # whose names are names; those in the record may be paths
+        if path.name in earlier - made and path.suffix in MADE and not path.is_dir():
+            path.unlink()
+    (partial / MANIFEST).replace(folder / MANIFEST)
+    partial.rmdir()
+
+
+def _run(config: AnalyzeConfig, folder: Path) -> None:
     from sparse_dict.analysis import analyses, study
     from sparse_dict.analysis.comparison import VARIANTS
     from sparse_dict.analysis.context import Context
@@ -84,9 +120,9 @@ def _run(config: AnalyzeConfig) -> None:
     from sparse_dict.analysis.report import figures, overview, page, summary
     from sparse_dict.sae.folder import METRICS, WEIGHTS
 
-    started = time.monotonic()
-    folder = Path(config.analysis_dir)
-    loaded, *others = (study.load(sae_dir) for sae_dir in config.sae_dirs)
+    started, home = time.monotonic(), folder.parent
+    features = config.comparison.features
+    loaded, *others = (study.load(sae_dir, features) for sae_dir in config.sae_dirs)
     for item in (item for found in (loaded, *others) for item in found.left_out):
         log.warning("left out: %s (%s)", item.name, item.reason)
     log.info("comparing %d dictionaries of %s", len(loaded.entries), loaded.folder)
@@ -97,7 +133,7 @@ def _run(config: AnalyzeConfig) -> None:
     }
     name, prints = f"{config.name} analysis", {"dictionaries": files.fingerprint(compared)}
     with (
-        tracking.open_run(config, "analyze", name, folder, fingerprints=prints) as tracked,
+        tracking.open_run(config, "analyze", name, home, fingerprints=prints) as tracked,
         figures.style(),
     ):
         for entry in loaded.entries:
@@ -138,14 +174,11 @@ def _run(config: AnalyzeConfig) -> None:
             "left_out": [asdict(item) for item in loaded.left_out],
             "beside": [str(other.folder) for other in others],
             "seconds": time.monotonic() - started,
-            "sha256": {
-                path.name: files.sha256_file(path)
-                for path in sorted(folder.iterdir())
-                if path.suffix in MADE and path.name != MANIFEST
-            },
+            "sha256": files.sha256_of(folder, sorted(path.name for path in folder.iterdir())),
         }
         files.write_json(folder / MANIFEST, files.sealed(record))
-        tracked.made("analysis", folder / MANIFEST)
+        _replace(home, folder)
+        tracked.made("analysis", home / MANIFEST)
         _tell(context, tracked)
     for claim in context.claims:
         log.info("%s: %s; %s", claim.verdict, claim.claim, claim.ours)
@@ -154,8 +187,8 @@ def _run(config: AnalyzeConfig) -> None:
     for sentence in sentences:
         log.info("%s", sentence)
     for file in ("report.html", PAGE):
-        if (folder / file).exists():
-            log.info("to open in a browser: %s", folder / file)
+        if (home / file).exists():
+            log.info("to open in a browser: %s", home / file)
 
 
 def _agreement(context: "Context") -> "pd.DataFrame":
@@ -182,17 +215,10 @@ def _tell(context: "Context", tracked: tracking.Run) -> None:
     """Send how far dictionaries agree: as charts, and to the dictionaries' own runs."""
     frame = _agreement(context)
     rows = frame.astype(object).where(frame.notna(), None)
-    tracked.table(
-        "charts/fvu_l0", list(rows.columns), rows.itertuples(index=False),
-        ("wandb/scatter/v0", {"x": "l0", "y": "fvu"}),
-    )  # fmt: skip
     first = frame[frame["family"] == context.study.families[0]]
     means = first.groupby(["dict_size", "level"])["mmcs"].mean().dropna().reset_index()
-    tracked.table(  # wandb's one chart of coloured cells
-        "charts/mmcs", list(means.columns), means.itertuples(index=False),
-        ("wandb/confusion_matrix/v1",
-         {"Actual": "dict_size", "Predicted": "level", "nPredictions": "mmcs"}),
-    )  # fmt: skip
+    for (key, chart), table in zip(CHARTS.items(), (means, rows), strict=True):
+        tracked.table(key, list(table.columns), table.itertuples(index=False), chart)
     finished = [entry.metrics["config"] for entry in context.study.entries]
     openers = [
         partial(

@@ -278,8 +278,10 @@ def _wrong(name: str, metrics: Mapping[str, Any]) -> str | None:
     return None
 
 
-def load(folder: Path) -> Study:
+def load(folder: Path, features: str = "all") -> Study:
     """Read every dictionary below `folder`; broken, unfinished and foreign ones are left out.
+
+    So are those without an active feature where only features that are ``alive`` count.
 
     Dictionaries can only be compared on the same activations: where fingerprints or widths differ,
     the largest group is kept and the others are left out by name, as are repetitions.
@@ -299,6 +301,8 @@ def load(folder: Path) -> Study:
         try:
             trained = read(path)
             wrong = _wrong(_name(path, folder), trained.metrics)
+            if wrong is None and features == "alive" and not trained.fire_count.any():
+                wrong = "none of its features is active, and comparison.features=alive"
         except UserError as error:
             wrong = str(error)
         if wrong is None:
@@ -306,7 +310,7 @@ def load(folder: Path) -> Study:
         else:
             left_out.append(LeftOut(printable(_name(path, folder)), wrong))
     if not found:
-        raise UserError(f"no dictionary in {folder} can be read; the first: {left_out[0].reason}")
+        raise UserError(f"no dictionary in {folder} can be used; the first: {left_out[0].reason}")
 
     origins = {name: _origin(trained) for name, trained in found.items()}
     kept, _ = Counter(origins.values()).most_common(1)[0]

@@ -9,7 +9,8 @@ import textwrap
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from sparse_dict.config.activations import (
     ActivationsConfig,
@@ -25,6 +26,7 @@ from sparse_dict.config.analysis import (
     ComparisonConfig,
     ConsensusConfig,
     ContextsConfig,
+    EffectsConfig,
     InterpConfig,
     LossRecoveredConfig,
     NoSettings,
@@ -36,6 +38,7 @@ from sparse_dict.config.lm import (
     ModelConfig,
     MuonConfig,
 )
+from sparse_dict.config.ranges import NAME_BYTES, shortened
 from sparse_dict.config.sae import (
     AdamConfig,
     SAEConfig,
@@ -77,6 +80,7 @@ __all__ = [
     "ContextsConfig",
     "DataConfig",
     "DocstringsData",
+    "EffectsConfig",
     "FilesData",
     "GPT2Tokenizer",
     "HFModel",
@@ -121,6 +125,26 @@ def _help(group: str, *left_out: str) -> str:
     return textwrap.fill(line, 98, subsequent_indent=indent).replace("| ", "|")
 
 
+def _job_folder(*, _root_: DictConfig) -> str:
+    """The name of a job's folder: what was typed of the keys that decide its result, as KEY=VALUE.
+
+    Values are those of the config, so that 1e-2 and 0.01 are one folder. A name that is too long
+    for a file system ends with its hash.
+    """
+    parts = []
+    for node in _root_.hydra.overrides.task._content:
+        text = str(node._value())  # unresolved, where it names another key
+        override = OverridesParser.create().parse_override(text)
+        key = override.key_or_group
+        if key in ("experiment", *NEUTRAL):
+            continue
+        value = None if override.is_delete() else OmegaConf.select(_root_, key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        parts.append(f"{key}={value}" if isinstance(value, str | int | float) else text)
+    return shortened(",".join(sorted(parts)) or "default", NAME_BYTES)
+
+
 def register() -> None:
     """Make the schemas and the resolvers known to Hydra; every script does so by importing us."""
     store = ConfigStore.instance()
@@ -149,12 +173,7 @@ def register() -> None:
         "sparse_dict.conf", lambda folder: str(CONF_DIR / folder), replace=True
     )
     OmegaConf.register_new_resolver("sparse_dict.choices", _help, replace=True)
-    OmegaConf.register_new_resolver(
-        "sparse_dict.neutral_keys", lambda: ["experiment", *NEUTRAL], replace=True
-    )
-    OmegaConf.register_new_resolver(
-        "sparse_dict.job_folder", lambda dirname: dirname or "default", replace=True
-    )
+    OmegaConf.register_new_resolver("sparse_dict.job_folder", _job_folder, replace=True)
 
 
 register()

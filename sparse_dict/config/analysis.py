@@ -79,6 +79,18 @@ class LossRecoveredConfig:
 
 
 @dataclass
+class EffectsConfig:
+    """What the model's loss loses with a feature."""
+
+    features: int = MISSING  # at most; of more, so many are drawn at random
+    contexts: int = MISSING  # of each feature, drawn from those that it is active in
+    n_tokens: int = MISSING  # of the harvested text, in which they are sought
+
+    def __post_init__(self) -> None:
+        positive(self, "effects", "features", "contexts", "n_tokens")
+
+
+@dataclass
 class ContextsConfig:
     """Which features are shown with the text that they are active on, and how much of it."""
 
@@ -196,6 +208,7 @@ ANALYSES: dict[str, type[Any]] = {
     "frontier": NoSettings,  # reconstruction against sparsity
     "baselines": BaselinesConfig,
     "loss_recovered": LossRecoveredConfig,
+    "effects": EffectsConfig,  # the loss without a feature, against how often it recurs
     "truth": NoSettings,  # toy activations: agreement with the features that made them
     "contexts": ContextsConfig,
     "interp": InterpConfig,

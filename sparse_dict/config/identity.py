@@ -26,6 +26,9 @@ NEUTRAL = (
     "training.checkpoint_every",
 )
 
+# What records may lack: of older versions, and of a data set that was not looked up.
+UNKNOWN = ("commit",)
+
 # What other keys take their values from: their own values say it all.
 SOURCES = ("sparsity",)
 
@@ -60,6 +63,8 @@ def differences(old: Any, new: Any, schema: object = None, key: str = "") -> lis
     known, defaults = _schema_of(schema) if is_dataclass(schema) else ({*old}, {})
     found = []
     for name in [*new, *(name for name in old if name in known and name not in new)]:
+        if name in UNKNOWN and not (name in old and name in new):
+            continue
         if name not in old and name in defaults and new[name] == defaults[name]:
             continue
         below = f"{key}.{name}" if key else name

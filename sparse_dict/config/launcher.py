@@ -15,7 +15,6 @@ class EnsembleConf:
     """All jobs in one process."""
 
     _target_: str = f"{PLUGIN}.ensemble_launcher.EnsembleLauncher"
-    batch: str = "sparse_dict.sae.stage"  # the module that holds check and train_many
 
 
 @dataclass

@@ -1,8 +1,11 @@
-"""Checks that the schemas share; `section` is the config group, named in the message."""
+"""Checks that the schemas share; `section` is the config group, named in the message. Names."""
 
+import hashlib
 from typing import Any
 
 from sparse_dict.errors import UserError
+
+NAME_BYTES = 255  # of a file's name, in all common file systems
 
 
 def positive(config: Any, section: str, *names: str) -> None:
@@ -24,3 +27,12 @@ def one_of(config: Any, section: str, name: str, *choices: str) -> None:
     value = getattr(config, name)
     if value not in choices:
         raise UserError(f"{section}.{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def shortened(name: str, most: int) -> str:
+    """`name` in at most so many bytes of UTF-8: what is longer ends with its hash."""
+    data = name.encode()
+    if len(data) <= most:
+        return name
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    return f"{data[: most - 17].decode(errors='ignore')}-{digest}"

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 from sparse_dict.config.activations import ActivationsConfig, HarvestConfig
 from sparse_dict.config.analysis import ANALYSES, ComparisonConfig
 from sparse_dict.config.lm import AdamWConfig, LMTrainingConfig, ModelConfig
-from sparse_dict.config.ranges import one_of
+from sparse_dict.config.ranges import NAME_BYTES, one_of
 from sparse_dict.config.sae import AdamConfig, SAEConfig, SAETrainingConfig, SparsityConfig
 from sparse_dict.errors import UserError
 
@@ -26,6 +26,14 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         one_of(self, "tracking", "mode", "auto", "online", "offline", "disabled")
+        if not 1 <= len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
+            raise UserError(
+                "tracking.project must have 1 to 128 characters, and none of / \\ # ? % :, "
+                f"not {self.project!r}"
+            )
+        for tag in self.tags:
+            if not 1 <= len(tag) <= 64:
+                raise UserError(f"tracking.tags must have 1 to 64 characters each, not {tag!r}")
 
 
 @dataclass
@@ -39,8 +47,13 @@ class StudyConfig:
     tracking: TrackingConfig = MISSING
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
-            raise UserError(f"name must be a plain folder name, not {self.name!r}")
+        if Path(self.name).name != self.name or self.name[:1] in ("", ".") or not (
+            self.name.isprintable() and len(self.name.encode()) <= NAME_BYTES
+        ):  # fmt: skip
+            raise UserError(
+                f"name must be a plain folder name, of {NAME_BYTES} bytes at most, "
+                f"not {self.name!r}"
+            )
         if self.seed < 0:
             raise UserError(f"seed must not be negative, not {self.seed}")
 

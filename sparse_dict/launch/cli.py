@@ -1,16 +1,23 @@
 """Starts a script, and ends it with one line where its input is wrong."""
 
+import atexit
 import os
+import resource
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 
 from sparse_dict.errors import UserError, escape_logs
-from sparse_dict.launch.explain import explanation
+from sparse_dict.launch import overrides
+from sparse_dict.launch.explain import explanation, in_one_line
 from sparse_dict.machine import ahead, distributed, interrupt
 
 FULL = "HYDRA_FULL_ERROR"  # set to 1, it gets the whole traceback of any error
@@ -24,12 +31,22 @@ def run(main: Callable[[], None]) -> None:
     and Ctrl-C with one line and 128 + the signal's number.
     """
     # -m first, wherever it was typed: argparse takes overrides in one piece only
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    arguments = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    sys.argv[1:] = map(overrides.as_meant, arguments)
+    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(  # type: ignore[method-assign]
+        overrides.see_that_sections_are_on(ConfigLoaderImpl._apply_overrides_to_config)
+    )
     if "--hydra-help" not in sys.argv:
         # Our help names this script's own groups. Hydra gathers all that there are for a place
         # which our template does not have, and that takes a second.
         Hydra.format_config_groups = lambda *_, **__: ""  # type: ignore[method-assign]
+    if os.path.expanduser("~") == "~":  # noqa: PTH111  no home, which libraries want for caches
+        os.environ["HOME"] = tempfile.mkdtemp(prefix="sparse-dict-home-")
+        atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
     escape_logs()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # a grid needs a lock a job
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if ASKED:
         return main()
     try:
@@ -41,31 +58,35 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _run(main: Callable[[], None]) -> None:
-    script = Path(sys.argv[0]).name
     os.environ[FULL] = "1"  # otherwise Hydra prints an error and exits by itself
     try:
         with interrupt.ending():
             main()
     except Exception as error:
-        line = explanation(error)
-        if line is None:
+        if explanation(error) is None:
             raise
-        fail(script, error, line)
+        fail(error)
     except KeyboardInterrupt:
-        sys.stderr.write(f"{script}: stopped by Ctrl-C: run the same command to resume\n")
+        _say("stopped by Ctrl-C: run the same command to resume")
         raise SystemExit(130) from None
     except interrupt.Interrupted as ended:
         if distributed.main():
-            sys.stderr.write(f"{script}: stopped by {ended.name}: run the same command to resume\n")
+            _say(f"stopped by {ended.name}: run the same command to resume")
         raise
     finally:
         del os.environ[FULL]
 
 
-def fail(script: str, error: Exception, line: str) -> NoReturn:
+def fail(error: Exception) -> NoReturn:
     """End the process with one line on an error: code 2 for what a stage found, 1 for the rest."""
-    if ASKED:
-        traceback.print_exception(error)
-    if distributed.main():  # all other processes find the same
-        sys.stderr.write(f"{script}: {line}\n")
-    raise SystemExit(2 if isinstance(error, UserError) else 1) from None
+    try:
+        if ASKED:
+            traceback.print_exception(error)
+        if distributed.main():  # all other processes find the same
+            _say(in_one_line(error))
+    finally:  # whatever happens: Hydra would make a warning of it, and go on
+        raise SystemExit(2 if isinstance(error, UserError) else 1) from None
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {line}\n")

@@ -1,10 +1,9 @@
 """One line on what is wrong with a config or a command line, with what was probably meant."""
 
 import difflib
-import traceback
+import shlex
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
-from types import TracebackType
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +25,10 @@ def explanation(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return text
     if isinstance(error, OverrideParseException):
+        key, equals, value = error.override.partition("=")
+        if equals and '"' not in value:
+            quoted = shlex.quote(f'{key}="{value}"')
+            return f"cannot read {error.override!r}: type {quoted}"
         return (
             f"cannot read {error.override!r}: an override is key=value, "
             "in quotes for the shell if it holds spaces, brackets or quotes"
@@ -43,8 +46,6 @@ def explanation(error: Exception) -> str | None:
     if isinstance(cause, OmegaConfBaseException):
         what = lines[0].removeprefix("Error merging override ") if lines else "config"
         return f"{what}: {_first_line(cause)}"
-    if isinstance(error, AssertionError) and (below := _below_null(error.__traceback__)):
-        return f"{below}: {below.partition('.')[0]} is off; analysis=[...] says what is on"
     if isinstance(error, HydraException):
         return " ".join(takewhile(lambda line: not line.startswith(BESIDE), lines))
     return explained(error)
@@ -130,11 +131,3 @@ def _section(node: DictConfig, key: str) -> DictConfig | None:
     if not isinstance(child, DictConfig) or child._is_none() or child._is_missing():
         return None
     return child
-
-
-def _below_null(trace: TracebackType | None) -> str | None:
-    """The key of an override below a section that is null, on which OmegaConf trips."""
-    for frame, _ in traceback.walk_tb(trace):
-        if frame.f_code.co_name == "_apply_overrides_to_config":
-            return str(frame.f_locals["override"].key_or_group)
-    return None

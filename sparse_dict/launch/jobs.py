@@ -1,12 +1,14 @@
-"""The jobs of a multirun: composed by Hydra's own rules and checked before one of them runs."""
+"""All jobs of a launch: composed by Hydra's own rules and checked before one of them runs."""
 
+import importlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import filter_overrides
@@ -18,6 +20,15 @@ from sparse_dict.sae.naming import labels
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
+MODULES = {
+    "train_lm": "sparse_dict.lm.stage",
+    "harvest": "sparse_dict.activations.stage",
+    "train_sae": "sparse_dict.sae.stage",
+    "analyze": "sparse_dict.analysis.stage",
+}
+# The key of the folder that a stage writes, unless that is the one where Hydra logs the job.
+OUTPUT = {"train_lm": "lm_dir", "harvest": "activations_dir", "analyze": "analysis_dir"}
+
 
 @dataclass
 class Job:
@@ -26,11 +37,17 @@ class Job:
     number: int
     overrides: tuple[str, ...]
     config: DictConfig
-    folder: Path
+    folder: Path  # where Hydra logs it
     weight: float = 1.0  # of its work, in units of the stage's own
+    output: Path | None = None  # what its stage writes, unless that is `folder`
 
     def __str__(self) -> str:
         return " ".join(filter_overrides(self.overrides)) or f"job {self.number}"
+
+
+def module(name: str) -> ModuleType:
+    """The stage that a script runs."""
+    return importlib.import_module(MODULES[name])
 
 
 def has_grid(config: DictConfig) -> bool:
@@ -38,81 +55,113 @@ def has_grid(config: DictConfig) -> bool:
     return bool(config.hydra.sweeper._target_ == BASIC_SWEEPER)
 
 
-def grid(config: DictConfig, loader: ConfigLoader) -> list[list[str]]:
+def grid(config: DictConfig) -> list[list[str]]:
     """The overrides of all jobs, as Hydra's own sweeper will make them."""
     params = config.hydra.sweeper.params or {}
     arguments = [f"{key}={value}" for key, value in params.items()]
     # unresolved: what names another key is each job's to resolve
     task = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     arguments += map(str, task or [])
-    parser = OverridesParser.create(config_loader=loader)
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
     return jobs
 
 
-def composed(
-    config: DictConfig,
-    loader: ConfigLoader,
-    overrides: Sequence[Sequence[str]],
-    first_number: int,
-    stage: ModuleType,
-) -> list[Job]:
-    """Compose the job of each list of overrides and let `stage` check and weigh it.
+_checked: dict[tuple[int, tuple[str, ...]], Job] = {}  # by `check_all`, for the launcher to take
 
-    Only Hydra's own sweeper promises jobs that differ; others may come with the same folder.
+
+def check_all(config: DictConfig) -> list[Job]:
+    """The jobs of a whole grid.
 
     Raises:
-        UserError: a job's input is wrong, two jobs have the same folder, or there is no job.
+        UserError: a job's input is wrong, two jobs would write to one folder, or there is no job.
     """
+    overrides = grid(config)
     if not overrides:
         raise UserError("the grid is empty: a swept key has no value")
-    hydra_config = HydraConfig.instance()
-    before = hydra_config.cfg
-    jobs: list[Job] = []
-    numbers: dict[Path, int] = {}
-    try:
-        for number, job_overrides in enumerate(overrides, first_number):
-            job = _compose(config, loader, number, job_overrides)
-            try:
-                _check(job, stage)
-            except UserError as error:
-                raise UserError(f"{job}: {error}") from None
-            if job.folder in numbers and has_grid(config):
+    jobs = checked(config, overrides, 0)
+    owners: dict[str, Job] = {}
+    for job in jobs:
+        for folder in (job.output or job.folder, job.folder):
+            other = owners.setdefault(os.path.realpath(folder), job)
+            if other is not job:
                 raise UserError(
-                    f"{job}: job {numbers[job.folder]} and job {number} have the same folder, "
-                    f"{job.folder}"
+                    f"job {other.number} and job {job.number} would both write to "
+                    f"{os.path.relpath(folder)}: {_advice(jobs)}"
                 )
-            numbers[job.folder] = number
-            jobs.append(job)
-        for job, label in zip(jobs, labels([job.overrides for job in jobs]), strict=True):
-            if "tracking" in job.config and job.config.tracking.label is None:
-                with read_write(job.config):
-                    job.config.tracking.label = label
-    finally:
-        hydra_config.cfg = before
+    for job, label in zip(jobs, labels([job.overrides for job in jobs]), strict=True):
+        if "tracking" in job.config and job.config.tracking.label is None:
+            with read_write(job.config):
+                job.config.tracking.label = label
+    _checked.update({(job.number, job.overrides): job for job in jobs})
     return jobs
 
 
-def _compose(
-    config: DictConfig, loader: ConfigLoader, number: int, overrides: Sequence[str]
-) -> Job:
+def checked(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
+    """The job of each list of overrides, composed and checked unless `check_all` has done so.
+
+    Raises:
+        UserError: a job's input is wrong.
+    """
+    before = HydraConfig.instance().cfg
+    jobs = []
+    try:
+        for number, of_job in enumerate(overrides, first):
+            job = _checked.pop((number, tuple(of_job)), None)
+            if job is None:
+                job = _compose(config, number, of_job)
+                try:
+                    check(job)
+                except UserError as error:
+                    raise UserError(f"{job}: {error}") from None
+            jobs.append(job)
+    finally:
+        HydraConfig.instance().cfg = before
+    return jobs
+
+
+def check(job: Job) -> None:
+    """Let the stage check and weigh a job, whose config is Hydra's at present.
+
+    Raises:
+        UserError: its input is wrong.
+    """
+    name = job.config.hydra.job.name
+    stage, config = module(name), typed(task_config(job.config))
+    one_line_errors(name, stage.check, config, job.folder)
+    if name in OUTPUT:
+        job.output = Path(getattr(config, OUTPUT[name]))
+    if hasattr(stage, "weight"):
+        job.weight = stage.weight(config)
+
+
+def _compose(config: DictConfig, number: int, overrides: Sequence[str]) -> Job:
+    loader = GlobalHydra.instance().config_loader()
     job = loader.load_sweep_config(config, list(overrides))
     with open_dict(job):
         job.hydra.job.id = number
         job.hydra.job.num = number
     HydraConfig.instance().set_config(job)  # what ${hydra:job.num} is read from
     with read_write(job.hydra), open_dict(job.hydra):
-        # absolute, because with hydra.job.chdir each job's run_job starts in another's folder
-        sweep_dir = Path(str(job.hydra.sweep.dir)).absolute()
-        folder = sweep_dir / str(job.hydra.sweep.subdir)
-        job.hydra.sweep.dir = str(sweep_dir)
+        job.hydra.sweep.dir, job.hydra.sweep.subdir = job.hydra.sweep.dir, job.hydra.sweep.subdir
+        folder = Path(job.hydra.sweep.dir).absolute() / job.hydra.sweep.subdir
         job.hydra.runtime.output_dir = str(folder)
     HydraConfig.instance().set_config(job)  # it copies, hence once more
     return Job(number, tuple(overrides), job, folder)
 
 
-def _check(job: Job, stage: ModuleType) -> None:
-    config = typed(task_config(job.config))
-    one_line_errors(job.config.hydra.job.name, stage.check, config, job.folder)
-    if hasattr(stage, "weight"):
-        job.weight = stage.weight(config)
+def _advice(jobs: Sequence[Job]) -> str:
+    """The override that gives each job a folder of its own: a study's name, or the folder's key."""
+    job = jobs[0]
+    swept = zip(*(job.overrides for job in jobs), strict=True)  # the values of each override
+    varying = [values[0].partition("=")[0] for values in swept if len(set(values)) > 1]
+    if not varying:
+        return "they are the same"
+    HydraConfig.instance().set_config(job.config)  # what ${hydra:...} in a path is read from
+    config, key = job.config, OUTPUT.get(job.config.hydra.job.name, "name")
+    if key == "lm_dir" and config.lm_dir == f"outputs/{config.name}/lm":
+        key = "name"
+    values = [OmegaConf.select(config, name) for name in varying]
+    plain = all(isinstance(value, str | int | float) and "/" not in str(value) for value in values)
+    told = varying if plain and key not in varying else ["hydra:job.num"]
+    return f"type '{'-'.join([f'{key}={config[key]}', *(f'${{{name}}}' for name in told)])}'"

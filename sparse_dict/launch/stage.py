@@ -6,24 +6,21 @@ into which Hydra will write the job's config and log.
 """
 
 import functools
-import importlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from sparse_dict.errors import UserError
 from sparse_dict.launch import cli, jobs
-from sparse_dict.launch.checks import one_line_errors, task_config, typed
-from sparse_dict.launch.explain import in_one_line
+from sparse_dict.launch.checks import one_line_errors, typed
 from sparse_dict.machine import distributed
 from sparse_dict.storage import lock
 from sparse_dict.storage.door import refuse_links
@@ -31,18 +28,7 @@ from sparse_dict.storage.door import refuse_links
 log = logging.getLogger(__name__)
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-
-MODULES = {
-    "train_lm": "sparse_dict.lm.stage",
-    "harvest": "sparse_dict.activations.stage",
-    "train_sae": "sparse_dict.sae.stage",
-    "analyze": "sparse_dict.analysis.stage",
-}
 SHARED = ("train_lm", "harvest")  # what several processes can do together, see `distributed`
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(MODULES[name])
 
 
 def run(name: str, cfg: DictConfig) -> Any:
@@ -51,7 +37,7 @@ def run(name: str, cfg: DictConfig) -> Any:
     Returns:
         What a sweeper may optimise: the stage's ``objective`` of its outcome, if it has one.
     """
-    stage = _module(name)
+    stage = jobs.module(name)
     logging.raiseExceptions = False  # a log file on a full disk: no traceback for each line
     try:
         outcome = one_line_errors(name, stage.run, typed(cfg))
@@ -70,9 +56,15 @@ def _ending(check: Callable[[Any, DictConfig], None]) -> Callable[..., None]:
     @functools.wraps(check)
     def checked(self: Any, config: DictConfig, **kwargs: Any) -> None:
         try:
+            if config.hydra.job.chdir:
+                raise UserError("hydra.job.chdir must be false: paths count from where you stand")
+            for key in ("job_logging", "hydra_logging"):
+                if not OmegaConf.select(config, f"hydra.{key}.root.handlers"):
+                    raise UserError(f"hydra/{key} must have a handler, or errors would go unsaid")
+            distributed.check()
             check(self, config)
         except Exception as error:
-            cli.fail(f"{config.hydra.job.name}.py", error, in_one_line(error))
+            cli.fail(error)
 
     return checked
 
@@ -85,21 +77,17 @@ def _refuse_links(config: DictConfig, path: Path) -> None:
 
 
 class CheckFirst(Callback):
-    """Checks all jobs before Hydra makes the first one's folder: wrong input leaves no trace.
-
-    Our own launchers check their jobs themselves.
-    """
+    """Checks all jobs before Hydra makes the first one's folder: wrong input leaves no trace."""
 
     @_ending
     def on_run_start(self, config: DictConfig) -> None:
         """See what the stage's `check` finds."""
         name = config.hydra.job.name
         HydraConfig.instance().set_config(config)  # what ${hydra:...} is read from
-        task = typed(task_config(config))
         folder = Path(str(config.hydra.run.dir)).absolute()
         if distributed.size() > 1 and name not in SHARED:
             raise UserError(f"{name}.py runs as one process: start it without torchrun")
-        one_line_errors(name, _module(name).check, task, folder)
+        jobs.check(jobs.Job(0, (), config, folder))
         _refuse_links(config, folder)
         if distributed.main():
             lock.hold_until_exit([folder])  # Hydra writes there before the stage begins
@@ -108,12 +96,16 @@ class CheckFirst(Callback):
 
     @_ending
     def on_multirun_start(self, config: DictConfig) -> None:
-        """The same for each job that Hydra's own launcher will run."""
+        """The same for each job of the grid, whatever launches it, and for all of them together."""
         if distributed.size() > 1:
             raise UserError("torchrun starts one job at a time: no -m with it")
+        if os.environ.get("WANDB_SWEEP_ID") and config.tracking.mode != "disabled":
+            raise UserError("wandb's agent starts one job at a time: no -m with it")
+        if jobs.has_grid(config):
+            found = jobs.check_all(config)
+            # Hydra writes multirun.yaml there: into no study that has no part in it
+            with read_write(config.hydra):
+                config.hydra.sweep.dir = found[0].config.hydra.sweep.dir
+            if config.hydra.launcher._target_ == BASIC_LAUNCHER:
+                lock.hold_until_exit(job.folder for job in found)
         _refuse_links(config, Path(str(config.hydra.sweep.dir)).absolute() / "multirun.yaml")
-        if config.hydra.launcher._target_ == BASIC_LAUNCHER and jobs.has_grid(config):
-            loader = GlobalHydra.instance().config_loader()
-            overrides = jobs.grid(config, loader)
-            found = jobs.composed(config, loader, overrides, 0, _module(config.hydra.job.name))
-            lock.hold_until_exit(job.folder for job in found)

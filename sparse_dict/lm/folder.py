@@ -93,11 +93,11 @@ def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
 
     record = read_record(lm_dir)
     path = lm_dir / WEIGHTS
+    arrays = tensor_files.read(path)
     if fingerprint(path) != record["fingerprints"]["model"]:
         raise UserError(f"{path} is not the file that {RECORD} describes: train it again")
     shape = ModelConfig(**record["config"]["model"])
     try:
-        arrays = tensor_files.read(path)
         tensors = {name: torch.tensor(array) for name, array in arrays.items()}  # aligned
         if shape.n_layers > len(tensors):
             raise RuntimeError(f"{len(tensors)} tensors for {shape.n_layers} layers")

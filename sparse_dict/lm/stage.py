@@ -60,7 +60,10 @@ def run(config: TrainLMConfig) -> None:
 
 def _run(config: TrainLMConfig) -> None:
     lm_dir, cache_dir = Path(config.lm_dir), Path(config.cache_dir)
-    made_from = {"config": identity.record(config), "corpus": corpus.describe(config.data)}
+    made_from = {
+        "config": identity.record(config),
+        "corpus": corpus.describe(config.data, cache_dir),
+    }
     if (there := _recorded(lm_dir)) is not None:
         known, now = {"corpus": there.get("corpus")}, {"corpus": made_from["corpus"]}
         identity.refuse_another(lm_dir, known, now, instead=ELSEWHERE)
@@ -79,6 +82,7 @@ def _run(config: TrainLMConfig) -> None:
     with distributed.main_first():
         tokenizer = tokenizers.build(config.tokenizer, config.data, cache_dir)
         store = tokens.prepare(config.data, tokenizer, cache_dir)
+    corpus.refuse_change(made_from["corpus"], store.manifest["corpus"])
     device = distributed.device(config.device)
     n_ctx = config.model.n_ctx
     text, validation = (store.split(name) for name in tokens.SPLITS)

@@ -8,9 +8,11 @@ gradients of models on GPUs over NCCL.
 import gc
 import logging
 import os
+import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,17 +28,50 @@ if TYPE_CHECKING:
 
 # Others wait for as long as rank 0 tokenises a corpus; if it dies, their connection breaks at once.
 PATIENCE = timedelta(days=7)
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets of them
+WAIT_S = 5.0  # after which it is said that others are waited for
 GRACE_S = 5.0  # torchrun ends all ranks when one has ended: rank 0 goes first, to report why
 
 
 def rank() -> int:
     """This process' number."""
-    return int(os.environ.get("RANK", "0"))
+    return _environment()[0]
 
 
 def size() -> int:
     """How many processes there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _environment()[1]
+
+
+def check() -> None:
+    """Raise `UserError` if the environment says half of what torchrun says, or nonsense."""
+    if wrong := _environment()[2]:
+        raise UserError(wrong)
+
+
+def _environment() -> tuple[int, int, str | None]:
+    """Rank and number of the processes, and what is wrong with torchrun's variables, if anything.
+
+    Other launchers may leave some of them. A process that has such ones counts as the only one,
+    which can report it.
+    """
+    there = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    with suppress(KeyError, ValueError):
+        own, n = int(there.get("RANK", 0)), int(there.get("WORLD_SIZE", 1))
+        if own == 0 and n == 1:
+            return 0, 1, None
+        if 0 <= own < n and int(there["MASTER_PORT"]) and there["MASTER_ADDR"] and "RANK" in there:
+            return own, n, None
+    shown = " ".join(f"{name}={value}" for name, value in there.items())
+    wanted = ", ".join(VARIABLES)
+    return (
+        0,
+        1,
+        (
+            f"{shown} is set, but not {wanted} as torchrun sets them: start it with torchrun, "
+            f"or first `unset {' '.join(there)}`"
+        ),
+    )
 
 
 def main() -> bool:
@@ -75,10 +110,9 @@ def joined() -> Iterator[None]:
     if size() == 1:
         yield
         return
-    import torch.distributed as dist
+    import torch.distributed
 
-    # with a GPU, the default is gloo for tensors on the CPU and NCCL for those on the GPU
-    dist.init_process_group("gloo" if not _nccl() else None, timeout=PATIENCE)
+    _join()
     try:
         yield
     except BaseException as error:
@@ -91,7 +125,32 @@ def joined() -> Iterator[None]:
     # DistributedDataParallel lies in reference cycles and holds the group; if that outlives the
     # interpreter, the group's threads abort the process after all its work is done.
     gc.collect()
-    dist.destroy_process_group()
+    torch.distributed.destroy_process_group()
+
+
+def _join() -> None:
+    """Meet the others in a thread: the main one hears signals, and says whom it waits for."""
+    import torch.distributed as dist
+
+    # with a GPU, the default is gloo for tensors on the CPU and NCCL for those on the GPU
+    backend = "gloo" if not _nccl() else None
+    failed: list[Exception] = []
+
+    def join() -> None:
+        try:
+            dist.init_process_group(backend, timeout=PATIENCE)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(WAIT_S)
+    if thread.is_alive():
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        sys.stderr.write(f"process {rank()}: waiting for {size()} processes at {where}\n")
+    thread.join()
+    if failed:
+        raise failed[0]
 
 
 def _nccl() -> bool:

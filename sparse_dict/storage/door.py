@@ -150,14 +150,14 @@ def texts(value: Any) -> bool:
 def checked(record: dict[str, Any], path: Path, values: Mapping[str, Check]) -> dict[str, Any]:
     """`record`, read from `path`, if its `values` are of the kind and in the range they must be.
 
-    Keys are dotted; one that ends with ``?`` may be missing or null.
+    Keys are dotted, "" is the record; one that ends with ``?`` may be missing or null.
 
     Raises:
         UserError: the first value that is not.
     """
     for key, check in values.items():
         value: Any = record
-        for part in key.removesuffix("?").split("."):
+        for part in filter(None, key.removesuffix("?").split(".")):
             value = value.get(part) if isinstance(value, dict) else None
         if not check(value) and not (value is None and key.endswith("?")):
             what = (check.__doc__ or "").rstrip(".").lower()

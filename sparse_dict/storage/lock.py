@@ -33,10 +33,11 @@ _held: set[Path] = set()
 
 
 @contextmanager
-def holding(*folders: Path) -> Iterator[None]:
+def holding(*folders: Path, wait: bool = False) -> Iterator[None]:
     """Keep other processes out of `folders`, which are made if need be.
 
-    Within one process it may be nested. Folders made and still empty at the end are removed.
+    With `wait`, one that works there is waited for. Within one process it may be nested. Folders
+    made and still empty at the end are removed.
 
     Raises:
         UserError: another process works there, the folder cannot be written to, or something in it
@@ -46,7 +47,7 @@ def holding(*folders: Path) -> Iterator[None]:
         for folder in dict.fromkeys(folder.absolute() for folder in folders):
             if folder not in _held:
                 refuse_links(folder)
-                stack.enter_context(_holding(folder))
+                stack.enter_context(_holding(folder, wait))
         yield
 
 
@@ -77,14 +78,13 @@ def holder(folder: Path) -> str | None:
 
 
 @contextmanager
-def _holding(folder: Path) -> Iterator[None]:
+def _holding(folder: Path, wait: bool) -> Iterator[None]:
     path = folder / FILE
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     # any thread may release it, and no file of another kind stands in for a missing flock
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(LOOK_S, poll_interval=0.01)
+        _acquire(lock, folder, wait)
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     except Timeout:
         raise UserError(
@@ -105,6 +105,22 @@ def _holding(folder: Path) -> Iterator[None]:
             for parent in made:
                 parent.rmdir()
         lock.release()
+
+
+def _acquire(lock: FileLock, folder: Path, wait: bool) -> None:
+    said = False
+    while not lock.is_locked:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(LOOK_S, poll_interval=0.01)
+        except FileNotFoundError:
+            continue  # whoever was there has removed the folder
+        except Timeout:
+            if not wait:
+                raise
+            if not said:
+                log.info("waiting for %s, which makes %s", _named(folder / FILE), folder)
+            said = True
 
 
 def _named(path: Path) -> str:

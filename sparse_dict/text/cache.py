@@ -1,18 +1,17 @@
-"""Cache folders that are either whole or absent, though several processes may build one."""
+"""Cache folders that are either whole or absent, though several processes may want one."""
 
-import os
-import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from sparse_dict.errors import UserError
-from sparse_dict.storage import files
+from sparse_dict.storage import door, files, lock
 
-STALE_S = 24 * 3600.0
+STALE_S = 7 * 24 * 3600.0
 HASHES = "sha256.json"  # of a folder's files, where they do not say so themselves
+RESUME = "resume.safetensors"  # in a folder that is half made: what it takes to go on with it
 
 
 def seal(folder: Path) -> None:
@@ -29,41 +28,49 @@ def is_there(folder: Path) -> bool:
     """
     if not folder.is_dir():
         return False
-    if (folder / HASHES).exists():  # not in the folders of earlier versions
-        for name, sha256 in files.read_json(folder / HASHES).items():
+    path = folder / HASHES
+    if path.exists():  # not in the folders of earlier versions
+        for name, sha256 in door.checked(files.read_json(path), path, {"": door.texts}).items():
             path = folder / Path(name).name
             if not path.is_file() or files.sha256_file(path) != sha256:
                 raise UserError(f"{path} has changed since it was written: delete {folder}")
     return True
 
 
-@contextmanager
-def building(folder: Path) -> Iterator[Path]:
-    """Give a fresh folder beside `folder`; on success it is renamed to `folder`.
+def ensure(folder: Path, make: Callable[[Path], None]) -> None:
+    """Let `make` fill a fresh folder and rename it to `folder`, unless that is there.
 
-    If another process finished `folder` meanwhile, its result stays and ours is dropped. On an
-    exception the fresh folder is removed.
+    One process does it and the others wait. What it leaves where it fails or is killed is removed
+    by the next, or handed to its `make` if there is a `RESUME` file in it.
     """
+    if folder.is_dir():
+        return
+    place = folder.with_name(f".{folder.name}")
+    fresh = place / "fresh"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder.parent)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    fresh.mkdir()
-    try:
-        yield fresh
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
+    with lock.holding(place, wait=True):
+        _remove_stale(folder.parent)
+        if not folder.is_dir():
+            _remove_useless(fresh)
+            fresh.mkdir(exist_ok=True)
+            try:
+                make(fresh)
+                fresh.rename(folder)
+            finally:
+                _remove_useless(fresh)
+    with suppress(OSError):
+        place.rmdir()  # a killed process had made it
+
+
+def _remove_useless(fresh: Path) -> None:
+    if not (fresh / RESUME).exists():
         shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _remove_stale(parent: Path) -> None:
-    """Remove what killed processes left behind: hidden folders untouched for a day."""
+    """Remove what killed processes left behind: hidden folders untouched for a week."""
     for left in parent.glob(".*"):
-        try:
-            if left.is_dir() and time.time() - left.stat().st_mtime > STALE_S:
+        with suppress(FileNotFoundError):  # another process was quicker
+            old = time.time() - max(path.lstat().st_mtime for path in (left, *left.glob("*")))
+            if left.is_dir() and not left.is_symlink() and old > STALE_S and not lock.holder(left):
                 shutil.rmtree(left, ignore_errors=True)
-        except FileNotFoundError:
-            continue  # another process was quicker

@@ -1,6 +1,7 @@
 """The filter that the documents of every source pass through."""
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -8,30 +9,40 @@ import numpy as np
 SETTLE = 2**20
 
 
-def unique(texts: Iterable[str]) -> Iterator[str]:
-    """The documents in order, without blank ones and without repetitions.
+class Unique:
+    """Documents in order, without blank ones and without repetitions.
 
     Texts that differ in white space only count as one; the first is kept. Lone surrogates, which
-    no UTF-8 holds, become U+FFFD. Memory: eight bytes a document, and a set of the last million.
+    no UTF-8 holds, become U+FFFD. Memory: sixteen bytes a document, and a set of the last million.
+
+    Attributes:
+        keys: a hash of each text that was kept, in order; `seen` are those of earlier texts.
     """
-    recent: set[int] = set()
-    settled = np.empty(0, np.uint64)
-    for text in texts:
-        try:
-            normalised = " ".join(text.split()).encode()
-        except UnicodeEncodeError:
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            normalised = " ".join(text.split()).encode()
-        if not normalised:
-            continue
-        key = int.from_bytes(hashlib.blake2b(normalised, digest_size=8).digest(), "little")
-        if key in recent or _holds(settled, key):
-            continue
-        recent.add(key)
-        if len(recent) == SETTLE:
-            settled = np.union1d(settled, np.fromiter(recent, np.uint64))
-            recent.clear()
-        yield text
+
+    def __init__(self, texts: Iterable[str], seen: Iterable[int] = ()) -> None:
+        self._texts = texts
+        self.keys = array("Q", seen)
+
+    def __iter__(self) -> Iterator[str]:
+        recent: set[int] = set()
+        settled = np.sort(np.array(self.keys, np.uint64))
+        for text in self._texts:
+            try:
+                normalised = " ".join(text.split()).encode()
+            except UnicodeEncodeError:
+                text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                normalised = " ".join(text.split()).encode()
+            if not normalised:
+                continue
+            key = int.from_bytes(hashlib.blake2b(normalised, digest_size=8).digest(), "little")
+            if key in recent or _holds(settled, key):
+                continue
+            recent.add(key)
+            self.keys.append(key)
+            if len(recent) == SETTLE:
+                settled = np.union1d(settled, np.fromiter(recent, np.uint64))
+                recent.clear()
+            yield text
 
 
 def _holds(ordered: np.ndarray, key: int) -> bool:

@@ -1,6 +1,7 @@
 """What all sources of text offer: `check`, `describe` and `documents`, by the config's class."""
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from sparse_dict.config import DataConfig, DocstringsData, FilesData, HubData, ToyData
 from sparse_dict.errors import UserError
 from sparse_dict.text import docstrings, files, hub
-from sparse_dict.text.cleaning import unique
+from sparse_dict.text.cleaning import Unique
 
 SOURCES = {DocstringsData: docstrings, FilesData: files, HubData: hub}
 
@@ -32,20 +33,59 @@ def check(data: DataConfig, validated: bool = False) -> None:
         files.refuse_one_document(data)
 
 
-def describe(data: DataConfig) -> dict[str, Any]:
+def describe(data: DataConfig, cache_dir: Path) -> dict[str, Any]:
     """What identifies the corpus, as JSON; two equal descriptions give the same documents.
 
     Raises:
         UserError: what is missing.
     """
-    described: dict[str, Any] = _source(data).describe(data)
+    described: dict[str, Any] = _source(data).describe(data, cache_dir)
     return described
 
 
-def documents(data: DataConfig, cache_dir: Path) -> Iterator[str]:
-    """The corpus as a stream in a fixed order: no blank document, none twice, all valid UTF-8.
+def refuse_change(described: dict[str, Any], now: dict[str, Any]) -> None:
+    """See that a corpus that was `described` before it was read is the same afterwards.
 
     Raises:
-        UserError: while iterating, when a source is missing or broken.
+        UserError: it is not.
     """
-    return unique(_source(data).documents(data, cache_dir))
+    if described != now:
+        before = described.get("files", [])
+        names = [file["name"] for file in now.get("files", []) if file not in before]
+        raise UserError(
+            f"the corpus changed while it was read ({', '.join(names[:3]) or 'not the same files'})"
+            ": leave it alone and run the same command again"
+        )
+
+
+class Documents:
+    """The corpus as a stream in a fixed order: no blank document, none twice, all valid UTF-8.
+
+    Args:
+        state, keys: of a stream that broke off, to go on behind the last document it gave.
+
+    Raises:
+        UserError: here or while iterating, when a source is missing or broken.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        cache_dir: Path,
+        state: dict[str, Any] | None = None,
+        keys: Iterable[int] = (),
+    ) -> None:
+        self._texts = _source(data).documents(data, cache_dir, *([state] if state else []))
+        self._unique = Unique(self._texts, keys)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._unique)
+
+    @property
+    def keys(self) -> "array[int]":
+        """A hash of each document given so far and in earlier streams."""
+        return self._unique.keys
+
+    def state(self) -> dict[str, Any] | None:
+        """Where the stream is, as JSON; None of a source that can only begin anew."""
+        return self._texts.state() if isinstance(self._texts, hub.Stream) else None

@@ -22,8 +22,8 @@ from sparse_dict.machine import interrupt
 from sparse_dict.machine.progress import Progress
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files as whole_files
-from sparse_dict.text.cache import building, is_there, seal
-from sparse_dict.text.cleaning import unique
+from sparse_dict.text.cache import ensure, is_there, seal
+from sparse_dict.text.cleaning import Unique
 from sparse_dict.text.extract import extract
 from sparse_dict.text.files import read_jsonl
 
@@ -52,7 +52,7 @@ def check(data: DocstringsData) -> None:
             raise UserError(f"data.packages: no library {name!r} is installed; {hint}")
 
 
-def describe(data: DocstringsData) -> dict[str, Any]:
+def describe(data: DocstringsData, _cache_dir: Path) -> dict[str, Any]:
     """What decides the text: package versions, the Python that parses them, and the rules."""
     check(data)
     return {
@@ -71,19 +71,22 @@ def documents(data: DocstringsData, cache_dir: Path) -> Iterator[str]:
     Raises:
         UserError: see `check`.
     """
-    folder = cache_dir / "corpus" / whole_files.fingerprint(describe(data))
+    folder = cache_dir / "corpus" / whole_files.fingerprint(describe(data, cache_dir))
     if not is_there(folder):
-        started = time.monotonic()
-        with building(folder) as fresh:
-            texts = _extract(data)
-            lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
-            whole_files.write_text(fresh / "documents.jsonl", "".join(lines))
-            seal(fresh)
-        log.info(
-            "docstrings: %s documents, %.1f MB, in %.0f s",
-            f"{len(texts):,}", sum(map(len, texts)) / 1e6, time.monotonic() - started,
-        )  # fmt: skip
+        ensure(folder, lambda fresh: _make(data, fresh))
     return read_jsonl(folder / "documents.jsonl", "text")
+
+
+def _make(data: DocstringsData, folder: Path) -> None:
+    started = time.monotonic()
+    texts = _extract(data)
+    lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
+    whole_files.write_text(folder / "documents.jsonl", "".join(lines))
+    seal(folder)
+    log.info(
+        "docstrings: %s documents, %.1f MB, in %.0f s",
+        f"{len(texts):,}", sum(map(len, texts)) / 1e6, time.monotonic() - started,
+    )  # fmt: skip
 
 
 def _extract(data: DocstringsData) -> list[str]:
@@ -112,7 +115,7 @@ def _extract(data: DocstringsData) -> list[str]:
                 for task, texts in zip(tasks, extracted, strict=True):
                     found += texts
                     progress.advance(len(task))
-    return sorted(unique(found), key=lambda text: hashlib.blake2b(text.encode()).digest())
+    return sorted(Unique(found), key=lambda text: hashlib.blake2b(text.encode()).digest())
 
 
 def _sources(data: DocstringsData) -> list[str]:

@@ -49,7 +49,7 @@ def refuse_one_document(data: FilesData) -> None:
         )
 
 
-def describe(data: FilesData) -> dict[str, Any]:
+def describe(data: FilesData, _cache_dir: Path) -> dict[str, Any]:
     """Names, sizes and hashes of the files; where they lie does not matter."""
     listed = [{"name": path.name, **_contents(path)} for path in paths(data)]
     return {"kind": "files", "files": listed, "text_column": data.text_column}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import regex  # tiktoken's
 import tiktoken
 
 from sparse_dict.config import BPETokenizer, DataConfig, GPT2Tokenizer
@@ -20,7 +21,7 @@ from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files
 from sparse_dict.storage.door import read_bytes
 from sparse_dict.text import bpe, corpus
-from sparse_dict.text.cache import building, is_there, seal
+from sparse_dict.text.cache import ensure, is_there, seal
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s
 GPT2_HOST = "https://openaipublic.blob.core.windows.net"
 CACHED_S = 2.0  # more than enough to load GPT-2's vocabulary from a disk
 DOWNLOAD_S = 120.0
+PROBE = "It's  1 \té_!\n"
 BLANKS = re.compile(r"(\s{100000})")  # a run that is encoded in pieces
 BPE_RULES = 2  # counted up when the same corpus and settings give another vocabulary
 
@@ -106,6 +108,8 @@ class Tokenizer:
             for key, value in expected.items():
                 if record[key] != value:
                     raise ValueError(f"{key} is {record[key]!r}, but the ranks say {value}")
+            if not _splits(record["pat_str"]):  # tiktoken would panic
+                raise ValueError("pat_str does not split a text into words")
             return cls(str(record["name"]), ranks, record["pat_str"])
 
     def _encode(self, text: str) -> np.ndarray:
@@ -135,23 +139,27 @@ def build(config: GPT2Tokenizer | BPETokenizer, data: DataConfig, cache_dir: Pat
 
 
 def _trained(config: BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokenizer:
-    settings = {
+    settings: dict[str, Any] = {
         "rules": BPE_RULES,
-        "corpus": corpus.describe(data),
+        "corpus": corpus.describe(data, cache_dir),
         "vocab_size": config.vocab_size,
         "train_chars": config.train_chars,
     }
     folder = cache_dir / "tokenizer" / files.fingerprint(settings)
-    if not is_there(folder):
-        texts = corpus.documents(data, cache_dir)
-        with building(folder) as fresh:
-            started = time.monotonic()
-            ranks = bpe.train_ranks(texts, config.vocab_size - 1, config.train_chars)
-            if not ranks:
-                raise UserError("the corpus is empty: there is no text to train a vocabulary on")
-            Tokenizer("bpe", ranks, GPT2_PATTERN).save(fresh)
-            seal(fresh)
+
+    def make(fresh: Path) -> None:
+        started = time.monotonic()
+        texts = corpus.Documents(data, cache_dir)
+        ranks = bpe.train_ranks(texts, config.vocab_size - 1, config.train_chars)
+        if not ranks:
+            raise UserError("the corpus is empty: there is no text to train a vocabulary on")
+        corpus.refuse_change(settings["corpus"], corpus.describe(data, cache_dir))
+        Tokenizer("bpe", ranks, GPT2_PATTERN).save(fresh)
+        seal(fresh)
         log.info("vocabulary: trained in %.0f s", time.monotonic() - started)
+
+    if not is_there(folder):
+        ensure(folder, make)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.n_vocab < config.vocab_size:
         log.warning(
@@ -189,6 +197,15 @@ def _gpt2() -> Tokenizer:
         )
     encoding = result["encoding"]
     return Tokenizer("gpt2", encoding._mergeable_ranks, encoding._pat_str)
+
+
+def _splits(pattern: str) -> bool:
+    """Whether an expression cuts a text into words, none of them empty."""
+    try:
+        words = [match[0] for match in regex.finditer(pattern, PROBE)]
+    except regex.error:
+        return False
+    return "".join(words) == PROBE and "" not in words
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:

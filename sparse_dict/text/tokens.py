@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ from sparse_dict.machine.progress import Progress
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files
 from sparse_dict.storage.arrays import Joined, Stored, count, file_name, stored
+from sparse_dict.storage.tensor_files import read_checkpoint, read_record, write_checkpoint
 from sparse_dict.text import corpus
-from sparse_dict.text.cache import building
+from sparse_dict.text.cache import RESUME, ensure
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ SPLITS = ("train", "validation")
 SHARD_TOKENS = 2**24
 BATCH_DOCUMENTS = 2048
 BATCH_CHARS = 2**23
+
+_End = tuple[dict[str, Any] | None, int]  # a stream's state, and how many documents it gave
 
 
 class Encoder(Protocol):
@@ -50,28 +53,32 @@ def prepare(data: DataConfig, tokenizer: Encoder, cache_dir: Path) -> "TokenStor
     document belongs to depends on its text and `data.val_fraction` alone.
 
     Raises:
-        UserError: the corpus is missing, broken or empty, or an existing store is damaged.
+        UserError: the corpus is missing, broken or empty, it changed while it was read, or an
+            existing store is damaged.
     """
-    described = {
+    described: dict[str, Any] = {
         "format": FORMAT,
-        "corpus": corpus.describe(data),
+        "corpus": corpus.describe(data, cache_dir),
         "val_fraction": data.val_fraction,
         "tokenizer": tokenizer.fingerprint,
     }
     name = files.fingerprint(described)
     folder = cache_dir / "tokens" / name
-    if not folder.is_dir():
-        with building(folder) as fresh:
-            splits = _write(corpus.documents(data, cache_dir), data, tokenizer, fresh)
-            manifest = {
-                "fingerprint": name,
-                **described,
-                "dtype": tokenizer.dtype.name,
-                "n_vocab": tokenizer.n_vocab,
-                "eot": tokenizer.eot,
-                "splits": splits,
-            }
-            files.write_json(fresh / "manifest.json", manifest)
+
+    def make(fresh: Path) -> None:
+        splits = _Tokenisation(data, tokenizer, cache_dir, fresh).run()
+        corpus.refuse_change(described["corpus"], corpus.describe(data, cache_dir))
+        manifest = {
+            "fingerprint": name,
+            **described,
+            "dtype": tokenizer.dtype.name,
+            "n_vocab": tokenizer.n_vocab,
+            "eot": tokenizer.eot,
+            "splits": splits,
+        }
+        files.write_json(fresh / "manifest.json", manifest)
+
+    ensure(folder, make)
     store = TokenStore.open(folder)
     log.info(
         "tokens: %s",
@@ -226,49 +233,80 @@ def _verify(folder: Path, hashes: dict[str, str]) -> None:
 
 
 class _SplitWriter:
-    """Writes one split's shards as they fill, and its document starts at the end."""
+    """Writes one split's shards as they fill, and its document starts at the end.
+
+    Attributes:
+        shards: those that are written, as the manifest lists them.
+        pending: what is in no shard yet.
+        starts: where each document begins.
+        tokens, bytes: taken so far.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         self._name = name
-        self._pending: list[np.ndarray] = []  # what is in no shard yet
-        self._shards: list[dict[str, Any]] = []
-        self._written = 0  # tokens in shards
-        self._starts = array("q")
+        self.shards: list[dict[str, Any]] = []
+        self.pending: list[np.ndarray] = []
+        self.starts = array("q")
         self.tokens = 0
-        self._bytes = 0
+        self.bytes = 0
 
     def add(self, ids: np.ndarray, eot: int, n_bytes: int) -> None:
         """Take a document of `n_bytes` bytes, whose `ids` (n,) lack the end of text."""
-        self._starts.append(self.tokens)
-        self._bytes += n_bytes
-        self._pending += [ids, np.array([eot], ids.dtype)]
+        self.starts.append(self.tokens)
+        self.bytes += n_bytes
+        self.pending += [ids, np.array([eot], ids.dtype)]
         self.tokens += len(ids) + 1
-        while self.tokens - self._written >= SHARD_TOKENS:
+        while self._left >= SHARD_TOKENS:
             self._flush(SHARD_TOKENS)
+
+    @property
+    def _left(self) -> int:
+        """Tokens in no shard."""
+        return self.tokens - sum(shard["tokens"] for shard in self.shards)
 
     def close(self) -> dict[str, Any]:
         """Write what is left; the split's part of the manifest."""
-        if self.tokens > self._written:
-            self._flush(self.tokens - self._written)
+        if self._left:
+            self._flush(self._left)
         starts = f"{self._name}-documents.npy"
-        sha256 = self._save(starts, np.array(self._starts, np.int64))
+        sha256 = self._save(starts, np.array(self.starts, np.int64))
         return {
-            "documents": len(self._starts),
+            "documents": len(self.starts),
             "tokens": self.tokens,
-            "bytes": self._bytes,
-            "shards": self._shards,
+            "bytes": self.bytes,
+            "shards": self.shards,
             "document_starts": {"name": starts, "sha256": sha256},
         }
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """With `record`, all of its state."""
+        self.pending = [np.concatenate(self.pending)] if self.pending else []
+        starts = np.array(self.starts, np.int64)
+        return dict(zip(self._names, (starts, *self.pending), strict=False))
+
+    def record(self) -> dict[str, Any]:
+        """See `arrays`."""
+        return {"shards": self.shards, "tokens": self.tokens, "bytes": self.bytes}
+
+    def go_on(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Take the state that another writer had."""
+        starts, pending = self._names
+        self.shards, self.tokens, self.bytes = record["shards"], record["tokens"], record["bytes"]
+        self.starts = array("q", arrays[starts].tolist())
+        self.pending = [arrays[pending]] if pending in arrays else []
+
+    @property
+    def _names(self) -> tuple[str, str]:
+        return f"{self._name}.starts", f"{self._name}.pending"
+
     def _flush(self, n: int) -> None:
         """Write the next `n` tokens as a shard."""
-        whole = np.concatenate(self._pending)
-        name = f"{self._name}-{len(self._shards):05d}.npy"
+        whole = np.concatenate(self.pending)
+        name = f"{self._name}-{len(self.shards):05d}.npy"
         sha256 = self._save(name, whole[:n])
-        self._shards.append({"name": name, "tokens": n, "sha256": sha256})
-        self._pending = [whole[n:]]
-        self._written += n
+        self.shards.append({"name": name, "tokens": n, "sha256": sha256})
+        self.pending = [whole[n:]]
 
     def _save(self, name: str, values: np.ndarray) -> str:
         path = self._folder / name
@@ -277,33 +315,81 @@ class _SplitWriter:
         return files.sha256_file(path)
 
 
-def _write(
-    texts: Iterable[str], data: DataConfig, tokenizer: Encoder, folder: Path
-) -> dict[str, Any]:
-    writers = {name: _SplitWriter(folder, name) for name in SPLITS}
-    # Reading, encoding (itself on all cores) and writing each work on another batch.
-    encoded = ((batch, tokenizer.encode_batch(batch)) for batch in ahead(_batches(texts)))
-    with Progress("encode", None, "documents") as progress:
-        for batch, all_ids in ahead(encoded):
-            for text, ids in zip(batch, all_ids, strict=True):
-                name = "validation" if in_validation(text, data.val_fraction) else "train"
-                writers[name].add(ids, tokenizer.eot, len(text.encode()))
-            tokens = sum(writer.tokens for writer in writers.values())
-            progress.advance(len(batch), Mtokens=tokens / 1e6)
-    if not progress.done:
-        raise UserError("the corpus is empty: there is no document to encode")
-    return {name: writer.close() for name, writer in writers.items()}
+class _Tokenisation:
+    """Encodes a corpus into a folder; of a stream that breaks off it keeps what is done."""
 
+    def __init__(self, data: DataConfig, tokenizer: Encoder, cache_dir: Path, folder: Path) -> None:
+        self._data = data
+        self._tokenizer = tokenizer
+        self._path = folder / RESUME
+        self._writers = {name: _SplitWriter(folder, name) for name in SPLITS}
+        state, keys = None, np.empty(0, np.uint64)
+        if self._path.exists():
+            arrays, record = read_checkpoint(self._path), read_record(self._path)
+            with reading(self._path, "delete it"):
+                state, keys = record["state"], arrays["keys"]
+                for name, writer in self._writers.items():
+                    writer.go_on(record[name], arrays)
+        self._documents = corpus.Documents(data, cache_dir, state, keys.tolist())
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of texts, bounded in number and, but for one long document, in characters."""
-    batch: list[str] = []
-    chars = 0
-    for text in texts:
-        batch.append(text)
-        chars += len(text)
-        if len(batch) == BATCH_DOCUMENTS or chars >= BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
+    def run(self) -> dict[str, Any]:
+        """The manifest's part on the splits."""
+        # Reading, encoding (itself on all cores) and writing each work on another batch.
+        encoded = (
+            (*batch, self._tokenizer.encode_batch(batch[0])) for batch in ahead(self._batches())
+        )
+        before = sum(len(writer.starts) for writer in self._writers.values())
+        if before:
+            log.info("going on behind %s documents", f"{before:,}")
+        end: _End = (None, 0)
+        n_shards = self._n_shards()
+        with Progress("encode", None, "documents", before) as progress:
+            try:
+                for texts, after, all_ids in ahead(encoded):
+                    for text, ids in zip(texts, all_ids, strict=True):
+                        held = in_validation(text, self._data.val_fraction)
+                        writer = self._writers["validation" if held else "train"]
+                        writer.add(ids, self._tokenizer.eot, len(text.encode()))
+                    end = after
+                    if self._n_shards() > n_shards:
+                        n_shards = self._n_shards()
+                        self._keep(*end)
+                    tokens = sum(writer.tokens for writer in self._writers.values())
+                    progress.advance(len(texts), Mtokens=tokens / 1e6)
+            except UserError:
+                self._keep(*end)
+                raise
+        if not progress.done:
+            raise UserError("the corpus is empty: there is no document to encode")
+        splits = {name: writer.close() for name, writer in self._writers.items()}
+        self._path.unlink(missing_ok=True)
+        return splits
+
+    def _n_shards(self) -> int:
+        return sum(len(writer.shards) for writer in self._writers.values())
+
+    def _keep(self, state: dict[str, Any] | None, n_keys: int) -> None:
+        """Note what it takes to go on behind the last batch, if the corpus can be begun there."""
+        if state is not None:
+            arrays = {"keys": np.array(self._documents.keys[:n_keys], np.uint64)}
+            record: dict[str, Any] = {"state": state}
+            for name, writer in self._writers.items():
+                arrays |= writer.arrays()
+                record[name] = writer.record()
+            write_checkpoint(self._path, arrays, record)
+
+    def _batches(self) -> Iterator[tuple[list[str], _End]]:
+        """Lists of texts, bounded in number and, but for one long document, in characters.
+
+        With each, where the stream is behind it.
+        """
+        batch: list[str] = []
+        chars = 0
+        for text in self._documents:
+            batch.append(text)
+            chars += len(text)
+            if len(batch) == BATCH_DOCUMENTS or chars >= BATCH_CHARS:
+                yield batch, (self._documents.state(), len(self._documents.keys))
+                batch, chars = [], 0
+        if batch:
+            yield batch, (self._documents.state(), len(self._documents.keys))

@@ -214,7 +214,9 @@ class Verification:
             for file in folder.iterdir()
             if file.suffix in analysis_stage.MADE and file.name != analysis_stage.MANIFEST
         ]
-        unhashed = self._hashes(folder, made, record.get("sha256"))
+        unhashed = self._hashes(folder, made, recorded := record.get("sha256"))
+        for name in sorted({*made} - {*recorded}) if recorded else ():
+            self._fault(f"{folder / name} is not of the analysis that {path.name} records")
         later = sorted(self.weights.keys() - compared.keys())
         more = f"; {len(later)} more are there, {later[0]} first" if later else ""
         return f"of {len(compared)} dictionaries{more}{unhashed}"

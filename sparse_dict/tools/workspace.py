@@ -10,12 +10,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
+from sparse_dict.analysis.stage import CHARTS
 from sparse_dict.errors import UserError, with_class
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
-PINNED = ("summary:dict_size", "summary:l1", "summary:fvu", "summary:l0", "summary:dead")
+PINNED = tuple(
+    f"summary:{key}"
+    for key in (
+        "dict_size", "l1", "fvu", "l0", "dead", "mmcs", "n_above", "shared_fraction",
+    )
+)  # fmt: skip
 PICTURES = ("heatmap_mmcs", "high_features", "frontier")  # keys that the analysis logs
 
 
@@ -71,7 +77,9 @@ def build(name: str, project: str, entity: str) -> "Workspace":
         ) from None
 
     size, l1 = panels.Config("sae.dict_size"), panels.Config("sae.l1")
-    fvu, l0, dead = (panels.SummaryMetric(key) for key in ("fvu", "l0", "dead"))
+    fvu, l0, dead, mmcs, shared = (
+        panels.SummaryMetric(key) for key in ("fvu", "l0", "dead", "mmcs", "shared_fraction")
+    )
     axis = panels.ParallelCoordinatesPlotColumn
     wide = Layout(w=24, h=12)
 
@@ -89,7 +97,14 @@ def build(name: str, project: str, entity: str) -> "Workspace":
                 panels.MediaBrowser(
                     title="MMCS with larger dictionaries", media_keys=list(PICTURES),
                     num_columns=1, layout=wide,
-                )
+                ),
+                *(
+                    panels.CustomChart(
+                        query={"summaryTable": {"tableKey": f"{key}_table"}}, chart_name=chart,
+                        chart_fields=fields, chart_strings={"title": key},
+                    )
+                    for key, (chart, fields) in CHARTS.items()
+                ),
             ],
         ),
         workspaces.Section(
@@ -97,13 +112,17 @@ def build(name: str, project: str, entity: str) -> "Workspace":
             is_open=True,
             panels=[
                 panels.ScatterPlot(
-                    title="FVU and L0", x=l0, y=fvu, z=l1, log_x=True, log_y=True, layout=wide
+                    title="MMCS by size and L1", x=l1, y=size, z=mmcs, log_x=True, log_y=True
+                ),
+                panels.ScatterPlot(
+                    title="FVU and L0, by MMCS", x=l0, y=fvu, z=mmcs, log_x=True, log_y=True
                 ),
                 panels.ParallelCoordinatesPlot(
                     title="Size x L1", layout=wide,
                     columns=[
                         axis(metric=size, log=True), axis(metric=l1, log=True),
                         axis(metric=l0, log=True), axis(metric=fvu), axis(metric=dead),
+                        axis(metric=mmcs), axis(metric=shared),
                     ],
                 ),
             ],

@@ -17,7 +17,7 @@ from sparse_dict.tracking import server
 
 ID_FILE = "wandb_run_id.txt"  # in the job's folder: the run's id, and DONE once it finished well
 DONE = " finished"
-NAME_LENGTH = 120  # of an artifact; wandb takes 128 characters
+NAME_LENGTH = 100  # of an artifact
 KILLED = 255  # exit code that wandb gives a run that Ctrl-C has ended
 
 
@@ -97,7 +97,9 @@ class Run(AbstractContextManager["Run"]):
             name = "-".join(source.parts[-4:-1])  # outputs-demo-lm, demo-sae-NAME
         else:
             uri, sha256, name = source, str(digest), source.partition("//")[2]
-        name = re.sub(r"[^\w.-]+", "-", name)[-NAME_LENGTH:].lstrip("-.")
+        name = re.sub(r"[^\w.-]+", "-", name).lstrip("-.")
+        if len(name) > NAME_LENGTH:  # wandb takes 128 characters
+            name = f"{name[:NAME_LENGTH]}-{files.fingerprint(name)}"
         artifact = _wandb().Artifact(name, kind, metadata={"sha256": sha256, "source": str(source)})
         # The entry's name makes another content another version.
         artifact.add_reference(uri, name=sha256, checksum=False)

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sparse_dict.config import StudyConfig, TrackingConfig
+from sparse_dict.config.ranges import shortened
 from sparse_dict.errors import UserError, with_class
 from sparse_dict.storage.door import read_bytes
 from sparse_dict.tracking import server
 from sparse_dict.tracking.run import DONE, ID_FILE, Run, exit_code
 
 AT_ONCE = 32  # runs that are opened side by side
+NAME_BYTES = 128  # of a run's or a group's name, which servers take
 HEADER = 7  # bytes with which a .wandb file begins
 MODES = ("online", "offline", "disabled")
 
@@ -118,9 +120,9 @@ def open_run(
         "project": tracking.project,
         "entity": tracking.entity,
         "tags": tracking.tags,
-        "group": config.name,
+        "group": shortened(config.name, NAME_BYTES),
         "job_type": job_type,
-        "name": name,
+        "name": shortened(name, NAME_BYTES),
         "config": finished or {**asdict(config), **about},
     }
     if finished is not None:
@@ -179,12 +181,13 @@ def _remembered(id_file: Path, finished: bool = False) -> str | None:
 @functools.cache
 def _commit() -> str | None:
     """The commit of the checkout that runs, with a + where files differ; None without one."""
-    root = Path(__file__).parent.parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*"]
-    with suppress(OSError, subprocess.SubprocessError):
-        return subprocess.check_output([*command, "--dirty=+"], text=True, timeout=5).strip()
+    command = "git --git-dir=.git describe --always --abbrev=40 --exclude=* --dirty=+"
+    with suppress(OSError):
+        root = Path(__file__).parents[2]
+        done = subprocess.run(
+            command.split(), cwd=root, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() or None
     return None
 
 
@@ -196,8 +199,7 @@ def _init(mode: str, identity: dict[str, Any], wandb_dir: Path, step_metric: str
     quiet = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
     for key, value in {"WANDB_CACHE_DIR": cache, "WANDB_DATA_DIR": cache, **quiet}.items():
         os.environ.setdefault(key, value)
-    import wandb
-
+    wandb = server.client()
     known = wandb.Settings.model_fields  # those that begin with x_ come and go
     settings = wandb.Settings(  # a fresh one each time, because init changes it
         mode=mode,

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from sparse_dict.errors import with_class
 from sparse_dict.machine import network
@@ -63,10 +64,22 @@ def give_up(why: str) -> str:
     return why
 
 
+def client() -> Any:
+    """The wandb package, which reads no settings file of the current folder from then on.
+
+    That may be a stranger's study, whose ``wandb/settings`` names the server that gets the key.
+    """
+    import wandb
+
+    wandb.Settings.settings_workspace = property(lambda _: os.devnull)
+    return wandb
+
+
 def _ask(seconds: float) -> str:
     """Ask the server who we are; what speaks against using it, or ""."""
     try:
         os.environ.setdefault("WANDB_SILENT", "true")
+        client()
         from wandb.sdk import wandb_setup
         from wandb.sdk.lib import wbauth
 

@@ -240,9 +240,10 @@ def _write(
     made = {"consensus": {"seeds": len(group), "cosine": settings.cosine, "share": settings.share}}
     metrics, fire_count = measured(found, context.activations, "topk", made)
     hook = files.read_json(group[0].trained.folder / folders.CONFIG).get("metadata") or {}
-    folders.write(
-        context.folder / FOLDER, found, fire_count, metrics, str(hook.get("hook_name", "unknown"))
-    )
+    # not beside what is being made: what was there before is replaced file by file
+    home = Path(context.config.analysis_dir) / FOLDER
+    (home / folders.METRICS).unlink(missing_ok=True)
+    folders.write(home, found, fire_count, metrics, str(hook.get("hook_name", "unknown")))
 
 
 def picture(table: pd.DataFrame, first: Entry, toy: bool) -> Figure:

@@ -8,7 +8,8 @@ from sparse_dict.analysis.report.page import Section
 def section(context: Context) -> Section:
     """A few features in the report; all of them in `features.html` and `features.json`."""
     gathered = contexts.gather(context.config, context.comparison, tree.nodes(context))
-    page.write(gathered, context.folder)
+    if isinstance(gathered, contexts.Gallery):
+        page.write(gathered, context.folder)
     return page.section(gathered)
 
 

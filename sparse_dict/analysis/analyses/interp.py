@@ -28,9 +28,10 @@ READABLE = Statement(
 
 def section(context: Context) -> Section | None:
     """The explanations with their scores; None without a chat model to ask."""
-    if context.settings(InterpConfig).base_url is None:
+    settings = context.settings(InterpConfig)
+    if settings.base_url is None:
         return None
-    return ask.section(context.explanations, context.config)
+    return ask.section(context.explanations, settings, context.folder)
 
 
 def claims(context: Context) -> list[Claim]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sparse_dict.analysis import harvested
 from sparse_dict.analysis.context import Analysis, Context
-from sparse_dict.analysis.harvested import Place
+from sparse_dict.analysis.harvested import Place, put_back, rows_of
 from sparse_dict.analysis.measures.bases import LABELS, Basis, Floats
 from sparse_dict.analysis.report.curves import curves
 from sparse_dict.analysis.report.page import MISSING, Section, Table
@@ -69,21 +69,17 @@ def losses(
     ]
     sums: dict[str, float] = {label: 0.0 for item in replacements for label in item.labels}
     step, skip = max(1, BATCH_TOKENS // (contexts.shape[1] - 1)), place.skip_first
-    log.info("loss recovered: %s tokens, each in %d variants", f"{contexts.size:,}", len(sums))
-    with Progress("loss recovered", len(contexts) * len(sums), "contexts") as progress:
+    n = contexts[:, 1:].size
+    log.info("loss recovered: %s tokens, each in %d variants", f"{n:,}", len(sums))
+    with Progress("loss recovered", n * len(sums), "tokens") as progress:
         for start in range(0, len(contexts), step):
             batch = torch.from_numpy(contexts[start : start + step]).to(model.device)
             found, follow = model.split(batch[:, :-1], batch[:, 1:], place.sites)
-            widths = [part.shape[-1] for part in found]
-            taken = torch.cat([part[:, skip:] for part in found], -1)  # (contexts, kept, d_in)
-            x = taken.flatten(0, 1).float().cpu().numpy()  # (rows, d_in)
+            x = rows_of(found, skip)
             for item in replacements:
                 for label, new in zip(item.labels, item.reconstruct(x), strict=True):
-                    parts = torch.from_numpy(new).to(taken).view_as(taken).split(widths, -1)
-                    pairs = zip(found, parts, strict=True)
-                    whole = [torch.cat([old[:, :skip], part], 1) for old, part in pairs]
-                    sums[label] += float(follow(whole)) * len(batch)
-                    progress.advance(len(batch))
+                    sums[label] += float(follow(put_back(found, new, skip))) * len(batch)
+                    progress.advance(batch[:, 1:].numel())
     return {label: value / len(contexts) for label, value in sums.items()}
 
 

@@ -1,8 +1,8 @@
 """Top-activating text: where in the harvest's text a feature is active, and what it writes.
 
 The rows of a harvest are shuffled, but their origins say where in the text each belongs: those of
-evenly spaced contexts are read from the disk, so the language model need not run again. Memory does
-not grow with the number of tokens, but for the tokens and the rows' numbers (12 bytes each).
+evenly spaced contexts are read from the disk, so the language model need not run again. Their rows
+(of at most a GiB) are in memory, as the files hold them.
 """
 
 import logging
@@ -115,7 +115,7 @@ def gather(
     n_contexts, n_ctx = source.text.shape
     skip = source.place.skip_first
     return Gallery(
-        found, source.words(shown), n_contexts * (n_ctx - skip), source.activations.rows, n_ctx,
+        found, source.words(shown), n_contexts * (n_ctx - skip), source.n_harvested, n_ctx,
         str(comparison.shown), source.place, source.columns, direct,
     )  # fmt: skip
 
@@ -187,7 +187,7 @@ def describe(
                 tokens = source.text.ravel()[first:stop]
                 contexts[row, place] = Context(tokens, values, place - first)
 
-    decoders = directions(chosen, source.activations.d_in)
+    decoders = directions(chosen, source.kept.shape[-1])
     promoted, demoted, direct = logit_effects(
         decoders, source.lm, source.place.sites, source.columns
     )

@@ -24,16 +24,12 @@ IN_REPORT = {TOP: 2, RANDOM: 1, LOW: 1, OUTLIER: 2}  # how many of each
 FOLDER = Path(__file__).parent
 
 
-def write(gathered: Gallery | Missing, folder: Path) -> None:
-    """Write PAGE and DATA to `folder`; without a gallery remove those of an earlier run."""
-    if isinstance(gathered, Gallery):
-        files.write_text(folder / PAGE, page(gathered))
-        data = payload(gathered, gathered.features, ())
-        text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-        files.write_text(folder / DATA, text + "\n")
-    else:
-        for name in (PAGE, DATA):
-            (folder / name).unlink(missing_ok=True)
+def write(gathered: Gallery, folder: Path) -> None:
+    """Write PAGE and DATA to `folder`."""
+    files.write_text(folder / PAGE, page(gathered))
+    data = payload(gathered, gathered.features, ())
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    files.write_text(folder / DATA, text + "\n")
 
 
 def page(gallery: Gallery) -> str:

@@ -156,11 +156,9 @@ def _mean(scores: pd.Series) -> str:
     return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def section(found: Found, config: AnalyzeConfig) -> Section:
-    """Explanations and scores; writes `interp.csv`."""
+def section(found: Found, settings: InterpConfig, folder: Path) -> Section:
+    """Explanations and scores; writes `interp.csv` to `folder`."""
     title = "Features in words"
-    settings, folder = config.settings(InterpConfig), Path(config.analysis_dir)
-    assert settings is not None
     if found.missing is not None:
         return Section(title, [MISSING.format(found.missing)])
     text = (

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from sparse_dict.config import LOOPBACK, InterpConfig
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files
+from sparse_dict.storage.door import read_bytes
 
 if TYPE_CHECKING:
     import httpx2
@@ -83,8 +84,10 @@ class Client:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
-        self._file = self._opened.enter_context(self.path.open("a+b", buffering=0))
-        self._read(self._file)
+        whole = self._read()
+        self._file = self._opened.enter_context(self.path.open("ab", buffering=0))
+        if not whole:
+            self._file.write(b"\n")  # so that the next record does not continue the half one
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,11 +134,14 @@ class Client:
             raise UserError(f"{self._url} cannot be reached ({text})") from None
         return self._answers[self._hash(question)]
 
-    def _read(self, file: BinaryIO) -> None:
-        """Take in the answers of earlier runs; a line that a kill cut short is passed over."""
-        file.seek(0)
+    def _read(self) -> bool:
+        """Take in the answers of earlier runs; whether the last line is whole.
+
+        One that a kill cut short is passed over.
+        """
         last = b"\n"
-        for line in file:
+        there = self.path.exists() or self.path.is_symlink()
+        for line in read_bytes(self.path).splitlines(keepends=True) if there else ():
             last = line
             try:
                 record = json.loads(line)
@@ -147,8 +153,7 @@ class Client:
                     self._answers[str(record["key"])] = record["answer"]
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue
-        if not last.endswith(b"\n"):
-            file.write(b"\n")  # so that the next record does not continue the half one
+        return last.endswith(b"\n")
 
     def _body(self, question: Question) -> dict[str, Any]:
         return {

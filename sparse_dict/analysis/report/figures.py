@@ -4,15 +4,15 @@ A figure is at most 7 inches wide with text of 8 points or more, so that it can 
 own size. `save` writes PNG and SVG.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+os.environ["MPLBACKEND"] = "Agg"  # no display is needed, and none must be looked for
+
 import matplotlib as mpl
-
-mpl.use("Agg")  # no display is needed, and none must be looked for
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -51,7 +51,9 @@ def style() -> Iterator[None]:
         "svg.hashsalt": "sparse-dict",  # the same figure gives the same file
         "figure.constrained_layout.use": True,
     }
-    with mpl.rc_context(theme):
+    with mpl.rc_context():
+        mpl.rcdefaults()  # whatever a matplotlibrc says
+        mpl.rcParams.update(theme)
         yield
 
 

@@ -61,6 +61,9 @@ def draw(
     for i, ((label, bins), colour) in enumerate(zip(binned, shades, strict=True)):
         nudge = 1.06 ** (i - (len(binned) - 1) / 2)  # so that error bars do not hide each other
         x = np.array([np.sqrt(b.low * b.high) if b.low else never_at for b in bins]) * nudge
+        if not bins:
+            axis.plot([], [], " ", label=f"{label}: no feature counts")
+            continue
         share = np.array([b.found / b.n for b in bins])
         low, high = np.array([wilson(b.found, b.n) for b in bins]).T
         bars = np.maximum([share - low, high - share], 0)

@@ -70,6 +70,8 @@ def _found(context: Context) -> str:
 
 def _unsaid(context: Context) -> str:
     beyond = "whether other models, layers or texts give the same"
+    if nothing_told(context.comparison):
+        return f"Nothing can be said on the claims, nor {beyond}."
     undecided = [claim for claim in context.claims if claim.verdict == OPEN]
     lacking = [claim for claim in undecided if claim.interval is None]
     if not undecided:

@@ -1,0 +1,102 @@
+"""What is typed on a command line, as it is meant: by the type of its key, and in one spelling."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, Node, OmegaConf
+
+from sparse_dict.errors import UserError
+
+# What Hydra reads by rules of its own: quotes, dictionaries, other keys' values, its functions.
+HYDRAS = re.compile(
+    r"""["'{}\\]|^(choice|range|interval|glob|shuffle|sort|tag|str|int|float|bool)\("""
+)
+PLAIN = re.compile(r"[A-Za-z0-9_/\-+.$%*@?|:]*")  # Hydra takes it without quotes
+COUNT = re.compile(r"0|[1-9]\d*")  # and a number that it does not write otherwise
+NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[-+]?\d[\d_]*)?|[-+]?(inf|nan)", re.I)
+
+
+def as_meant(argument: str) -> str:
+    """A command line's argument, with what Hydra would read otherwise than it is meant put right.
+
+    Text is quoted where Hydra would take it for a number (``name=12e4567``), a truth value or
+    nothing that it knows (``lm_dir=/x/step=10``); ``~`` is the user's home; a whole number may be
+    written ``1e6``.
+    """
+    key, equals, value = argument.partition("=")
+    kind = kinds().get(key.lstrip("+"))
+    if not equals or kind is None or HYDRAS.search(value):
+        return argument
+    meant = _text if kind is str else _integer
+    brackets = "[]" if value.startswith("[") and value.endswith("]") else ""
+    inner = ",".join(
+        meant(part.strip())
+        for part in value.removeprefix(brackets[:1]).removesuffix(brackets[1:]).split(",")
+    )
+    return f"{key}={brackets[:1]}{inner}{brackets[1:]}"
+
+
+def _text(value: str) -> str:
+    if value.startswith("~"):
+        value = str(Path(value).expanduser())
+    number = NUMBER.fullmatch(value) and not COUNT.fullmatch(value)
+    if number or value.lower() in ("true", "false") or not PLAIN.fullmatch(value):
+        return f'"{value}"'
+    return value
+
+
+def _integer(value: str) -> str:
+    if not NUMBER.fullmatch(value) or "n" in value.lower():
+        return value
+    number = Decimal(value)
+    return str(int(number)) if abs(number) < 1e18 and number == int(number) else value
+
+
+def see_that_sections_are_on(apply: Callable[..., None]) -> Callable[..., None]:
+    """Hydra's function that applies overrides, which trips over keys of a section that is null.
+
+    That would be an `AssertionError`, or with ``python -O`` nothing at all.
+    """
+
+    def checked(overrides: list[Override], cfg: DictConfig) -> None:
+        for override in overrides:
+            section, dot, _ = override.key_or_group.partition(".")
+            node = cfg._get_node(section) if dot else None
+            if isinstance(node, Node) and node._is_none():
+                raise UserError(
+                    f"{override.key_or_group}: {section} is off; analysis=[...] says what is on"
+                )
+            apply([override], cfg)
+
+    return checked
+
+
+@cache
+def kinds() -> dict[str, type]:
+    """Which keys of all scripts hold text (`str`), or a list of texts, and which whole numbers."""
+    found: dict[str, type] = {}
+    for group, nodes in ConfigStore.instance().repo["schema"].items():
+        for node in [nodes] if group.endswith(".yaml") else nodes.values():
+            schema = OmegaConf.get_type(node.node)
+            found |= _leaves(schema, "" if group.endswith(".yaml") else f"{group}.")
+    return found
+
+
+def _leaves(schema: Any, prefix: str) -> Iterator[tuple[str, type]]:
+    for name, hint in get_type_hints(schema).items():
+        while kinds := [kind for kind in get_args(hint) if kind is not NoneType]:
+            hint = kinds[0]  # of X | None, of list[X]
+        if is_dataclass(hint):
+            yield from _leaves(hint, f"{prefix}{name}.")
+        elif hint in (str, int):
+            yield f"{prefix}{name}", hint
+        elif hint is Any and prefix:  # a text or a list of them
+            yield f"{prefix}{name}", str

@@ -1,0 +1,383 @@
+"""What comes in, by kind: files that change, links, values, names, limits, what is printed."""
+
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fault_study
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fault_study import ENVIRONMENT, ROOT
+from test_text_files import data, read
+from test_text_tokens import make_data, make_tokenizer
+from wandb_server import WandbServer
+
+from hydra_plugins.sparse_dict_launcher.ensemble_launcher import reopened
+from sparse_dict import errors
+from sparse_dict.activations.store import Activations
+from sparse_dict.analysis import study
+from sparse_dict.config import BPETokenizer
+from sparse_dict.errors import UserError
+from sparse_dict.launch.checks import one_line_errors
+from sparse_dict.machine.ahead import ahead, aside
+from sparse_dict.storage import door, lock
+from sparse_dict.text import bpe, corpus, files, tokenizer, tokens
+from sparse_dict.tools import status, verify
+
+# --- what is read is what was hashed --------------------------------------------------------------
+
+
+def more_documents(path: Path) -> None:
+    path.write_text(path.read_text() + '\n{"text": "one more"}')
+
+
+def another_letter(path: Path) -> None:
+    """Size and time are what they were."""
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"Document 7 ", b"Document Z "))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [more_documents, another_letter])
+@pytest.mark.parametrize("step", ["tokens", "vocabulary"])
+def test_a_corpus_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], step: str
+):
+    text = make_data(tmp_path)
+    read_jsonl = files.read_jsonl
+
+    def meanwhile(path: Path, column: str) -> Iterator[str]:
+        yield from read_jsonl(path, column)
+        change(path)
+
+    def make() -> object:
+        if step == "tokens":
+            return tokens.prepare(text, make_tokenizer(), tmp_path)
+        return tokenizer.build(BPETokenizer(300, 10**6), text, tmp_path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "read_jsonl", meanwhile)
+        with pytest.raises(UserError, match=r"the corpus changed while it was read \(corpus.jsonl"):
+            make()
+    make()
+
+
+def test_a_file_that_is_cut_short_while_it_is_open_is_named(tmp_path: Path):
+    """A mapped one ends the process by SIGBUS."""
+    np.save(tmp_path / "a.npy", np.ones((100_000, 8), np.float32))
+    opened = Activations.open(tmp_path)
+    store = tokens.prepare(make_data(tmp_path), make_tokenizer(), tmp_path)
+    for path in (tmp_path / "a.npy", *store.folder.glob("*.npy")):
+        os.truncate(path, 200)
+    with pytest.raises(UserError, match=r"a\.npy was cut short while it was read"):
+        opened.read(50_000, 50_010)
+    with pytest.raises(UserError, match=r"train-00000\.npy was cut short"):
+        store.split("train").window(500, 10)
+
+
+def test_rows_in_the_order_of_fortran_are_read_like_others(tmp_path: Path):
+    rows = np.arange(60, dtype=np.float32).reshape(20, 3)
+    np.save(tmp_path / "a.npy", np.asfortranarray(rows))
+    assert (Activations.open(tmp_path).read(5, 17) == rows[5:17]).all()
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wait", [lambda call: aside(call), lambda call: list(ahead(iter(call, None)))]
+)
+def test_a_signal_is_heard_during_somebody_elses_long_call(wait: Callable[[object], object]):
+    over = threading.Event()
+
+    def alarm(*_: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(InterruptedError):
+            wait(lambda: over.wait(60))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        over.set()
+
+
+@pytest.mark.parametrize("run", [" " * 5000, "a" * 5000, "é" * 5000, "0" * 2500 + "=" * 2500])
+def test_the_trainer_gets_no_long_runs_and_nothing_is_lost(run: str):
+    text = f"some words {run} and more"
+    parts = bpe.pieces(text)
+    assert "".join(parts) == text
+    assert len(parts) >= 5
+    assert max(map(len, parts)) <= bpe.MOST_RUN + len("some words  and more")
+    assert bpe.pieces("short words " * 1000) == ["short words " * 1000]
+
+
+def test_a_million_blanks_are_encoded():
+    text = "a" + " " * 1_000_360 + "b"
+    made = make_tokenizer()
+    assert made.decode(made.encode_batch([text])[0]) == text
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+OUT = [
+    "analysis", "analysis/figures", "lm/tokenizer", "lm/checkpoint", "activations/partial",
+    "sae/one/snapshots", "analysis/.hydra", "lm/train_lm.log",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("link", OUT)
+def test_a_folder_that_leads_out_of_a_study_is_not_written_to(tmp_path: Path, link: str):
+    base, mine = tmp_path / "study", tmp_path / "mine"
+    mine.mkdir()
+    path = base / link
+    path.parent.mkdir(parents=True)
+    path.symlink_to(mine)
+    stage = base / link.partition("/")[0]
+    folder = stage / "one" if stage.name == "sae" else stage
+    with (
+        pytest.raises(UserError, match=r"is a link out of .*would go elsewhere"),
+        lock.holding(folder),
+    ):
+        pass
+    assert list(mine.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "link", ["sae", *(pytest.param(p, marks=pytest.mark.slow) for p in ("wandb", "lm"))]
+)
+def test_a_script_refuses_such_a_study_before_it_writes(tmp_path: Path, link: str):
+    (tmp_path / "mine").mkdir()
+    np.save(tmp_path / "mine" / "a.npy", np.random.default_rng(0).normal(size=(900, 4)))
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / link).symlink_to(tmp_path / "mine")
+    name = "train_lm" if link == "lm" else "train_sae"
+    more = [] if link == "lm" else [f"activations_dir={tmp_path}/mine"]
+    done = subprocess.run(
+        fault_study.command(name, tmp_path / "study", *more, "data=docstrings")
+        if link == "lm" else
+        fault_study.command(name, tmp_path / "study", *more),
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert f"study/{link} is a link out of" in done.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["a.npy"]
+
+
+def test_links_within_a_study_and_to_a_study_are_the_users_own(tmp_path: Path):
+    (tmp_path / "disk" / "x" / "lm-1").mkdir(parents=True)
+    (tmp_path / "outputs").symlink_to(tmp_path / "disk")
+    base = tmp_path / "outputs" / "x"
+    (base / "lm").symlink_to("lm-1")
+    with lock.holding(base / "lm"):
+        door.refuse_links(base / "lm", base)
+
+
+# --- values and names -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "checks"),
+    [
+        (-1, [door.count, door.amount]),
+        (2**62, [door.count]),
+        (1e300, [door.count, door.number, door.amount]),
+        (float("nan"), [door.number]),
+        (True, [door.count, door.number]),
+        ("a\x00b", [door.text]),
+        ("\ud800", [door.text]),
+        ("x\n[ERROR] forged", [door.text]),
+        ([1], [door.listing, door.mapping, door.texts]),
+    ],
+)
+def test_a_value_out_of_its_kind_or_range_is_named(value: object, checks: list[door.Check]):
+    for wrong in checks:
+        with pytest.raises(UserError, match=r"r\.json is malformed: a\.b is .*, not a") as caught:
+            door.checked({"a": {"b": value}}, Path("r.json"), {"a.b": wrong})
+        assert str(caught.value).isprintable()
+
+
+def test_a_name_that_is_no_utf_8_is_left_out_and_shown(tmp_path: Path):
+    from analysis_study import write_study
+
+    write_study(tmp_path / "sae", sizes=(8, 16))
+    folder = min(path for path in (tmp_path / "sae").iterdir() if path.is_dir())
+    os.rename(os.fsencode(folder), os.fsencode(folder.with_name("x")) + b"\xff\x1b[2J")  # noqa: PTH104
+    (left,) = study.load(tmp_path / "sae").left_out
+    assert left.name == "x\\udcff\\x1b[2J"
+    for text in (status.table(tmp_path), str(UserError(os.fsdecode(b"\xff")))):
+        text.encode()
+    verify.main([str(tmp_path)])
+
+
+def test_no_text_from_a_file_steers_the_terminal_or_begins_a_line_of_a_log():
+    record = errors._Record("x", logging.INFO, "", 0, "left out: %s (%s), %d %s", (
+        "a\x1b[2J", UserError("b\n[ERROR] - forged"), 3, Path("c\rd")), None)  # fmt: skip
+    assert record.getMessage() == "left out: a\\x1b[2J (b\\n[ERROR] - forged), 3 c\\rd"
+
+
+# --- formats --------------------------------------------------------------------------------------
+
+
+def test_what_numpy_cannot_name_is_named(tmp_path: Path):
+    for rows, message in (
+        (np.zeros((9, 4), "V2"), r"numpy has no bfloat16; save them \.float\(\)"),
+        (np.zeros((3, 5, 4), np.float32), r"save them \.reshape\(-1, 4\)"),
+    ):
+        np.save(tmp_path / "a.npy", rows)
+        with pytest.raises(UserError, match=message):
+            Activations.open(tmp_path)
+
+
+def test_columns_of_polars_are_read_and_two_of_one_name_are_named(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.array(["x", None, "y"], pa.string_view())}), path)
+    assert read(str(path), tmp_path) == ["x", "y"]
+    pq.write_table(pa.table([pa.array(["x"]), pa.array(["y"])], ["text", "text"]), path)
+    with pytest.raises(UserError, match="2 columns have the name 'text'"):
+        corpus.check(data(str(path)))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_a_pointer_of_git_is_named_at_the_check(tmp_path: Path, name: str):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(UserError, match="is a Git LFS pointer, not the file: git lfs pull"):
+        corpus.check(data(str(tmp_path / name)))
+
+
+def test_one_txt_is_one_document_and_cannot_be_split(tmp_path: Path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    corpus.check(data(str(tmp_path / "a.txt")))
+    corpus.check(data(str(tmp_path / "*.txt")), validated=True)
+    with pytest.raises(UserError, match=r"a\.txt is one document, as each \.txt is"):
+        corpus.check(data(str(tmp_path / "a.txt")), validated=True)
+
+
+def test_files_that_a_shells_glob_passes_over_are_passed_over(tmp_path: Path):
+    for name in ("a.txt", "._a.txt", ".git/b.txt", "c/d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert read(str(tmp_path / "**" / "*.txt"), tmp_path) == ["a.txt", "c/d.txt"]
+    for name in ("a.npy", "._b.npy"):
+        np.save(tmp_path / name, np.ones((3, 2), np.float32))
+    assert Activations.open(tmp_path).rows == 3
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+def limited(code: str, cwd: Path, **limits: int) -> str:
+    """The output of a process with limits of its own."""
+
+    def limit() -> None:
+        for name, value in limits.items():
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=cwd, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)}, preexec_fn=limit,
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+
+
+def test_more_arrays_are_read_than_files_may_be_open(tmp_path: Path):
+    for i in range(200):
+        np.save(tmp_path / f"part-{i:04d}.npy", np.full((2, 3), i, np.float32))
+    code = (
+        "from pathlib import Path; from sparse_dict.activations.store import Activations\n"
+        "found = Activations.open(Path()); print(found.rows, found.read(0, 400).sum())"
+    )
+    assert limited(code, tmp_path, NOFILE=100) == "400 119400.0\n"
+
+
+def test_a_text_that_grows_when_it_is_unpacked_is_read_in_bounded_memory(tmp_path: Path):
+    """Six hundred times twelve million letters in a file of 1 kB."""
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 600), pa.array(["x" * 12_000_000]))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", compression="zstd")
+    code = (
+        "from pathlib import Path; from sparse_dict.text import files\n"
+        "print(sum(map(len, files._read_parquet(Path('a.parquet'), 'text'))))"
+    )
+    assert limited(code, tmp_path, DATA=2**31) == "7200000000\n"
+
+
+def test_a_document_that_is_too_large_is_named_with_what_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (door, files):
+        monkeypatch.setattr(module, "MOST_BYTES", 1000)
+    (tmp_path / "a.txt").write_text("x" * 1001)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 1001}))
+    texts = pa.table({"text": ["x" * 3000]})
+    pq.write_table(texts, tmp_path / "a.parquet", use_dictionary=False)
+    for name in ("a.txt", "a.jsonl", "a.parquet"):
+        with pytest.raises(UserError, match=f"{name}.*too much for one document: cut it"):
+            read(str(tmp_path / name), tmp_path)
+
+
+def test_limits_of_the_system_are_named(tmp_path: Path):
+    with pytest.raises(UserError, match="a name is too long for this file system"):
+        one_line_errors("train_lm", (tmp_path / ("x" * 300)).mkdir)
+    opened = []
+
+    def open_all() -> None:
+        while True:
+            opened.append((tmp_path / "x").open("w"))
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"too many files are open .*raise the limit"):
+            one_line_errors("train_lm", open_all)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for file in opened:
+            file.close()
+
+
+def test_the_logs_of_a_grid_hold_no_files_open(tmp_path: Path):
+    handlers = [
+        reopened(logging.FileHandler(tmp_path / f"{i}.log", delay=True), str(i)) for i in range(50)
+    ]
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for text in ("one", "two"):
+        for handler in handlers:
+            handler.handle(logging.LogRecord("x", logging.INFO, "", 0, text, None, None))
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert (tmp_path / "49.log").read_text() == "one\ntwo\n"
+    (tmp_path / "0.log").unlink()
+    (tmp_path / "0.log").mkdir()
+    handlers[0].handle(logging.LogRecord("x", logging.INFO, "", 0, "lost", None, None))
+
+
+# --- wandb ----------------------------------------------------------------------------------------
+
+
+def test_no_key_goes_to_a_server_that_a_strangers_folder_names(tmp_path: Path):
+    (tmp_path / "wandb").mkdir()
+    code = (
+        "from sparse_dict.tracking import server; print(server.why_offline())\n"
+        "print(server.client().Settings().settings_workspace)"
+    )
+    with WandbServer() as theirs, WandbServer() as mine:
+        (tmp_path / "wandb" / "settings").write_text(f"[default]\nbase_url = {theirs.url}\n")
+        (tmp_path / "config").mkdir()
+        (tmp_path / "config" / "settings").write_text(f"[default]\nbase_url = {mine.url}\n")
+        outside = {"WANDB_API_KEY": "0" * 40, "WANDB_CONFIG_DIR": str(tmp_path / "config")}
+        env = {**ENVIRONMENT, **outside, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.stdout == f"\n{os.devnull}\n", done.stderr
+        assert theirs.operations == []
+        assert mine.operations == ["Viewer"]
