@@ -297,10 +297,10 @@ def test_without_dictionaries_the_check_fails_in_one_line(tmp_path: Path):
 def test_the_check_imports_neither_torch_nor_seaborn(tmp_path: Path):
     write_dictionary(tmp_path / "sae" / "one", directions(8, 4, 0), np.full(8, 1, np.int64))
     code = (
-        "import sys; from types import SimpleNamespace as N; "
+        "import sys; from pathlib import Path; from types import SimpleNamespace as N; "
         "from sparse_dict.analysis import stage; "
         "tracking = N(mode='disabled'); "
-        f"config = N(sae_dir={str(tmp_path / 'sae')!r}, tracking=tracking); "
+        f"config = N(sae_dirs=[Path({str(tmp_path / 'sae')!r})], tracking=tracking); "
         "config.settings = lambda kind: None; stage.check(config); "
         "sys.exit(bool({'torch', 'seaborn', 'matplotlib', 'pandas', 'scipy'} & set(sys.modules)))"
     )

@@ -28,6 +28,7 @@ from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
+from sparse_dict.sae import formats
 from sparse_dict.storage import tensor_files
 from sparse_dict.storage.files import fingerprint, sha256_file
 from sparse_dict.text.tokens import TokenStore
@@ -152,6 +153,11 @@ def read_answers(base: Path) -> None:
         assert client.spent >= 0
 
 
+def read_foreign(base: Path) -> None:
+    found = formats.read(str(base / ONE)).dictionary
+    found.decode(found.encode(np.zeros((2, len(found.W_enc)), np.float32)))
+
+
 def read_study(base: Path) -> None:
     study.load(base / "sae")
     status.table(base).encode()
@@ -176,6 +182,8 @@ READERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "the answers of a chat model": ("answers.jsonl", read_answers),
     "SAELens' config": (f"{ONE}/cfg.json", read_dictionary),
     "a dictionary's weights": (f"{ONE}/sae_weights.safetensors", read_dictionary),
+    "another library's config": (f"{ONE}/cfg.json", read_foreign),
+    "another library's weights": (f"{ONE}/sae_weights.safetensors", read_foreign),
     "a dictionary's fire counts": (f"{ONE}/features.safetensors", read_dictionary),
     "a dictionary's metrics": (f"{ONE}/metrics.json", read_study),
     "a dictionary's checkpoint": ("interrupted/checkpoint.safetensors", read_interrupted),

@@ -1,6 +1,6 @@
 """MCS and MMCS of a study's dictionaries with their larger ones, in every variant."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -11,13 +11,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures import random_directions
-from sparse_dict.analysis.measures.mcs import distinct, match, max_cosine, normalised
+from sparse_dict.analysis.measures.mcs import distinct, match, match_codes, max_cosine, normalised
 from sparse_dict.analysis.study import LABELS, Chain, Entry, Study
 from sparse_dict.config import ComparisonConfig
 
 Floats = NDArray[np.floating[Any]]
 
-MATCHING = {"max": "plain maximum", "hungarian": "one-to-one (Hungarian)"}
+MATCHING = {
+    "max": "plain maximum",
+    "hungarian": "one-to-one (Hungarian)",
+    "correlation": "one-to-one by correlation of codes",
+}
 AGAINST = {
     "next": "next size",
     "next_two": "mean of next two sizes",
@@ -44,13 +48,23 @@ def _mean(metric: str, chains: Sequence[Chain]) -> float:
     return float(np.mean([entry.metrics[metric] for chain in chains for entry in chain.entries]))
 
 
-VARIANTS = tuple(Variant(*names) for names in product(MATCHING, AGAINST, FEATURES))
+# What dictionaries alone can tell: all but the matching by codes, which needs activations.
+VARIANTS = tuple(Variant(*names) for names in product(("max", "hungarian"), AGAINST, FEATURES))
 
 
 class Comparison:
-    """MCS between the dictionaries of a study; each pair is compared once and remembered."""
+    """MCS between the dictionaries of a study; each pair is compared once and remembered.
 
-    def __init__(self, study: Study, settings: ComparisonConfig) -> None:
+    `sample` gives rows of the activations (n, d_in), which matching by correlation needs.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        settings: ComparisonConfig,
+        sample: Callable[[], NDArray[np.float32]] | None = None,
+    ) -> None:
+        self._sample = sample
         self.study = study
         self.settings = settings
         self.shown = Variant(settings.matching, settings.against, settings.features)
@@ -61,7 +75,7 @@ class Comparison:
             for i, entry in enumerate(chain.entries)
         }
         self._max: dict[tuple[Entry, Entry], tuple[Floats, Floats]] = {}
-        self._matched: dict[tuple[Entry, Entry, str], Floats] = {}
+        self._matched: dict[tuple[Entry, Entry, str, str], Floats] = {}
         self._distinct: dict[tuple[Entry, Entry], NDArray[np.bool_]] = {}
 
     def partners(self, entry: Entry, against: str) -> tuple[Entry, ...]:
@@ -82,13 +96,17 @@ class Comparison:
         """MCS of each feature of `entry` with those of `other`, shape (size,), float32.
 
         With ``features="alive"`` both sides are restricted to features that fired: the dead ones
-        of `entry` get ``nan``. So do all if `other` has no feature that fired, or with Hungarian
-        matching fewer than `entry`, so that some would stay without a partner.
+        of `entry` get ``nan``. So do all if `other` has no feature that fired, or with one-to-one
+        matching fewer than `entry`, so that some would stay without a partner. Matched by
+        correlation of codes, the value is still the cosine with the partner.
+
+        Raises:
+            UserError: matching by correlation needs activations that are not there.
         """
-        if matching == "hungarian":
-            key = (entry, other, features)
+        if matching != "max":
+            key = (entry, other, matching, features)
             if key not in self._matched:
-                self._matched[key] = self._match(entry, other, features)
+                self._matched[key] = self._match(entry, other, matching, features)
             return self._matched[key]
         if (entry, other) not in self._max:
             self._max[entry, other] = self._maxima(entry, other)
@@ -102,13 +120,22 @@ class Comparison:
         dead = max_cosine(rows, others[~other.alive], block)
         return np.maximum(living, dead), np.where(np.isfinite(living), living, np.nan)
 
-    def _match(self, entry: Entry, other: Entry, features: str) -> Floats:
-        rows, others, used = self._rows[entry], self._rows[other], np.full(entry.size, True)
+    def _match(self, entry: Entry, other: Entry, matching: str, features: str) -> Floats:
         found = np.full(entry.size, np.nan, dtype=np.float32)
+        used, offered = np.full(entry.size, True), np.full(other.size, True)
         if features == "alive":
-            used, others = entry.alive, others[other.alive]
-        if used.sum() <= len(others):
-            found[used] = match(rows[used], others)[1]
+            used, offered = entry.alive, other.alive
+        rows, others = self._rows[entry][used], self._rows[other][offered]
+        if len(rows) > len(others):
+            return found
+        if matching == "hungarian":
+            found[used] = match(rows, others)[1]
+        else:
+            assert self._sample is not None
+            x = self._sample()
+            one, two = (e.trained.dictionary.encode(x) for e in (entry, other))
+            partners, _ = match_codes(one[:, used], two[:, offered])
+            found[used] = (rows * others[partners]).sum(1)
         return found
 
     def distinct(self, entry: Entry, other: Entry) -> NDArray[np.bool_]:

@@ -6,7 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import effects, harvested, measured_bases, seeds, trajectory
@@ -15,6 +17,7 @@ from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.interp import ask
 from sparse_dict.analysis.measures import ridge
 from sparse_dict.analysis.report.page import Draw, Section
+from sparse_dict.analysis.splitting import Splitting
 from sparse_dict.analysis.study import Study
 from sparse_dict.config import AnalyzeConfig, BaselinesConfig, EffectsConfig
 
@@ -30,6 +33,7 @@ class Context:
     config: AnalyzeConfig
     study: Study
     draw: Draw
+    others: tuple[Study, ...] = ()  # those that `sae_dir` names after the first
     # Filled before any section is made; empty if `claims` is off.
     claims: list[Claim] = field(default_factory=list)
 
@@ -47,7 +51,17 @@ class Context:
     @cached_property
     def comparison(self) -> Comparison:
         """MCS of all dictionaries with their larger ones."""
-        return Comparison(self.study, self.config.comparison)
+        return Comparison(self.study, self.config.comparison, self.evaluation_rows)
+
+    def evaluation_rows(self, most: int = 16_384) -> NDArray[np.float32]:
+        """The last rows of the activations (n, d_in), on which no dictionary was trained.
+
+        Raises:
+            UserError: the activations are not in `activations_dir`.
+        """
+        held_out = min(int(entry.metrics["eval_rows"]) for entry in self.study.entries)
+        end = self.activations.rows
+        return self.activations.read(end - min(held_out, most, end), end)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -58,6 +72,19 @@ class Context:
     def seed_pairs(self) -> list[seeds.SeedPair]:
         """Dictionaries that differ only in the seed, matched."""
         return seeds.compare(self.study, self.config.comparison.match_limit)
+
+    @cached_property
+    def splitting(self) -> Splitting | None:
+        """The steps of the main chain and of those that differ in the seed; None if there is none.
+
+        Raises:
+            UserError: the activations are not in `activations_dir`.
+        """
+        chain = self.comparison.main
+        if chain is None:
+            return None
+        chains = [chain, *(c for c in self.comparison.same_but_seed(chain) if c is not chain)]
+        return Splitting(tuple(chains[: seeds.MOST_SEEDS]), self.evaluation_rows())
 
     @cached_property
     def row_pairs(self) -> dict[str, list[seeds.SeedPair]]:
@@ -111,7 +138,7 @@ class Context:
         Raises:
             UserError: they are not in `activations_dir`.
         """
-        return measured_bases.activations_of(self.study, Path(self.config.activations_dir))
+        return measured_bases.activations_of(self.study, self.config)
 
     @cached_property
     def bases(self) -> measured_bases.Measured:

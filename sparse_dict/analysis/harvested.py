@@ -249,7 +249,7 @@ def model_record(manifest: dict[str, Any], config: AnalyzeConfig) -> tuple[Path,
         UserError: it is not there.
     """
     wanted = manifest["fingerprints"].get("model")
-    tried = _folders([config.lm_dir, _beside(config, manifest.get("lm_dir"))])
+    tried = _folders([config.lm_dir, beside(config, manifest.get("lm_dir"))])
     for folder in tried:
         if (folder / lm_folder.RECORD).exists():
             record = lm_folder.read_record(folder)
@@ -342,7 +342,7 @@ def _counts(*values: Any) -> bool:
     return all(type(value) is int and 0 <= value < 1 << 48 for value in values)
 
 
-def _beside(config: AnalyzeConfig, recorded: Any) -> str | None:
+def beside(config: AnalyzeConfig, recorded: Any) -> str | None:
     """A folder that a record names, unless it lies elsewhere: a stranger's record may name any."""
     home = Path(config.study_dir).resolve().parent
     try:
@@ -360,7 +360,7 @@ def _harvest(config: AnalyzeConfig, study: Study) -> tuple[Path, dict[str, Any]]
     metrics = study.entries[0].metrics
     wanted = (metrics.get("fingerprints") or {}).get("activations")
     recorded = metrics["config"].get("activations_dir")
-    tried = _folders([config.activations_dir, _beside(config, recorded)])
+    tried = _folders([config.activations_dir, beside(config, recorded)])
     for folder in tried:
         if (folder / MANIFEST).exists():
             manifest = files.read_json(folder / MANIFEST)

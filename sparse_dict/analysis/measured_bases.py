@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
+from sparse_dict.analysis import harvested
 from sparse_dict.analysis.measures.bases import (
     CHUNK,
     LABELS,
@@ -21,24 +22,40 @@ from sparse_dict.analysis.measures.bases import (
 )
 from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.analysis.study import Entry, Study, seed_groups
-from sparse_dict.config import BaselinesConfig
+from sparse_dict.config import AnalyzeConfig, BaselinesConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress
 
 Wide = NDArray[np.float64]
 
 
-def activations_of(study: Study, folder: Path) -> Activations:
+def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
     """The activations that the study's dictionaries were trained on.
 
+    Those in `activations_dir`. If `sae_dir` names several studies they are sought beside each one's
+    dictionaries, too, and where their records say if that is beside the study.
+
     Raises:
-        UserError: they are not in `folder`.
+        UserError: they are in none of these.
     """
-    found = Activations.open(folder)
-    fingerprint = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
-    if found.fingerprint != fingerprint:
-        raise UserError(f"{folder} holds other activations than the dictionaries were trained on")
-    return found
+    metrics = study.entries[0].metrics
+    wanted = (metrics.get("fingerprints") or {}).get("activations")
+    tried = [Path(config.activations_dir)]
+    if len(config.sae_dirs) > 1:
+        recorded = harvested.beside(config, metrics["config"].get("activations_dir"))
+        tried = [study.folder.parent / "activations", *tried, *map(Path, filter(None, [recorded]))]
+    errors = []
+    for folder in tried:
+        try:
+            found = Activations.open(folder)
+        except UserError as error:
+            errors.append(error)
+            continue
+        if found.fingerprint == wanted:
+            return found
+        what = "holds other activations than the dictionaries were trained on"
+        errors.append(UserError(f"{folder} {what}"))
+    raise errors[0]
 
 
 @dataclass(frozen=True, eq=False)

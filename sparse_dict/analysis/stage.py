@@ -42,13 +42,14 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
     Hydra's folder of the job does not matter: what is made goes to `analysis_dir`.
 
     Raises:
-        UserError: `sae_dir` is not a folder or holds no finished dictionary; or the key or the
+        UserError: a folder of `sae_dir` is none, or holds no finished dictionary; or the key or the
             client for `interp`, or what `tracking.mode=online` needs, is missing.
     """
     from sparse_dict.analysis import study
     from sparse_dict.analysis.interp import llm
 
-    study.finished(Path(config.sae_dir))
+    for sae_dir in config.sae_dirs:
+        study.finished(sae_dir)
     interp = config.settings(InterpConfig)
     if interp is not None and interp.base_url is not None:
         llm.check(interp)
@@ -120,8 +121,9 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
     from sparse_dict.sae.folder import METRICS, WEIGHTS
 
     started, home = time.monotonic(), folder.parent
-    loaded = study.load(Path(config.sae_dir), config.comparison.features)
-    for item in loaded.left_out:
+    features = config.comparison.features
+    loaded, *others = (study.load(sae_dir, features) for sae_dir in config.sae_dirs)
+    for item in (item for found in (loaded, *others) for item in found.left_out):
         log.warning("left out: %s (%s)", item.name, item.reason)
     log.info("comparing %d dictionaries of %s", len(loaded.entries), loaded.folder)
 
@@ -142,7 +144,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
             tracked.image(key, folder / f"{key}.png")
             return page.Picture(key, title, caption, png)
 
-        context = Context(config, loaded, draw)
+        context = Context(config, loaded, draw, others=tuple(others))
         sections, comparison = analyses.make(context), context.comparison
         if context.claims:
             found = [claim.as_json() for claim in context.claims]
@@ -152,9 +154,11 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
                 columns = [str(column) for column in table.frame.columns]
                 tracked.table(f"{name}/{table.key}", columns, table.frame.itertuples(index=False))
 
-        wanted = [v for v in VARIANTS if v.matching == "max" or v == comparison.shown]
+        wanted = [v for v in VARIANTS if v.matching == "max" and v != comparison.shown]
         files.write_text(folder / "dictionaries.csv", overview.overview(loaded).to_csv(index=False))
-        files.write_text(folder / "mmcs.csv", comparison.table(wanted).to_csv(index=False))
+        files.write_text(
+            folder / "mmcs.csv", comparison.table([comparison.shown, *wanted]).to_csv(index=False)
+        )
         tracked.summary(_summary(context))
         text = page.render(
             f"Sparse dictionaries of the study {config.name}",
@@ -168,6 +172,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
         record = {
             "dictionaries": compared,
             "left_out": [asdict(item) for item in loaded.left_out],
+            "beside": [str(other.folder) for other in others],
             "seconds": time.monotonic() - started,
             "sha256": files.sha256_of(folder, sorted(path.name for path in folder.iterdir())),
         }

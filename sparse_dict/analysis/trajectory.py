@@ -131,6 +131,6 @@ def half_of(seen: Iterable[int]) -> int | None:
 def _mcs(
     comparison: Comparison, rows: NDArray[np.float32], others: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    if comparison.shown.matching == "hungarian":
+    if comparison.shown.matching != "max":  # one to one; snapshots have no encoder, so no codes
         return match(rows, others)[1]
     return max_cosine(rows, others, comparison.settings.block_rows)

@@ -19,7 +19,7 @@ BASELINES = ("neurons", "random", "pca", "ica", "nmf")
 class ComparisonConfig:
     """How dictionaries are compared, in whatever analysis."""
 
-    matching: str = MISSING  # max | hungarian: how a feature finds its partner
+    matching: str = MISSING  # max | hungarian | correlation: how a feature finds its partner
     against: str = MISSING  # next | next_two | all_larger: which dictionaries it is sought in
     features: str = MISSING  # all | alive: which features count
     threshold: float = MISSING  # an MCS above it is called high
@@ -28,7 +28,7 @@ class ComparisonConfig:
     max_fvu: float = MISSING  # main figures show the sparsest level with an FVU of at most this
 
     def __post_init__(self) -> None:
-        one_of(self, "comparison", "matching", "max", "hungarian")
+        one_of(self, "comparison", "matching", "max", "hungarian", "correlation")
         one_of(self, "comparison", "against", "next", "next_two", "all_larger")
         one_of(self, "comparison", "features", "all", "alive")
         positive(self, "comparison", "block_rows", "match_limit", "max_fvu")
@@ -115,6 +115,21 @@ class ContextsConfig:
                 )
 
 
+@dataclass
+class ConsensusConfig:
+    """What recurs over seeds, and whether the other half of the seeds gives the same."""
+
+    cosine: float = MISSING  # mean cosine of two clusters, below which they stay apart
+    share: float = MISSING  # of the seeds: a cluster counts if it is in more
+    halves: int = MISSING  # pairs of halves of each number of seeds, at most
+    tokens: int = MISSING  # of held-out text, for the language model's loss
+
+    def __post_init__(self) -> None:
+        positive(self, "consensus", "cosine", "halves", "tokens")
+        if self.cosine >= 1 or not 0 <= self.share < 1:
+            raise UserError("consensus.cosine must be below 1, consensus.share in [0, 1)")
+
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -183,6 +198,9 @@ ANALYSES: dict[str, type[Any]] = {
     "sizes": NoSettings,  # numbers of features found again, and without an analogue, by size
     "agreement": NoSettings,  # features found again in larger dictionaries and by other seeds
     "rows": NoSettings,  # agreement of other initial values, other rows, and both
+    "consensus": ConsensusConfig,  # what recurs over seeds, as a dictionary; split halves
+    "splits": NoSettings,  # what features of one size become in the next, in every seed
+    "studies": NoSettings,  # other studies' dictionaries: layers, models, checkpoints
     "families": NoSettings,  # kinds of dictionaries side by side at equal size
     "ridge": NoSettings,  # the best L1 by dictionary size (figures 4, 5)
     "undertraining": NoSettings,  # agreement against activations seen, from snapshots

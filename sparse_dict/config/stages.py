@@ -102,12 +102,24 @@ Settings = TypeVar("Settings")
 class AnalyzeConfig(StudyConfig):
     """Stage 4, but for the analyses: `analyze_schema` adds a section for each."""
 
-    sae_dir: str = MISSING
+    sae_dir: Any = MISSING  # a folder, or a list: the first is analysed, the others beside it
     analysis_dir: str = MISSING
     activations_dir: str = MISSING  # what the dictionaries were trained on
     lm_dir: str = MISSING
     cache_dir: str = MISSING
     comparison: ComparisonConfig = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.sae_dir if isinstance(self.sae_dir, list) else [self.sae_dir]
+        if not given or not all(isinstance(folder, str) for folder in given):
+            raise UserError(f"sae_dir must be a folder, or a list of them, not {self.sae_dir!r}")
+
+    @property
+    def sae_dirs(self) -> list[Path]:
+        """The folders of `sae_dir`, one or more."""
+        given = self.sae_dir if isinstance(self.sae_dir, list) else [self.sae_dir]
+        return [Path(folder) for folder in given]
 
     def is_on(self, name: str) -> bool:
         """Whether an analysis was chosen."""

@@ -35,7 +35,7 @@ DICTIONARY = (
     rf"metrics\.json|history\.csv|snapshots|{ANYWHERE}"
 )
 SNAPSHOTS = r"\d+\.safetensors"
-ANALYSIS = rf"[^.].*\.(png|svg|csv|json|html)|interp|{ANYWHERE}"
+ANALYSIS = rf"[^.].*\.(png|svg|csv|json|html)|interp|consensus|{ANYWHERE}"
 
 
 class Verification:

@@ -106,7 +106,7 @@ def section(context: Context) -> Section:
             f"{comparison.rule} The black curve is the exact "
             "law of random directions with the same number of features; where it rises above the "
             "panel it is cut. Dead features, never active on the evaluation rows, are orange."
-            + (note if comparison.shown.matching == "hungarian" else ""),
+            + (note if comparison.shown.matching != "max" else ""),
         )
     )  # fmt: skip
     section.blocks.append(

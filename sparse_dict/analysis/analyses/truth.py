@@ -280,8 +280,9 @@ def section(context: Context) -> Section:
     return section
 
 
-def _is_toy(context: Context) -> bool:
+def is_toy(context: Context) -> bool:
+    """Whether the features of the study's activations are known."""
     return (Path(context.config.activations_dir) / TRUTH).exists()
 
 
-ANALYSIS = Analysis("truth", section, (FOUND, PREDICTED), claims, applies=_is_toy)
+ANALYSIS = Analysis("truth", section, (FOUND, PREDICTED), claims, applies=is_toy)

@@ -36,11 +36,14 @@ class Chosen:
         return index, float(row[index] / max(np.linalg.norm(row), 1e-30))
 
 
-def choose(comparison: Comparison, settings: ContextsConfig, seed: int) -> list[Chosen]:
+def choose(
+    comparison: Comparison, settings: ContextsConfig, seed: int, also: Sequence[Chosen] = ()
+) -> list[Chosen]:
     """The features that `settings` ask for, each once, then the neurons nearest to them.
 
     Without `settings.features`: of each size of the main chain those with the highest and the
-    lowest MCS and a random sample, all of them alive; outliers in effective neurons; dead ones.
+    lowest MCS and a random sample, all of them alive; outliers in effective neurons; dead ones;
+    and those of `also` that are not among these.
 
     Raises:
         UserError: a feature that was asked for does not exist.
@@ -59,6 +62,8 @@ def choose(comparison: Comparison, settings: ContextsConfig, seed: int) -> list[
             for index in dict.fromkeys(i for members in groups.values() for i in members):
                 names = tuple(name for name, members in groups.items() if index in members)
                 chosen.append(Chosen(entry, index, names, float(mcs[index])))
+        known = {(c.entry, c.index) for c in chosen}
+        chosen += [c for c in also if (c.entry, c.index) not in known]
     there = {c.index for c in chosen if c.entry is None}
     nearest = {c.nearest()[0] for c in chosen if c.entry is not None}
     return chosen + [Chosen(None, index, (NEURON,)) for index in sorted(nearest - there)]

@@ -92,15 +92,17 @@ class Missing:
     reason: str
 
 
-def gather(config: AnalyzeConfig, comparison: Comparison) -> Gallery | Missing:
-    """Choose features and find their contexts.
+def gather(
+    config: AnalyzeConfig, comparison: Comparison, also: Sequence[Chosen] = ()
+) -> Gallery | Missing:
+    """Choose features, those of `also` too, and find their contexts.
 
     Raises:
         UserError: `contexts.features` names a feature that does not exist.
     """
     settings = config.settings(ContextsConfig)
     assert settings is not None
-    chosen = choose(comparison, settings, config.seed)
+    chosen = choose(comparison, settings, config.seed, also)
     try:
         source = open_source(config, comparison.study, settings.n_tokens)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""How much of one dictionary another of the same size holds: PW-MCC and the shared fraction."""
+"""How much of one dictionary another holds, matched one to one: PW-MCC, the shared fraction."""
 
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,9 @@ def match_pair(
     first: tuple[NDArray[np.float32], NDArray[np.float32]],
     second: tuple[NDArray[np.float32], NDArray[np.float32]],
 ) -> tuple[Floats, Bools]:
-    """Compare two dictionaries of the same size, each given as encoder and decoder rows (n, d).
+    """Compare two dictionaries, each given as encoder and decoder rows (n, d).
+
+    The first must not be the larger one.
 
     Returns, in the order of the first one's features:
     - the cosine with the partner under the one-to-one matching of decoder rows that maximises
@@ -38,11 +40,12 @@ def match_pair(
 
 def random_pw_mcc(d: int, sizes: set[int]) -> dict[int, float]:
     """PW-MCC of one draw of random directions, by dictionary size."""
-    return {n: _random_pw_mcc(d, n) for n in sorted(sizes)}
+    return {n: random_pair(d, n, n) for n in sorted(sizes)}
 
 
 @lru_cache(maxsize=64)
-def _random_pw_mcc(d: int, n: int) -> float:
+def random_pair(d: int, n: int, m: int) -> float:
+    """PW-MCC of one draw of n random directions with m others, n <= m."""
     rng = np.random.default_rng([d, n])
-    one, other = (random_directions.unit_vectors(n, d, rng) for _ in range(2))
+    one, other = (random_directions.unit_vectors(size, d, rng) for size in (n, m))
     return float(match(one, other)[1].mean())

@@ -19,7 +19,7 @@ Floats = NDArray[np.floating[Any]]
 MAX_PAIRS = 2**28
 
 
-def normalised(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def normalised(rows: Floats) -> NDArray[np.float32]:
     """Rows divided by their norm, in float64 and rounded once; zero rows stay zero (cosine 0)."""
     rows64 = rows.astype(np.float64)
     norms = np.linalg.norm(rows64, axis=1, keepdims=True)
@@ -57,7 +57,7 @@ def mmcs(smaller: NDArray[np.float32], larger: NDArray[np.float32]) -> float:
 
 def match(
     rows: NDArray[np.float32], others: NDArray[np.float32]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+) -> tuple[NDArray[np.int64], Floats]:
     """One-to-one partners with the largest sum of cosines, and the cosines; both normalised.
 
     `rows` (n, d) must not outnumber `others` (m, d). Memory grows as n * m * 12 bytes.
@@ -65,16 +65,40 @@ def match(
     Raises:
         UserError: the pairs would not fit in about 3 GiB.
     """
+    _check_pairs(len(rows), len(others))
+    return assign(rows @ others.T)
+
+
+def assign(similarity: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """One-to-one partners with the largest sum of `similarity` (n, m), n <= m, and the values."""
     from scipy.optimize import linear_sum_assignment
 
-    if len(rows) * len(others) > MAX_PAIRS:
+    chosen, partners = aside(lambda: linear_sum_assignment(similarity, maximize=True))
+    return partners, similarity[chosen, partners]
+
+
+def match_codes(
+    codes: NDArray[np.float32], others: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], Floats]:
+    """One-to-one partners with the largest sum of correlations of codes, and the correlations.
+
+    `codes` (rows, n) and `others` (rows, m), n <= m, are of the same rows or of the same tokens;
+    Pearson's correlation, 0 for a feature that is never active.
+
+    Raises:
+        UserError: as `match`.
+    """
+    _check_pairs(codes.shape[1], others.shape[1])
+    one, other = (normalised((c - c.mean(0, dtype=np.float64)).T) for c in (codes, others))
+    return assign(one @ other.T)
+
+
+def _check_pairs(n: int, m: int) -> None:
+    if n * m > MAX_PAIRS:
         raise UserError(
-            f"one-to-one matching of {len(rows)} with {len(others)} features needs more than "
+            f"one-to-one matching of {n} with {m} features needs more than "
             f"{12 * MAX_PAIRS / 2**30:.0f} GiB: use comparison.matching=max"
         )
-    cosines = rows @ others.T
-    chosen, partners = aside(lambda: linear_sum_assignment(cosines, maximize=True))
-    return partners, cosines[chosen, partners]
 
 
 def distinct(

@@ -1,0 +1,175 @@
+"""What becomes of a dictionary's features in a larger one: who is whose child, and what it buys.
+
+A child is a feature of the larger dictionary with the smaller one's feature that has the highest
+cosine with it, its parent. Splits were described by Bricken et al. (2023); putting children in
+their parent's place is the stitching of Leask et al. (2025, arXiv 2502.04878).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_dict.analysis.measures.mcs import normalised
+from sparse_dict.sae.folder import Dictionary
+
+Floats = NDArray[np.floating[Any]]
+Index = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+FOUND = 0.9  # cosine above which a feature is the same, as elsewhere
+NEAR = 0.5  # cosine of a child with its parent, at least
+GIVEN = 0.5  # P(parent active | child active), at least, unless the two are the same
+
+KEPT, DRIFTED, SPLIT, ABSORBED, LOST, DEAD = (
+    "kept", "drifted", "split", "absorbed", "lost", "dead",
+)  # fmt: skip
+FATES = (KEPT, DRIFTED, SPLIT, ABSORBED, LOST)
+CHUNK = 2048  # rows encoded at a time
+
+
+@dataclass(frozen=True)
+class Step:
+    """From a dictionary of n features to a larger one of m; living features only count."""
+
+    parent: Index  # (m,) index in the smaller one; -1: born here, or dead
+    cosine: Floats  # (m,) with the nearest feature of the smaller one; nan if dead
+    given: Floats  # (m,) P(that feature active | this one active)
+    fate: NDArray[np.str_]  # (n,) of FATES, or DEAD
+    gain: Floats  # (n,) of a split: share of the error that children save; nan elsewhere
+
+    def children(self, feature: int) -> Index:
+        """Its children, the nearest first."""
+        found = np.flatnonzero(self.parent == feature)
+        return np.asarray(found[np.argsort(-self.cosine[found], kind="stable")])
+
+
+def step(smaller: Dictionary, larger: Dictionary, alive: tuple[Bools, Bools], x: Floats) -> Step:
+    """Parents, fates and gains, by the rows `x` (rows, d_in).
+
+    A feature of the smaller dictionary is *kept* if it has one child, with a cosine above `FOUND`,
+    *drifted* if it has one below, *split* if it has several, *absorbed* if the features near it are
+    all another one's children, and *lost* if none is near.
+    """
+    n, m = len(smaller.b_enc), len(larger.b_enc)
+    joint, active = np.zeros((m, n)), np.zeros(m)
+    for _, codes, others in _encoded(smaller, larger, x):
+        on = (others > 0).astype(np.float32)
+        joint += on.T @ (codes > 0).astype(np.float32)
+        active += on.sum(0)
+    cosines = normalised(larger.W_dec) @ normalised(smaller.W_dec).T  # (m, n)
+    cosines[:, ~alive[0]] = -np.inf
+    nearest, at = cosines.argmax(1), np.arange(m)
+    cosine = cosines[at, nearest].astype(np.float64)
+    given = joint[at, nearest] / np.maximum(active, 1)
+    linked = alive[1] & ((cosine > FOUND) | ((cosine > NEAR) & (given > GIVEN)))
+    parent = np.where(linked, nearest, -1)
+    cosine[~alive[1] | ~np.isfinite(cosine)] = np.nan
+
+    count = np.bincount(parent[linked], minlength=n)
+    cosines[~alive[1]] = -np.inf
+    best = np.full(n, -np.inf)
+    np.maximum.at(best, parent[linked], cosine[linked])
+    fate = np.select(
+        [~alive[0], count > 1, (count == 1) & (best > FOUND), count == 1, cosines.max(0) > NEAR],
+        [DEAD, SPLIT, KEPT, DRIFTED, ABSORBED],
+        LOST,
+    )
+    return Step(parent, cosine, given, fate, _gains(smaller, larger, parent, fate, x))
+
+
+def _gains(
+    smaller: Dictionary, larger: Dictionary, parent: Index, fate: NDArray[np.str_], x: Floats
+) -> Floats:
+    """How much of the smaller one's error a split saves, (n,).
+
+    On the rows where the parent or a child is active: the smaller dictionary's squared error, less
+    that with the children's part of the larger one's reconstruction in place of the parent's.
+    """
+    families = {int(i): np.flatnonzero(parent == i) for i in np.flatnonzero(fate == SPLIT)}
+    before, after = np.zeros(len(fate)), np.zeros(len(fate))
+    for part, codes, others in _encoded(smaller, larger, x):
+        error = part - smaller.decode(codes)
+        for i, children in families.items():
+            rows = np.flatnonzero((codes[:, i] > 0) | (others[:, children] > 0).any(1))
+            old = error[rows]
+            new = old + np.outer(codes[rows, i], smaller.W_dec[i])
+            new -= others[np.ix_(rows, children)] @ larger.W_dec[children]
+            before[i] += np.square(old, dtype=np.float64).sum()
+            after[i] += np.square(new, dtype=np.float64).sum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(before > 0, 1 - after / before, np.nan)
+
+
+def _encoded(
+    smaller: Dictionary, larger: Dictionary, x: Floats
+) -> Iterator[tuple[Floats, Floats, Floats]]:
+    for start in range(0, len(x), CHUNK):
+        part = x[start : start + CHUNK]
+        yield part, smaller.encode(part), larger.encode(part)
+
+
+def lives(steps: list[Step]) -> tuple[NDArray[np.str_], Index]:
+    """What first happens to each feature of the first dictionary other than being kept.
+
+    Returns its fate, KEPT if it is kept to the end, and the step at which it meets it, (n,) each.
+    """
+    n = len(steps[0].fate)
+    fate, when, at = np.full(n, KEPT, "<U8"), np.full(n, len(steps)), np.arange(n)
+    for number, found in enumerate(steps):
+        going = when == len(steps)
+        fate[going] = found.fate[at[going]]
+        ended = going & (fate != KEPT)
+        when[ended] = number
+        child = np.full(n, -1)
+        linked = np.flatnonzero(found.parent >= 0)
+        child_of = dict(zip(found.parent[linked].tolist(), linked.tolist(), strict=True))
+        still = going & ~ended
+        child[still] = [child_of[i] for i in at[still].tolist()]
+        at = child
+    return fate, when
+
+
+def repeated(
+    one: Step, other: Step, parents: tuple[Floats, Floats], children: tuple[Floats, Floats],
+    bar: float,
+) -> tuple[Bools, Bools, Bools]:  # fmt: skip
+    """Which splits of one seed another seed makes too, and what it makes of features not split.
+
+    A feature's counterpart is the other seed's nearest, with a cosine above `bar`. The other seed
+    makes the same split if the counterpart splits and two children have counterparts of their own
+    among its children.
+
+    Args:
+        one: of the first seed.
+        other: of the other one.
+        parents: decoder rows of the smaller dictionaries of both, (n, d), (k, d).
+        children: of the larger ones.
+        bar: cosine of a counterpart.
+
+    Returns:
+        Of the splits of the first whose parent has a counterpart: whether that splits too, and
+        whether in the same way. Of its living features that do not split and have one: whether
+        that splits.
+    """
+    cosines = normalised(parents[0]) @ normalised(parents[1]).T
+    cosines[:, other.fate == DEAD] = -1
+    nearest = cosines.argmax(1)
+    has = cosines.max(1) > bar
+    splits = other.fate[nearest] == SPLIT
+    parted = np.flatnonzero((one.fate == SPLIT) & has)
+    same = []
+    for feature in parted.tolist():
+        mine, theirs = one.children(feature), other.children(int(nearest[feature]))
+        near = normalised(children[0][mine]) @ normalised(children[1][theirs]).T > bar
+        same.append(_two_apart(near))
+    rest = has & (one.fate != SPLIT) & (one.fate != DEAD)
+    return splits[parted], np.array(same, bool) & splits[parted], splits[rest]
+
+
+def _two_apart(near: Bools) -> bool:
+    """Whether two rows have partners in two different columns."""
+    rows, columns = near.any(1).sum(), near.any(0).sum()
+    return bool(rows >= 2 and columns >= 2)

@@ -1,0 +1,86 @@
+"""Dictionaries that other libraries wrote: one module a format, each with `CONFIG` and `read`."""
+
+import re
+from pathlib import Path
+
+from sparse_dict.errors import UserError, one_line, reading
+from sparse_dict.sae import folder as ours
+from sparse_dict.sae.folder import Dictionary
+from sparse_dict.sae.formats import dictionary_learning, saelens, sparsify
+from sparse_dict.sae.formats.parts import Foreign
+from sparse_dict.storage.files import read_json
+
+# By the file that holds the weights, which no two formats share.
+FORMATS = {
+    "sae_weights.safetensors": saelens,
+    "ae.pt": dictionary_learning,
+    "sae.safetensors": sparsify,
+}
+HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<inside>[\w.-]+(?:/[\w.-]+)*))?")
+
+
+def read(source: str) -> Foreign:
+    """Read a dictionary of SAELens, dictionary_learning or sparsify.
+
+    Args:
+        source: its folder, or a name on the Hugging Face hub: OWNER/REPOSITORY/FOLDER/IN/IT.
+
+    Raises:
+        UserError: there is none, or what it does cannot be represented by a `Dictionary`.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        folder = _fetched(source)
+    for weights, found in FORMATS.items():
+        if (folder / weights).is_file():
+            with reading(folder / found.CONFIG):
+                config = read_json(folder / found.CONFIG)
+                foreign = found.read(folder / weights, config)
+                _check(folder / weights, foreign.dictionary)
+            return foreign
+    raise UserError(
+        f"{folder} holds none of {', '.join(FORMATS)}: give the dictionary's own folder"
+    )
+
+
+def read_any(source: str) -> Dictionary:
+    """A dictionary of our own, or as `read`.
+
+    Raises:
+        UserError: as `read`, or our own cannot be read.
+    """
+    if (Path(source) / ours.METRICS).is_file():
+        return ours.read(Path(source)).dictionary
+    return read(source).dictionary
+
+
+def _check(path: Path, dictionary: Dictionary) -> None:
+    import numpy as np
+
+    n, d_in = dictionary.W_dec.shape
+    wanted = {"W_enc": (d_in, n), "b_enc": (n,), "b_dec": (d_in,)}
+    if dictionary.threshold is not None:
+        wanted["threshold"] = (n,)
+    for name, shape in wanted.items():
+        if getattr(dictionary, name).shape != shape:
+            raise UserError(f"{path}: {name} does not have the shape {shape}")
+    if not all(np.isfinite(getattr(dictionary, name)).all() for name in (*wanted, "W_dec")):
+        raise UserError(f"{path} holds values that are not finite")
+    if dictionary.k is not None and not 1 <= dictionary.k <= n:
+        raise UserError(f"{path}: k is {dictionary.k}, with {n} features")
+
+
+def _fetched(name: str) -> Path:
+    """The local copy of a folder on the hub; fetched if need be, code never run."""
+    import huggingface_hub
+
+    match = HUB.fullmatch(name)
+    if match is None:
+        raise UserError(f"{name} is no folder, nor a name OWNER/REPOSITORY/FOLDER on the hub")
+    inside = match["inside"] or ""
+    wanted = [f"{inside}/{file}".lstrip("/") for file in (*FORMATS, "cfg.json", "config.json")]
+    try:
+        local = huggingface_hub.snapshot_download(match["repo"], allow_patterns=wanted)
+    except (OSError, ValueError, RuntimeError) as error:  # what the hub's client raises
+        raise UserError(f"{name} is no folder, and the hub: {one_line(error)}") from None
+    return Path(local) / inside

@@ -1,0 +1,54 @@
+"""`metrics.json` of a dictionary that was not trained here, but measured here."""
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_dict.activations.store import Activations
+from sparse_dict.machine import runtime
+from sparse_dict.sae.ensemble import variance
+from sparse_dict.sae.evaluate import evaluate
+from sparse_dict.sae.folder import Dictionary
+
+EVAL_ROWS = 65_536
+
+
+def measured(
+    dictionary: Dictionary,
+    activations: Activations,
+    kind: str,
+    made: dict[str, Any],
+    *,
+    l1: float = 0.0,
+    seed: int = 0,
+) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    """The metrics of a dictionary on raw activations, and its `fire_count`.
+
+    The last rows, at most `EVAL_ROWS`, are those that a dictionary trained here would be measured
+    on. `kind` is as `sae.activation` names it; `made` goes into the config and tells the
+    dictionary's family from others.
+    """
+    started = time.perf_counter()
+    start = max(activations.rows - EVAL_ROWS, 0)
+    (found,) = evaluate([dictionary], activations, start, runtime.device("cpu"))
+    named = {"activation": kind, "tied": False, "l1_scaling": "none", "l1": l1}
+    named["dict_size"] = len(dictionary.b_enc)
+    sae = named | ({} if dictionary.k is None else {"k": dictionary.k})
+    metrics = {
+        **named,
+        "seed": seed,
+        "d_in": activations.d_in,
+        "mse": found.mse,
+        "fvu": found.mse / variance(activations),
+        "l0": found.l0,
+        "l1_norm": found.l1,
+        "dead": int((found.fire_count == 0).sum()),
+        "eval_rows": found.rows,
+        "activations_scale": 1.0,
+        "seconds": time.perf_counter() - started,
+        "config": {"seed": seed, "sae": sae, **made},
+        "fingerprints": {"activations": activations.fingerprint},
+    }
+    return metrics, found.fire_count

@@ -1,0 +1,90 @@
+"""`python -m sparse_dict.import_sae SOURCE DEST --activations DIR`: a dictionary made elsewhere.
+
+SOURCE is a folder of SAELens, dictionary_learning or sparsify, or OWNER/REPOSITORY/FOLDER on the
+Hugging Face hub. DEST becomes a folder of ours, such as outputs/NAME/sae/FOLDER, measured on the
+last rows of DIR, so that every analysis takes it.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_dict.activations.store import Activations
+from sparse_dict.errors import UserError
+from sparse_dict.sae import folder as folders
+from sparse_dict.sae import formats
+from sparse_dict.sae.formats.parts import scaled
+from sparse_dict.sae.measured import measured
+from sparse_dict.storage import lock
+
+READ = 1 << 16  # rows at a time whose norm is taken
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Import one dictionary; 1 with one line if that cannot be done."""
+    parser = argparse.ArgumentParser(
+        "python -m sparse_dict.import_sae", description="import a dictionary made elsewhere"
+    )
+    parser.add_argument("source", help="its folder, or OWNER/REPOSITORY/FOLDER on the hub")
+    parser.add_argument("dest", type=Path, help="a new folder, such as outputs/NAME/sae/FOLDER")
+    parser.add_argument(
+        "--activations", type=Path, required=True, metavar="DIR",
+        help="rows to measure it on, of the model and site that it was trained on",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, help="its seed, if its own config does not say it")
+    given = parser.parse_args(argv)
+    try:
+        with lock.holding(given.dest):
+            metrics = run(given.source, given.dest, given.activations, given.seed)
+    except UserError as error:
+        sys.stderr.write(f"import_sae: {error}\n")
+        return 1
+    sys.stdout.write(
+        f"{given.dest}: {metrics['dict_size']} features, FVU {metrics['fvu']:.4f}, "
+        f"L0 {metrics['l0']:.2f}, {metrics['dead']} dead on {metrics['eval_rows']:,} rows\n"
+    )
+    return 0
+
+
+def run(source: str, dest: Path, activations_dir: Path, seed: int | None = None) -> dict[str, Any]:
+    """Import the dictionary `source` into `dest`, and measure it; returns its metrics.
+
+    Raises:
+        UserError: it cannot be read or represented, does not fit the activations, or `dest` holds
+            something already.
+    """
+    if (dest / folders.METRICS).exists():
+        raise UserError(f"{dest} holds a dictionary already: choose another folder, or delete it")
+    foreign, activations = formats.read(source), Activations.open(activations_dir)
+    d_in = len(foreign.dictionary.W_enc)
+    if d_in != activations.d_in:
+        raise UserError(
+            f"{source} is of activations {d_in} wide, {activations_dir} holds rows of "
+            f"{activations.d_in}"
+        )
+    if foreign.by_mean_norm:
+        scaled(foreign.dictionary, d_in**0.5 / _mean_norm(activations))
+    seed = foreign.seed if seed is None else seed
+    metrics, fire_count = measured(
+        foreign.dictionary, activations, foreign.kind, {"imported": foreign.format},
+        l1=foreign.l1, seed=seed,
+    )  # fmt: skip
+    metrics["source"] = source
+    folders.write(dest, foreign.dictionary, fire_count, metrics, foreign.hook)
+    return metrics
+
+
+def _mean_norm(activations: Activations) -> float:
+    norms = [
+        np.linalg.norm(activations.read(at, min(at + READ, activations.rows)), axis=1)
+        for at in range(0, activations.rows, READ)
+    ]
+    return float(np.concatenate(norms).mean(dtype=np.float64))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,139 @@
+"""What recurs over seeds: planted directions that all, some or one of the dictionaries hold."""
+
+import numpy as np
+import pytest
+from analysis_study import config_of, context_of, directions, settings_of, unit, write_dictionary
+from safetensors.numpy import save_file
+from test_toy import harvest_config
+
+from sparse_dict.activations import stage as harvest_stage
+from sparse_dict.activations.store import Activations
+from sparse_dict.activations.toy import Toy
+from sparse_dict.analysis import study
+from sparse_dict.analysis.analyses import consensus
+from sparse_dict.analysis.measures import consensus as measures
+from sparse_dict.analysis.measures.consensus import Part, fvu, refit
+from sparse_dict.analysis.measures.consensus import consensus as clustered
+from sparse_dict.config import ConsensusConfig
+from sparse_dict.sae import folder as folders
+from sparse_dict.sae.folder import Dictionary
+from sparse_dict.tools import verify
+
+D = 48
+SETTINGS = ConsensusConfig(cosine=0.8, share=0.5, halves=2, tokens=1000)
+
+
+def noisy(rows, seed, noise=0.04):
+    return unit(rows + noise * np.random.default_rng(seed).standard_normal(rows.shape))
+
+
+def dictionary(rows):
+    return Dictionary(rows.T.copy(), np.zeros(len(rows), np.float32), rows, np.zeros(D, np.float32))
+
+
+def test_directions_that_recur_in_more_than_the_share_are_kept_once_and_averaged():
+    truth = directions(10, D, 1)
+    members, alive = [], []
+    for seed in range(4):
+        rows = noisy(truth[: 10 - 2 * seed], seed)  # the last two in one seed, the next in two ...
+        twice = noisy(truth[:1], 50 + seed)  # a duplicate within each
+        members.append(dictionary(np.concatenate([rows, twice, directions(6, D, 90 + seed)])))
+        alive.append(np.ones(len(members[-1].b_enc), bool))
+    alive[2][:2] = False  # the first two are dead in one seed; its duplicate of the first lives
+    part, count = clustered(members, alive, cosine=0.8, share=0.5)
+    cosines = part.W_dec @ truth.T
+    assert len(count) == 6  # 4 and 3 of 4 seeds; 2 of 4 is not more than half
+    assert sorted(cosines.argmax(1).tolist()) == list(range(6))
+    assert dict(zip(cosines.argmax(1).tolist(), count.tolist(), strict=True)) == {
+        0: 4, 1: 3, 2: 4, 3: 4, 4: 3, 5: 3,
+    }  # fmt: skip
+    assert cosines.max(1).min() > (members[0].W_dec[:6] @ truth.T).max(1).min()
+    np.testing.assert_allclose(np.linalg.norm(part.W_dec, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(part.W_enc.shape, (D, 6))
+
+
+def test_one_dictionary_is_its_own_consensus():
+    rows = directions(20, D, 1)
+    part, count = clustered([dictionary(rows)], [np.ones(20, bool)], cosine=0.9, share=0.5)
+    assert count.tolist() == [1] * 20
+    np.testing.assert_allclose(sorted((part.W_dec @ rows.T).max(1)), np.ones(20), rtol=1e-5)
+
+
+def test_a_refit_lowers_the_error_and_leaves_the_directions():
+    rng = np.random.default_rng(0)
+    W_dec = directions(30, D, 1)
+    codes = rng.random((4000, 30)) * (rng.random((4000, 30)) < 0.1)
+    x = (codes @ W_dec).astype(np.float32)
+    start = Part(0.3 * W_dec.T + 0.02 * rng.standard_normal((D, 30)), np.zeros(30), W_dec)
+    found = refit(start, np.zeros(D), 3, x)
+    first = Dictionary(
+        np.float32(start.W_enc), np.float32(start.b_enc), W_dec, found.b_dec, None, 3
+    )
+    assert fvu(found, x) < 0.5 * fvu(first, x)
+    np.testing.assert_array_equal(found.W_dec, W_dec)
+    assert (found.encode(x) > 0).sum(1).max() <= 3
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A toy, and eight dictionaries that each hold three quarters of its features, others random.
+
+    Half of the features every seed holds, of the other half each seed its own.
+    """
+    base = tmp_path_factory.mktemp("toy")
+    made = harvest_config(base, 6000, d_in=D, n_features=40, n_active=3.0)
+    harvest_stage.run(made)
+    toy = Toy(made.data, 0)
+    prints = {"activations": Activations.open(base / "activations").fingerprint}
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        own = 20 + rng.permutation(20)[:10]
+        rows = np.concatenate([toy.features[:20], toy.features[own]])
+        rows = np.concatenate([noisy(rows, seed, 0.03), directions(10, D, 70 + seed)])
+        write_dictionary(
+            base / "sae" / str(seed), rows[rng.permutation(40)], np.full(40, 9, np.int64),
+            seed=seed, fingerprints=prints, l0=3.0,
+        )  # fmt: skip
+    return base
+
+
+def test_consensus_of_planted_features_is_true_and_agrees_ever_better(base, monkeypatch):
+    monkeypatch.setattr(measures, "STEPS", 30)  # the encoders matter little here
+    context = context_of(config_of(base, comparison=settings_of(), consensus=SETTINGS))
+    section = consensus.section(context)
+    table = section.tables()[0].frame.set_index(["of", "seeds"])
+    together = table.loc[consensus.TOGETHER]
+    assert together.index.tolist() == [1, 2, 4]
+    assert together["precision"].tolist() == sorted(together["precision"])
+    assert together["precision"][4] == 1 > together["precision"][1]
+    assert together["pw_mcc"][4] > table.loc[(consensus.SINGLE, 4), "pw_mcc"] + 0.03
+    assert table.loc[(consensus.POOLED, 4), "features"] == together["features"][4]
+    answer = section.blocks[1]
+    assert "features; 20 recur in every seed" in answer
+    home = base / "analysis" / consensus.FOLDER
+    written = folders.read(home)
+    assert written.dictionary.k == 3
+    (entry,) = study.load(home).entries
+    assert entry.axis == "k"
+    assert entry.metrics["fvu"] < 0.7
+    truth = Toy(harvest_config(base, d_in=D, n_features=40, n_active=3.0).data, 0).features
+    assert ((entry.decoder @ truth.T).max(1) > 0.9).all()
+
+
+def test_verify_knows_the_folder(tmp_path):
+    (tmp_path / "analysis" / consensus.FOLDER).mkdir(parents=True)
+    save_file({"a": np.zeros(1)}, tmp_path / "analysis" / "stray.safetensors")
+    found = verify.Verification(tmp_path)
+    found._only(tmp_path / "analysis", verify.ANALYSIS)
+    assert [fault.partition(" ")[0] for fault in found.faults] == [
+        str(tmp_path / "analysis" / "stray.safetensors")
+    ]
+
+
+def test_one_seed_or_no_activations_are_said_and_not_fatal(tmp_path):
+    write_dictionary(tmp_path / "sae" / "0", directions(8, D, 1), np.ones(8, np.int64))
+    (text,) = consensus.section(context_of(config_of(tmp_path, consensus=SETTINGS))).blocks
+    assert "one seed" in text
+    write_dictionary(tmp_path / "sae" / "1", directions(8, D, 2), np.ones(8, np.int64), seed=1)
+    (text,) = consensus.section(context_of(config_of(tmp_path, consensus=SETTINGS))).blocks
+    assert "This part is missing" in text

@@ -1,0 +1,185 @@
+"""How features split: planted splits, drifts and absorptions with codes that are known."""
+
+import numpy as np
+import pytest
+from analysis_study import config_of, context_of, directions, unit, write_dictionary
+
+from sparse_dict.activations.store import Activations
+from sparse_dict.analysis.analyses import splits
+from sparse_dict.analysis.features import tree
+from sparse_dict.analysis.measures.splitting import (
+    ABSORBED,
+    DRIFTED,
+    KEPT,
+    LOST,
+    SPLIT,
+    Step,
+    lives,
+    repeated,
+    step,
+)  # fmt: skip
+from sparse_dict.sae.folder import Dictionary
+
+D = 32
+AXES = np.eye(D, dtype=np.float32)
+
+
+def dictionary(rows):
+    rows = unit(np.asarray(rows, float))
+    return Dictionary(rows.T.copy(), np.full(len(rows), -0.01, np.float32), rows, AXES[0] * 0)
+
+
+def sparse(n, axes, seed=0):
+    """Rows with one of `axes` active at a time."""
+    rng = np.random.default_rng(seed)
+    x = np.zeros((n, D), np.float32)
+    x[np.arange(n), rng.choice(axes, n)] = rng.uniform(0.5, 1.5, n)
+    return x
+
+
+def all_alive(*dictionaries):
+    return tuple(np.ones(len(d.b_enc), bool) for d in dictionaries)
+
+
+def test_each_planted_fate_is_told_from_the_others():
+    small = dictionary(
+        [
+            AXES[0],  # kept
+            AXES[1] + AXES[2],  # split into its two parts
+            AXES[3] + 0.6 * AXES[4],  # drifted: one child, at cosine .86
+            AXES[5],  # absorbed: its only neighbour is nearer to the next
+            AXES[5] + 0.9 * AXES[6],  # kept, and that neighbour's parent
+            AXES[8],  # lost
+        ]
+    )
+    large = dictionary(
+        [AXES[0], AXES[1], AXES[2], AXES[3], AXES[5] + 0.9 * AXES[6], AXES[9], AXES[10]]
+    )
+    found = step(small, large, all_alive(small, large), sparse(4000, [0, 1, 2, 3, 5, 6, 9, 10]))
+    assert found.fate.tolist() == [KEPT, SPLIT, DRIFTED, ABSORBED, KEPT, LOST]
+    assert found.parent.tolist() == [0, 1, 1, 2, 4, -1, -1]  # the last two are born
+    assert set(found.children(1).tolist()) == {1, 2}
+    np.testing.assert_allclose(found.cosine[:3], [1, np.sqrt(0.5), np.sqrt(0.5)], atol=1e-6)
+    assert found.given[1] == found.given[2] == 1
+    assert np.isfinite(found.gain).tolist() == [False, True, False, False, False, False]
+
+
+def test_children_that_explain_a_parents_rows_gain_nearly_all_of_its_error():
+    small, large = dictionary([AXES[1] + AXES[2]]), dictionary([AXES[1], AXES[2]])
+    x = sparse(2000, [1, 2])
+    (gain,) = step(small, large, all_alive(small, large), x).gain
+    error = [np.square(x - d.decode(d.encode(x))).sum() for d in (small, large)]
+    assert gain == pytest.approx(1 - error[1] / error[0], abs=1e-6)
+    assert gain > 0.99
+
+
+def test_a_near_feature_that_fires_elsewhere_is_no_child():
+    near = AXES[1] + 1.2 * AXES[2]  # cosine .64, active where the parent is not
+    small, large = dictionary([AXES[1]]), dictionary([AXES[1], near])
+    x = np.concatenate([sparse(500, [1]), -3 * AXES[:1] + sparse(4000, [2])])
+    found = step(small, large, all_alive(small, large), x)
+    assert found.given[1] < 0.5
+    assert found.parent.tolist() == [0, -1]
+    assert found.fate.tolist() == [KEPT]
+
+
+def test_dead_features_are_neither_parents_nor_children():
+    small, large = dictionary(AXES[:2]), dictionary(AXES[:3])
+    alive = np.array([True, False]), np.array([False, True, True])
+    found = step(small, large, alive, sparse(300, [0, 1]))
+    assert found.fate.tolist() == [LOST, "dead"]
+    assert found.parent.tolist() == [-1, -1, -1]
+    assert np.isnan(found.cosine[0])
+
+
+def made(fate, parent, m):
+    nothing = np.full(m, 1.0)
+    return Step(np.array(parent), nothing, nothing, np.array(fate), np.full(len(fate), np.nan))
+
+
+def test_a_life_ends_with_the_first_thing_that_is_not_being_kept():
+    steps = [
+        made([KEPT, KEPT, SPLIT, LOST], [1, 0, 2, 2, -1], 5),
+        made([DRIFTED, KEPT, KEPT, KEPT, LOST], [0, 1, 2, 3], 4),
+    ]
+    fate, when = lives(steps)
+    # the first is 1 in the second dictionary, which is kept; the second is 0, which drifts
+    assert fate.tolist() == [KEPT, DRIFTED, SPLIT, LOST]
+    assert when.tolist() == [2, 1, 0, 0]
+
+
+def test_the_same_split_needs_two_children_with_counterparts_of_their_own():
+    parents = unit(np.stack([AXES[0] + AXES[1], AXES[2] + AXES[3], AXES[4]]))
+    children = AXES[:5]
+    one = made([SPLIT, SPLIT, KEPT], [0, 0, 1, 1, 2], 5)
+    order = np.array([4, 2, 0, 3, 1])  # the other seed's children: the same in another order
+    same = made([SPLIT, SPLIT, KEPT], [2, 1, 0, 1, 0], 5)
+    found = repeated(one, same, (parents, parents), (children, children[order]), 0.7)
+    assert [part.tolist() for part in found] == [[True, True], [True, True], [False]]
+    apart = AXES[10:15]  # splits too, into something else
+    found = repeated(one, same, (parents, parents), (children, apart), 0.7)
+    assert [part.tolist() for part in found] == [[True, True], [False, False], [False]]
+    none = made([KEPT, KEPT, SPLIT], [0, 1, 2, 2, -1], 5)
+    found = repeated(one, none, (parents, parents), (children, children), 0.7)
+    assert [part.tolist() for part in found] == [[False, False], [False, False], [True]]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Three seeds that split the same six features, and four more that nobody else splits."""
+    base = tmp_path_factory.mktemp("splits")
+    x = sparse(6000, np.arange(28))
+    (base / "activations").mkdir()
+    np.save(base / "activations" / "x.npy", x)
+    prints = {"fingerprints": {"activations": Activations.open(base / "activations").fingerprint}}
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        common = [AXES[2 * i] + AXES[2 * i + 1] for i in range(6)]
+        own = directions(4, D, 50 + seed)  # of no seed but this, and lost at once
+        small = np.stack([*common, *AXES[20:24], *own])
+        large = np.concatenate([AXES[:12], AXES[20:24], directions(12, D, 80 + seed)])
+        for rows in (small, large):
+            rows = unit(rows[rng.permutation(len(rows))])
+            write_dictionary(
+                base / "sae" / f"{len(rows)},{seed}", rows, np.full(len(rows), 300, np.int64),
+                seed=seed, **prints,
+            )  # fmt: skip
+    return base
+
+
+def test_planted_splits_replicate_and_are_counted(base):
+    context = context_of(config_of(base, "splits", "claims"))
+    (claim,) = splits.claims(context)
+    assert claim.verdict == "holds"
+    assert claim.ours.startswith("100% of 36;")  # six splits, six ordered pairs of seeds
+    section = splits.section(context)
+    table = section.tables()[0].frame
+    assert table["split"].tolist() == pytest.approx([6 / 14] * 3)
+    assert table["kept"].tolist() == pytest.approx([4 / 14] * 3, abs=1 / 14)
+    assert (table["gain"] > 0.8).all()  # random features leave errors of their own
+    assert table["children"].tolist() == [2, 2, 2]
+    assert (table["stays"] == 0).all()
+    assert "without text" in " ".join(b for b in section.blocks if isinstance(b, str))
+
+
+def test_the_trees_shown_are_those_that_split(base):
+    found = context_of(config_of(base)).splitting
+    assert found is not None
+    roots = found.trees(most=3, largest=5)
+    assert [(root.splits, root.size) for root in roots] == [(1, 3)] * 3
+    texts = {(0, roots[0].index): [("before $x$ ", "token", " after")] * 2}
+    figure = tree.picture(roots[0], [14, 28], texts)
+    figure.canvas.draw()
+    drawn = [text.get_text() for text in figure.axes[0].texts]
+    assert sum("cos 0.71 P 1.00" in text for text in drawn) == 2
+    assert drawn.count("token") == 2
+
+
+def test_one_seed_cannot_tell_and_a_study_without_rows_says_so(tmp_path):
+    for size in (8, 16):
+        count = np.full(size, 5, np.int64)
+        write_dictionary(tmp_path / "sae" / str(size), directions(size, D, 1), count)
+    context = context_of(config_of(tmp_path))
+    assert "does not exist" in splits.claims(context)[0].ours
+    (text,) = splits.section(context).blocks
+    assert "This part is missing" in text

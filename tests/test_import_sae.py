@@ -1,0 +1,237 @@
+"""Dictionaries of other libraries: files by hand in the fast tier, by the real packages if slow."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sae_helpers import sparse_rows
+from safetensors.torch import save_file
+
+from sparse_dict.analysis import study
+from sparse_dict.errors import UserError
+from sparse_dict.sae import folder as folders
+from sparse_dict.sae import formats
+from sparse_dict.tools import import_sae, verify
+
+D, N = 16, 40
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("activations")
+    np.save(folder / "x.npy", 3 * sparse_rows(2000, D).numpy() + 0.5)
+    return folder
+
+
+def weights(seed=0):
+    """Raw tensors with a bias in the decoder and rows that are no unit vectors."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def tensor(*shape):
+        return torch.randn(*shape, generator=draw)
+
+    return {
+        "W_enc": tensor(D, N), "b_enc": 0.3 * tensor(N), "W_dec": 0.5 * tensor(N, D),
+        "b_dec": tensor(D),
+    }  # fmt: skip
+
+
+def saelens(folder, tensors, **config):
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({"d_in": D, "d_sae": N, **config}))
+    return str(folder)
+
+
+def read_rows(folder):
+    return np.load(folder / "x.npy").astype(np.float32)
+
+
+def same_function(dictionary, x, restored):
+    found = dictionary.decode(dictionary.encode(x))
+    np.testing.assert_allclose(found, restored, rtol=2e-4, atol=2e-4)
+
+
+def test_a_dictionary_with_a_decoder_bias_becomes_a_folder_that_a_study_takes(rows, tmp_path):
+    p = weights()
+    source = saelens(tmp_path / "theirs", p, architecture="standard", apply_b_dec_to_input=True)
+    dest = tmp_path / "study" / "sae" / "theirs"
+    command = ["-m", "sparse_dict.import_sae", source, str(dest), "--activations", str(rows)]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "40 features, FVU" in done.stdout
+    x = torch.from_numpy(read_rows(rows))
+    codes = ((x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]).relu()
+    restored = (codes @ p["W_dec"] + p["b_dec"]).numpy()
+    (entry,) = study.load(dest.parent).entries
+    dictionary, metrics = entry.trained.dictionary, entry.metrics
+    same_function(dictionary, x.numpy(), restored)
+    np.testing.assert_allclose(np.linalg.norm(dictionary.W_dec, axis=1), 1, rtol=1e-6)
+    error = ((restored - x.numpy()) ** 2).mean() / x.numpy().var(0).mean()
+    assert metrics["fvu"] == pytest.approx(error, rel=1e-4)
+    assert metrics["l0"] == pytest.approx(float((codes > 0).sum(1).float().mean()), rel=1e-4)
+    assert (entry.trained.fire_count == (codes > 0).sum(0).numpy()).mean() > 0.9
+    assert verify.main([str(tmp_path / "study")]) == 0
+    with pytest.raises(UserError, match="holds a dictionary already"):
+        import_sae.run(source, dest, rows)
+
+
+def test_a_scale_that_the_folder_does_not_hold_is_that_of_the_activations(rows, tmp_path):
+    p = weights()
+    plain = {"architecture": "standard", "apply_b_dec_to_input": False}
+    source = saelens(tmp_path / "a", p, normalize_activations="expected_average_only_in", **plain)
+    import_sae.run(source, tmp_path / "out", rows)
+    x = torch.from_numpy(read_rows(rows))
+    s = D**0.5 / x.norm(dim=1).mean()
+    restored = ((s * x @ p["W_enc"] + p["b_enc"]).relu() @ p["W_dec"] + p["b_dec"]) / s
+    same_function(folders.read(tmp_path / "out").dictionary, x.numpy(), restored.numpy())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architecture": "temporal"}, "architecture 'temporal' cannot be represented"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations='layer_norm' cannot"),
+        ({"activation_fn_str": "tanh-relu"}, "activation_fn='tanh-relu' cannot"),
+        ({"architecture": "topk", "k": N + 1}, "k is 41, with 40 features"),
+        ({"architecture": "topk"}, "k is 0, with 40 features"),
+    ],
+)
+def test_what_cannot_be_represented_is_named(tmp_path, config, message):
+    source = saelens(tmp_path / "a", weights(), **config)
+    with pytest.raises(UserError, match=message):
+        formats.read(source)
+
+
+def test_torn_and_missing_files_are_one_line(rows, tmp_path, capsys):
+    source = saelens(tmp_path / "a", {k: v for k, v in weights().items() if k != "b_enc"})
+    assert import_sae.main([source, str(tmp_path / "out"), "--activations", str(rows)]) == 1
+    assert "malformed (it lacks 'b_enc')" in capsys.readouterr().err
+    with pytest.raises(UserError, match="holds none of"):
+        formats.read(str(tmp_path))
+    with pytest.raises(UserError, match="is no folder, nor a name"):
+        formats.read("nothing")
+    other = weights() | {"W_dec": torch.zeros(N, D + 1)}
+    with pytest.raises(UserError, match="shape"):
+        formats.read(saelens(tmp_path / "b", other))
+
+
+def test_a_pickle_that_holds_more_than_tensors_is_refused(tmp_path):
+    torch.save({"encoder.weight": torch.zeros(2, 2), "x": Path("a")}, tmp_path / "ae.pt")  # noqa: TID251
+    trainer = {"dict_class": "AutoEncoder"}
+    (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer}))
+    with pytest.raises(UserError, match="cannot be read as tensors"):
+        formats.read(str(tmp_path))
+
+
+def test_a_name_on_the_hub_is_read_from_the_local_cache_without_a_network(tmp_path, monkeypatch):
+    """The real client with the layout of its cache; HF_HUB_OFFLINE keeps it from asking."""
+    repo = tmp_path / "hub" / "models--someone--saes"
+    saelens(repo / "snapshots" / ("0" * 40) / "layer_1" / "x", weights())
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0" * 40)
+    env = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "."}
+    code = (
+        "import sys; from sparse_dict.sae import formats; "
+        "print(formats.read(sys.argv[1]).dictionary.W_dec.shape)"
+    )
+    command = [sys.executable, "-c", code, "someone/saes/layer_1/x"]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=root)
+    assert done.stdout.strip() == f"({N}, {D})", done.stderr
+
+
+# --- files that the real packages wrote -----------------------------------------------------------
+
+
+def randomised(module):
+    """Every float parameter and buffer drawn anew, so that no bias is zero and no row a unit."""
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if tensor.is_floating_point():
+                tensor.copy_(0.4 * torch.randn(tensor.shape, generator=draw))
+                if "threshold" in name:
+                    tensor.abs_()
+    return module
+
+
+SAELENS = ("standard", "topk", "topk_by_norm", "jumprelu", "gated", "batchtopk", "matryoshka")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SAELENS)
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_dictionary_of_saelens_computes_the_same(tmp_path, rows, kind, centred):
+    saes = pytest.importorskip("sae_lens.saes")
+    common = {"d_in": D, "d_sae": N, "apply_b_dec_to_input": centred}
+    if kind in ("batchtopk", "matryoshka"):
+        name = {"batchtopk": "BatchTopK", "matryoshka": "MatryoshkaBatchTopK"}[kind]
+        widths = {"matryoshka_widths": [10, 20, N]} if kind == "matryoshka" else {}
+        config = getattr(saes, f"{name}TrainingSAEConfig")(k=5, **common, **widths)
+        trained = randomised(getattr(saes, f"{name}TrainingSAE")(config))
+        trained.save_inference_model(tmp_path / "a")
+        trained.save_model(tmp_path / "b")
+        sae = saes.SAE.load_from_disk(tmp_path / "a")
+    else:
+        prefix, more = {
+            "standard": ("Standard", {}), "jumprelu": ("JumpReLU", {}), "gated": ("Gated", {}),
+            "topk": ("TopK", {"k": 5, "rescale_acts_by_decoder_norm": False}),
+            "topk_by_norm": ("TopK", {"k": 5, "rescale_acts_by_decoder_norm": True}),
+        }[kind]  # fmt: skip
+        config = getattr(saes, f"{prefix}SAEConfig")(**common, **more)
+        sae = randomised(getattr(saes, f"{prefix}SAE")(config))
+        sae.save_model(tmp_path / "a")
+    x = read_rows(rows)
+    with torch.no_grad():
+        restored = sae(torch.from_numpy(x)).numpy()
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        if folder.exists():
+            same_function(formats.read(str(folder)).dictionary, x, restored)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder",
+     "AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE"],
+)  # fmt: skip
+def test_a_dictionary_of_dictionary_learning_computes_the_same(tmp_path, rows, name):
+    pytest.importorskip("dictionary_learning")
+    from dictionary_learning import dictionary
+    from dictionary_learning.trainers import batch_top_k, matryoshka_batch_top_k, top_k
+
+    homes = (dictionary, top_k, batch_top_k, matryoshka_batch_top_k)
+    kind = next(getattr(home, name) for home in homes if hasattr(home, name))
+    more = {"k": 5} if "TopK" in name else {}
+    more |= {"group_sizes": [10, 30]} if "Matryoshka" in name else {}
+    ae = randomised(kind(D, N, **more))
+    torch.save(ae.state_dict(), tmp_path / "ae.pt")  # noqa: TID251
+    trainer = {"dict_class": name, "seed": 3, "l1_penalty": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {}}))
+    x = read_rows(rows)
+    with torch.no_grad():
+        restored = ae(torch.from_numpy(x)).numpy()
+    found = formats.read(str(tmp_path))
+    same_function(found.dictionary, x, restored)
+    assert (found.seed, found.l1) == (3, 0.1)
+
+
+@pytest.mark.slow
+def test_a_dictionary_of_sparsify_computes_the_same(tmp_path, rows):
+    sparsify = pytest.importorskip("sparsify")
+    config = sparsify.SparseCoderConfig(num_latents=N, k=5)
+    coder = randomised(sparsify.SparseCoder(D, config))
+    coder.save_to_disk(tmp_path / "layers.1")
+    x = read_rows(rows)
+    with torch.no_grad():
+        restored = coder(torch.from_numpy(x)).sae_out.numpy()
+    same_function(formats.read(str(tmp_path / "layers.1")).dictionary, x, restored)
+    skip = sparsify.SparseCoderConfig(num_latents=N, k=5, skip_connection=True)
+    sparsify.SparseCoder(D, skip).save_to_disk(tmp_path / "skip")
+    with pytest.raises(UserError, match="skip_connection=True cannot be represented"):
+        formats.read(str(tmp_path / "skip"))
