@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
+from sparse_dict.config import ActivationsConfig
 from sparse_dict.machine import runtime
-from sparse_dict.sae.ensemble import variance
 from sparse_dict.sae.evaluate import evaluate
 from sparse_dict.sae.folder import Dictionary
+from sparse_dict.sae.view import View
 
 EVAL_ROWS = 65_536
 
@@ -31,6 +32,7 @@ def measured(
     dictionary's family from others.
     """
     started = time.perf_counter()
+    raw = View.of(ActivationsConfig("none", "none"), activations)
     start = max(activations.rows - EVAL_ROWS, 0)
     (found,) = evaluate([dictionary], activations, start, runtime.device("cpu"))
     named = {"activation": kind, "tied": False, "l1_scaling": "none", "l1": l1}
@@ -41,7 +43,7 @@ def measured(
         "seed": seed,
         "d_in": activations.d_in,
         "mse": found.mse,
-        "fvu": found.mse / variance(activations),
+        "fvu": found.mse / raw.seen_variance,
         "l0": found.l0,
         "l1_norm": found.l1,
         "dead": int((found.fire_count == 0).sum()),
