@@ -208,7 +208,7 @@ def floor(task: Task) -> dict:
             "products": multiply,
             "Adam": lambda x, step: adam.step(),
             "ours, nothing active": lambda x, step: ours_idle(
-                x, [hyper(config, task.warm + step) for config in grid], task.batch
+                x, [hyper(config, task.warm + step, 128) for config in grid], task.batch
             ),
         }
         times: dict[str, list[float]] = {kind: [] for kind in kinds}

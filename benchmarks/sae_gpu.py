@@ -73,7 +73,7 @@ def step(task: Task, count: int, *, graph: bool = True, compiled: bool = False, 
         if number in (1, WARM + 1):
             torch.cuda.synchronize()
             marks.append(time.perf_counter())
-        dense(x, [hyper(config, number) for config in grid], number * task.batch)
+        dense(x, [hyper(config, number, activations.d_in) for config in grid], number * task.batch)
     marks.append(time.perf_counter())
     torch.cuda.synchronize()
     marks.append(time.perf_counter())

@@ -81,7 +81,7 @@ def train(configs: list[TrainSAEConfig], rows: list[Tensor], max_features: int) 
     states = [State.initial(config, D_IN, CPU) for config in configs]
     step = DenseStep(states, D_IN, max_features=max_features)
     for t, x in enumerate(rows, start=1):
-        step(pad(x), [hyper(config, t) for config in configs], t * len(x))
+        step(pad(x), [hyper(config, t, D_IN) for config in configs], t * len(x))
     return states
 
 
@@ -150,7 +150,7 @@ def test_a_dropped_dictionary_does_not_touch_its_stack():
     states[1].W_enc[3] = float("nan")
     step = DenseStep(states, D_IN, max_features=EVERYTHING)
     for t, x in enumerate(rows, start=1):
-        step(pad(x), [hyper(good, t), None if t > 2 else hyper(bad, t)], t * len(x))
+        step(pad(x), [hyper(good, t, D_IN), None if t > 2 else hyper(bad, t, D_IN)], t * len(x))
     assert not states[1].is_finite()
     (alone,) = train([good], rows, 1)
     assert torch.equal(states[0].W_dec, alone.W_dec)
@@ -169,7 +169,7 @@ def test_a_failed_compilation_is_told_once_and_trains_without(monkeypatch, caplo
     step = DenseStep([state], D_IN, compiled=True)
     with caplog.at_level(logging.WARNING):
         for t, x in enumerate(rows, start=1):
-            step(pad(x), [hyper(sae_config(), t)], t * len(x))
+            step(pad(x), [hyper(sae_config(), t, D_IN)], t * len(x))
     assert [r.getMessage() for r in caplog.records] == [
         "torch.compile failed, training without it: no Triton here"
     ]
@@ -185,7 +185,7 @@ def test_the_compiled_step_is_one_graph_and_computes_the_same(variant, caplog):
     states = [State.initial(config, D_IN, CPU) for config in configs]
     step = DenseStep(states, D_IN, compiled=True, max_features=EVERYTHING)
     for t, x in enumerate(rows, start=1):
-        step(pad(x), [hyper(config, t) for config in configs], t * len(x))
+        step(pad(x), [hyper(config, t, D_IN) for config in configs], t * len(x))
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     for got, want in zip(states, train(configs, rows, EVERYTHING), strict=True):
         torch.testing.assert_close(got.W_dec, want.W_dec, rtol=0, atol=3e-4)
@@ -204,7 +204,7 @@ def on_the_gpu(configs: list[TrainSAEConfig], rows: list[Tensor], may_wait: bool
     given = [pad(x).to(device) for x in rows]
     try:
         for t, x in enumerate(given, start=1):
-            step(x, [hyper(config, t) for config in configs], t * len(x))
+            step(x, [hyper(config, t, D_IN) for config in configs], t * len(x))
             if t > step_torch.BEFORE_CAPTURE and not may_wait:
                 torch.cuda.set_sync_debug_mode("error")
     finally:

@@ -20,10 +20,10 @@ def adam(**values) -> AdamConfig:
 def test_warm_up_raises_the_penalty_and_the_learning_rate_in_proportion():
     config = sae_config(l1=0.4, lr=1e-2, training={"l1_warmup_steps": 8})
     config.optimizer.warmup_steps = 4
-    assert hyper(config, 2).numbers["l1"] == pytest.approx(0.1)
-    assert hyper(config, 2).lr == pytest.approx(5e-3)
-    assert hyper(config, 100).numbers["l1"] == pytest.approx(0.4)
-    assert hyper(config, 100).lr == pytest.approx(1e-2)
+    assert hyper(config, 2, 32).numbers["l1"] == pytest.approx(0.1)
+    assert hyper(config, 2, 32).lr == pytest.approx(5e-3)
+    assert hyper(config, 100, 32).numbers["l1"] == pytest.approx(0.4)
+    assert hyper(config, 100, 32).lr == pytest.approx(1e-2)
 
 
 @given(SHAPES, st.integers(1, 300), st.integers(0, 50), st.floats(0.01, 1))

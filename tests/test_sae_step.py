@@ -50,7 +50,7 @@ def train(step_class, configs: list[TrainSAEConfig], batches: list[Tensor], d_in
     sums = []
     with make(states, d_in) as step:
         for t, x in enumerate(batches, start=1):
-            hypers = [hyper(config, t) for config in configs]
+            hypers = [hyper(config, t, d_in) for config in configs]
             step(pad(x), hypers, t * len(x))
             sums.append([state.stats() for state in states])
             for state in states:
@@ -95,7 +95,7 @@ def test_gradients_equal_float64_autograd_for_any_shape(rows, d_in, dict_size, t
     objective(state.architecture, p | {"W_enc": W_enc}, x.double(), numbers).loss.backward()
     wants = {"W_dec": p["W_dec"].grad, "W_enc": W_enc.grad, "b": p["b"].grad}
     with sparse_step([state], d_in) as step:
-        step(pad(x), [hyper(config, 1)], rows)
+        step(pad(x), [hyper(config, 1, d_in)], rows)
     first = {name: state.m.get(name, state.m["W_dec"]) for name in ("W_dec", "W_enc", "b")}
     got = {name: m[..., :d_in] if name != "b" else m for name, m in first.items()}
     got = {name: m / (1 - config.optimizer.beta1) for name, m in got.items()}
@@ -216,7 +216,7 @@ def test_features_that_did_not_fire_are_not_marked():
     state = State.initial(config, 16, CPU)
     state.b[:4] = -100.0
     with sparse_step([state], 16) as step:
-        step(sparse_rows(512, 16), [hyper(config, 1)], 512)
+        step(sparse_rows(512, 16), [hyper(config, 1, 16)], 512)
     assert state.last_fired.tolist() == [0] * 4 + [512] * 4
 
 
@@ -252,7 +252,7 @@ def test_the_number_of_threads_does_not_show_in_any_bit():
 def test_a_forked_process_makes_the_same_steps():
     x = pad(sparse_rows(600, 32))
     states = [State.initial(config, 32, CPU) for config in COMPANY[:3]]
-    hypers = [[hyper(config, t) for config in COMPANY[:3]] for t in (1, 2)]
+    hypers = [[hyper(config, t, 32) for config in COMPANY[:3]] for t in (1, 2)]
     results = [torch.zeros_like(state.W_dec).share_memory_() for state in states]
     with sparse_step(states, 32) as step:
         step(x, hypers[0], 600)
@@ -275,7 +275,7 @@ def test_what_is_not_a_number_shows_in_the_sums(activation):
     x = sparse_rows(300, 32)
     x[7, 3] = float("nan")
     with sparse_step([state], 32) as step:
-        step(pad(x), [hyper(config, 1)], 300)
+        step(pad(x), [hyper(config, 1, 32)], 300)
     assert not state.is_finite()
 
 

@@ -42,7 +42,7 @@ def rate(optimizer: AdamConfig, step: int, last_step: int) -> float:
     return o.lr * warm * (left if o.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
 
-def hyper(config: TrainSAEConfig, step: int, d_in: int = 1) -> Hyper:
+def hyper(config: TrainSAEConfig, step: int, d_in: int) -> Hyper:
     """The numbers of optimiser step `step`, counted from one, on activations `d_in` wide.
 
     L1 divided by the width makes the loss that of a summed squared error, but for the factor
