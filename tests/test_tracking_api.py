@@ -23,7 +23,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fault_study.write_corpus(base.parent / "text.jsonl")
     for name in ("train_lm", "harvest"):
         fault_study.call(name, base)()
-    write_study(base / "sae", sizes=(64, 128, 256), l1s=(0.01, 0.02), seeds=(0, 1), d=16)
+    write_study(base / "sae", sizes=(64, 128, 256), l1s=(1.28, 2.56), seeds=(0, 1), d=16)
     return folder
 
 
@@ -39,7 +39,7 @@ def test_the_examples_run_and_do_what_they_say(here: Path, monkeypatch: pytest.M
     assert names["mcs"].shape == (128,)
     cosines = names["features"] @ names["larger"].dictionary.W_dec.T
     assert names["mmcs"] == pytest.approx(cosines.max(axis=1).mean(), abs=1e-6)
-    assert [chain.level for chain in names["study"].chains] == [0.01, 0.01, 0.02, 0.02]
+    assert [chain.level for chain in names["study"].chains] == [1.28, 1.28, 2.56, 2.56]
     assert names["hidden"].shape == (1, names["tokens"].shape[1], 16)
     expected = np.maximum(names["hidden"][0].numpy() @ names["dictionary"].W_enc, 0)
     np.testing.assert_allclose(names["codes"], expected, atol=1e-5)

@@ -93,9 +93,9 @@ def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
 
     record = read_record(lm_dir)
     path = lm_dir / WEIGHTS
-    arrays = tensor_files.read(path)
     if fingerprint(path) != record["fingerprints"]["model"]:
         raise UserError(f"{path} is not the file that {RECORD} describes: train it again")
+    arrays = tensor_files.read(path)
     shape = ModelConfig(**record["config"]["model"])
     try:
         tensors = {name: torch.tensor(array) for name, array in arrays.items()}  # aligned
