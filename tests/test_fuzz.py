@@ -339,7 +339,8 @@ def test_a_record_names_no_folder_away_from_the_study(template: Path, tmp_path: 
 def test_nothing_that_is_read_can_name_what_is_run():
     """The sources instantiate by Hydra's configs alone, and read no format that runs code."""
     banned = re.compile(
-        r"import pickle|pickle\.|torch\.save\(|torch\.load\((?!.*weights_only=True)|(?<![.\w])(eval|exec)\(|yaml\.|"
+        r"import pickle|pickle\.|torch\.save\(|torch\.load\((?!.*weights_only=True)|"
+        r"(?<![.\w])(eval|exec)\(|yaml\.|"
         r"OmegaConf\.load|instantiate|allow_pickle=True|weights_only=False|trust_remote_code=True|shell=True"
     )
     for path in sorted((ROOT / "sparse_dict").rglob("*.py")):
