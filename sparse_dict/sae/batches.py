@@ -11,7 +11,7 @@ from sparse_dict.sae import kernel
 from sparse_dict.sae.rows import Rows
 from sparse_dict.sae.view import View
 
-BLOCK_BYTES = 1 << 26  # copied to a GPU at a time
+BLOCK_BYTES = {"cuda": 1 << 26, "cpu": 1 << 20}  # read, and copied to a GPU, at a time
 SHARE = 0.5  # of the memory free after a GPU's first step: what rows may take
 
 
@@ -67,8 +67,8 @@ def _around(rows: Tensor, start: int, count: int) -> Tensor:
 
 
 def _block(device: torch.device, batch_bytes: int) -> int:
-    """Batches to copy to `device` at a time; memory that the CPU itself can read needs no more."""
-    return max(1, BLOCK_BYTES // batch_bytes) if device.type == "cuda" else 1
+    """Batches to read at a time: opening a file for each small one would cost as much as a step."""
+    return max(1, BLOCK_BYTES.get(device.type, BLOCK_BYTES["cpu"]) // batch_bytes)
 
 
 def _room(device: torch.device) -> int:
@@ -96,16 +96,16 @@ def _streamed(
     view: View,
     device: torch.device,
 ) -> Generator[Tensor, None, None]:
-    """What `batches` yields, all of it from disk.
+    """What `batches` yields, all of it from disk, in blocks of several batches.
 
-    A GPU gets blocks of many batches, each copied through pinned memory on a stream of its own
-    while the one before is in use.
+    For a GPU each is copied through pinned memory on a stream of its own while the one before is in
+    use.
     """
     width = kernel.padded(activations.d_in)
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     steps = min(_block(device, 4 * width * batch_size), last_step - first_step)
     buffers = [torch.zeros(steps * batch_size, width, pin_memory=bool(stream)) for _ in range(2)]
-    packed = torch.empty(batch_size, activations.d_in)
+    packed = torch.empty(steps * batch_size, activations.d_in)
     mean, factor = torch.from_numpy(view.mean), torch.from_numpy((1 / view.scale).astype("f4"))
 
     def fill(number: int) -> Tensor:
@@ -115,17 +115,15 @@ def _streamed(
         buffer = buffers[number % 2]
         if stream:
             stream.synchronize()  # the copy from this buffer is over
-        for step in range(first, last):
-            start, filled = step * batch_size % rows, 0
-            while filled < batch_size:
-                count = min(batch_size - filled, rows - start)
-                activations.read_into(start, packed[filled : filled + count].numpy())
-                filled += count
-                start = 0
-            into = buffer[(step - first) * batch_size :][:batch_size]
-            torch.sub(packed, mean, out=into[:, : activations.d_in]).mul_(factor)
+        wanted, filled, start = (last - first) * batch_size, 0, first * batch_size % rows
+        while filled < wanted:
+            count = min(wanted - filled, rows - start)
+            activations.read_into(start, packed[filled : filled + count].numpy())
+            filled, start = filled + count, 0
+        into = buffer[:wanted, : activations.d_in]
+        torch.sub(packed[:wanted], mean, out=into).mul_(factor)
         with torch.cuda.stream(stream) if stream else nullcontext():
-            return buffer[: (last - first) * batch_size].to(device, non_blocking=bool(stream))
+            return buffer[:wanted].to(device, non_blocking=bool(stream))
 
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
         ahead = reader.submit(fill, 0)
