@@ -5,7 +5,7 @@ process of its own, forked from one that has imported Hydra, in a folder of its 
 is a new line of the page, with any answer; what is there beforehand is one of `GIVEN`.
 """
 
-import io
+import atexit
 import json
 import os
 import re
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import hydra.main  # noqa: F401  imported for the children
 import numpy as np
@@ -139,15 +139,15 @@ def answer(kind: str, command: str, given: str) -> Answer:
         folder.mkdir()
         GIVEN[given](folder)
         before = set(folder.rglob("*"))
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.chdir(folder)
-            os._exit(_child(shlex.split(command), writer))
-        os.close(writer)
-        with os.fdopen(reader, encoding="utf-8") as file:
-            out, err = json.loads(file.read())
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with tempfile.TemporaryFile("w+") as out_file, tempfile.TemporaryFile("w+") as err_file:
+            pid = os.fork()
+            if pid == 0:
+                os.chdir(folder)
+                os._exit(_child(shlex.split(command), out_file, err_file))
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            for file in (out_file, err_file):
+                file.seek(0)
+            out, err = out_file.read(), err_file.read()
         new = set(folder.rglob("*")) - before
         out, err = (text.replace(f"{folder}/", "") for text in (out, err))
         return Answer(
@@ -155,19 +155,20 @@ def answer(kind: str, command: str, given: str) -> Answer:
         )
 
 
-def _child(arguments: list[str], writer: int) -> int:
+def _child(arguments: list[str], out: TextIO, err: TextIO) -> int:
     sys.argv = arguments
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
+    atexit._clear()  # what the parent is to do at its end: a script may end this process
     with redirect_stdout(out), redirect_stderr(err):
         try:
             runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+            code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
         except BaseException:
             code = 3
             err.write(traceback.format_exc())
-    os.write(writer, json.dumps([out.getvalue(), err.getvalue()]).encode())
+    out.flush()
+    err.flush()
     return code
 
 

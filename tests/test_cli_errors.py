@@ -71,6 +71,7 @@ def test_the_page_of_messages_is_what_the_scripts_say() -> None:
     ("command", "code"),
     [
         ("train_lm model.d_modle=64", 1),
+        ("analyze analysis.matching=max", 1),
         ("harvest name=x", 2),
         ("train_sae name=x -m sae.dict_size=-3,64", 2),
     ],

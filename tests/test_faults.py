@@ -113,7 +113,7 @@ def copy(whole: Study) -> Iterator[Path]:
 def run_script(name: str, base: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         fault_study.command(name, base, *more),
-        cwd=base.parent, env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
+        cwd=base.parent, env=ENVIRONMENT, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
 
 

@@ -315,6 +315,7 @@ def test_a_study_needs_no_account_no_home_and_no_network(tmp_path: Path) -> None
         )
         assert process.returncode == 0, process.stderr
         assert "wandb: offline (no API key for https://api.forge.coreweave.com)" in process.stdout
-    assert len(list((base / "wandb").glob("offline-run-*"))) == 5
+    # five stages' runs, and what the analysis adds to the two dictionaries'
+    assert len(list((base / "wandb").glob("offline-run-*"))) == 7
     listed = command_line(tmp_path, "wandb sync --dry-run study/wandb 2>&1")
-    assert "Would sync 5 run(s)" in listed
+    assert "Would sync 7 run(s)" in listed

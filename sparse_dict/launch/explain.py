@@ -41,7 +41,7 @@ def explanation(error: Exception) -> str | None:
         where = f"{lines[0].split(':')[0]}: " if text.startswith("In '") else ""
         root = cause.parent_node._get_root() if cause.parent_node is not None else None
         typed = f"Could not override '{cause.full_key}."  # more than Hydra calls unknown
-        key = lines[0].split("'")[1] if lines[0].startswith(typed) else cause.full_key
+        key = text.split("'")[1] if text.startswith(typed) else cause.full_key
         return where + no_key(key, root)
     if isinstance(cause, OmegaConfBaseException):
         what = lines[0].removeprefix("Error merging override ") if lines else "config"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -111,7 +112,7 @@ def checked(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) 
             if job is None:
                 job = _compose(config, number, of_job)
                 try:
-                    check(job)
+                    check(job, typed(task_config(job.config)))
                 except UserError as error:
                     raise UserError(f"{job}: {error}") from None
             jobs.append(job)
@@ -120,19 +121,19 @@ def checked(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) 
     return jobs
 
 
-def check(job: Job) -> None:
-    """Let the stage check and weigh a job, whose config is Hydra's at present.
+def check(job: Job, task: Any) -> None:
+    """Let the stage check and weigh a job, whose config is Hydra's at present; `task` is its part.
 
     Raises:
         UserError: its input is wrong.
     """
     name = job.config.hydra.job.name
-    stage, config = module(name), typed(task_config(job.config))
-    one_line_errors(name, stage.check, config, job.folder)
+    stage = module(name)
+    one_line_errors(name, stage.check, task, job.folder)
     if name in OUTPUT:
-        job.output = Path(getattr(config, OUTPUT[name]))
+        job.output = Path(getattr(task, OUTPUT[name]))
     if hasattr(stage, "weight"):
-        job.weight = stage.weight(config)
+        job.weight = stage.weight(task)
 
 
 def _compose(config: DictConfig, number: int, overrides: Sequence[str]) -> Job:

@@ -69,7 +69,7 @@ def see_that_sections_are_on(apply: Callable[..., None]) -> Callable[..., None]:
     def checked(overrides: list[Override], cfg: DictConfig) -> None:
         for override in overrides:
             section, dot, _ = override.key_or_group.partition(".")
-            node = cfg._get_node(section) if dot else None
+            node = cfg._get_node(section, validate_access=False) if dot else None
             if isinstance(node, Node) and node._is_none():
                 raise UserError(
                     f"{override.key_or_group}: {section} is off; analysis=[...] says what is on"

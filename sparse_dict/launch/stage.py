@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from sparse_dict.errors import UserError
 from sparse_dict.launch import cli, jobs
-from sparse_dict.launch.checks import one_line_errors, typed
+from sparse_dict.launch.checks import one_line_errors, task_config, typed
 from sparse_dict.machine import distributed
 from sparse_dict.storage import lock
 from sparse_dict.storage.door import refuse_links
@@ -84,10 +84,11 @@ class CheckFirst(Callback):
         """See what the stage's `check` finds."""
         name = config.hydra.job.name
         HydraConfig.instance().set_config(config)  # what ${hydra:...} is read from
+        task = typed(task_config(config))  # first: the folder's name is made of its keys
         folder = Path(str(config.hydra.run.dir)).absolute()
         if distributed.size() > 1 and name not in SHARED:
             raise UserError(f"{name}.py runs as one process: start it without torchrun")
-        jobs.check(jobs.Job(0, (), config, folder))
+        jobs.check(jobs.Job(0, (), config, folder), task)
         _refuse_links(config, folder)
         if distributed.main():
             lock.hold_until_exit([folder])  # Hydra writes there before the stage begins
