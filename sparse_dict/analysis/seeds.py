@@ -64,16 +64,19 @@ def matched(first: Entry, second: Entry) -> SeedPair:
     return SeedPair(first, second, cosine, shared, first.frequency)
 
 
-def by_difference(study: Study, match_limit: int) -> dict[str, list[SeedPair]]:
+def by_difference(
+    study: Study, match_limit: int, same_rows: list[SeedPair]
+) -> dict[str, list[SeedPair]]:
     """Dictionaries of up to `match_limit` features that are equal in all but seed and rows.
 
-    Of more than five seeds the lowest five are compared.
+    `same_rows` are those that differ in the seed alone (`compare`). Of more than five seeds the
+    lowest five are compared.
     """
     alike: dict[str, list[Entry]] = defaultdict(list)
     for entry in study.entries:
         if entry.size <= match_limit:
             alike[_kin(entry)].append(entry)
-    found: dict[str, list[SeedPair]] = {INITIAL: [], DATA: [], BOTH: []}
+    found: dict[str, list[SeedPair]] = {INITIAL: same_rows, DATA: [], BOTH: []}
     for entries in alike.values():
         counted = sorted({entry.seed for entry in entries})[:MOST_SEEDS]
         for first, second in combinations([e for e in entries if e.seed in counted], 2):
@@ -96,10 +99,10 @@ def _rows(entry: Entry) -> tuple[str, int]:
 
 
 def _difference(first: Entry, second: Entry) -> str | None:
-    """What two dictionaries differ in; None if their rows overlap in part, or in nothing."""
+    """Whether two dictionaries differ in data or both; None if rows are the same or overlap."""
     (rows, split), (others, other_split) = _rows(first), _rows(second)
     if (rows, split) == (others, other_split):
-        return INITIAL if first.seed != second.seed else None
+        return None
     halves = {rows, others} == {"half_a", "half_b"} and split == other_split
     if not (halves or rows == others == "bootstrap"):
         return None

@@ -27,6 +27,7 @@ from sparse_dict.storage import files
 Floats = NDArray[np.floating[Any]]
 
 RECURS = 0.5  # a feature recurs that at least this share of the other dictionaries share
+THIRDS = ("rare", "middle", "frequent")  # by firing frequency
 FEWEST = 20  # features on which a claim is judged
 DRAWS = 200  # of random subspaces
 
@@ -97,7 +98,7 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     third = thirds(table["frequency"])
     rows = []
     for name, part in [
-        ("all", table), *((f"third {i + 1} by frequency", table[third == i]) for i in range(3))
+        ("all", table), *((name, table[third == i]) for i, name in enumerate(THIRDS))
     ]:  # fmt: skip
         if len(part) < FEWEST or np.isnan(_spearman(part)):
             continue
@@ -146,7 +147,6 @@ def drawn(table: pd.DataFrame) -> Figure:
     """Effect by recurrence within thirds of frequency, and with the match put in."""
     figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.6))
     third = thirds(table["frequency"])
-    names = ("rare", "middle", "frequent")
     for i, colour in enumerate(figures.shades(3)):
         part = table[third == i]
         x, y, errors = [], [], []
@@ -158,7 +158,7 @@ def drawn(table: pd.DataFrame) -> Figure:
             errors.append((1000 * (found.value - found.low), 1000 * (found.high - found.value)))
         axes[0].errorbar(x, y, np.transpose(errors), fmt="o-", color=colour, ms=4, lw=1, capsize=2)
         axes[1].plot(
-            1000 * part["ablated"], 1000 * part["substituted"], ".", color=colour, label=names[i]
+            1000 * part["ablated"], 1000 * part["substituted"], ".", color=colour, label=THIRDS[i]
         )
     axes[0].axhline(0, color="0.5", lw=0.8)
     axes[0].set_xlim(-0.05, 1.05)
@@ -167,7 +167,9 @@ def drawn(table: pd.DataFrame) -> Figure:
     axes[0].set_title("without the feature")
     axes[1].axhline(0, color="0.5", lw=0.8)
     axes[1].axline((0, 0), slope=1, color="0.5", lw=0.8, ls=":")
-    axes[1].set_xlabel("change without the feature (millinats a token)")
+    low, high = (lim(axes[1].get_xlim() + axes[1].get_ylim()) for lim in (min, max))
+    axes[1].set(xlim=(low, high), ylim=(low, high))
+    axes[1].set_xlabel("change without it (millinats a token)")
     axes[1].set_ylabel("change with its match instead")
     axes[1].set_title("with its match in its place")
     handles, labels = axes[1].get_legend_handles_labels()
