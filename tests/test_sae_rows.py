@@ -116,6 +116,7 @@ def write(folder: Path, seed: int, rows: str, decoder: np.ndarray, rows_seed: in
     path = write_dictionary(folder, unit(decoder), fired, seed=seed, sae=sae) / "metrics.json"
     metrics = json.loads(path.read_text())
     metrics["config"]["training"] |= {"rows": rows, "rows_seed": rows_seed}
+    metrics["config"]["tracking"] = {"label": folder.name}  # a multirun gives each job its own
     path.write_text(json.dumps(metrics))
 
 

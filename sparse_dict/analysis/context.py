@@ -89,7 +89,8 @@ class Context:
     @cached_property
     def row_pairs(self) -> dict[str, list[seeds.SeedPair]]:
         """Dictionaries that differ in the seed, in their rows, or in both, matched."""
-        return seeds.by_difference(self.study, self.config.comparison.match_limit)
+        limit = self.config.comparison.match_limit
+        return seeds.by_difference(self.study, limit, self.seed_pairs)
 
     @cached_property
     def recurring(self) -> effects.Compared | None:

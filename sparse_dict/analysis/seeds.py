@@ -1,7 +1,7 @@
 """Dictionaries that differ only in the seed, matched pair by pair, and intervals over seeds."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.measures.across_seeds import match_pair
 from sparse_dict.analysis.measures.intervals import Estimate, over_seeds, percentiles
-from sparse_dict.analysis.study import Entry, Study, seed_groups
+from sparse_dict.analysis.study import Entry, Study, character, seed_groups
 from sparse_dict.storage.files import fingerprint
 
 Floats = NDArray[np.floating[Any]]
@@ -64,16 +64,19 @@ def matched(first: Entry, second: Entry) -> SeedPair:
     return SeedPair(first, second, cosine, shared, first.frequency)
 
 
-def by_difference(study: Study, match_limit: int) -> dict[str, list[SeedPair]]:
+def by_difference(
+    study: Study, match_limit: int, same_rows: list[SeedPair]
+) -> dict[str, list[SeedPair]]:
     """Dictionaries of up to `match_limit` features that are equal in all but seed and rows.
 
-    Of more than five seeds the lowest five are compared.
+    `same_rows` are those that differ in the seed alone (`compare`). Of more than five seeds the
+    lowest five are compared.
     """
     alike: dict[str, list[Entry]] = defaultdict(list)
     for entry in study.entries:
         if entry.size <= match_limit:
-            alike[_kin(entry.metrics)].append(entry)
-    found: dict[str, list[SeedPair]] = {INITIAL: [], DATA: [], BOTH: []}
+            alike[_kin(entry)].append(entry)
+    found: dict[str, list[SeedPair]] = {INITIAL: same_rows, DATA: [], BOTH: []}
     for entries in alike.values():
         counted = sorted({entry.seed for entry in entries})[:MOST_SEEDS]
         for first, second in combinations([e for e in entries if e.seed in counted], 2):
@@ -82,12 +85,12 @@ def by_difference(study: Study, match_limit: int) -> dict[str, list[SeedPair]]:
     return found
 
 
-def _kin(metrics: Mapping[str, Any]) -> str:
+def _kin(entry: Entry) -> str:
     """What dictionaries share that differ in seed and rows alone."""
-    config = {key: value for key, value in metrics["config"].items() if key != "seed"}
-    training = config.get("training") or {}
-    config["training"] = {k: v for k, v in training.items() if k not in ("rows", "rows_seed")}
-    return fingerprint(config)
+    settings = character(entry.metrics)
+    for key in ("training.rows", "training.rows_seed"):
+        settings.pop(key, None)
+    return fingerprint([entry.size, settings])
 
 
 def _rows(entry: Entry) -> tuple[str, int]:
@@ -96,10 +99,10 @@ def _rows(entry: Entry) -> tuple[str, int]:
 
 
 def _difference(first: Entry, second: Entry) -> str | None:
-    """What two dictionaries differ in; None if their rows overlap in part, or in nothing."""
+    """Whether two dictionaries differ in data or both; None if rows are the same or overlap."""
     (rows, split), (others, other_split) = _rows(first), _rows(second)
     if (rows, split) == (others, other_split):
-        return INITIAL if first.seed != second.seed else None
+        return None
     halves = {rows, others} == {"half_a", "half_b"} and split == other_split
     if not (halves or rows == others == "bootstrap"):
         return None

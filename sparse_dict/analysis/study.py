@@ -202,8 +202,11 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _character(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """What must agree within a family, and what may be swept in it, flattened; values as text."""
+def character(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What must agree within a family, and what may be swept in it, flattened; values as text.
+
+    Sizes, seeds and keys that change no result are left out.
+    """
     named = {f"sae.{key}": metrics.get(key) for key in NAMED}
     every = {**named, **dict(_flat(metrics["config"])), "sae.l1": metrics["l1"]}
     return {key: str(value) for key, value in every.items()}
@@ -272,7 +275,7 @@ def _wrong(name: str, metrics: Mapping[str, Any]) -> str | None:
     """What keeps a readable dictionary out of the analysis, if anything."""
     if not door.text(name):
         return "its folder's name cannot be printed"
-    for key, value in _character(metrics).items():
+    for key, value in character(metrics).items():
         if not door.shown(value):
             return f"metrics.json: {key} is {value!r}"
     return None
@@ -321,7 +324,7 @@ def load(folder: Path, features: str = "all") -> Study:
                 LeftOut(name, f"trained on other activations ({fingerprint}, {d_in} wide)")
             )
 
-    characters = {name: _character(trained.metrics) for name, trained in found.items()}
+    characters = {name: character(trained.metrics) for name, trained in found.items()}
     axes = _axes(characters)
     labels = _labels(characters, axes)
     seen: dict[tuple[str, float, int, int], str] = {}

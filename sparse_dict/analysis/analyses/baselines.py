@@ -50,9 +50,9 @@ def section(context: Context) -> Section:
     seeds = (
         "MMCS between halves compares the directions that two disjoint halves of the rows give "
         "(plain maximum, opposite directions being the same but for NMF); the neuron basis is "
-        "fixed, and random directions give what chance does. Dictionaries were not trained on "
-        "halves: where there are several seeds, the table below has their MMCS with the next seed "
-        "on the same rows, which another sample cannot lower: not the same measure. "
+        "fixed, and random directions give what chance does. Of dictionaries, where "
+        "there are several seeds, the table below has the MMCS with the next seed on the same "
+        "rows, which another sample cannot lower: not the same measure. "
         "Kurtosis is the median over features of the excess kurtosis of all codes, 0 for a "
         "normal law: a basis is privileged if it is high."
     )

@@ -274,7 +274,7 @@ def picture(table: pd.DataFrame, first: Entry, toy: bool) -> Figure:
         if column in ("pw_mcc", "recall", "precision", "recovered"):
             axis.set_ylim(min(0.0, float(table[column].min())), 1.03)
         else:
-            axis.set_ylim(0, None)
+            axis.set_ylim(0, 1.08 * float(table[column].max()))
     for axis in axes.flat[len(chosen) :]:
         axis.axis("off")
     d, n = first.decoder.shape[1], int(table["features"].mean())

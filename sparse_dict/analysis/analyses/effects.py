@@ -27,6 +27,7 @@ from sparse_dict.storage import files
 Floats = NDArray[np.floating[Any]]
 
 RECURS = 0.5  # a feature recurs that at least this share of the other dictionaries share
+THIRDS = ("rare", "middle", "frequent")  # by firing frequency
 FEWEST = 20  # features on which a claim is judged
 DRAWS = 200  # of random subspaces
 
@@ -97,13 +98,19 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     third = thirds(table["frequency"])
     rows = []
     for name, part in [
-        ("all", table), *((f"third {i + 1} by frequency", table[third == i]) for i in range(3))
+        ("all", table), *((name, table[third == i]) for i, name in enumerate(THIRDS))
     ]:  # fmt: skip
-        if part["recurrence"].nunique() < 2 or len(part) < FEWEST:
+        if len(part) < FEWEST or np.isnan(_spearman(part)):
             continue
-        found = _over_features(part, lambda t: float(spearmanr(t["recurrence"], t["ablated"])[0]))
+        found = _over_features(part, _spearman)
         rows.append((name, len(part), found.value, found.low, found.high))
     return pd.DataFrame(rows, columns=["features", "n", "spearman", "low", "high"])
+
+
+def _spearman(table: pd.DataFrame) -> float:
+    """Spearman's coefficient of recurrence and effect; NaN where one of them is constant."""
+    of = table[["recurrence", "ablated"]]
+    return float(spearmanr(of).statistic) if of.nunique().min() > 1 else np.nan
 
 
 def _over_features(table: pd.DataFrame, statistic: Any) -> Estimate:
@@ -140,7 +147,6 @@ def drawn(table: pd.DataFrame) -> Figure:
     """Effect by recurrence within thirds of frequency, and with the match put in."""
     figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.6))
     third = thirds(table["frequency"])
-    names = ("rare", "middle", "frequent")
     for i, colour in enumerate(figures.shades(3)):
         part = table[third == i]
         x, y, errors = [], [], []
@@ -152,17 +158,20 @@ def drawn(table: pd.DataFrame) -> Figure:
             errors.append((1000 * (found.value - found.low), 1000 * (found.high - found.value)))
         axes[0].errorbar(x, y, np.transpose(errors), fmt="o-", color=colour, ms=4, lw=1, capsize=2)
         axes[1].plot(
-            1000 * part["ablated"], 1000 * part["substituted"], ".", color=colour, label=names[i]
+            1000 * part["ablated"], 1000 * part["substituted"], ".", color=colour, label=THIRDS[i]
         )
+    axes[0].axhline(0, color="0.5", lw=0.8)
+    axes[0].set_xlim(-0.05, 1.05)
     axes[0].set_xlabel("share of other dictionaries that share it")
-    axes[0].set_ylabel("millinats a token")
-    axes[0].set_title("loss without the feature")
-    high = axes[1].get_xlim()[1]
-    axes[1].plot([0, high], [0, high], color="0.5", lw=0.8, ls=":")
+    axes[0].set_ylabel("change of the loss (millinats a token)")
+    axes[0].set_title("without the feature")
     axes[1].axhline(0, color="0.5", lw=0.8)
-    axes[1].set_xlabel("without the feature (millinats a token)")
-    axes[1].set_ylabel("with its match instead")
-    axes[1].set_title("substituted")
+    axes[1].axline((0, 0), slope=1, color="0.5", lw=0.8, ls=":")
+    low, high = (lim(axes[1].get_xlim() + axes[1].get_ylim()) for lim in (min, max))
+    axes[1].set(xlim=(low, high), ylim=(low, high))
+    axes[1].set_xlabel("change without it (millinats a token)")
+    axes[1].set_ylabel("change with its match instead")
+    axes[1].set_title("with its match in its place")
     handles, labels = axes[1].get_legend_handles_labels()
     figure.legend(handles, labels, title="firing frequency", loc="outside lower center", ncols=3)
     figure.suptitle("What single features do to the language model's loss")

@@ -200,13 +200,14 @@ def section(context: Context) -> Section:
     )
     result = Section(title, [text])
     if mean > original:
-        low = float(min(0, both["recovered_mean"].clip(lower=-0.5).min()))
+        shown = both["recovered_mean"].clip(-0.5, 1.5)
+        low, high = float(min(0, shown.min())), float(max(1, shown.max())) + 0.02
         result.blocks.append(
             context.draw(
                 "loss_recovered",
                 curves(
                     dictionaries, simpler, "recovered_mean", "loss recovered, of mean-ablation",
-                    "Loss recovered by reconstructions", (low, 1.02),
+                    "Loss recovered by reconstructions", (low, high),
                 ),
                 "Loss recovered",
                 "Towards the upper left is better: the same loss with fewer active codes.",

@@ -6,7 +6,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claims import Claim, Statement, verdict
@@ -23,7 +22,10 @@ from sparse_dict.analysis.seeds import (
     shared,
     shared_fraction,
 )
+from sparse_dict.analysis.study import Entry
 from sparse_dict.sae import architectures
+
+COLOURS = {INITIAL: figures.BLUE, DATA: figures.ORANGE, BOTH: figures.GREEN}
 
 OTHER_DATA = Statement(
     "shared_across_data",
@@ -44,10 +46,13 @@ def section(context: Context) -> Section | None:
         return None
     table = agreement(pairs)
     random = random_pw_mcc(context.study.d_in, set(table["size"]))
+    main, firsts = context.comparison.main, [pair.first for kind in pairs.values() for pair in kind]
+    shown = next((e for e in firsts if main and e.level == main.level), firsts[0])
     section = Section("What agreement is due to: initial values, or data")
     section.blocks.append(
         context.draw(
-            "rows", by_size(table, random), "Agreement by what differs between two dictionaries",
+            "rows", by_size(table, random, shown),
+            "Agreement by what differs between two dictionaries",
             "Dictionaries matched one-to-one that differ in the seed of their initial values, in "
             "the rows that they were trained on (the two halves of a random split into blocks, or "
             "two bootstraps), or in both; all else is equal. Bars: 95 %, over seeds where there "
@@ -99,21 +104,21 @@ def _at_step_0(pair: SeedPair) -> tuple[Any, Any]:
     return match_pair(*begun)
 
 
-def by_size(table: pd.DataFrame, random: dict[int, float]) -> Figure:
-    """PW-MCC and shared fraction by size, at the level of which there are most pairs."""
-    level = table.groupby("level")["pairs"].sum().idxmax()
-    table = table[table["level"] == level]
-    kinds = [kind for kind in (INITIAL, DATA, BOTH) if kind in set(table["differs"])]
-    colours = dict(zip(kinds, sns.color_palette("colorblind", len(kinds)).as_hex(), strict=True))
+def by_size(table: pd.DataFrame, random: dict[int, float], shown: Entry) -> Figure:
+    """PW-MCC and shared fraction by size, at the level of the dictionary `shown`."""
+    table = table[table["level"] == shown.level]
     figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.4))
     sizes = sorted(set(table["size"]))
     for axis, name, title in zip(
         axes, ("pw_mcc", "shared_fraction"), ("PW-MCC", "shared fraction"), strict=True
     ):
-        for place, (kind, rows) in enumerate(table.groupby("differs")):
+        for place, (kind, colour) in enumerate(COLOURS.items()):
+            rows = table[table["differs"] == kind]
+            if rows.empty:
+                continue
             x = rows["size"] * 1.06 ** (place - 1)
             errors = [rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
-            style = {"color": colours[str(kind)], "ms": 5, "lw": 1}
+            style = {"color": colour, "ms": 5, "lw": 1}
             axis.errorbar(x, rows[name], errors, fmt="o-", label=kind, capsize=2, **style)
             axis.plot(x, rows[f"{name}_at_step_0"], "o", mfc="none", **style)
         figures.size_axis(axis, sizes)
@@ -122,7 +127,7 @@ def by_size(table: pd.DataFrame, random: dict[int, float]) -> Figure:
     axes[0].plot(sizes, [random[size] for size in sizes], color="0.5", ls=":", label="random")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, title="differs", loc="outside lower center", ncols=4)
-    figure.suptitle("What two dictionaries share, by what differs between them")
+    figure.suptitle(f"What two dictionaries share, by what differs between them ({shown.setting})")
     return figure
 
 
