@@ -161,11 +161,10 @@ def test_a_script_refuses_such_a_study_before_it_writes(tmp_path: Path, link: st
     np.save(tmp_path / "mine" / "a.npy", np.random.default_rng(0).normal(size=(900, 4)))
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / link).symlink_to(tmp_path / "mine")
+    fault_study.write_corpus(tmp_path / "text.jsonl")
     name = "train_lm" if link == "lm" else "train_sae"
     more = [] if link == "lm" else [f"activations_dir={tmp_path}/mine"]
     done = subprocess.run(
-        fault_study.command(name, tmp_path / "study", *more, "data=docstrings")
-        if link == "lm" else
         fault_study.command(name, tmp_path / "study", *more),
         cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
     )  # fmt: skip
