@@ -69,6 +69,7 @@ def test_only_an_unexpected_error_leaves_a_traceback_in_its_own_log(mixed: Mixed
     assert "failed: 13 is unlucky" in logs["size=13"]
 
 
+@pytest.mark.slow  # ten seconds
 def test_sixty_four_jobs_are_one_batch(app: Path, tmp_path: Path) -> None:
     process = launch(app, tmp_path, "size=range(100,164)")
     assert process.returncode == 0, process.stderr

@@ -410,6 +410,7 @@ def test_a_member_that_turns_non_finite_leaves_its_stack_alone(activations_dir, 
     assert results(tmp_path / "good") == results(tmp_path / "alone")
 
 
+@pytest.mark.slow  # three seconds
 def test_the_script_trains_a_grid_on_a_machine_without_a_c_compiler(activations_dir, tmp_path):
     root = Path(__file__).resolve().parent.parent
     env = {key: value for key, value in os.environ.items() if key != "CC"}

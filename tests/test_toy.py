@@ -180,6 +180,7 @@ def truth_mmcs(folder, rows, steps, configs, **data):
     return entries, [truth.mcs(features, entry.decoder, 512) for entry in entries]
 
 
+@pytest.mark.slow  # five seconds
 def test_a_dictionary_of_the_true_size_finds_the_true_features(tmp_path):
     # The same rows several times: making them takes longer than training on them.
     (entry,), (found,) = truth_mmcs(

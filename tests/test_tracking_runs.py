@@ -314,6 +314,7 @@ def test_a_signal_while_runs_are_opened_ends_those_that_are_open(tmp_path: Path)
     assert codes == [tracking.KILLED] * 3
 
 
+@pytest.mark.slow  # four seconds
 def test_sixteen_offline_runs_at_once_stay_in_the_study_and_can_be_sent_later(
     tmp_path: Path,
 ) -> None:

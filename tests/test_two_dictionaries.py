@@ -205,6 +205,7 @@ def test_a_study_that_is_another_one_turned_agrees_after_the_rotation_alone(tmp_
     assert twins["above"].dropna().max() < 0.2
 
 
+@pytest.mark.slow  # four seconds
 def test_the_script_takes_a_list_of_studies(tmp_path):
     two_studies(tmp_path, np.eye(D)[::-1].copy())
     root = Path(__file__).resolve().parent.parent

@@ -4,6 +4,7 @@ Of each feature: the loss when its part is taken out of the activation (ablated)
 of its match in another dictionary is put in its place (substituted); see `analysis/effects.py`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,13 +12,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from sparse_dict.analysis.claims import Claim, Statement, verdict
 from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.effects import Compared
 from sparse_dict.analysis.measures import random_directions
-from sparse_dict.analysis.measures.intervals import Estimate, percentiles
+from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Section, Table
 from sparse_dict.analysis.study import Entry
@@ -100,26 +101,22 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     for name, part in [
         ("all", table), *((name, table[third == i]) for i, name in enumerate(THIRDS))
     ]:  # fmt: skip
-        if len(part) < FEWEST or np.isnan(_spearman(part)):
+        if len(part) < FEWEST or part["recurrence"].nunique() < 2:
             continue
         found = _over_features(part, _spearman)
         rows.append((name, len(part), found.value, found.low, found.high))
     return pd.DataFrame(rows, columns=["features", "n", "spearman", "low", "high"])
 
 
-def _spearman(table: pd.DataFrame) -> float:
-    """Spearman's coefficient of recurrence and effect; NaN where one of them is constant."""
-    of = table[["recurrence", "ablated"]]
-    return float(spearmanr(of).statistic) if of.nunique().min() > 1 else np.nan
+def _spearman(t: Floats) -> float:
+    """Of the two columns of (features, 2); NaN where one of them is constant."""
+    ranks = [rankdata(column) for column in t.T]
+    return float(np.corrcoef(ranks)[0, 1]) if min(map(np.ptp, t.T)) > 0 else np.nan
 
 
-def _over_features(table: pd.DataFrame, statistic: Any) -> Estimate:
-    rng = np.random.default_rng(0)
-
-    def again() -> float:
-        return float(statistic(table.iloc[rng.integers(0, len(table), len(table))]))
-
-    return percentiles(float(statistic(table)), again)
+def _over_features(table: pd.DataFrame, statistic: Callable[[Floats], float]) -> Estimate:
+    """`statistic` of (features, 2), recurrence and effect, with an interval over features."""
+    return bootstrap([table[["recurrence", "ablated"]].to_numpy()], lambda s: statistic(s[0]))
 
 
 def by_recurrence(table: pd.DataFrame) -> pd.DataFrame:
@@ -152,7 +149,7 @@ def drawn(table: pd.DataFrame) -> Figure:
         x, y, errors = [], [], []
         bins = np.minimum((part["recurrence"] * 4).astype(int), 3)
         for _, group in part.groupby(bins):
-            found = _over_features(group, lambda t: t["ablated"].mean())
+            found = _over_features(group, lambda t: float(t[:, 1].mean()))
             x.append(group["recurrence"].mean())
             y.append(1000 * found.value)
             errors.append((1000 * (found.value - found.low), 1000 * (found.high - found.value)))
@@ -201,8 +198,8 @@ def _signal(context: Context) -> Claim:
     if len(table) < FEWEST or table["ablated"].sum() <= 0:
         return SIGNAL.undecided("the features have no effect on the loss together")
 
-    def share(t: pd.DataFrame) -> float:
-        return float(t.loc[t["recurrence"] >= RECURS, "ablated"].sum() / t["ablated"].sum())
+    def share(t: Floats) -> float:
+        return float(t[t[:, 0] >= RECURS, 1].sum() / t[:, 1].sum())
 
     found = _over_features(table, share)
     number = (table["recurrence"] >= RECURS).mean()
