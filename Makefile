@@ -1,4 +1,4 @@
-# make demo   the four stages on real text, about five minutes on two cores, installation included
+# make demo   the four stages on real text, about six minutes on two cores, installation included
 # make test   what CI runs
 # make check  ruff and mypy
 # Each makes .venv on first use. PYTHON=python3.12 make demo chooses another interpreter.
