@@ -125,6 +125,7 @@ def test_an_analysis_that_fails_leaves_the_earlier_one_whole(
     assert {path.name for path in (tmp_path / "analysis").iterdir()} == before.keys()
 
 
+@pytest.mark.slow  # three seconds each
 @pytest.mark.parametrize(
     ("alive", "matching"), [(0, "max"), (2, "hungarian")], ids=["none", "too few to match"]
 )

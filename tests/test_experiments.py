@@ -51,6 +51,7 @@ def test_a_folder_that_is_named_after_a_swept_key_is_that_of_its_own_job():
     assert [job.name for job in composed] == ["d16", "d64"]
 
 
+@pytest.mark.slow  # four seconds
 def test_an_experiment_with_a_grid_launches_it_without_being_told(tmp_path: Path):
     np.save(tmp_path / "x.npy", sparse_rows(600, 16).numpy())
     done = run(

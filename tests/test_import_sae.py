@@ -128,6 +128,7 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused(tmp_path):
         formats.read(str(tmp_path))
 
 
+@pytest.mark.slow  # two seconds
 def test_a_name_on_the_hub_is_read_from_the_local_cache_without_a_network(tmp_path, monkeypatch):
     """The real client with the layout of its cache; HF_HUB_OFFLINE keeps it from asking."""
     repo = tmp_path / "hub" / "models--someone--saes"

@@ -108,6 +108,7 @@ def rows(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow  # three seconds
 def test_a_launch_over_studies_leaves_nothing_in_a_third(rows: Path):
     done = run(
         "train_sae.py -m name=12e4567,34e9999 activations_dir=rows sae.dict_size=8 device=cpu "

@@ -347,6 +347,7 @@ def composed(script, folder, *overrides):
         return typed(compose(script, [*common, *overrides]))
 
 
+@pytest.mark.slow  # two seconds
 def test_the_toy_experiment_of_the_three_stages_makes_a_study(tmp_path):
     size = ["harvest.n_tokens=4096", "data.d_in=16", "data.n_features=32"]
     harvest_stage.run(composed("harvest", tmp_path, *size))
