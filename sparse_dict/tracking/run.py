@@ -104,7 +104,7 @@ class Run(AbstractContextManager["Run"]):
         artifact = _wandb().Artifact(name, kind, metadata={"sha256": sha256, "source": str(source)})
         # The entry's name makes another content another version.
         artifact.add_reference(uri, name=sha256, checksum=False)
-        with server.waiting(server.TABLE_S):
+        with server.waiting(server.ARTIFACT_S):
             # What `use_artifact` does with one that is not on the server; but it refuses offline.
             run._log_artifact(artifact, use_after_commit=used)
 

@@ -26,6 +26,7 @@ FINISH_S = 4.0  # SIGTERM leaves us 10 in all
 LIMIT_S = 2.0
 GOOD_S = 1.0  # in which a good server opens or ends runs, or answers a question: does not count
 TABLE_S = 0.3  # the same for a table
+ARTIFACT_S = 1.0  # and for an artifact by reference, which the client itself takes long to make
 QUESTION = b'{"query": "query Viewer { viewer { id } }"}'
 
 _lock = threading.Lock()  # one asks the server or says something, the others wait for it
