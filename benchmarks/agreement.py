@@ -45,7 +45,7 @@ def trained(batch: int, rows: int, settings: list[tuple[float, str]], activation
         overrides = [
             "experiment=demo", "tracking.mode=disabled", f"activations_dir={activations}",
             f"training.batch_size={batch}", f"training.n_activations={rows}",
-            "training.snapshots=0", f"sae.l1={L1}", f"sae.dict_size={size}",
+            "training.snapshots=0", f"sae.l1={L1}", "sae.l1_scaling=none", f"sae.dict_size={size}",
             f"optimizer.lr={lr}", f"optimizer.schedule={schedule}",
         ]  # fmt: skip
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

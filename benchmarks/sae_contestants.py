@@ -158,11 +158,11 @@ def ours(
     result: dict[str, Any] = {}
     train = ensemble.train
 
-    def timed(members: list[Any], activations: Any, first_step: int) -> None:
+    def timed(members: list[Any], activations: Any, view: Any, first_step: int) -> None:
         for member, state in zip(members, initial or [], strict=initial is not None):
             member.state.load(state.tensors())
         clock = Clock()
-        train(members, activations, task.warm)
+        train(members, activations, view, task.warm)
         result.update(clock.read())
 
     ensemble.train = timed
@@ -258,12 +258,13 @@ class Fed:
         import torch
 
         from sparse_dict.activations.store import Activations
-        from sparse_dict.sae import ensemble
+        from sparse_dict.config import ActivationsConfig
+        from sparse_dict.sae.view import View
 
         self.task = task
         activations = Activations.open(Path(task.activations))
         self._scale = activations.rms
-        self._variance = ensemble.variance(activations) / self._scale**2
+        self._variance = View.of(ActivationsConfig("rms", "none"), activations).seen_variance
         self._rows = activations.rows - task.eval_rows
         needed = [(task.warm + i) * task.batch % self._rows for i in range(task.steps)]
         assert max(needed) + task.batch <= self._rows, "the timed steps pass the end of the data"

@@ -55,8 +55,10 @@ def step(task: Task, count: int, *, graph: bool = True, compiled: bool = False, 
     from sparse_dict.activations.store import Activations
     from sparse_dict.sae import step_torch
     from sparse_dict.sae.batches import batches
+    from sparse_dict.sae.rows import Rows
     from sparse_dict.sae.schedule import hyper
     from sparse_dict.sae.state import State
+    from sparse_dict.sae.view import View
 
     activations, device = Activations.open(Path(task.activations)), torch.device(task.device)
     grid = configs(task, "unused", **sae)
@@ -65,8 +67,8 @@ def step(task: Task, count: int, *, graph: bool = True, compiled: bool = False, 
     states = [State.initial(config, activations.d_in, device) for config in grid]
     dense = step_torch.DenseStep(states, activations.d_in, compiled=compiled)
     feed = batches(
-        activations, rows=min(activations.rows, 2_000_000), batch_size=task.batch, first_step=0,
-        last_step=count, scale=activations.rms, device=device,
+        Rows(activations, grid[0].training), batch_size=task.batch, first_step=0, last_step=count,
+        view=View.of(grid[0].activations, activations), device=device,
     )  # fmt: skip
     marks = []
     for number, x in enumerate(feed, start=1):

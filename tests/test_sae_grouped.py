@@ -259,7 +259,7 @@ def test_batches_hold_the_same_rows_however_they_get_to_the_device(
     batch_size = max(1, int(share * rows))
     activations = CountedActivations(rows)
     feed = batches(
-        activations, rows=rows, batch_size=batch_size, first_step=first_step,
+        activations, batch_size=batch_size, first_step=first_step,
         last_step=first_step + steps, view=scaled_by(2.0, 3), device=CPU, room=room,
     )  # fmt: skip
     with mock.patch.object(batches_module, "_block", return_value=block):
@@ -282,7 +282,7 @@ def test_rows_are_streamed_when_another_process_took_the_memory(monkeypatch):
 
     monkeypatch.setattr(Tensor, "new_empty", taken)
     feed = batches(
-        CountedActivations(10), rows=10, batch_size=5, first_step=0, last_step=6,
+        CountedActivations(10), batch_size=5, first_step=0, last_step=6,
         view=scaled_by(1.0, 3), device=CPU, room=10**6,
     )  # fmt: skip
     assert [int(batch[0, 0]) for batch in feed] == [0, 5, 0, 5, 0, 5]

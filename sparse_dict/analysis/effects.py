@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.harvested import Source, put_back, rows_of
+from sparse_dict.analysis.measures.mcs import normalised
 from sparse_dict.analysis.seeds import SeedPair, matched
 from sparse_dict.analysis.study import Chain, Entry
 from sparse_dict.config import EffectsConfig
@@ -65,10 +66,11 @@ def measure(compared: Compared, source: Source, settings: EffectsConfig, seed: i
     rng = np.random.default_rng(seed)
     features = np.flatnonzero(active.any(0))
     features = np.sort(rng.permutation(features)[: settings.features])
-    partners = np.argmax(entry.decoder[features] @ other.decoder.T, axis=1)
+    cosines = normalised(entry.decoder[features]) @ normalised(other.decoder).T
     recurrence, rows = compared.recurrence, []
     with Progress("effects", len(features), "features") as progress:
-        for feature, partner in zip(features.tolist(), partners.tolist(), strict=True):
+        for feature, cosine in zip(features.tolist(), cosines, strict=True):
+            partner = int(cosine.argmax())
             where = np.flatnonzero(active[:, feature])
             some = rng.permutation(where)[: settings.contexts]
             ablated, substituted = effect(
@@ -82,7 +84,7 @@ def measure(compared: Compared, source: Source, settings: EffectsConfig, seed: i
                     "recurrence": float(recurrence[feature]),
                     "ablated": ablated * share,
                     "substituted": substituted * share,
-                    "cosine": float(entry.decoder[feature] @ other.decoder[partner]),
+                    "cosine": float(cosine[partner]),
                 }
             )
             progress.advance(1)

@@ -1,4 +1,4 @@
-"""Dictionaries that differ only in the seed, matched pair by pair, and intervals over seeds."""
+"""Dictionaries that differ in seed, rows or both, matched pair by pair; intervals over seeds."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ MOST_SEEDS = 5  # of each dictionary that are compared, the lowest: ten pairs
 
 @dataclass(frozen=True)
 class SeedPair:
-    """Two dictionaries that differ only in the seed, matched one-to-one; arrays have shape (n,)."""
+    """Two dictionaries of one size and kind, matched one-to-one; arrays have shape (n,)."""
 
     first: Entry
     second: Entry

@@ -16,9 +16,8 @@ SHARE = 0.5  # of the memory free after a GPU's first step: what rows may take
 
 
 def batches(
-    activations: Rows,
+    rows: Rows,
     *,
-    rows: int,
     batch_size: int,
     first_step: int,
     last_step: int,
@@ -28,7 +27,7 @@ def batches(
 ) -> Iterator[Tensor]:
     """Batches of steps `first_step` to `last_step` - 1, counted from zero.
 
-    Step s holds rows s * batch_size, ... in stored order, beginning again after `rows`; so a
+    Step s holds `rows` s * batch_size, ... in order, beginning again after the last; so a
     resumed run finds its place without any state. Each is (batch_size, width) float32, as `view`
     shows them, padded with zero columns to the kernel's width, and valid until the next one is
     asked for.
@@ -39,13 +38,13 @@ def batches(
     nothing elsewhere.
     """
     streamed = _streamed(
-        activations, rows=rows, batch_size=batch_size, first_step=first_step,
-        last_step=last_step, view=view, device=device,
+        rows, batch_size=batch_size, first_step=first_step, last_step=last_step, view=view,
+        device=device,
     )  # fmt: skip
-    whole_pass = -(-rows // batch_size)  # steps, of which the last may begin again
+    whole_pass = -(-rows.rows // batch_size)  # steps, of which the last may begin again
     kept: Tensor | None = None
     for step in range(first_step, last_step):
-        start = step * batch_size % rows
+        start = step * batch_size % rows.rows
         if kept is not None and step - first_step >= whole_pass:
             streamed.close()
             yield _around(kept, start, batch_size)
@@ -53,9 +52,9 @@ def batches(
         batch = next(streamed)
         yield batch
         if step == first_step and last_step - first_step > whole_pass:
-            kept = _place_for(rows, batch, _room(device) if room is None else room)
+            kept = _place_for(rows.rows, batch, _room(device) if room is None else room)
         if kept is not None:
-            before_end = min(batch_size, rows - start)
+            before_end = min(batch_size, rows.rows - start)
             kept[start : start + before_end] = batch[:before_end]
             kept[: batch_size - before_end] = batch[before_end:]
 
@@ -87,9 +86,8 @@ def _place_for(rows: int, batch: Tensor, room: int) -> Tensor | None:
 
 
 def _streamed(
-    activations: Rows,
+    rows: Rows,
     *,
-    rows: int,
     batch_size: int,
     first_step: int,
     last_step: int,
@@ -101,11 +99,11 @@ def _streamed(
     For a GPU each is copied through pinned memory on a stream of its own while the one before is in
     use.
     """
-    width = kernel.padded(activations.d_in)
+    width = kernel.padded(rows.d_in)
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     steps = min(_block(device, 4 * width * batch_size), last_step - first_step)
     buffers = [torch.zeros(steps * batch_size, width, pin_memory=bool(stream)) for _ in range(2)]
-    packed = torch.empty(steps * batch_size, activations.d_in)
+    packed = torch.empty(steps * batch_size, rows.d_in)
     mean, factor = torch.from_numpy(view.mean), torch.from_numpy((1 / view.scale).astype("f4"))
 
     def fill(number: int) -> Tensor:
@@ -115,12 +113,12 @@ def _streamed(
         buffer = buffers[number % 2]
         if stream:
             stream.synchronize()  # the copy from this buffer is over
-        wanted, filled, start = (last - first) * batch_size, 0, first * batch_size % rows
+        wanted, filled, start = (last - first) * batch_size, 0, first * batch_size % rows.rows
         while filled < wanted:
-            count = min(wanted - filled, rows - start)
-            activations.read_into(start, packed[filled : filled + count].numpy())
+            count = min(wanted - filled, rows.rows - start)
+            rows.read_into(start, packed[filled : filled + count].numpy())
             filled, start = filled + count, 0
-        into = buffer[:wanted, : activations.d_in]
+        into = buffer[:wanted, : rows.d_in]
         torch.sub(packed[:wanted], mean, out=into).mul_(factor)
         with torch.cuda.stream(stream) if stream else nullcontext():
             return buffer[:wanted].to(device, non_blocking=bool(stream))

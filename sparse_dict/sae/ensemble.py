@@ -119,9 +119,8 @@ def _parts(
         steps = make_steps(states, activations.d_in, last_step)
         for _, step_fn in steps:
             stack.enter_context(step_fn)
-        seen = Rows(activations, config.training)
         feed = batches(
-            seen, rows=seen.rows, batch_size=config.training.batch_size,
+            Rows(activations, config.training), batch_size=config.training.batch_size,
             first_step=first_step, last_step=last_step, view=view, device=device,
         )  # fmt: skip
         parts.append(_Part(own, pairs, steps, feed, activations.d_in))

@@ -4,7 +4,7 @@ import functools
 import glob
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +111,22 @@ def read_jsonl(path: Path, column: str) -> Iterator[str]:
                 raise UserError(f"{where}: not valid JSON ({error})") from None
             if not isinstance(row, dict):
                 raise UserError(f"{where}: {type(row).__name__}, not a JSON object")
-            if column not in row:
-                raise UserError(f"{where}: {no_column(column, row)}")
-            text = row[column]
-            if text is None:
-                continue
-            if not isinstance(text, str):
-                raise UserError(f"{where}: {column} is {type(text).__name__}, not text")
-            yield text
+            if (text := text_of(row, column, where)) is not None:
+                yield text
+
+
+def text_of(row: Mapping[str, Any], column: str, where: str) -> str | None:
+    """The text in a row of data; None if it is empty.
+
+    Raises:
+        UserError: there is no such column, or it holds something else; begins with `where`.
+    """
+    if column not in row:
+        raise UserError(f"{where}: {no_column(column, row)}")
+    text = row[column]
+    if text is not None and not isinstance(text, str):
+        raise UserError(f"{where}: {column} is {type(text).__name__}, not text")
+    return text
 
 
 def no_column(wanted: str, present: Any) -> str:

@@ -14,7 +14,7 @@ from sparse_dict.machine import distributed
 from sparse_dict.machine.ahead import aside
 from sparse_dict.machine.network import status
 from sparse_dict.storage import door, files
-from sparse_dict.text.files import no_column
+from sparse_dict.text.files import no_column, text_of
 
 log = logging.getLogger(__name__)
 
@@ -89,14 +89,8 @@ class Stream:
         try:
             for row in islice(self._dataset, left):
                 self._taken += 1
-                if column not in row:
-                    raise UserError(f"{data.path}: {no_column(column, row)}")
-                text = row[column]
-                if text is None:
-                    continue
-                if not isinstance(text, str):
-                    raise UserError(f"{data.path}: {column} is {type(text).__name__}, not text")
-                yield text
+                if (text := text_of(row, column, data.path)) is not None:
+                    yield text
         except UserError:
             raise
         except Exception as error:  # whatever the hub's client and its file formats raise

@@ -19,6 +19,7 @@ from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.effects import Compared
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
+from sparse_dict.analysis.measures.mcs import normalised
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Section, Table
 from sparse_dict.analysis.study import Entry
@@ -215,7 +216,8 @@ def _subspaces(compared: Compared) -> Claim:
         one = unstable(pair.first, pair.shared, d // 4)
         # of the other one: those that have no partner in this one
         theirs = np.ones(pair.second.size, bool)
-        theirs[np.argmax(pair.first.decoder[pair.shared] @ pair.second.decoder.T, axis=1)] = False
+        cosines = normalised(pair.first.decoder[pair.shared]) @ normalised(pair.second.decoder).T
+        theirs[cosines.argmax(axis=1)] = False
         spans.append((one, unstable(pair.second, ~theirs, d // 4)))
     if min(len(rows) for both in spans for rows in both) < FEWEST:
         return SUBSPACES.undecided(f"fewer than {FEWEST} features do not recur")
