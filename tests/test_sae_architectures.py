@@ -110,7 +110,7 @@ def test_what_is_saved_computes_on_raw_activations_what_was_trained_on(kind, tie
     x = sparse_rows(50, D_IN)
     if state.batch_floor is not None:
         state.batch_floor.fill_(0.3)
-    saved = on_raw(state, D_IN, view)
+    saved = on_raw(state, view, view)
     p = state.whole(D_IN)
     codes = state.architecture.encode(p, x).codes
     if state.architecture.keeps_floor:  # the batch's choice becomes one threshold

@@ -12,6 +12,7 @@ SITES = {
     "resid_mid": "hook_resid_mid",  # the residual stream between attention and MLP
     "mlp_pre": "mlp.hook_pre",  # the MLP's hidden layer before its non-linearity
     "mlp_post": "mlp.hook_post",  # what the MLP's last matrix reads
+    "mlp_out": "hook_mlp_out",  # what the MLP adds to the residual stream
     "resid_post": "hook_resid_post",  # the residual stream behind the block
 }
 MODULE = re.compile(r"\w+([.]\w+)*(:(in|out))?")

@@ -17,7 +17,7 @@ from sparse_dict.sae import architectures, verdict
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.naming import end_values
 from sparse_dict.sae.rows import training_rows
-from sparse_dict.sae.view import View, settled
+from sparse_dict.sae.sides import Sides, settled
 from sparse_dict.storage import lock
 from sparse_dict.storage.files import fingerprint, read_json
 
@@ -42,11 +42,6 @@ def _damage(activations: Activations) -> UserError | None:
     return None
 
 
-def _settled(config: TrainSAEConfig, activations: Activations) -> TrainSAEConfig:
-    """`config` with the choices that depend on the activations decided."""
-    return replace(config, activations=settled(config.activations, activations))
-
-
 def _record(config: TrainSAEConfig, activations: Activations) -> dict[str, Any]:
     """What decides the result: the config's part in it, and the activations."""
     return {"config": identity.record(config), "activations": activations.fingerprint}
@@ -61,9 +56,9 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     runtime.check_device(config.device)
     tracking.check(config.tracking)
     activations = _open(Path(config.activations_dir))
-    config = _settled(config, activations)
+    config = settled(config, activations)
     training_rows(activations, config.training.eval_rows, config.training.batch_size)
-    View.of(config.activations, activations)
+    Sides.of(config, activations)
     _is_finished(config, folder, activations)
     _check_companions(folder, activations)
 
@@ -151,7 +146,7 @@ def _train_many(
         try:
             locks.enter_context(lock.holding(folder))
             activations = _open(Path(config.activations_dir))
-            config = _settled(config, activations)
+            config = settled(config, activations)
             job = passes.Job(config, folder, _record(config, activations))
             if _is_finished(config, folder, activations):
                 outcomes[i] = read_json(folder / folders.METRICS)
@@ -166,8 +161,7 @@ def _train_many(
             continue
         step = meta["step"] if meta else 0
         training = replace(config.training, rows="all", rows_seed=0)  # these may differ in a pass
-        of_data = [config.activations_dir, asdict(config.activations), asdict(training)]
-        shared = [*of_data, config.device, step]
+        shared = [config.activations_dir, asdict(training), config.device, step]
         together[fingerprint(shared)][i] = job
     for number, jobs in enumerate(together.values(), start=1):
         if len(together) > 1:
