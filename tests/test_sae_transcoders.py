@@ -186,6 +186,24 @@ def test_a_folder_says_what_it_is_and_is_right_on_raw_rows(tmp_path, own, archit
     assert metrics["l0"] == pytest.approx((d.encode(raw[rows, :32]) > 0).sum(1).mean(), rel=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [
+    {}, {"skip": True}, {"activation": "jumprelu"}, {"activation": "batch_topk", "skip": True},
+], ids=str)  # fmt: skip
+def test_saelens_opens_a_transcoder_and_computes_the_same(tmp_path, own):
+    sae_lens = pytest.importorskip("sae_lens")
+    x, y, _ = planted(3000)
+    folder = harvest_of(tmp_path / "a", {"1/resid_mid": x, "1/mlp_out": y})
+    config = sae_config(**SITES, **own, lr=5e-3)
+    config.activations_dir = str(folder)
+    config.activations.centering = "mean"
+    stage.train_many([config], [tmp_path / "d"])
+    theirs = sae_lens.SAE.load_from_disk(tmp_path / "d")
+    made = theirs(torch.from_numpy(x[:100])).detach().numpy()
+    ours = read(tmp_path / "d").dictionary
+    np.testing.assert_allclose(made, ours.reconstruct(x[:100]), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("own", "message"),
     [

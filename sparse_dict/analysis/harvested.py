@@ -56,10 +56,10 @@ class Source:
     """The language model that was harvested, pieces of the text that it read, and their rows."""
 
     lm: OpenLM
-    place: Place
+    place: Place  # what decoder rows are directions of: what was read, or a transcoder's target
     columns: tuple[tuple[int, int], ...]  # of each site: first, and last but one
     text: NDArray[np.int32]  # (contexts, n_ctx), the positions without rows among them
-    kept: Rows  # (contexts, kept, d_in): the rows as they were harvested
+    kept: Rows  # (contexts, kept, d_in): the rows that are read, as they were harvested
     n_harvested: int  # rows of the whole harvest
 
     def rows(self, contexts: slice | NDArray[np.int64]) -> Floats:
@@ -88,9 +88,10 @@ def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
         UserError: a part of it is not there, or cannot be read.
     """
     folder, manifest = _harvest(config, study)
-    taken, lm = place(manifest), model(manifest, config)
-    activations = Activations.open(folder)
-    columns = columns_of(lm.model, taken.sites, activations.d_in)
+    whole, lm = Activations.open(folder), model(manifest, config)
+    activations, written = whole.at(study.site), whole.at(study.target or study.site)
+    taken = place(manifest, study.target or study.site)
+    columns = columns_of(lm.model, taken.sites, written.d_in)
     stream, _ = text(manifest, Path(config.cache_dir), lm.n_ctx)
     kept = lm.n_ctx - taken.skip_first  # rows of one context
     available = min(activations.rows // kept, len(stream) // lm.n_ctx)
@@ -181,8 +182,8 @@ def manifest_of(config: AnalyzeConfig, study: Study) -> dict[str, Any]:
     return _harvest(config, study)[1]
 
 
-def place(manifest: dict[str, Any]) -> Place:
-    """Where the activations were taken.
+def place(manifest: dict[str, Any], site: str | None = None) -> Place:
+    """Where the activations were taken; those of one `site` that is given.
 
     Raises:
         UserError: not in a language model, or the manifest does not say where.
@@ -198,6 +199,8 @@ def place(manifest: dict[str, Any]) -> Place:
         layers = [site.layer for site in sites if site.layer is not None]
         if not sites or not _counts(*layers, skip, manifest["rows"]):
             raise ValueError("whole numbers of layer, rows or skip_first")
+        if site is not None:
+            sites = [parse(site, None, "site")]
         return Place(tuple(sites), skip)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the activations' manifest lacks {error}") from None

@@ -30,7 +30,7 @@ Wide = NDArray[np.float64]
 
 
 def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
-    """The activations that the study's dictionaries were trained on.
+    """The activations that the study's dictionaries read: the columns of their site.
 
     Those in `activations_dir`. If `sae_dir` names several studies they are sought beside each one's
     dictionaries, too, and where their records say if that is beside the study.
@@ -52,10 +52,20 @@ def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
             errors.append(error)
             continue
         if found.fingerprint == wanted:
-            return found
+            return found.at(study.site)
         what = "holds other activations than the dictionaries were trained on"
         errors.append(UserError(f"{folder} {what}"))
     raise errors[0]
+
+
+def targets_of(study: Study, config: AnalyzeConfig) -> Activations:
+    """What the study's dictionaries reconstruct.
+
+    Raises:
+        UserError: as `activations_of`.
+    """
+    read = activations_of(study, config)
+    return read if study.target is None else Activations.open(read.folder).at(study.target)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,8 @@ SITES = {
     "mlp_out": "hook_mlp_out",  # what the MLP adds to the residual stream
     "resid_post": "hook_resid_post",  # the residual stream behind the block
 }
+# Of these, those whose rows are directions of the residual stream.
+RESIDUAL = frozenset({"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"})
 MODULE = re.compile(r"\w+([.]\w+)*(:(in|out))?")
 
 
