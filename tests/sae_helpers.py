@@ -36,7 +36,7 @@ def sae_config(*, seed: int = 0, training: dict[str, Any] | None = None, **sae: 
         resample_every=2, aux_k=4, aux_coefficient=0.03125,
         strategy="plain", freeze_above=0.9, perturb_every=2,
         perturb_noise=0.5, perturb_share=0.75, precision="fp32", project_gradient=False,
-        prefixes=[0.25, 0.5, 1.0],
+        prefixes=[0.25, 0.5, 1.0], widths=[5, 11],
     )  # fmt: skip
     values |= sae
     kind = architectures.known()[values["activation"]].Config

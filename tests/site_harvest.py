@@ -8,10 +8,10 @@ import numpy as np
 from sparse_dict.activations.writer import ShardWriter
 
 
-def harvest_of(folder: Path, rows: Mapping[str, np.ndarray]) -> Path:
+def harvest_of(folder: Path, rows: Mapping[str, np.ndarray], seed: int = 0) -> Path:
     """The rows of each site (n, width), side by side; of one site, as a harvest of it has them.
 
-    Their order on disk depends on their number alone.
+    Their order on disk depends on their number and the seed alone.
     """
     parts = [np.asarray(part, np.float32) for part in rows.values()]
     stops = np.cumsum([part.shape[1] for part in parts]).tolist()
@@ -26,7 +26,7 @@ def harvest_of(folder: Path, rows: Mapping[str, np.ndarray]) -> Path:
             ]
         }
     both = np.concatenate(parts, 1)
-    writer = ShardWriter(folder, len(both), both.shape[1], len(both) // 3 + 1, "float32", 0)
+    writer = ShardWriter(folder, len(both), both.shape[1], len(both) // 3 + 1, "float32", seed)
     origins = np.zeros((len(both), 3), np.int32)
     origins[:, 1] = np.arange(len(both))
     writer.add(both, origins)

@@ -114,6 +114,11 @@ class Activations:
         return cls(folder, shards, width, None)
 
     @property
+    def folders(self) -> list[Path]:
+        """The folder of each harvest: one, unless several are read side by side."""
+        return [self.folder]
+
+    @property
     def rows(self) -> int:
         """Rows in all shards."""
         return len(self._rows)

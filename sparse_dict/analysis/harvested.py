@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_dict.activations.harvest import widths
+from sparse_dict.activations.side_by_side import TOGETHER
 from sparse_dict.activations.stage import hf
 from sparse_dict.activations.store import MANIFEST, Activations, Rows
 from sparse_dict.analysis.study import Study
@@ -188,6 +189,8 @@ def place(manifest: dict[str, Any], site: str | None = None) -> Place:
     Raises:
         UserError: not in a language model, or the manifest does not say where.
     """
+    if TOGETHER in manifest:
+        raise UserError("these activations are several harvests' side by side, of no one model")
     if "model" not in manifest["fingerprints"]:
         raise UserError("these activations do not come from a language model")
     try:
@@ -363,7 +366,7 @@ def _harvest(config: AnalyzeConfig, study: Study) -> tuple[Path, dict[str, Any]]
     metrics = study.entries[0].metrics
     wanted = (metrics.get("fingerprints") or {}).get("activations")
     recorded = metrics["config"].get("activations_dir")
-    tried = _folders([config.activations_dir, beside(config, recorded)])
+    tried = _folders([*map(str, config.activations_dirs), beside(config, recorded)])
     for folder in tried:
         if (folder / MANIFEST).exists():
             manifest = files.read_json(folder / MANIFEST)

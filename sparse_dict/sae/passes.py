@@ -101,8 +101,8 @@ def opened(job: Job, activations: Activations) -> tracking.Run:
     """The run of a dictionary, which says what it is trained on."""
     name, prints = run_name(asdict(job.config)), {"activations": activations.fingerprint}
     run = tracking.open_run(job.config, "train_sae", name, job.folder, "activations", prints)
-    if activations.manifest is not None:
-        run.used("activations", activations.folder / MANIFEST)
+    for folder in activations.folders if activations.manifest is not None else ():
+        run.used("activations", folder / MANIFEST)
     return run
 
 

@@ -5,6 +5,8 @@ from typing import Self
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig
+from sparse_dict.errors import UserError
+from sparse_dict.sae.architectures.crosscoder import CrosscoderConfig
 from sparse_dict.sae.view import View
 from sparse_dict.sae.view import settled as settled_view
 
@@ -56,5 +58,13 @@ def settled(config: TrainSAEConfig, activations: Activations) -> TrainSAEConfig:
     Raises:
         UserError: the folder cannot be read, or a site is not there.
     """
-    seen = settled_view(config.activations, *_columns(config, activations))
-    return replace(config, activations=seen)
+    read = _columns(config, activations)
+    sae, seen = config.sae, settled_view(config.activations, *read)
+    if isinstance(sae, CrosscoderConfig):
+        widths = [columns.stop - columns.start for columns, _ in read[0].sites]
+        if sae.widths not in (None, widths):
+            raise UserError(
+                f"sae.widths is {sae.widths}: {activations.folder} has sites of {widths}"
+            )
+        sae = replace(sae, widths=widths)
+    return replace(config, activations=seen, sae=sae)

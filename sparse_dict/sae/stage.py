@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
+from sparse_dict.activations.side_by_side import open_all
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig, identity
 from sparse_dict.errors import UserError, printable
@@ -29,7 +30,11 @@ log = logging.getLogger(__name__)
 Outcome = dict[str, Any] | Exception
 
 # Once per process: the moments of a foreign folder cost a pass over it.
-_open = cache(Activations.open)
+_opened = cache(open_all)
+
+
+def _open(config: TrainSAEConfig) -> Activations:
+    return _opened(*config.activations_dirs)
 
 
 @cache
@@ -55,7 +60,7 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     architectures.of(config.sae)
     runtime.check_device(config.device)
     tracking.check(config.tracking)
-    activations = _open(Path(config.activations_dir))
+    activations = _open(config)
     config = settled(config, activations)
     training_rows(activations, config.training.eval_rows, config.training.batch_size)
     Sides.of(config, activations)
@@ -145,7 +150,7 @@ def _train_many(
     for i, (config, folder) in enumerate(zip(configs, folders_, strict=True)):
         try:
             locks.enter_context(lock.holding(folder))
-            activations = _open(Path(config.activations_dir))
+            activations = _open(config)
             config = settled(config, activations)
             job = passes.Job(config, folder, _record(config, activations))
             if _is_finished(config, folder, activations):
@@ -167,7 +172,7 @@ def _train_many(
         if len(together) > 1:
             log.info("pass %d of %d: %d dictionaries", number, len(together), len(jobs))
         first = next(iter(jobs.values()))
-        results = passes.train(list(jobs.values()), _open(Path(first.config.activations_dir)))
+        results = passes.train(list(jobs.values()), _open(first.config))
         outcomes.update(zip(jobs, results, strict=True))
     finished = [outcomes[i] for i in range(len(configs))]
     _show(folders_, finished)
@@ -180,7 +185,7 @@ def _finish_what_was_killed(job: "Job", metrics: Any) -> None:
 
     (job.folder / folders.CHECKPOINT).unlink(missing_ok=True)
     if tracking.unfinished(job.folder):
-        with passes.opened(job, _open(Path(job.config.activations_dir))) as run:
+        with passes.opened(job, _open(job.config)) as run:
             run.summary(end_values(metrics))
             run.made("dictionary", job.folder / folders.METRICS)
 

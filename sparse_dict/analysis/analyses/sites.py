@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from sparse_dict.analysis import seeds
 from sparse_dict.analysis.analyses.heatmap import heatmap
@@ -24,6 +25,8 @@ from sparse_dict.analysis.study import Entry, Study, everywhere, seed_groups
 from sparse_dict.config.sites import RESIDUAL
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files
+
+Floats = NDArray[np.float32]
 
 TITLE = "From site to site"
 
@@ -66,7 +69,8 @@ def section(context: Context) -> Section:
     result.blocks += [
         "Do features of one site become features of the next? Dictionaries of one size are "
         "matched one to one by the correlation of their codes on the same evaluation rows, which "
-        "needs no common space. Correlated: share of features with a correlation above "
+        "needs no common space; those active on none of these rows do not count. Correlated: "
+        "share of the matched features with a correlation above "
         f"{bar:g}. Chance: the same with the rows of one site in another order. Other seed: with "
         "another seed of the same site, which is about the most that there is to reach. Sites in "
         "the residual stream share its basis, so there decoder rows are compared as well (MMCS, "
@@ -151,10 +155,10 @@ def following(
             if partner is None or entry.size > settings.match_limit:
                 continue
             codes, others = _codes(entry, x), _codes(partner, y)
-            correlation = match_codes(codes, others)[1]
+            correlation = _matched(codes, others)
             moved = np.roll(others, len(others) // 2, axis=0)
             twin = twins.get(entry)
-            seed = np.nan if twin is None else match_codes(codes, _codes(twin, x))[1].mean()
+            seed = np.nan if twin is None else _matched(codes, _codes(twin, x)).mean()
             rows.append(
                 {
                     "site": one.at,
@@ -162,7 +166,7 @@ def following(
                     "dict_size": entry.size,
                     "correlation": float(correlation.mean()),
                     "correlated": float((correlation > settings.threshold).mean()),
-                    "chance": float(match_codes(codes, moved)[1].mean()),
+                    "chance": float(_matched(codes, moved).mean()),
                     "other_seed": float(seed),
                     **_by_direction(entry, partner, settings.threshold),
                 }
@@ -170,8 +174,15 @@ def following(
     return rows
 
 
-def _codes(entry: Entry, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return entry.trained.dictionary.encode(x)
+def _codes(entry: Entry, x: Floats) -> Floats:
+    """The codes of features that are active on some of the rows, (rows, features)."""
+    codes = entry.trained.dictionary.encode(x)
+    return codes[:, (codes > 0).any(0)]
+
+
+def _matched(codes: Floats, others: Floats) -> Floats:
+    """The correlation of each feature with its partner, of the dictionary that has fewer."""
+    return np.asarray(match_codes(*sorted((codes, others), key=lambda c: c.shape[1]))[1])
 
 
 def _by_direction(entry: Entry, partner: Entry, bar: float) -> dict[str, float]:

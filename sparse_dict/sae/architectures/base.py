@@ -23,8 +23,9 @@ class Architecture(Generic[C]):
 
     Parameters are float32 tensors by name: ``W_enc`` and ``W_dec`` (dict_size, d_in), the latter
     with unit rows, ``b`` (dict_size,), and what a subclass adds: (dict_size,) each, or a bias
-    ``b_dec`` (d_in,), which is taken from the input and added to the output. With tied weights
-    ``W_enc`` is ``W_dec``. All functions take leading axes too, for stacked dictionaries.
+    ``b_dec`` (d_in,), which is added to the output and, if the kind `centres`, taken from the
+    input. With tied weights ``W_enc`` is ``W_dec``. All functions take leading axes too, for
+    stacked dictionaries.
 
     A transcoder (`sae.target`) reads rows x and reconstructs others, y: then ``W_dec`` is
     (dict_size, d_out), ``b_dec`` (d_out,) is there and only added, and with `sae.skip` so is
@@ -68,6 +69,11 @@ class Architecture(Generic[C]):
             b.uniform_(-bound, bound, generator=generator)
         return {"W_dec": W_dec, "b": b} | ({} if self.sae.tied else {"W_enc": W_enc})
 
+    @property
+    def centres(self) -> bool:
+        """Whether ``b_dec`` is taken from the input, before it is added to the output."""
+        return self.sae.target is None
+
     def across(self, p: Params, d_in: int, generator: "Generator") -> Params:
         """The initial values of a transcoder, from `p`, those for the columns of its target.
 
@@ -81,7 +87,7 @@ class Architecture(Generic[C]):
 
     def pre_activations(self, p: Params, x: "Tensor") -> "Tensor":
         """(..., batch, dict_size) of a batch (..., batch, d_in)."""
-        if "b_dec" in p and self.sae.target is None:
+        if "b_dec" in p and self.centres:
             x = x - p["b_dec"][..., None, :]
         return product(x, p["W_enc"].mT, self.sae.precision) + p["b"][..., None, :]
 
@@ -124,7 +130,7 @@ class Architecture(Generic[C]):
         b_dec = W_dec.new_zeros(W_dec.shape[1])
         if "b_dec" in p:
             b_dec = p["b_dec"] * scale
-            b = b if self.sae.target is not None else b - W_enc @ b_dec
+            b = b - W_enc @ b_dec if self.centres else b
         return Dictionary(
             W_enc=np.ascontiguousarray(W_enc.numpy().T),
             b_enc=b.numpy(),
