@@ -89,9 +89,9 @@ def test_planted_features_are_found_and_known_as_what_they_are(tmp_path, kind):
     gains = [(1, 1)] * 6 + [(1, 0)] * 4 + [(0, 1)] * 4 + [(1, 0.25)] * 2
     rows, parts, _ = planted(30_000, gains)
     rows[SITES[0]] = 4 * rows[SITES[0]]
-    own = {"l1": 0.03} if kind == "crosscoder" else {"k": 2, "l1": 0.0, "dead": "auxk"}
+    own = {"l1": 0.03} if kind == "crosscoder" else {"k": 1, "l1": 0.0}
     config = sae_config(
-        activation=kind, widths=None, dict_size=32, lr=5e-3, **own,
+        activation=kind, widths=None, dict_size=32, lr=5e-3, init="aligned", **own,
         training={"n_activations": 200_000, "batch_size": 128, "eval_rows": 3000},
     )  # fmt: skip
     config.activations_dir = str(harvest_of(tmp_path / "a", rows))
@@ -109,7 +109,7 @@ def test_planted_features_are_found_and_known_as_what_they_are(tmp_path, kind):
     ]
     living = trained.fire_count > 30
     found = [np.flatnonzero(living & (cosine > 0.9)) for cosine in np.maximum(*cosines).T]
-    assert sum(len(features) > 0 for features in found) >= 12
+    assert sum(len(features) > 0 for features in found) >= 14
     assert all((share[features] < 0.1).all() for features in found[6:10])
     assert all((share[features] > 0.9).all() for features in found[10:14])
     shared = np.concatenate(found[:6])
@@ -119,4 +119,4 @@ def test_planted_features_are_found_and_known_as_what_they_are(tmp_path, kind):
         assert share[weak].min() < true - 0.05
     else:
         assert share[weak] == pytest.approx(true, abs=0.03)
-        assert (abs(share[shared] - 0.5) < 0.05).all()
+        assert (abs(share[shared] - 0.5) < 0.1).all()
