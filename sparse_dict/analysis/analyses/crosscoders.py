@@ -41,6 +41,11 @@ class Sides:
     second: str
     columns: tuple[slice, slice]
 
+    @property
+    def named(self) -> tuple[str, str]:
+        """Two lines of a title."""
+        return f"{self.first} (left)", f"and {self.second} (right)"
+
     def __str__(self) -> str:
         return f"{self.first} and {self.second}"
 
@@ -224,7 +229,7 @@ def picture(context: Context, entries: list[Entry], pairs: list[Sides], balance:
     colours = dict(zip(sizes, figures.shades(len(sizes)), strict=True))
     figure, axes = figures.plt.subplots(
         len(families), len(pairs), squeeze=False, sharex=True,
-        figsize=(min(figures.WIDTH, 1 + 3.6 * len(pairs)), 0.8 + 2.4 * len(families)),
+        figsize=(min(figures.WIDTH, 1 + 3.6 * len(pairs)), 0.8 + 2.8 * len(families)),
     )  # fmt: skip
     called = names(context.study)
     for entry in entries:
@@ -237,7 +242,7 @@ def picture(context: Context, entries: list[Entry], pairs: list[Sides], balance:
     for (row, column), axis in np.ndenumerate(axes):
         for bar in (EXCLUSIVE, 1 - EXCLUSIVE):
             axis.axvline(bar, color="0.5", ls="--", lw=0.8)
-        axis.set_title("; ".join(filter(None, [called[families[row]], str(pairs[column])])))
+        axis.set_title("\n".join(filter(None, [called[families[row]], *pairs[column].named])))
         axis.set_ylabel("features" if column == 0 else "")
     for axis in axes[-1]:
         axis.set_xlabel("share of the second in the norms")
