@@ -46,7 +46,7 @@ def batches(n: int, d_in: int, d_out: int) -> tuple[list[torch.Tensor], list[tor
 
 @pytest.mark.parametrize("step_class", [SparseStep, DenseStep])
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize(("d_in", "d_out"), [(40, 12), (12, 40)])
+@pytest.mark.parametrize(("d_in", "d_out"), [(20, 12), (12, 20)])
 def test_ten_steps_equal_autograd_of_the_definition(step_class, variant, d_in, d_out):
     config = sae_config(**SITES, **variant)
     state = State.initial(config, d_in, CPU, d_out)
@@ -72,6 +72,21 @@ def test_ten_steps_equal_autograd_of_the_definition(step_class, variant, d_in, d
     for name, w in state.params.items():  # what is padding stays zero
         end = d_in if name in ("W_enc", "W_skip") else d_out
         assert (w.dim() == 1 and name != "b_dec") or not bool(w[..., end:].any())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_captured_steps_on_a_gpu_equal_autograd_of_the_definition(variant):
+    config, device = sae_config(**SITES, **variant), torch.device("cuda:0")
+    state, width = State.initial(config, 20, device, 12), kernel.padded(20)
+    step = DenseStep([state], 12)
+    xs, ys = batches(300, 20, 12)
+    for t, (x, y) in enumerate(zip(xs, ys, strict=True), start=1):
+        both = (pad_to(width, rows).to(device) for rows in (x, y))
+        step(next(both), [hyper(config, t, 12)], t * len(x), next(both))
+    assert step._captured is not None
+    state.move(CPU)
+    assert_same_parameters(state, by_the_definition(config, xs, 20, ys).params, 20, 12)
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -144,7 +159,7 @@ def test_a_linear_map_is_left_to_the_skip(tmp_path):
     folder = harvest_of(tmp_path / "a", {"1/resid_mid": x, "1/mlp_out": y})
     config = sae_config(
         skip=True, l1=0.3, dict_size=16, lr=2e-2, **SITES,
-        training={"n_activations": 30_000, "batch_size": 64, "eval_rows": 2000, "log_every": 200},
+        training={"n_activations": 20_000, "batch_size": 64, "eval_rows": 2000, "log_every": 200},
     )  # fmt: skip
     config.activations_dir = str(folder)
     config.activations.centering = "mean"

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from sparse_dict.activations.store import MANIFEST
 from sparse_dict.analysis.analyses.families import names
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.context import Analysis, Context
@@ -253,12 +254,17 @@ def picture(context: Context, entries: list[Entry], pairs: list[Sides], balance:
 
 
 def _of_several_sites(context: Context) -> bool:
+    """Whether rows hold several sites and dictionaries see all, as far as can be told at once."""
+    folders = context.config.activations_dirs
     if context.study.site is not None or context.study.target is not None:
         return False
+    if len(folders) > 1:
+        return True
     try:
-        return len(sides(context)) > 0
+        places = files.read_json(folders[0] / MANIFEST).get("sites")
     except UserError:
         return False
+    return isinstance(places, list) and len(places) > 1
 
 
 ANALYSIS = Analysis("crosscoders", section, applies=_of_several_sites)
