@@ -60,7 +60,7 @@ def _ending(check: Callable[[Any, DictConfig], None]) -> Callable[..., None]:
                 raise UserError("hydra.job.chdir must be false: paths count from where you stand")
             for key in ("job_logging", "hydra_logging"):
                 if not OmegaConf.select(config, f"hydra.{key}.root.handlers"):
-                    raise UserError(f"hydra/{key} must have a handler, or errors would go unsaid")
+                    raise UserError(f"hydra/{key} must have a handler, or no error would be shown")
             distributed.check()
             check(self, config)
         except Exception as error:
@@ -104,7 +104,7 @@ class CheckFirst(Callback):
             raise UserError("wandb's agent starts one job at a time: no -m with it")
         if jobs.has_grid(config):
             found = jobs.check_all(config)
-            # Hydra writes multirun.yaml there: into no study that has no part in it
+            # Hydra writes multirun.yaml there: it must be a folder of these jobs' study
             with read_write(config.hydra):
                 config.hydra.sweep.dir = found[0].config.hydra.sweep.dir
             if config.hydra.launcher._target_ == BASIC_LAUNCHER:

@@ -143,7 +143,7 @@ def _run(config: TrainLMConfig) -> None:
 
 
 def _recorded(lm_dir: Path) -> dict[str, Any] | None:
-    """Config and corpus that `lm_dir` was made of, be it finished or not; None for neither."""
+    """Config and corpus that `lm_dir` was made of, finished or not; None if it holds neither."""
     if (lm_dir / folder.RECORD).exists():
         record = folder.read_record(lm_dir)
         return {key: record[key] for key in ("config", "corpus")}

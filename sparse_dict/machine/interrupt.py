@@ -55,9 +55,9 @@ def ending() -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process now, though a thread is in somebody else's call: that may last for minutes.
+    """End the process now, even if a thread is in foreign code, which may take minutes to return.
 
-    What is to be done at the end is done: locks are released, logs and runs closed.
+    Exit handlers still run: locks are released, logs and runs closed.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -68,7 +68,7 @@ def leave(code: int) -> NoReturn:
 @contextmanager
 def not_heard() -> Iterator[None]:
     """Block Ctrl-C for the processes started by this thread meanwhile: it is for their parent."""
-    resource_tracker.ensure_running()  # when it starts, it lets the signal in again
+    resource_tracker.ensure_running()  # now, because its start unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

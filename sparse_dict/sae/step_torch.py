@@ -139,8 +139,8 @@ class _Group:
         if self._unproven:
             # torch counts compilations for each function, and gives up after a few
             torch._dynamo.config.recompile_limit += 1
-            # A whole graph or an error; exact shapes. Not by its mode that makes CUDA graphs: the
-            # parameters are written to in place, which `_Captured` may do and that mode may not.
+            # A whole graph or an error; exact shapes. Not in the mode that makes CUDA graphs: it
+            # does not allow parameters to be written in place, as `_Captured` does.
             self._train = torch.compile(train, fullgraph=True, dynamic=False)
 
     def train(self, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor) -> None:

@@ -18,15 +18,15 @@ from sparse_dict.storage.door import opened
 class Stored:
     """The rows of a ``.npy`` file of numbers, read from it when they are asked for.
 
-    It is not memory-mapped: a mapped file that is cut short ends the process without a word, and
+    It is not memory-mapped: a mapped file that is cut short ends the process without a message, and
     each mapping holds one of the few files that a process may have open.
 
     Attributes:
         shape, dtype: of the whole array.
 
     Raises:
-        UserError: the file is missing, may not be read, is truncated, or is no array of numbers,
-            be it a zip archive or pickled objects.
+        UserError: the file is missing, may not be read, is truncated, or is no array of numbers
+            but, for example, a zip archive or pickled objects.
     """
 
     def __init__(self, path: Path) -> None:

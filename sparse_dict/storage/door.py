@@ -1,4 +1,4 @@
-"""The one door for what comes from elsewhere: the files of a study, a corpus, a cache.
+"""The checks on everything that comes from elsewhere: the files of a study, a corpus, a cache.
 
 Reading goes through `opened`: a regular file of a plausible size, never a pipe or a device, which
 would wait or go on for ever. Folders that are written to pass `refuse_links`. What records hold is
@@ -52,7 +52,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         raise UserError(f"{path} is no name of a file") from None
 
 
-def read_bytes(path: Path, advice: str = "which no such file is") -> bytes:
+def read_bytes(path: Path, advice: str = "too large for such a file") -> bytes:
     """All of a file that is read in one piece.
 
     Raises:

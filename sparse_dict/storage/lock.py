@@ -26,7 +26,7 @@ from sparse_dict.storage.door import read_bytes, refuse_links
 log = logging.getLogger(__name__)
 
 FILE = ".lock"
-LOOK_S = 0.3  # how long `holder` of other processes may have the lock, at most
+LOOK_S = 0.3  # for how long `holder` in other processes may keep the lock, at most
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 
 _held: set[Path] = set()
@@ -59,7 +59,7 @@ def hold_until_exit(folders: Iterable[Path]) -> None:
 
 
 def holder(folder: Path) -> str | None:
-    """The process that works in `folder`, if one does; writes nothing, and need not be allowed to.
+    """The process that works in `folder`, if one does; writes nothing and needs no permission to.
 
     `filelock` would have to open the file for writing.
     """

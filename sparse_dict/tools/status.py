@@ -1,4 +1,4 @@
-"""`python -m sparse_dict.status outputs/NAME`: how far a study is.
+"""`python -m sparse_dict.status outputs/NAME`: which stages of a study are done.
 
 Reads only; works beside running stages and on studies that are half made.
 """

@@ -228,7 +228,7 @@ class Verification:
         self._expect(fits, f"{path} has changed since it was written: its fingerprint does not fit")
 
     def _hashes(self, folder: Path, there: Iterable[str], recorded: dict[str, str] | None) -> str:
-        """Compare files of `folder` with their SHA-256; says which were `there` before we hashed.
+        """Compare files of `folder` with their SHA-256; returns a note on those without one.
 
         Folders that an earlier version made have no hashes, or fewer.
         """

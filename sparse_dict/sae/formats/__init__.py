@@ -1,4 +1,4 @@
-"""Dictionaries that other libraries wrote: one module a format, each with `CONFIG` and `read`."""
+"""Dictionaries that other libraries wrote: one module per format, each with `CONFIG` and `read`."""
 
 import re
 from pathlib import Path
