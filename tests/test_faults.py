@@ -595,7 +595,7 @@ def test_memory_that_is_not_there_is_one_line_with_the_keys_to_lower(stage: str)
         with pytest.raises(UserError) as caught:
             checks.one_line_errors(stage, run)
         assert str(caught.value).startswith("out of memory (")
-        assert f"{amount} could not be had): lower " in str(caught.value)
+        assert f"{amount} could not be allocated): lower " in str(caught.value)
     config = fault_study.composed(stage, tuple(fault_study.overrides(stage, Path("study"))))
     for key in re.findall(r"\w+(?:\.\w+)+", checks.APPETITE[stage]):
         if not key.startswith("hydra."):
