@@ -103,7 +103,7 @@ def refuse_other_tokens(one: Activations, other: Activations) -> None:
     """See that row i of two harvests is of the same token of the same text, for every i.
 
     Raises:
-        UserError: it is not, or they are no harvests of ours.
+        UserError: it is not, or they are not harvests of ours.
     """
     if one.rows != other.rows:
         raise UserError(

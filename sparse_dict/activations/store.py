@@ -354,7 +354,7 @@ def _parsed(folder: Path, manifest: dict[str, Any]) -> tuple[list[Shard], int]:
         if not (0 <= first < last <= d_in and door.amount(place["rms"])):
             raise ValueError(f"a site is {place!r}")
     if not door.texts(manifest["fingerprints"]) or "activations" not in manifest["fingerprints"]:
-        raise TypeError("the fingerprints are no texts")
+        raise TypeError("the fingerprints are not texts")
     return shards, d_in
 
 

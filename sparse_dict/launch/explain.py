@@ -83,7 +83,7 @@ def _missing(path: str, options: Iterable[str] | None) -> str:
         return "hydra/sweeper=optuna needs Optuna: pip install 'sparse-dict[optuna]'"
     # Hydra gives no options where a list names several choices of a group.
     there = sorted(options or choices(group))
-    return f"no {group}={choice}{_did_you_mean(choice, there)} (there is {', '.join(there)})"
+    return f"no {group}={choice}{_did_you_mean(choice, there)} (choices: {', '.join(there)})"
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:

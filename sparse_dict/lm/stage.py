@@ -38,7 +38,7 @@ def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
         identity.refuse_another(lm_dir, there.get("config"), wanted, config, instead=ELSEWHERE)
     if config.training.batch_size % distributed.size():
         raise UserError(
-            f"training.batch_size={config.training.batch_size} is no multiple of the "
+            f"training.batch_size={config.training.batch_size} is not a multiple of the "
             f"{distributed.size()} processes that share it"
         )
     runtime.check_device(config.device)

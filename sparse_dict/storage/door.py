@@ -49,7 +49,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
     except ValueError as error:
         if "null" not in str(error):  # of a path; the rest is the reader's
             raise
-        raise UserError(f"{path} is no name of a file") from None
+        raise UserError(f"{path} is not the name of a file") from None
 
 
 def read_bytes(path: Path, advice: str = "too large for such a file") -> bytes:

@@ -38,7 +38,7 @@ def check(data: DocstringsData) -> None:
     """Quick test of the config.
 
     Raises:
-        UserError: a name in `data.packages` is no installed library.
+        UserError: a name in `data.packages` is not an installed library.
     """
     if data.packages is None:
         return

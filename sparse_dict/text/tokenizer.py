@@ -135,7 +135,7 @@ def build(config: GPT2Tokenizer | BPETokenizer, data: DataConfig, cache_dir: Pat
         case BPETokenizer():
             return _trained(config, data, cache_dir)
         case _:
-            raise TypeError(f"{type(config).__name__} is no tokenizer")
+            raise TypeError(f"{type(config).__name__} is not a tokenizer")
 
 
 def _trained(config: BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokenizer:
