@@ -39,7 +39,7 @@ CHAINS = Statement(
 
 def section(context: Context) -> Section:
     """Features found again across sizes and seeds."""
-    section = Section("What is found again, and by whom")
+    section = Section("Features found again, in larger dictionaries and by other seeds")
     comparison, chain = context.comparison, context.comparison.main
     threshold = comparison.settings.threshold
     if chain is not None:
