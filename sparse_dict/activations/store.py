@@ -45,7 +45,7 @@ class Shard:
 class Activations:
     """Rows of activations, one after another across shards, read when they are asked for.
 
-    Our own rows were shuffled over the whole harvest. A folder of somebody else's ``.npy`` files is
+    Our own rows were shuffled over the whole harvest. A folder of ``.npy`` files made elsewhere is
     read in the order of the files' names and its rows are taken to be shuffled already; its mean,
     RMS and fingerprint cost one pass over it when first asked for.
     """

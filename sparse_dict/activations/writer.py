@@ -261,7 +261,7 @@ def _unfit(rows: Rows, dtype: np.dtype[Any]) -> UserError:
 
 
 def check_output(folder: Path) -> None:
-    """Refuse a folder that holds somebody else's arrays.
+    """Refuse a folder with arrays that no harvest wrote.
 
     Raises:
         UserError: there are ``.npy`` files that no harvest has put there.

@@ -112,7 +112,7 @@ def chain_of(comparison: Comparison) -> Chain | None:
 
 
 def fault(entry: Entry) -> str | None:
-    """Why a dictionary says nothing about features; None if it may."""
+    """Why a dictionary explains nothing; None if it explains something."""
     if not entry.alive.any():
         return "dead"
     if entry.metrics["fvu"] >= 1:
@@ -123,7 +123,7 @@ def fault(entry: Entry) -> str | None:
 
 
 def _faults(entries: Sequence[Entry], where: str) -> str:
-    """How many dictionaries say nothing, and why; empty if none does."""
+    """How many dictionaries explain nothing, and why; empty if all explain something."""
     found = Counter(why for entry in entries if (why := fault(entry)))
     if not found:
         return ""

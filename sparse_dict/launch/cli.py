@@ -88,7 +88,7 @@ def fail(error: Exception) -> NoReturn:
             traceback.print_exception(error)
         if distributed.main():  # all other processes find the same
             _say(in_one_line(error))
-    finally:  # whatever happens: Hydra would make a warning of it, and go on
+    finally:  # always end here: Hydra would turn the error into a warning and go on
         raise SystemExit(2 if isinstance(error, UserError) else 1) from None
 
 

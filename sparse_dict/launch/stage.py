@@ -97,7 +97,7 @@ class CheckFirst(Callback):
 
     @_ending
     def on_multirun_start(self, config: DictConfig) -> None:
-        """The same for each job of the grid, whatever launches it, and for all of them together."""
+        """As `on_run_start`, for each job of the grid and all together, whatever launches them."""
         if distributed.size() > 1:
             raise UserError("torchrun starts one job at a time: no -m with it")
         if os.environ.get("WANDB_SWEEP_ID") and config.tracking.mode != "disabled":

@@ -82,7 +82,7 @@ def _place_for(rows: int, batch: Tensor, room: int) -> Tensor | None:
         return None
     try:
         return batch.new_empty(rows, batch.shape[1])
-    except torch.OutOfMemoryError:  # somebody else was quicker
+    except torch.OutOfMemoryError:  # another process has taken the memory
         return None
 
 

@@ -92,7 +92,7 @@ class DenseStep:
     def __call__(
         self, x: Tensor, hypers: list[Hyper | None], seen: int, y: Tensor | None = None
     ) -> None:
-        """As `SparseStep.__call__`; without a hyper, a dictionary keeps its values if finite."""
+        """As `SparseStep.__call__`; where the hyper is None, finite values stay what they are."""
         given = _Given.of(x, x if y is None else y, self.groups, hypers, seen)
         self._steps += 1
         if x.is_cuda and self._steps == BEFORE_CAPTURE + 1:
@@ -350,7 +350,7 @@ def by_autograd(
 def closed_form(
     stack: State, x: Tensor, y: Tensor, numbers: Numbers, inactive: Tensor | None, d_out: int
 ) -> Gradients:
-    """The same by hand, for kinds whose code is z where it is active, and zero elsewhere."""
+    """The same by formulas, for kinds whose code is z where it is active, and zero elsewhere."""
     batch, precision = len(x), stack.architecture.sae.precision
     c = {name: number[:, None, None] for name, number in numbers.items()}  # (n, 1, 1) each
     x = x.expand(len(stack.b), -1, -1)  # (n, batch, width)

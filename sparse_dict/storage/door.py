@@ -72,7 +72,7 @@ def visible(folder: Path, pattern: str) -> list[Path]:
 def refuse_links(path: Path, study: Path | None = None) -> None:
     """See that what is written to `path`, or to a folder in it, stays inside the study.
 
-    A stranger's study may hold links to anywhere. `study` is the folder above `path` by default;
+    A study from elsewhere may link to anywhere. `study` is the folder above `path` by default;
     links that lead to it, such as ``outputs``, are the user's own.
 
     Raises:

@@ -52,7 +52,7 @@ def holding(*folders: Path, wait: bool = False) -> Iterator[None]:
 
 
 def hold_until_exit(folders: Iterable[Path]) -> None:
-    """The same for the rest of the process' life."""
+    """As `holding`, for the rest of the process' life."""
     stack = ExitStack()
     stack.enter_context(holding(*folders))
     atexit.register(stack.close)
@@ -114,7 +114,7 @@ def _acquire(lock: FileLock, folder: Path, wait: bool) -> None:
         try:
             lock.acquire(LOOK_S, poll_interval=0.01)
         except FileNotFoundError:
-            continue  # whoever was there has removed the folder
+            continue  # the process that held it has removed the folder
         except Timeout:
             if not wait:
                 raise

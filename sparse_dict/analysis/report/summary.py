@@ -14,7 +14,7 @@ REMEDY = {"l1": "a lower L1", "l0": "a lower L0 penalty", "k": "a larger k"}
 
 
 def alarm(context: Context) -> str | None:
-    """That the study's dictionaries explain nothing, if so, and what to change."""
+    """The warning that dictionaries explain nothing, with what to change; None if not needed."""
     if not (why := undecidable(context.comparison)):
         return None
     chain = context.comparison.main
