@@ -132,7 +132,7 @@ def _faults(entries: Sequence[Entry], where: str) -> str:
 
 
 def undecidable(comparison: Comparison, of_all: bool = False) -> str:
-    """Why a claim cannot be decided, as its dictionaries explain nothing; empty if it can.
+    """Why a claim cannot be decided, if its dictionaries explain nothing; empty otherwise.
 
     A claim is about the main chain and those that differ from it in the seed: one dictionary of
     these that explains nothing is enough. A claim about all dictionaries (`of_all`), and any claim

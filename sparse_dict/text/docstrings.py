@@ -30,7 +30,7 @@ from sparse_dict.text.files import read_jsonl
 log = logging.getLogger(__name__)
 
 PROJECT = "sparse-dict"
-RULES = 1  # raised when the same packages give other text
+RULES = 1  # increased when the same packages give other text
 FILES_A_TASK = 100
 
 

@@ -33,7 +33,7 @@ CACHED_S = 2.0  # more than enough to load GPT-2's vocabulary from a disk
 DOWNLOAD_S = 120.0
 PROBE = "It's  1 \té_!\n"
 BLANKS = re.compile(r"(\s{100000})")  # a run that is encoded in pieces
-BPE_RULES = 2  # raised when the same corpus and settings give another vocabulary
+BPE_RULES = 2  # increased when the same corpus and settings give another vocabulary
 
 
 class Tokenizer:

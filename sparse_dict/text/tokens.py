@@ -369,7 +369,7 @@ class _Tokenisation:
         return sum(len(writer.shards) for writer in self._writers.values())
 
     def _keep(self, state: dict[str, Any] | None, n_keys: int) -> None:
-        """Save what it takes to go on behind the last batch, if the corpus can be read on there."""
+        """Save what it takes to go on behind the last batch, if the corpus can resume there."""
         if state is not None:
             arrays = {"keys": np.array(self._documents.keys[:n_keys], np.uint64)}
             record: dict[str, Any] = {"state": state}

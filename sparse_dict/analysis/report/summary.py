@@ -53,7 +53,7 @@ def _found(context: Context) -> str:
     if why := undecidable(comparison):
         return f"Nothing was found: {why}."
     if chain is None:
-        return "No two dictionaries differ only in size, so no feature was looked for in a larger."
+        return "No two dictionaries differ only in size, so none was compared with a larger one."
     values = np.concatenate([comparison.counted(entry) for entry in chain.entries[:-1]])
     above, n = int((values > comparison.settings.threshold).sum()), len(values)
     fvu, l0 = (float(np.mean([e.metrics[key] for e in chain.entries])) for key in ("fvu", "l0"))
