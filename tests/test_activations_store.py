@@ -254,7 +254,7 @@ def saved(array):
             saved(np.zeros((31, D_IN), np.float32)),
             r"\(31, 5\), its manifest says",
         ),
-        ("shard-00000.npy", saved(np.array([[{}]])), "no array of numbers"),
+        ("shard-00000.npy", saved(np.array([[{}]])), "not an array of numbers"),
         ("manifest.json", truncate, "cannot be read as JSON"),
     ],
 )
@@ -274,7 +274,7 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, file, damage, message
         ({"rows": 99}, "do not add up"),
         ({"rms": float("nan")}, "rms is nan"),
         ({"format_version": 9}, "format version 9"),
-        ({"file": "../shard-00000.npy"}, "is no name of an .npy file"),
+        ({"file": "../shard-00000.npy"}, "is not the name of an .npy file"),
         ({"file": "shard-00001.npy"}, "listed twice"),
         ({"rows": "30", "file": "shard-00000.npy"}, "rows is '30'"),
     ],

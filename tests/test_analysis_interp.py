@@ -433,7 +433,7 @@ def test_text_is_readable_if_explanations_of_features_beat_those_of_random_direc
 def test_without_a_chat_model_the_reader_is_sent_to_the_text(base, tmp_path):  # noqa: F811
     context = context_of(full_config(base, tmp_path, None))
     (claim,) = context.claims = interp_analysis.claims(context)
-    assert claim.ours.startswith("cannot be told here")
+    assert claim.ours.startswith("cannot be decided here")
     assert not [b for b in claims.section(context).blocks if isinstance(b, report.Link)]
     (tmp_path / "partial").mkdir()
     (tmp_path / "partial" / "features.html").write_text("x")

@@ -595,7 +595,7 @@ def test_memory_that_is_not_there_is_one_line_with_the_keys_to_lower(stage: str)
         with pytest.raises(UserError) as caught:
             checks.one_line_errors(stage, run)
         assert str(caught.value).startswith("out of memory (")
-        assert f"{amount} could not be had): lower " in str(caught.value)
+        assert f"{amount} could not be allocated): lower " in str(caught.value)
     config = fault_study.composed(stage, tuple(fault_study.overrides(stage, Path("study"))))
     for key in re.findall(r"\w+(?:\.\w+)+", checks.APPETITE[stage]):
         if not key.startswith("hydra."):
@@ -716,7 +716,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     (f"{ONE}/history.csv", flip, f"history.csv {CHANGED}"),
     (SNAPSHOT, flip, f".safetensors {CHANGED}"),
     (SNAPSHOT, Path.unlink, ".safetensors is missing"),
-    (ONE, shutil.rmtree, "was compared, but is no dictionary here now"),
+    (ONE, shutil.rmtree, "was compared, but is not a dictionary here now"),
     ("analysis/analysis.json", edited("", seconds=1.5), f"analysis.json {CHANGED}"),
     ("analysis/analysis.json", Path.unlink, "analysis is not finished"),
     *(
@@ -778,4 +778,4 @@ def test_a_folder_that_is_not_there_is_named(main: Any, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as ended:
         main(["outputs/nowhere"])
     assert ended.value.code == 2
-    assert "outputs/nowhere is no folder" in capsys.readouterr().err
+    assert "outputs/nowhere is not a folder" in capsys.readouterr().err

@@ -55,7 +55,7 @@ def test_max_documents_ends_the_stream(tmp_path):
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_missing_column_or_split_names_those_that_are_there(tmp_path, streaming):
     for changes, message in [
-        ({"text_column": "body"}, "no column 'body'; there are text, n"),
+        ({"text_column": "body"}, "no column 'body'; the columns are text, n"),
         ({"text_column": "n"}, "n is int, not text"),
         ({"split": "test"}, "(?i)split.*test.*train"),
     ]:

@@ -250,8 +250,8 @@ def flip(path):
     [
         ("manifest.json", Path.unlink, "manifest.json does not exist"),
         ("train-00001.npy", Path.unlink, "train-00001.npy does not exist"),
-        ("train-00001.npy", lambda path: path.write_bytes(b"x"), "truncated or no array"),
-        ("train-00001.npy", lambda path: np.save(path, np.array([{}] * 100)), "no array of"),
+        ("train-00001.npy", lambda path: path.write_bytes(b"x"), "truncated or not an array"),
+        ("train-00001.npy", lambda path: np.save(path, np.array([{}] * 100)), "not an array of"),
         ("train-00001.npy", flip, "train-00001.npy has changed since it was written"),
         ("validation-documents.npy", flip, "validation-documents.npy has changed since it was"),
         ("train-00001.npy", lambda path: np.save(path, np.zeros(99, np.uint16)),
@@ -277,8 +277,8 @@ TRAIN = ("splits", "train")
         (("splits",), {}, "it lacks 'train'"),
         ((*TRAIN, "documents"), True, "documents is True"),
         ((*TRAIN, "shards"), "x", "is malformed"),
-        ((*TRAIN, "shards", 0, "name"), "../x.npy", "'../x.npy' is no name"),
-        ((*TRAIN, "document_starts", "name"), "/etc/x.npy", "'/etc/x.npy' is no name"),
+        ((*TRAIN, "shards", 0, "name"), "../x.npy", "'../x.npy' is not the name"),
+        ((*TRAIN, "document_starts", "name"), "/etc/x.npy", "'/etc/x.npy' is not the name"),
         ((*TRAIN, "tokens"), 1, "the train shards do not add up"),
     ],
 )

@@ -33,8 +33,8 @@ Wide = NDArray[np.float64]
 def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
     """The activations that the study's dictionaries read: the columns of their site.
 
-    Those in `activations_dir`. If `sae_dir` names several studies they are sought beside each one's
-    dictionaries, too, and where their records say if that is beside the study.
+    They are looked for in `activations_dir`; if `sae_dir` names several studies, also beside each
+    one's dictionaries, and where their records say if that is beside the study.
 
     Raises:
         UserError: they are in none of these.
@@ -75,9 +75,9 @@ class Measured:
     """All numbers of one study."""
 
     bases: dict[str, Basis]  # fitted on the first half, by method
-    summary: pd.DataFrame  # one row a baseline
-    front: pd.DataFrame  # one row a baseline and k
-    dictionaries: pd.DataFrame  # one row a dictionary, a column of FVU for each baseline
+    summary: pd.DataFrame  # one row per baseline
+    front: pd.DataFrame  # one row per baseline and k
+    dictionaries: pd.DataFrame  # one row per dictionary, a column of FVU for each baseline
     rows: tuple[int, int]  # fitted in each half, and measured
 
 

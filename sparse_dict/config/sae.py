@@ -63,7 +63,7 @@ class SAEConfig:
 
 @dataclass
 class SparsityConfig:
-    """What makes each kind sparse, where kinds are compared; `conf/sae/` reads these."""
+    """The levels of sparsity where kinds are compared; `conf/sae/` takes its values from these."""
 
     l1: float = MISSING  # of kinds with an L1 penalty
     k: int = MISSING  # of TopK and its like
@@ -108,7 +108,7 @@ class SAETrainingConfig:
     batch_size: int = MISSING  # rows in one optimiser step
     eval_rows: int = MISSING  # rows at the end of the harvest, kept for the final numbers
     l1_warmup_steps: int = MISSING  # optimiser steps over which l1 rises from zero
-    # A feature that the last so many rows, or half of the training, did not activate is inactive
+    # A feature is inactive if none of the last so many rows, or half of the training, activated it
     dead_window: int = MISSING
     snapshots: int = MISSING  # decoders kept at the end, half, a quarter ... of the training
     log_every: int = MISSING  # optimiser steps between logged values

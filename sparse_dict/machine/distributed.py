@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Others wait for as long as rank 0 tokenises a corpus; if it dies, their connection breaks at once.
 PATIENCE = timedelta(days=7)
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets of them
-WAIT_S = 5.0  # after which it is said that others are waited for
+WAIT_S = 5.0  # after which a process says that it waits for others
 GRACE_S = 5.0  # torchrun ends all ranks when one has ended: rank 0 goes first, to report why
 
 
@@ -44,7 +44,7 @@ def size() -> int:
 
 
 def check() -> None:
-    """Raise `UserError` if the environment says half of what torchrun says, or nonsense."""
+    """Raise `UserError` if torchrun's environment variables are incomplete or malformed."""
     if wrong := _environment()[2]:
         raise UserError(wrong)
 
@@ -52,7 +52,7 @@ def check() -> None:
 def _environment() -> tuple[int, int, str | None]:
     """Rank and number of the processes, and what is wrong with torchrun's variables, if anything.
 
-    Other launchers may leave some of them. A process that has such ones counts as the only one,
+    Other launchers may leave some of them. A process with such variables counts as the only one,
     which can report it.
     """
     there = {name: os.environ[name] for name in VARIABLES if name in os.environ}
@@ -102,7 +102,7 @@ def working_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Connect the processes; without others, nothing.
+    """Connect the processes; does nothing if there is only one.
 
     Raises:
         SystemExit: another process has ended, and has reported the reason.
@@ -129,7 +129,7 @@ def joined() -> Iterator[None]:
 
 
 def _join() -> None:
-    """Meet the others in a thread: the main one hears signals, and says whom it waits for."""
+    """Join in a thread, so that the main one can handle signals and report what it waits for."""
     import torch.distributed as dist
 
     # with a GPU, the default is gloo for tensors on the CPU and NCCL for those on the GPU
@@ -165,7 +165,7 @@ def barrier() -> None:
 
 
 def gather(value: float) -> list[float]:
-    """What each process gives, by rank; the same in all of them."""
+    """The `value` of each process, by rank; all of them return the same list."""
     if size() == 1:
         return [value]
     import torch
@@ -214,5 +214,5 @@ def averaging(module: "torch.nn.Module") -> "torch.nn.Module":
 
 
 def local(module: "torch.nn.Module", *, when: bool) -> AbstractContextManager[None]:
-    """Within it, and if `when`, gradients of an `averaging` module are summed up here only."""
+    """Within it, if `when`, gradients of an `averaging` module are summed in this process only."""
     return module.no_sync() if when and size() > 1 else nullcontext()  # type: ignore[operator]

@@ -76,7 +76,7 @@ def snapshot_steps(config: TrainSAEConfig) -> set[int]:
 
 @dataclass
 class _Part:
-    """Members on one device that see the same, each with its companion if it has one."""
+    """Members on one device that see the same rows and columns, with any companions they have."""
 
     members: list[Member]
     pairs: list[FreezePerturb]

@@ -12,7 +12,7 @@ from sparse_dict.sae.architectures import Architecture
 from sparse_dict.sae.loss import Params
 
 FLOOR_DECAY = 0.99  # of BatchTopK's running threshold, per 256 rows
-SHARED = ("b_dec", "W_skip")  # parameters that no feature has a part of
+SHARED = ("b_dec", "W_skip")  # parameters without an entry for each feature
 
 
 def drawn_from(

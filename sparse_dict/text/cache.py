@@ -70,7 +70,7 @@ def _remove_useless(fresh: Path) -> None:
 def _remove_stale(parent: Path) -> None:
     """Remove what killed processes left behind: hidden folders untouched for a week."""
     for left in parent.glob(".*"):
-        with suppress(FileNotFoundError):  # another process was quicker
+        with suppress(FileNotFoundError):  # another process has removed it
             old = time.time() - max(path.lstat().st_mtime for path in (left, *left.glob("*")))
             if left.is_dir() and not left.is_symlink() and old > STALE_S and not lock.holder(left):
                 shutil.rmtree(left, ignore_errors=True)

@@ -30,7 +30,7 @@ from sparse_dict.text.files import read_jsonl
 log = logging.getLogger(__name__)
 
 PROJECT = "sparse-dict"
-RULES = 1  # counted up when other text comes out of the same packages
+RULES = 1  # increased when the same packages give other text
 FILES_A_TASK = 100
 
 
@@ -38,7 +38,7 @@ def check(data: DocstringsData) -> None:
     """Quick test of the config.
 
     Raises:
-        UserError: a name in `data.packages` is no installed library.
+        UserError: a name in `data.packages` is not an installed library.
     """
     if data.packages is None:
         return

@@ -33,7 +33,7 @@ CACHED_S = 2.0  # more than enough to load GPT-2's vocabulary from a disk
 DOWNLOAD_S = 120.0
 PROBE = "It's  1 \té_!\n"
 BLANKS = re.compile(r"(\s{100000})")  # a run that is encoded in pieces
-BPE_RULES = 2  # counted up when the same corpus and settings give another vocabulary
+BPE_RULES = 2  # increased when the same corpus and settings give another vocabulary
 
 
 class Tokenizer:
@@ -135,7 +135,7 @@ def build(config: GPT2Tokenizer | BPETokenizer, data: DataConfig, cache_dir: Pat
         case BPETokenizer():
             return _trained(config, data, cache_dir)
         case _:
-            raise TypeError(f"{type(config).__name__} is no tokenizer")
+            raise TypeError(f"{type(config).__name__} is not a tokenizer")
 
 
 def _trained(config: BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokenizer:

@@ -1,6 +1,6 @@
 """For notebooks: a feature's contexts, drawn by circuitsvis (the extra ``notebook``).
 
-circuitsvis takes a token for markup, asks google.com whether there is a network, and if so loads
+circuitsvis treats a token as markup, asks google.com whether there is a network, and if so loads
 its script from a CDN. Here tokens are escaped, and what it would show offline is always shown.
 """
 

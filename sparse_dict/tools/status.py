@@ -1,4 +1,4 @@
-"""`python -m sparse_dict.status outputs/NAME`: how far a study is.
+"""`python -m sparse_dict.status outputs/NAME`: which stages of a study are done.
 
 Reads only; works beside running stages and on studies that are half made.
 """
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("study", type=Path, help="a study's folder, such as outputs/demo")
     folder = parser.parse_args(argv).study
     if not folder.is_dir():
-        parser.error(f"{folder} is no folder")
+        parser.error(f"{folder} is not a folder")
     sys.stdout.write(table(folder))
     return 0
 

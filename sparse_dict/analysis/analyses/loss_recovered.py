@@ -111,8 +111,8 @@ def held_out(
 ) -> tuple[NDArray[np.int64], str]:
     """Contexts (n, n_ctx + 1) of the text that the activations were taken on, and what they are.
 
-    Of its validation part, if it has one: behind the harvested tokens if there are enough, else the
-    last ones of it.
+    They are of its validation part if it has one, behind the harvested tokens if enough lie there,
+    else the last ones.
 
     Raises:
         UserError: the text's tokens are no longer in `cache_dir`, or too few.
@@ -163,7 +163,7 @@ def measure(context: Context, bases: dict[str, Basis]) -> tuple[dict[str, float]
 
 
 def _fitted(context: Context) -> dict[str, Basis]:
-    """The baselines if they are on; none where they cannot be fitted, which their section says."""
+    """The baselines if they are on; none where they cannot be fitted, as their section explains."""
     try:
         return context.bases.bases if context.config.is_on("baselines") else {}
     except UserError:

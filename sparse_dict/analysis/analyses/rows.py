@@ -68,7 +68,7 @@ def section(context: Context) -> Section | None:
 
 
 def agreement(pairs: dict[str, list[SeedPair]]) -> pd.DataFrame:
-    """PW-MCC and shared fraction of what differs, by kind and size, with intervals; at step 0."""
+    """PW-MCC and shared fraction by what differs, kind and size: at the end, and at step 0."""
     rows = []
     for kind, all_of_kind in pairs.items():
         groups: dict[tuple[int, float, str], list[SeedPair]] = defaultdict(list)
@@ -94,7 +94,7 @@ def _pw_mcc(pairs: Sequence[SeedPair]) -> float:
 
 
 def _at_step_0(pair: SeedPair) -> tuple[Any, Any]:
-    """`match_pair` of what the two began with."""
+    """`match_pair` of the two dictionaries' initial values."""
     from sparse_dict.sae.state import drawn_from
 
     begun = []
@@ -136,7 +136,7 @@ def by_size(table: pd.DataFrame, random: dict[int, float], shown: Entry) -> Figu
 
 
 def claims(context: Context) -> list[Claim]:
-    """Whether other seeds on other rows find most of the same."""
+    """Whether other seeds on other rows find most of the same features."""
     pairs = context.row_pairs[BOTH]
     if not pairs:
         return [OTHER_DATA.undecided("needs -m seed=0,1 training.rows=half_a,half_b")]

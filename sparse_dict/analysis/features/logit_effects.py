@@ -15,7 +15,7 @@ Floats = NDArray[np.float32]
 Effects = list[list[tuple[int, float]]]  # of each direction: tokens with their logits
 
 EFFECTS = 10  # tokens listed at each end
-SMALL = 1e-3  # of a row's standard deviation, in sqrt(eps) of a norm
+SMALL = 1e-3  # RMS of the rows that a norm is tried on, in units of its sqrt(eps)
 ROWS = 64  # directions whose effects on the whole vocabulary are held at a time
 
 
@@ -47,7 +47,7 @@ def logit_effects(
     if not direct:
         return ([[] for _ in rows], [[] for _ in rows], direct)
     norm = copy.deepcopy(model.final_norm).double().cpu()
-    unembed = model.unembedding[: lm.tokenizer.n_vocab].float()  # some have rows to spare
+    unembed = model.unembedding[: lm.tokenizer.n_vocab].float()  # some have more rows than tokens
     k = min(EFFECTS, len(unembed))
     for start in range(0, len(rows), ROWS):
         parts = written(rows[start : start + ROWS])
@@ -63,7 +63,7 @@ def logit_effects(
 def _gain(norm: nn.Module, residual: Tensor) -> Tensor:
     """What a norm of any kind does to `residual` (n, d_model), but for its division.
 
-    That is told by rows so small that the norm divides by sqrt(eps) alone.
+    It is applied to rows so small that the norm divides by sqrt(eps) alone.
     """
     eps = next(getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name))
     rows = residual.double().cpu()
