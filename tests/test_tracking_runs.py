@@ -151,7 +151,8 @@ def test_what_was_made_and_used_arrives_by_path_and_hash_without_an_upload(
         process = child(tmp_path, LINEAGE.replace("sys.argv[1]", repr(mode)), **env)
         assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
         if mode == "offline":
-            for run in sorted((tmp_path / "study" / "wandb").glob("offline-run-*")):
+            parts = (tmp_path / "study" / "wandb").glob("offline-run-*")
+            for run in sorted(parts, key=lambda path: path.stat().st_mtime_ns):
                 command_line(tmp_path, f"wandb sync {run}", **env)
     names = by_name(server)
     name = f"{tmp_path.name}-demo"
