@@ -355,13 +355,19 @@ def _folders(names: Sequence[str | None]) -> list[Path]:
     return [Path(name) for name in dict.fromkeys(names) if name]
 
 
+def folders(config: AnalyzeConfig, study: Study) -> list[Path]:
+    """Where to seek the activations that a study's dictionaries were trained on."""
+    recorded = study.entries[0].metrics["config"].get("activations_dir")
+    found = [config.activations_dir, beside(config, recorded)]
+    if len(config.sae_dirs) > 1:
+        found.insert(0, str(study.folder.parent / "activations"))
+    return _folders(found)
+
+
 def _harvest(config: AnalyzeConfig, study: Study) -> tuple[Path, dict[str, Any]]:
     """The folder and the record of the harvest that a study's dictionaries were trained on."""
-    metrics = study.entries[0].metrics
-    wanted = (metrics.get("fingerprints") or {}).get("activations")
-    recorded = metrics["config"].get("activations_dir")
-    tried = _folders([config.activations_dir, beside(config, recorded)])
-    for folder in tried:
+    wanted = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
+    for folder in (tried := folders(config, study)):
         if (folder / MANIFEST).exists():
             manifest = files.read_json(folder / MANIFEST)
             prints = manifest.get("fingerprints")

@@ -1,7 +1,6 @@
 """The simpler bases of `measures.bases` on a study's activations, beside its dictionaries."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,20 +31,14 @@ Wide = NDArray[np.float64]
 def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
     """The activations that the study's dictionaries were trained on.
 
-    Those in `activations_dir`. If `sae_dir` names several studies they are sought beside each one's
-    dictionaries, too, and where their records say if that is beside the study.
+    They are sought where `harvested` seeks their record, and may be foreign arrays without one.
 
     Raises:
         UserError: they are in none of these.
     """
-    metrics = study.entries[0].metrics
-    wanted = (metrics.get("fingerprints") or {}).get("activations")
-    tried = [Path(config.activations_dir)]
-    if len(config.sae_dirs) > 1:
-        recorded = harvested.beside(config, metrics["config"].get("activations_dir"))
-        tried = [study.folder.parent / "activations", *tried, *map(Path, filter(None, [recorded]))]
+    wanted = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
     errors = []
-    for folder in tried:
+    for folder in harvested.folders(config, study):
         try:
             found = Activations.open(folder)
         except UserError as error:
