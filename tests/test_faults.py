@@ -357,8 +357,9 @@ def test_a_second_process_on_the_same_folder_is_refused_before_it_writes(copy: P
     with lock.holding(folder):
         done = run_script(stage, copy, f"hydra.run.dir={folder}")
         assert [path.name for path in folder.iterdir()] == [lock.FILE]
-        assert f"process {os.getpid()}" in status.table(copy)
-        assert verify.main([str(copy)]) == 1
+        if stage != "train_sae":  # of dictionaries, status shows those that have begun
+            assert f"process {os.getpid()}" in status.table(copy)
+            assert verify.main([str(copy)]) == 1
     assert (done.returncode, done.stdout) == (2, "")
     assert one_error(done).startswith(
         f"{stage}.py: {folder} is in use by process {os.getpid()} on "

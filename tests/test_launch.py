@@ -1,6 +1,7 @@
 """What is typed, and what others' launchers set, before the first job of a launch begins."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,25 @@ def test_a_launch_over_studies_leaves_nothing_in_a_third(rows: Path):
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (rows / "outputs").iterdir()} == {"12e4567", "34e9999"}
     assert len(list(rows.glob("outputs/*/sae/sae.dict_size=8*/metrics.json"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_grid_of_160_jobs_is_trained_and_reported_where_256_files_may_be_open(rows: Path):
+    """Each has a lock, a log and a wandb run."""
+    script = str(ROOT / "train_sae.py")
+    given = (
+        "name=x activations_dir=rows sae.dict_size=8 device=cpu training.n_activations=100 "
+        "training.batch_size=50 training.eval_rows=50 tracking.mode=offline -m 'seed=range(0,160)'"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -n 256; {sys.executable} {script} {given}"],
+        cwd=rows, env=HERE, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(rows.glob("outputs/x/sae/*/metrics.json"))) == 160
+    assert len(re.findall(r"^ .*  sae.dict_size=8,seed=", done.stdout, re.MULTILINE)) == 160
+    assert done.stdout.count("no more runs are opened: only 256 files may be open") == 1
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import re
+import resource
 import secrets
 import shutil
 import subprocess
@@ -22,6 +23,8 @@ from sparse_dict.tracking import server
 from sparse_dict.tracking.run import DONE, ID_FILE, NAME_BYTES, Run, exit_code
 
 AT_ONCE = 32  # runs that are opened side by side
+FILES = 3  # that wandb's service keeps open for a run; here there is one, and a lock for each job
+SPARE = 64  # files that the work needs besides
 HEADER = 7  # bytes with which a .wandb file begins
 MODES = ("online", "offline", "disabled")
 
@@ -108,6 +111,11 @@ def open_run(
     if mode == "disabled" or (finished is not None and before is None):
         return Run()
     check(tracking)
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if FILES * len(os.listdir("/dev/fd")) + SPARE > most:
+        say = f"no more runs are opened: only {most} files may be open, see ulimit -n"
+        server.say(logging.WARNING, say)
+        return Run()
     about = {"folder": folder.name, "commit": _commit(), "fingerprints": fingerprints}
     there = asdict(tracking) | ((finished or {}).get("tracking") or {})
     identity: dict[str, Any] = {
