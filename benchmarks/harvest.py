@@ -92,7 +92,7 @@ def contest(name: str, folder: Path, overrides: list[str]) -> None:
                 super().finish(*args)
                 self.clock.show(self.rows)
 
-        stage.ShardWriter = Timed
+        stage.ShardWriter = Timed  # type: ignore[misc]
         stage.run(settings)
     else:
         runtime.allocator()

@@ -112,7 +112,8 @@ def open_run(
         return Run()
     check(tracking)
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if FILES * len(os.listdir("/dev/fd")) + SPARE > most:
+    opened = list(Path("/proc/self/fd").glob("*"))
+    if FILES * len(opened) + SPARE > most:
         say = f"no more runs are opened: only {most} files may be open, see ulimit -n"
         server.say(logging.WARNING, say)
         return Run()
