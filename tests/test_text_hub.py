@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from http_server import Handler, LocalServer
 
 from sparse_dict.config import HubData, identity
 from sparse_dict.errors import UserError
@@ -118,19 +119,12 @@ def test_a_server_that_never_answers_is_unreachable_and_a_refusal_too(silent, mo
 
 
 def test_a_server_that_answers_with_an_error_is_reachable():
-    import http.server
-    import threading
-
-    class Refuses(http.server.BaseHTTPRequestHandler):
+    class Refuses(Handler):
         def do_HEAD(self):
-            self.send_error(404)
+            self.head(404, 0, {})
 
-        def log_message(self, *args):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Refuses) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
-        assert reachable(f"http://127.0.0.1:{server.server_port}")
+    with LocalServer(Refuses) as server:
+        assert reachable(server.url)
 
 
 def test_without_network_an_earlier_download_is_read(tmp_path, monkeypatch):
