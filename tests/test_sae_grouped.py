@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from conftest import stopped_at_once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_helpers import (
@@ -359,13 +360,7 @@ def test_an_interrupted_training_on_several_devices_goes_on_bit_for_bit(
     stage.train_many(configs, [tmp_path / f"whole{i}" for i in range(len(configs))])
     dense.append(CPU)
     parts = [tmp_path / f"parts{i}" for i in range(len(configs))]
-
-    class StopsAtOnce(ensemble.interrupt.StopRequest):
-        def __init__(self) -> None:
-            self.signal = 15
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
+    with stopped_at_once(monkeypatch):
         for _ in range(3):
             with pytest.raises(Interrupted):
                 stage.train_many(configs, parts)

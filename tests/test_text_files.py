@@ -120,15 +120,3 @@ def test_check_reads_the_first_line_of_a_jsonl_file(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(UserError, match="there are body"):
         corpus.check(data(str(tmp_path / "a.jsonl")))
-
-
-def test_files_that_are_not_there_are_named(tmp_path):
-    for files, message in [
-        (str(tmp_path / "gone.txt"), "gone.txt does not exist"),
-        (str(tmp_path / "*.txt"), "nothing matches"),
-        (str(tmp_path), "is a folder; give files or a glob"),
-        ([], "must be a path or glob"),
-        (3, "must be a path or glob"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            corpus.check(data(files))
