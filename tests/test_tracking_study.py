@@ -264,7 +264,10 @@ print(waited)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trouble", ["slow", "dies", "never answers", "is not there", "no network"])
+@pytest.mark.parametrize(
+    "trouble",
+    ["slow", "dies", "never answers", "accepts no run", "is not there", "no network", "no key"],
+)
 def test_a_bad_server_costs_15_seconds_and_the_command_it_names_sends_everything(
     tmp_path: Path, trouble: str
 ) -> None:
@@ -277,13 +280,17 @@ def test_a_bad_server_costs_15_seconds_and_the_command_it_names_sends_everything
             env["WANDB_BASE_URL"] = "http://127.0.0.1:9"
         if trouble == "no network":
             env["WANDB_BASE_URL"] = "https://wandb.invalid"
+        if trouble == "no key":
+            del env["WANDB_API_KEY"]
+        if trouble == "accepts no run":
+            server.delays["UpsertBucket"] = 30.0
         server.delay = {"slow": 2.0, "never answers": 120.0}.get(trouble, 0.0)
         process = child(tmp_path, SIXTEEN, **env)
         assert process.returncode == 0, process.stderr
         assert float(process.stdout) < 15
-        assert not list(tmp_path.glob(".cache/wandb*"))
+        assert {path.name for path in tmp_path.iterdir()} == {"picture.png", "study", "jobs"}
 
-        server.delay, server.status = 0.0, 200  # it is back
+        server.delay, server.delays, server.status = 0.0, {}, 200  # it is back
         command = re.findall("wandb sync .*", process.stderr)[-1]
         command_line(tmp_path, command, WANDB_BASE_URL=server.url, **KEY)
         assert sorted(by_name(server)) == sorted(f"run{i}" for i in range(16))
@@ -319,3 +326,6 @@ def test_a_study_needs_no_account_no_home_and_no_network(tmp_path: Path) -> None
     assert len(list((base / "wandb").glob("offline-run-*"))) == 7
     listed = command_line(tmp_path, "wandb sync --dry-run study/wandb 2>&1")
     assert "Would sync 7 run(s)" in listed
+    run = min((base / "wandb").glob("offline-run-*"))
+    inspected = command_line(tmp_path, f"wandb leet inspect --summary --json {run}")
+    assert "val_loss" in json.dumps(json.loads(inspected))
