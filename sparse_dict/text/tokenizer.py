@@ -21,7 +21,7 @@ from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files
 from sparse_dict.storage.door import read_bytes
 from sparse_dict.text import bpe, corpus
-from sparse_dict.text.cache import ensure, is_there, seal
+from sparse_dict.text.cache import ensure_sealed
 
 log = logging.getLogger(__name__)
 
@@ -155,11 +155,9 @@ def _trained(config: BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokeniz
             raise UserError("the corpus is empty: there is no text to train a vocabulary on")
         corpus.refuse_change(settings["corpus"], corpus.describe(data, cache_dir))
         Tokenizer("bpe", ranks, GPT2_PATTERN).save(fresh)
-        seal(fresh)
         log.info("vocabulary: trained in %.0f s", time.monotonic() - started)
 
-    if not is_there(folder):
-        ensure(folder, make)
+    ensure_sealed(folder, make)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.n_vocab < config.vocab_size:
         log.warning(
