@@ -158,11 +158,11 @@ def ours(
     result: dict[str, Any] = {}
     train = ensemble.train
 
-    def timed(members: list[Any], activations: Any, view: Any, first_step: int) -> None:
+    def timed(members: list[Any], first_step: int) -> None:
         for member, state in zip(members, initial or [], strict=initial is not None):
             member.state.load(state.tensors())
         clock = Clock()
-        train(members, activations, view, task.warm)
+        train(members, task.warm)
         result.update(clock.read())
 
     ensemble.train = timed
@@ -202,7 +202,7 @@ def floor(task: Task) -> dict:
     idle = starts(task)
     for state in idle:
         state.b.fill_(-1e9)
-    ((_, step_fn),) = ensemble.make_steps(idle, 128, task.steps)
+    ((_, step_fn),) = ensemble.make_steps(idle, task.steps)
     with step_fn as ours_idle:
         kinds: dict[str, Callable[[Any, int], Any]] = {
             "products": multiply,

@@ -20,9 +20,11 @@ from sparse_dict.analysis.report.page import Draw, Section
 from sparse_dict.analysis.splitting import Splitting
 from sparse_dict.analysis.study import Study
 from sparse_dict.config import AnalyzeConfig, BaselinesConfig, EffectsConfig
+from sparse_dict.errors import UserError
 
 Settings = TypeVar("Settings")
 
+SAMPLE = 16_384  # evaluation rows, where a few are enough
 PARTIAL = "partial"  # in the analysis' folder, while it is made
 
 
@@ -53,15 +55,21 @@ class Context:
         """MCS of all dictionaries with their larger ones."""
         return Comparison(self.study, self.config.comparison, self.evaluation_rows)
 
-    def evaluation_rows(self, most: int = 16_384) -> NDArray[np.float32]:
+    def evaluation_rows(self, most: int = SAMPLE) -> NDArray[np.float32]:
         """The last rows of the activations (n, d_in), on which no dictionary was trained.
 
         Raises:
             UserError: the activations are not in `activations_dir`.
         """
-        held_out = min(int(entry.metrics["eval_rows"]) for entry in self.study.entries)
-        end = self.activations.rows
-        return self.activations.read(end - min(held_out, most, end), end)
+        return _last(self.study, self.activations, most)
+
+    def sample_of(self, study: Study) -> NDArray[np.float32]:
+        """The last rows of what the dictionaries of another site read, of the same tokens.
+
+        Raises:
+            UserError: the activations are not in `activations_dir`.
+        """
+        return _last(self.study, measured_bases.activations_of(study, self.config), SAMPLE)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -84,7 +92,9 @@ class Context:
         if chain is None:
             return None
         chains = [chain, *(c for c in self.comparison.same_but_seed(chain) if c is not chain)]
-        return Splitting(tuple(chains[: seeds.MOST_SEEDS]), self.evaluation_rows())
+        x = self.evaluation_rows()
+        y = x if self.study.target is None else _last(self.study, self.targets, SAMPLE)
+        return Splitting(tuple(chains[: seeds.MOST_SEEDS]), x, y)
 
     @cached_property
     def row_pairs(self) -> dict[str, list[seeds.SeedPair]]:
@@ -107,7 +117,7 @@ class Context:
         assert self.recurring is not None
         settings = self.settings(EffectsConfig)
         source = harvested.open_source(self.config, self.study, settings.n_tokens)
-        kept = Path(self.config.analysis_dir) / "effects_measured.json"
+        kept = Path(self.config.analysis_dir) / effects.KEPT
         table = effects.measure(self.recurring, source, settings, self.config.seed, kept)
         return table, source.text.size
 
@@ -143,15 +153,33 @@ class Context:
         return measured_bases.activations_of(self.study, self.config)
 
     @cached_property
+    def targets(self) -> Activations:
+        """What they were trained to reconstruct: the same, but for transcoders.
+
+        Raises:
+            UserError: as `activations`.
+        """
+        return measured_bases.targets_of(self.study, self.config)
+
+    @cached_property
     def bases(self) -> measured_bases.Measured:
         """The simpler bases, fitted and measured on the activations.
 
         Raises:
             UserError: the activations are not there, are damaged or too few.
         """
+        if self.study.target is not None:
+            raise UserError("a basis maps no site to another, as transcoders do")
         self.activations.verify()
         settings = self.settings(BaselinesConfig)
         return measured_bases.measure(self.study, self.activations, settings, self.config.seed)
+
+
+def _last(study: Study, activations: Activations, most: int) -> NDArray[np.float32]:
+    """The last rows, at most `most`, on which no dictionary of `study` was trained."""
+    held_out = min(int(entry.metrics["eval_rows"]) for entry in study.entries)
+    end = activations.rows
+    return activations.read(end - min(held_out, most, end), end)
 
 
 def _no_claims(_context: Context) -> list[Claim]:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sparse_dict.activations.side_by_side import open_all
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import harvested
 from sparse_dict.analysis.measures.bases import (
@@ -29,7 +30,7 @@ Wide = NDArray[np.float64]
 
 
 def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
-    """The activations that the study's dictionaries were trained on.
+    """The activations that the study's dictionaries read: the columns of their site.
 
     They are sought where `harvested` seeks their record, and may be foreign arrays without one.
 
@@ -38,17 +39,27 @@ def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
     """
     wanted = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
     errors = []
-    for folder in harvested.folders(config, study):
+    for folders in harvested.folders(config, study):
         try:
-            found = Activations.open(folder)
+            found = open_all(*folders)
         except UserError as error:
             errors.append(error)
             continue
         if found.fingerprint == wanted:
-            return found
+            return found.at(study.site)
         what = "holds other activations than the dictionaries were trained on"
-        errors.append(UserError(f"{folder} {what}"))
+        errors.append(UserError(f"{' and '.join(map(str, folders))} {what}"))
     raise errors[0]
+
+
+def targets_of(study: Study, config: AnalyzeConfig) -> Activations:
+    """What the study's dictionaries reconstruct.
+
+    Raises:
+        UserError: as `activations_of`.
+    """
+    read = activations_of(study, config)
+    return read if study.target is None else open_all(*read.folders).at(study.target)
 
 
 @dataclass(frozen=True, eq=False)

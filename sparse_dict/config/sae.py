@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from sparse_dict.config.ranges import not_negative, one_of, positive
+from sparse_dict.config.sites import parse
 from sparse_dict.errors import UserError
 
 
@@ -31,6 +32,10 @@ class SAEConfig:
     perturb_share: float = MISSING  # freeze_perturb: share of the training in which it is done
     precision: str = MISSING  # fp32 | bf16: of products; on a CPU, of the one that selects codes
     project_gradient: bool = MISSING  # drop the decoder gradient's part along its unit rows
+    # LAYER/SITE or a module's path, of a harvest of several: whose columns are read; null: all
+    site: str | None = None
+    target: str | None = None  # transcoder: the site that is reconstructed; null: what is read
+    skip: bool = False  # transcoder: the output also gets a linear map of the input
 
     def __post_init__(self) -> None:
         positive(self, "sae", "dict_size", "resample_every", "aux_k", "perturb_every")
@@ -42,6 +47,16 @@ class SAEConfig:
         one_of(self, "sae", "precision", "fp32", "bf16")
         if self.strategy == "freeze_perturb" and self.precision == "bf16":
             raise UserError("sae.strategy=freeze_perturb needs sae.precision=fp32")
+        for key in ("site", "target"):
+            if (place := getattr(self, key)) is not None:
+                parse(place, None, f"sae.{key}")
+        if self.target is not None and (self.tied or self.init == "aligned"):
+            raise UserError(
+                "sae.target: encoder and decoder are of different sites, so they cannot be alike: "
+                "set sae.tied=false and sae.init=independent"
+            )
+        if self.skip and self.target is None:
+            raise UserError("sae.skip needs sae.target: x itself would be its own reconstruction")
 
 
 @dataclass

@@ -12,16 +12,20 @@ from sparse_dict.sae.architectures import Architecture
 from sparse_dict.sae.loss import Params
 
 FLOOR_DECAY = 0.99  # of BatchTopK's running threshold, per 256 rows
-COLUMNS = ("W_enc", "W_dec", "b_dec")  # parameters with an entry for each column of activations
+SHARED = ("b_dec", "W_skip")  # parameters that no feature has a part of
 
 
-def drawn_from(seed: int, architecture: Architecture, d_in: int) -> Params:
-    """The initial parameters of a dictionary, padded."""
+def drawn_from(
+    seed: int, architecture: Architecture, d_in: int, d_out: int | None = None
+) -> Params:
+    """The initial parameters of a dictionary, padded; `d_out` is that of a transcoder."""
     # The size enters the seed: from the seed alone, a larger dictionary would begin with all
     # rows of a smaller one and agree with it before either has learned anything.
     mixed = np.random.SeedSequence([seed, architecture.sae.dict_size]).generate_state(1)[0]
     generator = torch.Generator().manual_seed(int(mixed))
-    return architecture.initial(d_in, kernel.padded(d_in), generator)
+    d_out = d_in if d_out is None else d_out
+    p = architecture.initial(d_out, kernel.padded(max(d_in, d_out)), generator)
+    return p if architecture.sae.target is None else architecture.across(p, d_in, generator)
 
 
 @dataclass
@@ -31,7 +35,8 @@ class State:
     With tied weights there is no parameter ``W_enc``: it *is* ``W_dec``.
     """
 
-    params: Params  # as its architecture has them, (dict_size, width), (dict_size,) or (width,)
+    # as its architecture has them, (dict_size, width), (dict_size,), (width,), W_skip square
+    params: Params
     m: Params  # Adam's first moments
     v: Params  # and second
     last_fired: Tensor  # (dict_size,) int64: rows seen when the feature was last active
@@ -39,6 +44,8 @@ class State:
     architecture: Architecture
     seed: int
     dead_window: int  # rows
+    d_in: int  # columns that are read
+    d_out: int  # and reconstructed: as many, but for a transcoder
     # BatchTopK: (1,) running mean of the smallest code chosen, the threshold used afterwards
     batch_floor: Tensor | None = None
 
@@ -65,25 +72,27 @@ class State:
     @property
     def per_feature(self) -> list[str]:
         """Parameters that have an entry for each feature."""
-        return [name for name in self.params if name != "b_dec"]
+        return [name for name in self.params if name not in SHARED]
 
-    def whole(self, d_in: int | None = None) -> Params:
+    def whole(self, d_in: int | None = None, d_out: int | None = None) -> Params:
         """Parameters as a loss takes them: ``W_enc`` always there, columns without padding."""
-        named = {"W_enc": self.W_enc} | self.params
-        return {
-            name: tensor[..., :d_in] if name in COLUMNS else tensor
-            for name, tensor in named.items()
-        }
+        d_out = d_in if d_out is None else d_out
+        p = {"W_enc": self.W_enc} | self.params
+        ends = {"W_enc": d_in, "W_dec": d_out, "b_dec": d_out, "W_skip": d_in}
+        found = {name: w[..., : ends[name]] if name in ends else w for name, w in p.items()}
+        return found | {name: found[name][..., :d_out, :] for name in found if name == "W_skip"}
 
     @classmethod
-    def initial(cls, config: TrainSAEConfig, d_in: int, device: torch.device) -> "State":
+    def initial(
+        cls, config: TrainSAEConfig, d_in: int, device: torch.device, d_out: int | None = None
+    ) -> "State":
         """The initial values of its architecture, and nothing learned yet.
 
         They depend on the config's seed, size and width alone, and are drawn on the CPU, so that
         they are the same on every device and whatever trains alongside.
         """
         size, architecture = config.sae.dict_size, architectures.of(config.sae)
-        drawn = drawn_from(config.seed, architecture, d_in)
+        drawn = drawn_from(config.seed, architecture, d_in, d_out)
         params = {name: tensor.to(device) for name, tensor in drawn.items()}
         return cls(
             params=params,
@@ -96,6 +105,8 @@ class State:
             ),
             architecture=architecture,
             seed=config.seed,
+            d_in=d_in,
+            d_out=d_in if d_out is None else d_out,
             dead_window=min(
                 config.training.dead_window, max(1, config.training.n_activations // 2)
             ),

@@ -101,7 +101,8 @@ def _at_step_0(pair: SeedPair) -> tuple[Any, Any]:
     for entry in (pair.first, pair.second):
         kind = architectures.known()[entry.metrics["activation"]]
         architecture = kind(kind.Config(**entry.metrics["config"]["sae"]))
-        drawn = drawn_from(entry.seed, architecture, entry.decoder.shape[1])
+        both = entry.encoder, entry.decoder
+        drawn = drawn_from(entry.seed, architecture, *(w.shape[1] for w in both))
         encoder = drawn.get("W_enc", drawn["W_dec"])
         begun.append((encoder.numpy(), drawn["W_dec"].numpy()))
     return match_pair(*begun)
