@@ -22,6 +22,7 @@ from typing import Any
 import fault_study
 import numpy as np
 import pytest
+from damage import edited, flip, truncate
 from fault_study import ENVIRONMENT, ROOT, SCRIPTS, contents
 from safetensors import safe_open
 from wandb_server import WandbServer
@@ -596,25 +597,10 @@ def test_verify_says_of_files_without_recorded_hashes_that_they_were_not_checked
     assert re.search(r"^analysis: .*not checked: .*report.html", said, re.MULTILINE)
 
 
-def flip(path: Path, position: int = -3) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.write_bytes(data)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-7])
-
-
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     value = json.loads(path.read_text())
     change(value)
     path.write_text(json.dumps(value))
-
-
-def edited(key: str, **values: Any) -> Callable[[Path], None]:
-    """Other values in a record, or if `key` is given in that part of it."""
-    return lambda path: edit(path, lambda record: (record[key] if key else record).update(values))
 
 
 def fewer_shards(path: Path) -> None:
@@ -637,7 +623,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("activations/shard-00002.npy", truncate, "shard-00002.npy is truncated"),
     ("activations/origin-00000.npy", Path.unlink, "origin-00000.npy does not exist"),
     (ROWS, fewer_shards, "shard-00003.npy does not belong there"),
-    (ROWS, edited("", rms=0.5), "manifest.json has changed"),
+    (ROWS, edited(rms=0.5), "manifest.json has changed"),
     (ROWS, edited("fingerprints", model="0" * 16), f"made from the model {'0' * 16}, but the st"),
     ("lm/model.safetensors", flip, "model.safetensors is not the file"),
     ("lm/tokenizer/ranks.tiktoken", lambda path: flip(path, 900), "ranks.tiktoken"),
@@ -646,7 +632,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("lm/lm.json", edited("losses", val_loss=1.5), f"lm.json {CHANGED}"),
     ("lm/.lm.json.tmp", Path.touch, "is half a file"),
     (f"{ONE}/metrics.json", edited("fingerprints", activations="f" * 16), "trained on the act"),
-    (f"{ONE}/metrics.json", edited("", fvu=0.001), f"metrics.json {CHANGED}"),
+    (f"{ONE}/metrics.json", edited(fvu=0.001), f"metrics.json {CHANGED}"),
     (f"{ONE}/metrics.json", truncate, "metrics.json cannot be read as JSON"),
     (f"{ONE}/metrics.json", Path.unlink, "sae.dict_size=48 is not finished"),
     (f"{ONE}/sae_weights.safetensors", flip, CHANGED),
@@ -655,7 +641,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     (SNAPSHOT, flip, f".safetensors {CHANGED}"),
     (SNAPSHOT, Path.unlink, ".safetensors is missing"),
     (ONE, shutil.rmtree, "was compared, but is no dictionary here now"),
-    ("analysis/analysis.json", edited("", seconds=1.5), f"analysis.json {CHANGED}"),
+    ("analysis/analysis.json", edited(seconds=1.5), f"analysis.json {CHANGED}"),
     ("analysis/analysis.json", Path.unlink, "analysis is not finished"),
     *(
         (f"analysis/{name}", lambda path: flip(path, 200), f"{name} {CHANGED}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import edited, written
 from fault_study import write_corpus
 
 from sparse_dict.activations import stage as harvest_stage
@@ -164,20 +165,12 @@ def test_a_corpus_shorter_than_a_context_is_named(tmp_path):
     assert not (tmp_path / "lm").exists()
 
 
-def edited(**values):
-    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
         ("model.safetensors", Path.unlink, "does not exist"),
-        (
-            "model.safetensors",
-            lambda path: path.write_bytes(b"x"),
-            "not the file that lm.json",
-        ),
-        ("lm.json", lambda path: path.write_text("[]"), "not a JSON object"),
+        ("model.safetensors", written(b"x"), "not the file that lm.json"),
+        ("lm.json", written(b"[]"), "not a JSON object"),
         ("lm.json", edited(config={}), "malformed"),
         ("lm.json", edited(fingerprints={}), "fingerprints.model is missing"),
         ("lm.json", edited(format_version=7), "format version 7"),
@@ -187,9 +180,8 @@ def edited(**values):
 def test_a_damaged_language_model_is_named(study, tmp_path, file, damage, message):
     shutil.copytree(study / "lm", tmp_path / "lm")
     damage(tmp_path / "lm" / file)
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=message):
         folder.load(tmp_path / "lm")
-    assert "\n" not in str(error.value)
 
 
 def test_the_harvest_is_whole_contexts_and_a_second_one_changes_nothing(study, caplog):
@@ -280,9 +272,7 @@ def test_a_harvest_older_than_a_key_is_as_if_made_with_its_default(study, tmp_pa
 
 def test_activations_of_another_model_are_refused(study, tmp_path):
     harvest_stage.run(harvest_config(study, activations_dir=str(tmp_path / "a")))
-    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    manifest["fingerprints"]["model"] = "0" * 16
-    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    edited("fingerprints", model="0" * 16)(tmp_path / "a" / "manifest.json")
     with pytest.raises(UserError, match="model is '0000000000000000' there"):
         harvest_stage.check(harvest_config(study, activations_dir=str(tmp_path / "a")))
 

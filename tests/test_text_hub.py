@@ -71,10 +71,9 @@ def test_without_network_the_error_comes_soon_and_says_what_to_do(tmp_path, monk
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", silent)
     monkeypatch.setattr("sparse_dict.text.hub.ANSWER_S", 0.3)
     started = time.monotonic()
-    with pytest.raises(UserError, match=r"there is no network.*data=files data\.files=") as caught:
+    with pytest.raises(UserError, match=r"there is no network.*data=files data\.files="):
         list(corpus.Documents(local(tmp_path, path="someone/something"), tmp_path))
     assert time.monotonic() - started < 5
-    assert "\n" not in str(caught.value)
     assert datasets.config.HF_HUB_OFFLINE is False
 
 
