@@ -21,9 +21,11 @@ from typing import Any
 
 import fault_study
 import numpy as np
+import processes
 import pytest
 from damage import edited, flip, truncate
 from fault_study import ENVIRONMENT, ROOT, SCRIPTS, contents
+from processes import said, signalled, wait_for
 from safetensors import safe_open
 from wandb_server import WandbServer
 
@@ -119,11 +121,9 @@ def copy(whole: Study) -> Iterator[Path]:
 
 
 def started(name: str, base: Path, *more: str, **options: Any) -> subprocess.Popen[str]:
-    """A script on the study; `options` are of `subprocess.Popen`."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": ENVIRONMENT}
-    return subprocess.Popen(
-        fault_study.command(name, base, *more), cwd=base.parent, text=True, **pipes | options
-    )
+    """A script on the study."""
+    command = fault_study.command(name, base, *more)
+    return processes.started(command, base.parent, **{"env": ENVIRONMENT} | options)
 
 
 def run_script(
@@ -180,15 +180,6 @@ def test_a_stage_killed_at_random_moments_ends_as_if_undisturbed(
             status.table(whole.base)  # works at every moment
         whole.completes(zygote, stage)
     assert verify.main([str(whole.base)]) == 0
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    for _ in range(3000):
-        if condition():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError("waited in vain")
 
 
 PAIRS = ["-m", "sae.dict_size=32", "seed=0,1",
@@ -251,11 +242,7 @@ def stopped(name: str, base: Path, number: signal.Signals, *more: str, **env: st
     longer, sign = ENDLESS[name]
     process = started(name, base, *longer, *more, env={**ENVIRONMENT, **env})
     wait_for(lambda: any(base.glob(sign)), process)
-    process.send_signal(number)
-    output = "".join(process.communicate(timeout=10))
-    assert process.returncode == 128 + number, output
-    assert "run the same command to resume" in output
-    assert "Traceback" not in output
+    output = signalled(process, number)
     assert not any(lock.holder(path.parent) for path in base.rglob(lock.FILE))
     assert re.search(rf"{name} +(interrupted|failed|not started) ", status.table(base))
     return output
@@ -305,10 +292,7 @@ def test_sigterm_ends_a_multirun_in_ten_seconds_though_the_wandb_server_hangs(
     wait_for(lambda: len(list(copy.glob(sign))) == 2, process)
     server.delay = 60.0
     time.sleep(1)  # its requests hang by now
-    process.terminate()
-    output = "".join(process.communicate(timeout=10))
-    assert process.returncode == 128 + signal.SIGTERM, output
-    assert "wandb sync --include-online" in output
+    assert "wandb sync --include-online" in signalled(process, signal.SIGTERM)
     assert len(list(copy.glob(sign))) == 2
 
 
@@ -321,10 +305,7 @@ def test_a_terminal_s_signal_to_all_processes_costs_one_line(
         sys.executable, str(ROOT / "train_lm.py"), "name=x", "tracking.mode=disabled",
         "data.packages=[numpy,torch]", "training.n_tokens=100_000_000", "cache_dir=cache",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=ENVIRONMENT, start_new_session=True,
-    )  # fmt: skip
+    process = processes.started(command, tmp_path, ENVIRONMENT, start_new_session=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     wait_for(lambda: len(children.read_text().split()) > 1, process)  # they extract docstrings
     time.sleep(1)  # and are at it
@@ -397,11 +378,10 @@ def test_of_two_multiruns_started_at_once_one_trains_each_dictionary(whole: Stud
     for folder in (copy / "sae").glob("sae.dict_size=*"):
         shutil.rmtree(folder)
     both = [started("train_sae", copy, *PAIRS) for _ in range(2)]
-    said = {"".join(each.communicate(timeout=60)): each.returncode for each in both}
-    codes = sorted(said.values())
-    assert codes[0] == 0
-    if codes[1] != 0:  # the second may also have come when all was done
-        assert "is in use by process" in max(said, key=lambda text: said[text])
+    codes = {said(each): each.returncode for each in both}
+    assert min(codes.values()) == 0
+    for output in (output for output, code in codes.items() if code):
+        assert "is in use by process" in output  # or it has come when all was done
     assert run_script("train_sae", copy, "-m", "sae.dict_size=48", SUBDIR).returncode == 0
     whole.equals("train_sae")
 

@@ -1,11 +1,9 @@
 """What is typed, and what others' launchers set, before the first job of a launch begins."""
 
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import hydra
@@ -14,7 +12,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from processes import HERE, ROOT, finished
+from processes import HERE, ROOT, finished, said, started
 
 from sparse_dict.config.ranges import shortened
 from sparse_dict.errors import UserError
@@ -206,18 +204,12 @@ def test_other_variables_are_taken(monkeypatch: pytest.MonkeyPatch, variables: d
 def test_who_waits_for_other_processes_says_so_and_hears_signals(number: signal.Signals):
     code = "from sparse_dict.machine import distributed as d, interrupt\nd.WAIT_S = 0.1\n"
     code += "with interrupt.ending(), d.joined(): pass"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **WHOLE},
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = started([sys.executable, "-c", code], ROOT, {**HERE, **WHOLE})
     assert process.stderr is not None
     line = process.stderr.readline()
     assert line == "process 1: waiting for 2 processes at localhost:1\n"
-    sent = time.monotonic()
     process.send_signal(number)
-    process.wait(timeout=10)
-    assert time.monotonic() - sent < 10
-    process.stderr.close()
+    said(process, 10)
 
 
 # --- settings of libraries ------------------------------------------------------------------------
