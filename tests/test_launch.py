@@ -77,6 +77,7 @@ def test_a_dictionary_has_one_folder_however_its_values_are_spelt():
              for l1, n in (("1e-2", "1e2"), ("0.01", "100"), (".01", "1_00"))}  # fmt: skip
     assert names == {"sae.l1=0.01,sae.tied=True,training.batch_size=100"}
     assert job_folder("name=x") == "default"
+    assert job_folder("sae.site=2/mlp_post", "seed=1") == "sae.site=2-mlp_post,seed=1"
 
 
 def test_a_folder_s_name_is_one_that_a_file_system_takes(tmp_path: Path):

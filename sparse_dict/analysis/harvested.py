@@ -380,6 +380,8 @@ def _harvest(config: AnalyzeConfig, study: Study) -> tuple[Path, dict[str, Any]]
             prints = manifest.get("fingerprints")
             if isinstance(prints, dict) and prints.get("activations") == wanted:
                 return folder, manifest
+    if len(config.activations_dirs) > 1:
+        raise UserError("activations of several harvests side by side are of no one model")
     raise UserError(
         f"the harvest that the dictionaries were trained on (fingerprint {wanted}) is not in "
         f"{' or '.join(map(str, tried))}, or is a folder of foreign arrays; set activations_dir"

@@ -55,6 +55,8 @@ class SAEConfig:
                 "sae.target: encoder and decoder are of different sites, so they cannot be alike: "
                 "set sae.tied=false and sae.init=independent"
             )
+        if self.target is not None and self.site in (None, self.target):
+            raise UserError("sae.target needs another site in sae.site, from which it is made")
         if self.skip and self.target is None:
             raise UserError("sae.skip needs sae.target: x itself would be its own reconstruction")
 

@@ -119,9 +119,9 @@ def _parts(members: list[Member], first_step: int, stack: ExitStack) -> list[_Pa
         for _, step_fn in steps:
             stack.enter_context(step_fn)
         fed = partial(_fed, config, first_step, device, states[0].W_dec.shape[-1])
-        alike = ((x, x) for x in fed(sides.x))
-        both = alike if sides.x is sides.y else zip(fed(sides.x), fed(sides.y), strict=True)
-        parts.append(_Part(own, pairs, steps, both))
+        xs, alike = fed(sides.x), sides.x is sides.y
+        feed = ((x, x) for x in xs) if alike else zip(xs, fed(sides.y), strict=True)
+        parts.append(_Part(own, pairs, steps, feed))
     return parts
 
 

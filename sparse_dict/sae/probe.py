@@ -120,16 +120,20 @@ class Recommend(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """A table, a picture and a command for each kind and size in the probe's folder."""
         folder = Path(str(config.hydra.sweep.dir))
-        found: dict[tuple[str, bool, int], list[Metrics]] = defaultdict(list)
+        found: dict[tuple[str, bool, int, str], list[Metrics]] = defaultdict(list)
         for path in sorted(folder.glob(f"*/{folders.METRICS}")):
             m = folders.read_metrics(path.parent)
-            found[m["activation"], m["tied"], m["dict_size"]].append(m)
+            sae = m["config"]["sae"]
+            at = " to ".join(sae[key] for key in ("site", "target") if sae.get(key))
+            found[m["activation"], m["tied"], m["dict_size"], at].append(m)
         overrides = [str(text) for text in config.hydra.overrides.task]
         kind = str(config.hydra.runtime.choices["sae"])
-        for (activation, _tied, size), rungs in found.items():
+        for (activation, _tied, size, at), rungs in found.items():
             rungs.sort(key=_level)
-            name = f"probe-{activation}-{size}"
+            place = f"-{at.replace('/', '-').replace(' ', '-')}" if at else ""
+            name = f"probe-{activation}-{size}{place}"
             draw(rungs, folder / name)
-            lines = [f"{kind}, {size} features, {rungs[0]['d_in']} wide", *table(rungs)]
+            of = f", {at}" if at else ""
+            lines = [f"{kind}, {size} features, {rungs[0]['d_in']} wide{of}", *table(rungs)]
             lines += [f"picture: {folder / name}.png", "", *advice(rungs, overrides, kind)]
             sys.stdout.write("\n".join(lines) + "\n")

@@ -147,8 +147,8 @@ def measure(context: Context, bases: dict[str, Basis]) -> tuple[dict[str, float]
     activations, manifest = context.activations, context.activations.manifest
     if manifest is None:
         raise UserError("these activations do not come from a language model")
-    study, lm = context.study, harvested.model(manifest, config)
-    place = harvested.place(manifest, study.site)
+    study = context.study
+    place, lm = harvested.place(manifest, study.site), harvested.model(manifest, config)
     target = harvested.place(manifest, study.target) if study.target else None
     harvested.columns_of(lm.model, place.sites, activations.d_in)
     runtime.allocator()

@@ -22,6 +22,9 @@ def paragraph(config: AnalyzeConfig, study: Study) -> str:
     try:
         manifest = harvested.manifest_of(config, study)
     except UserError:
+        if len(config.activations_dirs) > 1:
+            there = " and ".join(map(str, config.activations_dirs))
+            return f"The activations are {study.d_in:,} values of harvests side by side: {there}."
         return (
             f"The activations are rows of {study.d_in:,} values whose origin is not known here: "
             "arrays made elsewhere, or a harvest that is no longer where it was."
