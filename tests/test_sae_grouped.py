@@ -23,7 +23,9 @@ from sae_helpers import (
     CPU,
     assert_same_parameters,
     by_the_definition,
+    config_in,
     pad,
+    results,
     sae_config,
     scaled_by,
     sparse_rows,
@@ -318,21 +320,7 @@ def grid(activations_dir: Path) -> list[TrainSAEConfig]:
         {"dict_size": 16, "strategy": "freeze_perturb", "freeze_above": 0.6, "lr": 1e-2},
     ]
     training = {"n_activations": 10_000}  # several passes
-    return [
-        replace(
-            sae_config(training=training, **variant),
-            activations_dir=str(activations_dir),
-            study_dir=str(activations_dir.parent / "study"),
-        )
-        for variant in variants
-    ]
-
-
-def results(path: Path) -> tuple[bytes, list[str]]:
-    """What must be equal bit for bit: weights, and the history less the speed."""
-    lines = (path / "history.csv").read_text().splitlines()
-    weights = (path / "sae_weights.safetensors").read_bytes()
-    return weights, [line.rsplit(",", 1)[0] for line in lines]
+    return [config_in(activations_dir, training=training, **variant) for variant in variants]
 
 
 def test_several_devices_compute_what_one_does(activations_dir, tmp_path, dense, monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import stopped_at_once
-from sae_helpers import sae_config, sparse_rows
+from sae_helpers import config_in, results, sparse_rows
 
 from sparse_dict import tracking
 from sparse_dict.activations.writer import ShardWriter
@@ -37,24 +37,6 @@ def activations_dir(tmp_path: Path) -> Path:
     np.save(path / "a.npy", x[:2000])
     np.save(path / "b.npy", x[2000:].astype(np.float64))
     return path
-
-
-def config_in(activations_dir: Path, **values):
-    config = sae_config(**values)
-    return replace(
-        config,
-        activations_dir=str(activations_dir),
-        study_dir=str(activations_dir.parent / "study"),
-    )
-
-
-def results(path: Path) -> dict[str, bytes]:
-    """What must be equal bit for bit between two trainings of one dictionary."""
-    names = (folder.WEIGHTS, folder.FEATURES, "cfg.json")
-    history = [line.rsplit(",", 1)[0] for line in (path / "history.csv").read_text().splitlines()]
-    return {name: (path / name).read_bytes() for name in names} | {
-        "history without speed": "\n".join(history).encode()
-    }
 
 
 def test_a_dictionary_on_disk_is_the_one_in_memory_on_raw_activations(activations_dir, tmp_path):
