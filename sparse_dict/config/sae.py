@@ -75,6 +75,9 @@ class AdamConfig:
     """Adam for dictionaries: a linear warm-up, and a decay at the end if there is a schedule."""
 
     lr: float = MISSING
+    # What becomes of lr where activations are wider than the post's 128 columns: d_in, times
+    # sqrt(128 / d_in) | none, nothing, as in older studies. A record has the rate that was used.
+    lr_scaling: str = "none"
     beta1: float = MISSING
     beta2: float = MISSING
     eps: float = MISSING
@@ -87,6 +90,7 @@ class AdamConfig:
         positive(self, "optimizer", "lr", "eps")
         not_negative(self, "optimizer", "beta1", "beta2", "warmup_steps")
         one_of(self, "optimizer", "schedule", "constant", "linear", "cosine")
+        one_of(self, "optimizer", "lr_scaling", "none", "d_in")
         if not 0 < self.decay_fraction <= 1:
             raise UserError(
                 f"optimizer.decay_fraction must lie in (0, 1], not {self.decay_fraction}"
