@@ -6,6 +6,7 @@ python benchmarks/maps.py outputs/demo/activations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,13 +18,13 @@ from sparse_dict.sae.schedule import Hyper
 from sparse_dict.sae.state import State
 
 SIZE, BATCH, WARM, STEPS = 512, 256, 1000, 400
-COMMON = dict(
+COMMON: dict[str, Any] = dict(
     dict_size=SIZE, tied=False, init="independent", l1=0.0, l1_scaling="d_in", dead="none",
     resample_every=1, aux_k=1, aux_coefficient=0.0, strategy="plain", freeze_above=0.9,
     perturb_every=1, perturb_noise=0.0, perturb_share=0.0, precision="fp32", project_gradient=False,
 )  # fmt: skip
 SITES = {"site": "2/mlp_post", "target": "2/mlp_out"}
-KINDS = {
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "ReLU": ("relu", {"l1": 2.56}),
     "ReLU transcoder": ("relu", {"l1": 2.56, **SITES}),
     "ReLU transcoder with a skip": ("relu", {"l1": 2.56, "skip": True, **SITES}),
@@ -37,7 +38,7 @@ KINDS = {
 def measured(sae: SAEConfig, x: torch.Tensor) -> tuple[float, float]:
     """Milliseconds of processor time a step, and the L0 of the steps that were measured."""
     architecture = architectures.of(sae)
-    config = type("Config", (), {"sae": sae, "seed": 0, "training": _Training})
+    config: Any = type("Config", (), {"sae": sae, "seed": 0, "training": _Training})
     state = State.initial(config, x.shape[1], torch.device("cpu"), x.shape[1])
     ((_, step),) = make_steps([state], WARM + STEPS)
     o = AdamConfig(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, warmup_steps=0)

@@ -101,8 +101,6 @@ def explained(error: Exception) -> str | None:
         return f"{where}a name is too long for this file system"
     if number in _FORBIDDEN:
         return f"{where}no permission to write or read there ({text})"
-    if number == errno.ENAMETOOLONG:
-        return f"{where}the name is too long for the file system"
     if number == errno.EIO:
         return f"{where}the disk or the network file system fails ({text})"
     return None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import test_activations_harvest as harvest
 import test_lm_train as lm
-from test_lm_stage import corpus
+from fault_study import write_corpus
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.lm import checkpoint, folder, train
@@ -94,7 +94,7 @@ def script(name, base, *overrides):
 
 @pytest.fixture
 def base(tmp_path):
-    corpus(tmp_path / "text.jsonl")
+    write_corpus(tmp_path / "text.jsonl")
     return tmp_path
 
 

@@ -217,7 +217,7 @@ def hf() -> ModuleType:
         UserError: transformers is not installed.
     """
     try:
-        from sparse_dict.activations import hf as module
+        from sparse_dict.activations import hf_source as module
     except ImportError as error:
         raise UserError(
             f"lm=hf needs transformers: pip install 'sparse-dict[hf]' ({error.name} is missing)"

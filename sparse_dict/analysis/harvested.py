@@ -361,12 +361,19 @@ def _folders(names: Sequence[str | None]) -> list[Path]:
     return [Path(name) for name in dict.fromkeys(names) if name]
 
 
+def folders(config: AnalyzeConfig, study: Study) -> list[list[Path]]:
+    """Where to seek the activations of a study's dictionaries; several may lie side by side."""
+    recorded = beside(config, study.entries[0].metrics["config"].get("activations_dir"))
+    found = [config.activations_dirs, *([[Path(recorded)]] if recorded else [])]
+    if len(config.sae_dirs) > 1:
+        found.insert(0, [study.folder.parent / "activations"])
+    return found
+
+
 def _harvest(config: AnalyzeConfig, study: Study) -> tuple[Path, dict[str, Any]]:
     """The folder and the record of the harvest that a study's dictionaries were trained on."""
-    metrics = study.entries[0].metrics
-    wanted = (metrics.get("fingerprints") or {}).get("activations")
-    recorded = metrics["config"].get("activations_dir")
-    tried = _folders([*map(str, config.activations_dirs), beside(config, recorded)])
+    wanted = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
+    tried = dict.fromkeys(folder for found in folders(config, study) for folder in found)
     for folder in tried:
         if (folder / MANIFEST).exists():
             manifest = files.read_json(folder / MANIFEST)

@@ -1,7 +1,6 @@
 """The simpler bases of `measures.bases` on a study's activations, beside its dictionaries."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,21 +32,14 @@ Wide = NDArray[np.float64]
 def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
     """The activations that the study's dictionaries read: the columns of their site.
 
-    They are looked for in `activations_dir`; if `sae_dir` names several studies, also beside each
-    one's dictionaries, and where their records say if that is beside the study.
+    They are looked for where `harvested` looks for their record, and may be foreign arrays without one.
 
     Raises:
         UserError: they are in none of these.
     """
-    metrics = study.entries[0].metrics
-    wanted = (metrics.get("fingerprints") or {}).get("activations")
-    tried = [config.activations_dirs]
-    if len(config.sae_dirs) > 1:
-        recorded = harvested.beside(config, metrics["config"].get("activations_dir"))
-        own = [study.folder.parent / "activations"]
-        tried = [own, *tried, *([[Path(recorded)]] if recorded else [])]
+    wanted = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
     errors = []
-    for folders in tried:
+    for folders in harvested.folders(config, study):
         try:
             found = open_all(*folders)
         except UserError as error:

@@ -9,11 +9,11 @@ import gc
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
+from sparse_dict.machine.ahead import aside
 from sparse_dict.storage import lock
 
 if TYPE_CHECKING:
@@ -129,34 +130,19 @@ def joined() -> Iterator[None]:
 
 
 def _join() -> None:
-    """Join in a thread, so that the main one can handle signals and report what it waits for."""
+    """Join aside, so that the main thread can handle signals and report what it waits for."""
+    import torch
     import torch.distributed as dist
 
-    # with a GPU, the default is gloo for tensors on the CPU and NCCL for those on the GPU
-    backend = "gloo" if not _nccl() else None
-    failed: list[Exception] = []
-
-    def join() -> None:
-        try:
-            dist.init_process_group(backend, timeout=PATIENCE)
-        except Exception as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=join, daemon=True)
-    thread.start()
-    thread.join(WAIT_S)
-    if thread.is_alive():
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        sys.stderr.write(f"process {rank()}: waiting for {size()} processes at {where}\n")
-    thread.join()
-    if failed:
-        raise failed[0]
-
-
-def _nccl() -> bool:
-    import torch
-
-    return torch.cuda.is_available() and torch.distributed.is_nccl_available()
+    # with NCCL, the default is gloo for tensors on the CPU and NCCL for those on the GPU
+    nccl = torch.cuda.is_available() and dist.is_nccl_available()
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    line = f"process {rank()}: waiting for {size()} processes at {where}\n"
+    aside(
+        lambda: dist.init_process_group(None if nccl else "gloo", timeout=PATIENCE),
+        WAIT_S,
+        cache(lambda: sys.stderr.write(line)),
+    )
 
 
 def barrier() -> None:

@@ -71,7 +71,9 @@ def table(folder: Path) -> str:
 def _row(name: str, folder: Path, manifest: str, finished: Any) -> Row:
     """The row of a stage with one folder; `finished(folder)` returns its seconds and its text."""
     if holder := lock.holder(folder):
-        return Row(name, "running", _since_start(folder), f"{holder}: {_last(folder)[1]}")
+        started = _started(folder)
+        seconds = None if started is None else max(0.0, time.time() - started)
+        return Row(name, "running", seconds, f"{holder}: {_last(folder)[1]}")
     if (folder / manifest).exists():
         try:
             with reading(folder / manifest):
@@ -189,11 +191,6 @@ def _started(folder: Path) -> float | None:
         return (folder / ".hydra" / "config.yaml").stat().st_mtime
     except OSError:
         return None
-
-
-def _since_start(folder: Path) -> float | None:
-    started = _started(folder)
-    return None if started is None else max(0.0, time.time() - started)
 
 
 def _time(row: Row) -> str:
