@@ -101,7 +101,7 @@ def test_sizes_that_a_study_lacks_are_named(tmp_path: Path):
     found = judged(compared(tmp_path))
     assert {claim.verdict for claim in found.values()} == {OPEN}
     assert {key: claim.ours for key, claim in found.items()} == {
-        "more_than_dimensions": "needs a size above 32, the activations' width, and a larger",
+        "more_than_dimensions": "needs two sizes above 32, the width of the activations",
         "mmcs_rises_then_level": "needs four sizes",
         "mmcs_falls_with_size": "needs three sizes",
         "nearly_identical_at_512": "needs sizes 512 and a larger one",

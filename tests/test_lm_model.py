@@ -63,5 +63,5 @@ def test_the_loss_is_the_cross_entropy_of_the_tied_unembedding(model, tokens):
 
 def test_an_unknown_site_is_refused(model, tokens):
     for site in (Site("resid", 0), Site("mlp_post", 3), Site("blocks.0.norm_1")):
-        with pytest.raises(UserError, match="no site"):
+        with pytest.raises(UserError, match="is not a site"):
             model.read(tokens, [site])
