@@ -88,6 +88,7 @@ class TrainSAEConfig(StudyConfig):
     """Stage 3."""
 
     activations_dir: str = MISSING
+    lm_dir: str = MISSING  # read where sae.guide asks for the language model's weights
     activations: ActivationsConfig = MISSING
     sparsity: SparsityConfig = MISSING
     sae: SAEConfig = MISSING

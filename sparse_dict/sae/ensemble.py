@@ -10,9 +10,10 @@ enqueues the work of all, and waits for them only when values are logged or save
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -23,7 +24,7 @@ from sparse_dict.machine import interrupt
 from sparse_dict.machine.balance import balanced
 from sparse_dict.machine.progress import Progress
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae import kernel
+from sparse_dict.sae import kernel, selection
 from sparse_dict.sae.batches import batches
 from sparse_dict.sae.devices import training_devices
 from sparse_dict.sae.member import Member
@@ -81,6 +82,7 @@ class _Part:
     members: list[Member]
     pairs: list[FreezePerturb]
     steps: list[tuple[list[int], Step]]
+    between: Callable[..., Iterator[torch.Tensor]]  # `batches` of first_step to last_step
     feed: Iterator[torch.Tensor]
     d_in: int
 
@@ -95,6 +97,10 @@ class _Part:
             step_fn(x, [(hypers + companions)[i] for i in indices], seen)
         for pair in self.pairs:
             pair.after_step(step, last_step)
+        for member in self.members:
+            if member.selection is not None and member.selection.step == step:
+                first = max(0, step - -(-selection.ROWS // len(x)))
+                member.selection.make(self.between(first_step=first, last_step=step))
 
 
 def _parts(
@@ -119,11 +125,12 @@ def _parts(
         steps = make_steps(states, activations.d_in, last_step)
         for _, step_fn in steps:
             stack.enter_context(step_fn)
-        feed = batches(
-            Rows(activations, config.training), batch_size=config.training.batch_size,
-            first_step=first_step, last_step=last_step, view=view, device=device,
-        )  # fmt: skip
-        parts.append(_Part(own, pairs, steps, feed, activations.d_in))
+        rows = Rows(activations, config.training)
+        between = partial(
+            batches, rows, batch_size=config.training.batch_size, view=view, device=device
+        )
+        feed = between(first_step=first_step, last_step=last_step)
+        parts.append(_Part(own, pairs, steps, between, feed, activations.d_in))
     return parts
 
 

@@ -64,8 +64,16 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     config = _settled(config, activations)
     training_rows(activations, config.training.eval_rows, config.training.batch_size)
     View.of(config.activations, activations)
+    _check_guide(config, activations)
     _is_finished(config, folder, activations)
     _check_companions(folder, activations)
+
+
+def _check_guide(config: TrainSAEConfig, activations: Activations) -> None:
+    if config.sae.guide != "none":
+        from sparse_dict.sae import guidance  # torch, which checking other jobs does not need
+
+        guidance.check(config.sae, Path(config.lm_dir), activations)
 
 
 def _check_companions(folder: Path, activations: Activations) -> None:

@@ -9,19 +9,41 @@ from torch import Tensor
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.sae import architectures, kernel
 from sparse_dict.sae.architectures import Architecture
+from sparse_dict.sae.guidance import Guide
 from sparse_dict.sae.loss import Params
 
 FLOOR_DECAY = 0.99  # of BatchTopK's running threshold, per 256 rows
 COLUMNS = ("W_enc", "W_dec", "b_dec")  # parameters with an entry for each column of activations
 
 
-def drawn_from(seed: int, architecture: Architecture, d_in: int) -> Params:
-    """The initial parameters of a dictionary, padded."""
+def drawn_from(
+    seed: int, architecture: Architecture, d_in: int, directions: Tensor | None = None
+) -> Params:
+    """The initial parameters of a dictionary, padded.
+
+    With `directions` (n, d_in) decoder rows are random combinations of them, of unit norm.
+    """
     # The size enters the seed: from the seed alone, a larger dictionary would begin with all
     # rows of a smaller one and agree with it before either has learned anything.
     mixed = np.random.SeedSequence([seed, architecture.sae.dict_size]).generate_state(1)[0]
     generator = torch.Generator().manual_seed(int(mixed))
-    return architecture.initial(d_in, kernel.padded(d_in), generator)
+    params, sae = architecture.initial(d_in, kernel.padded(d_in), generator), architecture.sae
+    if directions is not None:
+        mixed = torch.randn(sae.dict_size, len(directions), generator=generator) @ directions
+        params["W_dec"][:, :d_in] = torch.nn.functional.normalize(mixed, dim=1)
+        if sae.init == "aligned" and not sae.tied:
+            params["W_enc"] = params["W_dec"].clone()
+    if sae.encoder_norm and not sae.tied:
+        align(params["W_enc"], params["W_dec"])
+    return params
+
+
+def align(W_enc: Tensor, W_dec: Tensor) -> None:
+    """Move encoder rows along the unit decoder rows until each has a product of one with its own.
+
+    In place. Aligned Training (arXiv 2605.18629) has the same constraint, by a reparametrisation.
+    """
+    W_enc.add_((1 - (W_enc * W_dec).sum(dim=-1, keepdim=True)) * W_dec)
 
 
 @dataclass
@@ -41,6 +63,7 @@ class State:
     dead_window: int  # rows
     # BatchTopK: (1,) running mean of the smallest code chosen, the threshold used afterwards
     batch_floor: Tensor | None = None
+    metric: Tensor | None = None  # (width, width), padded, of its `Guide` if its loss needs one
 
     @property
     def W_dec(self) -> Tensor:
@@ -76,14 +99,26 @@ class State:
         }
 
     @classmethod
-    def initial(cls, config: TrainSAEConfig, d_in: int, device: torch.device) -> "State":
+    def initial(
+        cls,
+        config: TrainSAEConfig,
+        d_in: int,
+        device: torch.device,
+        guide: Guide | None = None,
+    ) -> "State":
         """The initial values of its architecture, and nothing learned yet.
 
-        They depend on the config's seed, size and width alone, and are drawn on the CPU, so that
-        they are the same on every device and whatever trains alongside.
+        They depend on the config's seed, size and width and its guide alone, and are drawn on the
+        CPU, so that they are the same on every device and whatever trains alongside.
         """
+        guide = guide or Guide()
         size, architecture = config.sae.dict_size, architectures.of(config.sae)
-        drawn = drawn_from(config.seed, architecture, d_in)
+        drawn = drawn_from(config.seed, architecture, d_in, guide.directions)
+        metric = None
+        if architecture.priced:
+            assert guide.metric is not None
+            more = drawn["W_dec"].shape[1] - d_in
+            metric = torch.nn.functional.pad(guide.metric, (0, more, 0, more)).to(device)
         params = {name: tensor.to(device) for name, tensor in drawn.items()}
         return cls(
             params=params,
@@ -100,6 +135,7 @@ class State:
                 config.training.dead_window, max(1, config.training.n_activations // 2)
             ),
             batch_floor=torch.zeros(1, device=device) if architecture.keeps_floor else None,
+            metric=metric,
         )
 
     def inactive(self, seen: int) -> Tensor:
@@ -140,6 +176,8 @@ class State:
         self.last_fired, self.sums = self.last_fired.to(device), self.sums.to(device)
         if self.batch_floor is not None:
             self.batch_floor = self.batch_floor.to(device)
+        if self.metric is not None:
+            self.metric = self.metric.to(device)
 
     def is_finite(self) -> bool:
         """Whether all parameters are, and the sums of codes and errors."""
