@@ -16,6 +16,7 @@ from sparse_dict.config import (
     TrainSAEConfig,
 )
 from sparse_dict.sae import architectures, kernel
+from sparse_dict.sae.guidance import Guide
 from sparse_dict.sae.loss import objective
 from sparse_dict.sae.schedule import hyper
 from sparse_dict.sae.state import State, Stats
@@ -92,10 +93,23 @@ class Reference:
     sums: list[Stats]  # of each batch, before its update
 
 
+def planted_guide(d_in: int, strong: Tensor | None = None) -> Guide:
+    """A metric that sees the span of `strong` (n, d_in) alone, or of random directions."""
+    if strong is None:
+        strong = torch.randn(d_in // 2, d_in, generator=torch.Generator().manual_seed(7))
+    metric = strong.T @ strong
+    return Guide(directions=None, metric=metric * (d_in / metric.trace()))
+
+
+def begun(config: TrainSAEConfig, d_in: int) -> State:
+    """The state at the beginning, with a planted guide if the loss needs one."""
+    return State.initial(config, d_in, CPU, planted_guide(d_in))
+
+
 def by_the_definition(config: TrainSAEConfig, batches: list[Tensor], d_in: int) -> Reference:
     """`loss.objective` in float64, trained by autograd and torch.optim.Adam."""
     sae, o = config.sae, config.optimizer
-    state = State.initial(config, d_in, CPU)
+    state = begun(config, d_in)
     leaves = {
         name: (tensor[..., :d_in] if name in ("W_enc", "W_dec", "b_dec") else tensor)
         .double().clone().requires_grad_()
@@ -110,7 +124,8 @@ def by_the_definition(config: TrainSAEConfig, batches: list[Tensor], d_in: int) 
         unused = seen - last_fired >= min(config.training.dead_window, seen)
         inactive = unused if sae.dead == "auxk" else None
         p = {"W_enc": leaves["W_dec"]} | leaves
-        fit = objective(state.architecture, p, x, numbers, inactive)
+        metric = planted_guide(d_in).metric.double() if state.architecture.priced else None
+        fit = objective(state.architecture, p, x, numbers, inactive, metric)
         for group in adam.param_groups:
             group["lr"] = h.lr
         adam.zero_grad()
@@ -121,6 +136,9 @@ def by_the_definition(config: TrainSAEConfig, batches: list[Tensor], d_in: int) 
         adam.step()
         with torch.no_grad():
             W_dec /= W_dec.norm(dim=1, keepdim=True)
+            if sae.encoder_norm and not sae.tied:
+                W_enc = leaves["W_enc"]
+                W_enc += (1 - (W_enc * W_dec).sum(1, keepdim=True)) * W_dec
         last_fired[(codes > 0).any(0)] = seen
         error = float((fit.x_hat.detach() - x).square().sum())
         sums.append(Stats(error, float(codes.sum()), int((codes > 0).sum()), len(x)))

@@ -21,7 +21,7 @@ from sparse_dict.analysis.report.page import Draw, Section
 from sparse_dict.analysis.splitting import Splitting
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config import AnalyzeConfig, BaselinesConfig, EffectsConfig
-from sparse_dict.errors import UserError
+from sparse_dict.errors import MALFORMED, UserError
 from sparse_dict.sae import architectures
 
 Settings = TypeVar("Settings")
@@ -116,11 +116,12 @@ class Context:
     def at_step_0(self, pair: seeds.SeedPair) -> tuple[float, float]:
         """PW-MCC and shared fraction of what two dictionaries began with.
 
-        Nan where the language model's weights had a say in that and cannot be read.
+        Nan where that is not known: of dictionaries made elsewhere, and where the language model's
+        weights had a say in it and cannot be read.
         """
         try:
             cosine, shared = match_pair(self._begun(pair.first), self._begun(pair.second))
-        except UserError:
+        except (UserError, *MALFORMED):
             return float("nan"), float("nan")
         return float(cosine.mean()), float(shared.mean())
 
