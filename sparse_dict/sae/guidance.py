@@ -5,6 +5,7 @@ comes before it writes, and how strongly a direction acts on the logits.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,12 +81,17 @@ def read(sae: SAEConfig, lm_dir: Path, activations: Activations) -> Guide:
     site = check(sae, lm_dir, activations)
     if site is None:
         return Guide()
+    return _read(sae.guide, sae.guide_shuffled, site, lm_dir, activations)
+
+
+@cache  # most dictionaries of a pass ask for the same
+def _read(guide: str, shuffled: bool, site: Site, lm_dir: Path, activations: Activations) -> Guide:
     lm = lm_folder.load(lm_dir)
     with torch.inference_mode():
-        of = {"init_read": reading, "init_write": writing}.get(sae.guide)
+        of = {"init_read": reading, "init_write": writing}.get(guide)
         found = (of or metric)(lm, site, activations)
     found = found.detach().clone()  # one that autograd may use
-    if sae.guide_shuffled:
+    if shuffled:
         order = torch.from_numpy(np.random.default_rng(0).permutation(activations.d_in))
         found = found[:, order] if of else found[order][:, order]
     return Guide(metric=found) if of is None else Guide(directions=found)
