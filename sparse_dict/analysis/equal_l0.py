@@ -21,7 +21,7 @@ from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Picture, Table
-from sparse_dict.analysis.seeds import SeedPair, estimate
+from sparse_dict.analysis.seeds import FEWEST_SEEDS, SeedPair, common_seeds, estimate
 from sparse_dict.analysis.study import Entry
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files
@@ -107,8 +107,8 @@ def at(pairs: Pairs, of: Callable[[SeedPair], float], l0: float) -> float:
 
 
 def value(pairs: Pairs, measure: Measure, l0: float) -> Estimate:
-    """A measure of one kind and size at an L0, with its interval (`seeds.estimate`)."""
-    return _honest(measure, estimate(pairs, lambda some: at(some, measure.of, l0)))
+    """A measure of one kind and size at an L0, with its interval."""
+    return _estimate(pairs, lambda some: at(some, measure.of, l0), measure)
 
 
 def difference(pairs: Pairs, plain: Pairs, measure: Measure, l0: float) -> Estimate:
@@ -122,14 +122,14 @@ def difference(pairs: Pairs, plain: Pairs, measure: Measure, l0: float) -> Estim
         ours = at([p for p in some if p.first.family == kind], measure.of, l0)
         return ours - at([p for p in some if p.first.family == other], measure.of, l0)
 
-    return _honest(measure, estimate([*pairs, *plain], statistic))
+    return _estimate([*pairs, *plain], statistic, measure)
 
 
-def _honest(measure: Measure, found: Estimate) -> Estimate:
-    """Without an interval where that came from features, which do not move the measure."""
-    if measure.by_feature or "seeds" in found.over:
-        return found
-    return Estimate(found.value, float("nan"), float("nan"), "-")
+def _estimate(pairs: Pairs, statistic: Callable[[Pairs], float], measure: Measure) -> Estimate:
+    """As `seeds.estimate`; without an interval if features would have to give one and cannot."""
+    if measure.by_feature or len(common_seeds(pairs)) >= FEWEST_SEEDS:
+        return estimate(pairs, statistic)
+    return Estimate(statistic(pairs), float("nan"), float("nan"), "-")
 
 
 def table(
@@ -196,7 +196,7 @@ def differences(frame: pd.DataFrame, of: Sequence[Measure], plain: str) -> Figur
     if len(sizes) > 1:
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, title="size", loc="outside lower center", ncols=len(sizes))
-    figure.suptitle(f"Difference from the plain kind ({plain}) at equal L0")
+    figure.suptitle(f"Difference from {plain} at equal L0")
     return figure
 
 
