@@ -11,11 +11,12 @@ from analysis_study import compared, directions, unit, write_dictionary
 from sparse_dict.analysis import effects, study
 from sparse_dict.analysis.analyses import effects as analysis
 from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN
-from sparse_dict.analysis.effects import Compared, effect, measure
+from sparse_dict.analysis.effects import Compared, loss, measure
 from sparse_dict.analysis.seeds import matched
 from sparse_dict.config import EffectsConfig, ModelConfig
 from sparse_dict.config.sites import Site
 from sparse_dict.lm.model import GPT
+from sparse_dict.storage import files
 
 D, N_CTX, LAYER = 12, 16, 1
 
@@ -73,13 +74,12 @@ def test_an_effect_is_that_of_a_hook_that_takes_the_feature_out(model, tmp_path,
         code = torch.relu(x @ torch.from_numpy(weights.W_enc[:, feature]) + weights.b_enc[feature])
         return code[..., None] * torch.from_numpy(entry.decoder[feature])
 
-    original = hooked(lambda x: x)
+    rows, contexts = torch.from_numpy(source.rows(slice(0, 6))), np.arange(6)
+    assert loss(source, contexts, None) == pytest.approx(hooked(lambda x: x), abs=1e-5)
     for feature in range(5):
-        ablated, substituted = effect(source, source.text[:6], (first, feature), (second, 7))
-        want = hooked(lambda x, f=feature: x - part(first, f, x))
-        assert ablated == pytest.approx(want - original, abs=1e-5)
         want = hooked(lambda x, f=feature: x - part(first, f, x) + part(second, 7, x))
-        assert substituted == pytest.approx(want - original, abs=1e-5)
+        change = part(second, 7, rows) - part(first, feature, rows)
+        assert loss(source, contexts, change.numpy()) == pytest.approx(want, abs=1e-5)
 
 
 def test_a_neuron_that_nobody_reads_has_no_effect_and_a_twin_replaces_its_feature(model, tmp_path):
@@ -87,7 +87,9 @@ def test_a_neuron_that_nobody_reads_has_no_effect_and_a_twin_replaces_its_featur
     first, second = entries_of(tmp_path, neurons, neurons[::-1].copy())
     source = source_of(model)
     pair = Compared(first, [matched(first, second)])
-    table = measure(pair, source, EffectsConfig(100, 4, 1000), 0).set_index("feature")
+    table = measure(pair, source, EffectsConfig(100, 4, 1000), 0, tmp_path / "kept").set_index(
+        "feature"
+    )
     assert (table["recurrence"] == 1).all()
     assert table.loc[[3, D + 3], "ablated"].abs().max() < 1e-6
     assert table["ablated"].abs().max() > 1e-2
@@ -99,14 +101,28 @@ def test_an_effect_is_a_mean_over_all_tokens_and_of_many_features_some_are_drawn
     first, second = entries_of(tmp_path, neurons, neurons)
     source = source_of(model)
     pair = Compared(first, [matched(first, second)])
-    every = measure(pair, source, EffectsConfig(100, 1000, 1000), 0).set_index("feature")
+    kept, all_of_them = tmp_path / "kept", EffectsConfig(100, 1000, 1000)
+    table = measure(pair, source, all_of_them, 0, kept)
+    every = table.set_index("feature")
+    contexts, rows = np.arange(len(source.text)), source.rows(slice(None))
+    original = loss(source, contexts, None)
     for feature in (1, 5):
-        whole, _ = effect(source, source.text, (first, feature), (second, feature))
+        without = -first.trained.dictionary.encode(rows.reshape(-1, D))[:, feature, None]
+        change = (without * first.decoder[feature]).reshape(rows.shape)
+        whole = loss(source, contexts, change) - original
         assert every.at[feature, "ablated"] == pytest.approx(whole, abs=1e-5)
-    some = measure(pair, source, EffectsConfig(7, 1000, 1000), 0)
+    some = measure(pair, source, EffectsConfig(7, 1000, 1000), 0, tmp_path / "others")
     assert len(some) == 7
-    kept = every.loc[some["feature"], "ablated"]
-    np.testing.assert_allclose(some["ablated"], kept, atol=1e-6)
+    same = every.loc[some["feature"], "ablated"]
+    np.testing.assert_allclose(some["ablated"], same, atol=1e-6)
+
+    record = files.read_json(kept)  # as a process leaves it that is killed after five features
+    files.write_json(kept, record | {"effects": [[9.0, 9.0]] * 5})
+    resumed = measure(pair, source, all_of_them, 0, kept)
+    assert (resumed["ablated"][:5] == 9).all()
+    pd.testing.assert_frame_equal(resumed[5:], table[5:])
+    files.write_json(kept, record | {"of": "another"})
+    pd.testing.assert_frame_equal(measure(pair, source, all_of_them, 0, kept), table)
 
 
 def table_of(recurrence: np.ndarray, ablated: np.ndarray) -> pd.DataFrame:

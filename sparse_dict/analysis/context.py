@@ -110,7 +110,8 @@ class Context:
         assert self.recurring is not None
         settings = self.settings(EffectsConfig)
         source = harvested.open_source(self.config, self.study, settings.n_tokens)
-        table = effects.measure(self.recurring, source, settings, self.config.seed)
+        kept = Path(self.config.analysis_dir) / "effects_measured.json"
+        table = effects.measure(self.recurring, source, settings, self.config.seed, kept)
         return table, source.text.size
 
     def at_step_0(self, pair: seeds.SeedPair) -> tuple[float, float]:

@@ -3,8 +3,12 @@
 What the dictionary does not explain stays in the activation: nothing but the feature changes.
 """
 
+import hashlib
+import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +21,17 @@ from sparse_dict.analysis.measures.mcs import normalised
 from sparse_dict.analysis.seeds import SeedPair, matched
 from sparse_dict.analysis.study import Chain, Entry
 from sparse_dict.config import EffectsConfig
+from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress
+from sparse_dict.sae.folder import WEIGHTS
+from sparse_dict.storage import door
+from sparse_dict.storage.files import fingerprint, read_json, sha256_file, write_json
 
 Floats = NDArray[np.floating[Any]]
 Rows = NDArray[np.float32]
+
+TOKENS = 4096  # in one forward pass
+SAVE_S = 20.0  # seconds between two savings of what is measured
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,13 @@ def largest(chain: Chain | None, known: Mapping[str, Sequence[SeedPair]]) -> Com
     return None
 
 
-def measure(compared: Compared, source: Source, settings: EffectsConfig, seed: int) -> pd.DataFrame:
-    """A row a feature, with its effects: change of the loss in nats, mean over all tokens."""
+def measure(
+    compared: Compared, source: Source, settings: EffectsConfig, seed: int, kept: Path
+) -> pd.DataFrame:
+    """A row a feature, with its effects: change of the loss in nats, mean over all tokens.
+
+    What is measured is kept in `kept`, so that the same measurement goes on from there.
+    """
     entry, other = compared.entry, compared.pairs[0].second
     active = np.stack(  # (contexts, size)
         [
@@ -67,50 +83,106 @@ def measure(compared: Compared, source: Source, settings: EffectsConfig, seed: i
     features = np.flatnonzero(active.any(0))
     features = np.sort(rng.permutation(features)[: settings.features])
     cosines = normalised(entry.decoder[features]) @ normalised(other.decoder).T
-    recurrence, rows = compared.recurrence, []
-    with Progress("effects", len(features), "features") as progress:
-        for feature, cosine in zip(features.tolist(), cosines, strict=True):
-            partner = int(cosine.argmax())
-            where = np.flatnonzero(active[:, feature])
-            some = rng.permutation(where)[: settings.contexts]
-            ablated, substituted = effect(
-                source, source.text[np.sort(some)], (entry, feature), (other, partner)
-            )
-            share = len(where) / len(active)  # elsewhere nothing changes
-            rows.append(
-                {
-                    "feature": feature,
-                    "frequency": float(entry.frequency[feature]),
-                    "recurrence": float(recurrence[feature]),
-                    "ablated": ablated * share,
-                    "substituted": substituted * share,
-                    "cosine": float(cosine[partner]),
-                }
+    partners = cosines.argmax(axis=1)
+    where = [np.flatnonzero(active[:, feature]) for feature in features]
+    chosen = [np.sort(rng.permutation(found)[: settings.contexts]) for found in where]
+    weights = [sha256_file(e.trained.folder / WEIGHTS) for e in (entry, other)]
+    text = hashlib.sha256(source.text.tobytes()).hexdigest()
+    of = fingerprint([weights, text, asdict(settings), seed])
+    effects = _known(kept, of)
+    done = len(effects)
+    own = _codes(entry, features[done:], chosen[done:], source)
+    theirs = _codes(other, partners[done:], chosen[done:], source)
+    originals = _Originals(source)
+    saved = time.monotonic()
+    with Progress("effects", len(features), "features", done) as progress:
+        for i, (ours, match) in enumerate(zip(own, theirs, strict=True), start=done):
+            without = -ours[..., None] * entry.decoder[features[i]]
+            instead = without + match[..., None] * other.decoder[partners[i]]
+            original = originals.mean(chosen[i])
+            share = len(where[i]) / len(active)  # elsewhere nothing changes
+            effects.append(
+                [share * (loss(source, chosen[i], c) - original) for c in (without, instead)]
             )
             progress.advance(1)
-    return pd.DataFrame(rows)
+            if time.monotonic() - saved > SAVE_S or i + 1 == len(features):
+                write_json(kept, {"of": of, "effects": effects})
+                saved = time.monotonic()
+    ablated, substituted = np.reshape(effects, (-1, 2)).T
+    return pd.DataFrame(
+        {
+            "feature": features,
+            "frequency": entry.frequency[features],
+            "recurrence": compared.recurrence[features],
+            "ablated": ablated,
+            "substituted": substituted,
+            "cosine": cosines.max(axis=1, initial=-1),
+        }
+    )
+
+
+def _pairs(value: Any) -> bool:
+    """A list of pairs of numbers."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(map(door.number, pair)) for pair in value
+    )
+
+
+def _known(kept: Path, of: str) -> list[list[float]]:
+    """What `kept` holds of the measurement `of`: pairs of effects, of the first features."""
+    try:
+        found = door.checked(read_json(kept), kept, {"of": door.text, "effects": _pairs})
+    except UserError:
+        return []
+    return list(found["effects"]) if found["of"] == of else []
+
+
+def _codes(
+    entry: Entry, features: NDArray[np.int64], chosen: Sequence[NDArray[np.int64]], source: Source
+) -> list[Rows]:
+    """The codes of each feature in the contexts chosen for it, (contexts, kept) each.
+
+    All features are encoded together, and each context once.
+    """
+    found: list[list[Rows]] = [[] for _ in features]
+    users = defaultdict(list)
+    for i, contexts in enumerate(chosen):
+        for context in contexts.tolist():
+            users[context].append(i)
+    for context in sorted(users):
+        codes = entry.trained.dictionary.encode(source.rows(slice(context, context + 1))[0])
+        for i in users[context]:  # in the order of its contexts, which are sorted
+            found[i].append(codes[:, features[i]].copy())
+    return [np.stack(rows) for rows in found]
+
+
+class _Originals:
+    """The model's own loss on each context, computed when it is first asked for."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._known: dict[int, float] = {}
+
+    def mean(self, contexts: NDArray[np.int64]) -> float:
+        """Over some contexts."""
+        for context in contexts.tolist():
+            if context not in self._known:
+                self._known[context] = loss(self._source, np.array([context]), None)
+        return float(np.mean([self._known[context] for context in contexts.tolist()]))
 
 
 @torch.inference_mode()
-def effect(
-    source: Source,
-    text: NDArray[np.int32],
-    feature: tuple[Entry, int],
-    partner: tuple[Entry, int],
-) -> tuple[float, float]:
-    """Change of the mean loss on contexts `text` without a feature, and with its partner."""
+def loss(source: Source, contexts: NDArray[np.int64], change: Rows | None) -> float:
+    """The mean loss on contexts in nats, with `change` (contexts, kept, d_in) added to the rows."""
     model, skip = source.lm.model, source.place.skip_first
-    tokens = torch.from_numpy(text.astype(np.int64)).to(model.device)
-    found, follow = model.split(tokens[:, :-1], tokens[:, 1:], source.place.sites)
-    x = rows_of(found, skip)
-    own, theirs = part(*feature, x), part(*partner, x)
-    original, ablated, substituted = (
-        float(follow(put_back(found, new, skip))) for new in (x, x - own, x - own + theirs)
-    )
-    return ablated - original, substituted - original
-
-
-def part(entry: Entry, feature: int, x: Rows) -> Rows:
-    """What a feature adds to the reconstruction of rows x (n, d_in)."""
-    code = entry.trained.dictionary.encode(x)[:, feature]
-    return code[:, None] * entry.decoder[feature]
+    total, at_once = 0.0, max(1, TOKENS // source.text.shape[1])
+    for start in range(0, len(contexts), at_once):
+        some = slice(start, start + at_once)
+        text = source.text[contexts[some]]
+        tokens = torch.from_numpy(text.astype(np.int64)).to(model.device)
+        values, follow = model.split(tokens[:, :-1], tokens[:, 1:], source.place.sites)
+        if change is not None:
+            x = rows_of(values, skip)
+            values = put_back(values, x + change[some, :-1].reshape(x.shape), skip)
+        total += float(follow(values)) * len(text)
+    return total / len(contexts)
