@@ -202,7 +202,7 @@ def floor(task: Task) -> dict:
     idle = starts(task)
     for state in idle:
         state.b.fill_(-1e9)
-    ((_, step_fn),) = ensemble.make_steps(idle, 128, task.steps)
+    ((_, step_fn),) = ensemble.make_steps(idle, task.steps)
     with step_fn as ours_idle:
         kinds: dict[str, Callable[[Any, int], Any]] = {
             "products": multiply,

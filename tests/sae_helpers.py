@@ -37,7 +37,7 @@ def sae_config(*, seed: int = 0, training: dict[str, Any] | None = None, **sae: 
         resample_every=2, aux_k=4, aux_coefficient=0.03125,
         strategy="plain", freeze_above=0.9, perturb_every=2,
         perturb_noise=0.5, perturb_share=0.75, precision="fp32", project_gradient=False,
-        prefixes=[0.25, 0.5, 1.0],
+        prefixes=[0.25, 0.5, 1.0], widths=[5, 11],
     )  # fmt: skip
     values |= sae
     kind = architectures.known()[values["activation"]].Config
@@ -82,7 +82,12 @@ def sparse_rows(n: int, d_in: int, seed: int = 0) -> Tensor:
 
 def pad(x: Tensor) -> Tensor:
     """Zero columns up to the kernel's width."""
-    return torch.nn.functional.pad(x, (0, kernel.padded(x.shape[1]) - x.shape[1]))
+    return pad_to(kernel.padded(x.shape[1]), x)
+
+
+def pad_to(width: int, x: Tensor) -> Tensor:
+    """Zero columns up to `width`."""
+    return torch.nn.functional.pad(x, (0, width - x.shape[1]))
 
 
 @dataclass
@@ -101,31 +106,37 @@ def planted_guide(d_in: int, strong: Tensor | None = None) -> Guide:
     return Guide(directions=None, metric=metric * (d_in / metric.trace()))
 
 
-def begun(config: TrainSAEConfig, d_in: int) -> State:
+def begun(config: TrainSAEConfig, d_in: int, d_out: int | None = None) -> State:
     """The state at the beginning, with a planted guide if the loss needs one."""
-    return State.initial(config, d_in, CPU, planted_guide(d_in))
+    return State.initial(config, d_in, CPU, d_out, planted_guide(d_in))
 
 
-def by_the_definition(config: TrainSAEConfig, batches: list[Tensor], d_in: int) -> Reference:
-    """`loss.objective` in float64, trained by autograd and torch.optim.Adam."""
+def by_the_definition(
+    config: TrainSAEConfig, batches: list[Tensor], d_in: int, targets: list[Tensor] | None = None
+) -> Reference:
+    """`loss.objective` in float64, trained by autograd and torch.optim.Adam.
+
+    `targets` are what each batch is to become, of a transcoder.
+    """
     sae, o = config.sae, config.optimizer
-    state = begun(config, d_in)
-    leaves = {
-        name: (tensor[..., :d_in] if name in ("W_enc", "W_dec", "b_dec") else tensor)
-        .double().clone().requires_grad_()
-        for name, tensor in state.params.items()
-    }  # fmt: skip
+    state = begun(config, d_in, targets[0].shape[1] if targets else None)
+    whole = state.whole(d_in, state.d_out)
+    leaves = {name: whole[name].double().clone().requires_grad_() for name in state.params}
     adam = torch.optim.Adam(list(leaves.values()), betas=(o.beta1, o.beta2), eps=o.eps)
     last_fired, seen, sums = torch.zeros(sae.dict_size, dtype=torch.int64), 0, []
-    for t, x in enumerate((batch.double() for batch in batches), start=1):
+    pairs = zip(batches, targets or batches, strict=True)
+    for t, (x, y) in enumerate(((x.double(), y.double()) for x, y in pairs), start=1):
         seen += len(x)
-        h = hyper(config, t, d_in)
+        h = hyper(config, t, state.d_out)
         numbers = {name: torch.tensor(n, dtype=torch.float64) for name, n in h.numbers.items()}
         unused = seen - last_fired >= min(config.training.dead_window, seen)
         inactive = unused if sae.dead == "auxk" else None
         p = {"W_enc": leaves["W_dec"]} | leaves
         metric = planted_guide(d_in).metric.double() if state.architecture.priced else None
-        fit = objective(state.architecture, p, x, numbers, inactive, metric)
+        fit = objective(state.architecture, p, x, numbers, inactive, y, metric)
+        made = fit.x_hat.detach()
+        if sae.skip:
+            made = made + x @ p["W_skip"].detach().T
         for group in adam.param_groups:
             group["lr"] = h.lr
         adam.zero_grad()
@@ -140,17 +151,19 @@ def by_the_definition(config: TrainSAEConfig, batches: list[Tensor], d_in: int) 
                 W_enc = leaves["W_enc"]
                 W_enc += (1 - (W_enc * W_dec).sum(1, keepdim=True)) * W_dec
         last_fired[(codes > 0).any(0)] = seen
-        error = float((fit.x_hat.detach() - x).square().sum())
+        error = float((made - y).square().sum())
         sums.append(Stats(error, float(codes.sum()), int((codes > 0).sum()), len(x)))
     return Reference({name: leaf.detach() for name, leaf in leaves.items()}, sums)
 
 
-def assert_same_parameters(state: State, want: dict[str, Tensor], d_in: int) -> None:
+def assert_same_parameters(
+    state: State, want: dict[str, Tensor], d_in: int, d_out: int | None = None
+) -> None:
     """Those of a float32 state and of the definition.
 
     Adam divides by the gradient's size, so rounding shows where gradients are tiny: 2e-4 is a fifth
     of one step of the learning rate, of which about ten are made.
     """
-    got = state.whole(d_in)
+    got = state.whole(d_in, d_out)
     for name, tensor in want.items():
         torch.testing.assert_close(got[name].double(), tensor, rtol=0, atol=2e-4, msg=name)

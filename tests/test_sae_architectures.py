@@ -49,6 +49,13 @@ def by_hand(kind: str, p: dict[str, np.ndarray], x: np.ndarray, sae) -> float:
     if kind == "jumprelu":
         on = z > np.exp(p["log_threshold"])
         return mse(relu(z) * on @ p["W_dec"], x) + 0.25 * on.sum(1).mean()
+    if "crosscoder" in kind:
+        norms = sum(np.linalg.norm(part, axis=1) for part in np.split(p["W_dec"], [5], axis=1))
+        c = relu(z)
+        if kind == "batch_topk_crosscoder":
+            c = c * (c * norms >= np.sort((c * norms).ravel())[-sae.k * len(x)])
+            return mse(c @ p["W_dec"] + p["b_dec"], x)
+        return mse(c @ p["W_dec"] + p["b_dec"], x) + 0.125 * (c * norms).sum(1).mean()
     along = (x - p["b_dec"]) @ p["W_enc"].T if "b_dec" in p else z - p["b"]
     if kind == "gated":
         gate = along + p["b"]
@@ -110,12 +117,13 @@ def test_what_is_saved_computes_on_raw_activations_what_was_trained_on(kind, tie
     x = sparse_rows(50, D_IN)
     if state.batch_floor is not None:
         state.batch_floor.fill_(0.3)
-    saved = on_raw(state, D_IN, view)
+    saved = on_raw(state, view, view)
     p = state.whole(D_IN)
     codes = state.architecture.encode(p, x).codes
     if state.architecture.keeps_floor:  # the batch's choice becomes one threshold
         z = state.architecture.pre_activations(p, x)
-        codes = z * (z > 0.3)
+        floor = 0.3 / state.architecture.norms(p) if "crosscoder" in kind else 0.3
+        codes = z * (z > floor)
     raw = x.numpy() * view.scale.astype("f4") + view.mean
     torch.testing.assert_close(
         torch.from_numpy(saved.encode(raw)), scale * codes, rtol=1e-4, atol=1e-4

@@ -205,7 +205,7 @@ def on_the_gpu(configs: list[TrainSAEConfig], rows: list[Tensor], may_wait: bool
     """Trained by captured steps, which torch refuses to let wait unless they may."""
     device = torch.device("cuda:0")
     guide = planted_guide(D_IN)
-    states = [State.initial(config, D_IN, device, guide) for config in configs]
+    states = [State.initial(config, D_IN, device, guide=guide) for config in configs]
     step = DenseStep(states, D_IN)
     given = [pad(x).to(device) for x in rows]
     try:

@@ -79,7 +79,7 @@ def test_what_is_written_is_the_slope_of_the_hidden_layer_at_the_mean_pre_activa
 def test_initial_rows_lie_in_the_span_of_the_weights(base, guide, init):
     found = read(base, guide)
     config = sae_config(guide=guide, init=init, dict_size=40)
-    state = State.initial(config, D, CPU, found)
+    state = State.initial(config, D, CPU, guide=found)
     rows = state.W_dec[:, :D]
     basis = torch.linalg.qr(found.directions.T).Q  # (d_in, d_model), of d_in 12 and d_model 8
     torch.testing.assert_close(rows @ basis @ basis.T, rows, rtol=0, atol=1e-5)
@@ -104,11 +104,11 @@ def test_equal_seeds_begin_alike_whatever_rows_they_see_and_other_seeds_do_not()
     guide = Guide(directions=torch.randn(5, D_IN, generator=torch.Generator().manual_seed(3)))
     for sae in ({}, {"guide": "init_read"}, {"encoder_norm": True}):
         first, other = (
-            State.initial(sae_config(training=training, **sae), D_IN, CPU, guide).params
+            State.initial(sae_config(training=training, **sae), D_IN, CPU, guide=guide).params
             for training in ({"rows": "half_a"}, {"rows": "bootstrap", "rows_seed": 4})
         )
         assert all(torch.equal(first[name], other[name]) for name in first)
-        another = State.initial(sae_config(seed=1, **sae), D_IN, CPU, guide)
+        another = State.initial(sae_config(seed=1, **sae), D_IN, CPU, guide=guide)
         assert not torch.equal(first["W_dec"], another.W_dec)
 
 
@@ -148,7 +148,7 @@ def trained(guide: str, seed: int, steps: int = 600, **sae) -> torch.Tensor:
     )  # fmt: skip
     x, truth = planted(steps * 256)
     found = planted_guide(D_IN, truth[:6])
-    state = State.initial(config, D_IN, CPU, found)
+    state = State.initial(config, D_IN, CPU, guide=found)
     chosen = Selection.of(state, config, found)
     batches = x.split(256)
     with SparseStep(kernel.load(kernel.padded(D_IN)), [state], D_IN) as step:

@@ -19,7 +19,7 @@ def test_each_perturbation_and_either_side_of_a_pair_has_noise_of_its_own():
 
     def pushed(step: int) -> torch.Tensor:
         state = State.initial(config, 32, CPU)
-        pair = FreezePerturb.beside(state, config, 32)
+        pair = FreezePerturb.beside(state, config)
         before = [s.W_enc.clone() for s in pair.pair]
         pair.after_step(step, 100)
         moved = [s.W_enc - b for s, b in zip(pair.pair, before, strict=True)]

@@ -220,8 +220,8 @@ def test_a_companion_that_turns_non_finite_drops_its_dictionary(
 ):
     beside = FreezePerturb.beside
 
-    def broken(state, config, d_in):
-        pair = beside(state, config, d_in)
+    def broken(state, config):
+        pair = beside(state, config)
         pair.pair[1].b[0] = float("nan")
         return pair
 
@@ -290,7 +290,7 @@ def frozen_config(activations_dir):
 def test_freezing_keeps_convergent_features_and_moves_the_others(activations_dir):
     config = frozen_config(activations_dir)
     state = State.initial(config, D_IN, torch.device("cpu"))
-    pair = FreezePerturb.beside(state, config, D_IN)
+    pair = FreezePerturb.beside(state, config)
     companion = pair.pair[1]
     companion.W_dec[:5] = state.W_dec[:5]  # found by both
     before = state.W_dec.clone()

@@ -33,25 +33,29 @@ from sparse_dict.storage import files
 from sparse_dict.text.bpe import bytes_by_character
 
 # Where each family keeps its blocks; its final norm; and within a block the modules of which a
-# short name means the input or the output: attn_out, resid_mid, mlp_pre and mlp_post (of a gated
-# MLP, mlp_pre is the gate before the non-linearity, and mlp_post what it lets through). resid_pre
-# and resid_post are the block's own.
+# short name means the input or the output: attn_out, resid_mid, mlp_pre, mlp_post and mlp_out (of a
+# gated MLP, mlp_pre is the gate before the non-linearity, and mlp_post what it lets through).
+# resid_pre and resid_post are the block's own.
 FAMILIES = {
     "transformer.h": (
-        "transformer.ln_f", "attn:out", "ln_2:in", "mlp.c_fc:out", "mlp.c_proj:in"
+        "transformer.ln_f", "attn:out", "ln_2:in", "mlp.c_fc:out", "mlp.c_proj:in", "mlp:out",
     ),
     "gpt_neox.layers": (
         "gpt_neox.final_layer_norm", "attention:out", "post_attention_layernorm:in",
-        "mlp.dense_h_to_4h:out", "mlp.dense_4h_to_h:in",
+        "mlp.dense_h_to_4h:out", "mlp.dense_4h_to_h:in", "mlp:out",
     ),
     "model.layers": (
         "model.norm", "self_attn:out", "post_attention_layernorm:in", "mlp.gate_proj:out",
-        "mlp.down_proj:in",
+        "mlp.down_proj:in", "mlp:out",
     ),
 }  # fmt: skip
-# Norms of what a sublayer adds (Gemma 2, OLMo 2): there the table's attn_out and resid_mid are
-# something else.
+# Norms of what a sublayer adds (Gemma 2, OLMo 2): there the table's attn_out, mlp_out and resid_mid
+# are something else.
 POST_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+WRITTEN = {
+    "attn_out": ("attention", "post_attention_layernorm"),
+    "mlp_out": ("MLP", "post_feedforward_layernorm"),
+}
 
 
 BYTES = bytes_by_character()  # of tokenizers that show each byte as a character
@@ -252,10 +256,11 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
     if site.name == "resid_mid" and (parallel or normed):
         why = "attention and MLP are parallel" if parallel else "the norms lie elsewhere"
         raise UserError(f"harvest: {site} does not exist in this {type(model).__name__}: {why}")
-    if site.name == "attn_out" and normed:
+    if site.name in WRITTEN and normed:
+        part, norm = WRITTEN[site.name]
         raise UserError(
-            f"harvest: {site}: this {type(model).__name__} normalises what the attention adds; "
-            f"give a module's path, such as {family}.{site.layer}.post_attention_layernorm"
+            f"harvest: {site}: this {type(model).__name__} normalises what the {part} adds; "
+            f"give a module's path, such as {family}.{site.layer}.{norm}"
         )
     path, _, end = _places(family)[site.name].partition(":")
     return _module(model, f"{family}.{site.layer}.{path}".rstrip("."), site), end == "in"

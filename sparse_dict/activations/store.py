@@ -114,6 +114,11 @@ class Activations:
         return cls(folder, shards, width, None)
 
     @property
+    def folders(self) -> list[Path]:
+        """The folder of each harvest: one, unless several are read side by side."""
+        return [self.folder]
+
+    @property
     def rows(self) -> int:
         """Rows in all shards."""
         return len(self._rows)
@@ -135,6 +140,25 @@ class Activations:
             {"columns": [0, self.d_in], "rms": self.rms}
         ]
         return [(slice(*place["columns"]), float(place["rms"])) for place in places]
+
+    def at(self, site: str | None, key: str = "sae.site") -> "Activations":
+        """The same rows, with the columns of one site; of None, all.
+
+        Raises:
+            UserError: there is no such site; `key` is what the user set.
+        """
+        if site is None:
+            return self
+        manifest = self.manifest or {}
+        layer, name = manifest.get("layer"), str(manifest.get("site"))
+        names = [place["site"] for place in manifest.get("sites", [])]
+        alone = name if layer is None else f"{layer}/{name}"
+        if not names and site == alone:
+            return self
+        if site not in names:
+            there = ", ".join(names) or (alone if "site" in manifest else "sites that have no name")
+            raise UserError(f"{key}={site} is not in {self.folder}, which holds {there}")
+        return _AtSite(self, *self.sites[names.index(site)])
 
     @property
     def mean_to_spread(self) -> float:
@@ -220,6 +244,28 @@ class Activations:
         """
         for path in self.changed():
             raise UserError(f"{path} has changed since it was written: harvest again")
+
+
+class _AtSite(Activations):
+    """Activations of several sites, of which the columns of one are seen."""
+
+    def __init__(self, whole: Activations, columns: slice, rms: float) -> None:
+        width = columns.stop - columns.start
+        super().__init__(whole.folder, whole.shards, width, whole.manifest)
+        self._columns = columns
+        self._seen = whole.mean[columns], rms, whole.fingerprint
+
+    @property
+    def _moments(self) -> tuple[NDArray[np.float64], float, str]:
+        return self._seen
+
+    @property
+    def sites(self) -> list[tuple[slice, float]]:
+        return [(slice(0, self.d_in), self.rms)]
+
+    def read_into(self, start: int, out: Floats) -> None:
+        for part, where in self._rows.pieces(start, start + len(out)):
+            _convert(part[:, self._columns], out[where])
 
 
 def mean_to_spread(mean: NDArray[np.float64], rms: float) -> float:

@@ -26,6 +26,7 @@ from sparse_dict.sae import architectures
 
 Settings = TypeVar("Settings")
 
+SAMPLE = 16_384  # evaluation rows, where a few are enough
 PARTIAL = "partial"  # in the analysis' folder, while it is made
 
 
@@ -56,15 +57,21 @@ class Context:
         """MCS of all dictionaries with their larger ones."""
         return Comparison(self.study, self.config.comparison, self.evaluation_rows)
 
-    def evaluation_rows(self, most: int = 16_384) -> NDArray[np.float32]:
+    def evaluation_rows(self, most: int = SAMPLE) -> NDArray[np.float32]:
         """The last rows of the activations (n, d_in), on which no dictionary was trained.
 
         Raises:
             UserError: the activations are not in `activations_dir`.
         """
-        held_out = min(int(entry.metrics["eval_rows"]) for entry in self.study.entries)
-        end = self.activations.rows
-        return self.activations.read(end - min(held_out, most, end), end)
+        return _last(self.study, self.activations, most)
+
+    def sample_of(self, study: Study) -> NDArray[np.float32]:
+        """The last rows of what the dictionaries of another site read, of the same tokens.
+
+        Raises:
+            UserError: the activations are not in `activations_dir`.
+        """
+        return _last(self.study, measured_bases.activations_of(study, self.config), SAMPLE)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -87,7 +94,9 @@ class Context:
         if chain is None:
             return None
         chains = [chain, *(c for c in self.comparison.same_but_seed(chain) if c is not chain)]
-        return Splitting(tuple(chains[: seeds.MOST_SEEDS]), self.evaluation_rows())
+        x = self.evaluation_rows()
+        y = x if self.study.target is None else _last(self.study, self.targets, SAMPLE)
+        return Splitting(tuple(chains[: seeds.MOST_SEEDS]), x, y)
 
     @cached_property
     def row_pairs(self) -> dict[str, list[seeds.SeedPair]]:
@@ -135,7 +144,8 @@ class Context:
         sae, guide = kind.Config(**entry.metrics["config"]["sae"]), guidance.Guide()
         if sae.guide != "none":
             guide = guidance.read(sae, Path(self.config.lm_dir), self.activations)
-        drawn = drawn_from(entry.seed, kind(sae), entry.decoder.shape[1], guide.directions)
+        widths = entry.encoder.shape[1], entry.decoder.shape[1]
+        drawn = drawn_from(entry.seed, kind(sae), *widths, guide.directions)
         return drawn.get("W_enc", drawn["W_dec"]).numpy(), drawn["W_dec"].numpy()
 
     @cached_property
@@ -181,15 +191,33 @@ class Context:
         return measured_bases.activations_of(self.study, self.config)
 
     @cached_property
+    def targets(self) -> Activations:
+        """What they were trained to reconstruct: the same, but for transcoders.
+
+        Raises:
+            UserError: as `activations`.
+        """
+        return measured_bases.targets_of(self.study, self.config)
+
+    @cached_property
     def bases(self) -> measured_bases.Measured:
         """The simpler bases, fitted and measured on the activations.
 
         Raises:
             UserError: the activations are not there, are damaged or too few.
         """
+        if self.study.target is not None:
+            raise UserError("a basis maps no site to another, as transcoders do")
         self.activations.verify()
         settings = self.settings(BaselinesConfig)
         return measured_bases.measure(self.study, self.activations, settings, self.config.seed)
+
+
+def _last(study: Study, activations: Activations, most: int) -> NDArray[np.float32]:
+    """The last rows, at most `most`, on which no dictionary of `study` was trained."""
+    held_out = min(int(entry.metrics["eval_rows"]) for entry in study.entries)
+    end = activations.rows
+    return activations.read(end - min(held_out, most, end), end)
 
 
 def _no_claims(_context: Context) -> list[Claim]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_dict.activations.harvest import widths
+from sparse_dict.activations.side_by_side import TOGETHER
 from sparse_dict.activations.stage import hf
 from sparse_dict.activations.store import MANIFEST, Activations, Rows
 from sparse_dict.analysis.study import Study
@@ -56,10 +57,10 @@ class Source:
     """The language model that was harvested, pieces of the text that it read, and their rows."""
 
     lm: OpenLM
-    place: Place
+    place: Place  # what decoder rows are directions of: what was read, or a transcoder's target
     columns: tuple[tuple[int, int], ...]  # of each site: first, and last but one
     text: NDArray[np.int32]  # (contexts, n_ctx), the positions without rows among them
-    kept: Rows  # (contexts, kept, d_in): the rows as they were harvested
+    kept: Rows  # (contexts, kept, d_in): the rows that are read, as they were harvested
     n_harvested: int  # rows of the whole harvest
 
     def rows(self, contexts: slice | NDArray[np.int64]) -> Floats:
@@ -88,9 +89,10 @@ def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
         UserError: a part of it is not there, or cannot be read.
     """
     folder, manifest = _harvest(config, study)
-    taken, lm = place(manifest), model(manifest, config)
-    activations = Activations.open(folder)
-    columns = columns_of(lm.model, taken.sites, activations.d_in)
+    whole, lm = Activations.open(folder), model(manifest, config)
+    activations, written = whole.at(study.site), whole.at(study.target or study.site)
+    taken = place(manifest, study.target or study.site)
+    columns = columns_of(lm.model, taken.sites, written.d_in)
     stream, _ = text(manifest, Path(config.cache_dir), lm.n_ctx)
     kept = lm.n_ctx - taken.skip_first  # rows of one context
     available = min(activations.rows // kept, len(stream) // lm.n_ctx)
@@ -181,12 +183,14 @@ def manifest_of(config: AnalyzeConfig, study: Study) -> dict[str, Any]:
     return _harvest(config, study)[1]
 
 
-def place(manifest: dict[str, Any]) -> Place:
-    """Where the activations were taken.
+def place(manifest: dict[str, Any], site: str | None = None) -> Place:
+    """Where the activations were taken; those of one `site` that is given.
 
     Raises:
         UserError: not in a language model, or the manifest does not say where.
     """
+    if TOGETHER in manifest:
+        raise UserError("these activations are several harvests' side by side, of no one model")
     if "model" not in manifest["fingerprints"]:
         raise UserError("these activations do not come from a language model")
     try:
@@ -198,6 +202,8 @@ def place(manifest: dict[str, Any]) -> Place:
         layers = [site.layer for site in sites if site.layer is not None]
         if not sites or not _counts(*layers, skip, manifest["rows"]):
             raise ValueError("whole numbers of layer, rows or skip_first")
+        if site is not None:
+            sites = [parse(site, None, "site")]
         return Place(tuple(sites), skip)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the activations' manifest lacks {error}") from None
@@ -360,7 +366,7 @@ def _harvest(config: AnalyzeConfig, study: Study) -> tuple[Path, dict[str, Any]]
     metrics = study.entries[0].metrics
     wanted = (metrics.get("fingerprints") or {}).get("activations")
     recorded = metrics["config"].get("activations_dir")
-    tried = _folders([config.activations_dir, beside(config, recorded)])
+    tried = _folders([*map(str, config.activations_dirs), beside(config, recorded)])
     for folder in tried:
         if (folder / MANIFEST).exists():
             manifest = files.read_json(folder / MANIFEST)

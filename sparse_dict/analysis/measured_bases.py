@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sparse_dict.activations.side_by_side import open_all
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import harvested
 from sparse_dict.analysis.measures.bases import (
@@ -30,7 +31,7 @@ Wide = NDArray[np.float64]
 
 
 def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
-    """The activations that the study's dictionaries were trained on.
+    """The activations that the study's dictionaries read: the columns of their site.
 
     Those in `activations_dir`. If `sae_dir` names several studies they are sought beside each one's
     dictionaries, too, and where their records say if that is beside the study.
@@ -40,22 +41,33 @@ def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
     """
     metrics = study.entries[0].metrics
     wanted = (metrics.get("fingerprints") or {}).get("activations")
-    tried = [Path(config.activations_dir)]
+    tried = [config.activations_dirs]
     if len(config.sae_dirs) > 1:
         recorded = harvested.beside(config, metrics["config"].get("activations_dir"))
-        tried = [study.folder.parent / "activations", *tried, *map(Path, filter(None, [recorded]))]
+        own = [study.folder.parent / "activations"]
+        tried = [own, *tried, *([[Path(recorded)]] if recorded else [])]
     errors = []
-    for folder in tried:
+    for folders in tried:
         try:
-            found = Activations.open(folder)
+            found = open_all(*folders)
         except UserError as error:
             errors.append(error)
             continue
         if found.fingerprint == wanted:
-            return found
+            return found.at(study.site)
         what = "holds other activations than the dictionaries were trained on"
-        errors.append(UserError(f"{folder} {what}"))
+        errors.append(UserError(f"{' and '.join(map(str, folders))} {what}"))
     raise errors[0]
+
+
+def targets_of(study: Study, config: AnalyzeConfig) -> Activations:
+    """What the study's dictionaries reconstruct.
+
+    Raises:
+        UserError: as `activations_of`.
+    """
+    read = activations_of(study, config)
+    return read if study.target is None else open_all(*read.folders).at(study.target)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ class Splitting:
 
     chains: tuple[Chain, ...]
     rows: NDArray[np.float32]  # evaluation rows, (rows, d_in)
+    targets: NDArray[np.float32]  # what they are to become, (rows, d_out): for most the same
 
     @cached_property
     def steps(self) -> list[list[Step]]:
@@ -26,7 +27,7 @@ class Splitting:
         return [
             step(
                 small.trained.dictionary, large.trained.dictionary, (small.alive, large.alive),
-                self.rows,
+                self.rows, self.targets,
             )
             for small, large in zip(chain.entries[:-1], chain.entries[1:], strict=True)
         ]  # fmt: skip

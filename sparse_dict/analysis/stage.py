@@ -122,14 +122,18 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
 
     started, home = time.monotonic(), folder.parent
     features = config.comparison.features
-    loaded, *others = (study.load(sae_dir, features) for sae_dir in config.sae_dirs)
+    site = config.comparison.site
+    first, *rest = config.sae_dirs
+    loaded = study.load(first, features, site)
+    others = [study.load(sae_dir, features) for sae_dir in rest]
     for item in (item for found in (loaded, *others) for item in found.left_out):
         log.warning("left out: %s (%s)", item.name, item.reason)
     log.info("comparing %d dictionaries of %s", len(loaded.entries), loaded.folder)
 
     compared = {
         entry.name: files.fingerprint(files.sha256_file(entry.trained.folder / WEIGHTS))
-        for entry in loaded.entries
+        for one in (loaded, *loaded.beside)
+        for entry in one.entries
     }
     name, prints = f"{config.name} analysis", {"dictionaries": files.fingerprint(compared)}
     with (

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.config.identity import NEUTRAL, SOURCES
+from sparse_dict.config.sites import SITES
 from sparse_dict.errors import UserError, printable
 from sparse_dict.sae.architectures import Architecture, known
 from sparse_dict.storage import door
@@ -18,10 +19,12 @@ from sparse_dict.storage import door
 if TYPE_CHECKING:
     from sparse_dict.sae.folder import Trained
 
+ALL_SITES = "all sites"  # what a dictionary of all columns is called where others see one site
 LABELS = {"l1": "L1", "k": "k", "l0": "L0 penalty"}
 NAMES = {"l1": "L1 coefficient", "k": "k (active features a row)", "l0": "L0 coefficient"}
 # Two dictionaries belong to the same family if their configs agree in everything but these and the
 # axis of their family: the setting that is swept to make them sparse.
+Places = tuple[str | None, str | None]  # the site that is read, and a transcoder's target
 INCIDENTAL = {*NEUTRAL, *SOURCES, "training.snapshots", "sae.dict_size", "seed"}
 
 
@@ -62,6 +65,11 @@ class Entry:
             "level": self.level,
             "seed": self.seed,
         }
+
+    @property
+    def transcodes(self) -> bool:
+        """Whether it reconstructs another site than it reads."""
+        return _places(self.metrics)[1] is not None
 
     @property
     def l1(self) -> float:
@@ -118,11 +126,28 @@ class Study:
     entries: tuple[Entry, ...]
     left_out: tuple[LeftOut, ...]
     chains: tuple[Chain, ...]
+    # Those of other sites of the same harvest, in the order in which a row holds these
+    beside: tuple["Study", ...] = ()
 
     @property
     def d_in(self) -> int:
-        """Width of the activations."""
+        """Width of decoder rows: of the activations, or of a transcoder's target."""
         return int(self.entries[0].decoder.shape[1])
+
+    @property
+    def site(self) -> str | None:
+        """The site whose columns are read; None: all columns."""
+        return _places(self.entries[0].metrics)[0]
+
+    @property
+    def target(self) -> str | None:
+        """The site that transcoders reconstruct; None: what is read."""
+        return _places(self.entries[0].metrics)[1]
+
+    @property
+    def at(self) -> str:
+        """What tells it from those of other sites: a site, or `A to B` of transcoders."""
+        return _at((self.site, self.target))
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -139,6 +164,19 @@ class Study:
     @property
     def _oddities(self) -> dict[str, int]:
         return {entry.family: _oddity(entry.metrics) for entry in self.entries}
+
+
+def _places(metrics: Mapping[str, Any]) -> Places:
+    """Which site a dictionary reads and which it reconstructs, as far as its config says."""
+    sae = metrics["config"].get("sae")
+    found = (sae.get(key) if isinstance(sae, Mapping) else None for key in ("site", "target"))
+    site, target = (str(value) if value is not None else None for value in found)
+    return site, target
+
+
+def _at(places: Places) -> str:
+    site, target = places
+    return (site or ALL_SITES) + (f" to {target}" if target else "")
 
 
 def number(value: float) -> str:
@@ -208,7 +246,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
-        else:
+        elif value is not None:  # which older records lack
             yield f"{prefix}{key}", value
 
 
@@ -291,16 +329,19 @@ def _wrong(name: str, metrics: Mapping[str, Any]) -> str | None:
     return None
 
 
-def load(folder: Path, features: str = "all") -> Study:
+def load(folder: Path, features: str = "all", site: str | None = None) -> Study:
     """Read every dictionary below `folder`; broken, unfinished and foreign ones are left out.
 
     So are those without an active feature where only features that are ``alive`` count.
 
     Dictionaries can only be compared on the same activations: where fingerprints or widths differ,
-    the largest group is kept and the others are left out by name, as are repetitions.
+    the largest group is kept and the others are left out by name, as are repetitions. Those of
+    different sites of one harvest are studies of their own: `site` (`Study.at`) says which is
+    returned, with the others `beside` it; without it the one with most dictionaries, else the
+    first in a row.
 
     Raises:
-        UserError: no dictionary can be read.
+        UserError: no dictionary can be read, or there is none of that site.
     """
     from sparse_dict.sae.folder import read
 
@@ -326,14 +367,46 @@ def load(folder: Path, features: str = "all") -> Study:
         raise UserError(f"no dictionary in {folder} can be used; the first: {left_out[0].reason}")
 
     origins = {name: _origin(trained) for name, trained in found.items()}
-    kept, _ = Counter(origins.values()).most_common(1)[0]
+    kept, _ = Counter(fingerprint for fingerprint, _ in origins.values()).most_common(1)[0]
+    widths: dict[Places, Counter[int]] = defaultdict(Counter)
     for name, (fingerprint, d_in) in origins.items():
-        if (fingerprint, d_in) != kept:
-            del found[name]
+        if fingerprint == kept:
+            widths[_places(found[name].metrics)][d_in] += 1
+    by_place: dict[Places, dict[str, Trained]] = defaultdict(dict)
+    for name, (fingerprint, d_in) in origins.items():
+        place = _places(found[name].metrics)
+        if fingerprint == kept and d_in == widths[place].most_common(1)[0][0]:
+            by_place[place][name] = found[name]
+        else:
             left_out.append(
                 LeftOut(name, f"trained on other activations ({fingerprint}, {d_in} wide)")
             )
+    studies = {_at(place): _study(folder, by_place[place]) for place in sorted(by_place, key=_rank)}
+    if site is not None and site not in studies:
+        there = ", ".join(studies)
+        raise UserError(f"comparison.site={site}: {folder} holds dictionaries of {there}")
+    chosen = studies.pop(site or max(studies, key=lambda at: len(studies[at].entries)))
+    left_out += [item for one in (chosen, *studies.values()) for item in one.left_out]
+    return replace(chosen, left_out=tuple(left_out), beside=tuple(studies.values()))
 
+
+def _rank(place: Places) -> tuple[Any, ...]:
+    """Sites as a forward pass comes by them; all columns after them, transcoders last."""
+    site, target = place
+    layer, _, name = (site or "").rpartition("/")
+    number = int(layer) if layer.isdecimal() else 0
+    order = list(SITES).index(name) if name in SITES else len(SITES)
+    return target is not None, site is None, number, order, site or "", target or ""
+
+
+def everywhere(study: Study) -> list[Study]:
+    """A study and those of other sites of its harvest, in the order of the sites."""
+    return sorted((study, *study.beside), key=lambda one: _rank((one.site, one.target)))
+
+
+def _study(folder: Path, found: Mapping[str, "Trained"]) -> Study:
+    """Dictionaries of one site, sorted; repetitions are left out."""
+    left_out = []
     characters = {name: character(trained.metrics) for name, trained in found.items()}
     axes = _axes(characters)
     labels = _labels(characters, axes)

@@ -142,6 +142,7 @@ def _job_folder(*, _root_: DictConfig) -> str:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         parts.append(f"{key}={value}" if isinstance(value, str | int | float) else text)
+    parts = [part.replace("/", "-") for part in parts]  # of a site, 2/mlp_post
     return shortened(",".join(sorted(parts)) or "default", NAME_BYTES)
 
 

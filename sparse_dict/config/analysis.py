@@ -26,6 +26,9 @@ class ComparisonConfig:
     block_rows: int = MISSING  # features compared at a time; bounds the memory
     match_limit: int = MISSING  # dictionaries of different seeds above this size are not matched
     max_fvu: float = MISSING  # main figures show the sparsest level with an FVU of at most this
+    # Where a study has dictionaries of several sites: those that all figures but `sites` show, such
+    # as 2/mlp_post, or of transcoders "2/resid_mid to 2/mlp_out"; null: most dictionaries
+    site: str | None = None
 
     def __post_init__(self) -> None:
         one_of(self, "comparison", "matching", "max", "hungarian", "correlation")
@@ -201,6 +204,7 @@ ANALYSES: dict[str, type[Any]] = {
     "consensus": ConsensusConfig,  # what recurs over seeds, as a dictionary; split halves
     "splits": NoSettings,  # what features of one size become in the next, in every seed
     "studies": NoSettings,  # other studies' dictionaries: layers, models, checkpoints
+    "sites": NoSettings,  # dictionaries of several sites of one harvest: heat maps, agreement
     "families": NoSettings,  # kinds of dictionaries side by side at equal size
     "ridge": NoSettings,  # the best L1 by dictionary size (figures 4, 5)
     "undertraining": NoSettings,  # agreement against activations seen, from snapshots

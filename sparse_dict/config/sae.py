@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from sparse_dict.config.ranges import not_negative, one_of, positive
+from sparse_dict.config.sites import parse
 from sparse_dict.errors import UserError
 
 
@@ -41,6 +42,10 @@ class SAEConfig:
     guide_keep: float = 0.5  # select: share of the features that are kept
     guide_at: float = 0.25  # select: share of the training after which they are chosen
     guide_shuffled: bool = False  # a control: the weights' neurons in another order
+    # LAYER/SITE or a module's path, of a harvest of several: whose columns are read; null: all
+    site: str | None = None
+    target: str | None = None  # transcoder: the site that is reconstructed; null: what is read
+    skip: bool = False  # transcoder: the output also gets a linear map of the input
 
     def __post_init__(self) -> None:
         positive(self, "sae", "dict_size", "resample_every", "aux_k", "perturb_every")
@@ -61,6 +66,18 @@ class SAEConfig:
             raise UserError("sae.strategy=freeze_perturb needs sae.guide=none")
         if self.guide == "penalty" and self.activation != "relu":
             raise UserError("sae.guide=penalty weighs the L1 of codes: it needs sae=untied or tied")
+        for key in ("site", "target"):
+            if (place := getattr(self, key)) is not None:
+                parse(place, None, f"sae.{key}")
+        if self.target is not None and (self.tied or self.init == "aligned"):
+            raise UserError(
+                "sae.target: encoder and decoder are of different sites, so they cannot be alike: "
+                "set sae.tied=false and sae.init=independent"
+            )
+        if self.skip and self.target is None:
+            raise UserError("sae.skip needs sae.target: x itself would be its own reconstruction")
+        if self.target is not None and (self.guide != "none" or self.encoder_norm):
+            raise UserError("sae.target needs sae.guide=none and sae.encoder_norm=false")
 
 
 @dataclass

@@ -12,8 +12,11 @@ SITES = {
     "resid_mid": "hook_resid_mid",  # the residual stream between attention and MLP
     "mlp_pre": "mlp.hook_pre",  # the MLP's hidden layer before its non-linearity
     "mlp_post": "mlp.hook_post",  # what the MLP's last matrix reads
+    "mlp_out": "hook_mlp_out",  # what the MLP adds to the residual stream
     "resid_post": "hook_resid_post",  # the residual stream behind the block
 }
+# Of these, those whose rows are directions of the residual stream.
+RESIDUAL = frozenset({"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"})
 MODULE = re.compile(r"\w+([.]\w+)*(:(in|out))?")
 
 

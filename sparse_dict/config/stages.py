@@ -87,13 +87,32 @@ class HarvestStageConfig(StudyConfig):
 class TrainSAEConfig(StudyConfig):
     """Stage 3."""
 
-    activations_dir: str = MISSING
+    activations_dir: Any = MISSING  # a folder, or a list: harvests of the same tokens side by side
     lm_dir: str = MISSING  # read where sae.guide asks for the language model's weights
     activations: ActivationsConfig = MISSING
     sparsity: SparsityConfig = MISSING
     sae: SAEConfig = MISSING
     optimizer: AdamConfig = MISSING
     training: SAETrainingConfig = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_folders("activations_dir", self.activations_dir)
+
+    @property
+    def activations_dirs(self) -> list[Path]:
+        """The folders of `activations_dir`, one or more."""
+        return _folders(self.activations_dir)
+
+
+def _folders(given: Any) -> list[Path]:
+    return [Path(folder) for folder in (given if isinstance(given, list) else [given])]
+
+
+def _check_folders(key: str, value: Any) -> None:
+    given = value if isinstance(value, list) else [value]
+    if not given or not all(isinstance(folder, str) for folder in given):
+        raise UserError(f"{key} must be a folder, or a list of them, not {value!r}")
 
 
 Settings = TypeVar("Settings")
@@ -105,22 +124,25 @@ class AnalyzeConfig(StudyConfig):
 
     sae_dir: Any = MISSING  # a folder, or a list: the first is analysed, the others beside it
     analysis_dir: str = MISSING
-    activations_dir: str = MISSING  # what the dictionaries were trained on
+    activations_dir: Any = MISSING  # what the dictionaries were trained on; a folder, or a list
     lm_dir: str = MISSING
     cache_dir: str = MISSING
     comparison: ComparisonConfig = MISSING
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = self.sae_dir if isinstance(self.sae_dir, list) else [self.sae_dir]
-        if not given or not all(isinstance(folder, str) for folder in given):
-            raise UserError(f"sae_dir must be a folder, or a list of them, not {self.sae_dir!r}")
+        _check_folders("sae_dir", self.sae_dir)
+        _check_folders("activations_dir", self.activations_dir)
 
     @property
     def sae_dirs(self) -> list[Path]:
         """The folders of `sae_dir`, one or more."""
-        given = self.sae_dir if isinstance(self.sae_dir, list) else [self.sae_dir]
-        return [Path(folder) for folder in given]
+        return _folders(self.sae_dir)
+
+    @property
+    def activations_dirs(self) -> list[Path]:
+        """The folders of `activations_dir`, one or more."""
+        return _folders(self.activations_dir)
 
     def is_on(self, name: str) -> bool:
         """Whether an analysis was chosen."""

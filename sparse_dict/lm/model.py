@@ -57,7 +57,8 @@ class Block(nn.Module):
         x = at("resid_pre", x)
         x = at("resid_mid", x + at("attn_out", self.attention(x)))
         hidden = at("mlp_pre", self.mlp_in(self.norm_2(x)))
-        return at("resid_post", x + self.mlp_out(at("mlp_post", _gelu(hidden))))
+        written = self.mlp_out(at("mlp_post", _gelu(hidden)))
+        return at("resid_post", x + at("mlp_out", written))
 
 
 class GPT(nn.Module):

@@ -23,14 +23,15 @@ def batches(
     last_step: int,
     view: View,
     device: torch.device,
+    width: int | None = None,
     room: int | None = None,
 ) -> Iterator[Tensor]:
     """Batches of steps `first_step` to `last_step` - 1, counted from zero.
 
     Step s holds `rows` s * batch_size, ... in order, beginning again after the last; so a
     resumed run finds its place without any state. Each is (batch_size, width) float32, as `view`
-    shows them, padded with zero columns to the kernel's width, and valid until the next one is
-    asked for.
+    shows them, padded with zero columns to `width` (the least that the kernel takes), and valid
+    until the next one is asked for.
 
     Rows that will be seen again stay on the device, if all of them take at most `room` bytes:
     as they come past for the first time they are kept, and from then on nothing is read. By
@@ -39,7 +40,7 @@ def batches(
     """
     streamed = _streamed(
         rows, batch_size=batch_size, first_step=first_step, last_step=last_step, view=view,
-        device=device,
+        device=device, width=width or kernel.padded(rows.d_in),
     )  # fmt: skip
     whole_pass = -(-rows.rows // batch_size)  # steps, of which the last may begin again
     kept: Tensor | None = None
@@ -93,13 +94,13 @@ def _streamed(
     last_step: int,
     view: View,
     device: torch.device,
+    width: int,
 ) -> Generator[Tensor, None, None]:
     """What `batches` yields, all of it from disk, in blocks of several batches.
 
     For a GPU each is copied through pinned memory on a stream of its own while the one before is in
     use.
     """
-    width = kernel.padded(rows.d_in)
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     steps = min(_block(device, 4 * width * batch_size), last_step - first_step)
     buffers = [torch.zeros(steps * batch_size, width, pin_memory=bool(stream)) for _ in range(2)]

@@ -3,10 +3,12 @@
 #define DICTIONARY_H
 #include <stdint.h>
 
-/* One dictionary. Matrices are row-major, (size, D): row k is feature k. */
+/* One dictionary. Matrices are row-major, (size, D): row k is feature k. It reads X and reconstructs
+   Y, which is X but for a transcoder; D is the larger width of the two. */
 struct dictionary {
   float *W_enc, *W_dec, *b; /* W_enc == W_dec: tied weights */
   float *m_enc, *v_enc, *m_dec, *v_dec, *m_b, *v_b;
+  float *b_dec, *m_b_dec, *v_b_dec; /* (D,) a transcoder's; otherwise NULL */
   float *log_threshold, *m_threshold, *v_threshold; /* JumpReLU; otherwise NULL */
   float *batch_floor;                               /* BatchTopK; otherwise NULL */
   int64_t *last_fired;

@@ -25,7 +25,7 @@
 
 /* Up to 64 rows, as they come and with dimensions as rows. */
 struct panel {
-  const float *X;     /* (rows, D) */
+  const float *X, *Y; /* (rows, D) what is read and what is reconstructed */
   const float *X_t;   /* (D, PANEL), zeros behind the last row */
   const int32_t *low; /* (D / 2, PANEL) pairs of dimensions in bfloat16, if it is needed */
   int64_t rows;
@@ -329,14 +329,17 @@ struct panel_sums {
   double squared_error, codes;
   int64_t active;
   float floor;
+  float residual[D] __attribute__((aligned(64))); /* with b_dec */
 };
 
-/* The residual R (rows, D): reconstruction less input. */
+/* The residual R (rows, D): reconstruction less what is reconstructed. */
 static void reconstruct(const struct dictionary *d, const float *thresholds, const struct panel *p,
                         const struct entries *found, float *R, struct panel_sums *sums) {
   int64_t active = 0;
   sums->codes = sums->squared_error = 0;
-  for (int64_t i = 0; i < p->rows * D; i++) R[i] = -p->X[i];
+  for (int64_t i = 0; i < p->rows * D; i++) R[i] = -p->Y[i];
+  for (int64_t r = 0; d->b_dec && r < p->rows; r++)
+    for (int j = 0; j < D; j++) R[r * D + j] += d->b_dec[j];
   for (int64_t k = 0; k < d->size; k++) {
     if (!found->rows[k]) continue;
     const float threshold = thresholds ? thresholds[k] : 0.0f;
@@ -356,6 +359,10 @@ static void reconstruct(const struct dictionary *d, const float *thresholds, con
   }
   sums->active = active;
   for (int64_t r = 0; r < p->rows; r++) sums->squared_error += dot(R + r * D, R + r * D);
+  if (!d->b_dec) return;
+  memset(sums->residual, 0, sizeof sums->residual);
+  for (int64_t r = 0; r < p->rows; r++)
+    for (int j = 0; j < VECS; j++) ((vec *)sums->residual)[j] += ((const vec *)(R + r * D))[j];
 }
 
 #endif

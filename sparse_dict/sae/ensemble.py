@@ -17,8 +17,7 @@ from functools import partial
 
 import torch
 
-from sparse_dict.activations.store import Activations
-from sparse_dict.config import TrainSAEConfig
+from sparse_dict.config import SAETrainingConfig, TrainSAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine import interrupt
 from sparse_dict.machine.balance import balanced
@@ -30,11 +29,11 @@ from sparse_dict.sae.devices import training_devices
 from sparse_dict.sae.member import Member
 from sparse_dict.sae.rows import Rows
 from sparse_dict.sae.schedule import hyper, rate, total_steps
+from sparse_dict.sae.sides import Side, Sides
 from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
 from sparse_dict.sae.strategy import FreezePerturb
-from sparse_dict.sae.view import View
 
 log = logging.getLogger(__name__)
 
@@ -46,26 +45,26 @@ COMPILE_FROM = 55_000
 Step = SparseStep | DenseStep
 
 
-def make_steps(states: list[State], d_in: int, n_steps: int) -> list[tuple[list[int], Step]]:
+def make_steps(states: list[State], n_steps: int) -> list[tuple[list[int], Step]]:
     """The fastest step for each of `states`, with the indices of those that it trains.
 
     Args:
-        states: dictionaries on one device.
-        d_in: width of the activations.
+        states: dictionaries on one device, of one width.
         n_steps: optimiser steps of a whole training.
     """
-    device = states[0].b.device.type
-    library = kernel.load(kernel.padded(d_in)) if device == "cpu" else None
-    fast = [i for i, state in enumerate(states) if library and state.architecture.fast]
+    device, d_out = states[0].b.device.type, states[0].d_out
+    library = kernel.load(states[0].W_dec.shape[-1]) if device == "cpu" else None
+    known = [state.architecture.fast and "W_skip" not in state.params for state in states]
+    fast = [i for i, is_known in enumerate(known) if library and is_known]
     rest = [i for i in range(len(states)) if i not in fast]
     if slow := sorted({s.architecture.sae.activation for s in states if not s.architecture.fast}):
         log.info("%s: trained by the generic step, with autograd", ", ".join(slow))
     steps: list[tuple[list[int], Step]] = []
     if library and fast:
-        steps.append((fast, SparseStep(library, [states[i] for i in fast], d_in)))
+        steps.append((fast, SparseStep(library, [states[i] for i in fast], d_out)))
     if rest:
         compiled = device == "cuda" and n_steps >= COMPILE_FROM
-        steps.append((rest, DenseStep([states[i] for i in rest], d_in, compiled=compiled)))
+        steps.append((rest, DenseStep([states[i] for i in rest], d_out, compiled=compiled)))
     return steps
 
 
@@ -77,67 +76,81 @@ def snapshot_steps(config: TrainSAEConfig) -> set[int]:
 
 @dataclass
 class _Part:
-    """Members on one device that see the same rows, each with its companion if it has one."""
+    """Members on one device that see the same, each with its companion if it has one."""
 
     members: list[Member]
     pairs: list[FreezePerturb]
     steps: list[tuple[list[int], Step]]
-    between: Callable[..., Iterator[torch.Tensor]]  # `batches` of first_step to last_step
-    feed: Iterator[torch.Tensor]
-    d_in: int
+    feed: Iterator[tuple[torch.Tensor, torch.Tensor]]
+    between: Callable[[int, int], Iterator[torch.Tensor]]  # what is read from one step to another
 
     def step(self, step: int, last_step: int, seen: int) -> None:
         """One optimiser step of each."""
-        x = next(self.feed)
+        x, y = next(self.feed)
         hypers = [
-            hyper(m.config, step, self.d_in) if m.error is None else None for m in self.members
+            hyper(m.config, step, m.sides.y.width) if m.error is None else None
+            for m in self.members
         ]
         companions = [h for h, m in zip(hypers, self.members, strict=True) if m.strategy]
         for indices, step_fn in self.steps:
-            step_fn(x, [(hypers + companions)[i] for i in indices], seen)
+            step_fn(x, [(hypers + companions)[i] for i in indices], seen, y)
         for pair in self.pairs:
             pair.after_step(step, last_step)
         for member in self.members:
             if member.selection is not None and member.selection.step == step:
                 first = max(0, step - -(-selection.ROWS // len(x)))
-                member.selection.make(self.between(first_step=first, last_step=step))
+                member.selection.make(self.between(first, step))
 
 
-def _parts(
-    members: list[Member], activations: Activations, view: View, first_step: int, stack: ExitStack
-) -> list[_Part]:
+def _parts(members: list[Member], first_step: int, stack: ExitStack) -> list[_Part]:
     """Put `members` on the devices that `config.device` selects, about the same work on each."""
     devices = training_devices(members[0].config.device)
     loads = [m.state.dict_size * (2 if m.strategy else 1) for m in members]
-    shares: dict[tuple[torch.device, str, int], list[Member]] = defaultdict(list)
+    shares: dict[tuple[torch.device, str, int, Sides], list[Member]] = defaultdict(list)
     for device, share in zip(devices, balanced(loads, len(devices)), strict=False):
         for i in share:
             training = members[i].config.training
-            shares[device, training.rows, training.rows_seed].append(members[i])
+            seen = training.rows, training.rows_seed, members[i].sides
+            shares[device, *seen].append(members[i])
     parts = []
-    for (device, *_), own in shares.items():
+    for (device, _, _, sides), own in shares.items():
         config = own[0].config
         last_step = total_steps(config)
         for member in own:
             (member.strategy or member.state).move(device)
         pairs = [member.strategy for member in own if member.strategy is not None]
         states = [member.state for member in own] + [pair.pair[1] for pair in pairs]
-        steps = make_steps(states, activations.d_in, last_step)
+        steps = make_steps(states, last_step)
         for _, step_fn in steps:
             stack.enter_context(step_fn)
-        rows = Rows(activations, config.training)
-        between = partial(
-            batches, rows, batch_size=config.training.batch_size, view=view, device=device
-        )
-        feed = between(first_step=first_step, last_step=last_step)
-        parts.append(_Part(own, pairs, steps, between, feed, activations.d_in))
+        fed = partial(_fed, config.training, device, states[0].W_dec.shape[-1])
+        read = fed(sides.x, first_step, last_step)
+        both: Iterator[tuple[torch.Tensor, torch.Tensor]] = ((x, x) for x in read)
+        if sides.x is not sides.y:
+            both = zip(read, fed(sides.y, first_step, last_step), strict=True)
+        parts.append(_Part(own, pairs, steps, both, partial(fed, sides.x)))
     return parts
 
 
-def train(members: list[Member], activations: Activations, view: View, first_step: int) -> None:
-    """Train `members` from `first_step` on, whose `activations` and `training` are equal.
+def _fed(
+    training: SAETrainingConfig,
+    device: torch.device,
+    width: int,
+    side: Side,
+    first_step: int,
+    last_step: int,
+) -> Iterator[torch.Tensor]:
+    """The batches of one side, padded to `width`."""
+    return batches(
+        Rows(side.activations, training), batch_size=training.batch_size, first_step=first_step,
+        last_step=last_step, view=side.view, device=device, width=width,
+    )  # fmt: skip
 
-    Which rows they see may differ: each selection is read beside the others.
+
+def train(members: list[Member], first_step: int) -> None:
+    """Train `members` from `first_step` on, whose harvest and `training` are equal.
+
+    Which rows and columns they see may differ: each selection is read beside the others.
 
     A member found non-finite when values are logged or saved gets an `error` and is trained no
     further.
@@ -147,7 +160,6 @@ def train(members: list[Member], activations: Activations, view: View, first_ste
     """
     config = members[0].config
     training, batch_size = config.training, config.training.batch_size
-    var = view.seen_variance
     last_step = total_steps(config)
     started = logged = time.monotonic()
     logged_rows = first_step * batch_size
@@ -161,7 +173,7 @@ def train(members: list[Member], activations: Activations, view: View, first_ste
             last_step * batch_size, "rows", first_step * batch_size,
         ) as progress,
     ):  # fmt: skip
-        parts = _parts(members, activations, view, first_step, stack)
+        parts = _parts(members, first_step, stack)
         for step in range(first_step + 1, last_step + 1):
             seen = step * batch_size
             for part in parts:
@@ -184,11 +196,12 @@ def train(members: list[Member], activations: Activations, view: View, first_ste
                 speed = (seen - logged_rows) / max(now - logged, 1e-9)
                 logged, logged_rows = now, seen
                 for member in living:
-                    _log(member, seen, step, var, activations.d_in, speed)
+                    _log(member, seen, step, speed)
             if step in snapshots:
                 for member in living:
-                    W_dec = member.state.W_dec[:, : activations.d_in].cpu().numpy()
-                    folders.write_snapshot(member.folder, W_dec * view.balance, seen)
+                    y = member.sides.y
+                    W_dec = member.state.W_dec[:, : y.width].cpu().numpy()
+                    folders.write_snapshot(member.folder, W_dec * y.view.balance, seen)
             if saves:
                 for member in living:
                     member.save_checkpoint(step)
@@ -210,14 +223,15 @@ def _drop(member: Member, step: int) -> None:
     log.error("%s", member.error)
 
 
-def _log(member: Member, seen: int, step: int, var: float, d_in: int, speed: float) -> None:
+def _log(member: Member, seen: int, step: int, speed: float) -> None:
+    y = member.sides.y
     sums = member.state.stats()
     member.state.sums.zero_()
-    mse = sums.squared_error / (sums.rows * d_in)
+    mse = sums.squared_error / (sums.rows * y.width)
     values = {
         "activations": seen,
         "mse": mse,
-        "fvu": mse / var,
+        "fvu": mse / y.view.seen_variance,
         "l0": sums.active / sums.rows,
         "l1_norm": sums.l1 / sums.rows,
         "inactive": int(member.state.inactive(seen).sum()),

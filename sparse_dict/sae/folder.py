@@ -50,14 +50,18 @@ WEIGHT_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
 @dataclass
 class Dictionary:
-    """A trained dictionary, right on raw activations: act(x W_enc + b_enc) W_dec + b_dec."""
+    """A trained dictionary, right on raw activations: act(x W_enc + b_enc) W_dec + b_dec.
+
+    What it reconstructs is as wide as what it reads, but for a transcoder: d_out is d_in.
+    """
 
     W_enc: Array  # (d_in, dict_size)
     b_enc: Array  # (dict_size,)
-    W_dec: Array  # (dict_size, d_in), unit rows unless sites were scaled apart
-    b_dec: Array  # (d_in,)
+    W_dec: Array  # (dict_size, d_out), unit rows unless sites were scaled apart
+    b_dec: Array  # (d_out,)
     threshold: Array | None = None  # (dict_size,) JumpReLU and its like: codes up to it are zero
     k: int | None = None  # TopK: only the k largest codes of a row are kept
+    W_skip: Array | None = None  # (d_in, d_out) a transcoder's: x W_skip is added
 
     def with_threshold(self, threshold: Array | float) -> "Dictionary":
         """The same with a threshold for each feature, or one for all."""
@@ -83,8 +87,13 @@ class Dictionary:
         return self.activate(torch.from_numpy(x @ self.W_enc + self.b_enc)).numpy()
 
     def decode(self, codes: Array) -> Array:
-        """Reconstructions (rows, d_in) of codes (rows, dict_size)."""
+        """Reconstructions (rows, d_out) of codes (rows, dict_size), without what skips them."""
         return codes @ self.W_dec + self.b_dec
+
+    def reconstruct(self, x: Array) -> Array:
+        """What is made of raw activations `x` (rows, d_in), (rows, d_out)."""
+        made = self.decode(self.encode(x))
+        return made if self.W_skip is None else made + x @ self.W_skip
 
 
 @dataclass
@@ -103,10 +112,12 @@ def write(
     fire_count: npt.NDArray[np.int64],
     metrics: dict[str, Any],
     hook: str,
+    hook_out: str | None = None,
 ) -> None:
     """Write a finished dictionary; `metrics.json` comes last and says that the rest is there.
 
-    `hook` names where the activations come from, for SAELens' metadata.
+    `hook` names where the activations come from, for SAELens' metadata, and `hook_out` what a
+    transcoder reconstructs.
     """
     d_in, dict_size = dictionary.W_enc.shape
     tensors = {
@@ -114,11 +125,11 @@ def write(
         for name in WEIGHT_NAMES
         if getattr(dictionary, name) is not None
     }
-    kind: dict[str, Any] = {"architecture": "standard"}
-    if dictionary.threshold is not None:
-        kind = {"architecture": "jumprelu"}
-    elif dictionary.k is not None:
-        kind = {"architecture": "topk", "k": dictionary.k, "rescale_acts_by_decoder_norm": False}
+    kind, metadata = _kind(dictionary, hook_out is not None), {"hook_name": hook}
+    if dictionary.W_skip is not None:
+        tensors["W_skip"] = np.ascontiguousarray(dictionary.W_skip.T)  # SAELens' way round
+    if hook_out is not None:
+        kind["d_out"], metadata["hook_name_out"] = dictionary.W_dec.shape[1], hook_out
     tensor_files.write(folder / WEIGHTS, tensors)
     write_json(
         folder / CONFIG,
@@ -131,7 +142,7 @@ def write(
             "apply_b_dec_to_input": False,
             "normalize_activations": "none",
             "reshape_activations": "none",
-            "metadata": {"hook_name": hook},
+            "metadata": metadata,
         },
     )
     tensor_files.write(folder / FEATURES, {"fire_count": fire_count})
@@ -139,6 +150,20 @@ def write(
     hashes = sha256_of(folder, [*HASHED, *snapshots])
     write_json(folder / METRICS, sealed(metrics | {"sha256": hashes}))
     (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _kind(dictionary: Dictionary, transcodes: bool) -> dict[str, Any]:
+    """What SAELens calls it; it has no TopK transcoder, which is named as one would be."""
+    kind: dict[str, Any] = {"architecture": "standard"}
+    if dictionary.threshold is not None:
+        kind = {"architecture": "jumprelu"}
+    elif dictionary.k is not None:
+        kind = {"architecture": "topk", "k": dictionary.k, "rescale_acts_by_decoder_norm": False}
+    if transcodes:
+        name = "transcoder" if dictionary.W_skip is None else "skip_transcoder"
+        plain = kind["architecture"] == "standard"
+        kind["architecture"] = name if plain else f"{kind['architecture']}_{name}"
+    return kind
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -166,12 +191,18 @@ def read(folder: Path) -> Trained:
     if k is not None and (type(k) is not int or k < 1):
         raise UserError(f"{folder / 'cfg.json'}: k is {k!r}, not a positive whole number")
     dictionary.k = k
+    if (W_skip := tensors.get("W_skip")) is not None:
+        dictionary.W_skip = np.ascontiguousarray(W_skip.T)
     fire_count = tensor_files.read(folder / FEATURES).get("fire_count")
     floats = all(array.dtype == np.float32 for array in tensors.values())
     if W_enc.ndim != 2 or not floats or fire_count is None or fire_count.dtype != np.int64:
         raise UserError(f"{folder} does not hold a dictionary's tensors")
     d_in, dict_size = dictionary.W_enc.shape
-    shapes = {"b_enc": (dict_size,), "W_dec": (dict_size, d_in), "b_dec": (d_in,)}
+    d_out = read_json(folder / CONFIG).get("d_out", d_in)
+    shapes: dict[str, tuple[Any, ...]] = {"b_enc": (dict_size,)}
+    shapes |= {"W_dec": (dict_size, d_out), "b_dec": (d_out,)}
+    if dictionary.W_skip is not None:
+        shapes["W_skip"] = (d_in, d_out)
     if dictionary.threshold is not None:
         shapes["threshold"] = (dict_size,)
     for name, shape in shapes.items():

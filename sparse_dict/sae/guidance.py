@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import SAEConfig
-from sparse_dict.config.sites import SITES, Site
+from sparse_dict.config.sites import SITES, Site, parse
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.norm import without_division
@@ -45,6 +45,8 @@ class Guide:
 def check(sae: SAEConfig, lm_dir: Path, activations: Activations) -> Site | None:
     """The site whose weights `sae.guide` asks for; None if it asks for none.
 
+    `activations` are what the dictionary reads.
+
     Raises:
         UserError: they cannot be read, or do not say it.
     """
@@ -57,10 +59,12 @@ def check(sae: SAEConfig, lm_dir: Path, activations: Activations) -> Site | None
             f"{activations.folder} are not"
         )
     site = Site(str(manifest.get("site")), manifest.get("layer"))
+    if sae.site is not None:
+        site = parse(sae.site, None, "sae.site")
     linear = [name for name in SITES if name != "mlp_pre"]  # which add to the residual stream
     wanted = ["mlp_post"] if sae.guide.startswith("init") else linear
     if site.name not in wanted:
-        there = "several sites" if "sites" in manifest else site
+        there = site if sae.site or "sites" not in manifest else "several sites"
         raise UserError(
             f"{asked} reads the weights around one site, {' or '.join(wanted)}; "
             f"{activations.folder} holds {there}"

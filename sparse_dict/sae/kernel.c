@@ -92,8 +92,9 @@ static void encode(const struct step *s, const struct dictionary *d, struct buff
                 sums + i);
 }
 
-/* Sums and running floors, in the order of the panels. */
-static void finish(const struct step *s, const struct dictionary *d, const struct buffers *b) {
+/* Sums and running floors, in the order of the panels; and what is added to reconstructions. */
+static void finish(const struct step *s, const struct dictionary *d, const struct numbers *n,
+                   const struct buffers *b) {
   for (int64_t i = 0; i < s->n_panels; i++) {
     const struct panel_sums *sums = b->sums + i;
     d->sums[0] += sums->squared_error;
@@ -104,6 +105,11 @@ static void finish(const struct step *s, const struct dictionary *d, const struc
           (sums->floor - *d->batch_floor) * (*d->batch_floor == 0.0f ? 1.0f : d->floor_pace);
   }
   d->sums[3] += (double)s->rows;
+  if (!d->b_dec) return;
+  float G[D] __attribute__((aligned(64))) = {0};
+  for (int64_t i = 0; i < s->n_panels; i++)
+    for (int j = 0; j < D; j++) G[j] += n->scale * b->sums[i].residual[j];
+  adam(d->b_dec, G, d->m_b_dec, d->v_b_dec, D, n);
 }
 
 static void run(void *context, int64_t job, int64_t phase, int64_t task, int slot) {
@@ -116,7 +122,7 @@ static void run(void *context, int64_t job, int64_t phase, int64_t task, int slo
     for (int64_t k = 0; d->log_threshold && k < d->size; k++)
       b->thresholds[k] = expf(d->log_threshold[k]);
   } else if (slab > last) {
-    finish(s, d, b);
+    finish(s, d, n, b);
   } else if (phase % 2) {
     encode(s, d, b, slab, task);
   } else {
@@ -210,11 +216,11 @@ static int make_room(struct step *s, int64_t panels) {
   return s->room > 0;
 }
 
-/* One step on the batch X (rows, D) of the `n_live` dictionaries listed in `live`, begun in that
+/* One step on the batch X (rows, D), which is to become Y (rows, D), of the `n_live` dictionaries listed in `live`, begun in that
    order, with numbers[i] for dictionary i. `seen` is noted for features that are active. Returns
    whether there was enough memory. */
 int step_run(struct step *s, const int64_t *live, int64_t n_live, const struct numbers *numbers,
-             const float *X, int64_t rows, int64_t seen) {
+             const float *X, const float *Y, int64_t rows, int64_t seen) {
   s->n_panels = (rows + PANEL - 1) / PANEL;
   if (!make_room(s, s->n_panels)) return 0;
   memcpy(s->live, live, sizeof *live * (size_t)n_live);
@@ -226,7 +232,8 @@ int step_run(struct step *s, const int64_t *live, int64_t n_live, const struct n
     struct panel *p = s->panels + i;
     float *X_t = s->X_t + i * PANEL * D;
     int32_t *low = s->X_low + i * PANEL * D / 2;
-    *p = (struct panel){X + i * PANEL * D, X_t, low, left < PANEL ? left : PANEL};
+    *p = (struct panel){X + i * PANEL * D, Y + i * PANEL * D, X_t, low,
+                        left < PANEL ? left : PANEL};
     transpose(p->X, p->rows, X_t);
     if (s->low) round_panel(X_t, low);
   }

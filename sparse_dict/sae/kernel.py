@@ -15,6 +15,7 @@ class Dictionary(ctypes.Structure):
 
     POINTERS = (
         "W_enc", "W_dec", "b", "m_enc", "v_enc", "m_dec", "v_dec", "m_b", "v_b",
+        "b_dec", "m_b_dec", "v_b_dec",
         "log_threshold", "m_threshold", "v_threshold", "batch_floor", "last_fired", "sums",
         "price", "pull",
         "G_enc", "G_dec", "G_b", "G_threshold",
@@ -53,7 +54,7 @@ def load(width: int) -> ctypes.CDLL | None:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     kernel.step_open.argtypes = [pointer, count, ctypes.c_int]
     kernel.step_open.restype = pointer
-    kernel.step_run.argtypes = [pointer, pointer, count, pointer, pointer, count, count]
+    kernel.step_run.argtypes = [pointer, pointer, count, *[pointer] * 3, count, count]
     kernel.step_run.restype = ctypes.c_int
     kernel.step_close.argtypes = [pointer]
     kernel.step_close.restype = None

@@ -2,9 +2,12 @@
 
 For a batch x of activations, codes c = encode(x) and the reconstruction x_hat = c W_dec + b_dec,
 
-    loss = mean (x_hat - x)^2  +  l1 * mean_rows sum_k |c_k|  +  what the architecture adds,
+    loss = mean (x_hat - y)^2  +  l1 * mean_rows sum_k |c_k|  +  what the architecture adds,
 
-which is nothing for ReLU (the post's loss), TopK and BatchTopK (for which l1 is zero by default),
+where y is x, or for a transcoder what another site computes on the same token (with `sae.skip`,
+less x W_skip, so that features explain what a linear map does not). What is added
+
+is nothing for ReLU (the post's loss), TopK and BatchTopK (for which l1 is zero by default),
 an L0 penalty for JumpReLU, a loss of the gate for Gated, and the error of each prefix for
 Matryoshka. Each kind's `loss` puts it together from the terms below (`architectures/base.py` has
 the plain one); `objective` adds the auxiliary loss that `sae.dead=auxk` asks for, and what
@@ -47,7 +50,7 @@ class Fit:
 
     loss: "Tensor"  # (...,) of each dictionary
     encoded: Encoded
-    x_hat: "Tensor"  # (..., batch, d_in)
+    x_hat: "Tensor"  # (..., batch, d_out)
 
 
 def squared_error(x_hat: "Tensor", x: "Tensor") -> "Tensor":
@@ -89,7 +92,7 @@ def l0(z: "Tensor", threshold: "Tensor", bandwidth: "Tensor") -> "Tensor":
     return on.sum(dim=-1).mean(dim=-1)
 
 
-def auxiliary(p: Params, fit: Fit, x: "Tensor", inactive: "Tensor", k: int) -> "Tensor":
+def auxiliary(p: Params, fit: Fit, y: "Tensor", inactive: "Tensor", k: int) -> "Tensor":
     """The error of reconstructing the residual from inactive features alone, (...,).
 
     The mean squared error with which the `k` largest codes among inactive features reconstruct the
@@ -97,13 +100,13 @@ def auxiliary(p: Params, fit: Fit, x: "Tensor", inactive: "Tensor", k: int) -> "
 
     Args:
         p: the dictionary's parameters.
-        fit: what it made of `x`, (batch, d_in).
-        x: the batch.
+        fit: what it made of the batch.
+        y: what is to be reconstructed, (batch, d_out).
         inactive: (..., dict_size) bool.
         k: codes kept in a row.
     """
     codes = keep_largest(fit.encoded.z.relu() * inactive[..., None, :], k)
-    return squared_error(codes @ p["W_dec"], (x - fit.x_hat).detach())
+    return squared_error(codes @ p["W_dec"], (y - fit.x_hat).detach())
 
 
 def gain(W_dec: "Tensor", metric: "Tensor") -> "Tensor":
@@ -146,6 +149,7 @@ def objective(
     x: "Tensor",
     numbers: Numbers,
     inactive: "Tensor | None" = None,
+    y: "Tensor | None" = None,
     metric: "Tensor | None" = None,
 ) -> Fit:
     """The whole loss of one dictionary on one batch, or of several that are stacked.
@@ -156,13 +160,17 @@ def objective(
         x: (batch, d_in), scaled.
         numbers: coefficients by name, (...,) each.
         inactive: (..., dict_size) bool: which features `sae.dead=auxk` trains on the residual.
+        y: (batch, d_out), what is reconstructed; None: `x`.
         metric: (d_in, d_in), of `guidance.Guide`: what `sae.guide=penalty` weighs features by.
     """
-    fit = architecture.loss(p, x, numbers)
+    y = x if y is None else y
+    if (skipped := architecture.skipped(p, x)) is not None:
+        y = y - skipped
+    fit = architecture.loss(p, x, y, numbers)
     if metric is not None:
         weight = numbers["l1"] * architecture.sae.guide_strength
         fit.loss = fit.loss + weight * surcharge(fit.encoded.codes, p["W_dec"], metric)
     if inactive is not None:
-        extra = auxiliary(p, fit, x, inactive, architecture.sae.aux_k)
+        extra = auxiliary(p, fit, y, inactive, architecture.sae.aux_k)
         fit.loss = fit.loss + numbers["aux_coefficient"] * extra
     return fit

@@ -34,7 +34,7 @@ def measured(
     started = time.perf_counter()
     raw = View.of(ActivationsConfig("none", "none"), activations)
     start = max(activations.rows - EVAL_ROWS, 0)
-    (found,) = evaluate([dictionary], activations, start, runtime.device("cpu"))
+    (found,) = evaluate([dictionary], [(activations, activations)], start, runtime.device("cpu"))
     named = {"activation": kind, "tied": False, "l1_scaling": "none", "l1": l1}
     named["dict_size"] = len(dictionary.b_enc)
     sae = named | ({} if dictionary.k is None else {"k": dictionary.k})

@@ -11,6 +11,7 @@ from sparse_dict.errors import UserError, malformed
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.schedule import total_steps
 from sparse_dict.sae.selection import Selection
+from sparse_dict.sae.sides import Sides
 from sparse_dict.sae.state import State, Stats
 from sparse_dict.sae.strategy import FreezePerturb
 from sparse_dict.storage import tensor_files
@@ -25,12 +26,13 @@ HISTORY = (
 
 @dataclass
 class Member:
-    """One dictionary of an ensemble, with its config, folder, wandb run, state and history."""
+    """One dictionary of an ensemble, with its config, folder, run, sides, state and history."""
 
     config: TrainSAEConfig
     folder: Path
     record: dict[str, Any]  # what identifies its result
     run: Run
+    sides: Sides
     state: State
     strategy: FreezePerturb | None = None
     selection: Selection | None = None

@@ -6,7 +6,10 @@ from typing import Any
 from sparse_dict.sae.architectures import Architecture, known
 
 # What stands before the value of a key, by the key's last part, in the order of a name.
-WORDS = {"dict_size": "", "sae": "", "l1": "L1 ", "k": "k ", "l0": "L0 penalty "}
+WORDS = {
+    "dict_size": "", "sae": "", "site": "", "target": "to ",
+    "l1": "L1 ", "k": "k ", "l0": "L0 penalty ",
+}  # fmt: skip
 LAST = "seed"
 
 
@@ -24,7 +27,9 @@ def run_name(config: Mapping[str, Any]) -> str:
         return str(label)
     sae = config["sae"]
     axis = known().get(sae["activation"], Architecture).axis
-    return str(_joined({"dict_size": sae["dict_size"], axis: sae[axis], LAST: config["seed"]}))
+    places = {key: sae[key] for key in ("site", "target") if sae.get(key)}
+    named = {"dict_size": sae["dict_size"], axis: sae[axis], LAST: config["seed"]}
+    return str(_joined(named | places))
 
 
 def end_values(metrics: dict[str, Any]) -> dict[str, int | float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
+from sparse_dict.activations.side_by_side import open_all
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig, identity
 from sparse_dict.errors import UserError, printable
@@ -17,7 +18,7 @@ from sparse_dict.sae import architectures, verdict
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.naming import end_values
 from sparse_dict.sae.rows import training_rows
-from sparse_dict.sae.view import View, settled
+from sparse_dict.sae.sides import Sides, settled
 from sparse_dict.storage import lock
 from sparse_dict.storage.files import fingerprint, read_json
 
@@ -29,7 +30,11 @@ log = logging.getLogger(__name__)
 Outcome = dict[str, Any] | Exception
 
 # Once per process: the moments of a foreign folder cost a pass over it.
-_open = cache(Activations.open)
+_opened = cache(open_all)
+
+
+def _open(config: TrainSAEConfig) -> Activations:
+    return _opened(*config.activations_dirs)
 
 
 @cache
@@ -40,11 +45,6 @@ def _damage(activations: Activations) -> UserError | None:
     except UserError as error:
         return error
     return None
-
-
-def _settled(config: TrainSAEConfig, activations: Activations) -> TrainSAEConfig:
-    """`config` with the choices that depend on the activations decided."""
-    return replace(config, activations=settled(config.activations, activations))
 
 
 def _record(config: TrainSAEConfig, activations: Activations) -> dict[str, Any]:
@@ -60,11 +60,10 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     architectures.of(config.sae)
     runtime.check_device(config.device)
     tracking.check(config.tracking)
-    activations = _open(Path(config.activations_dir))
-    config = _settled(config, activations)
+    activations = _open(config)
+    config = settled(config, activations)
     training_rows(activations, config.training.eval_rows, config.training.batch_size)
-    View.of(config.activations, activations)
-    _check_guide(config, activations)
+    _check_guide(config, Sides.of(config, activations).x.activations)
     _is_finished(config, folder, activations)
     _check_companions(folder, activations)
 
@@ -158,8 +157,8 @@ def _train_many(
     for i, (config, folder) in enumerate(zip(configs, folders_, strict=True)):
         try:
             locks.enter_context(lock.holding(folder))
-            activations = _open(Path(config.activations_dir))
-            config = _settled(config, activations)
+            activations = _open(config)
+            config = settled(config, activations)
             job = passes.Job(config, folder, _record(config, activations))
             if _is_finished(config, folder, activations):
                 outcomes[i] = read_json(folder / folders.METRICS)
@@ -174,14 +173,13 @@ def _train_many(
             continue
         step = meta["step"] if meta else 0
         training = replace(config.training, rows="all", rows_seed=0)  # these may differ in a pass
-        of_data = [config.activations_dir, asdict(config.activations), asdict(training)]
-        shared = [*of_data, config.device, step]
+        shared = [config.activations_dir, asdict(training), config.device, step]
         together[fingerprint(shared)][i] = job
     for number, jobs in enumerate(together.values(), start=1):
         if len(together) > 1:
             log.info("pass %d of %d: %d dictionaries", number, len(together), len(jobs))
         first = next(iter(jobs.values()))
-        results = passes.train(list(jobs.values()), _open(Path(first.config.activations_dir)))
+        results = passes.train(list(jobs.values()), _open(first.config))
         outcomes.update(zip(jobs, results, strict=True))
     finished = [outcomes[i] for i in range(len(configs))]
     _show(folders_, finished)
@@ -194,7 +192,7 @@ def _finish_what_was_killed(job: "Job", metrics: Any) -> None:
 
     (job.folder / folders.CHECKPOINT).unlink(missing_ok=True)
     if tracking.unfinished(job.folder):
-        with passes.opened(job, _open(Path(job.config.activations_dir))) as run:
+        with passes.opened(job, _open(job.config)) as run:
             run.summary(end_values(metrics))
             run.made("dictionary", job.folder / folders.METRICS)
 

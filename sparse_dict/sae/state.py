@@ -13,13 +13,17 @@ from sparse_dict.sae.guidance import Guide
 from sparse_dict.sae.loss import Params
 
 FLOOR_DECAY = 0.99  # of BatchTopK's running threshold, per 256 rows
-COLUMNS = ("W_enc", "W_dec", "b_dec")  # parameters with an entry for each column of activations
+SHARED = ("b_dec", "W_skip")  # parameters that no feature has a part of
 
 
 def drawn_from(
-    seed: int, architecture: Architecture, d_in: int, directions: Tensor | None = None
+    seed: int,
+    architecture: Architecture,
+    d_in: int,
+    d_out: int | None = None,
+    directions: Tensor | None = None,
 ) -> Params:
-    """The initial parameters of a dictionary, padded.
+    """The initial parameters of a dictionary, padded; `d_out` is that of a transcoder.
 
     With `directions` (n, d_in) decoder rows are random combinations of them, of unit norm.
     """
@@ -27,15 +31,19 @@ def drawn_from(
     # rows of a smaller one and agree with it before either has learned anything.
     mixed = np.random.SeedSequence([seed, architecture.sae.dict_size]).generate_state(1)[0]
     generator = torch.Generator().manual_seed(int(mixed))
-    params, sae = architecture.initial(d_in, kernel.padded(d_in), generator), architecture.sae
+    d_out = d_in if d_out is None else d_out
+    p = architecture.initial(d_out, kernel.padded(max(d_in, d_out)), generator)
+    sae = architecture.sae
+    if sae.target is not None:
+        return architecture.across(p, d_in, generator)
     if directions is not None:
-        mixed = torch.randn(sae.dict_size, len(directions), generator=generator) @ directions
-        params["W_dec"][:, :d_in] = torch.nn.functional.normalize(mixed, dim=1)
+        mixtures = torch.randn(sae.dict_size, len(directions), generator=generator) @ directions
+        p["W_dec"][:, :d_in] = torch.nn.functional.normalize(mixtures, dim=1)
         if sae.init == "aligned" and not sae.tied:
-            params["W_enc"] = params["W_dec"].clone()
+            p["W_enc"] = p["W_dec"].clone()
     if sae.encoder_norm and not sae.tied:
-        align(params["W_enc"], params["W_dec"])
-    return params
+        align(p["W_enc"], p["W_dec"])
+    return p
 
 
 def align(W_enc: Tensor, W_dec: Tensor) -> None:
@@ -53,7 +61,8 @@ class State:
     With tied weights there is no parameter ``W_enc``: it *is* ``W_dec``.
     """
 
-    params: Params  # as its architecture has them, (dict_size, width), (dict_size,) or (width,)
+    # as its architecture has them, (dict_size, width), (dict_size,), (width,), W_skip square
+    params: Params
     m: Params  # Adam's first moments
     v: Params  # and second
     last_fired: Tensor  # (dict_size,) int64: rows seen when the feature was last active
@@ -61,6 +70,8 @@ class State:
     architecture: Architecture
     seed: int
     dead_window: int  # rows
+    d_in: int  # columns that are read
+    d_out: int  # and reconstructed: as many, but for a transcoder
     # BatchTopK: (1,) running mean of the smallest code chosen, the threshold used afterwards
     batch_floor: Tensor | None = None
     metric: Tensor | None = None  # (width, width), padded, of its `Guide` if its loss needs one
@@ -88,15 +99,15 @@ class State:
     @property
     def per_feature(self) -> list[str]:
         """Parameters that have an entry for each feature."""
-        return [name for name in self.params if name != "b_dec"]
+        return [name for name in self.params if name not in SHARED]
 
-    def whole(self, d_in: int | None = None) -> Params:
+    def whole(self, d_in: int | None = None, d_out: int | None = None) -> Params:
         """Parameters as a loss takes them: ``W_enc`` always there, columns without padding."""
-        named = {"W_enc": self.W_enc} | self.params
-        return {
-            name: tensor[..., :d_in] if name in COLUMNS else tensor
-            for name, tensor in named.items()
-        }
+        d_out = d_in if d_out is None else d_out
+        p = {"W_enc": self.W_enc} | self.params
+        ends = {"W_enc": d_in, "W_dec": d_out, "b_dec": d_out, "W_skip": d_in}
+        found = {name: w[..., : ends[name]] if name in ends else w for name, w in p.items()}
+        return found | {name: found[name][..., :d_out, :] for name in found if name == "W_skip"}
 
     @classmethod
     def initial(
@@ -104,6 +115,7 @@ class State:
         config: TrainSAEConfig,
         d_in: int,
         device: torch.device,
+        d_out: int | None = None,
         guide: Guide | None = None,
     ) -> "State":
         """The initial values of its architecture, and nothing learned yet.
@@ -113,7 +125,7 @@ class State:
         """
         guide = guide or Guide()
         size, architecture = config.sae.dict_size, architectures.of(config.sae)
-        drawn = drawn_from(config.seed, architecture, d_in, guide.directions)
+        drawn = drawn_from(config.seed, architecture, d_in, d_out, guide.directions)
         metric = None
         if architecture.priced:
             assert guide.metric is not None
@@ -131,6 +143,8 @@ class State:
             ),
             architecture=architecture,
             seed=config.seed,
+            d_in=d_in,
+            d_out=d_in if d_out is None else d_out,
             dead_window=min(
                 config.training.dead_window, max(1, config.training.n_activations // 2)
             ),

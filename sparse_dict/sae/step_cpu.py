@@ -23,10 +23,10 @@ from sparse_dict.sae.state import FLOOR_DECAY, State
 class SparseStep:
     """Computes steps for a fixed list of dictionaries; use as a context manager."""
 
-    def __init__(self, library: ctypes.CDLL, states: list[State], d_in: int) -> None:
+    def __init__(self, library: ctypes.CDLL, states: list[State], d_out: int) -> None:
         self.library = library
         self.states = states
-        self.d_in = d_in
+        self.d_out = d_out  # columns of what is reconstructed that are not padding
         self._gradients = [_gradients(state) for state in states]
         # The table holds addresses: what they belong to must stay.
         self._held = [
@@ -63,12 +63,17 @@ class SparseStep:
         self._step = None
         torch.set_num_threads(self._torch_threads)
 
-    def __call__(self, x: Tensor, hypers: list[Hyper | None], seen: int) -> None:
+    def __call__(
+        self, x: Tensor, hypers: list[Hyper | None], seen: int, y: Tensor | None = None
+    ) -> None:
         """Train every dictionary whose hyper is not None on batch `x` (batch, width).
+
+        What is reconstructed is `y` (batch, width), or `x` itself.
 
         `seen` counts the rows seen with this batch; features active in it are marked with it.
         Each state's sums grow by what was true before the update.
         """
+        y = x if y is None else y
         live = [i for i in self._order if hypers[i] is not None]
         for at, i in enumerate(live):
             hyper = hypers[i]
@@ -76,17 +81,18 @@ class SparseStep:
             self._live[at] = i
             self._numbers[i] = self._in_numbers(hyper, len(x))
         with_auxiliary = [i for i in live if self.states[i].architecture.sae.dead == "auxk"]
-        list(self._pool.map(lambda i: self._auxiliary_gradients(i, x, seen), with_auxiliary))
+        list(self._pool.map(lambda i: self._auxiliary_gradients(i, x, y, seen), with_auxiliary))
         list(self._pool.map(self._price, (i for i in live if self.states[i].architecture.priced)))
         done = self.library.step_run(
-            self._step, self._live, len(live), self._numbers, x.data_ptr(), len(x), seen
-        )
+            self._step, self._live, len(live), self._numbers, x.data_ptr(), y.data_ptr(), len(x),
+            seen,
+        )  # fmt: skip
         if not done:
             raise MemoryError("no room for a batch")
         for state, hyper in zip(self.states, hypers, strict=True):
             sae = state.architecture.sae
             if hyper and sae.dead == "resample" and hyper.step % sae.resample_every == 0:
-                dead_features.resample(state, x, state.inactive(seen), hyper.step)
+                dead_features.resample(state, x, state.inactive(seen), hyper.step, y)
 
     def _in_numbers(self, hyper: Hyper, rows: int) -> Numbers:
         return Numbers(
@@ -95,7 +101,7 @@ class SparseStep:
             beta2=hyper.beta2,
             root=(1 - hyper.beta2**hyper.step) ** -0.5,
             eps=hyper.eps,
-            scale=2 / (rows * self.d_in),
+            scale=2 / (rows * self.d_out),
             penalty=hyper.numbers["l1"] / rows,
             l0=hyper.numbers.get("l0", 0.0) / rows,
         )
@@ -109,13 +115,13 @@ class SparseStep:
         torch.add(1.0, share, alpha=strength, out=held["price"])
         torch.mul(slope, strength, out=held["pull"])
 
-    def _auxiliary_gradients(self, i: int, x: Tensor, seen: int) -> None:
+    def _auxiliary_gradients(self, i: int, x: Tensor, y: Tensor, seen: int) -> None:
         """Put the auxiliary loss's gradients where the step adds its own."""
         state, gradients = self.states[i], self._gradients[i]
         inactive = state.inactive(seen)
         for gradient in gradients.values():
             gradient.zero_()
-        enc, dec, b = dead_features.auxiliary_gradients(state, x, inactive, self.d_in)
+        enc, dec, b = dead_features.auxiliary_gradients(state, x, inactive, self.d_out, y)
         gradients["G_dec"][inactive] = dec
         gradients["G_enc"][inactive] += enc  # the same tensor where weights are tied
         gradients["G_b"][inactive] = b

@@ -54,7 +54,7 @@ class DenseStep:
     def __init__(
         self,
         states: list[State],
-        d_in: int,
+        d_out: int,
         *,
         compiled: bool = False,
         max_features: int | None = None,
@@ -63,7 +63,7 @@ class DenseStep:
 
         Args:
             states: dictionaries on one device.
-            d_in: columns that are not padding.
+            d_out: columns of what is reconstructed that are not padding.
             compiled: use `torch.compile`, which takes tens of seconds for each stack.
             max_features: of one stack, unless a single dictionary has more.
         """
@@ -72,7 +72,7 @@ class DenseStep:
             on_cpu = states[0].b.device.type == "cpu"
             max_features = MAX_FEATURES_CPU if on_cpu else MAX_FEATURES
         self.groups = [
-            (indices, _Group([states[i] for i in indices], d_in, compiled))
+            (indices, _Group([states[i] for i in indices], d_out, compiled))
             for indices in _grouped(states, max_features)
         ]
         self._steps = 0
@@ -90,9 +90,11 @@ class DenseStep:
         """Nothing is held open; the method makes both steps interchangeable."""
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, hypers: list[Hyper | None], seen: int) -> None:
+    def __call__(
+        self, x: Tensor, hypers: list[Hyper | None], seen: int, y: Tensor | None = None
+    ) -> None:
         """As `SparseStep.__call__`; without a hyper, a dictionary keeps its values if finite."""
-        given = _Given.of(x, self.groups, hypers, seen)
+        given = _Given.of(x, x if y is None else y, self.groups, hypers, seen)
         self._steps += 1
         if x.is_cuda and self._steps == BEFORE_CAPTURE + 1:
             self._captured = _Captured.of(self.groups, given)
@@ -100,11 +102,11 @@ class DenseStep:
             self._captured.replay(given)
         else:
             for (_, group), numbers in zip(self.groups, given.by_group(self.groups), strict=True):
-                group.train(given.x, numbers, given.counts)
+                group.train(given.x, given.y, numbers, given.counts)
         for state, hyper in zip(self.states, hypers, strict=True):
             sae = state.architecture.sae
             if hyper and sae.dead == "resample" and hyper.step % sae.resample_every == 0:
-                dead_features.resample(state, x, state.inactive(seen), hyper.step)
+                dead_features.resample(state, x, state.inactive(seen), hyper.step, y)
 
 
 def _grouped(states: list[State], max_features: int) -> list[list[int]]:
@@ -129,10 +131,10 @@ def _grouped(states: list[State], max_features: int) -> list[list[int]]:
 class _Group:
     """Dictionaries of one kind, stacked."""
 
-    def __init__(self, states: list[State], d_in: int, compiled: bool) -> None:
+    def __init__(self, states: list[State], d_out: int, compiled: bool) -> None:
         self.states = states
         self.stack = _stacked(states)
-        self.d_in = d_in
+        self.d_out = d_out
         self._train: Any = train
         self._unproven = compiled and self.stack.architecture.fast
         if self._unproven:
@@ -142,9 +144,9 @@ class _Group:
             # parameters are written to in place, which `_Captured` may do and that mode may not.
             self._train = torch.compile(train, fullgraph=True, dynamic=False)
 
-    def train(self, x: Tensor, numbers: Tensor, counts: Tensor) -> None:
+    def train(self, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor) -> None:
         """One step, as the function `train`."""
-        given = (self.stack, x, numbers, counts, self.d_in)
+        given = (self.stack, x, y, numbers, counts, self.d_out)
         try:
             self._train(*given)
         except torch.OutOfMemoryError:
@@ -163,6 +165,7 @@ class _Given:
     """What a step is given, on the device."""
 
     x: Tensor  # (batch, width), scaled
+    y: Tensor  # what is reconstructed; the same one, but for transcoders
     numbers: Tensor  # float32, flat: `_numbers` of all dictionaries, stack after stack
     counts: Tensor  # (2,) int64, as `train` takes them
 
@@ -170,6 +173,7 @@ class _Given:
     def of(
         cls,
         x: Tensor,
+        y: Tensor,
         groups: list[tuple[list[int], _Group]],
         hypers: list[Hyper | None],
         seen: int,
@@ -180,7 +184,8 @@ class _Given:
             own = [_numbers(s, hypers[i]) for i, s in zip(indices, group.states, strict=True)]
             numbers += [value for values in zip(*own, strict=True) for value in values]
         counts = [seen, min(groups[0][1].stack.dead_window, seen)]
-        return cls(x, _sent(numbers, torch.float32, x.device), _sent(counts, torch.int64, x.device))
+        device = x.device
+        return cls(x, y, _sent(numbers, torch.float32, device), _sent(counts, torch.int64, device))
 
     def by_group(self, groups: list[tuple[list[int], _Group]]) -> list[Tensor]:
         """The numbers of each stack, (numbers, n)."""
@@ -203,7 +208,9 @@ class _Captured:
     @classmethod
     def of(cls, groups: list[tuple[list[int], _Group]], given: _Given) -> Self | None:
         """Record a step without making it, or say in a line why that cannot be done."""
-        inputs = _Given(given.x.clone(), given.numbers.clone(), given.counts.clone())
+        x = given.x.clone()
+        y = x if given.y is given.x else given.y.clone()
+        inputs = _Given(x, y, given.numbers.clone(), given.counts.clone())
         graph = torch.cuda.CUDAGraph()
         branches = [torch.cuda.Stream(given.x.device) for _ in groups]
         try:
@@ -217,7 +224,7 @@ class _Captured:
                 for (_, group), numbers, branch in by_group:
                     branch.wait_stream(main)
                     with torch.cuda.stream(branch):
-                        group.train(inputs.x, numbers, inputs.counts)
+                        group.train(inputs.x, inputs.y, numbers, inputs.counts)
                 for branch in branches:
                     main.wait_stream(branch)
         except torch.OutOfMemoryError:
@@ -230,6 +237,8 @@ class _Captured:
     def replay(self, given: _Given) -> None:
         """Make the step."""
         self._inputs.x.copy_(given.x)
+        if given.y is not given.x:
+            self._inputs.y.copy_(given.y)
         self._inputs.numbers.copy_(given.numbers)
         self._inputs.counts.copy_(given.counts)
         self._graph.replay()
@@ -279,7 +288,7 @@ class Gradients:
     floors: list[Tensor]  # BatchTopK: (n,) each, the smallest code of each selection
 
 
-def train(stack: State, x: Tensor, numbers: Tensor, counts: Tensor, d_in: int) -> None:
+def train(stack: State, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor, d_out: int) -> None:
     """One step of n stacked dictionaries, in place.
 
     With `project_gradient` the decoder's gradient first loses its part along each feature
@@ -288,16 +297,17 @@ def train(stack: State, x: Tensor, numbers: Tensor, counts: Tensor, d_in: int) -
     Args:
         stack: as `_stacked` gives it.
         x: (batch, width), scaled.
+        y: (batch, width), what is reconstructed.
         numbers: (..., n) float32, `_numbers` of each.
         counts: (2,) int64: rows seen with this batch, and after how many a feature is inactive.
-        d_in: columns of `x` that are not padding.
+        d_out: columns of `y` that are not padding.
     """
     seen, window = counts.unbind()
     sae = stack.architecture.sae
     inactive = seen - stack.last_fired >= window if sae.dead == "auxk" else None
     own = dict(zip(stack.architecture.numbers, numbers[ADAM:].unbind(), strict=True))
     gradients = closed_form if stack.architecture.fast else by_autograd
-    g = gradients(stack, x, own, inactive, d_in)
+    g = gradients(stack, x, y, own, inactive, d_out)
     for i, rows in enumerate(g.sums):
         stack.sums[:, i].add_(rows.sum(dim=-1, dtype=stack.sums.dtype))
     stack.sums[:, 3].add_(len(x))
@@ -319,27 +329,29 @@ def train(stack: State, x: Tensor, numbers: Tensor, counts: Tensor, d_in: int) -
 
 
 def by_autograd(
-    stack: State, x: Tensor, numbers: Numbers, inactive: Tensor | None, d_in: int
+    stack: State, x: Tensor, y: Tensor, numbers: Numbers, inactive: Tensor | None, d_out: int
 ) -> Gradients:
     """The gradients of `loss.objective`, of any kind."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in stack.params.items()}
-    x = x[:, :d_in]
+    x, y = x[:, : stack.d_in], y[:, :d_out]
     with torch.enable_grad():
-        p = replace(stack, params=leaves).whole(d_in)
-        fit = loss.objective(stack.architecture, p, x, numbers, inactive)
+        p = replace(stack, params=leaves).whole(stack.d_in, d_out)
+        fit = loss.objective(stack.architecture, p, x, numbers, inactive, y)
         found = torch.autograd.grad(fit.loss.sum(), list(leaves.values()))
-    codes = fit.encoded.codes.detach()
+    codes, made = fit.encoded.codes.detach(), fit.x_hat.detach()
+    if (skipped := stack.architecture.skipped(stack.whole(stack.d_in, d_out), x)) is not None:
+        made = made + skipped
     on = codes > 0
     return Gradients(
         of=dict(zip(leaves, found, strict=True)),
-        sums=((fit.x_hat.detach() - x).square().sum(-1), codes.sum(-1), on.sum(-1)),
+        sums=((made - y).square().sum(-1), codes.sum(-1), on.sum(-1)),
         fired=on.any(dim=1),
         floors=fit.encoded.floors,
     )
 
 
 def closed_form(
-    stack: State, x: Tensor, numbers: Numbers, inactive: Tensor | None, d_in: int
+    stack: State, x: Tensor, y: Tensor, numbers: Numbers, inactive: Tensor | None, d_out: int
 ) -> Gradients:
     """The same by hand, for kinds whose code is z where it is active, and zero elsewhere."""
     batch, precision = len(x), stack.architecture.sae.precision
@@ -348,8 +360,12 @@ def closed_form(
     encoded = stack.architecture.encode(stack.whole(), x)
     z, codes = encoded.z, encoded.codes  # (n, batch, dict_size)
     on = codes > 0
-    residual = product(codes, stack.W_dec, precision) - x
-    scaled = residual * (2 / (batch * d_in))
+    residual = product(codes, stack.W_dec, precision) - y
+    if "b_dec" in stack.params:  # a transcoder's; it is not taken from the input
+        residual = residual + stack.params["b_dec"][:, None]
+    if (skipped := stack.architecture.skipped(stack.params, x)) is not None:
+        residual = residual + skipped
+    scaled = residual * (2 / (batch * d_out))
     g_recon = product(scaled, stack.W_dec.mT, precision)  # (n, batch, dict_size)
     penalty = c["l1"] / batch
     g_dec = product(codes.mT, scaled, precision)
@@ -360,12 +376,16 @@ def closed_form(
         penalty = penalty * (1 + strength * share[:, None])
     g_codes = (g_recon + penalty) * on
     if inactive is not None:
-        weight = c["aux_coefficient"] * (2 / (batch * d_in))
+        weight = c["aux_coefficient"] * (2 / (batch * d_out))
         auxiliary = dead_features.auxiliary_codes(stack, z, residual, inactive, weight)
         aux_codes, g_aux, g_out = auxiliary
         g_codes = g_codes + g_aux
         g_dec = g_dec + product(aux_codes.mT, g_out, precision)
     found = {"W_dec": g_dec, "b": g_codes.sum(dim=1)}
+    if "b_dec" in stack.params:
+        found["b_dec"] = scaled.sum(dim=1)
+    if skipped is not None:
+        found["W_skip"] = product(scaled.mT, x, precision)
     if "log_threshold" in stack.params:
         threshold = stack.params["log_threshold"].exp()[:, None]  # (n, 1, dict_size)
         near = (z - threshold).abs() < c["bandwidth"] / 2

@@ -26,10 +26,10 @@ class FreezePerturb:
     kept: list[dict[str, Tensor]]  # parameters with an entry a feature, when last frozen
 
     @classmethod
-    def beside(cls, state: State, config: TrainSAEConfig, d_in: int) -> "FreezePerturb":
+    def beside(cls, state: State, config: TrainSAEConfig) -> "FreezePerturb":
         """A companion for `state`, with nothing frozen."""
         other = replace(config, seed=config.seed + COMPANION_SEED)
-        companion = State.initial(other, d_in, state.b.device)
+        companion = State.initial(other, state.d_in, state.b.device, state.d_out)
         none = torch.zeros(state.dict_size, dtype=torch.bool, device=state.b.device)
         made = cls((state, companion), (none, none.clone()), [])
         made._keep()

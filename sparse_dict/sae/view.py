@@ -63,32 +63,40 @@ class View:
         """Mean over columns of what is seen: the denominator of FVU."""
         return float((self.variance / self.scale**2).mean())
 
-    def undone(self, d: Dictionary) -> Dictionary:
-        """A dictionary of raw activations, made of one of (x - mean) / balance.
 
-        Its decoder rows are no longer unit rows where sites were scaled apart: codes stay what they
-        were, so that TopK keeps the same ones.
-        """
-        W_enc = d.W_enc / self.balance[:, None]
-        b_enc = d.b_enc - self.mean.astype(np.float64) @ W_enc
-        return replace(
-            d,
-            W_enc=W_enc,
-            b_enc=b_enc.astype(np.float32),
-            W_dec=d.W_dec * self.balance,
-            b_dec=d.b_dec * self.balance + self.mean,
-        )
+def undone(d: Dictionary, x: View, y: View) -> Dictionary:
+    """A dictionary of raw activations, made of one of (x - mean) / scale times `y.unit`.
+
+    Its decoder rows are no longer unit rows where sites were scaled apart: codes stay what they
+    were, so that TopK keeps the same ones. What is reconstructed has a view of its own, `y`.
+    """
+    gain, mean = (x.scale / y.unit).astype(np.float32), x.mean.astype(np.float64)
+    W_enc = d.W_enc / gain[:, None]
+    b_enc = d.b_enc - mean @ W_enc
+    b_dec, W_skip = d.b_dec * y.balance + y.mean, d.W_skip
+    if W_skip is not None:
+        W_skip = (W_skip * y.scale / x.scale[:, None]).astype(np.float32)
+        b_dec = (b_dec - mean @ W_skip).astype(np.float32)
+    return replace(
+        d,
+        W_enc=W_enc,
+        b_enc=b_enc.astype(np.float32),
+        W_dec=d.W_dec * y.balance,
+        b_dec=b_dec,
+        W_skip=W_skip,
+    )
 
 
-def settled(config: ActivationsConfig, activations: Activations) -> ActivationsConfig:
-    """`config` as a record keeps it: what depends on the activations decided.
+def settled(config: ActivationsConfig, *seen: Activations) -> ActivationsConfig:
+    """`config` as a record keeps it: what depends on the activations decided, all that are seen.
 
     Raises:
         UserError: the folder cannot be read.
     """
     scaling, centering = config.scaling, config.centering
-    if scaling == "rms_by_site" and len(activations.sites) == 1:
+    if scaling == "rms_by_site" and all(len(found.sites) == 1 for found in seen):
         scaling = "rms"
     if centering == "auto":
-        centering = "mean" if activations.mean_to_spread >= CENTRE_FROM else "none"
+        far = max(found.mean_to_spread for found in seen)
+        centering = "mean" if far >= CENTRE_FROM else "none"
     return replace(config, scaling=scaling, centering=centering)

@@ -13,9 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sparse_dict.activations import store, toy
+from sparse_dict.activations.side_by_side import refuse_other_tokens
 from sparse_dict.analysis import stage as analysis_stage
 from sparse_dict.errors import UserError, explained, printable, reading
 from sparse_dict.lm import folder as lm_folder
@@ -258,20 +257,7 @@ def same_rows(one: Path, other: Path) -> str:
         UserError: it is not, or they are no harvests of ours.
     """
     a, b = (store.Activations.open(study / "activations") for study in (one, other))
-    if a.rows != b.rows:
-        raise UserError(f"{a.folder} holds {a.rows:,} rows, {b.folder} {b.rows:,}: not the same")
-    for start in range(0, a.rows, store.SCAN_ROWS):
-        stop = min(start + store.SCAN_ROWS, a.rows)
-        of_a, of_b = a.origins(start, stop), b.origins(start, stop)
-        if of_a is None or of_b is None:
-            unknown = a if of_a is None else b
-            raise UserError(f"{unknown.folder} does not say where its rows come from")
-        for i in np.flatnonzero((of_a != of_b).any(1))[:1].tolist():
-            places = " and ".join(str(tuple(origins[i].tolist())) for origins in (of_a, of_b))
-            raise UserError(
-                f"{a.folder} and {b.folder} are not of the same text row for row: document, "
-                f"position and token of row {start + i} are {places}"
-            )
+    refuse_other_tokens(a, b)
     return f"{a.folder} and {b.folder}: the same {a.rows:,} tokens, row for row"
 
 

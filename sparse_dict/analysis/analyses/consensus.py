@@ -54,6 +54,8 @@ def section(context: Context) -> Section:
     """The split-half test by number of seeds, and the dictionary of all; `consensus.csv`."""
     title, settings = "What recurs over seeds", context.settings(ConsensusConfig)
     group = _group(context)
+    if context.study.target is not None:
+        return Section(title, ["It is made of autoencoders; these dictionaries are transcoders."])
     if len(group) < 2:
         return Section(title, ["The study has one seed for each setting; train with -m seed=0,1."])
     living = sum(int(entry.alive.sum()) for entry in group)
@@ -213,7 +215,7 @@ def _loss(context: Context) -> tuple[Callable[[Dictionary], float] | None, str]:
     if manifest is None or truth.is_toy(context):
         return None, ""
     try:
-        place, lm = harvested.place(manifest), harvested.model(manifest, config)
+        place, lm = harvested.place(manifest, context.study.site), harvested.model(manifest, config)
         text, _ = loss_recovered.held_out(
             manifest, Path(config.cache_dir), lm.n_ctx, settings.tokens
         )
@@ -221,7 +223,7 @@ def _loss(context: Context) -> tuple[Callable[[Dictionary], float] | None, str]:
         return None, str(error)
 
     def recovered(dictionary: Dictionary) -> float:
-        how = Replacement(("it",), lambda x: [dictionary.decode(dictionary.encode(x))])
+        how = Replacement(("it",), lambda x: [dictionary.reconstruct(x)])
         found = loss_recovered.losses(lm.model, text, place, context.activations.mean, [how])
         return loss_recovered.recovered(found["it"], found[ORIGINAL], found[MEAN])
 

@@ -10,6 +10,7 @@ reconstruction, 0 for one that is no better than the ablation, below 0 for a wor
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Replacement:
     """What takes the place of an activation, in one or more variants that share some work."""
 
     labels: tuple[str, ...]
-    reconstruct: Callable[[Floats], Iterable[Floats]]  # (rows, d_in) to one (rows, d_in) a label
+    reconstruct: Callable[[Floats], Iterable[Floats]]  # (rows, d_in) to one (rows, d_out) a label
 
 
 ORIGINAL, ZERO, MEAN = "original", "zero", "mean"
@@ -55,31 +56,37 @@ def losses(
     place: Place,
     mean: NDArray[np.float64],
     replacements: Iterable[Replacement],
+    target: Place | None = None,
 ) -> dict[str, float]:
     """Mean cross-entropy in nats of the model, ablated and with each replacement, by label.
 
-    `contexts` (n, length + 1) are token ids, the last of each only a target; `mean` (d_in,) is the
+    `contexts` (n, length + 1) are token ids, the last of each only a target; `mean` (d_out,) is the
     mean activation. All targets count, those of the positions that `place` leaves out among them.
+    What is replaced is read at `place`; of transcoders, which read there in the same forward pass,
+    it is what `target` computes.
     """
-    replacements = [
-        Replacement((ORIGINAL,), lambda x: [x]),
-        Replacement((ZERO,), lambda x: [np.zeros_like(x)]),
-        Replacement((MEAN,), lambda x: [np.broadcast_to(mean.astype(np.float32), x.shape).copy()]),
-        *replacements,
-    ]
-    sums: dict[str, float] = {label: 0.0 for item in replacements for label in item.labels}
+    replacements = [*replacements]
+    ablated = mean.astype(np.float32)
+    labels = [ORIGINAL, ZERO, MEAN, *(label for item in replacements for label in item.labels)]
+    sums = dict.fromkeys(labels, 0.0)
+    n_read = len(place.sites) if target else 0
+    sites = [*place.sites, *(target.sites if target else ())]
     step, skip = max(1, BATCH_TOKENS // (contexts.shape[1] - 1)), place.skip_first
     n = contexts[:, 1:].size
     log.info("loss recovered: %s tokens, each in %d variants", f"{n:,}", len(sums))
     with Progress("loss recovered", n * len(sums), "tokens") as progress:
         for start in range(0, len(contexts), step):
             batch = torch.from_numpy(contexts[start : start + step]).to(model.device)
-            found, follow = model.split(batch[:, :-1], batch[:, 1:], place.sites)
-            x = rows_of(found, skip)
-            for item in replacements:
-                for label, new in zip(item.labels, item.reconstruct(x), strict=True):
-                    sums[label] += float(follow(put_back(found, new, skip))) * len(batch)
-                    progress.advance(batch[:, 1:].numel())
+            found, follow = model.split(batch[:, :-1], batch[:, 1:], sites)
+            read, written = found[:n_read], found[n_read:]
+            y = rows_of(written, skip)
+            x = rows_of(read, skip) if target else y
+            made = [[y], [np.zeros_like(y)], [np.broadcast_to(ablated, y.shape).copy()]]
+            news = chain(*made, *(item.reconstruct(x) for item in replacements))
+            for label, new in zip(labels, news, strict=True):
+                values = [*read, *put_back(written, new, skip)]
+                sums[label] += float(follow(values)) * len(batch)
+                progress.advance(batch[:, 1:].numel())
     return {label: value / len(contexts) for label, value in sums.items()}
 
 
@@ -91,7 +98,7 @@ def recovered(loss: float, original: float, ablated: float) -> float:
 def of_dictionary(entry: Entry) -> Replacement:
     """The reconstruction by a dictionary, under its name."""
     dictionary = entry.trained.dictionary
-    return Replacement((entry.name,), lambda x: [dictionary.decode(dictionary.encode(x))])
+    return Replacement((entry.name,), lambda x: [dictionary.reconstruct(x)])
 
 
 def of_basis(method: str, basis: Basis, ks: list[int]) -> Replacement:
@@ -140,14 +147,16 @@ def measure(context: Context) -> tuple[dict[str, float], str]:
     activations, manifest = context.activations, context.activations.manifest
     if manifest is None:
         raise UserError("these activations do not come from a language model")
-    place, lm = harvested.place(manifest), harvested.model(manifest, config)
+    study, lm = context.study, harvested.model(manifest, config)
+    place = harvested.place(manifest, study.site)
+    target = harvested.place(manifest, study.target) if study.target else None
     harvested.columns_of(lm.model, place.sites, activations.d_in)
     runtime.allocator()
     contexts, what = held_out(manifest, Path(config.cache_dir), lm.n_ctx, settings.tokens)
     ks = [k for k in settings.ks if k <= activations.d_in]
     replacements = [of_dictionary(entry) for entry in context.study.entries]
     replacements += [of_basis(method, basis, ks) for method, basis in _fitted(context).items()]
-    found = losses(lm.model, contexts, place, activations.mean, replacements)
+    found = losses(lm.model, contexts, place, context.targets.mean, replacements, target)
     if place.skip_first:
         what += f"; positions before {place.skip_first} of each context keep their activation"
     return found, what

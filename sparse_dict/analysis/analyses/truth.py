@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -65,7 +64,7 @@ def read(context: Context) -> Floats:
     Raises:
         UserError: the study's activations are not there, or have no known features.
     """
-    study, folder = context.study, Path(context.config.activations_dir)
+    study, folder = context.study, context.config.activations_dirs[0]
     manifest = context.activations.manifest or {"fingerprints": {}}
     if "truth" not in manifest["fingerprints"]:
         raise UserError("the features of these activations are not known, as in a toy model")
@@ -282,7 +281,7 @@ def section(context: Context) -> Section:
 
 def is_toy(context: Context) -> bool:
     """Whether the features of the study's activations are known."""
-    return (Path(context.config.activations_dir) / TRUTH).exists()
+    return (context.config.activations_dirs[0] / TRUTH).exists()
 
 
 ANALYSIS = Analysis("truth", section, (FOUND, PREDICTED), claims, applies=is_toy)

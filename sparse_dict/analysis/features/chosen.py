@@ -28,9 +28,13 @@ class Chosen:
     groups: tuple[str, ...]  # why it was chosen
     mcs: float = float("nan")
 
-    def nearest(self) -> tuple[int, float]:
-        """The neuron with the largest absolute cosine with a feature, and that cosine."""
-        assert self.entry is not None
+    def nearest(self) -> tuple[int, float] | None:
+        """The neuron with the largest absolute cosine with a feature, and that cosine.
+
+        None for a neuron, and for a transcoder's feature, which writes where it does not read.
+        """
+        if self.entry is None or self.entry.transcodes:
+            return None
         row = self.entry.decoder[self.index]
         index = int(np.abs(row).argmax())
         return index, float(row[index] / max(np.linalg.norm(row), 1e-30))
@@ -65,7 +69,7 @@ def choose(
         known = {(c.entry, c.index) for c in chosen}
         chosen += [c for c in also if (c.entry, c.index) not in known]
     there = {c.index for c in chosen if c.entry is None}
-    nearest = {c.nearest()[0] for c in chosen if c.entry is not None}
+    nearest = {found[0] for c in chosen if (found := c.nearest())}
     return chosen + [Chosen(None, index, (NEURON,)) for index in sorted(nearest - there)]
 
 
@@ -96,16 +100,16 @@ def _asked(name: str, chain: Sequence[Entry], study: Study) -> tuple[Entry | Non
     """The dictionary and index of ``NAME/INDEX``; NAME as `ContextsConfig.features` says."""
     owner, _, number = name.rpartition("/")
     index = int(number)  # the config has seen to it that this is a number
-    if owner == NEURONS:
+    if owner == NEURONS and study.target is None:
         entry, size = None, study.d_in
     else:
         found = [e for e in chain if str(e.size) == owner]
         found += [e for e in study.entries if e.name == owner]
         if not found:
-            known = [str(e.size) for e in chain] + [e.name for e in study.entries]
+            known = [*([] if study.target else [NEURONS]), *(str(e.size) for e in chain)]
+            known += [e.name for e in study.entries]
             raise UserError(
-                f"contexts.features: {name!r} names no dictionary; there are {NEURONS}, "
-                f"{', '.join(known)}"
+                f"contexts.features: {name!r} names no dictionary; there are {', '.join(known)}"
             )
         entry, size = found[0], found[0].size
     if index >= size:

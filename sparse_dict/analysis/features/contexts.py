@@ -80,6 +80,11 @@ class Gallery:
     direct: tuple[Site, ...]  # sites whose effect on the logits is shown
 
     @property
+    def has_neurons(self) -> bool:
+        """Whether neurons are shown beside the features, which is not so for transcoders."""
+        return any(feature.chosen.entry is None for feature in self.features)
+
+    @property
     def unit(self) -> str:
         """What a column of the activations is called."""
         return "neuron" if self.place.of_neurons else "coordinate"
@@ -187,7 +192,7 @@ def describe(
                 tokens = source.text.ravel()[first:stop]
                 contexts[row, place] = Context(tokens, values, place - first)
 
-    decoders = directions(chosen, source.kept.shape[-1])
+    decoders = directions(chosen, source.columns[-1][1])
     promoted, demoted, direct = logit_effects(
         decoders, source.lm, source.place.sites, source.columns
     )
@@ -207,7 +212,7 @@ def describe(
                 shares=_shares(decoder[0], source.columns),
                 promoted=promoted[row],
                 demoted=demoted[row],
-                neuron=None if item.entry is None else item.nearest(),
+                neuron=item.nearest(),
             )
         )
     return features, direct
@@ -281,9 +286,9 @@ def _pick(
     return top, spread
 
 
-def directions(chosen: Sequence[Chosen], d_in: int) -> Floats:
-    """What a unit of activation adds to a row, (chosen, d_in)."""
-    rows = np.zeros((len(chosen), d_in), np.float32)
+def directions(chosen: Sequence[Chosen], d_out: int) -> Floats:
+    """What a unit of activation adds to a row, (chosen, d_out)."""
+    rows = np.zeros((len(chosen), d_out), np.float32)
     for row, item in zip(rows, chosen, strict=True):
         if item.entry is None:
             row[item.index] = 1

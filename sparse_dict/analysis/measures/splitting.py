@@ -46,16 +46,23 @@ class Step:
         return np.asarray(found[np.argsort(-self.cosine[found], kind="stable")])
 
 
-def step(smaller: Dictionary, larger: Dictionary, alive: tuple[Bools, Bools], x: Floats) -> Step:
-    """Parents, fates and gains, by the rows `x` (rows, d_in).
+def step(
+    smaller: Dictionary,
+    larger: Dictionary,
+    alive: tuple[Bools, Bools],
+    x: Floats,
+    y: Floats | None = None,
+) -> Step:
+    """Parents, fates and gains, by the rows `x` (rows, d_in) and what is reconstructed, `y`.
 
     A feature of the smaller dictionary is *kept* if it has one child, with a cosine above `FOUND`,
     *drifted* if it has one below, *split* if it has several, *absorbed* if the features near it are
     all another one's children, and *lost* if none is near.
     """
+    y = x if y is None else y
     n, m = len(smaller.b_enc), len(larger.b_enc)
     joint, active = np.zeros((m, n)), np.zeros(m)
-    for _, codes, others in _encoded(smaller, larger, x):
+    for _, codes, others in _encoded(smaller, larger, x, y):
         on = (others > 0).astype(np.float32)
         joint += on.T @ (codes > 0).astype(np.float32)
         active += on.sum(0)
@@ -77,12 +84,13 @@ def step(smaller: Dictionary, larger: Dictionary, alive: tuple[Bools, Bools], x:
         [DEAD, SPLIT, KEPT, DRIFTED, ABSORBED],
         LOST,
     )
-    return Step(parent, cosine, given, fate, _gains(smaller, larger, parent, fate, x))
+    return Step(parent, cosine, given, fate, _gains(smaller, larger, parent, fate, x, y))
 
 
 def _gains(
-    smaller: Dictionary, larger: Dictionary, parent: Index, fate: NDArray[np.str_], x: Floats
-) -> Floats:
+    smaller: Dictionary, larger: Dictionary, parent: Index, fate: NDArray[np.str_], x: Floats,
+    y: Floats,
+) -> Floats:  # fmt: skip
     """How much of the smaller one's error a split saves, (n,).
 
     On the rows where the parent or a child is active: the smaller dictionary's squared error, less
@@ -90,8 +98,8 @@ def _gains(
     """
     families = {int(i): np.flatnonzero(parent == i) for i in np.flatnonzero(fate == SPLIT)}
     before, after = np.zeros(len(fate)), np.zeros(len(fate))
-    for part, codes, others in _encoded(smaller, larger, x):
-        error = part - smaller.decode(codes)
+    for wanted, codes, others in _encoded(smaller, larger, x, y):
+        error = wanted - smaller.decode(codes)
         for i, children in families.items():
             rows = np.flatnonzero((codes[:, i] > 0) | (others[:, children] > 0).any(1))
             old = error[rows]
@@ -104,11 +112,14 @@ def _gains(
 
 
 def _encoded(
-    smaller: Dictionary, larger: Dictionary, x: Floats
+    smaller: Dictionary, larger: Dictionary, x: Floats, y: Floats
 ) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """Of each chunk what the smaller one's features are to explain, and the codes of both."""
     for start in range(0, len(x), CHUNK):
-        part = x[start : start + CHUNK]
-        yield part, smaller.encode(part), larger.encode(part)
+        part, wanted = (rows[start : start + CHUNK] for rows in (x, y))
+        if smaller.W_skip is not None:
+            wanted = wanted - part @ smaller.W_skip
+        yield wanted, smaller.encode(part), larger.encode(part)
 
 
 def lives(steps: list[Step]) -> tuple[NDArray[np.str_], Index]:

@@ -31,7 +31,7 @@ def paragraph(config: AnalyzeConfig, study: Study) -> str:
     return " ".join(
         part
         for part in (
-            f"The activations are {_site(manifest, study.d_in)} in {_model(manifest, config)}.",
+            f"The activations are {_site(manifest, study)} in {_model(manifest, config)}.",
             _text(manifest, Path(config.cache_dir)),
             _size(manifest),
         )
@@ -45,6 +45,8 @@ def subject(config: AnalyzeConfig, study: Study) -> str:
         manifest = harvested.manifest_of(config, study)
     except UserError:
         return f"rows of {study.d_in:,} values"
+    if study.site is not None:
+        return f"activations of {study.at} ({study.d_in:,} values)"
     site, layer = _word(manifest, "site"), _count(manifest, "layer")
     if site == "toy":
         return f"rows of a toy ({study.d_in:,} values)"
@@ -85,8 +87,13 @@ def _listed(record: Any, parts: Mapping[str, str]) -> str:
     return ", ".join(text.format(f"{n:,}") for text, n in known.items() if n is not None)
 
 
-def _site(manifest: Mapping[str, Any], d_in: int) -> str:
-    sites = manifest.get("sites")
+def _site(manifest: Mapping[str, Any], study: Study) -> str:
+    sites, d_in = manifest.get("sites"), study.d_in
+    if study.site is not None and isinstance(sites, list):
+        text = f"values of {study.site}, one of {len(sites)} sites that were harvested together"
+        if study.target is None:
+            return f"{d_in:,} {text}"
+        return f"{text}, from which {d_in:,} of {study.target} are reconstructed,"
     if isinstance(sites, list):
         names = [name for site in sites if (name := _word(site, "site"))]
         return f"{d_in:,} values of {len(sites)} sites side by side ({', '.join(names)})"

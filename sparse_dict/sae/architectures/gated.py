@@ -41,7 +41,7 @@ class Gated(Architecture[GatedConfig]):
         magnitude = along * p["r_mag"].exp()[..., None, :] + p["b_mag"][..., None, :]
         return Encoded(gate, magnitude.relu() * (gate > 0))
 
-    def loss(self, p: Params, x: "Tensor", c: Numbers) -> Fit:
+    def loss(self, p: Params, x: "Tensor", y: "Tensor", c: Numbers) -> Fit:
         """Squared error, L1 of the gates, and the error of what the gates alone would decode to.
 
         The latter, through a decoder that counts as constant, is what trains the gates to detect.
@@ -50,8 +50,8 @@ class Gated(Architecture[GatedConfig]):
         x_hat = self.decode(p, encoded.codes)
         gates = encoded.z.relu()
         fixed = {name: w.detach() for name, w in p.items()}
-        loss = squared_error(x_hat, x) + c["l1"] * l1(gates)
-        return Fit(loss + squared_error(self.decode(fixed, gates), x), encoded, x_hat)
+        loss = squared_error(x_hat, y) + c["l1"] * l1(gates)
+        return Fit(loss + squared_error(self.decode(fixed, gates), y.detach()), encoded, x_hat)
 
     def export(self, p: Params, scale: float, floor: float) -> "Dictionary":
         """SAELens' ``jumprelu``: a Gated SAE is a special case of it (section 3.2 of the paper).

@@ -58,12 +58,12 @@ class JumpReLU(Architecture[JumpReLUConfig]):
         z = self.pre_activations(p, x)
         return Encoded(z, z.relu() * (z > p["log_threshold"].exp()[..., None, :]))
 
-    def loss(self, p: Params, x: "Tensor", c: Numbers) -> Fit:
+    def loss(self, p: Params, x: "Tensor", y: "Tensor", c: Numbers) -> Fit:
         """Squared error, L1 and the number of active features."""
         encoded = self.encode(p, x)
         threshold = p["log_threshold"].exp()[..., None, :]
         x_hat = self.decode(p, jump(encoded.z, threshold, c["bandwidth"]))
-        loss = squared_error(x_hat, x) + c["l1"] * l1(encoded.codes)
+        loss = squared_error(x_hat, y) + c["l1"] * l1(encoded.codes)
         return Fit(loss + c["l0"] * l0(encoded.z, threshold, c["bandwidth"]), encoded, x_hat)
 
     def export(self, p: Params, scale: float, floor: float) -> "Dictionary":

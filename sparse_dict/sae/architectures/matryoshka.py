@@ -45,12 +45,12 @@ class Matryoshka(BatchTopK):
         p = super().initial(d_in, width, generator)
         return p | {"b_dec": p["b"].new_zeros(width)}
 
-    def loss(self, p: Params, x: "Tensor", c: Numbers) -> Fit:
+    def loss(self, p: Params, x: "Tensor", y: "Tensor", c: Numbers) -> Fit:
         """The codes are chosen once, among all features; each prefix decodes its own."""
         encoded = self.encode(p, x)
         x_hat = p["b_dec"][..., None, :]
         loss, first = c["l1"] * l1(encoded.codes), 0
         for last in self.sae.sizes():
             x_hat = x_hat + encoded.codes[..., first:last] @ p["W_dec"][..., first:last, :]
-            loss, first = loss + squared_error(x_hat, x), last
+            loss, first = loss + squared_error(x_hat, y), last
         return Fit(loss, encoded, x_hat)

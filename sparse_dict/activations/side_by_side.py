@@ -1,0 +1,123 @@
+"""Harvests of the same tokens, such as two models' of one text, read as one: side by side."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_dict.activations.store import SCAN_ROWS, Activations, Floats, Origins
+from sparse_dict.errors import UserError
+from sparse_dict.storage.files import fingerprint
+
+TOGETHER = "side_by_side"  # key of the manifest: the harvests' fingerprints
+
+
+def open_all(*folders: Path) -> Activations:
+    """The activations in a folder, or those of several side by side.
+
+    Raises:
+        UserError: a folder cannot be read, or row i of two harvests is not of the same token.
+    """
+    parts = [Activations.open(folder) for folder in folders]
+    return parts[0] if len(parts) == 1 else SideBySide(parts)
+
+
+class SideBySide(Activations):
+    """Rows of several harvests of the same tokens; each one's sites are named after its study."""
+
+    def __init__(self, parts: list[Activations]) -> None:
+        """Join `parts`.
+
+        Raises:
+            UserError: they are not of the same tokens, row for row.
+        """
+        for part in parts[1:]:
+            refuse_other_tokens(parts[0], part)
+        self.parts = parts
+        self._stops = np.cumsum([part.d_in for part in parts]).tolist()
+        names = [part.folder.resolve().parent.name for part in parts]
+        if len({*names}) < len(names):
+            names = [str(part.folder) for part in parts]
+        sites = []
+        for name, part, stop in zip(names, parts, self._stops, strict=True):
+            own = (part.manifest or {}).get("sites") or [{"site": _only_site(part)}]
+            for place, (columns, rms) in zip(own, part.sites, strict=True):
+                first = stop - part.d_in
+                ends = [first + columns.start, first + columns.stop]
+                sites.append({"site": f"{name}: {place['site']}", "columns": ends, "rms": rms})
+        prints = [part.fingerprint for part in parts]
+        manifest = {
+            "sites": sites,
+            "rows": parts[0].rows,
+            TOGETHER: prints,
+            "fingerprints": {"activations": fingerprint(prints)},
+        }
+        super().__init__(parts[0].folder, parts[0].shards, self._stops[-1], manifest)
+
+    @property
+    def folders(self) -> list[Path]:
+        """Those of all harvests."""
+        return [part.folder for part in self.parts]
+
+    @property
+    def _moments(self) -> tuple[NDArray[np.float64], float, str]:
+        assert self.manifest is not None
+        square = sum(part.d_in * part.rms**2 for part in self.parts) / self.d_in
+        mean = np.concatenate([part.mean for part in self.parts])
+        return mean, math.sqrt(square), self.manifest["fingerprints"]["activations"]
+
+    def at(self, site: str | None, key: str = "sae.site") -> Activations:
+        """All columns; a single site is to be had from its own harvest.
+
+        Raises:
+            UserError: one is asked for.
+        """
+        if site is not None:
+            raise UserError(f"{key}={site}: harvests side by side are seen whole")
+        return self
+
+    def read_into(self, start: int, out: Floats) -> None:
+        """Fill `out`, (n, d_in) float32, with rows start..start+n-1."""
+        for part, stop in zip(self.parts, self._stops, strict=True):
+            out[:, stop - part.d_in : stop] = part.read(start, start + len(out))
+
+    def origins(self, start: int, stop: int) -> Origins | None:
+        """Document, position in it and token of each row, (stop - start, 3)."""
+        return self.parts[0].origins(start, stop)
+
+    def changed(self) -> Iterator[Path]:
+        """Files of all harvests that are not those of their manifests."""
+        for part in self.parts:
+            yield from part.changed()
+
+
+def _only_site(part: Activations) -> str:
+    manifest = part.manifest or {}
+    layer, name = manifest.get("layer"), manifest.get("site", "rows")
+    return str(name) if layer is None else f"{layer}/{name}"
+
+
+def refuse_other_tokens(one: Activations, other: Activations) -> None:
+    """See that row i of two harvests is of the same token of the same text, for every i.
+
+    Raises:
+        UserError: it is not, or they are no harvests of ours.
+    """
+    if one.rows != other.rows:
+        raise UserError(
+            f"{one.folder} holds {one.rows:,} rows, {other.folder} {other.rows:,}: not the same"
+        )
+    for start in range(0, one.rows, SCAN_ROWS):
+        stop = min(start + SCAN_ROWS, one.rows)
+        ours, theirs = one.origins(start, stop), other.origins(start, stop)
+        if ours is None or theirs is None:
+            unknown = one if ours is None else other
+            raise UserError(f"{unknown.folder} does not say where its rows come from")
+        for i in np.flatnonzero((ours != theirs).any(1))[:1].tolist():
+            places = " and ".join(str(tuple(found[i].tolist())) for found in (ours, theirs))
+            raise UserError(
+                f"{one.folder} and {other.folder} are not of the same text row for row: document, "
+                f"position and token of row {start + i} are {places}"
+            )

@@ -1,0 +1,72 @@
+"""Crosscoder: one dictionary of several sites, or of two models, whose L1 counts each site."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparse_dict.config import SAEConfig
+from sparse_dict.errors import UserError
+from sparse_dict.sae.architectures.base import Architecture
+from sparse_dict.sae.loss import Fit, Numbers, Params, l1, squared_error
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+@dataclass
+class CrosscoderConfig(SAEConfig):
+    """Which columns are whose."""
+
+    # Columns of each site; null: as the harvest says, which is what its record holds
+    widths: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.site is not None or self.target is not None:
+            raise UserError(
+                "a crosscoder reads and writes all sites: leave out sae.site and target"
+            )
+        if self.widths is not None and len(self.widths) < 2:
+            raise UserError(
+                "a crosscoder needs activations of two sites or more: harvest.sites, or two "
+                "folders in activations_dir"
+            )
+
+
+class Crosscoder(Architecture[CrosscoderConfig]):
+    """Lindsey et al. 2024, "Sparse Crosscoders for Cross-Layer Features and Model Diffing".
+
+    A row x holds the sites side by side. c = relu(W_enc x + b), x_hat = c W_dec + b_dec, and L1 is
+    l1 * mean_rows sum_k c_k sum_s ||W_dec[k, s]||, over the sites s. The decoder's rows are unit
+    rows over all sites together, which loses no generality: error and penalty see products of a
+    code and its row only.
+    """
+
+    Config = CrosscoderConfig
+
+    @property
+    def centres(self) -> bool:
+        """No: what is added to the output is not taken from the input."""
+        return False
+
+    def initial(self, d_in: int, width: int, generator: "Generator") -> Params:
+        """With a bias of the decoder."""
+        p = super().initial(d_in, width, generator)
+        return p | {"b_dec": p["b"].new_zeros(width)}
+
+    def norms(self, p: Params) -> "Tensor":
+        """The norms of a decoder row's parts, summed over the sites, (..., dict_size)."""
+        widths = self.sae.widths
+        assert widths is not None  # of a settled config
+        parts = p["W_dec"][..., : sum(widths)].split(widths, dim=-1)
+        norms = [(part.square().sum(dim=-1) + TINY).sqrt() for part in parts]
+        return sum(norms[1:], start=norms[0])
+
+    def loss(self, p: Params, x: "Tensor", y: "Tensor", c: Numbers) -> Fit:
+        """Squared error, and L1 of codes times their norms."""
+        encoded = self.encode(p, x)
+        x_hat = self.decode(p, encoded.codes)
+        weighted = encoded.codes * self.norms(p)[..., None, :]
+        return Fit(squared_error(x_hat, y) + c["l1"] * l1(weighted), encoded, x_hat)
+
+
+TINY = 1e-16  # under the root: a part that is zero has a gradient then

@@ -1,0 +1,135 @@
+"""Dictionaries of several sites of one harvest: what is compared with what."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from analysis_study import EVAL_ROWS, compared, config_of, context_of, directions, write_dictionary
+from site_harvest import harvest_of
+
+from sparse_dict.activations.store import Activations
+from sparse_dict.analysis import study
+from sparse_dict.analysis.analyses import loss_recovered, sites
+from sparse_dict.analysis.analyses.loss_recovered import ORIGINAL, Replacement
+from sparse_dict.analysis.harvested import Place
+from sparse_dict.config import ModelConfig
+from sparse_dict.config.sites import Site
+from sparse_dict.errors import UserError
+from sparse_dict.lm.model import GPT
+
+N = 12  # features
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A study of dictionaries of three sites, whose features are active on the same tokens.
+
+    Of the second site they are those of the first in another order; of the third, other ones. Both
+    of the first two are in the residual stream, where the second half of the features points
+    elsewhere.
+    """
+    rng = np.random.default_rng(0)
+    first, second = (rng.exponential(size=(3000, N)) * (rng.random((3000, N)) < 0.2) for _ in "ab")
+    wide = directions(N, 32, 1)
+    moved = np.concatenate([wide[:6], directions(6, 32, 2)])
+    order = rng.permutation(N)
+    rows = {
+        "1/resid_mid": first @ wide, "1/resid_post": first @ moved,
+        "2/mlp_post": second @ directions(N, 48, 3),
+    }  # fmt: skip
+    print_ = Activations.open(harvest_of(tmp_path / "activations", rows)).fingerprint
+    decoders = {
+        "1/resid_mid": wide,
+        "1/resid_post": moved[order],
+        "2/mlp_post": directions(N, 48, 3),
+    }
+    for site, decoder in decoders.items():
+        encoder = np.linalg.pinv(decoder).T.astype("f4")
+        for seed in (0, 1) if site == "1/resid_mid" else (0,):
+            write_dictionary(
+                tmp_path / "sae" / f"{site.replace('/', '-')},{seed}", decoder,
+                np.full(N, EVAL_ROWS // 4), encoder=encoder, seed=seed, sae={"site": site},
+                fingerprints={"activations": print_}, eval_rows=1000,
+            )  # fmt: skip
+    larger = directions(2 * N, 48, 9)
+    write_dictionary(
+        tmp_path / "sae" / "larger", larger, np.full(2 * N, 9), sae={"site": "2/mlp_post"},
+        fingerprints={"activations": print_}, eval_rows=1000,
+    )  # fmt: skip
+    return tmp_path
+
+
+def test_dictionaries_are_compared_with_those_of_their_site_alone(folder):
+    found = study.load(folder / "sae")
+    assert (found.at, found.d_in, len(found.entries)) == ("1/resid_mid", 32, 2)
+    assert [one.at for one in study.everywhere(found)] == [
+        "1/resid_mid", "1/resid_post", "2/mlp_post",
+    ]  # fmt: skip
+    assert {e.family for one in study.everywhere(found) for e in one.entries} == {""}
+    other = study.load(folder / "sae", site="2/mlp_post")
+    assert (other.d_in, len(other.entries), len(other.chains)) == (48, 2, 1)
+    with pytest.raises(UserError, match=r"site=3/mlp_post: .* of 1/resid_mid, 1/resid_post, 2/mlp"):
+        study.load(folder / "sae", site="3/mlp_post")
+
+
+def test_a_site_s_analyses_are_given_its_columns(folder):
+    context = context_of(config_of(folder))
+    whole = Activations.open(folder / "activations")
+    assert context.activations.d_in == 32
+    np.testing.assert_array_equal(context.evaluation_rows(), whole.read(2000, 3000)[:, :32])
+    last = context.study.beside[1]
+    np.testing.assert_array_equal(context.sample_of(last), whole.read(2000, 3000)[:, 64:])
+
+
+def test_features_are_followed_by_their_codes_and_in_the_residual_stream_by_direction(folder):
+    context = context_of(config_of(folder))
+    every = study.everywhere(context.study)
+    both = {one.at: sites._comparison(context, one) for one in every}
+    first, second = sites.following(context, every, both)
+    assert (first["site"], first["next"]) == ("1/resid_mid", "1/resid_post")
+    assert first["correlation"] == pytest.approx(1, abs=1e-3)
+    assert first["other_seed"] == pytest.approx(1, abs=1e-3)
+    assert first["chance"] < 0.2
+    assert first["above"] == pytest.approx(0.5)
+    assert first["mmcs"] > first["random_mmcs"]
+    assert second["correlation"] < 0.2
+    assert np.isnan(second["mmcs"])
+
+
+def test_the_section_shows_every_site(folder):
+    section = sites.section(context_of(config_of(folder)))
+    assert {table.title for table in section.tables()} == {
+        "Every site at its chosen level, means over seeds", "Features of one site in the next",
+    }  # fmt: skip
+    pictures = [block.key for block in section.blocks if hasattr(block, "png")]
+    assert pictures == ["sites_mmcs", "sites_agreement"]
+    table, _ = section.tables()
+    assert table.frame["site"].tolist() == [
+        "1/resid_mid", "1/resid_post", "2/mlp_post", "2/mlp_post",
+    ]  # fmt: skip
+
+
+def test_a_study_of_one_site_has_no_such_section(tmp_path):
+    write_dictionary(tmp_path / "sae" / "a", directions(4, 8, 0), np.ones(4, np.int64))
+    assert not sites.ANALYSIS.applies(compared(tmp_path / "sae"))
+
+
+def test_a_transcoder_takes_the_place_of_the_mlp():
+    """One whose skip is the MLP's last matrix changes nothing; one that is zero ablates it."""
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(n_layers=2, n_heads=2, d_model=8, d_mlp=12, n_ctx=16), 31).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    W = model.blocks[1].mlp_out.weight.detach().numpy()
+    contexts = np.random.default_rng(0).integers(0, 31, (20, 17))
+    exact = Replacement(("exact",), lambda x: [x @ W.T])
+    nothing = Replacement(("nothing",), lambda x: [np.zeros((len(x), 8), np.float32)])
+    found = loss_recovered.losses(
+        model, contexts, Place((Site("mlp_post", 1),), 1), np.zeros(8), [exact, nothing],
+        Place((Site("mlp_out", 1),), 1),
+    )  # fmt: skip
+    assert found["exact"] == pytest.approx(found[ORIGINAL], abs=1e-5)
+    assert found["nothing"] == pytest.approx(found[loss_recovered.ZERO], abs=1e-6)
+    assert abs(found["nothing"] - found[ORIGINAL]) > 1e-3
