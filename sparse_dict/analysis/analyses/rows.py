@@ -60,7 +60,8 @@ def section(context: Context) -> Section | None:
             "directions. Agreement that is there at step 0 says nothing of the data.",
         )
     )  # fmt: skip
-    shown_table = table.drop(columns="kin")
+    one_kind = table["kin"].nunique() == 1
+    shown_table = table.drop(columns=["kin", "family"] if one_kind else "kin")
     section.blocks.append(Table("Agreement by what differs", shown_table, fold=len(table) > 12))
     return section
 
