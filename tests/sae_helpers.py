@@ -132,6 +132,10 @@ def by_the_definition(
         unused = seen - last_fired >= min(config.training.dead_window, seen)
         inactive = unused if sae.dead == "auxk" else None
         p = {"W_enc": leaves["W_dec"]} | leaves
+        aligned = sae.encoder_norm and not sae.tied
+        if aligned:  # a free row V stands for one whose product with the decoder row is one
+            missing = 1 - (p["W_enc"] * p["W_dec"]).sum(1, keepdim=True)
+            p["W_enc"] = p["W_enc"] + missing * p["W_dec"]
         metric = planted_guide(d_in).metric.double() if state.architecture.priced else None
         fit = objective(state.architecture, p, x, numbers, inactive, y, metric)
         made = fit.x_hat.detach()
@@ -147,7 +151,7 @@ def by_the_definition(
         adam.step()
         with torch.no_grad():
             W_dec /= W_dec.norm(dim=1, keepdim=True)
-            if sae.encoder_norm and not sae.tied:
+            if aligned:
                 W_enc = leaves["W_enc"]
                 W_enc += (1 - (W_enc * W_dec).sum(1, keepdim=True)) * W_dec
         last_fired[(codes > 0).any(0)] = seen

@@ -475,6 +475,6 @@ def test_the_report_shows_four_to_six_features_beside_their_neurons(gathered):
 
 
 def test_line_breaks_and_broken_characters_are_printable():
-    assert printable(b" a\n\t") == " a⏎⇥"
+    assert printable("\u00a0a\n\t".encode()) == " a⏎⇥"
     assert printable("é".encode()[:1]) == "\\xc3"
     assert printable("\u202e\x00".encode()) == "\\u202e\\u0000"

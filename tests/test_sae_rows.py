@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_helpers import sae_config, sparse_rows
 
+from sparse_dict.analysis.analyses import consensus
 from sparse_dict.analysis.analyses import rows as analysis
 from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN
 from sparse_dict.analysis.seeds import BOTH, DATA, INITIAL
+from sparse_dict.analysis.seeds import rows as rows_of
 from sparse_dict.errors import UserError
 from sparse_dict.sae import rows as module
 from sparse_dict.sae import stage
@@ -139,6 +141,10 @@ def planted(tmp_path: Path, of_seed: int, of_rows: int) -> dict[str, float]:
     assert analysis.section(context) is not None
     (claim,) = analysis.claims(context)
     assert claim.verdict == FAILS
+    sides = consensus._sides(context)  # the largest group is that of both halves
+    assert [[entry.seed for entry in side] for side in sides] == [[0, 1, 2], [2, 1, 0]]
+    assert [{rows_of(entry)[0] for entry in side} for side in sides] == [{"half_a"}, {"half_b"}]
+    assert "either half" in consensus._differ(sides)
     return table["shared_fraction"].to_dict()
 
 

@@ -76,7 +76,7 @@ class Source:
 def printable(token: bytes) -> str:
     """A token as it is shown: signs for line breaks and tabs, codes for what has no letter."""
     text = token.decode("utf-8", errors="backslashreplace")
-    text = text.replace("\n", "⏎").replace("\t", "⇥")
+    text = text.replace("\n", "⏎").replace("\t", "⇥").replace("\u00a0", " ")
     return "".join(c if c.isprintable() or c == " " else f"\\u{ord(c):04x}" for c in text)
 
 

@@ -73,10 +73,10 @@ def by_difference(
     `same_rows` are those that differ in the seed alone (`compare`). Of more than five seeds the
     lowest five are compared.
     """
-    alike: dict[str, list[Entry]] = defaultdict(list)
+    alike: dict[tuple[int, str], list[Entry]] = defaultdict(list)
     for entry in study.entries:
         if entry.size <= match_limit:
-            alike[_kin(entry)].append(entry)
+            alike[entry.size, kin(entry)].append(entry)
     found: dict[str, list[SeedPair]] = {INITIAL: same_rows, DATA: [], BOTH: []}
     for entries in alike.values():
         counted = sorted({entry.seed for entry in entries})[:MOST_SEEDS]
@@ -86,26 +86,42 @@ def by_difference(
     return found
 
 
-def _kin(entry: Entry) -> str:
-    """What dictionaries share that differ in seed and rows alone."""
+def sides(study: Study) -> list[tuple[list[Entry], list[Entry]]]:
+    """Dictionaries of one size and kind in two groups, in the order in which they are compared.
+
+    Two halves of the seeds; or, where seeds were trained on either half of the rows, the two halves
+    of the rows, seeds in opposite orders.
+    """
+    found = [(g[: len(g) // 2], g[len(g) // 2 :]) for g in seed_groups(study)]
+    halves: dict[Any, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+    for entry in sorted(study.entries, key=lambda e: e.seed):
+        half, split = rows(entry)
+        halves[entry.size, kin(entry), split][half].append(entry)
+    both = [(of["half_a"], of["half_b"][::-1]) for of in halves.values()]
+    return found + [(a, b) for a, b in both if a and b]
+
+
+def kin(entry: Entry) -> str:
+    """What dictionaries share that differ in size, seed and rows alone."""
     settings = character(entry.metrics)
     for key in ("training.rows", "training.rows_seed"):
         settings.pop(key, None)
-    return fingerprint([entry.size, settings])
+    return fingerprint(settings)
 
 
-def _rows(entry: Entry) -> tuple[str, int]:
+def rows(entry: Entry) -> tuple[str, int]:
+    """Which rows a dictionary was trained on: `training.rows` and `training.rows_seed`."""
     training = entry.metrics["config"].get("training") or {}
     return training.get("rows", "all"), training.get("rows_seed", 0)
 
 
 def _difference(first: Entry, second: Entry) -> str | None:
     """Whether two dictionaries differ in data or both; None if rows are the same or overlap."""
-    (rows, split), (others, other_split) = _rows(first), _rows(second)
-    if (rows, split) == (others, other_split):
+    (own, split), (others, other_split) = rows(first), rows(second)
+    if (own, split) == (others, other_split):
         return None
-    halves = {rows, others} == {"half_a", "half_b"} and split == other_split
-    if not (halves or rows == others == "bootstrap"):
+    halves = {own, others} == {"half_a", "half_b"} and split == other_split
+    if not (halves or own == others == "bootstrap"):
         return None
     return DATA if first.seed == second.seed else BOTH
 

@@ -43,6 +43,10 @@ def run(main: Callable[[], None]) -> None:
     if os.path.expanduser("~") == "~":  # noqa: PTH111  no home, which libraries want for caches
         os.environ["HOME"] = tempfile.mkdtemp(prefix="sparse-dict-home-")
         atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
+    # OpenMP's threads wait for their next piece of work by spinning, for milliseconds: beside other
+    # work on the machine that takes most of what two cores give. Read when torch is loaded.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "0")
     escape_logs()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # a grid needs a lock a job

@@ -49,9 +49,21 @@ def drawn_from(
 def align(W_enc: Tensor, W_dec: Tensor) -> None:
     """Move encoder rows along the unit decoder rows until each has a product of one with its own.
 
-    In place. Aligned Training (arXiv 2605.18629) has the same constraint, by a reparametrisation.
+    In place.
     """
     W_enc.add_((1 - (W_enc * W_dec).sum(dim=-1, keepdim=True)) * W_dec)
+
+
+def keep_aligned(W_enc: Tensor, W_dec: Tensor, g_enc: Tensor, g_dec: Tensor) -> None:
+    """The gradients where a product of one is kept, from those of free rows, in place.
+
+    That is where W_enc stands for V + (1 - V W_dec) W_dec with a free V, as in Aligned Training
+    (arXiv 2605.18629), at V = W_enc: the constraint takes part in the gradients. (Moving encoder
+    rows back after a step alone ends elsewhere, and leaves many more features dead.)
+    """
+    along = (g_enc * W_dec).sum(dim=-1, keepdim=True)
+    g_enc.sub_(along * W_dec)
+    g_dec.sub_(along * W_enc)
 
 
 @dataclass

@@ -26,7 +26,7 @@ from sparse_dict.sae import dead_features, loss
 from sparse_dict.sae.codes import product
 from sparse_dict.sae.loss import Numbers, Params
 from sparse_dict.sae.schedule import Hyper
-from sparse_dict.sae.state import FLOOR_DECAY, State, align
+from sparse_dict.sae.state import FLOOR_DECAY, State, align, keep_aligned
 from sparse_dict.storage.files import fingerprint
 
 log = logging.getLogger(__name__)
@@ -311,13 +311,16 @@ def train(stack: State, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor, d
     for i, rows in enumerate(g.sums):
         stack.sums[:, i].add_(rows.sum(dim=-1, dtype=stack.sums.dtype))
     stack.sums[:, 3].add_(len(x))
+    aligned = sae.encoder_norm and not sae.tied
+    if aligned:
+        keep_aligned(stack.W_enc, stack.W_dec, g.of["W_enc"], g.of["W_dec"])
     if sae.project_gradient:
         along = (g.of["W_dec"] * stack.W_dec).sum(dim=-1, keepdim=True)
         g.of["W_dec"] = g.of["W_dec"] - along * stack.W_dec
     for name, gradient in g.of.items():
         _adam(stack.params[name], gradient, stack.m[name], stack.v[name], numbers[:ADAM])
     stack.W_dec.div_(stack.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
-    if sae.encoder_norm and not sae.tied:
+    if aligned:
         align(stack.W_enc, stack.W_dec)
     if stack.batch_floor is not None:
         for floor in g.floors:

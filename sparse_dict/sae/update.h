@@ -109,8 +109,21 @@ static void normalise(float *W, int64_t count) {
   }
 }
 
+/* The gradients of rows of encoder and decoder that keep a product of one (state.keep_aligned): of
+   G_enc (count, D) the part along the decoder's unit rows W leaves, and G_dec gets its share. */
+static void keep_aligned(const float *W, const float *enc, float *G_enc, float *G_dec,
+                         int64_t count) {
+  for (; count; count--, W += D, enc += D, G_enc += D, G_dec += D) {
+    const float along = dot(G_enc, W);
+    for (int j = 0; j < VECS; j++) {
+      ((vec *)G_enc)[j] -= along * ((const vec *)W)[j];
+      ((vec *)G_dec)[j] -= along * ((const vec *)enc)[j];
+    }
+  }
+}
+
 /* Move rows of `enc` (count, D) along the unit rows of W until each has a product of one with its
-   own (Aligned Training, arXiv 2605.18629). */
+   own. */
 static void align(float *enc, const float *W, int64_t count) {
   for (; count; count--, W += D, enc += D) {
     const float missing = 1.0f - dot(enc, W);
@@ -123,11 +136,13 @@ static void align(float *enc, const float *W, int64_t count) {
 static void optimise(const struct dictionary *d, const struct numbers *n, const float *thresholds,
                      int64_t first, int64_t count, const struct gradients *G) {
   const int64_t at = first * D, values = count * D;
+  const int aligned = d->aligned && d->W_enc != d->W_dec;
+  if (aligned) keep_aligned(d->W_dec + at, d->W_enc + at, G->enc, G->dec, count);
   if (d->project) project(d->W_dec + at, G->dec, count);
   if (d->W_enc != d->W_dec) adam(d->W_enc + at, G->enc, d->m_enc + at, d->v_enc + at, values, n);
   adam(d->W_dec + at, G->dec, d->m_dec + at, d->v_dec + at, values, n);
   normalise(d->W_dec + at, count);
-  if (d->aligned && d->W_enc != d->W_dec) align(d->W_enc + at, d->W_dec + at, count);
+  if (aligned) align(d->W_enc + at, d->W_dec + at, count);
   adam(d->b + first, G->b, d->m_b + first, d->v_b + first, count, n);
   if (!thresholds) return;
   for (int64_t i = 0; i < count; i++) G->threshold[i] *= thresholds[first + i]; /* d/dlog t */

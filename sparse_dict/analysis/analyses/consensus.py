@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis import harvested
+from sparse_dict.analysis import harvested, seeds
 from sparse_dict.analysis.analyses import loss_recovered, truth
 from sparse_dict.analysis.analyses.loss_recovered import MEAN, ORIGINAL, Replacement
 from sparse_dict.analysis.context import Analysis, Context
@@ -27,7 +27,7 @@ from sparse_dict.analysis.measures.consensus import (
 from sparse_dict.analysis.measures.mcs import Floats, match, max_cosine
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Section, Table
-from sparse_dict.analysis.study import Entry, seed_groups
+from sparse_dict.analysis.study import Entry
 from sparse_dict.config import ConsensusConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress
@@ -53,9 +53,10 @@ class Half:
 def section(context: Context) -> Section:
     """The split-half test by number of seeds, and the dictionary of all; `consensus.csv`."""
     title, settings = "What recurs over seeds", context.settings(ConsensusConfig)
-    group = _group(context)
     if context.study.target is not None:
         return Section(title, ["It is made of autoencoders; these dictionaries are transcoders."])
+    sides = _sides(context)
+    group = [*sides[0], *sides[1]]
     if len(group) < 2:
         return Section(title, ["The study has one seed for each setting; train with -m seed=0,1."])
     living = sum(int(entry.alive.sum()) for entry in group)
@@ -72,28 +73,27 @@ def section(context: Context) -> Section:
     held_out = context.evaluation_rows()
     recovered, why = _loss(context)
     rows = []
+    fewer = min(map(len, sides))
     pairs = [
         (size, pair)
-        for size in _sizes(len(group))
-        for pair in range(min(settings.halves, len(group) // (2 * size)))
+        for size in _sizes(fewer)
+        for pair in range(min(settings.halves, fewer // size))
     ]
     with Progress("consensus", len(pairs), "pairs of halves") as progress:
         for size, pair in pairs:
-            chosen = group[2 * size * pair : 2 * size * (pair + 1)]
-            halves = [_half(part, settings, x, seed) for seed, part in enumerate(_halved(chosen))]
+            chosen = slice(size * pair, size * (pair + 1))
+            halves = [_half(side[chosen], settings, x, i) for i, side in enumerate(sides)]
             rows += [
                 _row(method, size, pair, halves, held_out, truths, recovered) for method in METHODS
             ]
             progress.advance(1)
-    table = pd.DataFrame(rows)
-    files.write_text(context.folder / "consensus.csv", table.to_csv(index=False))
     whole, recurs = _consensus(group, settings)
     written = refit(whole, _bias(group), _k(group), x)
     _write(context, group, written, settings)
     first = group[0]
     missed = _missed(written.W_dec, group, settings.cosine)
     text = (
-        f"{len(group)} dictionaries that differ in the seed ({first.size} features, "
+        f"{len(group)} dictionaries that differ in {_differ(sides)} ({first.size} features, "
         f"{first.setting}). Living decoder rows are clustered by average linkage until the mean "
         f"cosine of two clusters is below {settings.cosine:g}; a cluster with rows of more than "
         f"{settings.share:.0%} of the seeds becomes a feature, the mean of its rows. Each "
@@ -118,6 +118,11 @@ def section(context: Context) -> Section:
     result = Section(title, [text, answer + f". It is the folder {FOLDER} beside this report."])
     if why:
         result.blocks.append(f"The language model's loss is missing: {why}.")
+    if not rows:
+        result.blocks.append("The split-half test needs four seeds.")
+        return result
+    table = pd.DataFrame(rows)
+    files.write_text(context.folder / "consensus.csv", table.to_csv(index=False))
     result.blocks += [
         context.draw(
             "consensus", picture(table, first, truths is not None),
@@ -131,27 +136,28 @@ def section(context: Context) -> Section:
     return result
 
 
-def _group(context: Context) -> list[Entry]:
-    """The dictionaries with the most seeds; of several, those at the chosen level, the largest."""
+def _sides(context: Context) -> tuple[list[Entry], list[Entry]]:
+    """The most dictionaries that can be compared; of several, the chosen level, the largest."""
     main = context.comparison.main
-    groups = seed_groups(context.study)
 
-    def rank(group: list[Entry]) -> tuple[int, bool, int]:
-        entry = group[0]
+    def rank(sides: tuple[list[Entry], list[Entry]]) -> tuple[int, bool, int]:
+        entry = sides[0][0]
         chosen = main is not None and (entry.family, entry.level) == (main.family, main.level)
-        return len(group), chosen, entry.size
+        return sum(map(len, sides)), chosen, entry.size
 
-    return max(groups, key=rank, default=[])
+    return max(seeds.sides(context.study), key=rank, default=([], []))
+
+
+def _differ(sides: tuple[list[Entry], list[Entry]]) -> str:
+    """In what the dictionaries of both sides differ."""
+    if seeds.rows(sides[0][0]) == seeds.rows(sides[1][0]):
+        return "the seed"
+    return "the seed, on either half of the rows,"
 
 
 def _sizes(n: int) -> list[int]:
-    """1, 2, 4 ... seeds, as long as there are two halves of so many."""
-    return [1 << i for i in range(n.bit_length()) if 2 << i <= n]
-
-
-def _halved(chosen: Sequence[Entry]) -> tuple[Sequence[Entry], Sequence[Entry]]:
-    middle = len(chosen) // 2
-    return chosen[:middle], chosen[middle:]
+    """1, 2, 4 ... of n seeds on each side; none if there is but one, where nothing recurs."""
+    return [1 << i for i in range(n.bit_length()) if n > 1]
 
 
 def _k(group: Sequence[Entry]) -> int:

@@ -19,6 +19,7 @@ from sparse_dict.analysis.seeds import (
     INITIAL,
     SeedPair,
     estimate,
+    kin,
     shared,
     shared_fraction,
 )
@@ -59,20 +60,22 @@ def section(context: Context) -> Section | None:
             "directions. Agreement that is there at step 0 says nothing of the data.",
         )
     )  # fmt: skip
-    section.blocks.append(Table("Agreement by what differs", table, fold=len(table) > 12))
+    one_kind = table["kin"].nunique() == 1
+    shown_table = table.drop(columns=["kin", "family"] if one_kind else "kin")
+    section.blocks.append(Table("Agreement by what differs", shown_table, fold=len(table) > 12))
     return section
 
 
 def agreement(context: Context, pairs: dict[str, list[SeedPair]]) -> pd.DataFrame:
-    """PW-MCC and shared fraction of each kind, level and size, with intervals, and at step 0."""
+    """PW-MCC and shared fraction of what differs, by kind and size, with intervals; at step 0."""
     rows = []
     for kind, all_of_kind in pairs.items():
-        groups: dict[tuple[int, float], list[SeedPair]] = defaultdict(list)
+        groups: dict[tuple[int, float, str], list[SeedPair]] = defaultdict(list)
         for pair in all_of_kind:
-            groups[pair.first.size, pair.first.level].append(pair)
-        for (size, level), group in sorted(groups.items()):
-            row: dict[str, Any] = {"differs": kind, "size": size, "level": level}
-            row["pairs"] = len(group)
+            groups[pair.first.size, pair.first.level, kin(pair.first)].append(pair)
+        for (size, level, alike), group in sorted(groups.items()):
+            row: dict[str, Any] = {"differs": kind, "family": group[0].first.family, "kin": alike}
+            row |= {"size": size, "level": level, "pairs": len(group)}
             before = context.at_step_0(group[0])
             for name, statistic, start in (
                 ("pw_mcc", _pw_mcc, before[0]), ("shared_fraction", shared_fraction, before[1])
@@ -90,8 +93,8 @@ def _pw_mcc(pairs: Sequence[SeedPair]) -> float:
 
 
 def by_size(table: pd.DataFrame, random: dict[int, float], shown: Entry) -> Figure:
-    """PW-MCC and shared fraction by size, at the level of the dictionary `shown`."""
-    table = table[table["level"] == shown.level]
+    """PW-MCC and shared fraction by size, of dictionaries like `shown`."""
+    table = table[table["kin"] == kin(shown)]
     figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.4))
     sizes = sorted(set(table["size"]))
     for axis, name, title in zip(
