@@ -205,6 +205,7 @@ ANALYSES: dict[str, type[Any]] = {
     "splits": NoSettings,  # what features of one size become in the next, in every seed
     "studies": NoSettings,  # other studies' dictionaries: layers, models, checkpoints
     "sites": NoSettings,  # dictionaries of several sites of one harvest: heat maps, agreement
+    "crosscoders": NoSettings,  # features that several sites, or two models, share or have alone
     "families": NoSettings,  # kinds of dictionaries side by side at equal size
     "ridge": NoSettings,  # the best L1 by dictionary size (figures 4, 5)
     "undertraining": NoSettings,  # agreement against activations seen, from snapshots

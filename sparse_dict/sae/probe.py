@@ -59,12 +59,21 @@ def advice(rungs: Sequence[Metrics], overrides: Sequence[str], kind: str) -> lis
     ]
     if chosen in (rungs[0], rungs[-1]):
         lines.append("It is at an end of the ladder: values beyond may be better.")
-    around = ",".join(f"{level * factor:g}" for factor in (0.5, 1, 2))
+    levels = [f"{level * factor:g}" for factor in (0.5, 1, 2)]
     if key == "k":
-        around = ",".join(str(round(level * factor)) for factor in (0.5, 1, 2) if level > 1)
-    sizes = ",".join(str(size * factor) for factor in (1, 2, 4))
-    grid = f"sae.dict_size={sizes} sae.{key}={around} seed=0,1"
+        levels = [str(round(level * factor)) for factor in (0.5, 1, 2) if level > 1]
+    sizes = [size, 2 * size, 4 * size]
+    seconds = max(m["seconds"] for m in rungs)
+    speed = sum(m["dict_size"] * m["n_activations"] for m in rungs) / seconds
+    hours = sum(sizes) * len(levels) * 2 * 1e6 / speed / 3600
+    time = f"{hours:.1f} h" if hours >= 1 else f"{max(60 * hours, 1):.0f} min"
+    lines.append(f"At this speed the grid below takes {time} a million of training.n_activations.")
+    grid = f"sae.dict_size={_list(sizes)} sae.{key}={_list(levels)} seed=0,1"
     return [*lines, f"python train_sae.py -m {words} {grid}".replace("  ", " ")]
+
+
+def _list(values: Sequence[object]) -> str:
+    return ",".join(map(str, values))
 
 
 def _own(key: str) -> bool:

@@ -53,10 +53,10 @@ class Half:
 def section(context: Context) -> Section:
     """The split-half test by number of seeds, and the dictionary of all; `consensus.csv`."""
     title, settings = "What recurs over seeds", context.settings(ConsensusConfig)
-    if context.study.target is not None:
-        return Section(title, ["It is made of autoencoders; these dictionaries are transcoders."])
     sides = _sides(context)
     group = [*sides[0], *sides[1]]
+    if context.study.target is not None:
+        return Section(title, ["It is made of autoencoders; these dictionaries are transcoders."])
     if len(group) < 2:
         return Section(title, ["The study has one seed for each setting; train with -m seed=0,1."])
     living = sum(int(entry.alive.sum()) for entry in group)

@@ -26,7 +26,10 @@ from sparse_dict.analysis.seeds import SeedPair, estimate, shared_fraction
 from sparse_dict.analysis.study import Entry, Study
 
 TITLE = "Kinds of dictionaries compared"
-ARCHITECTURES = {"relu": "ReLU", "topk": "TopK", "batch_topk": "BatchTopK", "jumprelu": "JumpReLU"}
+ARCHITECTURES = {
+    "relu": "ReLU", "topk": "TopK", "batch_topk": "BatchTopK", "jumprelu": "JumpReLU",
+    "crosscoder": "L1 crosscoder", "batch_topk_crosscoder": "BatchTopK crosscoder",
+}  # fmt: skip
 PANELS = (  # column, title, whether it is a share
     ("shared_fraction", "shared with another seed", True),
     ("pw_mcc", "PW-MCC with another seed", False),
