@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from sae_helpers import CPU, begun, pad, planted_guide, sae_config, sparse_rows
-from test_analysis_loss_recovered import LAYER, N_CTX, D, base  # noqa: F401
+from test_analysis_loss_recovered import LAYER, N_CTX, D, base, stored  # noqa: F401
 from test_sae_training import activations_dir, config_in, results  # noqa: F401
 from torch.func import jacrev
 
+from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.store import Activations
-from sparse_dict.config import ActivationsConfig
+from sparse_dict.activations.writer import ShardWriter
+from sparse_dict.config import ActivationsConfig, HarvestConfig
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
@@ -28,6 +30,7 @@ from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
 from sparse_dict.storage import files
+from sparse_dict.tracking import Run
 
 GUIDES = ["init_read", "init_write", "penalty", "select"]
 D_IN = 16
@@ -319,3 +322,24 @@ def test_another_model_is_refused_before_anything_is_written(base, tmp_path):
 def test_what_cannot_be_is_refused(sae, why):
     with pytest.raises(UserError, match=why):
         sae_config(**sae)
+
+
+def test_one_of_several_sites_is_guided_as_a_harvest_of_it_alone(base, tmp_path):
+    lm = lm_folder.load(base / "lm")
+    text = stored(base)
+    sites = ["1/mlp_post", "2/mlp_post"]
+    settings = HarvestConfig(0, "mlp_post", 1600, "validation", 8, 1000, "float32", sites)
+    writer = ShardWriter(tmp_path, 1600, 2 * D, 1000, "float32", seed=0)
+    harvest(lm.model, text.split("validation"), settings, N_CTX, writer, Run(None, False, tmp_path))
+    places = [{"site": s, "columns": [i * D, i * D + D], "rms": 1.0} for i, s in enumerate(sites)]
+    fields = {"sites": places, "corpus": {}, "config": {"harvest": vars(settings)}}
+    writer.finish(fields, lm.record["fingerprints"])
+    both = Activations.open(tmp_path)
+    for guide in GUIDES:
+        sae = sae_config(guide=guide, site="1/mlp_post").sae
+        found, alone = guidance.read(sae, base / "lm", both.at(sae.site)), read(base, guide)
+        for name in ("directions", "metric"):
+            a, b = getattr(found, name), getattr(alone, name)
+            assert (a is None and b is None) or torch.equal(a, b), guide
+        with pytest.raises(UserError, match="holds several sites"):
+            guidance.check(sae_config(guide=guide).sae, base / "lm", both)
