@@ -9,7 +9,7 @@ from test_toy import harvest_config
 from sparse_dict.activations import stage as harvest_stage
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import Toy
-from sparse_dict.analysis import study
+from sparse_dict.analysis import effects, study
 from sparse_dict.analysis.analyses import consensus
 from sparse_dict.analysis.measures import consensus as measures
 from sparse_dict.analysis.measures.consensus import Part, fvu, refit
@@ -120,8 +120,9 @@ def test_consensus_of_planted_features_is_true_and_agrees_ever_better(base, monk
     assert ((entry.decoder @ truth.T).max(1) > 0.9).all()
 
 
-def test_verify_knows_the_folder(tmp_path):
-    (tmp_path / "analysis" / consensus.FOLDER).mkdir(parents=True)
+def test_verify_knows_the_folders_of_an_analysis(tmp_path):
+    for folder in (consensus.FOLDER, effects.KEPT.parent):
+        (tmp_path / "analysis" / folder).mkdir(parents=True)
     save_file({"a": np.zeros(1)}, tmp_path / "analysis" / "stray.safetensors")
     found = verify.Verification(tmp_path)
     found._only(tmp_path / "analysis", verify.ANALYSIS)

@@ -119,7 +119,7 @@ class Context:
         assert self.recurring is not None
         settings = self.settings(EffectsConfig)
         source = harvested.open_source(self.config, self.study, settings.n_tokens)
-        kept = Path(self.config.analysis_dir) / "effects_measured.json"
+        kept = Path(self.config.analysis_dir) / effects.KEPT
         table = effects.measure(self.recurring, source, settings, self.config.seed, kept)
         return table, source.text.size
 

@@ -30,6 +30,7 @@ from sparse_dict.storage.files import fingerprint, read_json, sha256_file, write
 Floats = NDArray[np.floating[Any]]
 Rows = NDArray[np.float32]
 
+KEPT = Path("effects") / "measured.json"  # in the analysis' folder
 TOKENS = 4096  # in one forward pass
 SAVE_S = 20.0  # seconds between two savings of what is measured
 
