@@ -201,7 +201,7 @@ def _oddity(metrics: Mapping[str, Any]) -> int:
     """In how many ways a dictionary is not like the post's, of those that make families."""
     sae, activations = (metrics["config"].get(key) or {} for key in ("sae", "activations"))
     post = {"activation": "relu", "tied": False, "l1_scaling": "none", "strategy": "plain"}
-    post |= {"dead": "none", "guide": "none", "encoder_norm": False}
+    post |= {"init": "independent", "dead": "none", "guide": "none", "encoder_norm": False}
     odd = sum(sae.get(key, usual) != usual for key, usual in post.items())
     return odd + (activations.get("centering", "none") != "none")
 
