@@ -58,8 +58,8 @@ def keep_aligned(W_enc: Tensor, W_dec: Tensor, g_enc: Tensor, g_dec: Tensor) -> 
     """The gradients where a product of one is kept, from those of free rows, in place.
 
     That is where W_enc stands for V + (1 - V W_dec) W_dec with a free V, as in Aligned Training
-    (arXiv 2605.18629), at V = W_enc: the constraint takes part in the gradients. (Moving encoder
-    rows back after a step alone ends elsewhere, and leaves many more features dead.)
+    (arXiv 2605.18629), at V = W_enc. Moving encoder rows back after each step (`align`) would keep
+    the constraint by itself, but would come to rest where the decoder's share is not zero.
     """
     along = (g_enc * W_dec).sum(dim=-1, keepdim=True)
     g_enc.sub_(along * W_dec)
