@@ -57,8 +57,8 @@ def align(W_enc: Tensor, W_dec: Tensor) -> None:
 def keep_aligned(W_enc: Tensor, W_dec: Tensor, g_enc: Tensor, g_dec: Tensor) -> None:
     """The gradients where a product of one is kept, from those of free rows, in place.
 
-    That is where W_enc stands for V + (1 - V W_dec) W_dec with a free V, as in Aligned Training
-    (arXiv 2605.18629), at V = W_enc. Moving encoder rows back after each step (`align`) would keep
+    That is where W_enc stands for V + (1 - V W_dec) W_dec with a free V, at V = W_enc: a
+    reparametrisation with the constraint of Aligned Training (arXiv 2605.18629). Moving encoder rows back after each step (`align`) would keep
     the constraint by itself, but would come to rest where the decoder's share is not zero.
     """
     along = (g_enc * W_dec).sum(dim=-1, keepdim=True)
