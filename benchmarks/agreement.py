@@ -54,10 +54,11 @@ def trained(batch: int, rows: int, settings: list[tuple[float, str]], activation
     grid = [config(lr, schedule, size) for lr, schedule in settings for size in SIZES]
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / str(i) for i in range(len(grid))]
-        outcomes = stage.train_many(grid, paths)
-        for outcome in outcomes:
+        outcomes = []
+        for outcome in stage.train_many(grid, paths):
             if isinstance(outcome, Exception):
                 raise outcome
+            outcomes.append(outcome)
         decoders = [normalised(read(path).dictionary.W_dec) for path in paths]
     for i, (lr, schedule) in enumerate(settings):
         small, large = outcomes[2 * i : 2 * i + 2]

@@ -40,7 +40,7 @@ def random_study(sizes: list[int], levels: int, seeds: int, d: int) -> Any:
             for size in sizes:
                 decoder = unit_vectors(size, d, rng)
                 alive = (rng.random(size) < 0.9).astype(np.int64)
-                trained = SimpleNamespace(
+                trained: Any = SimpleNamespace(
                     dictionary=SimpleNamespace(W_dec=decoder), fire_count=alive,
                     metrics={"l1": float(level), "l1_scaling": "none"},
                 )  # fmt: skip

@@ -96,8 +96,9 @@ def contest(name: str, folder: Path, overrides: list[str]) -> None:
         stage.run(settings)
     else:
         runtime.allocator()
-        model, tokenizer, n_ctx = stage._load(settings)
-        stream = tokens.prepare(settings.data, tokenizer, Path(settings.cache_dir)).split("all")
+        lm = stage._load(settings)
+        model, n_ctx = lm.model, lm.n_ctx
+        stream = tokens.prepare(settings.data, lm.tokenizer, Path(settings.cache_dir)).split("all")
         n = min(harvest.n_tokens, len(stream)) // n_ctx
         contexts = torch.from_numpy(stream.window(0, n * n_ctx).astype(np.int64)).view(n, n_ctx)
         clock = Clock()

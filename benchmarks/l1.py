@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--centering", default="none", metavar="none,mean")
     parser.add_argument("--rows", type=float, default=60_000, help="that are there")
     parser.add_argument("--train", type=float, default=100_000, help="rows seen in training")
-    parser.add_argument("--lr", default="1e-3")
+    parser.add_argument("--lr", default="3e-3", help="of 128 columns; lower of wider ones")
     parser.add_argument("--out", default=str(ROOT / "benchmarks/results/l1.jsonl"))
     given = parser.parse_args()
     sources = dict(text.partition("=")[::2] for text in given.activations)

@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -58,7 +59,7 @@ def overrides(args: argparse.Namespace) -> list[str]:
             "tracking.mode=disabled", f"cache_dir='{args.cache_dir}'"]  # fmt: skip
 
 
-def store(args: argparse.Namespace):
+def store(args: argparse.Namespace) -> Any:
     """The tokens that all contestants read, made if they are not there."""
     import hydra
 
@@ -71,7 +72,7 @@ def store(args: argparse.Namespace):
     return tokens.prepare(config.data, made, args.cache_dir)
 
 
-def nanogpt():
+def nanogpt() -> Any:
     """The peer's model, written from its description."""
     import torch
     import torch.nn.functional as F
@@ -88,10 +89,10 @@ def nanogpt():
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             b, t, d = x.shape
-            heads = [
+            q, k, v = (
                 y.view(b, t, 4, 8).transpose(1, 2) for y in self.attn(self.ln_1(x)).split(d, 2)
-            ]
-            y = F.scaled_dot_product_attention(*heads, is_causal=True)
+            )
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + self.attn_proj(y.transpose(1, 2).contiguous().view(b, t, d))
             return x + self.proj(F.gelu(self.fc(self.ln_2(x))))
 

@@ -55,7 +55,7 @@ class Clock:
         before = self._now()
         yield
         pairs = zip(self._off, self._now(), before, strict=True)
-        self._off = tuple(off + now - then for off, now, then in pairs)  # type: ignore
+        self._off = tuple(off + now - then for off, now, then in pairs)
 
     def read(self) -> dict[str, float]:
         """`seconds` and `cpu_seconds`."""
@@ -158,19 +158,19 @@ def ours(
     result: dict[str, Any] = {}
     train = ensemble.train
 
-    def timed(members: list[Any], activations: Any, view: Any, first_step: int) -> None:
+    def timed(members: list[Any], first_step: int) -> None:
         for member, state in zip(members, initial or [], strict=initial is not None):
             member.state.load(state.tensors())
         clock = Clock()
-        train(members, activations, view, task.warm)
+        train(members, task.warm)
         result.update(clock.read())
 
     ensemble.train = timed
     ensemble.Member.save_checkpoint = lambda member, step: None
     with tempfile.TemporaryDirectory() as temporary, sampling(task.sample_memory, result):
-        folder = Path(task.keep or temporary)
-        grid = configs(task, str(folder), **sae)
-        outcomes = stage.train_many(grid, [folder / str(i) for i in range(len(grid))])
+        home = Path(task.keep or temporary)
+        grid = configs(task, str(home), **sae)
+        outcomes = stage.train_many(grid, [home / str(i) for i in range(len(grid))])
     for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome
@@ -361,7 +361,8 @@ def dictionary_learning(task: Task) -> dict:
     from dictionary_learning.trainers.standard import StandardTrainer
     from dictionary_learning.training import trainSAE
 
-    fed, initial, made = Fed(task), starts(task), []
+    fed, initial = Fed(task), starts(task)
+    made: list[Any] = []
 
     class Same(StandardTrainer):
         """Theirs from our initial values."""

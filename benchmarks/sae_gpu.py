@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -98,12 +99,13 @@ def steps(activations: str) -> list[dict]:
     large = replace(
         paper, sizes=[512, 1024, 2048, 4096], l1=[1e-2, 2e-2, 3e-2, 6e-2], repeat=4, batch=2048
     )
-    rows = []
-    for task, count, how in [
+    runs: list[tuple[Task, int, dict[str, Any]]] = [
         (paper, 200, {"graph": False}), (paper, 800, {}), (paper, 400, {"precision": "bf16"}),
         (one, 400, {"graph": False}), (one, 400, {}),
         (large, 100, {"graph": False}), (large, 100, {}), (paper, 800, {"compiled": True}),
-    ]:  # fmt: skip
+    ]  # fmt: skip
+    rows = []
+    for task, count, how in runs:
         rows.append(step(task, count, **how))
         print(rows[-1], flush=True)
     return rows

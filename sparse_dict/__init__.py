@@ -1,6 +1,6 @@
 """Train a small transformer, learn dictionaries of its activations, and compare them.
 
-The names below are what docs/api.md tells of; each is read in when it is first used, so that
+The names below are described in docs/api.md; each is imported when it is first used, so that
 ``import sparse_dict`` costs nothing.
 """
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_ASKED = re.compile(r"allocate ([\d.]+) (\w+)")  # in what numpy and torch say
+_ASKED = re.compile(r"allocate ([\d.]+) (\w+)")  # in numpy's and torch's messages
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 # What wrong types and values in a record that was read from a file may raise.
@@ -101,17 +101,15 @@ def explained(error: Exception) -> str | None:
         return f"{where}a name is too long for this file system"
     if number in _FORBIDDEN:
         return f"{where}no permission to write or read there ({text})"
-    if number == errno.ENAMETOOLONG:
-        return f"{where}the name is too long for the file system"
     if number == errno.EIO:
         return f"{where}the disk or the network file system fails ({text})"
     return None
 
 
 def memory(error: Exception) -> str | None:
-    """How much memory could not be had, if `error` says so; None if memory is not what it lacks.
+    """How much memory could not be allocated; None if `error` is not about memory.
 
-    torch is not imported for it: its own class of error is known by name, and on the CPU by text.
+    torch is not imported: its own class of error is recognised by name, and on the CPU by text.
     """
     text = " ".join(str(error).split())
     if not (
@@ -123,7 +121,7 @@ def memory(error: Exception) -> str | None:
         return None
     asked = _ASKED.search(text)
     if asked is None:
-        return "no more could be had"
+        return "no more could be allocated"
     size, unit = asked.groups()
     amount = f"{float(size) / 2**30:,.1f} GiB" if unit == "bytes" else f"{size} {unit}"
-    return f"{amount} could not be had"
+    return f"{amount} could not be allocated"

@@ -51,3 +51,17 @@ def torch_threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def stopped_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let each training of dictionaries make one step, as if SIGTERM came then."""
+    from sparse_dict.sae import ensemble
+
+    class StopsAtOnce(ensemble.interrupt.StopRequest):
+        def __init__(self) -> None:
+            self.signal = signal.SIGTERM
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
+        yield

@@ -39,11 +39,11 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def write_corpus(path: Path) -> None:
+def write_corpus(path: Path, n: int = 400) -> None:
     rng = np.random.default_rng(0)
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
     with path.open("w") as file:
-        for i in range(400):
+        for i in range(n):
             text = " ".join(rng.choice(words, size=30))
             file.write(json.dumps({"text": f"{i} {text}."}) + "\n")
 

@@ -4,14 +4,13 @@ import hashlib
 import io
 import json
 import re
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from http_server import Handler, LocalServer
 
 CONVERTED = "refs/convert/parquet"
 SCRIPT = b"import datasets\nclass Openwebtext(datasets.GeneratorBasedBuilder): ...\n"
@@ -27,7 +26,7 @@ def commit(files: dict[str, bytes]) -> str:
     return hashlib.sha1(b"".join(name.encode() + data for name, data in files.items())).hexdigest()
 
 
-class HubServer:
+class HubServer(LocalServer):
     """Data sets by name and branch, each a dict of files; and what goes wrong with them."""
 
     def __init__(self) -> None:
@@ -36,27 +35,14 @@ class HubServer:
         self.busy: list[tuple[int, str]] = []  # status and Retry-After of the next API calls
         self.delay = 0.0  # before the first answer
         self.slow = 0.0  # before each piece of a file
-        self.allowed: int | None = (
-            None  # bytes of Parquet files that are sent before all breaks off
-        )
+        self.allowed: int | None = None  # bytes of Parquet files that come before all breaks off
         self.served = 0
         self.asked: list[str] = []
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self) -> None:
-                self.answer(b"")
-
-            def do_POST(self) -> None:
-                self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                self.answer(self.body)
-
+        class Hub(Handler):
             def do_GET(self) -> None:
-                self.answer(b"")
-
-            def answer(self, body: bytes) -> None:
+                body = self.body()
                 server.asked.append(f"{self.command} {self.path}")
                 time.sleep(server.delay)
                 server.delay = 0.0
@@ -106,6 +92,8 @@ class HubServer:
                     return self.send(206, data[start:stop], headers, name)
                 self.send(200, data, headers, name)
 
+            do_HEAD = do_POST = do_GET
+
             def send(
                 self,
                 status: int,
@@ -113,11 +101,7 @@ class HubServer:
                 headers: dict[str, str] | None = None,
                 name: str = "",
             ) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                for key, value in (headers or {}).items():
-                    self.send_header(key, value)
-                self.end_headers()
+                self.head(status, len(data), headers or {})
                 if self.command == "HEAD":
                     return
                 if name.endswith(".parquet"):
@@ -132,21 +116,7 @@ class HubServer:
                         return
                 self.wfile.write(data)
 
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # client went away
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.http.shutdown()
-        self.http.server_close()
+        super().__init__(Hub)
 
 
 def listed(files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from sparse_dict.sae import stage as _sae  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "messages.md"
-LATER = "What only the work itself can tell"  # the page's last section
+LATER = "What only the work itself can find"  # the page's last section
 
 
 # --- what is there beforehand ---------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Configs and data for the tests of dictionaries."""
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sparse_dict.config import (
     TrackingConfig,
     TrainSAEConfig,
 )
-from sparse_dict.sae import architectures, kernel
+from sparse_dict.sae import architectures, folder, kernel
 from sparse_dict.sae.guidance import Guide
 from sparse_dict.sae.loss import objective
 from sparse_dict.sae.schedule import hyper
@@ -171,3 +172,21 @@ def assert_same_parameters(
     got = state.whole(d_in, d_out)
     for name, tensor in want.items():
         torch.testing.assert_close(got[name].double(), tensor, rtol=0, atol=2e-4, msg=name)
+
+
+def config_in(activations_dir: Path, **values):
+    config = sae_config(**values)
+    return replace(
+        config,
+        activations_dir=str(activations_dir),
+        study_dir=str(activations_dir.parent / "study"),
+    )
+
+
+def results(path: Path) -> dict[str, bytes]:
+    """What must be equal bit for bit between two trainings of one dictionary."""
+    names = (folder.WEIGHTS, folder.FEATURES, "cfg.json")
+    history = [line.rsplit(",", 1)[0] for line in (path / "history.csv").read_text().splitlines()]
+    return {name: (path / name).read_bytes() for name in names} | {
+        "history without speed": "\n".join(history).encode()
+    }

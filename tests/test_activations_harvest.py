@@ -127,8 +127,8 @@ def naive_sites(model, tokens):
     for layer in range(MODEL.n_layers):
         before, added = seen[layer, "norm_1"][0], seen[layer, "attn_out"][1]
         between, hidden = before + added, seen[layer, "mlp_in"][1]
-        values = [before, added, between, hidden, seen[layer, "mlp_out"][0]]
-        values.append(between + seen[layer, "mlp_out"][1])
+        post, written = seen[layer, "mlp_out"]
+        values = [before, added, between, hidden, post, written, between + written]
         for name, value in zip(ORDER, values, strict=True):
             found[Site(name, layer)] = value
     for module in model.modules():

@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
-from sparse_dict.activations import hf, stage  # noqa: E402
+from sparse_dict.activations import hf, hf_source, stage  # noqa: E402
 from sparse_dict.activations.store import Activations  # noqa: E402
 from sparse_dict.config import (  # noqa: E402
     FilesData,
@@ -83,7 +83,7 @@ def lm(folder, **changes):
 
 @pytest.fixture
 def loaded(folders):
-    return lambda kind: hf.load(lm(folders / kind), torch.device("cpu"))
+    return lambda kind: hf_source.load(lm(folders / kind), torch.device("cpu"))
 
 
 def some_tokens():
@@ -205,7 +205,7 @@ def test_rows_are_what_the_model_computes_on_packed_documents(folders, loaded, t
     rows = found.read(0, found.rows)
     assert second["rms"] == pytest.approx(float(np.sqrt((rows[:, D:] ** 2).mean())), rel=1e-5)
 
-    store = tokens.prepare(config.data, hf.load_tokenizer(config.lm), tmp_path / "cache")
+    store = tokens.prepare(config.data, hf_source.load_tokenizer(config.lm), tmp_path / "cache")
     stream = store.split("all")
     document, position, token = found.origins(0, found.rows).T
     place = stream.document_starts[document] + position
@@ -236,7 +236,7 @@ def test_a_second_harvest_is_already_there_unless_the_weights_changed(folders, t
 
 
 def test_text_is_neither_padded_nor_cut_and_names_of_special_tokens_are_text(folders):
-    made = hf.load_tokenizer(lm(folders / "gpt2"))
+    made = hf_source.load_tokenizer(lm(folders / "gpt2"))
     texts = [f"one {EOS} two", "a rather longer text than the tokenizer's truncation"]
     ids = made.encode_batch(texts)
     assert [len(part) for part in ids] == [len(text) for text in texts]

@@ -1,5 +1,4 @@
 import itertools
-import json
 import math
 import tracemalloc
 from collections import Counter
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import edited, truncate
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -234,10 +234,6 @@ def test_overflow_and_non_finite_values_are_told_apart(tmp_path):
         writer.add(rounded, origins)
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-8])
-
-
 def saved(array):
     return lambda path: np.save(path, array, allow_pickle=True)
 
@@ -249,46 +245,28 @@ def saved(array):
         ("origin-00001.npy", Path.unlink, "origin-00001.npy does not exist"),
         ("shard-00002.npy", truncate, "shard-00002.npy is truncated"),
         ("shard-00000.npy", saved(np.zeros((30, D_IN))), "float64 .* its manifest says float32"),
-        (
-            "shard-00000.npy",
-            saved(np.zeros((31, D_IN), np.float32)),
-            r"\(31, 5\), its manifest says",
-        ),
-        ("shard-00000.npy", saved(np.array([[{}]])), "no array of numbers"),
+        ("shard-00000.npy", saved(np.zeros((31, D_IN), "f")), r"\(31, 5\), its manifest says"),
+        ("shard-00000.npy", saved(np.array([[{}]])), "not an array of numbers"),
         ("manifest.json", truncate, "cannot be read as JSON"),
+        ("manifest.json", edited(shards="abc"), "malformed"),
+        ("manifest.json", edited(d_in=6), "mean is not 6 finite numbers"),
+        ("manifest.json", edited(rows=99), "do not add up"),
+        ("manifest.json", edited(rms=float("nan")), "rms is nan"),
+        ("manifest.json", edited(format_version=9), "format version 9"),
+        (
+            "manifest.json",
+            edited("shards", 0, file="../shard-00000.npy"),
+            "is not the name of an .npy file",
+        ),
+        ("manifest.json", edited("shards", 0, file="shard-00001.npy"), "listed twice"),
+        ("manifest.json", edited("shards", 0, rows="30"), "rows is '30'"),
     ],
 )
-def test_a_broken_file_is_one_line_that_names_it(tmp_path, file, damage, message):
+def test_what_is_wrong_with_a_file_is_named(tmp_path, file, damage, message):
     write(tmp_path)
     damage(tmp_path / file)
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=message):
         Activations.open(tmp_path)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"shards": "abc"}, "malformed"),
-        ({"d_in": 6}, "mean is not 6 finite numbers"),
-        ({"rows": 99}, "do not add up"),
-        ({"rms": float("nan")}, "rms is nan"),
-        ({"format_version": 9}, "format version 9"),
-        ({"file": "../shard-00000.npy"}, "is no name of an .npy file"),
-        ({"file": "shard-00001.npy"}, "listed twice"),
-        ({"rows": "30", "file": "shard-00000.npy"}, "rows is '30'"),
-    ],
-)
-def test_a_malformed_manifest_is_one_line_that_says_what_is_wrong(tmp_path, changes, message):
-    """With a name of a file among them, the changes are to the first shard's entry."""
-    write(tmp_path)
-    manifest = files.read_json(tmp_path / "manifest.json")
-    of_shard = {"file", "origin_file"} & changes.keys()
-    (manifest["shards"][0] if of_shard else manifest).update(changes)
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=message) as error:
-        Activations.open(tmp_path)
-    assert "\n" not in str(error.value)
 
 
 def test_a_missing_or_empty_folder_is_named(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from analysis_study import config_of, unit, write_dictionary
-from safetensors.torch import save_file
+from lm_files import write_model
 
 from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.writer import ShardWriter
@@ -78,20 +78,7 @@ def base(tmp_path_factory):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8)  # so that the values differ well beyond rounding
-    lm_dir = base / "lm"
-    tokenizer.save(lm_dir / "tokenizer")
-    save_file(model.state_dict(), lm_dir / "model.safetensors")
-    fingerprints = {
-        "model": lm_folder.fingerprint(lm_dir / "model.safetensors"),
-        "tokenizer": tokenizer.fingerprint,
-        "corpus": "c",
-    }
-    record = {
-        "format_version": 1, "n_vocab": tokenizer.n_vocab, "corpus": {},
-        "config": {"model": vars(MODEL)}, "fingerprints": fingerprints,
-    }  # fmt: skip
-    files.write_json(lm_dir / "lm.json", record)
-
+    fingerprints = write_model(base / "lm", model, MODEL, tokenizer)
     harvested(base, base, fingerprints)
     return base
 

@@ -29,7 +29,7 @@ from test_activations_hf import (  # noqa: E402, F401
 )
 from test_analysis_interp import settings_of as interp_settings  # noqa: E402
 
-from sparse_dict.activations import hf, stage  # noqa: E402
+from sparse_dict.activations import hf, hf_source, hf_tokenizer, stage  # noqa: E402
 from sparse_dict.analysis import harvested, study  # noqa: E402
 from sparse_dict.analysis.analyses import loss_recovered  # noqa: E402
 from sparse_dict.analysis.analyses.loss_recovered import Replacement, losses  # noqa: E402
@@ -364,7 +364,7 @@ def test_a_name_on_the_hub_is_recorded_with_its_commit_and_opened_from_the_cache
     (cached / "refs" / "main").write_text(commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(hf, "_online", lambda: False)
+    monkeypatch.setattr(hf_source, "_online", lambda: False)
     config = stage_config(folders, tmp_path)
     config.lm = lm("someone/tiny")
     stage.run(config)
@@ -388,7 +388,7 @@ def test_a_record_without_its_model_is_named(folders, tmp_path, change):
 def test_tokens_are_shown_as_the_text_they_stand_for(tmp_path):
     from tokenizers import Tokenizer, decoders, models
 
-    made = hf.Tokenizer(tokenizer())
+    made = hf_tokenizer.Tokenizer(tokenizer())
     line = [made.token_bytes(int(i)) for i in made.encode_batch(["é \n"])[0]]
     assert line == ["é".encode()[:1], "é".encode()[1:], b" ", b"\n"]
     assert made.token_bytes(0) == EOS.encode()
@@ -396,7 +396,7 @@ def test_tokens_are_shown_as_the_text_they_stand_for(tmp_path):
     pieces = {"▁one": 1, "<0x0A>": 2, "x": 3, "<0x0": 4, "</s>": 0}
     sentence = Tokenizer(models.BPE(pieces, [], byte_fallback=True))
     sentence.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
-    other = hf.Tokenizer(
+    other = hf_tokenizer.Tokenizer(
         transformers.PreTrainedTokenizerFast(tokenizer_object=sentence, eos_token="</s>")
     )
     shown = [other.token_bytes(i) for i in range(5)]

@@ -5,16 +5,15 @@ import logging
 import re
 import socket
 import sys
-import threading
 import time
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from analysis_study import context_of
+from http_server import Handler, LocalServer
 from test_analysis_contexts import D, base, compared, config  # noqa: F401
 
 from sparse_dict.analysis import harvested, stage
@@ -36,7 +35,7 @@ HANG_UP, NO_CHAT = 0, 1
 ORACLE_WORD = re.compile(r"hot(\d+)")  # a token "hot7" has activation 7 in the cases below
 
 
-class ChatServer:
+class ChatServer(LocalServer):
     """Answers with `answer(system, user)`; with the next of `statuses` first, while there are.
 
     HANG_UP and NO_CHAT among them: no answer at all, and 200 with something else.
@@ -50,11 +49,9 @@ class ChatServer:
         self.answer = oracle
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Chat(Handler):
             def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = json.loads(self.body())
                 server.requests.append(body)
                 server.keys.append(self.headers.get("Authorization"))
                 status = server.statuses.pop(0) if server.statuses else 200
@@ -66,22 +63,13 @@ class ChatServer:
                     text = server.answer(*(m["content"] for m in body["messages"]))
                     value = {"choices": [{"message": {"content": text}}], "usage": server.usage}
                     data = json.dumps(value).encode()
-                self.send_response(200 if status == NO_CHAT else status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.send_header("Retry-After-Ms", "1")  # so that no test waits
-                if status == 302:
-                    self.send_header("Location", "/elsewhere")
-                self.end_headers()
+                headers = {"Content-Type": "application/json", "Retry-After-Ms": "1"}  # no wait
+                headers |= {"Location": "/elsewhere"} if status == 302 else {}
+                self.head(200 if status == NO_CHAT else status, len(data), headers)
                 self.wfile.write(data)
 
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.handle_error = lambda *_: None  # the client has given up
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+        super().__init__(Chat)
+        self.url += "/v1"
 
 
 def level(token):
@@ -112,10 +100,8 @@ def constant(system, user):
 @pytest.fixture
 def server():
     pytest.importorskip("openai")
-    server = ChatServer()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+    with ChatServer() as server:
+        yield server
 
 
 def settings_of(url, **changes):
@@ -433,7 +419,7 @@ def test_text_is_readable_if_explanations_of_features_beat_those_of_random_direc
 def test_without_a_chat_model_the_reader_is_sent_to_the_text(base, tmp_path):  # noqa: F811
     context = context_of(full_config(base, tmp_path, None))
     (claim,) = context.claims = interp_analysis.claims(context)
-    assert claim.ours.startswith("cannot be told here")
+    assert claim.ours.startswith("cannot be decided here")
     assert not [b for b in claims.section(context).blocks if isinstance(b, report.Link)]
     (tmp_path / "partial").mkdir()
     (tmp_path / "partial" / "features.html").write_text("x")

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from analysis_study import config_of, context_of, unit, write_dictionary
+from lm_files import write_model
 from safetensors.torch import save_file
 
 from sparse_dict.activations.harvest import harvest
@@ -167,18 +168,7 @@ def base(tmp_path_factory):
     tokenizer = Tokenizer("bytes", {bytes([i]): i for i in range(256)}, GPT2_PATTERN)
     store = tokens.prepare(data, tokenizer, base / "cache")
     model = random_model(tokenizer.n_vocab)
-    tokenizer.save(base / "lm" / "tokenizer")
-    save_file(model.state_dict(), base / "lm" / "model.safetensors")
-    fingerprints = {
-        "model": lm_folder.fingerprint(base / "lm" / "model.safetensors"),
-        "tokenizer": tokenizer.fingerprint,
-        "corpus": "c",
-    }
-    record = {
-        "format_version": 1, "n_vocab": tokenizer.n_vocab, "corpus": {},
-        "config": {"model": vars(MODEL)}, "fingerprints": fingerprints,
-    }  # fmt: skip
-    files.write_json(base / "lm" / "lm.json", record)
+    fingerprints = write_model(base / "lm", model, MODEL, tokenizer)
     settings = HarvestConfig(LAYER, "mlp_post", 1600, "validation", 8, 1000, "float32")
     writer = ShardWriter(base / "activations", 1600, D, 1000, "float32", seed=0)
     harvest(model, store.split("validation"), settings, N_CTX, writer, Run(None, False, base))

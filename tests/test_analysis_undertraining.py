@@ -57,7 +57,7 @@ def test_a_training_that_never_found_anything_says_nothing_on_its_length(tmp_pat
     claims = undertraining.claims(trained(tmp_path, {500: 0.0, 1000: 0.0}))
     assert [claim.verdict for claim in claims] == [OPEN, OPEN]
     for claim in claims:
-        assert claim.ours.startswith("cannot be told: 0% at half, 0% at full training")
+        assert claim.ours.startswith("cannot be decided: 0% at half, 0% at full training")
 
 
 def test_three_seeds_give_an_interval_over_seeds(tmp_path: Path):
@@ -127,8 +127,8 @@ def test_without_enough_snapshots_or_anything_found_there_is_no_curve():
     ("now", "low", "high", "answer"),
     [
         (0.6, 0.7, 0.8, "no: the share is above"), (0.4, 0.55, 0.7, "yes: the plateau"),
-        (0.4, 0.42, 0.48, "no: the plateau"), (0.4, 0.45, 0.6, "cannot be told: the plateau"),
-        (0.4, None, None, "cannot be told: no curve"),
+        (0.4, 0.42, 0.48, "no: the plateau"), (0.4, 0.45, 0.6, "cannot be decided: the plateau"),
+        (0.4, None, None, "cannot be decided: no curve"),
     ],
 )  # fmt: skip
 def test_more_training_changes_a_verdict_if_the_bar_lies_below_the_plateau(now, low, high, answer):

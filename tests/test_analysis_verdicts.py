@@ -47,7 +47,7 @@ def test_dictionaries_that_explain_nothing_decide_no_claim(tmp_path: Path, fault
     found = assess(tmp_path / "not")
     assert {claim.verdict for claim in found.values()} == {OPEN}
     ours = found["mmcs_above_random"].ours
-    assert ours.startswith(f"cannot be told: 3 of 3 dictionaries explain nothing ({reason}); MMCS")
+    assert ours.startswith(f"cannot be decided: 3 of 3 dictionaries explain nothing ({reason}); MM")
     alarm = summary.alarm(compared(tmp_path / "not"))
     assert alarm is not None
     assert alarm.startswith(f"3 of 3 dictionaries explain nothing ({reason}): ")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import test_activations_harvest as harvest
 import test_lm_train as lm
-from test_lm_stage import corpus
+from fault_study import write_corpus
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.lm import checkpoint, folder, train
@@ -94,7 +94,7 @@ def script(name, base, *overrides):
 
 @pytest.fixture
 def base(tmp_path):
-    corpus(tmp_path / "text.jsonl")
+    write_corpus(tmp_path / "text.jsonl")
     return tmp_path
 
 
@@ -155,7 +155,7 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused_once_and_leaves_nothin
     process = script("train_lm.py", base, "training.batch_size=5")
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 1
-    assert output.count("training.batch_size=5 is no multiple of the 2 processes") == 1
+    assert output.count("training.batch_size=5 is not a multiple of the 2 processes") == 1
     assert not (base / "two").exists()
 
 

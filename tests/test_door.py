@@ -328,6 +328,8 @@ def test_a_document_that_is_too_large_is_named_with_what_to_change(
 def test_limits_of_the_system_are_named(tmp_path: Path):
     with pytest.raises(UserError, match="a name is too long for this file system"):
         one_line_errors("train_lm", (tmp_path / ("x" * 300)).mkdir)
+    with pytest.raises(UserError, match="the disk is full or a quota is used up"):
+        one_line_errors("train_lm", Path("/dev/full").write_text, "x")
     opened = []
 
     def open_all() -> None:

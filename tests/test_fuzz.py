@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from analysis_study import config_of, context_of
+from damage import edited
 from fault_study import GRID, ROOT, SCRIPTS, call, composed, overrides, write_corpus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -68,10 +69,17 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(base / ONE, base / "interrupted")
     (base / "interrupted" / "metrics.json").unlink()
     record = {"step": 1, "record": {}, "history": [], "sums": {}, "seconds": 1.0}
-    (base / "interrupted").mkdir(exist_ok=True)
     path = base / "interrupted" / sae_folder.CHECKPOINT
     tensor_files.write_checkpoint(path, {"b": np.zeros(3, np.float32)}, record)
     return base
+
+
+@pytest.fixture
+def copy(template: Path) -> Iterator[Path]:
+    """A copy to damage, under a name that a model's reader knows."""
+    base = template.with_name("damaged")
+    yield Path(shutil.copytree(template, base))
+    shutil.rmtree(base)
 
 
 def _tiny(base: Path) -> Any:
@@ -82,9 +90,7 @@ def _tiny(base: Path) -> Any:
     record = lm_folder.read_record(base / "lm")
     model = GPT(lm_folder.ModelConfig(**record["config"]["model"]), record["n_vocab"])
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    model.loss(
-        torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64)
-    ).backward()
+    model.loss(*torch.zeros(2, 1, 4, dtype=torch.int64)).backward()
     optimizer.step()
     return model, optimizer
 
@@ -137,11 +143,8 @@ def read_source(base: Path) -> None:
 
 
 def read_truth(base: Path) -> None:
-    manifest = base / "toy" / "manifest.json"
-    record = json.loads(manifest.read_text())  # a stranger makes the fingerprint fit
-    digest = fingerprint(sha256_file(base / "toy" / TRUTH))
-    record["fingerprints"]["truth"] = digest
-    manifest.write_text(json.dumps(record))
+    digest = fingerprint(sha256_file(base / "toy" / TRUTH))  # a stranger makes it fit
+    edited("fingerprints", truth=digest)(base / "toy" / "manifest.json")
     context = context_of(config_of(base, activations_dir=str(base / "toy")))
     found = truth.read(context)
     assert truth.mcs(found, context.study.entries[0].decoder, 64).shape == (len(found),)
@@ -163,31 +166,24 @@ def read_study(base: Path) -> None:
     status.table(base).encode()
 
 
-READERS: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "the manifest of activations": ("activations/manifest.json", read_activations),
-    "a shard": ("activations/shard-00001.npy", read_activations),
-    "the origins of rows": ("activations/origin-00003.npy", read_activations),
-    "the record of a model": ("lm/lm.json", read_model),
-    "the weights of a model": ("lm/model.safetensors", read_model),
-    "the ranks of a tokenizer": ("lm/tokenizer/ranks.tiktoken", read_model),
-    "the settings of a tokenizer": ("lm/tokenizer/tokenizer.json", read_model),
-    "the manifest of tokens": ("tokens/one/manifest.json", read_tokens),
-    "a file of tokens": ("tokens/one/train-00000.npy", read_tokens),
-    "the starts of documents": ("tokens/one/validation-documents.npy", read_tokens),
-    "a model's checkpoint": ("state.safetensors", read_checkpoint),
-    "the manifest behind an analysis": ("activations/manifest.json", read_source),
-    "the metrics behind an analysis": (f"{ONE}/metrics.json", read_source),
-    "the record of an analysis": ("analysis/analysis.json", read_study),
-    "the features of a toy": ("toy/truth.safetensors", read_truth),
-    "the answers of a chat model": ("answers.jsonl", read_answers),
-    "SAELens' config": (f"{ONE}/cfg.json", read_dictionary),
-    "a dictionary's weights": (f"{ONE}/sae_weights.safetensors", read_dictionary),
-    "another library's config": (f"{ONE}/cfg.json", read_foreign),
-    "another library's weights": (f"{ONE}/sae_weights.safetensors", read_foreign),
-    "a dictionary's fire counts": (f"{ONE}/features.safetensors", read_dictionary),
-    "a dictionary's metrics": (f"{ONE}/metrics.json", read_study),
-    "a dictionary's checkpoint": ("interrupted/checkpoint.safetensors", read_interrupted),
-}
+READERS: dict[Callable[[Path], None], list[str]] = {
+    read_activations: ["activations/manifest.json", "activations/shard-00001.npy",
+                       "activations/origin-00003.npy"],
+    read_model: ["lm/lm.json", "lm/model.safetensors", "lm/tokenizer/ranks.tiktoken",
+                 "lm/tokenizer/tokenizer.json"],
+    read_tokens: ["tokens/one/manifest.json", "tokens/one/train-00000.npy",
+                  "tokens/one/validation-documents.npy"],
+    read_checkpoint: ["state.safetensors"],
+    read_source: ["activations/manifest.json", f"{ONE}/metrics.json"],
+    read_truth: ["toy/truth.safetensors"],
+    read_answers: ["answers.jsonl"],
+    read_dictionary: [f"{ONE}/cfg.json", f"{ONE}/sae_weights.safetensors",
+                      f"{ONE}/features.safetensors"],
+    read_foreign: [f"{ONE}/cfg.json", f"{ONE}/sae_weights.safetensors"],
+    read_study: ["analysis/analysis.json", f"{ONE}/metrics.json"],
+    read_interrupted: ["interrupted/checkpoint.safetensors"],
+}  # fmt: skip
+FILES = [(file, read) for read, files in READERS.items() for file in files]
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -234,14 +230,11 @@ def mutated(path: Path, rng: random.Random, value: Any) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(("file", "read"), FILES)
 @pytest.mark.parametrize("cases", [12, pytest.param(300, marks=pytest.mark.slow)])
-def test_a_damaged_file_is_a_user_error_or_none(template: Path, name: str, cases: int):
-    relative, read = READERS[name]
-    base = template.with_name("fuzzed")
-    shutil.rmtree(base, ignore_errors=True)
-    shutil.copytree(template, base)
-    path, original = base / relative, template / relative
+def test_a_damaged_file_is_a_user_error_or_none(
+    template: Path, copy: Path, file: str, read: Callable[[Path], None], cases: int
+):
 
     @settings(
         max_examples=cases, deadline=None, derandomize=True, database=None,
@@ -249,17 +242,12 @@ def test_a_damaged_file_is_a_user_error_or_none(template: Path, name: str, cases
     )  # fmt: skip
     @given(st.randoms(use_true_random=False), VALUES)
     def no_other_error(rng: random.Random, value: Any) -> None:
-        path.write_bytes(mutated(original, rng, value))
-        if path.name == "model.safetensors":  # a stranger makes the fingerprint fit
-            record = json.loads((template / "lm" / "lm.json").read_text())
-            record["fingerprints"]["model"] = lm_folder.fingerprint(path)
-            (base / "lm" / "lm.json").write_text(json.dumps(record))
-        message = ""
-        try:
-            read(base)
-        except UserError as error:
-            message = str(error)
-        assert "\n" not in message
+        (copy / file).write_bytes(mutated(template / file, rng, value))
+        if file == "lm/model.safetensors":  # a stranger makes the fingerprint fit
+            digest = lm_folder.fingerprint(copy / file)
+            edited("fingerprints", model=digest)(copy / "lm" / "lm.json")
+        with suppress(UserError):
+            read(copy)
 
     no_other_error()
 
@@ -278,43 +266,34 @@ WITHOUT = (read_study, read_source)  # which look elsewhere, or go on without it
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", NO_FILES)
-def test_what_is_no_file_is_a_user_error_or_none(template: Path, kind: str):
+def test_what_is_no_file_is_a_user_error_or_none(template: Path, copy: Path, kind: str):
     """A reader that waits for a pipe or reads a device to its end does not come back."""
-    base = template.with_name(f"no-file-{[*NO_FILES].index(kind)}")
-    shutil.copytree(template, base)
-    for relative, read in READERS.values():
-        path = base / relative
+    for file, read in FILES:
+        path = copy / file
         path.unlink()
         NO_FILES[kind](path)
-        refused = suppress(UserError) if read in WITHOUT else pytest.raises(UserError)
-        with refused:
-            read(base)
-        status.table(base)
+        with suppress(UserError) if read in WITHOUT else pytest.raises(UserError):
+            read(copy)
+        status.table(copy)
         path.rmdir() if kind == "a folder" else path.unlink(missing_ok=True)
-        shutil.copy(template / relative, path)
+        shutil.copy(template / file, path)
 
 
 @pytest.mark.slow
 def test_verify_ends_with_an_exit_code_whatever_it_finds(
-    template: Path, capsys: pytest.CaptureFixture[str]
+    template: Path, copy: Path, capsys: pytest.CaptureFixture[str]
 ):
-    base = template.with_name("verified")
-    shutil.copytree(template, base)
-    for folder in ("tokens", "interrupted", "toy"):
-        shutil.rmtree(base / folder)
-    for file in ("state.safetensors", "answers.jsonl"):
-        (base / file).unlink()
-    assert verify.main([str(base)]) == 0, capsys.readouterr().out
+    for path in copy.iterdir():  # what is in no study
+        if path.name in ("tokens", "interrupted", "toy", "state.safetensors", "answers.jsonl"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert verify.main([str(copy)]) == 0, capsys.readouterr().out
     rng = random.Random(0)
-    for relative, _ in READERS.values():
-        path = base / relative
-        if not path.exists():
-            continue
-        original = path.read_bytes()
+    for file in sorted({file for file, _ in FILES if (copy / file).exists()}):
         for _ in range(12):
-            path.write_bytes(mutated(template / relative, rng, rng.choice([None, "../x", 1e308])))
-            assert verify.main([str(base)]) in (0, 1)
-        path.write_bytes(original)
+            damaged = mutated(template / file, rng, rng.choice([None, "../x", 1e308]))
+            (copy / file).write_bytes(damaged)
+            assert verify.main([str(copy)]) in (0, 1)
+        shutil.copy(template / file, copy / file)
     capsys.readouterr()
 
 
@@ -324,11 +303,10 @@ def test_a_record_names_no_folder_away_from_the_study(template: Path, tmp_path: 
     shutil.copytree(template, base)
     shutil.move(base / "lm", tmp_path / "elsewhere")
     manifest = base / "activations" / "manifest.json"
-    record = json.loads(manifest.read_text())
     for where, found in ((tmp_path / "outputs" / "other", True), (tmp_path / "elsewhere", False)):
         if found:
             shutil.copytree(tmp_path / "elsewhere", where)
-        manifest.write_text(json.dumps(record | {"lm_dir": str(where)}))
+        edited(lm_dir=str(where))(manifest)
         if found:
             read_source(base)
         else:

@@ -113,7 +113,7 @@ def test_torn_and_missing_files_are_one_line(rows, tmp_path, capsys):
     assert "malformed (it lacks 'b_enc')" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds none of"):
         formats.read(str(tmp_path))
-    with pytest.raises(UserError, match="is no folder, nor a name"):
+    with pytest.raises(UserError, match="is not a folder, nor a name"):
         formats.read("nothing")
     other = weights() | {"W_dec": torch.zeros(N, D + 1)}
     with pytest.raises(UserError, match="shape"):

@@ -1,10 +1,10 @@
 """Ctrl-C while C computes."""
 
 import signal
-import subprocess
 import sys
 
 import pytest
+from processes import ROOT, started
 
 LONG = """
 import numpy as np
@@ -26,10 +26,7 @@ cli.run(main)
     "call", ["np.linalg.eigh(matrix)", "linear_sum_assignment(matrix @ matrix)"]
 )
 def test_ctrl_c_ends_a_script_whose_c_code_would_compute_on(call: str):
-    process = subprocess.Popen(
-        [sys.executable, "-c", LONG.format(call=call)], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = started([sys.executable, "-c", LONG.format(call=call)], ROOT)
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)

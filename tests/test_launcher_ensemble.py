@@ -69,17 +69,6 @@ def test_only_an_unexpected_error_leaves_a_traceback_in_its_own_log(mixed: Mixed
     assert "failed: 13 is unlucky" in logs["size=13"]
 
 
-@pytest.mark.slow  # ten seconds
-def test_sixty_four_jobs_are_one_batch(app: Path, tmp_path: Path) -> None:
-    process = launch(app, tmp_path, "size=range(100,164)")
-    assert process.returncode == 0, process.stderr
-    for number, size in enumerate(range(100, 164)):
-        folder = tmp_path / "runs" / f"size={size}"
-        assert record(folder)["result"] == [size, 2 * size]
-        assert worker(folder)[-1] == str(number)
-        assert logged(folder) == ["batch of 64", f"training {size}", "ended"]
-
-
 def test_batches_come_as_several_launches_and_a_failure_stops_none(
     app: Path, tmp_path: Path
 ) -> None:

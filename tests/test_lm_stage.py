@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import edited, written
+from fault_study import write_corpus
 
 from sparse_dict.activations import stage as harvest_stage
 from sparse_dict.activations.store import Activations
@@ -36,19 +38,10 @@ ROOT = Path(__file__).parent.parent
 TRACKING = TrackingConfig("disabled", "p", None, [])
 
 
-def corpus(path, n=400):
-    rng = np.random.default_rng(0)
-    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
-    with path.open("w") as file:
-        for i in range(n):
-            text = " ".join(rng.choice(words, size=30))
-            file.write(json.dumps({"text": f"{i} {text}."}) + "\n")
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     base = tmp_path_factory.mktemp("study")
-    corpus(base / "text.jsonl")
+    write_corpus(base / "text.jsonl")
     config = lm_config(base)
     stage.run(config)
     return base
@@ -132,16 +125,16 @@ def test_another_config_is_refused_by_its_first_key(study):
 
 
 def test_a_changed_corpus_is_refused(tmp_path):
-    corpus(tmp_path / "text.jsonl")
+    write_corpus(tmp_path / "text.jsonl")
     config = lm_config(tmp_path)
     stage.run(config)
-    corpus(tmp_path / "text.jsonl", n=401)
+    write_corpus(tmp_path / "text.jsonl", n=401)
     with pytest.raises(UserError, match=r"corpus\.\S+ is .* there, "):
         stage.run(config)
 
 
 def test_a_stopped_run_is_unfinished_refuses_other_configs_and_goes_on(tmp_path, monkeypatch):
-    corpus(tmp_path / "text.jsonl")
+    write_corpus(tmp_path / "text.jsonl")
     config = lm_config(tmp_path)
     batch = train.batch
 
@@ -166,26 +159,18 @@ def test_a_stopped_run_is_unfinished_refuses_other_configs_and_goes_on(tmp_path,
 
 
 def test_a_corpus_shorter_than_a_context_is_named(tmp_path):
-    corpus(tmp_path / "text.jsonl", n=6)
+    write_corpus(tmp_path / "text.jsonl", n=6)
     with pytest.raises(UserError, match=r"too few for one context \(model.n_ctx = 5000\)"):
         stage.run(lm_config(tmp_path, model=ModelConfig(1, 1, 4, 4, 5_000)))
     assert not (tmp_path / "lm").exists()
-
-
-def edited(**values):
-    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
         ("model.safetensors", Path.unlink, "does not exist"),
-        (
-            "model.safetensors",
-            lambda path: path.write_bytes(b"x"),
-            "not the file that lm.json",
-        ),
-        ("lm.json", lambda path: path.write_text("[]"), "not a JSON object"),
+        ("model.safetensors", written(b"x"), "not the file that lm.json"),
+        ("lm.json", written(b"[]"), "not a JSON object"),
         ("lm.json", edited(config={}), "malformed"),
         ("lm.json", edited(fingerprints={}), "fingerprints.model is missing"),
         ("lm.json", edited(format_version=7), "format version 7"),
@@ -195,9 +180,8 @@ def edited(**values):
 def test_a_damaged_language_model_is_named(study, tmp_path, file, damage, message):
     shutil.copytree(study / "lm", tmp_path / "lm")
     damage(tmp_path / "lm" / file)
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=message):
         folder.load(tmp_path / "lm")
-    assert "\n" not in str(error.value)
 
 
 def test_the_harvest_is_whole_contexts_and_a_second_one_changes_nothing(study, caplog):
@@ -233,24 +217,6 @@ def test_a_corpus_with_too_few_tokens_gives_what_it_holds(study, caplog, tmp_pat
         harvest_config(study, harvest=harvest, activations_dir=str(tmp_path / "held out"))
     )
     assert 0.1 < Activations.open(tmp_path / "held out").rows / rows < 0.5
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"lm_dir": "nowhere"}, "run train_lm.py first"),
-        ({"harvest": HarvestConfig(2, "mlp_post", 100, "all", 4, 10, "float16")}, "layers 0 to 1"),
-        ({"harvest": HarvestConfig(0, "mlp_post", 15, "all", 4, 10, "float16")}, "one context of"),
-        ({"harvest": one_harvest(sites=["0/mlp_post", "7/mlp_post"])}, "7/mlp_post does not exist"),
-        ({"harvest": one_harvest(site="h.0.mlp")}, "h.0.mlp is a module's path, which needs lm=hf"),
-        ({"harvest": one_harvest(skip_first=16)}, "leaves nothing of a context of 16"),
-        ({"device": "tpu"}, "device must be"),
-        ({"data": FilesData(0.3, "nowhere.txt", "text")}, "nowhere.txt"),
-    ],
-)
-def test_wrong_input_of_the_harvest_is_found_by_its_check(study, change, message):
-    with pytest.raises(UserError, match=message):
-        harvest_stage.check(harvest_config(study, **change))
 
 
 def test_the_manifest_tells_the_columns_of_several_sites(study, tmp_path):
@@ -306,9 +272,7 @@ def test_a_harvest_older_than_a_key_is_as_if_made_with_its_default(study, tmp_pa
 
 def test_activations_of_another_model_are_refused(study, tmp_path):
     harvest_stage.run(harvest_config(study, activations_dir=str(tmp_path / "a")))
-    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    manifest["fingerprints"]["model"] = "0" * 16
-    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    edited("fingerprints", model="0" * 16)(tmp_path / "a" / "manifest.json")
     with pytest.raises(UserError, match="model is '0000000000000000' there"):
         harvest_stage.check(harvest_config(study, activations_dir=str(tmp_path / "a")))
 

@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from conftest import stopped_at_once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_helpers import (
@@ -23,8 +24,10 @@ from sae_helpers import (
     assert_same_parameters,
     begun,
     by_the_definition,
+    config_in,
     pad,
     planted_guide,
+    results,
     sae_config,
     scaled_by,
     sparse_rows,
@@ -323,21 +326,7 @@ def grid(activations_dir: Path) -> list[TrainSAEConfig]:
         {"dict_size": 16, "strategy": "freeze_perturb", "freeze_above": 0.6, "lr": 1e-2},
     ]
     training = {"n_activations": 10_000}  # several passes
-    return [
-        replace(
-            sae_config(training=training, **variant),
-            activations_dir=str(activations_dir),
-            study_dir=str(activations_dir.parent / "study"),
-        )
-        for variant in variants
-    ]
-
-
-def results(path: Path) -> tuple[bytes, list[str]]:
-    """What must be equal bit for bit: weights, and the history less the speed."""
-    lines = (path / "history.csv").read_text().splitlines()
-    weights = (path / "sae_weights.safetensors").read_bytes()
-    return weights, [line.rsplit(",", 1)[0] for line in lines]
+    return [config_in(activations_dir, training=training, **variant) for variant in variants]
 
 
 def test_several_devices_compute_what_one_does(activations_dir, tmp_path, dense, monkeypatch):
@@ -365,13 +354,7 @@ def test_an_interrupted_training_on_several_devices_goes_on_bit_for_bit(
     stage.train_many(configs, [tmp_path / f"whole{i}" for i in range(len(configs))])
     dense.append(CPU)
     parts = [tmp_path / f"parts{i}" for i in range(len(configs))]
-
-    class StopsAtOnce(ensemble.interrupt.StopRequest):
-        def __init__(self) -> None:
-            self.signal = 15
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
+    with stopped_at_once(monkeypatch):
         for _ in range(3):
             with pytest.raises(Interrupted):
                 stage.train_many(configs, parts)

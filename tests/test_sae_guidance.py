@@ -8,9 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sae_helpers import CPU, begun, pad, planted_guide, sae_config, sparse_rows
+from sae_helpers import (
+    CPU,
+    begun,
+    config_in,
+    pad,
+    planted_guide,
+    results,
+    sae_config,
+    sparse_rows,
+)
 from test_analysis_loss_recovered import LAYER, N_CTX, D, base, stored  # noqa: F401
-from test_sae_training import activations_dir, config_in, results  # noqa: F401
+from test_sae_training import activations_dir  # noqa: F401
 from torch.func import jacrev
 
 from sparse_dict.activations.harvest import harvest

@@ -20,9 +20,13 @@ from sparse_dict.sae.naming import labels, run_name
             ["sae=topk sae.k=8 +optimizer.lr=1e-3", "sae=untied sae.l1=1e-2 +optimizer.lr=3e-3"],
             ["topk · k 8 · lr 0.001", "untied · L1 0.01 · lr 0.003"],
         ),
+        (
+            ["sae.site=2/mlp_post seed=0", "sae.site=2/resid_mid sae.target=2/mlp_out seed=0"],
+            ["2/mlp_post", "2/resid_mid · to 2/mlp_out"],
+        ),
         (["seed=0"], [None]),
     ],
-    ids=["one L1", "all", "kinds", "one job"],
+    ids=["one L1", "all", "kinds", "sites", "one job"],
 )  # fmt: skip
 def test_a_name_holds_what_varies_in_the_grid_and_nothing_else(jobs, expected):
     assert labels([job.split() for job in jobs]) == expected
@@ -31,5 +35,8 @@ def test_a_name_holds_what_varies_in_the_grid_and_nothing_else(jobs, expected):
 def test_outside_a_grid_a_name_holds_size_sparsity_and_seed():
     sae = {"dict_size": 512, "activation": "topk", "k": 8, "l1": 0.0}
     assert run_name({"sae": sae, "seed": 3}) == "512 · k 8 · seed 3"
+    at = {"site": "1/resid_mid", "target": "1/mlp_out"}
+    named = run_name({"sae": sae | at, "seed": 3})
+    assert named == "512 · 1/resid_mid · to 1/mlp_out · k 8 · seed 3"
     assert run_name({"sae": sae, "seed": 3, "tracking": {"label": None}}) == "512 · k 8 · seed 3"
     assert run_name({"sae": sae, "seed": 3, "tracking": {"label": "mine"}}) == "mine"

@@ -1,13 +1,16 @@
 """Learning rate and penalties over a training."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sae_helpers import sae_config
 
+from sparse_dict.activations.store import Activations
 from sparse_dict.config import AdamConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.schedule import hyper, rate
+from sparse_dict.sae.sides import settled
 
 SHAPES = st.sampled_from(["constant", "linear", "cosine"])
 
@@ -50,3 +53,15 @@ def test_the_shapes_of_the_decay():
 def test_a_wrong_schedule_is_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         adam(**wrong)
+
+
+@pytest.mark.parametrize(("width", "rate_"), [(64, 4e-3), (128, 4e-3), (512, 2e-3)])
+def test_wider_activations_get_a_lower_rate_which_is_recorded(tmp_path, width, rate_):
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).random((9, width), np.float32))
+    activations = Activations.open(tmp_path)
+    config = sae_config(lr=4e-3)
+    assert settled(config, activations).optimizer.lr == 4e-3
+    config.optimizer.lr_scaling = "d_in"
+    found = settled(config, activations)
+    assert (found.optimizer.lr, found.optimizer.lr_scaling) == (pytest.approx(rate_), "none")
+    assert settled(found, activations) == found

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sae_helpers import sae_config, sparse_rows
+from conftest import stopped_at_once
+from sae_helpers import config_in, results, sparse_rows
 
 from sparse_dict import tracking
 from sparse_dict.activations.writer import ShardWriter
@@ -36,24 +37,6 @@ def activations_dir(tmp_path: Path) -> Path:
     np.save(path / "a.npy", x[:2000])
     np.save(path / "b.npy", x[2000:].astype(np.float64))
     return path
-
-
-def config_in(activations_dir: Path, **values):
-    config = sae_config(**values)
-    return replace(
-        config,
-        activations_dir=str(activations_dir),
-        study_dir=str(activations_dir.parent / "study"),
-    )
-
-
-def results(path: Path) -> dict[str, bytes]:
-    """What must be equal bit for bit between two trainings of one dictionary."""
-    names = (folder.WEIGHTS, folder.FEATURES, "cfg.json")
-    history = [line.rsplit(",", 1)[0] for line in (path / "history.csv").read_text().splitlines()]
-    return {name: (path / name).read_bytes() for name in names} | {
-        "history without speed": "\n".join(history).encode()
-    }
 
 
 def test_a_dictionary_on_disk_is_the_one_in_memory_on_raw_activations(activations_dir, tmp_path):
@@ -93,13 +76,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(activations_dir, tmp_path, 
     wholes = [tmp_path / "whole relu", tmp_path / "whole matryoshka"]
     stage.train_many(configs, wholes)
     parts = [tmp_path / "relu", tmp_path / "matryoshka"]
-
-    class StopsAtOnce(ensemble.interrupt.StopRequest):
-        def __init__(self) -> None:
-            self.signal = 15
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
+    with stopped_at_once(monkeypatch):
         for _ in range(3):  # each run makes one step and is stopped
             with pytest.raises(Interrupted) as stopped:
                 stage.train_many(configs, parts)
@@ -170,15 +147,8 @@ def test_a_malformed_checkpoint_fails_its_own_dictionary_alone(
 ):
     configs = [config_in(activations_dir, dict_size=size) for size in (16, 24)]
     paths = [tmp_path / "bad", tmp_path / "good"]
-
-    class StopsAtOnce(ensemble.interrupt.StopRequest):
-        def __init__(self) -> None:
-            self.signal = 15
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
-        with pytest.raises(Interrupted):
-            stage.train_many(configs, paths)
+    with stopped_at_once(monkeypatch), pytest.raises(Interrupted):
+        stage.train_many(configs, paths)
     path = paths[0] / folder.CHECKPOINT
     arrays = tensor_files.read_checkpoint(path)
     arrays["b"] = arrays["b"][:-1].copy()
@@ -309,13 +279,7 @@ def test_freezing_keeps_convergent_features_and_moves_the_others(activations_dir
 def test_freeze_perturb_is_resumed_bit_for_bit(activations_dir, tmp_path, monkeypatch):
     config = frozen_config(activations_dir)
     stage.train_many([config], [tmp_path / "whole"])
-
-    class StopsAtOnce(ensemble.interrupt.StopRequest):
-        def __init__(self) -> None:
-            self.signal = 15
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
+    with stopped_at_once(monkeypatch):
         for _ in range(5):
             with pytest.raises(Interrupted):
                 stage.train_many([config], [tmp_path / "parts"])

@@ -15,8 +15,9 @@ from site_harvest import harvest_of
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.errors import UserError
-from sparse_dict.sae import architectures, kernel, stage
-from sparse_dict.sae.folder import read
+from sparse_dict.machine.interrupt import Interrupted
+from sparse_dict.sae import architectures, ensemble, kernel, stage
+from sparse_dict.sae.folder import WEIGHTS, read
 from sparse_dict.sae.loss import objective
 from sparse_dict.sae.schedule import hyper
 from sparse_dict.sae.state import State
@@ -45,7 +46,7 @@ def batches(n: int, d_in: int, d_out: int) -> tuple[list[torch.Tensor], list[tor
 
 @pytest.mark.parametrize("step_class", [SparseStep, DenseStep])
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize(("d_in", "d_out"), [(40, 12), (12, 40)])
+@pytest.mark.parametrize(("d_in", "d_out"), [(20, 12), (12, 20)])
 def test_ten_steps_equal_autograd_of_the_definition(step_class, variant, d_in, d_out):
     config = sae_config(**SITES, **variant)
     state = State.initial(config, d_in, CPU, d_out)
@@ -71,6 +72,21 @@ def test_ten_steps_equal_autograd_of_the_definition(step_class, variant, d_in, d
     for name, w in state.params.items():  # what is padding stays zero
         end = d_in if name in ("W_enc", "W_skip") else d_out
         assert (w.dim() == 1 and name != "b_dec") or not bool(w[..., end:].any())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_captured_steps_on_a_gpu_equal_autograd_of_the_definition(variant):
+    config, device = sae_config(**SITES, **variant), torch.device("cuda:0")
+    state, width = State.initial(config, 20, device, 12), kernel.padded(20)
+    step = DenseStep([state], 12)
+    xs, ys = batches(300, 20, 12)
+    for t, (x, y) in enumerate(zip(xs, ys, strict=True), start=1):
+        both = (pad_to(width, rows).to(device) for rows in (x, y))
+        step(next(both), [hyper(config, t, 12)], t * len(x), next(both))
+    assert step._captured is not None
+    state.move(CPU)
+    assert_same_parameters(state, by_the_definition(config, xs, 20, ys).params, 20, 12)
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -104,7 +120,7 @@ def test_features_that_are_not_used_take_the_target_s_direction():
         assert float(cosines.amax(1).min()) == pytest.approx(1, abs=1e-5)
 
 
-def planted(n: int = 30_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def planted(n: int = 12_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows x = c F and y = c A + 1 of the same sparse codes; and the unit rows of A, (24, 16)."""
     rng = np.random.default_rng(0)
     F, A = rng.standard_normal((24, 32)), rng.standard_normal((24, 16))
@@ -121,7 +137,7 @@ def test_a_planted_map_is_found(tmp_path, kind):
     own = {"k": 3} if kind == "topk" else {}
     config = sae_config(
         activation=kind, dict_size=48, l1=1e-2 if kind == "relu" else 0.0, lr=1e-2, **SITES, **own,
-        training={"n_activations": 150_000, "batch_size": 128, "eval_rows": 2000},
+        training={"n_activations": 100_000, "batch_size": 128, "eval_rows": 2000, "log_every": 200},
     )  # fmt: skip
     config.activations_dir = str(folder)
     (metrics,) = stage.train_many([config], [tmp_path / "d"])
@@ -142,8 +158,8 @@ def test_a_linear_map_is_left_to_the_skip(tmp_path):
     y = (x @ rng.standard_normal((8, 24)) + 1).astype("f4")
     folder = harvest_of(tmp_path / "a", {"1/resid_mid": x, "1/mlp_out": y})
     config = sae_config(
-        skip=True, l1=0.3, dict_size=16, lr=1e-2, **SITES,
-        training={"n_activations": 60_000, "batch_size": 64, "eval_rows": 2000},
+        skip=True, l1=0.3, dict_size=16, lr=2e-2, **SITES,
+        training={"n_activations": 20_000, "batch_size": 64, "eval_rows": 2000, "log_every": 200},
     )  # fmt: skip
     config.activations_dir = str(folder)
     config.activations.centering = "mean"
@@ -187,6 +203,35 @@ def test_a_folder_says_what_it_is_and_is_right_on_raw_rows(tmp_path, own, archit
     assert metrics["l0"] == pytest.approx((d.encode(raw[rows, :32]) > 0).sum(1).mean(), rel=1e-3)
 
 
+OPTIONS = [
+    {"skip": True, "activation": "gated"},
+    {"dead": "resample", "l1": 0.3},
+    {"strategy": "freeze_perturb", "freeze_above": 0.6},
+    {"activation": "batch_topk", "dead": "auxk"},
+]
+
+
+@pytest.mark.parametrize("own", OPTIONS, ids=str)
+def test_an_interrupted_training_goes_on_bit_for_bit(tmp_path, monkeypatch, own):
+    x, y, _ = planted(3000)
+    config = sae_config(**SITES, **own)
+    config.activations_dir = str(harvest_of(tmp_path / "a", {"1/resid_mid": x, "1/mlp_out": y}))
+    stage.train_many([config], [tmp_path / "whole"])
+
+    class StopsAtOnce(ensemble.interrupt.StopRequest):
+        def __init__(self) -> None:
+            self.signal = 15
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
+        for _ in range(3):
+            with pytest.raises(Interrupted):
+                stage.train_many([config], [tmp_path / "parts"])
+    stage.train_many([config], [tmp_path / "parts"])
+    whole, parts = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("own", [
     {}, {"skip": True}, {"activation": "jumprelu"}, {"activation": "batch_topk", "skip": True},
@@ -211,6 +256,8 @@ def test_saelens_opens_a_transcoder_and_computes_the_same(tmp_path, own):
         ({"tied": True, **SITES}, "cannot be alike"),
         ({"init": "aligned", **SITES}, "cannot be alike"),
         ({"skip": True}, "needs sae.target"),
+        ({"target": "1/mlp_out"}, "needs another site"),
+        ({"target": "1/mlp_out", "site": "1/mlp_out"}, "needs another site"),
         ({"site": "mlp_post"}, "sae.site must be LAYER/SITE"),
     ],
 )

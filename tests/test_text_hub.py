@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from http_server import Handler, LocalServer
 
 from sparse_dict.config import HubData, identity
 from sparse_dict.errors import UserError
@@ -55,7 +56,7 @@ def test_max_documents_ends_the_stream(tmp_path):
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_missing_column_or_split_names_those_that_are_there(tmp_path, streaming):
     for changes, message in [
-        ({"text_column": "body"}, "no column 'body'; there are text, n"),
+        ({"text_column": "body"}, "no column 'body'; the columns are text, n"),
         ({"text_column": "n"}, "n is int, not text"),
         ({"split": "test"}, "(?i)split.*test.*train"),
     ]:
@@ -70,10 +71,9 @@ def test_without_network_the_error_comes_soon_and_says_what_to_do(tmp_path, monk
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", silent)
     monkeypatch.setattr("sparse_dict.text.hub.ANSWER_S", 0.3)
     started = time.monotonic()
-    with pytest.raises(UserError, match=r"there is no network.*data=files data\.files=") as caught:
+    with pytest.raises(UserError, match=r"there is no network.*data=files data\.files="):
         list(corpus.Documents(local(tmp_path, path="someone/something"), tmp_path))
     assert time.monotonic() - started < 5
-    assert "\n" not in str(caught.value)
     assert datasets.config.HF_HUB_OFFLINE is False
 
 
@@ -118,19 +118,12 @@ def test_a_server_that_never_answers_is_unreachable_and_a_refusal_too(silent, mo
 
 
 def test_a_server_that_answers_with_an_error_is_reachable():
-    import http.server
-    import threading
-
-    class Refuses(http.server.BaseHTTPRequestHandler):
+    class Refuses(Handler):
         def do_HEAD(self):
-            self.send_error(404)
+            self.head(404, 0, {})
 
-        def log_message(self, *args):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Refuses) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
-        assert reachable(f"http://127.0.0.1:{server.server_port}")
+    with LocalServer(Refuses) as server:
+        assert reachable(server.url)
 
 
 def test_without_network_an_earlier_download_is_read(tmp_path, monkeypatch):

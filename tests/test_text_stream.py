@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 from fault_study import ENVIRONMENT, ROOT, SETTINGS
 from hub_server import HubServer, openwebtext, pile10k
+from processes import said, signalled, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
@@ -44,18 +45,15 @@ def started(hub: HubServer, folder: Path, *more: str, code: str = "", **env: str
         "cache_dir=cache", "tracking.mode=disabled", "data.val_fraction=0.2", *more,
     ]  # fmt: skip
     outside = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**ENVIRONMENT, **outside, **env},
-    )  # fmt: skip
+    return processes.started(command, folder, {**ENVIRONMENT, **outside, **env})
 
 
 def run(hub: HubServer, folder: Path, *more: str, **options: str) -> str:
     """The output of a command that succeeds."""
     process = started(hub, folder, *more, **options)
-    output, _ = process.communicate(timeout=150)
+    output = said(process, 150)
     assert process.returncode == 0, output
-    return str(output)
+    return output
 
 
 def corpus_of(folder: Path) -> dict[str, Any]:
@@ -109,7 +107,7 @@ def test_a_hub_that_is_slow_or_asks_to_wait_is_waited_for(hub, tmp_path):
 def test_who_must_accept_terms_is_told_to_log_in(hub, tmp_path):
     hub.gated = {"NeelNanda/pile-10k"}
     process = started(hub, tmp_path, "data=pile10k")
-    output, _ = process.communicate(timeout=60)
+    output = said(process, 60)
     assert process.returncode == 1, output
     assert "ran `hf auth login`" in output
     assert "Traceback" not in output
@@ -123,7 +121,7 @@ def test_a_stream_that_breaks_off_goes_on_to_the_same_tokens(hub, tmp_path):
     whole, hub.served = hub.served, 0
     hub.allowed = whole * 8 // 10
     process = started(hub, tmp_path / "broken", *few, code=IMPATIENT)
-    output, _ = process.communicate(timeout=100)
+    output = said(process)
     assert process.returncode == 1, output
     assert "the same command goes on" in output
     hub.served, hub.allowed = 0, None
@@ -143,18 +141,8 @@ def test_a_signal_is_heard_while_a_hub_is_waited_for(hub, tmp_path, number, answ
     else:
         hub.allowed = 1000
     process = started(hub, tmp_path, "data=openwebtext")
-    deadline = time.monotonic() + 60
     wanted = "HEAD /" if answers == "none" else ".parquet"
-    while not any(wanted in line for line in hub.asked) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: any(wanted in line for line in hub.asked), process)
     time.sleep(2)
-    assert process.poll() is None
-    sent = time.monotonic()
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=20)
-    assert time.monotonic() - sent < 10
-    assert process.returncode == 128 + number, output
-    assert "run the same command to resume" in output
-    assert "Traceback" not in output
-    left = [path for path in (tmp_path / "cache").rglob(".lock")]
-    assert not left
+    signalled(process, number)
+    assert not list((tmp_path / "cache").rglob(".lock"))

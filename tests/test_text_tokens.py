@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import edited, flip, written
 from fault_study import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -231,67 +232,36 @@ def test_what_a_killed_process_left_is_cleared_by_the_same_command_and_a_week_la
     assert sorted(path.name for path in tmp_path.iterdir()) == [".z", "x"]
 
 
-def changed(manifest, *keys, value):
-    """The manifest with another value at a path of keys."""
-    *above, last = keys
-    for key in above:
-        manifest = manifest[key]
-    manifest[last] = value
+MANIFEST, TRAIN = "manifest.json", ("splits", "train")
 
 
-def flip(path):
-    values = bytearray(path.read_bytes())
-    values[-1] ^= 1
-    path.write_bytes(values)
+def saved(array):
+    return lambda path: np.save(path, array)
 
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("manifest.json", Path.unlink, "manifest.json does not exist"),
+        (MANIFEST, Path.unlink, "manifest.json does not exist"),
         ("train-00001.npy", Path.unlink, "train-00001.npy does not exist"),
-        ("train-00001.npy", lambda path: path.write_bytes(b"x"), "truncated or no array"),
-        ("train-00001.npy", lambda path: np.save(path, np.array([{}] * 100)), "no array of"),
+        ("train-00001.npy", written(b"x"), "truncated or not an array"),
+        ("train-00001.npy", saved(np.array([{}] * 100)), "not an array of"),
         ("train-00001.npy", flip, "train-00001.npy has changed since it was written"),
         ("validation-documents.npy", flip, "validation-documents.npy has changed since it was"),
-        ("train-00001.npy", lambda path: np.save(path, np.zeros(99, np.uint16)),
-         r"uint16 \(99,\), its manifest says"),
-        ("train-documents.npy", lambda path: np.save(path, np.zeros(3, np.int64)),
-         r"int64 \(3,\), its manifest says"),
-    ],
-)  # fmt: skip
-def test_a_damaged_file_of_a_store_is_named(store, name, change, message):
-    change(store.folder / name)
-    refused(store.folder, message)
-
-
-TRAIN = ("splits", "train")
-
-
-@pytest.mark.parametrize(
-    ("keys", "value", "message"),
-    [
-        (("format",), 0, "format 0, expected 1"),
-        (("dtype",), "float64", "dtype 'float64' is not"),
-        (("eot",), -1, "eot is -1"),
-        (("splits",), {}, "it lacks 'train'"),
-        ((*TRAIN, "documents"), True, "documents is True"),
-        ((*TRAIN, "shards"), "x", "is malformed"),
-        ((*TRAIN, "shards", 0, "name"), "../x.npy", "'../x.npy' is no name"),
-        ((*TRAIN, "document_starts", "name"), "/etc/x.npy", "'/etc/x.npy' is no name"),
-        ((*TRAIN, "tokens"), 1, "the train shards do not add up"),
+        ("train-00001.npy", saved(np.zeros(99, np.uint16)), r"uint16 \(99,\), its manifest says"),
+        ("train-documents.npy", saved(np.zeros(3, np.int64)), r"int64 \(3,\), its manifest says"),
+        (MANIFEST, edited(format=0), "format 0, expected 1"),
+        (MANIFEST, edited(dtype="float64"), "dtype 'float64' is not"),
+        (MANIFEST, edited(eot=-1), "eot is -1"),
+        (MANIFEST, edited(splits={}), "it lacks 'train'"),
+        (MANIFEST, edited(*TRAIN, documents=True), "documents is True"),
+        (MANIFEST, edited(*TRAIN, shards="x"), "is malformed"),
+        (MANIFEST, edited(*TRAIN, "shards", 0, name="../x.npy"), "'../x.npy' is not the name"),
+        (MANIFEST, edited(*TRAIN, "document_starts", name="/etc/x"), "'/etc/x' is not the name"),
+        (MANIFEST, edited(*TRAIN, tokens=1), "the train shards do not add up"),
     ],
 )
-def test_a_malformed_manifest_of_a_store_is_told(store, keys, value, message):
-    path = store.folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    changed(manifest, *keys, value=value)
-    path.write_text(json.dumps(manifest))
-    refused(store.folder, message)
-
-
-def refused(folder, message):
-    with pytest.raises(UserError, match=message) as caught:
-        TokenStore.open(folder)
-    assert f"delete {folder} to have it made again" in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_a_damaged_store_is_named_with_the_way_out(store, name, change, message):
+    change(store.folder / name)
+    with pytest.raises(UserError, match=f"{message}.*; delete {store.folder} to have it made"):
+        TokenStore.open(store.folder)

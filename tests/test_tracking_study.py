@@ -5,7 +5,6 @@ import json
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import fault_study
 import pandas as pd
 import pytest
-from processes import finished
+from processes import finished, said, started, wait_for
 from test_tracking_runs import KEY, PNG, by_name, child, command_line, metrics
 from wandb_server import WandbServer
 
@@ -25,18 +24,13 @@ GRID = [f"sae.dict_size={','.join(map(str, SIZES))}", "sae.l1=0.01,0.03", "seed=
 
 def start(name: str, base: Path, url: str, *more: str) -> subprocess.Popen[str]:
     """Start a script that logs to a server, with the folder of `base` as its home."""
-    return subprocess.Popen(
-        [*fault_study.command(name, base, "tracking.mode=auto", "tracking.tags=[tiny]"), *more],
-        cwd=base.parent,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(base.parent), "WANDB_BASE_URL": url, **KEY},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = fault_study.command(name, base, "tracking.mode=auto", "tracking.tags=[tiny]", *more)
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(base.parent), "WANDB_BASE_URL": url, **KEY}
+    return started(command, base.parent, env)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=100)
+    output = said(process)
     assert process.returncode == 0, output
     return output
 
@@ -177,7 +171,7 @@ def test_a_failed_dictionary_is_a_failed_run_and_the_others_are_not(
     process = start(
         "train_sae", base, server.url, "optimizer.lr=1e-3,1e30", "sae.dict_size=20", "-m"
     )
-    output, _ = process.communicate(timeout=100)
+    output = said(process)
     assert process.returncode != 0, output
     codes = {
         server.config(run_id)["optimizer"]["lr"]: server.runs[run_id]["exit_code"]
@@ -209,14 +203,10 @@ def test_a_killed_multirun_goes_on_in_the_same_runs(
             if server.config(run_id)["sae"]["dict_size"] == size
         }
 
-    deadline = time.monotonic() + 60
     pattern = f"*dict_size={size},*/checkpoint.safetensors"
-    while len(list((base / "sae").glob(pattern))) < 2:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: len(list((base / "sae").glob(pattern))) == 2, process)
     process.send_signal(number)
-    process.communicate(timeout=20)
+    said(process, 20)
     assert process.returncode != 0
     killed = set(runs())
     assert [run.get("exit_code") for run in runs().values()] == [code] * 2
@@ -264,7 +254,10 @@ print(waited)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trouble", ["slow", "dies", "never answers", "is not there", "no network"])
+@pytest.mark.parametrize(
+    "trouble",
+    ["slow", "dies", "never answers", "accepts no run", "is not there", "no network", "no key"],
+)
 def test_a_bad_server_costs_15_seconds_and_the_command_it_names_sends_everything(
     tmp_path: Path, trouble: str
 ) -> None:
@@ -277,13 +270,17 @@ def test_a_bad_server_costs_15_seconds_and_the_command_it_names_sends_everything
             env["WANDB_BASE_URL"] = "http://127.0.0.1:9"
         if trouble == "no network":
             env["WANDB_BASE_URL"] = "https://wandb.invalid"
+        if trouble == "no key":
+            del env["WANDB_API_KEY"]
+        if trouble == "accepts no run":
+            server.delays["UpsertBucket"] = 30.0
         server.delay = {"slow": 2.0, "never answers": 120.0}.get(trouble, 0.0)
         process = child(tmp_path, SIXTEEN, **env)
         assert process.returncode == 0, process.stderr
         assert float(process.stdout) < 15
-        assert not list(tmp_path.glob(".cache/wandb*"))
+        assert {path.name for path in tmp_path.iterdir()} == {"picture.png", "study", "jobs"}
 
-        server.delay, server.status = 0.0, 200  # it is back
+        server.delay, server.delays, server.status = 0.0, {}, 200  # it is back
         command = re.findall("wandb sync .*", process.stderr)[-1]
         command_line(tmp_path, command, WANDB_BASE_URL=server.url, **KEY)
         assert sorted(by_name(server)) == sorted(f"run{i}" for i in range(16))
@@ -319,3 +316,6 @@ def test_a_study_needs_no_account_no_home_and_no_network(tmp_path: Path) -> None
     assert len(list((base / "wandb").glob("offline-run-*"))) == 7
     listed = command_line(tmp_path, "wandb sync --dry-run study/wandb 2>&1")
     assert "Would sync 7 run(s)" in listed
+    run = min((base / "wandb").glob("offline-run-*"))
+    inspected = command_line(tmp_path, f"wandb leet inspect --summary --json {run}")
+    assert "val_loss" in json.dumps(json.loads(inspected))

@@ -68,7 +68,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path):
     done = run(a, b)
     assert (done.returncode, done.stdout) == (1, "")
     assert "24 wide, the other 25" in done.stderr
-    assert "is no folder" in run(a, tmp_path / "none").stderr
+    assert "is not a folder" in run(a, tmp_path / "none").stderr
 
 
 def test_features_are_matched_by_their_codes_where_directions_say_nothing(tmp_path):

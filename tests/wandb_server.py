@@ -2,14 +2,13 @@
 
 import json
 import re
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from http_server import Handler, LocalServer
 
 
-class WandbServer:
+class WandbServer(LocalServer):
     """Runs by their id, each with `bucket` as created, `files` by line number, `exit_code`."""
 
     def __init__(self) -> None:
@@ -24,22 +23,14 @@ class WandbServer:
         self.delays: dict[str, float] = {}  # before an operation is
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def body(self) -> bytes:
-                time.sleep(server.delay)
-                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-
+        class Wandb(Handler):
             def answer(self, value: Any, status: int = 200) -> None:
                 data = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
+                self.head(status, len(data), {"Content-Type": "application/json"})
                 self.wfile.write(data)
 
             def do_POST(self) -> None:
+                time.sleep(server.delay)
                 body = self.body()
                 if server.status != 200:
                     self.answer({}, server.status)
@@ -52,6 +43,7 @@ class WandbServer:
                     self.answer({})
 
             def do_PUT(self) -> None:
+                time.sleep(server.delay)
                 server.uploads[self.path] = self.body()
                 self.answer({}, server.status)
 
@@ -60,14 +52,7 @@ class WandbServer:
                 server.status = 500
                 self.answer({})
 
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # client went away
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
+        super().__init__(Wandb)
 
     def graphql(self, request: dict[str, Any]) -> dict[str, Any]:
         query, variables = request["query"], request.get("variables") or {}
@@ -172,16 +157,3 @@ class WandbServer:
         """A run's config."""
         entries = json.loads(self.runs[run_id]["bucket"]["config"])
         return {key: entry["value"] for key, entry in entries.items()}
-
-    def __enter__(self) -> Self:
-        self.thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.http.shutdown()
-        self.http.server_close()

@@ -70,9 +70,9 @@ class EnsembleLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run the jobs; the order of what comes back is theirs.
+        """Run the jobs; the results are in their order.
 
-        Hydra's own sweeper gets no failed ones, at which it would give up the batches to come.
+        Hydra's own sweeper is not given failed ones: it would not launch the batches that follow.
 
         Raises:
             UserError: a job's input is wrong.

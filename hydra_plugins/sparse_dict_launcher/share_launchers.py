@@ -1,4 +1,4 @@
-"""`hydra/launcher=` joblib, submitit_local, submitit_slurm, ray: the grid in shares, one a worker.
+"""`hydra/launcher=` joblib, submitit_local, submitit_slurm, ray: a grid in shares, one per worker.
 
 The jobs of a launch are composed and checked here, split into ``hydra.launcher.n_shares`` shares of
 about equal work (the stage's ``weight(config)``, if it has one), and each share is trained
@@ -50,10 +50,10 @@ launcher.store()
 
 
 class OwnConfigs(SearchPathPlugin):
-    """Lets the files in ``conf/hydra/`` stand for themselves.
+    """Makes Hydra use the files in ``conf/hydra/`` alone.
 
-    hydra-joblib-launcher and its kin store configs of the same names, which Hydra would take for
-    the schemas of ours.
+    hydra-joblib-launcher and similar plugins store configs of the same names, which Hydra would
+    take for the schemas of ours.
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
@@ -65,7 +65,7 @@ class OwnConfigs(SearchPathPlugin):
 
 @dataclass
 class Share:
-    """The jobs of one worker: travels there and is called."""
+    """The jobs of one worker, which is sent this object and calls it."""
 
     jobs: list[Job]
     stage: str  # its module
@@ -238,7 +238,7 @@ class RayLauncher(ShareLauncher):
         return self.settings["address"] is None
 
     def trouble(self) -> str | None:
-        """As for all; on a cluster, the cores of a share cannot be guessed."""
+        """As for every launcher; on a cluster, the cores of a share must be given."""
         if not self.on_this_machine and self.settings["num_cpus"] is None:
             return "on a cluster needs hydra.launcher.num_cpus"
         return super().trouble()
@@ -278,7 +278,7 @@ class SubmititLauncher(ShareLauncher):
 
     @abstractmethod
     def _executor(self) -> Any:
-        """The one of submitit, which says how a job is started."""
+        """Submitit's executor, which determines how a job is started."""
 
     def _results(self, workers: list[Share]) -> list[Result]:
         executor = self._executor()
@@ -308,7 +308,7 @@ class SubmititLocalLauncher(SubmititLauncher):
 
 
 class SubmititSlurmLauncher(SubmititLauncher):
-    """`hydra/launcher=submitit_slurm`: an array of Slurm jobs, one a share."""
+    """`hydra/launcher=submitit_slurm`: an array of Slurm jobs, one per share."""
 
     @property
     def on_this_machine(self) -> bool:
@@ -316,7 +316,7 @@ class SubmititSlurmLauncher(SubmititLauncher):
         return False
 
     def trouble(self) -> str | None:
-        """As for all, and no Slurm here."""
+        """As for every launcher, or that Slurm is missing."""
         wrong = super().trouble()
         if wrong is None and shutil.which("sbatch") is None:
             wrong = "needs Slurm's sbatch on the PATH: start it on a login node"

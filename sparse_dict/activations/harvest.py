@@ -53,11 +53,11 @@ def harvest(
     """Write one row for each position of as many contexts as `writer.rows` asks for.
 
     Contexts are consecutive pieces of the stream, so a context may span documents, as in training,
-    and none is padded. Their first `skip_first` positions are read, but no rows. A row holds the
-    sites side by side, as they are: nothing is scaled. The model runs ahead of the writing, on a
-    CPU in a thread a core with a batch each: cores need not wait for each other at each operation,
-    and rows do not depend on their number. Several processes each take a contiguous part of the
-    batches.
+    and none is padded. The model reads their first `skip_first` positions, which give no rows. A
+    row holds the sites side by side, as they are: nothing is scaled. The model runs ahead of the
+    writing. On a CPU each core has a thread with a batch of its own: cores need not wait for each
+    other at each operation, and rows do not depend on their number. Several processes each take a
+    contiguous part of the batches.
     """
     sites, skip = config.places(), config.skip_first
     kept = n_ctx - skip

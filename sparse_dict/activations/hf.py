@@ -1,36 +1,26 @@
-"""Causal language models of Hugging Face's transformers: their sites, text and identity.
+"""Causal language models of Hugging Face's transformers, read and changed by forward hooks.
 
-Sites are read by forward hooks, and the forward pass is left as soon as the last one is known. By
-short name they are known for models built like GPT-2, GPT-NeoX (Pythia) and Llama (Mistral, Qwen);
-any module's input or output can be named by its path. Text is packed into whole contexts, so there
-is no padding on either side, and no token of it that a hook could read.
+The forward pass is left as soon as the last site is known. By short name they are known for models
+built like GPT-2, GPT-NeoX (Pythia) and Llama (Mistral, Qwen); any module's input or output can be
+named by its path. Text is packed into whole contexts, so there is no padding on either side, and no
+token of it that a hook could read.
 """
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import constants, hf_hub_download
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from sparse_dict.config import HFModel
 from sparse_dict.config.sites import SITES, Site
-from sparse_dict.errors import MALFORMED, UserError, one_line
-from sparse_dict.lm.interface import Follow, OpenLM, Seen
-from sparse_dict.machine.ahead import aside
-from sparse_dict.machine.network import reachable
-from sparse_dict.storage import files
-from sparse_dict.text.bpe import bytes_by_character
+from sparse_dict.errors import UserError
+from sparse_dict.lm.interface import Follow, Seen
 
 # Where each family keeps its blocks; its final norm; and within a block the modules of which a
 # short name means the input or the output: attn_out, resid_mid, mlp_pre, mlp_post and mlp_out (of a
@@ -58,7 +48,6 @@ WRITTEN = {
 }
 
 
-BYTES = bytes_by_character()  # of tokenizers that show each byte as a character
 LOGITS = 1 << 26  # computed at a time: 256 MiB of float32
 
 
@@ -81,7 +70,7 @@ class Model:
     @property
     def n_layers(self) -> int:
         """How many layers its config speaks of, 0 if it does not say."""
-        return _n_layers(self.model.config)
+        return n_layers(self.model.config)
 
     @property
     def final_norm(self) -> nn.Module:
@@ -303,172 +292,6 @@ def _example(names: set[str]) -> str:
     return max(sorted(names), key=lambda name: name.count("."))
 
 
-class Tokenizer:
-    """A model's own fast tokenizer, as `text.tokens.prepare` wants it.
-
-    Nothing is added to a text: no beginning of sequence, no truncation, no padding. The name of a
-    special token in a text is ordinary text.
-
-    Attributes:
-        n_vocab: ids in all.
-        eot: id of the end of sequence, which follows each document.
-        dtype: smallest of uint16 and uint32 that holds every id.
-        fingerprint: identifies the vocabulary and how text is split.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._backend = tokenizer.backend_tokenizer
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        self._backend.encode_special_tokens = True
-        self.eot = int(tokenizer.eos_token_id)
-        self.n_vocab = max([self.eot, *tokenizer.get_vocab().values()]) + 1
-        self.dtype = np.dtype(np.uint16 if self.n_vocab <= 2**16 else np.uint32)
-        described: str = self._backend.to_str()
-        self.fingerprint = files.fingerprint([described, self.eot])
-        self._special = {*self._backend.get_added_tokens_decoder()}
-        # Each byte is written as a character; or else spaces as low lines, and bytes as <0x0A>.
-        self._by_byte = '"ByteLevel"' in json.dumps(json.loads(described)["decoder"])
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, `dtype` (n,), without end of sequence; on all cores."""
-        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(item.ids, self.dtype) for item in encoded]
-
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes that `token` stands for; of a special one, its name."""
-        text: str = self._backend.id_to_token(token) or f"[{token}]"  # ids may have gaps
-        if token in self._special:
-            return text.encode()
-        if self._by_byte:
-            return b"".join(bytes([BYTES[c]]) if c in BYTES else c.encode() for c in text)
-        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", text)
-        return bytes([int(byte[1], 16)]) if byte else text.replace("\u2581", " ").encode()
-
-
-def check(lm: HFModel, sites: Sequence[Site]) -> None:
-    """Test by the model's ``config.json`` alone whether it is there and is large enough.
-
-    Raises:
-        UserError: it is not, it has no such layer, or takes no contexts of `lm.n_ctx`.
-    """
-    config = _config(lm).get_text_config()
-    n_layers = _n_layers(config)
-    for site in sites:
-        if n_layers and site.layer is not None and site.layer >= n_layers:
-            raise UserError(
-                f"harvest: {site} does not exist: {lm.name_or_path} has layers 0 to {n_layers - 1}"
-            )
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest and lm.n_ctx > longest:
-        raise UserError(f"lm.n_ctx={lm.n_ctx}: {lm.name_or_path} takes {longest} tokens at most")
-
-
-def fingerprint(lm: HFModel) -> str:
-    """What identifies the weights: the files of a folder, the commit of a name on the hub.
-
-    Raises:
-        UserError: there are none that can be read.
-    """
-    folder = _folder(lm)
-    if not folder.is_dir():
-        return files.fingerprint([lm.name_or_path, commit(lm)])
-    paths = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    if len(paths) == 1:
-        raise UserError(f"{folder} holds no .safetensors: other weights are not read")
-    return files.fingerprint([[path.name, files.sha256_file(path)] for path in paths])
-
-
-def commit(lm: HFModel) -> str | None:
-    """The commit that a name on the hub stands for; None for a folder."""
-    if _folder(lm).is_dir():
-        return None
-    with _named(lm):
-        path = hf_hub_download(
-            lm.name_or_path, "config.json", revision=lm.revision, local_files_only=not _online()
-        )
-    return Path(path).parent.name  # of the cache: snapshots/<commit>
-
-
-def source(lm: HFModel) -> Path | str:
-    """What there is to see of the model: a file of its folder, or its page on the hub."""
-    folder = _folder(lm)
-    if folder.is_dir():
-        return folder / "config.json"
-    return f"https://huggingface.co/{lm.name_or_path}"
-
-
-def load(lm: HFModel, device: torch.device) -> Model:
-    """The model in evaluation mode.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    with _named(lm):
-        load = partial(AutoModelForCausalLM.from_pretrained, dtype=getattr(torch, lm.dtype))
-        model = aside(partial(load, **_source(lm), use_safetensors=True))
-    return Model(model.eval().to(device))
-
-
-def opened(lm: HFModel, device: torch.device) -> OpenLM:
-    """The model on `device`, with its tokenizer.
-
-    Raises:
-        UserError: as `load` and `load_tokenizer`.
-    """
-    return OpenLM(load(lm, device), load_tokenizer(lm), lm.n_ctx)
-
-
-def load_tokenizer(lm: HFModel) -> Tokenizer:
-    """The model's tokenizer.
-
-    Raises:
-        UserError: it cannot be loaded, is no fast one, or knows no end of sequence.
-    """
-    with _named(lm):
-        tokenizer = aside(partial(AutoTokenizer.from_pretrained, **_source(lm)))
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise UserError(f"{lm.name_or_path} has no fast tokenizer (tokenizer.json)")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {lm.name_or_path} has no end of sequence")
-    return Tokenizer(tokenizer)
-
-
-def _source(lm: HFModel) -> dict[str, Any]:
-    """What transformers is to load, and from where: without a network, from its cache at once."""
-    folder = _folder(lm)
-    return {
-        "pretrained_model_name_or_path": str(folder) if folder.is_dir() else lm.name_or_path,
-        "revision": lm.revision,
-        "trust_remote_code": False,
-        "local_files_only": folder.is_dir() or not _online(),
-    }
-
-
-def _folder(lm: HFModel) -> Path:
-    return Path(lm.name_or_path).expanduser()
-
-
-@cache
-def _online() -> bool:
-    return not constants.HF_HUB_OFFLINE and reachable(constants.ENDPOINT)
-
-
-def _n_layers(config: Any) -> int:
+def n_layers(config: Any) -> int:
+    """How many layers a model's config speaks of, 0 if it does not say."""
     return getattr(config.get_text_config(), "num_hidden_layers", None) or 0
-
-
-def _config(lm: HFModel) -> Any:
-    with _named(lm):
-        return aside(partial(AutoConfig.from_pretrained, **_source(lm)))
-
-
-@contextmanager
-def _named(lm: HFModel) -> Iterator[None]:
-    """Make one line of what transformers raises about a model that it cannot load."""
-    try:
-        yield
-    # What is malformed in a file comes as any of these, a missing optional library as the last.
-    except (OSError, RuntimeError, ImportError, *MALFORMED) as error:
-        raise UserError(f"lm.name_or_path={lm.name_or_path}: {one_line(error)}") from None

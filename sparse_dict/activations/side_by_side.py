@@ -58,7 +58,7 @@ class SideBySide(Activations):
 
     @property
     def folders(self) -> list[Path]:
-        """Those of all harvests."""
+        """The folders of all harvests."""
         return [part.folder for part in self.parts]
 
     @property
@@ -69,13 +69,13 @@ class SideBySide(Activations):
         return mean, math.sqrt(square), self.manifest["fingerprints"]["activations"]
 
     def at(self, site: str | None, key: str = "sae.site") -> Activations:
-        """All columns; a single site is to be had from its own harvest.
+        """All columns; a single site can only be read from its own harvest.
 
         Raises:
-            UserError: one is asked for.
+            UserError: a site is asked for.
         """
         if site is not None:
-            raise UserError(f"{key}={site}: harvests side by side are seen whole")
+            raise UserError(f"{key}={site}: of harvests side by side all columns are read")
         return self
 
     def read_into(self, start: int, out: Floats) -> None:
@@ -103,7 +103,7 @@ def refuse_other_tokens(one: Activations, other: Activations) -> None:
     """See that row i of two harvests is of the same token of the same text, for every i.
 
     Raises:
-        UserError: it is not, or they are no harvests of ours.
+        UserError: it is not, or they are not harvests of ours.
     """
     if one.rows != other.rows:
         raise UserError(

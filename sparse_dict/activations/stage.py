@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ELSEWHERE = "name= or activations_dir="  # the keys that choose another folder
-TOY_KEYS = {"n_tokens", "shard_rows", "dtype"}  # of `harvest`, what decides a toy's rows
+TOY_KEYS = {"n_tokens", "shard_rows", "dtype"}  # the keys of `harvest` that decide a toy's rows
 
 
 def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
@@ -217,7 +217,7 @@ def hf() -> ModuleType:
         UserError: transformers is not installed.
     """
     try:
-        from sparse_dict.activations import hf as module
+        from sparse_dict.activations import hf_source as module
     except ImportError as error:
         raise UserError(
             f"lm=hf needs transformers: pip install 'sparse-dict[hf]' ({error.name} is missing)"

@@ -45,7 +45,7 @@ class Shard:
 class Activations:
     """Rows of activations, one after another across shards, read when they are asked for.
 
-    Our own rows were shuffled over the whole harvest. A folder of somebody else's ``.npy`` files is
+    Our own rows were shuffled over the whole harvest. A folder of ``.npy`` files made elsewhere is
     read in the order of the files' names and its rows are taken to be shuffled already; its mean,
     RMS and fingerprint cost one pass over it when first asked for.
     """
@@ -135,14 +135,14 @@ class Activations:
 
     @property
     def sites(self) -> list[tuple[slice, float]]:
-        """The columns and the RMS of each site; of foreign arrays, all columns are one."""
+        """The columns and the RMS of each site; foreign arrays count as one site."""
         places = (self.manifest or {}).get("sites") or [
             {"columns": [0, self.d_in], "rms": self.rms}
         ]
         return [(slice(*place["columns"]), float(place["rms"])) for place in places]
 
     def at(self, site: str | None, key: str = "sae.site") -> "Activations":
-        """The same rows, with the columns of one site; of None, all.
+        """The same rows, with the columns of one site, or all for None.
 
         Raises:
             UserError: there is no such site; `key` is what the user set.
@@ -220,9 +220,9 @@ class Activations:
         return Joined([Stored(shard.origin_path) for shard in self.shards if shard.origin_path])
 
     def changed(self) -> Iterator[Path]:
-        """Files that are not those of the manifest; hashes all anew, which reads them whole.
+        """Files that differ from what the manifest records; all are read whole and hashed anew.
 
-        The manifest itself, if its own fingerprint does not fit.
+        The manifest is one of them if its own fingerprint does not fit.
         """
         if self.manifest is not None:
             prints = self.manifest["fingerprints"]
@@ -269,7 +269,7 @@ class _AtSite(Activations):
 
 
 def mean_to_spread(mean: NDArray[np.float64], rms: float) -> float:
-    """How long the mean row (d_in,) is against the spread about it, of rows with this RMS.
+    """The norm of the mean row (d_in,) over the spread about it, of rows with this RMS.
 
     Zero where nothing varies.
     """
@@ -354,7 +354,7 @@ def _parsed(folder: Path, manifest: dict[str, Any]) -> tuple[list[Shard], int]:
         if not (0 <= first < last <= d_in and door.amount(place["rms"])):
             raise ValueError(f"a site is {place!r}")
     if not door.texts(manifest["fingerprints"]) or "activations" not in manifest["fingerprints"]:
-        raise TypeError("the fingerprints are no texts")
+        raise TypeError("the fingerprints are not texts")
     return shards, d_in
 
 

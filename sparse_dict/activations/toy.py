@@ -2,7 +2,7 @@
 
 After "Taking features out of superposition with sparse autoencoders" (Sharkey et al. 2022) and the
 code published for its replication. Row x = sum_i c_i f_i without noise; the features f_i are
-uniform on the sphere; c_i is zero but with probability p_i, which falls as decay^i and is scaled
+uniform on the sphere; c_i is nonzero with probability p_i, which falls as decay^i and is scaled
 such that sum_i p_i is the wanted mean number of active features.
 """
 

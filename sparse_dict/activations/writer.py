@@ -61,14 +61,14 @@ class ShardWriter:
     appended to a spool file of each shard. At the end each spool is read, put into the deck's
     order, written as ``.npy`` and deleted. However many rows there are, at most two shards are in
     memory (the rows kept and those on their way to a spool; at the end two spools), and the disk
-    holds each row once, but for two shards. All orders of all rows are equally likely.
+    holds each row once, except for two shards. All orders of all rows are equally likely.
 
     Of several processes (`distributed`) each adds one contiguous part of the rows, the parts in the
-    order of the ranks, to spools of its own; then each makes every `size`-th shard, of the spools
-    of all ranks. Since the deck knows the place of every row, the files are the same, byte for
+    order of the ranks, to spools of its own; then each makes every `size`-th shard from the spools
+    of all ranks. Since the deck gives the place of every row, the files are the same, byte for
     byte, whatever the number of processes.
 
-    Nothing counts until `finish` has written the manifest; a new writer starts afresh.
+    No file is valid until `finish` has written the manifest; a new writer starts afresh.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class ShardWriter:
         distributed.barrier()
 
     def _write_shard(self, i: int) -> None:
-        """Make a shard of its spools, and a note for the manifest."""
+        """Make a shard from its spools, and a note for the manifest."""
         order = self._deck.order(i)
         note: dict[str, Any] = {"rows": len(order)}
         for kind, prefix, width, dtype in zip(
@@ -213,7 +213,7 @@ class ShardWriter:
     def _save(
         self, name: str, values: NDArray[Any], order: NDArray[np.int64], moments: Moments | None
     ) -> str:
-        """Write ``values[order]`` as ``.npy``; its SHA-256. Piece by piece, each in the cache."""
+        """Write ``values[order]`` as ``.npy`` in pieces that fit the cache; return its SHA-256."""
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
             header, np.lib.format.header_data_from_array_1_0(values)
@@ -246,14 +246,14 @@ def _read_whole(paths: list[Path], n: int, width: int, dtype: np.dtype[Any]) -> 
 def _finite(rows: Rows) -> bool:
     if rows.dtype != np.float16:
         return bool(np.isfinite(rows).all())
-    # ten times as fast: infinities and NaN are what has all bits of the exponent
+    # ten times as fast: exactly infinities and NaN have all bits of the exponent set
     exponents = rows.view(np.int16) & 0x7C00
     return not (exponents == 0x7C00).any()
 
 
 def _unfit(rows: Rows, dtype: np.dtype[Any]) -> UserError:
     """Why `rows` cannot be stored."""
-    rounded = rows.dtype == dtype  # what they were before is not known any more
+    rounded = rows.dtype == dtype  # the values before rounding are no longer known
     if np.isnan(rows).any() or (np.isinf(rows).any() and not (rounded and dtype == np.float16)):
         return UserError("the model's activations are not finite: train it again")
     size = "" if rounded else f" of {np.abs(rows).max():.3g}"
@@ -261,7 +261,7 @@ def _unfit(rows: Rows, dtype: np.dtype[Any]) -> UserError:
 
 
 def check_output(folder: Path) -> None:
-    """Refuse a folder that holds somebody else's arrays.
+    """Refuse a folder with arrays that no harvest wrote.
 
     Raises:
         UserError: there are ``.npy`` files that no harvest has put there.

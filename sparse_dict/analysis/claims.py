@@ -31,7 +31,7 @@ class Claim:
     post: str
     ours: str
     interval: tuple[float, float] | None  # 95 %
-    over: str  # what the interval is over
+    over: str  # what the interval is over: seeds, features, dictionaries ...
     verdict: str
     rule: str
 
@@ -59,14 +59,14 @@ class Statement:
     figure: str
     post: str
     rule: str
-    of_all: bool = False  # of all dictionaries, not of those at the chosen level alone
+    of_all: bool = False  # about all dictionaries, not only those at the chosen level
 
     def undecided(self, why: str = NO_CHAIN) -> Claim:
-        """Without a value of ours; `why` stands in its place."""
+        """The claim without a value of ours; `why` stands in its place."""
         return Claim(self.key, self.claim, self.figure, self.post, why, None, "", OPEN, self.rule)
 
     def decided(self, ours: str, estimate: Estimate | None, outcome: str) -> Claim:
-        """With our value, its interval and the verdict, which may still be OPEN."""
+        """The claim with our value, its interval and the verdict, which may still be OPEN."""
         interval = None if estimate is None else (estimate.low, estimate.high)
         over = "" if estimate is None else estimate.over
         return Claim(
@@ -81,7 +81,7 @@ def counted_chains(comparison: Comparison, chain: Chain) -> list[Chain]:
 
 
 def in_seeds(chains: Sequence[Chain]) -> str:
-    """For counts that are sums over seeds."""
+    """What follows a count that is a sum over seeds."""
     return f" in {len(chains)} seeds" if len(chains) > 1 else ""
 
 
@@ -91,7 +91,7 @@ def interval(
     samples: Callable[[Chain], list[Floats]],
     statistic: Callable[[Sequence[Floats]], float],
 ) -> Estimate:
-    """Over seeds if the chain was trained with three or more, else a bootstrap over features."""
+    """The interval: over seeds if the chain has three or more, else a bootstrap over features."""
     chains = counted_chains(comparison, chain)
     if len(chains) > 1:
         return over_seeds([statistic(samples(other)) for other in chains])
@@ -104,10 +104,7 @@ def mean_of_means(samples: Sequence[Floats]) -> float:
 
 
 def chain_of(comparison: Comparison) -> Chain | None:
-    """The main chain; None if there is none, or features are missing that its claims would need.
-
-    That is so where only living features count and a dictionary has none.
-    """
+    """The main chain; None without one, or if only living features count and one of it has none."""
     chain = comparison.main
     if chain is None or any(not len(comparison.counted(e)) for e in chain.entries[:-1]):
         return None
@@ -115,7 +112,7 @@ def chain_of(comparison: Comparison) -> Chain | None:
 
 
 def fault(entry: Entry) -> str | None:
-    """Why a dictionary says nothing about features; None if it may."""
+    """Why a dictionary explains nothing; None if it explains something."""
     if not entry.alive.any():
         return "dead"
     if entry.metrics["fvu"] >= 1:
@@ -126,7 +123,7 @@ def fault(entry: Entry) -> str | None:
 
 
 def _faults(entries: Sequence[Entry], where: str) -> str:
-    """How many dictionaries say nothing, and why; empty if none does."""
+    """How many dictionaries explain nothing, and why; empty if all explain something."""
     found = Counter(why for entry in entries if (why := fault(entry)))
     if not found:
         return ""
@@ -134,12 +131,12 @@ def _faults(entries: Sequence[Entry], where: str) -> str:
     return f"{found.total()} of {len(entries)} dictionaries{where} explain nothing ({each})"
 
 
-def nothing_told(comparison: Comparison, of_all: bool = False) -> str:
-    """Why a claim cannot be told, if dictionaries that it is about explain nothing; else empty.
+def undecidable(comparison: Comparison, of_all: bool = False) -> str:
+    """Why a claim cannot be decided, if its dictionaries explain nothing; empty otherwise.
 
-    A claim is about the main chain and those that differ from it in the seed: it falls with one of
-    them. One about all dictionaries (`of_all`), and any if there is no chain, falls if none is
-    left.
+    A claim is about the main chain and those that differ from it in the seed: one dictionary of
+    these that explains nothing is enough. A claim about all dictionaries (`of_all`), and any claim
+    if there is no chain, needs only that some dictionary explains something.
     """
     entries, chain = comparison.study.entries, comparison.main
     if all(map(fault, entries)):
@@ -151,10 +148,10 @@ def nothing_told(comparison: Comparison, of_all: bool = False) -> str:
 
 
 def honest(comparison: Comparison, texts: Sequence[Statement], found: list[Claim]) -> list[Claim]:
-    """The claims `found` on `texts`; undecided, the reason first, where nothing can be told."""
-    why = {text.key: nothing_told(comparison, text.of_all) for text in texts}
+    """The claims `found` on `texts`; undecided, the reason first, where `undecidable` says so."""
+    why = {text.key: undecidable(comparison, text.of_all) for text in texts}
     return [
-        replace(claim, ours=f"cannot be told: {reason}; {claim.ours}", verdict=OPEN)
+        replace(claim, ours=f"cannot be decided: {reason}; {claim.ours}", verdict=OPEN)
         if (reason := why[claim.key])
         else claim
         for claim in found

@@ -44,11 +44,11 @@ class Variant:
 
 
 def _mean(metric: str, chains: Sequence[Chain]) -> float:
-    """The mean of an end value over all dictionaries of several chains."""
+    """The mean of a final metric over all dictionaries of several chains."""
     return float(np.mean([entry.metrics[metric] for chain in chains for entry in chain.entries]))
 
 
-# What dictionaries alone can tell: all but the matching by codes, which needs activations.
+# The variants that need dictionaries alone; matching by codes needs activations as well.
 VARIANTS = tuple(Variant(*names) for names in product(("max", "hungarian"), AGAINST, FEATURES))
 
 
@@ -81,7 +81,7 @@ class Comparison:
     def partners(self, entry: Entry, against: str) -> tuple[Entry, ...]:
         """The larger dictionaries of the same chain in which its features are sought.
 
-        As in the post, where fewer than two larger ones exist "next two" means those there are.
+        As in the post, "next two" means the one larger dictionary where there is only one.
         """
         return self._larger[entry][: REACH[against]]
 
@@ -169,7 +169,7 @@ class Comparison:
         return random_directions.mean_mcs(self.study.d_in, self.sizes(entry, variant))
 
     def cells(self, variant: Variant | None = None) -> pd.DataFrame:
-        """One row a dictionary that has a larger one.
+        """One row per dictionary that has a larger one.
 
         Columns: dictionary, family, dict_size, l1, l1_scaling, axis, level, seed, matching,
         against, features, partners, n, mmcs, random_mmcs, n_above, share_above.
@@ -228,7 +228,7 @@ class Comparison:
 
         It is the sparsest level (lowest L0) of those whose FVU is at most `comparison.max_fvu`; if
         there is none, the one with the lowest FVU. Both are means over sizes and seeds, so only
-        chains with as many sizes as the family's longest compete. Agreement has no say in it.
+        chains with as many sizes as the family's longest compete. Agreement plays no part in it.
         """
         chains = [chain for chain in self.study.chains if chain.family == family]
         longest = max(len(chain.entries) for chain in chains)
@@ -246,7 +246,7 @@ class Comparison:
 
     @property
     def rule(self) -> str:
-        """How the main chain's level was chosen, in a sentence; only where there is one."""
+        """A sentence on how the main chain's level was chosen; there must be a main chain."""
         assert self.main is not None
         swept, bar = LABELS[self.main.axis], f"{self.settings.max_fvu:g}"
         if self._reconstructs(self.chosen(self.main.family)):

@@ -1,4 +1,4 @@
-"""What an analysis is, and what it is given: the study, and what several analyses share of it."""
+"""What an analysis is, and its context: the study, with the results that several analyses share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ class Context:
 
     @property
     def folder(self) -> Path:
-        """Where tables are written, until the whole analysis takes the place of an earlier one."""
+        """Where tables are written before the finished analysis replaces an earlier one."""
         return Path(self.config.analysis_dir) / PARTIAL
 
     def settings(self, kind: type[Settings]) -> Settings:
@@ -66,7 +66,7 @@ class Context:
         return _last(self.study, self.activations, most)
 
     def sample_of(self, study: Study) -> NDArray[np.float32]:
-        """The last rows of what the dictionaries of another site read, of the same tokens.
+        """The last rows that the dictionaries of `study`, another site, read: of the same tokens.
 
         Raises:
             UserError: the activations are not in `activations_dir`.
@@ -85,7 +85,7 @@ class Context:
 
     @cached_property
     def splitting(self) -> Splitting | None:
-        """The steps of the main chain and of those that differ in the seed; None if there is none.
+        """How features split in the main chain and those of other seeds; None without a chain.
 
         Raises:
             UserError: the activations are not in `activations_dir`.
@@ -111,7 +111,7 @@ class Context:
 
     @cached_property
     def effects(self) -> tuple[pd.DataFrame, int]:
-        """The effects of its features on the loss, and how many tokens were searched for them.
+        """The effects on the loss of features of `recurring`, and how many tokens were searched.
 
         Raises:
             UserError: the activations, their language model or its text are not there.
@@ -161,9 +161,9 @@ class Context:
 
     @cached_property
     def ridges(self) -> list[ridge.Ridge]:
-        """The best L1 by dictionary size, one ridge a family.
+        """The best L1 by dictionary size, one ridge per family.
 
-        A dictionary that explains nothing counts as random: its agreement makes no peak.
+        A dictionary that explains nothing counts as random directions, so that it makes no peak.
         """
         cells = self.cells
         if not cells.empty:
@@ -192,7 +192,7 @@ class Context:
 
     @cached_property
     def targets(self) -> Activations:
-        """What they were trained to reconstruct: the same, but for transcoders.
+        """What the dictionaries were trained to reconstruct: `activations`, except for transcoders.
 
         Raises:
             UserError: as `activations`.

@@ -69,9 +69,9 @@ def largest(chain: Chain | None, known: Mapping[str, Sequence[SeedPair]]) -> Com
 def measure(
     compared: Compared, source: Source, settings: EffectsConfig, seed: int, kept: Path
 ) -> pd.DataFrame:
-    """A row a feature, with its effects: change of the loss in nats, mean over all tokens.
+    """A row per feature, with its effects: change of the loss in nats, mean over all tokens.
 
-    What is measured is kept in `kept`, so that the same measurement goes on from there.
+    Results are saved in the file `kept`, from which an interrupted measurement goes on.
     """
     entry, other = compared.entry, compared.pairs[0].second
     active = np.stack(  # (contexts, size)
@@ -123,14 +123,14 @@ def measure(
 
 
 def _pairs(value: Any) -> bool:
-    """A list of pairs of numbers."""
+    """Whether `value`, read from JSON, is a list of pairs of numbers."""
     return isinstance(value, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(map(door.number, pair)) for pair in value
     )
 
 
 def _known(kept: Path, of: str) -> list[list[float]]:
-    """What `kept` holds of the measurement `of`: pairs of effects, of the first features."""
+    """The saved pairs of effects of the measurement with hash `of`: those of its first features."""
     try:
         found = door.checked(read_json(kept), kept, {"of": door.text, "effects": _pairs})
     except UserError:
@@ -165,7 +165,7 @@ class _Originals:
         self._known: dict[int, float] = {}
 
     def mean(self, contexts: NDArray[np.int64]) -> float:
-        """Over some contexts."""
+        """The mean loss on some contexts."""
         for context in contexts.tolist():
             if context not in self._known:
                 self._known[context] = loss(self._source, np.array([context]), None)

@@ -1,7 +1,7 @@
 """The language model, the text and the rows behind a study's activations.
 
-Each is sought where the config says, then where the earlier stages' records say (what is ours, only
-beside the study), and counts only if its fingerprint is the recorded one.
+Each is looked for where the config says, then where the earlier stages' records say (folders of our
+own stages only if they lie beside the study), and used only if its fingerprint is the recorded one.
 """
 
 import logging
@@ -58,7 +58,7 @@ class Source:
 
     lm: OpenLM
     place: Place  # what decoder rows are directions of: what was read, or a transcoder's target
-    columns: tuple[tuple[int, int], ...]  # of each site: first, and last but one
+    columns: tuple[tuple[int, int], ...]  # of each site: first, and one past the last
     text: NDArray[np.int32]  # (contexts, n_ctx), the positions without rows among them
     kept: Rows  # (contexts, kept, d_in): the rows that are read, as they were harvested
     n_harvested: int  # rows of the whole harvest
@@ -134,7 +134,7 @@ def columns_of(
     """
     stops = np.cumsum(found := widths(model, sites)).tolist()
     if stops[-1] != d_in:
-        raise UserError(f"rows of {d_in} values are not those of sites {found} wide: harvest again")
+        raise UserError(f"rows have {d_in} values, but the sites have {found}: harvest again")
     return tuple((stop - width, stop) for stop, width in zip(stops, found, strict=True))
 
 
@@ -184,13 +184,13 @@ def manifest_of(config: AnalyzeConfig, study: Study) -> dict[str, Any]:
 
 
 def place(manifest: dict[str, Any], site: str | None = None) -> Place:
-    """Where the activations were taken; those of one `site` that is given.
+    """Where the activations were taken: all sites, or only `site`.
 
     Raises:
         UserError: not in a language model, or the manifest does not say where.
     """
     if TOGETHER in manifest:
-        raise UserError("these activations are several harvests' side by side, of no one model")
+        raise UserError("these activations are of several harvests, not of a single model")
     if "model" not in manifest["fingerprints"]:
         raise UserError("these activations do not come from a language model")
     try:
@@ -282,7 +282,7 @@ def text(manifest: dict[str, Any], cache_dir: Path, n_ctx: int) -> tuple[TokenSt
 
 @dataclass(frozen=True, eq=False)
 class Unread:
-    """Text to try the model on, and what of it was not harvested."""
+    """Text to try the model on, and which part of it was not harvested."""
 
     stream: TokenStream
     first: int  # where in it what was not harvested begins; its length if all was
@@ -349,7 +349,7 @@ def _counts(*values: Any) -> bool:
 
 
 def beside(config: AnalyzeConfig, recorded: Any) -> str | None:
-    """A folder that a record names, unless it lies elsewhere: a stranger's record may name any."""
+    """A folder that a record names, if it lies beside the study; a foreign record may name any."""
     home = Path(config.study_dir).resolve().parent
     try:
         return recorded if Path(recorded).resolve().is_relative_to(home) else None
@@ -361,18 +361,27 @@ def _folders(names: Sequence[str | None]) -> list[Path]:
     return [Path(name) for name in dict.fromkeys(names) if name]
 
 
+def folders(config: AnalyzeConfig, study: Study) -> list[list[Path]]:
+    """Where to seek the activations of a study's dictionaries; several may lie side by side."""
+    recorded = beside(config, study.entries[0].metrics["config"].get("activations_dir"))
+    found = [config.activations_dirs, *([[Path(recorded)]] if recorded else [])]
+    if len(config.sae_dirs) > 1:
+        found.insert(0, [study.folder.parent / "activations"])
+    return found
+
+
 def _harvest(config: AnalyzeConfig, study: Study) -> tuple[Path, dict[str, Any]]:
     """The folder and the record of the harvest that a study's dictionaries were trained on."""
-    metrics = study.entries[0].metrics
-    wanted = (metrics.get("fingerprints") or {}).get("activations")
-    recorded = metrics["config"].get("activations_dir")
-    tried = _folders([*map(str, config.activations_dirs), beside(config, recorded)])
+    wanted = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
+    tried = dict.fromkeys(folder for found in folders(config, study) for folder in found)
     for folder in tried:
         if (folder / MANIFEST).exists():
             manifest = files.read_json(folder / MANIFEST)
             prints = manifest.get("fingerprints")
             if isinstance(prints, dict) and prints.get("activations") == wanted:
                 return folder, manifest
+    if len(config.activations_dirs) > 1:
+        raise UserError("activations of several harvests side by side are of no one model")
     raise UserError(
         f"the harvest that the dictionaries were trained on (fingerprint {wanted}) is not in "
         f"{' or '.join(map(str, tried))}, or is a folder of foreign arrays; set activations_dir"

@@ -1,7 +1,6 @@
 """The simpler bases of `measures.bases` on a study's activations, beside its dictionaries."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,21 +32,15 @@ Wide = NDArray[np.float64]
 def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
     """The activations that the study's dictionaries read: the columns of their site.
 
-    Those in `activations_dir`. If `sae_dir` names several studies they are sought beside each one's
-    dictionaries, too, and where their records say if that is beside the study.
+    They are looked for where `harvested` looks for their record, and may be foreign arrays without
+    one.
 
     Raises:
         UserError: they are in none of these.
     """
-    metrics = study.entries[0].metrics
-    wanted = (metrics.get("fingerprints") or {}).get("activations")
-    tried = [config.activations_dirs]
-    if len(config.sae_dirs) > 1:
-        recorded = harvested.beside(config, metrics["config"].get("activations_dir"))
-        own = [study.folder.parent / "activations"]
-        tried = [own, *tried, *([[Path(recorded)]] if recorded else [])]
+    wanted = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
     errors = []
-    for folders in tried:
+    for folders in harvested.folders(config, study):
         try:
             found = open_all(*folders)
         except UserError as error:
@@ -75,9 +68,9 @@ class Measured:
     """All numbers of one study."""
 
     bases: dict[str, Basis]  # fitted on the first half, by method
-    summary: pd.DataFrame  # one row a baseline
-    front: pd.DataFrame  # one row a baseline and k
-    dictionaries: pd.DataFrame  # one row a dictionary, a column of FVU for each baseline
+    summary: pd.DataFrame  # one row per baseline
+    front: pd.DataFrame  # one row per baseline and k
+    dictionaries: pd.DataFrame  # one row per dictionary, a column of FVU for each baseline
     rows: tuple[int, int]  # fitted in each half, and measured
 
 

@@ -15,8 +15,8 @@ FEWEST = 1000
 def paired(first: Activations, second: Activations, most: int) -> tuple[Floats, Floats]:
     """At most `most` rows of each, (n, d) and (n, e), row by row of the same token of the text.
 
-    Foreign arrays do not say where their rows come from: two folders with as many rows are taken
-    to have them in the same order.
+    Foreign arrays do not say where their rows come from: two folders with equally many rows are
+    taken to have them in the same order.
 
     Raises:
         UserError: they have too few tokens in common, or are of other text.

@@ -20,7 +20,7 @@ Bools = NDArray[np.bool_]
 
 INITIAL, DATA, BOTH = "initial values", "data", "both"  # in what two dictionaries differ
 FEWEST_SEEDS = 3  # over which an interval is taken
-MOST_SEEDS = 5  # of each dictionary that are compared, the lowest: ten pairs
+MOST_SEEDS = 5  # seeds of each setting that are compared, the lowest ones: ten pairs
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SeedPair:
 
 
 def compare(study: Study, match_limit: int) -> list[SeedPair]:
-    """Match each dictionary with those of all other seeds, of the five lowest where there are more.
+    """Match each dictionary with those that differ in the seed alone, for the five lowest seeds.
 
     Sizes above `match_limit` are skipped (see `skipped`): exact matching takes time and memory that
     grow steeply.
@@ -102,7 +102,7 @@ def sides(study: Study) -> list[tuple[list[Entry], list[Entry]]]:
 
 
 def kin(entry: Entry) -> str:
-    """What dictionaries share that differ in size, seed and rows alone."""
+    """A label that is the same for dictionaries which differ in size, seed and rows alone."""
     settings = character(entry.metrics)
     for key in ("training.rows", "training.rows_seed"):
         settings.pop(key, None)

@@ -16,7 +16,7 @@ class Splitting:
 
     chains: tuple[Chain, ...]
     rows: NDArray[np.float32]  # evaluation rows, (rows, d_in)
-    targets: NDArray[np.float32]  # what they are to become, (rows, d_out): for most the same
+    targets: NDArray[np.float32]  # what is reconstructed, (rows, d_out): `rows`, or a transcoder's
 
     @cached_property
     def steps(self) -> list[list[Step]]:

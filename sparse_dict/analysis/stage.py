@@ -42,8 +42,8 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
     Hydra's folder of the job does not matter: what is made goes to `analysis_dir`.
 
     Raises:
-        UserError: a folder of `sae_dir` is none, or holds no finished dictionary; or the key or the
-            client for `interp`, or what `tracking.mode=online` needs, is missing.
+        UserError: `sae_dir` names what is not a folder or holds no finished dictionary; or the key
+            or the client for `interp`, or what `tracking.mode=online` needs, is missing.
     """
     from sparse_dict.analysis import study
     from sparse_dict.analysis.interp import llm
@@ -70,7 +70,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """`analysis.json` of a finished analysis, its values checked.
 
     Raises:
-        UserError: there is none, or a value is not of its kind or out of range.
+        UserError: there is none, or a value has the wrong type or is out of range.
     """
     return door.checked(files.read_json(folder / MANIFEST), folder / MANIFEST, VALUES)
 
@@ -105,7 +105,7 @@ def _replace(folder: Path, partial: Path) -> None:
     made = {path.name for path in partial.iterdir()} - {MANIFEST}
     for name in made:
         (partial / name).replace(folder / name)
-    for path in list(folder.iterdir()):  # whose names are names; those in the record may be paths
+    for path in list(folder.iterdir()):  # not the record's names, which may lead elsewhere
         if path.name in earlier - made and path.suffix in MADE and not path.is_dir():
             path.unlink()
     (partial / MANIFEST).replace(folder / MANIFEST)
@@ -196,7 +196,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
 
 
 def _agreement(context: "Context") -> "pd.DataFrame":
-    """One row a dictionary: how far it agrees with larger ones and with other seeds."""
+    """One row per dictionary: how far it agrees with larger ones and with other seeds."""
     import pandas as pd
 
     frame = pd.DataFrame([entry.identity for entry in context.study.entries])
@@ -239,7 +239,7 @@ def _tell(context: "Context", tracked: tracking.Run) -> None:
 
 
 def _summary(context: "Context") -> dict[str, float | int | str]:
-    """End values for tracking: the main level with its MMCS, the high features, the verdicts."""
+    """Final values for tracking: the main level with its MMCS, the high features, the verdicts."""
     comparison, chain = context.comparison, context.comparison.main
     values: dict[str, float | int | str] = {"dictionaries": len(context.study.entries)}
     values |= {f"claims/{claim.key}": claim.verdict for claim in context.claims}

@@ -50,12 +50,12 @@ class Entry:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The dictionary's end values, config and fingerprints."""
+        """The dictionary's final metrics, config and fingerprints."""
         return self.trained.metrics
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The first columns of every table that has one row a dictionary."""
+        """The first columns of every table that has one row per dictionary."""
         return {
             "dictionary": self.name,
             "family": self.family,
@@ -78,7 +78,7 @@ class Entry:
 
     @property
     def setting(self) -> str:
-        """What makes it sparse, for people: L1 0.03, or k 8."""
+        """What makes it sparse, as text: L1 0.03, or k 8."""
         return setting(self.axis, self.level)
 
     @property
@@ -114,7 +114,7 @@ class Chain:
 
     @property
     def setting(self) -> str:
-        """What makes them sparse, for people."""
+        """What makes them sparse, as text."""
         return setting(self.axis, self.level)
 
 
@@ -126,7 +126,7 @@ class Study:
     entries: tuple[Entry, ...]
     left_out: tuple[LeftOut, ...]
     chains: tuple[Chain, ...]
-    # Those of other sites of the same harvest, in the order in which a row holds these
+    # The studies of other sites of the same harvest, in the order of their columns in a row
     beside: tuple["Study", ...] = ()
 
     @property
@@ -146,7 +146,7 @@ class Study:
 
     @property
     def at(self) -> str:
-        """What tells it from those of other sites: a site, or `A to B` of transcoders."""
+        """What distinguishes it from those of other sites: a site, or `A to B` of transcoders."""
         return _at((self.site, self.target))
 
     @property
@@ -198,7 +198,7 @@ def seed_groups(study: Study) -> list[list[Entry]]:
 
 
 def _oddity(metrics: Mapping[str, Any]) -> int:
-    """In how many ways a dictionary is not like the post's, of those that make families."""
+    """In how many of the settings that define families a dictionary differs from the post's."""
     sae, activations = (metrics["config"].get(key) or {} for key in ("sae", "activations"))
     post = {"activation": "relu", "tied": False, "l1_scaling": "none", "strategy": "plain"}
     post |= {"init": "independent", "dead": "none", "guide": "none", "encoder_norm": False}
@@ -291,8 +291,8 @@ def _sparsity(character: Mapping[str, str]) -> list[str]:
 def _labels(characters: dict[str, dict[str, str]], axes: dict[str, str]) -> dict[str, str]:
     """A short label a dictionary: the settings in which the study's families differ.
 
-    What is swept within a family is no part of its label, nor is a key that only some activations
-    have and that has one value in each of these.
+    What is swept within a family is no part of its label, nor is a key that only some kinds have
+    and that has one value in each of these.
     """
     fixed = {
         name: {key: value for key, value in c.items() if key != axes[name]}
@@ -337,8 +337,8 @@ def load(folder: Path, features: str = "all", site: str | None = None) -> Study:
     Dictionaries can only be compared on the same activations: where fingerprints or widths differ,
     the largest group is kept and the others are left out by name, as are repetitions. Those of
     different sites of one harvest are studies of their own: `site` (`Study.at`) says which is
-    returned, with the others `beside` it; without it the one with most dictionaries, else the
-    first in a row.
+    returned, with the others `beside` it; without it the one with most dictionaries, and among
+    equals the first in a row.
 
     Raises:
         UserError: no dictionary can be read, or there is none of that site.
@@ -391,7 +391,7 @@ def load(folder: Path, features: str = "all", site: str | None = None) -> Study:
 
 
 def _rank(place: Places) -> tuple[Any, ...]:
-    """Sites as a forward pass comes by them; all columns after them, transcoders last."""
+    """Sorts sites in the order of a forward pass, then all columns, transcoders last."""
     site, target = place
     layer, _, name = (site or "").rpartition("/")
     number = int(layer) if layer.isdecimal() else 0

@@ -122,7 +122,7 @@ def _snapshots(entry: Entry) -> dict[int, NDArray[np.float32]]:
 
 
 def half_of(seen: Iterable[int]) -> int | None:
-    """Which of the numbers of rows is half of the last one; None if there is none."""
+    """Which of the numbers of rows is about half of the last one; None if there is none."""
     rows = list(seen)
     low, high = (share * max(rows, default=0) for share in HALF)
     return next((n for n in rows if low <= n <= high), None)

@@ -64,54 +64,11 @@ from sparse_dict.config.text import (
     ToyData,
 )
 
-__all__ = [
-    "ANALYSES",
-    "BASELINES",
-    "CONF_DIR",
-    "LOOPBACK",
-    "ActivationsConfig",
-    "AdamConfig",
-    "AdamWConfig",
-    "AnalyzeConfig",
-    "BPETokenizer",
-    "BaselinesConfig",
-    "ComparisonConfig",
-    "ConsensusConfig",
-    "ContextsConfig",
-    "DataConfig",
-    "DocstringsData",
-    "EffectsConfig",
-    "FilesData",
-    "GPT2Tokenizer",
-    "HFModel",
-    "HarvestConfig",
-    "HarvestStageConfig",
-    "HubData",
-    "InterpConfig",
-    "LMTrainingConfig",
-    "LossRecoveredConfig",
-    "ModelConfig",
-    "MuonConfig",
-    "NoSettings",
-    "SAEConfig",
-    "SAETrainingConfig",
-    "SparsityConfig",
-    "StudyConfig",
-    "StudyLM",
-    "ToyData",
-    "TrackingConfig",
-    "TrainLMConfig",
-    "TrainSAEConfig",
-    "analyze_schema",
-    "choices",
-    "register",
-]
-
 CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
 def choices(group: str) -> list[str]:
-    """The choices of a config group: its files, and the analyses, few of which have one."""
+    """The choices of a config group: its files, and for `analysis` also those without a file."""
     found = {file.stem for file in (CONF_DIR / group).glob("*.yaml")}
     return sorted(found | set(ANALYSES) if group == "analysis" else found)
 
@@ -126,7 +83,7 @@ def _help(group: str, *left_out: str) -> str:
 
 
 def _job_folder(*, _root_: DictConfig) -> str:
-    """The name of a job's folder: what was typed of the keys that decide its result, as KEY=VALUE.
+    """The name of a job's folder: the overrides of keys that decide its result, as KEY=VALUE.
 
     Values are those of the config, so that 1e-2 and 0.01 are one folder. A name that is too long
     for a file system ends with its hash.
@@ -142,7 +99,7 @@ def _job_folder(*, _root_: DictConfig) -> str:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         parts.append(f"{key}={value}" if isinstance(value, str | int | float) else text)
-    parts = [part.replace("/", "-") for part in parts]  # of a site, 2/mlp_post
+    parts = [part.replace("/", "-") for part in parts]  # a site's name has one: 2/mlp_post
     return shortened(",".join(sorted(parts)) or "default", NAME_BYTES)
 
 

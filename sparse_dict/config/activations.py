@@ -1,4 +1,4 @@
-"""Whose activations are written, which, and how a dictionary sees them."""
+"""Which model's activations are written, at which sites, and how a dictionary sees them."""
 
 from dataclasses import dataclass
 
@@ -68,8 +68,8 @@ class ActivationsConfig:
     # What they are divided by, so that their mean square is one: rms, one number | rms_by_site, one
     # for each of several sites side by side | none
     scaling: str = MISSING
-    # Whether the mean row is taken away first: mean | none | auto, as sae/view.py decides. Older
-    # studies recorded nothing: it was not.
+    # Whether the mean row is subtracted first: mean | none | auto, as sae/view.py decides. Older
+    # studies, which recorded nothing, did not subtract it.
     centering: str = "none"
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ BASELINES = ("neurons", "random", "pca", "ica", "nmf")
 
 @dataclass
 class ComparisonConfig:
-    """How dictionaries are compared, in whatever analysis."""
+    """How dictionaries are compared, in every analysis."""
 
     matching: str = MISSING  # max | hungarian | correlation: how a feature finds its partner
     against: str = MISSING  # next | next_two | all_larger: which dictionaries it is sought in
@@ -60,7 +60,7 @@ class BaselinesConfig:
     """Simpler bases that dictionaries are measured against."""
 
     methods: list[str] = MISSING  # among BASELINES
-    rows: int = MISSING  # to fit, one half and then the other; as many as a half are measured
+    rows: int = MISSING  # for fits to one half and to the other; half as many others are measured
     ks: list[int] = MISSING  # codes kept in a row: the points of a baseline's curves
 
     def __post_init__(self) -> None:
@@ -83,11 +83,11 @@ class LossRecoveredConfig:
 
 @dataclass
 class EffectsConfig:
-    """What the model's loss loses with a feature."""
+    """How the language model's loss changes without a feature."""
 
-    features: int = MISSING  # at most; of more, so many are drawn at random
+    features: int = MISSING  # measured at most; drawn at random if there are more
     contexts: int = MISSING  # of each feature, drawn from those that it is active in
-    n_tokens: int = MISSING  # of the harvested text, in which they are sought
+    n_tokens: int = MISSING  # of the harvested text, which are searched for contexts
 
     def __post_init__(self) -> None:
         positive(self, "effects", "features", "contexts", "n_tokens")
@@ -123,7 +123,7 @@ class ConsensusConfig:
     """What recurs over seeds, and whether the other half of the seeds gives the same."""
 
     cosine: float = MISSING  # mean cosine of two clusters, below which they stay apart
-    share: float = MISSING  # of the seeds: a cluster counts if it is in more
+    share: float = MISSING  # a cluster counts if it is found in more than this share of the seeds
     halves: int = MISSING  # pairs of halves of each number of seeds, at most
     tokens: int = MISSING  # of held-out text, for the language model's loss
 

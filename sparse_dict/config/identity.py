@@ -26,10 +26,10 @@ NEUTRAL = (
     "training.checkpoint_every",
 )
 
-# What records may lack: of older versions, and of a data set that was not looked up.
+# Keys that older records, and those of a data set that was not looked up, may lack.
 UNKNOWN = ("commit",)
 
-# What other keys take their values from: their own values say it all.
+# Sections that only give other keys their values: those keys are recorded in their place.
 SOURCES = ("sparsity",)
 
 
@@ -55,7 +55,7 @@ def differences(old: Any, new: Any, schema: object = None, key: str = "") -> lis
     """The keys in which two records differ, each as ``KEY is A there, B now``.
 
     `schema` is the config that `new` was taken from, or None for a record that is no config. With
-    it, records of other versions count as the same: a key that only `old` has is passed over unless
+    it, records of other versions count as the same: a key that only `old` has is ignored unless
     `schema` knows it, and a key that only `new` has must be at its default.
     """
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):

@@ -19,7 +19,7 @@ class EnsembleConf:
 
 @dataclass
 class ShareConf(EnsembleConf):
-    """What all have that split the jobs among several processes."""
+    """What all launchers share that split the jobs among several processes."""
 
     _target_: str = MISSING
     n_shares: int = MISSING  # at most; each is trained as one ensemble

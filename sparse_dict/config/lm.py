@@ -52,7 +52,7 @@ class AdamWConfig:
 class MuonConfig(AdamWConfig):
     """Muon on the blocks' matrices, AdamW on embeddings, positions and norms."""
 
-    hidden_lr: float = MISSING  # of Muon; what is above is AdamW's, their schedule is the same
+    hidden_lr: float = MISSING  # Muon's learning rate; `lr` is AdamW's, with the same schedule
     momentum: float = MISSING
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Checks that the schemas share; `section` is the config group, named in the message. Names."""
+"""Checks that the schemas share (`section` is the config group in messages), and file names."""
 
 import hashlib
 from typing import Any

@@ -74,6 +74,8 @@ class SAEConfig:
                 "sae.target: encoder and decoder are of different sites, so they cannot be alike: "
                 "set sae.tied=false and sae.init=independent"
             )
+        if self.target is not None and self.site in (None, self.target):
+            raise UserError("sae.target needs another site in sae.site, from which it is made")
         if self.skip and self.target is None:
             raise UserError("sae.skip needs sae.target: x itself would be its own reconstruction")
         if self.target is not None and (self.guide != "none" or self.encoder_norm):
@@ -82,7 +84,7 @@ class SAEConfig:
 
 @dataclass
 class SparsityConfig:
-    """What makes each kind sparse, where kinds are compared; `conf/sae/` reads these."""
+    """The levels of sparsity where kinds are compared; `conf/sae/` takes its values from these."""
 
     l1: float = MISSING  # of kinds with an L1 penalty
     k: int = MISSING  # of TopK and its like
@@ -94,6 +96,9 @@ class AdamConfig:
     """Adam for dictionaries: a linear warm-up, and a decay at the end if there is a schedule."""
 
     lr: float = MISSING
+    # What becomes of lr where activations are wider than the post's 128 columns: d_in, times
+    # sqrt(128 / d_in) | none, nothing, as in older studies. A record has the rate that was used.
+    lr_scaling: str = "none"
     beta1: float = MISSING
     beta2: float = MISSING
     eps: float = MISSING
@@ -106,6 +111,7 @@ class AdamConfig:
         positive(self, "optimizer", "lr", "eps")
         not_negative(self, "optimizer", "beta1", "beta2", "warmup_steps")
         one_of(self, "optimizer", "schedule", "constant", "linear", "cosine")
+        one_of(self, "optimizer", "lr_scaling", "none", "d_in")
         if not 0 < self.decay_fraction <= 1:
             raise UserError(
                 f"optimizer.decay_fraction must lie in (0, 1], not {self.decay_fraction}"
@@ -123,7 +129,7 @@ class SAETrainingConfig:
     batch_size: int = MISSING  # rows in one optimiser step
     eval_rows: int = MISSING  # rows at the end of the harvest, kept for the final numbers
     l1_warmup_steps: int = MISSING  # optimiser steps over which l1 rises from zero
-    # A feature that the last so many rows, or half of the training, did not activate is inactive
+    # A feature is inactive if none of the last so many rows, or half of the training, activated it
     dead_window: int = MISSING
     snapshots: int = MISSING  # decoders kept at the end, half, a quarter ... of the training
     log_every: int = MISSING  # optimiser steps between logged values

@@ -22,7 +22,7 @@ class TrackingConfig:
     project: str = MISSING
     entity: str | None = MISSING
     tags: list[str] = MISSING
-    label: str | None = None  # a dictionary's run is called so; null: by what varies in its grid
+    label: str | None = None  # name of a dictionary's run; null: what varies in its grid
 
     def __post_init__(self) -> None:
         one_of(self, "tracking", "mode", "auto", "online", "offline", "disabled")
@@ -120,7 +120,7 @@ Settings = TypeVar("Settings")
 
 @dataclass
 class AnalyzeConfig(StudyConfig):
-    """Stage 4, but for the analyses: `analyze_schema` adds a section for each."""
+    """Stage 4 without the analyses, for each of which `analyze_schema` adds a section."""
 
     sae_dir: Any = MISSING  # a folder, or a list: the first is analysed, the others beside it
     analysis_dir: str = MISSING

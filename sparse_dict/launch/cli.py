@@ -37,8 +37,8 @@ def run(main: Callable[[], None]) -> None:
         overrides.see_that_sections_are_on(ConfigLoaderImpl._apply_overrides_to_config)
     )
     if "--hydra-help" not in sys.argv:
-        # Our help names this script's own groups. Hydra gathers all that there are for a place
-        # which our template does not have, and that takes a second.
+        # Our help names this script's own groups. Hydra's list of all groups takes a second, and
+        # our template does not show it.
         Hydra.format_config_groups = lambda *_, **__: ""  # type: ignore[method-assign]
     if os.path.expanduser("~") == "~":  # noqa: PTH111  no home, which libraries want for caches
         os.environ["HOME"] = tempfile.mkdtemp(prefix="sparse-dict-home-")
@@ -49,7 +49,7 @@ def run(main: Callable[[], None]) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
     escape_logs()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # a grid needs a lock a job
+    with suppress(OSError, ValueError):  # a grid needs one lock per job
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if ASKED:
         return main()
@@ -88,7 +88,7 @@ def fail(error: Exception) -> NoReturn:
             traceback.print_exception(error)
         if distributed.main():  # all other processes find the same
             _say(in_one_line(error))
-    finally:  # whatever happens: Hydra would make a warning of it, and go on
+    finally:  # always end here: Hydra would turn the error into a warning and go on
         raise SystemExit(2 if isinstance(error, UserError) else 1) from None
 
 

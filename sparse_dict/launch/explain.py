@@ -13,7 +13,7 @@ from sparse_dict.config import choices
 from sparse_dict.errors import UserError, explained, with_class
 
 GROUPS = ("experiment", "hydra/launcher", "hydra/sweeper")  # overridden like keys
-BESIDE = ("Config search path:", "To append to your")  # where what Hydra adds to an error begins
+BESIDE = ("Config search path:", "To append to your")  # these begin what Hydra adds to an error
 SAMPLER = "hydra/sweeper/sampler/"  # configs that come with Optuna's sweeper
 
 
@@ -40,7 +40,7 @@ def explanation(error: Exception) -> str | None:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
         where = f"{lines[0].split(':')[0]}: " if text.startswith("In '") else ""
         root = cause.parent_node._get_root() if cause.parent_node is not None else None
-        typed = f"Could not override '{cause.full_key}."  # more than Hydra calls unknown
+        typed = f"Could not override '{cause.full_key}."  # `full_key` is then only the known part
         key = text.split("'")[1] if text.startswith(typed) else cause.full_key
         return where + no_key(key, root)
     if isinstance(cause, OmegaConfBaseException):
@@ -52,7 +52,7 @@ def explanation(error: Exception) -> str | None:
 
 
 def in_one_line(error: Exception) -> str:
-    """The same for any error, with the class of those that are not foreseen."""
+    """One line on any error: its `explanation`, or else its message with its class."""
     return explanation(error) or with_class(error)
 
 
@@ -83,7 +83,7 @@ def _missing(path: str, options: Iterable[str] | None) -> str:
         return "hydra/sweeper=optuna needs Optuna: pip install 'sparse-dict[optuna]'"
     # Hydra gives no options where a list names several choices of a group.
     there = sorted(options or choices(group))
-    return f"no {group}={choice}{_did_you_mean(choice, there)} (there is {', '.join(there)})"
+    return f"no {group}={choice}{_did_you_mean(choice, there)} (choices: {', '.join(there)})"
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:

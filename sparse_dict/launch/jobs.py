@@ -122,7 +122,7 @@ def checked(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) 
 
 
 def check(job: Job, task: Any) -> None:
-    """Let the stage check and weigh a job, whose config is Hydra's at present; `task` is its part.
+    """Let the stage check and weigh a job, whose config Hydra holds; `task` is the stage's part.
 
     Raises:
         UserError: its input is wrong.
@@ -147,7 +147,7 @@ def _compose(config: DictConfig, number: int, overrides: Sequence[str]) -> Job:
         job.hydra.sweep.dir, job.hydra.sweep.subdir = job.hydra.sweep.dir, job.hydra.sweep.subdir
         folder = Path(job.hydra.sweep.dir).absolute() / job.hydra.sweep.subdir
         job.hydra.runtime.output_dir = str(folder)
-    HydraConfig.instance().set_config(job)  # it copies, hence once more
+    HydraConfig.instance().set_config(job)  # again, since it holds a copy
     return Job(number, tuple(overrides), job, folder)
 
 
@@ -164,5 +164,5 @@ def _advice(jobs: Sequence[Job]) -> str:
         key = "name"
     values = [OmegaConf.select(config, name) for name in varying]
     plain = all(isinstance(value, str | int | float) and "/" not in str(value) for value in values)
-    told = varying if plain and key not in varying else ["hydra:job.num"]
-    return f"type '{'-'.join([f'{key}={config[key]}', *(f'${{{name}}}' for name in told)])}'"
+    parts = varying if plain and key not in varying else ["hydra:job.num"]
+    return f"type '{'-'.join([f'{key}={config[key]}', *(f'${{{name}}}' for name in parts)])}'"

@@ -1,4 +1,4 @@
-"""What is typed on a command line, as it is meant: by the type of its key, and in one spelling."""
+"""Command-line overrides as they are meant: read by the type of their key, in one spelling."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -20,12 +20,12 @@ HYDRAS = re.compile(
     r"""["'{}\\]|^(choice|range|interval|glob|shuffle|sort|tag|str|int|float|bool)\("""
 )
 PLAIN = re.compile(r"[A-Za-z0-9_/\-+.$%*@?|:]*")  # Hydra takes it without quotes
-COUNT = re.compile(r"0|[1-9]\d*")  # and a number that it does not write otherwise
+COUNT = re.compile(r"0|[1-9]\d*")  # a whole number as Hydra itself would write it
 NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[-+]?\d[\d_]*)?|[-+]?(inf|nan)", re.I)
 
 
 def as_meant(argument: str) -> str:
-    """A command line's argument, with what Hydra would read otherwise than it is meant put right.
+    """A command line's argument, changed where Hydra would read it otherwise than it is meant.
 
     Text is quoted where Hydra would take it for a number (``name=12e4567``), a truth value or
     nothing that it knows (``lm_dir=/x/step=10``); ``~`` is the user's home; a whole number may be
@@ -61,9 +61,9 @@ def _integer(value: str) -> str:
 
 
 def see_that_sections_are_on(apply: Callable[..., None]) -> Callable[..., None]:
-    """Hydra's function that applies overrides, which trips over keys of a section that is null.
+    """Wrap Hydra's function that applies overrides, which fails on keys of a section that is null.
 
-    That would be an `AssertionError`, or with ``python -O`` nothing at all.
+    It raises an `AssertionError` there, or with ``python -O`` nothing at all.
     """
 
     def checked(overrides: list[Override], cfg: DictConfig) -> None:

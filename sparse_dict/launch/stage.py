@@ -60,7 +60,7 @@ def _ending(check: Callable[[Any, DictConfig], None]) -> Callable[..., None]:
                 raise UserError("hydra.job.chdir must be false: paths count from where you stand")
             for key in ("job_logging", "hydra_logging"):
                 if not OmegaConf.select(config, f"hydra.{key}.root.handlers"):
-                    raise UserError(f"hydra/{key} must have a handler, or errors would go unsaid")
+                    raise UserError(f"hydra/{key} must have a handler, or no error would be shown")
             distributed.check()
             check(self, config)
         except Exception as error:
@@ -97,14 +97,14 @@ class CheckFirst(Callback):
 
     @_ending
     def on_multirun_start(self, config: DictConfig) -> None:
-        """The same for each job of the grid, whatever launches it, and for all of them together."""
+        """As `on_run_start`, for each job of the grid and all together, whatever launches them."""
         if distributed.size() > 1:
             raise UserError("torchrun starts one job at a time: no -m with it")
         if os.environ.get("WANDB_SWEEP_ID") and config.tracking.mode != "disabled":
             raise UserError("wandb's agent starts one job at a time: no -m with it")
         if jobs.has_grid(config):
             found = jobs.check_all(config)
-            # Hydra writes multirun.yaml there: into no study that has no part in it
+            # Hydra writes multirun.yaml there: it must be a folder of these jobs' study
             with read_write(config.hydra):
                 config.hydra.sweep.dir = found[0].config.hydra.sweep.dir
             if config.hydra.launcher._target_ == BASIC_LAUNCHER:

@@ -1,7 +1,7 @@
 /* Causal self-attention of narrow heads, with gradients. Compiled per head width: -DD=<columns>.
 
-   BLAS is no help at a width of 8: here 16 queries (or keys) lie side by side in a vector, one
-   vector a column, and the other side is walked through number by number; no score is stored.
+   BLAS is slow at a width of 8: here 16 queries (or keys) lie side by side in a vector, one vector
+   per column, and the other side is read number by number; no score is stored.
 
    qkv, dqkv (batch, n, 3, heads, D) hold queries, keys and values; y, dy (batch, n, heads, D);
    norm (batch, heads, n): logarithm of base 2 of a query's sum of exponentials. A call does the

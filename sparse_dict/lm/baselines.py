@@ -40,7 +40,7 @@ class Ngrams:
         self._followers = np.bincount(first, minlength=n_vocab)  # distinct ones
 
     def unigram(self, tokens: Tokens) -> NDArray[np.float64]:
-        """Probability of each token by its frequency, each count one up."""
+        """Probability of each token by its frequency, each count raised by one."""
         return (self.count[tokens] + 1) / (self.count.sum() + self.n_vocab)
 
     def bigram(self, before: Tokens, tokens: Tokens) -> NDArray[np.float64]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sparse_dict.config.sites import Site
 from sparse_dict.text.tokens import Encoder
 
-# Goes on from other activations than the model's own, one (batch, n_ctx, d) for each site of a
-# `split`, to the mean cross-entropy in nats.
+# The mean cross-entropy in nats, computed from other activations than the model's own, one
+# (batch, n_ctx, d) for each site of a `split`.
 Follow = Callable[[Sequence[Tensor]], Tensor]
 
 
@@ -56,7 +56,7 @@ class LanguageModel(Protocol):
     def written(self, site: Site, rows: Tensor) -> Tensor | None:
         """What activations `rows` (n, d) of `site` add to the residual stream, (n, d_model).
 
-        That is, as they are or down the MLP; None where no linear path leads there.
+        The rows, or what the MLP's last matrix makes of its hidden layer; None without such a path.
         """
 
 
@@ -73,7 +73,7 @@ class Seen(Exception):
 
 @dataclass(frozen=True)
 class OpenLM:
-    """A language model that can be asked."""
+    """A language model with its tokenizer, as the harvest and the analyses use it."""
 
     model: LanguageModel
     tokenizer: Vocabulary

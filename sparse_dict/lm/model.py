@@ -133,7 +133,7 @@ class GPT(nn.Module):
         """
         for site in sites:
             if site.name not in SITES or site.layer not in range(self.n_layers):
-                raise UserError(f"{site} is no site of this model of {self.n_layers} layers")
+                raise UserError(f"{site} is not a site of this model of {self.n_layers} layers")
         found: dict[Site, Tensor] = {}
 
         def keep(site: Site, value: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ import copy
 import torch
 from torch import Tensor, nn
 
-SMALL = 1e-3  # of a row's standard deviation, in sqrt(eps) of a norm
+SMALL = 1e-3  # RMS of the rows that a norm is tried on, in units of its sqrt(eps)
 
 
 def without_division(norm: nn.Module, rows: Tensor) -> Tensor:
     """What a norm of any kind does to `rows` (n, d_model), but for its division.
 
-    That is its gain, and its centring if it has any. It is told by rows so small that the norm
+    That is its gain, and its centring if it has any. It is applied to rows so small that the norm
     divides by sqrt(eps) alone.
     """
     norm = copy.deepcopy(norm).double().cpu()

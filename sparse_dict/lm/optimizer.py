@@ -64,7 +64,7 @@ def make_optimizer(model: GPT, config: AdamWConfig) -> torch.optim.Optimizer:
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Nearly the nearest matrices with equal singular values of about one, (..., rows, columns).
+    """Matrices (..., rows, columns) with nearly all singular values brought close to one.
 
     With U S V^T a matrix' singular value decomposition this is U S' V^T, S' in [0.68, 1.13] where
     a singular value is not far below the largest (Newton-Schulz iteration).
@@ -91,7 +91,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """One step of every parameter that has a gradient; Muon's lose theirs in it."""
+        """One step of every parameter that has a gradient; those of Muon's have none afterwards."""
         for group in self.param_groups:
             if "momentum" in group:
                 alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
@@ -103,7 +103,7 @@ class Muon(torch.optim.AdamW):
         super().step()
 
     def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Step matrices of one shape together: a small one keeps no device busy."""
+        """Step matrices of one shape together, since a small one would leave a device idle."""
         stacked = torch.stack([p.grad for p in parameters if p.grad is not None])  # (n, rows, cols)
         momenta = []
         for p in parameters:

@@ -38,7 +38,7 @@ def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
         identity.refuse_another(lm_dir, there.get("config"), wanted, config, instead=ELSEWHERE)
     if config.training.batch_size % distributed.size():
         raise UserError(
-            f"training.batch_size={config.training.batch_size} is no multiple of the "
+            f"training.batch_size={config.training.batch_size} is not a multiple of the "
             f"{distributed.size()} processes that share it"
         )
     runtime.check_device(config.device)
@@ -143,7 +143,7 @@ def _run(config: TrainLMConfig) -> None:
 
 
 def _recorded(lm_dir: Path) -> dict[str, Any] | None:
-    """Config and corpus that `lm_dir` was made of, be it finished or not; None for neither."""
+    """Config and corpus that `lm_dir` was made of, finished or not; None if it holds neither."""
     if (lm_dir / folder.RECORD).exists():
         record = folder.read_record(lm_dir)
         return {key: record[key] for key in ("config", "corpus")}

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """All that a run is made of."""
+    """Everything that a training run needs besides the model."""
 
     train: TokenStream
     validation: NDArray[np.int64]  # (n, n_ctx + 1), from `validation_windows`
@@ -40,7 +40,7 @@ class Job:
     training: LMTrainingConfig
     seed: int
     checkpoint: Path
-    identity: dict[str, Any]  # what a checkpoint must be a checkpoint of
+    identity: dict[str, Any]  # what a checkpoint must record to be resumed
 
     @property
     def step_tokens(self) -> int:
@@ -108,7 +108,7 @@ def evaluate(
 
 
 class _Loss(nn.Module):
-    """The training loss as a module, which is what can average its gradients over processes."""
+    """The training loss as a module: only a module's gradients can be averaged over processes."""
 
     def __init__(self, model: GPT, precision: str) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ def train(model: GPT, job: Job, run: "Run") -> State:
             signal = _signal(stop)
             saves = state.step % config.checkpoint_every == 0 or last or signal
             if saves and not state.validated:
-                # the loss above is of the state before: of one that is saved at least a window's
+                # The loss above is of the state before the step: check the one that is saved.
                 loss_now = evaluate(model, job.validation[:1], config.batch_size)
                 if loss_now is None or not math.isfinite(loss_now):
                     raise UserError(_not_finite(job, state.step, saved))

@@ -1,8 +1,8 @@
-"""Work in threads ahead of whoever needs its results, or beside whoever waits for them.
+"""Work in other threads: ahead of the thread that needs the results, or while it waits for them.
 
-Python hears a signal in its main thread only, and there not within somebody else's call: what may
-wait for a network, or compute for minutes, is called in one of these threads, which nobody waits
-for once the main thread has been told to stop.
+Python handles signals in its main thread only, and not during a call of foreign code: calls that
+may wait for a network, or compute for minutes, are made in one of these threads. After a signal to
+stop, the main thread no longer waits for them.
 """
 
 import threading
@@ -40,7 +40,7 @@ def mapped(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iter
 
 
 def aside(call: Callable[[], T], every: float | None = None, say: Callable[[], object] = int) -> T:
-    """`call()`, made in a thread of its own; meanwhile `say()` is called `every` so many seconds.
+    """`call()`, made in a thread of its own; meanwhile `say()` is called each `every` seconds.
 
     Raises:
         BaseException: what `call` raises, or what a signal does meanwhile.
@@ -54,7 +54,7 @@ def aside(call: Callable[[], T], every: float | None = None, say: Callable[[], o
         try:
             return future.result(every)
         except TimeoutError:
-            if future.done():  # its own
+            if future.done():  # `call` itself has raised it
                 raise
             say()
 

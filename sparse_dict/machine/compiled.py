@@ -94,7 +94,7 @@ def _built(command: list[str], source: Path, made: Path) -> ctypes.CDLL:
 
 @contextmanager
 def _writable(folder: Path) -> Iterator[Path]:
-    """`folder`, or where nothing can be written to it a temporary one: loaded, it may go."""
+    """`folder`, or a temporary one if it is not writable: a loaded library needs no file."""
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):

@@ -9,11 +9,11 @@ import gc
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
+from sparse_dict.machine.ahead import aside
 from sparse_dict.storage import lock
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 # Others wait for as long as rank 0 tokenises a corpus; if it dies, their connection breaks at once.
 PATIENCE = timedelta(days=7)
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets of them
-WAIT_S = 5.0  # after which it is said that others are waited for
+WAIT_S = 5.0  # after which a process says that it waits for others
 GRACE_S = 5.0  # torchrun ends all ranks when one has ended: rank 0 goes first, to report why
 
 
@@ -44,7 +45,7 @@ def size() -> int:
 
 
 def check() -> None:
-    """Raise `UserError` if the environment says half of what torchrun says, or nonsense."""
+    """Raise `UserError` if torchrun's environment variables are incomplete or malformed."""
     if wrong := _environment()[2]:
         raise UserError(wrong)
 
@@ -52,7 +53,7 @@ def check() -> None:
 def _environment() -> tuple[int, int, str | None]:
     """Rank and number of the processes, and what is wrong with torchrun's variables, if anything.
 
-    Other launchers may leave some of them. A process that has such ones counts as the only one,
+    Other launchers may leave some of them. A process with such variables counts as the only one,
     which can report it.
     """
     there = {name: os.environ[name] for name in VARIABLES if name in os.environ}
@@ -102,7 +103,7 @@ def working_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Connect the processes; without others, nothing.
+    """Connect the processes; does nothing if there is only one.
 
     Raises:
         SystemExit: another process has ended, and has reported the reason.
@@ -129,34 +130,19 @@ def joined() -> Iterator[None]:
 
 
 def _join() -> None:
-    """Meet the others in a thread: the main one hears signals, and says whom it waits for."""
+    """Join aside, so that the main thread can handle signals and report what it waits for."""
+    import torch
     import torch.distributed as dist
 
-    # with a GPU, the default is gloo for tensors on the CPU and NCCL for those on the GPU
-    backend = "gloo" if not _nccl() else None
-    failed: list[Exception] = []
-
-    def join() -> None:
-        try:
-            dist.init_process_group(backend, timeout=PATIENCE)
-        except Exception as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=join, daemon=True)
-    thread.start()
-    thread.join(WAIT_S)
-    if thread.is_alive():
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        sys.stderr.write(f"process {rank()}: waiting for {size()} processes at {where}\n")
-    thread.join()
-    if failed:
-        raise failed[0]
-
-
-def _nccl() -> bool:
-    import torch
-
-    return torch.cuda.is_available() and torch.distributed.is_nccl_available()
+    # with NCCL, the default is gloo for tensors on the CPU and NCCL for those on the GPU
+    nccl = torch.cuda.is_available() and dist.is_nccl_available()
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    line = f"process {rank()}: waiting for {size()} processes at {where}\n"
+    aside(
+        lambda: dist.init_process_group(None if nccl else "gloo", timeout=PATIENCE),
+        WAIT_S,
+        cache(lambda: sys.stderr.write(line)),
+    )
 
 
 def barrier() -> None:
@@ -165,7 +151,7 @@ def barrier() -> None:
 
 
 def gather(value: float) -> list[float]:
-    """What each process gives, by rank; the same in all of them."""
+    """The `value` of each process, by rank; all of them return the same list."""
     if size() == 1:
         return [value]
     import torch
@@ -214,5 +200,5 @@ def averaging(module: "torch.nn.Module") -> "torch.nn.Module":
 
 
 def local(module: "torch.nn.Module", *, when: bool) -> AbstractContextManager[None]:
-    """Within it, and if `when`, gradients of an `averaging` module are summed up here only."""
+    """Within it, if `when`, gradients of an `averaging` module are summed in this process only."""
     return module.no_sync() if when and size() > 1 else nullcontext()  # type: ignore[operator]

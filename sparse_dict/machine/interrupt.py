@@ -41,7 +41,7 @@ def ending() -> Iterator[None]:
 
     def handler(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, before)
-        # a pool's thread whose workers got the signal too may fail over futures cancelled meanwhile
+        # the thread of a pool whose workers got the signal too may fail on cancelled futures
         threading.excepthook = lambda _: None
         raise Interrupted(128 + number)
 
@@ -55,9 +55,9 @@ def ending() -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process now, though a thread is in somebody else's call: that may last for minutes.
+    """End the process now, even if a thread is in foreign code, which may take minutes to return.
 
-    What is to be done at the end is done: locks are released, logs and runs closed.
+    Exit handlers still run: locks are released, logs and runs closed.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -67,8 +67,8 @@ def leave(code: int) -> NoReturn:
 
 @contextmanager
 def not_heard() -> Iterator[None]:
-    """Block Ctrl-C for the processes started by this thread meanwhile: it is for their parent."""
-    resource_tracker.ensure_running()  # when it starts, it lets the signal in again
+    """Block Ctrl-C for the processes that this thread starts within it: their parent handles it."""
+    resource_tracker.ensure_running()  # now, because its start unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -80,8 +80,8 @@ def not_heard() -> Iterator[None]:
 def on_signal() -> Iterator[StopRequest]:
     """Turn SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 into a `StopRequest`; a second one kills as usual.
 
-    The latter two are what Slurm sends before it takes a machine away. If somebody handled them
-    before, as submitit does to queue the job again, that handler is called at the end.
+    Slurm sends the latter two before it takes a machine away. If they had a handler before, such as
+    submitit's, which queues the job again, that handler is called at the end.
 
     Outside the main thread, where Python cannot set handlers, no signal is caught.
     """

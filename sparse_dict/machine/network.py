@@ -14,8 +14,8 @@ def status(
 ) -> int | None:
     """The HTTP status of what answers at `url` within `seconds`; None if nothing does.
 
-    It is 0 where the TLS certificate is not accepted here: whether it will do is for the real
-    client to say. With `data` the request is a POST, else HEAD.
+    It is 0 where the TLS certificate is not accepted here, since the client that is used later may
+    accept it. With `data` the request is a POST, else HEAD.
     """
     found: list[int] = []
 
@@ -31,7 +31,7 @@ def status(
             if isinstance(getattr(error, "reason", None), ssl.SSLError):
                 found.append(0)
 
-    # In a thread, because a name look-up knows no timeout.
+    # In a thread, because a name look-up has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -39,5 +39,5 @@ def status(
 
 
 def reachable(url: str) -> bool:
-    """Whether anything answers at `url` within `TIMEOUT_S`, were it an HTTP error."""
+    """Whether anything answers at `url` within `TIMEOUT_S`, even with an HTTP error."""
     return status(url, TIMEOUT_S) is not None

@@ -1,4 +1,4 @@
-"""The process: which device computes, how memory is handed out, where randomness starts."""
+"""The process: which device computes, how memory is allocated, how generators are seeded."""
 
 import ctypes
 import platform

@@ -1,4 +1,4 @@
-"""Cores, and compiled loops side by side on them: ctypes lets go of the interpreter in a call."""
+"""Cores, and compiled loops in parallel on them: ctypes releases the interpreter lock in a call."""
 
 import os
 from collections.abc import Callable

@@ -12,7 +12,7 @@ from sparse_dict.sae.rows import Rows
 from sparse_dict.sae.view import View
 
 BLOCK_BYTES = {"cuda": 1 << 26, "cpu": 1 << 20}  # read, and copied to a GPU, at a time
-SHARE = 0.5  # of the memory free after a GPU's first step: what rows may take
+SHARE = 0.5  # of the memory that is free after a GPU's first step, which rows may take
 
 
 def batches(
@@ -82,7 +82,7 @@ def _place_for(rows: int, batch: Tensor, room: int) -> Tensor | None:
         return None
     try:
         return batch.new_empty(rows, batch.shape[1])
-    except torch.OutOfMemoryError:  # somebody else was quicker
+    except torch.OutOfMemoryError:  # another process has taken the memory
         return None
 
 

@@ -58,7 +58,7 @@ def _or(y: Tensor | None, x: Tensor) -> Tensor:
 def auxiliary_codes(
     stack: State, z: Tensor, residual: Tensor, inactive: Tensor, coefficient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`auxiliary_gradients` of a stack, without waiting to hear which features are inactive.
+    """`auxiliary_gradients` of a stack, without a copy of `inactive` from a GPU to wait for.
 
     Args:
         stack: n dictionaries before their update.
@@ -107,7 +107,7 @@ def resample(state: State, x: Tensor, inactive: Tensor, step: int, y: Tensor | N
     generator = torch.Generator().manual_seed(hash((state.seed, state.dict_size, step)) % 2**63)
     weights = loss.square().double().cpu()
     if not 0 < float(weights.sum()) < float("inf"):
-        return  # nothing is wrong anywhere, or everything is
+        return  # the error is zero on every row, or not finite
     drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
     directions, wanted = (
         torch.nn.functional.normalize(rows[drawn.to(rows.device)], dim=1) for rows in (x, y)

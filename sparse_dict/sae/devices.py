@@ -6,7 +6,7 @@ from sparse_dict.machine import runtime
 
 
 def training_devices(name: str) -> list[torch.device]:
-    """Every GPU there is for ``cuda``, and for ``auto`` if that means it; else the one named."""
+    """Every GPU for ``cuda``, and for ``auto`` if that chooses cuda; else the device named."""
     device = runtime.device(name)
     if device.type == "cuda" and device.index is None:
         return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]

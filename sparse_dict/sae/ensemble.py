@@ -76,7 +76,7 @@ def snapshot_steps(config: TrainSAEConfig) -> set[int]:
 
 @dataclass
 class _Part:
-    """Members on one device that see the same, each with its companion if it has one."""
+    """Members on one device that see the same rows and columns, with any companions they have."""
 
     members: list[Member]
     pairs: list[FreezePerturb]
@@ -124,11 +124,10 @@ def _parts(members: list[Member], first_step: int, stack: ExitStack) -> list[_Pa
         for _, step_fn in steps:
             stack.enter_context(step_fn)
         fed = partial(_fed, config.training, device, states[0].W_dec.shape[-1])
-        read = fed(sides.x, first_step, last_step)
-        both: Iterator[tuple[torch.Tensor, torch.Tensor]] = ((x, x) for x in read)
-        if sides.x is not sides.y:
-            both = zip(read, fed(sides.y, first_step, last_step), strict=True)
-        parts.append(_Part(own, pairs, steps, both, partial(fed, sides.x)))
+        xs, alike = fed(sides.x, first_step, last_step), sides.x is sides.y
+        ys = xs if alike else fed(sides.y, first_step, last_step)
+        feed = ((x, x) for x in xs) if alike else zip(xs, ys, strict=True)
+        parts.append(_Part(own, pairs, steps, feed, partial(fed, sides.x)))
     return parts
 
 

@@ -16,7 +16,7 @@ CODES = 1 << 20  # codes made at a time: at most 4 MiB, whatever the dictionary'
 
 
 def on_raw(state: State, x: View, y: View) -> Dictionary:
-    """The trained dictionary for activations as they are, not as they were seen."""
+    """The trained dictionary for raw activations, neither centred nor scaled."""
     whole = state.whole(len(x.mean), len(y.mean))
     p = {name: tensor.cpu() for name, tensor in whole.items()}
     floor = 0.0 if state.batch_floor is None else float(state.batch_floor)

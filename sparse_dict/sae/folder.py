@@ -50,7 +50,7 @@ WEIGHT_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
 @dataclass
 class Dictionary:
-    """A trained dictionary, right on raw activations: act(x W_enc + b_enc) W_dec + b_dec.
+    """A trained dictionary for raw activations: act(x W_enc + b_enc) W_dec + b_dec.
 
     What it reconstructs is as wide as what it reads, but for a transcoder: d_out is d_in.
     """
@@ -127,7 +127,7 @@ def write(
     }
     kind, metadata = _kind(dictionary, hook_out is not None), {"hook_name": hook}
     if dictionary.W_skip is not None:
-        tensors["W_skip"] = np.ascontiguousarray(dictionary.W_skip.T)  # SAELens' way round
+        tensors["W_skip"] = np.ascontiguousarray(dictionary.W_skip.T)  # (d_out, d_in) in SAELens
     if hook_out is not None:
         kind["d_out"], metadata["hook_name_out"] = dictionary.W_dec.shape[1], hook_out
     tensor_files.write(folder / WEIGHTS, tensors)
@@ -170,7 +170,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """`metrics.json` of a finished dictionary, its values checked.
 
     Raises:
-        UserError: there is none, or a value is not of its kind or out of range.
+        UserError: there is none, or a value has the wrong type or is out of range.
     """
     return door.checked(read_json(folder / METRICS), folder / METRICS, VALUES)
 

@@ -216,9 +216,9 @@ static int make_room(struct step *s, int64_t panels) {
   return s->room > 0;
 }
 
-/* One step on the batch X (rows, D), which is to become Y (rows, D), of the `n_live` dictionaries listed in `live`, begun in that
-   order, with numbers[i] for dictionary i. `seen` is noted for features that are active. Returns
-   whether there was enough memory. */
+/* One step on the batch X (rows, D), of which Y (rows, D) is to be reconstructed, of the `n_live`
+   dictionaries listed in `live`, begun in that order, with numbers[i] for dictionary i. `seen` is
+   noted for features that are active. Returns whether there was enough memory. */
 int step_run(struct step *s, const int64_t *live, int64_t n_live, const struct numbers *numbers,
              const float *X, const float *Y, int64_t rows, int64_t seen) {
   s->n_panels = (rows + PANEL - 1) / PANEL;

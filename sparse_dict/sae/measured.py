@@ -28,7 +28,7 @@ def measured(
     """The metrics of a dictionary on raw activations, and its `fire_count`.
 
     The last rows, at most `EVAL_ROWS`, are those that a dictionary trained here would be measured
-    on. `kind` is as `sae.activation` names it; `made` goes into the config and tells the
+    on. `kind` is as `sae.activation` names it; `made` goes into the config and distinguishes the
     dictionary's family from others.
     """
     started = time.perf_counter()

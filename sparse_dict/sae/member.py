@@ -42,7 +42,7 @@ class Member:
     saved_step: int = 0  # of the checkpoint in `folder`; 0: there is none
 
     def is_finite(self) -> bool:
-        """Whether its state is, and that of its companion, which would spread to it."""
+        """Whether its state is finite, and its companion's, from which NaN would spread to it."""
         pair = self.strategy.pair if self.strategy else (self.state,)
         return all(state.is_finite() for state in pair)
 
@@ -91,7 +91,7 @@ class Member:
 
 
 def _row(row: dict[str, float]) -> dict[str, float]:
-    """A line of the history as it is now; two columns had other names in older checkpoints."""
+    """A line of the history in today's format: older checkpoints named two columns otherwise."""
     row = {{"dead": "inactive", "l1": "l1_norm"}.get(name, name): v for name, v in row.items()}
     if tuple(row) != HISTORY:
         raise ValueError("a malformed history")

@@ -1,4 +1,4 @@
-"""What a dictionary's run is called, such as ``512 · L1 0.04 · seed 0``, and its end values."""
+"""The name of a dictionary's run, such as ``512 · L1 0.04 · seed 0``, and its final metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

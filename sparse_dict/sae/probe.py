@@ -1,4 +1,4 @@
-"""What `experiment=probe` ends with: its ladder as a table and a picture; what to train next."""
+"""The end of `experiment=probe`: a table and picture of its ladder (a rung per L1 or k); advice."""
 
 import sys
 from collections import defaultdict
@@ -14,7 +14,7 @@ from sparse_dict.sae.verdict import Metrics, axis, mostly_dead, useless
 
 # A sparser dictionary is preferred as long as it explains this share of what the best rung does.
 ENOUGH = 0.8
-# Overrides that were the probe's own and are no part of the command that it ends with.
+# Overrides of the probe itself, which are no part of the command that it recommends.
 OWN = ("experiment", "sae", "seed", "sae.dict_size", "sae.l1", "sae.k", "sae.l0", "hydra.mode")
 OWN_SECTIONS = ("training.", "tracking.", "optimizer.")
 
@@ -48,7 +48,7 @@ def advice(rungs: Sequence[Metrics], overrides: Sequence[str], kind: str) -> lis
     chosen = recommended(rungs)
     if chosen is None:
         lower = ",".join(f"{_level(m) / 32:g}" for m in rungs)
-        why = "No rung is of use: all explain nothing, have an L0 below 1, or are mostly dead."
+        why = "No value is usable: all explain nothing, have an L0 below 1, or are mostly dead."
         if key == "k":
             return [why, "Try sae.init=aligned, fewer features, or activations.centering=mean."]
         return [why, f"python train_sae.py experiment=probe {words} sae.{key}={lower}"]
@@ -58,7 +58,7 @@ def advice(rungs: Sequence[Metrics], overrides: Sequence[str], kind: str) -> lis
         f"the sparsest that explains {ENOUGH:.0%} of what the best of these does."
     ]
     if chosen in (rungs[0], rungs[-1]):
-        lines.append("It is at an end of the ladder: values beyond may be better.")
+        lines.append("It is at an end of the values tried: values beyond may be better.")
     levels = [f"{level * factor:g}" for factor in (0.5, 1, 2)]
     if key == "k":
         levels = [str(round(level * factor)) for factor in (0.5, 1, 2) if level > 1]
@@ -120,16 +120,20 @@ class Recommend(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """A table, a picture and a command for each kind and size in the probe's folder."""
         folder = Path(str(config.hydra.sweep.dir))
-        found: dict[tuple[str, bool, int], list[Metrics]] = defaultdict(list)
+        found: dict[tuple[str, bool, int, str], list[Metrics]] = defaultdict(list)
         for path in sorted(folder.glob(f"*/{folders.METRICS}")):
             m = folders.read_metrics(path.parent)
-            found[m["activation"], m["tied"], m["dict_size"]].append(m)
+            sae = m["config"]["sae"]
+            at = " to ".join(sae[key] for key in ("site", "target") if sae.get(key))
+            found[m["activation"], m["tied"], m["dict_size"], at].append(m)
         overrides = [str(text) for text in config.hydra.overrides.task]
         kind = str(config.hydra.runtime.choices["sae"])
-        for (activation, _tied, size), rungs in found.items():
+        for (activation, _tied, size, at), rungs in found.items():
             rungs.sort(key=_level)
-            name = f"probe-{activation}-{size}"
+            place = f"-{at.replace('/', '-').replace(' ', '-')}" if at else ""
+            name = f"probe-{activation}-{size}{place}"
             draw(rungs, folder / name)
-            lines = [f"{kind}, {size} features, {rungs[0]['d_in']} wide", *table(rungs)]
+            of = f", {at}" if at else ""
+            lines = [f"{kind}, {size} features, {rungs[0]['d_in']} wide{of}", *table(rungs)]
             lines += [f"picture: {folder / name}.png", "", *advice(rungs, overrides, kind)]
             sys.stdout.write("\n".join(lines) + "\n")

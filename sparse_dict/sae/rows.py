@@ -35,7 +35,7 @@ class Rows:
     """The rows that `training.rows` selects, in the order in which they are seen.
 
     Attributes:
-        rows: how many there are; several times the same one counts each time.
+        rows: how many there are; one that is selected several times counts each time.
         d_in: their width.
 
     Raises:

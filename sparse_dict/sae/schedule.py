@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sparse_dict.config import AdamConfig, TrainSAEConfig
 from sparse_dict.sae import architectures
 
-RISING = ("l1", "l0")  # penalties, which `training.l1_warmup_steps` lets rise
+RISING = ("l1", "l0")  # penalties that rise over `training.l1_warmup_steps`
 
 
 @dataclass
@@ -45,9 +45,9 @@ def rate(optimizer: AdamConfig, step: int, last_step: int) -> float:
 def hyper(config: TrainSAEConfig, step: int, d_in: int) -> Hyper:
     """The numbers of optimiser step `step`, counted from one, on activations `d_in` wide.
 
-    L1 divided by the width makes the loss that of a summed squared error, but for the factor
-    1/d_in of the whole, which Adam does not notice: that is how SAELens and dictionary_learning
-    count their coefficients.
+    With L1 divided by the width, the loss is 1/d_in times that with a summed squared error, and
+    Adam does not depend on such a factor: these are the coefficients of SAELens and
+    dictionary_learning.
 
     Penalties rise linearly from zero at first, as in Anthropic's Circuits Updates of April 2024
     ("Update on how we train SAEs"), there for L1.

@@ -1,14 +1,17 @@
 """What a dictionary reads and what it reconstructs: columns of the activations, and their view."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.config import TrainSAEConfig
+from sparse_dict.config import AdamConfig, TrainSAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.crosscoder import CrosscoderConfig
 from sparse_dict.sae.view import View
 from sparse_dict.sae.view import settled as settled_view
+
+POSTS_WIDTH = 128  # columns of the activations for which learning rates are stated
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,4 +70,17 @@ def settled(config: TrainSAEConfig, activations: Activations) -> TrainSAEConfig:
                 f"sae.widths is {sae.widths}: {activations.folder} has sites of {widths}"
             )
         sae = replace(sae, widths=widths)
-    return replace(config, activations=seen, sae=sae)
+    optimizer = _scaled(config.optimizer, read[0].d_in)
+    return replace(config, activations=seen, sae=sae, optimizer=optimizer)
+
+
+def _scaled(optimizer: AdamConfig, d_in: int) -> AdamConfig:
+    """`optimizer` with the rate for activations `d_in` wide.
+
+    A step of Adam changes each of a row's `d_in` weights by about lr, and with them what the
+    feature makes of a row: the wider, the more. Too high a rate loses most features at once.
+    """
+    if optimizer.lr_scaling == "none":
+        return optimizer
+    factor = min(1.0, math.sqrt(POSTS_WIDTH / d_in))
+    return replace(optimizer, lr=optimizer.lr * factor, lr_scaling="none")

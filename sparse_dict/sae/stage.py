@@ -78,7 +78,7 @@ def _check_guide(config: TrainSAEConfig, activations: Activations) -> None:
 def _check_companions(folder: Path, activations: Activations) -> None:
     """Refuse `folder` beside dictionaries of other activations: they could not be compared.
 
-    A dictionary that cannot be read says nothing; the first that can speaks for all.
+    Dictionaries that cannot be read are ignored; of the others only the first is looked at.
     """
     for path in sorted(folder.parent.glob(f"*/{folders.METRICS}")):
         try:
@@ -99,7 +99,7 @@ def weight(config: TrainSAEConfig) -> float:
 
 
 def objective(metrics: dict[str, Any]) -> tuple[float, float]:
-    """What a sweeper such as Optuna makes small: the error, and the number of active features."""
+    """What a sweeper such as Optuna minimises: the error, and the number of active features."""
     return metrics["fvu"], metrics["l0"]
 
 
@@ -187,7 +187,7 @@ def _train_many(
 
 
 def _finish_what_was_killed(job: "Job", metrics: Any) -> None:
-    """Do what a process had still to do that died after a dictionary's last file was written."""
+    """Do what was left when a process died after it had written a dictionary's last file."""
     from sparse_dict.sae import passes
 
     (job.folder / folders.CHECKPOINT).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from sparse_dict.sae.guidance import Guide
 from sparse_dict.sae.loss import Params
 
 FLOOR_DECAY = 0.99  # of BatchTopK's running threshold, per 256 rows
-SHARED = ("b_dec", "W_skip")  # parameters that no feature has a part of
+SHARED = ("b_dec", "W_skip")  # parameters without an entry for each feature
 
 
 def drawn_from(
@@ -58,8 +58,9 @@ def keep_aligned(W_enc: Tensor, W_dec: Tensor, g_enc: Tensor, g_dec: Tensor) -> 
     """The gradients where a product of one is kept, from those of free rows, in place.
 
     That is where W_enc stands for V + (1 - V W_dec) W_dec with a free V, at V = W_enc: a
-    reparametrisation with the constraint of Aligned Training (arXiv 2605.18629). Moving encoder rows back after each step (`align`) would keep
-    the constraint by itself, but would come to rest where the decoder's share is not zero.
+    reparametrisation with the constraint of Aligned Training (arXiv 2605.18629). Moving encoder
+    rows back after each step (`align`) would keep the constraint by itself, but would come to rest
+    where the decoder's share of the gradient is not zero.
     """
     along = (g_enc * W_dec).sum(dim=-1, keepdim=True)
     g_enc.sub_(along * W_dec)

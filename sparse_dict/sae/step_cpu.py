@@ -28,7 +28,7 @@ class SparseStep:
         self.states = states
         self.d_out = d_out  # columns of what is reconstructed that are not padding
         self._gradients = [_gradients(state) for state in states]
-        # The table holds addresses: what they belong to must stay.
+        # The table holds addresses, so the tensors must stay alive.
         self._held = [
             _tensors(state) | gradients | _prices(state)
             for state, gradients in zip(states, self._gradients, strict=True)
@@ -71,7 +71,7 @@ class SparseStep:
         What is reconstructed is `y` (batch, width), or `x` itself.
 
         `seen` counts the rows seen with this batch; features active in it are marked with it.
-        Each state's sums grow by what was true before the update.
+        Each state's sums grow by the batch's values from before the update.
         """
         y = x if y is None else y
         live = [i for i in self._order if hypers[i] is not None]

@@ -93,7 +93,7 @@ class DenseStep:
     def __call__(
         self, x: Tensor, hypers: list[Hyper | None], seen: int, y: Tensor | None = None
     ) -> None:
-        """As `SparseStep.__call__`; without a hyper, a dictionary keeps its values if finite."""
+        """As `SparseStep.__call__`; where the hyper is None, finite values stay what they are."""
         given = _Given.of(x, x if y is None else y, self.groups, hypers, seen)
         self._steps += 1
         if x.is_cuda and self._steps == BEFORE_CAPTURE + 1:
@@ -140,8 +140,8 @@ class _Group:
         if self._unproven:
             # torch counts compilations for each function, and gives up after a few
             torch._dynamo.config.recompile_limit += 1
-            # A whole graph or an error; exact shapes. Not by its mode that makes CUDA graphs: the
-            # parameters are written to in place, which `_Captured` may do and that mode may not.
+            # A whole graph or an error; exact shapes. Not in the mode that makes CUDA graphs: it
+            # does not allow parameters to be written in place, as `_Captured` does.
             self._train = torch.compile(train, fullgraph=True, dynamic=False)
 
     def train(self, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor) -> None:
@@ -356,7 +356,7 @@ def by_autograd(
 def closed_form(
     stack: State, x: Tensor, y: Tensor, numbers: Numbers, inactive: Tensor | None, d_out: int
 ) -> Gradients:
-    """The same by hand, for kinds whose code is z where it is active, and zero elsewhere."""
+    """The same by formulas, for kinds whose code is z where it is active, and zero elsewhere."""
     batch, precision = len(x), stack.architecture.sae.precision
     c = {name: number[:, None, None] for name, number in numbers.items()}  # (n, 1, 1) each
     x = x.expand(len(stack.b), -1, -1)  # (n, batch, width)

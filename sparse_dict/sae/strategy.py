@@ -1,8 +1,8 @@
 """Freezing what has converged and perturbing the rest: the post's untried idea.
 
 A dictionary is trained beside a companion of its own that differs in the initial values alone.
-What both have found is taken for converged and kept as it is; all other features of both are
-pushed away from where they are, and look further. The companion costs as much again.
+Features that both have found count as converged and are frozen; noise is added to all other
+features of both. The companion doubles the cost.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class FreezePerturb:
 
     pair: tuple[State, State]
     frozen: tuple[Tensor, Tensor]
-    kept: list[dict[str, Tensor]]  # parameters with an entry a feature, when last frozen
+    kept: list[dict[str, Tensor]]  # parameters with an entry per feature, when last frozen
 
     @classmethod
     def beside(cls, state: State, config: TrainSAEConfig) -> "FreezePerturb":

@@ -37,7 +37,7 @@ struct threads {
   struct job *jobs;
   int64_t n_jobs, begun, unfinished;
   int *free_slots, n_free;
-  /* what the jobs are, told by who uses this */
+  /* what the jobs are, given by the caller of `threads_open` */
   void *context;
   int64_t (*tasks)(const void *context, int64_t job, int64_t phase); /* 0: there is no such phase */
   void (*run)(void *context, int64_t job, int64_t phase, int64_t task, int slot);
@@ -114,7 +114,7 @@ static void work(struct threads *t) {
   }
 }
 
-/* The moments of a dead feature decay into denormals, which are slow: take them for zero. */
+/* The moments of a dead feature decay into denormals, which are slow: treat them as zero. */
 static unsigned int flush_denormals(void) {
 #if defined(__SSE__)
   const unsigned int before = _mm_getcsr();

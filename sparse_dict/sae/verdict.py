@@ -33,10 +33,10 @@ def warning(found: Sequence[Metrics]) -> str | None:
         "with an L0 below 1": sum(m["l0"] < 1 for m in bad),
         "with more than half of their features dead": sum(map(mostly_dead, bad)),
     }
-    told = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+    found_bad = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
     advice = []
     for key in sorted({axis(m) for m in bad if m["l0"] < 1} - {"k"}):
-        probe = " (experiment=probe tells how far)" if key == "l1" else ""
+        probe = " (experiment=probe shows how far)" if key == "l1" else ""
         advice.append(f"lower sae.{key}{probe}")
     if any(mostly_dead(m) and m["l0"] >= 1 for m in bad):
         centred = all(m["config"]["activations"].get("centering") == "mean" for m in bad)
@@ -44,4 +44,4 @@ def warning(found: Sequence[Metrics]) -> str | None:
         advice.append(f"try {centering}sae.init=aligned or fewer features")
     if any(m["fvu"] >= 1 and m["l0"] >= 1 for m in bad):
         advice.append("raise training.n_activations")
-    return f"of {len(found)} dictionaries, {told}: {'; '.join(advice)}"
+    return f"of {len(found)} dictionaries, {found_bad}: {'; '.join(advice)}"

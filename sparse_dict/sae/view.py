@@ -12,8 +12,8 @@ from sparse_dict.config import ActivationsConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.folder import Array, Dictionary
 
-# Mean to spread (`Activations.mean_to_spread`) from which activations.centering=auto takes the mean
-# away: at 0.67 nearly all features died with it, at 0.25 none (docs/l1.md).
+# From this `Activations.mean_to_spread` on, activations.centering=auto subtracts the mean: without
+# that nearly all features died at 0.67, and none at 0.25 (docs/l1.md).
 CENTRE_FROM = 0.5
 
 
@@ -88,7 +88,7 @@ def undone(d: Dictionary, x: View, y: View) -> Dictionary:
 
 
 def settled(config: ActivationsConfig, *seen: Activations) -> ActivationsConfig:
-    """`config` as a record keeps it: what depends on the activations decided, all that are seen.
+    """`config` as a record keeps it, with ``auto`` decided by all the activations that are `seen`.
 
     Raises:
         UserError: the folder cannot be read.

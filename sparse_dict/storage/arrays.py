@@ -18,15 +18,15 @@ from sparse_dict.storage.door import opened
 class Stored:
     """The rows of a ``.npy`` file of numbers, read from it when they are asked for.
 
-    It is not memory-mapped: a mapped file that is cut short ends the process without a word, and
+    It is not memory-mapped: a mapped file that is cut short ends the process without a message, and
     each mapping holds one of the few files that a process may have open.
 
     Attributes:
         shape, dtype: of the whole array.
 
     Raises:
-        UserError: the file is missing, may not be read, is truncated, or is no array of numbers,
-            be it a zip archive or pickled objects.
+        UserError: the file is missing, may not be read, is truncated, or is not an array of numbers
+            but, for example, a zip archive or pickled objects.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ class Stored:
             except UserError:
                 raise
             except Exception as error:  # a malformed header may raise nearly anything
-                why = f"{path} is truncated or no array of numbers: {one_line(error)}"
+                why = f"{path} is truncated or not an array of numbers: {one_line(error)}"
                 raise UserError(why) from None
 
     def __len__(self) -> int:
@@ -137,5 +137,5 @@ def file_name(name: Any, pattern: str = r"[\w-]+\.npy") -> str:
         ValueError: it is not like `pattern`, which matches nothing that leads elsewhere.
     """
     if not isinstance(name, str) or not re.fullmatch(pattern, name, re.ASCII):
-        raise ValueError(f"{name!r} is no name of an .npy file beside it")
+        raise ValueError(f"{name!r} is not the name of an .npy file beside it")
     return name

@@ -1,4 +1,4 @@
-"""The one door for what comes from elsewhere: the files of a study, a corpus, a cache.
+"""The checks on everything that comes from elsewhere: the files of a study, a corpus, a cache.
 
 Reading goes through `opened`: a regular file of a plausible size, never a pipe or a device, which
 would wait or go on for ever. Folders that are written to pass `refuse_links`. What records hold is
@@ -49,10 +49,10 @@ def opened(path: Path) -> Iterator[BufferedReader]:
     except ValueError as error:
         if "null" not in str(error):  # of a path; the rest is the reader's
             raise
-        raise UserError(f"{path} is no name of a file") from None
+        raise UserError(f"{path} is not the name of a file") from None
 
 
-def read_bytes(path: Path, advice: str = "which no such file is") -> bytes:
+def read_bytes(path: Path, advice: str = "too large for such a file") -> bytes:
     """All of a file that is read in one piece.
 
     Raises:
@@ -72,7 +72,7 @@ def visible(folder: Path, pattern: str) -> list[Path]:
 def refuse_links(path: Path, study: Path | None = None) -> None:
     """See that what is written to `path`, or to a folder in it, stays inside the study.
 
-    A stranger's study may hold links to anywhere. `study` is the folder above `path` by default;
+    A study from elsewhere may link to anywhere. `study` is the folder above `path` by default;
     links that lead to it, such as ``outputs``, are the user's own.
 
     Raises:

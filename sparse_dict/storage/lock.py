@@ -26,7 +26,7 @@ from sparse_dict.storage.door import read_bytes, refuse_links
 log = logging.getLogger(__name__)
 
 FILE = ".lock"
-LOOK_S = 0.3  # how long `holder` of other processes may have the lock, at most
+LOOK_S = 0.3  # for how long `holder` in other processes may keep the lock, at most
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 
 _held: set[Path] = set()
@@ -52,14 +52,14 @@ def holding(*folders: Path, wait: bool = False) -> Iterator[None]:
 
 
 def hold_until_exit(folders: Iterable[Path]) -> None:
-    """The same for the rest of the process' life."""
+    """As `holding`, for the rest of the process' life."""
     stack = ExitStack()
     stack.enter_context(holding(*folders))
     atexit.register(stack.close)
 
 
 def holder(folder: Path) -> str | None:
-    """The process that works in `folder`, if one does; writes nothing, and need not be allowed to.
+    """The process that works in `folder`, if one does; writes nothing and needs no permission to.
 
     `filelock` would have to open the file for writing.
     """
@@ -114,7 +114,7 @@ def _acquire(lock: FileLock, folder: Path, wait: bool) -> None:
         try:
             lock.acquire(LOOK_S, poll_interval=0.01)
         except FileNotFoundError:
-            continue  # whoever was there has removed the folder
+            continue  # the process that held it has removed the folder
         except Timeout:
             if not wait:
                 raise

@@ -61,7 +61,7 @@ def _head(texts: Iterable[str], max_chars: int, progress: Progress) -> Iterator[
 def pieces(text: str) -> list[str]:
     """`text`, with words and stretches of blanks of more than `MOST_RUN` characters cut up.
 
-    GPT-2's expression makes one word of an unbroken run, and the trainer's time is its square.
+    GPT-2's expression makes one word of an unbroken run; the trainer's time is quadratic in a word.
     """
     words = list(map(len, text.split()))
     blanks = len(text) - sum(words) - len(words)  # beyond one for each word

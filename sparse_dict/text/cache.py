@@ -14,27 +14,25 @@ HASHES = "sha256.json"  # of a folder's files, where they do not say so themselv
 RESUME = "resume.safetensors"  # in a folder that is half made: what it takes to go on with it
 
 
-def seal(folder: Path) -> None:
-    """Note the SHA-256 of all files of a folder that is being built."""
-    hashes = {path.name: files.sha256_file(path) for path in sorted(folder.iterdir())}
-    files.write_json(folder / HASHES, hashes)
-
-
-def is_there(folder: Path) -> bool:
-    """Whether a sealed folder is there; its files are hashed anew.
+def ensure_sealed(folder: Path, make: Callable[[Path], None]) -> None:
+    """As `ensure`, with a note of the SHA-256 of all files, which are hashed anew if it is there.
 
     Raises:
         UserError: a file has changed since it was written.
     """
-    if not folder.is_dir():
-        return False
+
+    def make_and_seal(fresh: Path) -> None:
+        make(fresh)
+        hashes = {path.name: files.sha256_file(path) for path in sorted(fresh.iterdir())}
+        files.write_json(fresh / HASHES, hashes)
+
     path = folder / HASHES
     if path.exists():  # not in the folders of earlier versions
         for name, sha256 in door.checked(files.read_json(path), path, {"": door.texts}).items():
             path = folder / Path(name).name
             if not path.is_file() or files.sha256_file(path) != sha256:
                 raise UserError(f"{path} has changed since it was written: delete {folder}")
-    return True
+    ensure(folder, make_and_seal)
 
 
 def ensure(folder: Path, make: Callable[[Path], None]) -> None:
@@ -70,7 +68,7 @@ def _remove_useless(fresh: Path) -> None:
 def _remove_stale(parent: Path) -> None:
     """Remove what killed processes left behind: hidden folders untouched for a week."""
     for left in parent.glob(".*"):
-        with suppress(FileNotFoundError):  # another process was quicker
+        with suppress(FileNotFoundError):  # another process has removed it
             old = time.time() - max(path.lstat().st_mtime for path in (left, *left.glob("*")))
             if left.is_dir() and not left.is_symlink() and old > STALE_S and not lock.holder(left):
                 shutil.rmtree(left, ignore_errors=True)

@@ -16,7 +16,7 @@ SOURCES = {DocstringsData: docstrings, FilesData: files, HubData: hub}
 
 def _source(data: DataConfig | ToyData) -> ModuleType:
     if isinstance(data, ToyData):
-        raise UserError("data=toy is no text but activations: begin with harvest.py experiment=toy")
+        raise UserError("data=toy gives activations, no text: begin with harvest.py experiment=toy")
     return SOURCES[type(data)]
 
 

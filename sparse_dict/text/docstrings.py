@@ -22,7 +22,7 @@ from sparse_dict.machine import interrupt
 from sparse_dict.machine.progress import Progress
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files as whole_files
-from sparse_dict.text.cache import ensure, is_there, seal
+from sparse_dict.text.cache import ensure_sealed
 from sparse_dict.text.cleaning import Unique
 from sparse_dict.text.extract import extract
 from sparse_dict.text.files import read_jsonl
@@ -30,7 +30,7 @@ from sparse_dict.text.files import read_jsonl
 log = logging.getLogger(__name__)
 
 PROJECT = "sparse-dict"
-RULES = 1  # counted up when other text comes out of the same packages
+RULES = 1  # increased when the same packages give other text
 FILES_A_TASK = 100
 
 
@@ -38,7 +38,7 @@ def check(data: DocstringsData) -> None:
     """Quick test of the config.
 
     Raises:
-        UserError: a name in `data.packages` is no installed library.
+        UserError: a name in `data.packages` is not an installed library.
     """
     if data.packages is None:
         return
@@ -72,8 +72,7 @@ def documents(data: DocstringsData, cache_dir: Path) -> Iterator[str]:
         UserError: see `check`.
     """
     folder = cache_dir / "corpus" / whole_files.fingerprint(describe(data, cache_dir))
-    if not is_there(folder):
-        ensure(folder, lambda fresh: _make(data, fresh))
+    ensure_sealed(folder, lambda fresh: _make(data, fresh))
     return read_jsonl(folder / "documents.jsonl", "text")
 
 
@@ -82,7 +81,6 @@ def _make(data: DocstringsData, folder: Path) -> None:
     texts = _extract(data)
     lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
     whole_files.write_text(folder / "documents.jsonl", "".join(lines))
-    seal(folder)
     log.info(
         "docstrings: %s documents, %.1f MB, in %.0f s",
         f"{len(texts):,}", sum(map(len, texts)) / 1e6, time.monotonic() - started,

@@ -132,7 +132,7 @@ def text_of(row: Mapping[str, Any], column: str, where: str) -> str | None:
 def no_column(wanted: str, present: Any) -> str:
     """The message for a missing text column, naming those that are there."""
     there = ", ".join(map(str, present)) or "none"
-    return f"no column {wanted!r}; there are {there} (data.text_column)"
+    return f"no column {wanted!r}; the columns are {there} (data.text_column)"
 
 
 def _expand(item: str) -> list[Path]:

@@ -3,10 +3,10 @@
 import base64
 import logging
 import re
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,12 +16,13 @@ import tiktoken
 
 from sparse_dict.config import BPETokenizer, DataConfig, GPT2Tokenizer
 from sparse_dict.errors import UserError, one_line, reading
+from sparse_dict.machine.ahead import aside
 from sparse_dict.machine.network import reachable
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files
 from sparse_dict.storage.door import read_bytes
 from sparse_dict.text import bpe, corpus
-from sparse_dict.text.cache import ensure, is_there, seal
+from sparse_dict.text.cache import ensure_sealed
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ CACHED_S = 2.0  # more than enough to load GPT-2's vocabulary from a disk
 DOWNLOAD_S = 120.0
 PROBE = "It's  1 \té_!\n"
 BLANKS = re.compile(r"(\s{100000})")  # a run that is encoded in pieces
-BPE_RULES = 2  # counted up when the same corpus and settings give another vocabulary
+BPE_RULES = 2  # increased when the same corpus and settings give another vocabulary
 
 
 class Tokenizer:
@@ -135,7 +136,7 @@ def build(config: GPT2Tokenizer | BPETokenizer, data: DataConfig, cache_dir: Pat
         case BPETokenizer():
             return _trained(config, data, cache_dir)
         case _:
-            raise TypeError(f"{type(config).__name__} is no tokenizer")
+            raise TypeError(f"{type(config).__name__} is not a tokenizer")
 
 
 def _trained(config: BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokenizer:
@@ -155,11 +156,9 @@ def _trained(config: BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokeniz
             raise UserError("the corpus is empty: there is no text to train a vocabulary on")
         corpus.refuse_change(settings["corpus"], corpus.describe(data, cache_dir))
         Tokenizer("bpe", ranks, GPT2_PATTERN).save(fresh)
-        seal(fresh)
         log.info("vocabulary: trained in %.0f s", time.monotonic() - started)
 
-    if not is_there(folder):
-        ensure(folder, make)
+    ensure_sealed(folder, make)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.n_vocab < config.vocab_size:
         log.warning(
@@ -174,29 +173,20 @@ def _gpt2() -> Tokenizer:
 
     tiktoken downloads without a timeout, so it works in a thread that can be given up.
     """
-    result: dict[str, Any] = {}
+    started, answers = time.monotonic(), cache(partial(reachable, GPT2_HOST))
 
-    def fetch() -> None:
-        try:
-            result["encoding"] = tiktoken.get_encoding("gpt2")
-        except Exception as error:  # requests', the file system's, or a ValueError of a bad hash
-            result["error"] = error
+    def see_that_it_comes() -> None:
+        if time.monotonic() - started > DOWNLOAD_S or not answers():
+            raise UserError(f"{GPT2_HOST} does not answer")
 
-    thread = threading.Thread(target=fetch, daemon=True)
-    thread.start()
-    thread.join(CACHED_S)
-    if thread.is_alive():
-        thread.join(DOWNLOAD_S if reachable(GPT2_HOST) else CACHED_S)
-    if "encoding" not in result:
-        why = (
-            one_line(result["error"], 100) if "error" in result else f"{GPT2_HOST} does not answer"
-        )
+    try:
+        found = aside(partial(tiktoken.get_encoding, "gpt2"), CACHED_S, see_that_it_comes)
+    except Exception as error:  # requests', the file system's, or a ValueError of a bad hash
         raise UserError(
             "GPT-2's vocabulary cannot be fetched: set TIKTOKEN_CACHE_DIR to a folder that holds "
-            f"it, or use tokenizer=bpe ({why})"
-        )
-    encoding = result["encoding"]
-    return Tokenizer("gpt2", encoding._mergeable_ranks, encoding._pat_str)
+            f"it, or use tokenizer=bpe ({one_line(error, 100)})"
+        ) from None
+    return Tokenizer("gpt2", found._mergeable_ranks, found._pat_str)
 
 
 def _splits(pattern: str) -> bool:

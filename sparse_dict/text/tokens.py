@@ -280,7 +280,7 @@ class _SplitWriter:
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """With `record`, all of its state."""
+        """The arrays of its state, whose other part is `record`."""
         self.pending = [np.concatenate(self.pending)] if self.pending else []
         starts = np.array(self.starts, np.int64)
         return dict(zip(self._names, (starts, *self.pending), strict=False))
@@ -369,7 +369,7 @@ class _Tokenisation:
         return sum(len(writer.shards) for writer in self._writers.values())
 
     def _keep(self, state: dict[str, Any] | None, n_keys: int) -> None:
-        """Note what it takes to go on behind the last batch, if the corpus can be begun there."""
+        """Save what it takes to go on behind the last batch, if the corpus can resume there."""
         if state is not None:
             arrays = {"keys": np.array(self._documents.keys[:n_keys], np.uint64)}
             record: dict[str, Any] = {"state": state}

@@ -87,7 +87,7 @@ def of_codes(smaller: Dictionary, larger: Dictionary, activations_dir: Path) -> 
 
 
 def table(names: Sequence[str], found: Agreement, d_in: int, codes: dict[str, Any] | None) -> str:
-    """The comparison for people."""
+    """The comparison as text."""
     lines = [f"{'':<44}{'here':>9}{'random':>9}"]
 
     def line(text: str, here: str, random: str = "") -> None:

@@ -2,7 +2,7 @@
 
 SOURCE is a folder of SAELens, dictionary_learning or sparsify, or OWNER/REPOSITORY/FOLDER on the
 Hugging Face hub. DEST becomes a folder of ours, such as outputs/NAME/sae/FOLDER, measured on the
-last rows of DIR, so that every analysis takes it.
+last rows of DIR, so that every analysis can use it.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """For notebooks: a feature's contexts, drawn by circuitsvis (the extra ``notebook``).
 
-circuitsvis takes a token for markup, asks google.com whether there is a network, and if so loads
+circuitsvis treats a token as markup, asks google.com whether there is a network, and if so loads
 its script from a CDN. Here tokens are escaped, and what it would show offline is always shown.
 """
 
@@ -39,7 +39,10 @@ def show_feature(study: str | Path, feature: str, contexts: int = 10) -> Shown:
     Raises:
         UserError: circuitsvis is not installed, or the feature's contexts are not saved.
     """
-    data = _saved(Path(study) / "analysis" / "features.json")
+    path = Path(study) / "analysis" / "features.json"
+    if not path.exists():
+        raise UserError(f"{path} is not there: analyze.py writes it, with analysis=[contexts]")
+    data = files.read_json(path)
     found = _find(data, feature)
     try:
         from circuitsvis.tokens import colored_tokens
@@ -55,7 +58,9 @@ def show_feature(study: str | Path, feature: str, contexts: int = 10) -> Shown:
         values += [0.0] * (len(tokens) - len(values))
         tokens += [data["vocabulary"][number] for number in numbers]
         values += [level * unit for level in levels]
-    title = f"<p><b>{html.escape(_title(data, found))}</b></p>\n"
+    label = data["dictionaries"][found["dictionary"]]["label"]
+    name = f"{label}: {found['index']}, at most {found['largest']:.3g}"
+    title = f"<p><b>{html.escape(name)}</b></p>\n"
     if not tokens:
         return Shown(f"{title}<p>Not active on any token that was read.</p>")
     drawn = colored_tokens(
@@ -66,12 +71,6 @@ def show_feature(study: str | Path, feature: str, contexts: int = 10) -> Shown:
         positive_color=COLOUR,
     )
     return Shown(title + drawn.local_src)
-
-
-def _saved(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise UserError(f"{path} is not there: analyze.py writes it, with analysis=[contexts]")
-    return files.read_json(path)
 
 
 def _find(data: dict[str, Any], feature: str) -> dict[str, Any]:
@@ -85,8 +84,3 @@ def _find(data: dict[str, Any], feature: str) -> dict[str, Any]:
     raise UserError(
         f"the contexts of {feature!r} are not saved: analyze.py contexts.features=[{feature}]"
     )
-
-
-def _title(data: dict[str, Any], found: dict[str, Any]) -> str:
-    label = data["dictionaries"][found["dictionary"]]["label"]
-    return f"{label}: {found['index']}, at most {found['largest']:.3g}"

@@ -1,4 +1,4 @@
-"""`python -m sparse_dict.status outputs/NAME`: how far a study is.
+"""`python -m sparse_dict.status outputs/NAME`: which stages of a study are done.
 
 Reads only; works beside running stages and on studies that are half made.
 """
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("study", type=Path, help="a study's folder, such as outputs/demo")
     folder = parser.parse_args(argv).study
     if not folder.is_dir():
-        parser.error(f"{folder} is no folder")
+        parser.error(f"{folder} is not a folder")
     sys.stdout.write(table(folder))
     return 0
 
@@ -71,7 +71,9 @@ def table(folder: Path) -> str:
 def _row(name: str, folder: Path, manifest: str, finished: Any) -> Row:
     """The row of a stage with one folder; `finished(folder)` returns its seconds and its text."""
     if holder := lock.holder(folder):
-        return Row(name, "running", _since_start(folder), f"{holder}: {_last(folder)[1]}")
+        started = _started(folder)
+        seconds = None if started is None else max(0.0, time.time() - started)
+        return Row(name, "running", seconds, f"{holder}: {_last(folder)[1]}")
     if (folder / manifest).exists():
         try:
             with reading(folder / manifest):
@@ -189,11 +191,6 @@ def _started(folder: Path) -> float | None:
         return (folder / ".hydra" / "config.yaml").stat().st_mtime
     except OSError:
         return None
-
-
-def _since_start(folder: Path) -> float | None:
-    started = _started(folder)
-    return None if started is None else max(0.0, time.time() - started)
 
 
 def _time(row: Row) -> str:

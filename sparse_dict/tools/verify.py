@@ -203,7 +203,7 @@ class Verification:
         compared: dict[str, Any] = record["dictionaries"]
         for name, weights in compared.items():
             there = self.weights.get(name)
-            self._expect(there, f"{path}: {name!r} was compared, but is no dictionary here now")
+            self._expect(there, f"{path}: {name!r} was compared, but is not a dictionary here now")
             self._expect(
                 there is None or there == weights,
                 f"{path}: {name!r} was compared as {weights}, and is {there} now: analyse again",
@@ -228,7 +228,7 @@ class Verification:
         self._expect(fits, f"{path} has changed since it was written: its fingerprint does not fit")
 
     def _hashes(self, folder: Path, there: Iterable[str], recorded: dict[str, str] | None) -> str:
-        """Compare files of `folder` with their SHA-256; says which were `there` before we hashed.
+        """Compare files of `folder` with their SHA-256; returns a note on those without one.
 
         Folders that an earlier version made have no hashes, or fewer.
         """
@@ -254,7 +254,7 @@ def same_rows(one: Path, other: Path) -> str:
     """Say that row i of two harvests is of the same token of the same text, for every i.
 
     Raises:
-        UserError: it is not, or they are no harvests of ours.
+        UserError: it is not, or they are not harvests of ours.
     """
     a, b = (store.Activations.open(study / "activations") for study in (one, other))
     refuse_other_tokens(a, b)
@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines, faults = [], []
     for folder in folders:
         if not folder.is_dir():
-            parser.error(f"{folder} is no folder")
+            parser.error(f"{folder} is not a folder")
         found = Verification(folder)
         found.run()
         lines += [*([f"{folder}"] if len(folders) > 1 else []), *found.lines, ""]

@@ -4,7 +4,6 @@ Needs the extra `workspace` (the package wandb-workspaces), an account and the s
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -65,7 +64,6 @@ def build(name: str, project: str, entity: str) -> "Workspace":
     Raises:
         UserError: wandb-workspaces is not installed.
     """
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as workspaces

@@ -9,7 +9,3 @@ is slow or gone costs seconds, and what it did not take stays in ``<study_dir>/w
 from sparse_dict.tracking.run import ID_FILE, KILLED, Run
 from sparse_dict.tracking.runs import check, open_run, together, unfinished
 from sparse_dict.tracking.server import why_offline
-
-__all__ = [
-    "ID_FILE", "KILLED", "Run", "check", "open_run", "together", "unfinished", "why_offline",
-]  # fmt: skip

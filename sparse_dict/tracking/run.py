@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sparse_dict.config.ranges import shortened
 from sparse_dict.errors import with_class
 from sparse_dict.machine.interrupt import Interrupted
 from sparse_dict.storage import files
@@ -17,28 +18,29 @@ from sparse_dict.tracking import server
 
 ID_FILE = "wandb_run_id.txt"  # in the job's folder: the run's id, and DONE once it finished well
 DONE = " finished"
-NAME_LENGTH = 100  # of an artifact
+NAME_BYTES = 128  # of the name of a run, a group or an artifact, which servers take
 KILLED = 255  # exit code that wandb gives a run that Ctrl-C has ended
 
 
 class Run(AbstractContextManager["Run"]):
-    """One run, or with `tracking.mode` disabled a thing that does nothing.
+    """One run, or with no `run` a thing that does nothing.
 
     As a context manager it finishes with exit code 0, on an exception with 1, or with `KILLED` if
     a signal has raised it.
     """
 
-    def __init__(self, run: Any | None, online: bool, id_file: Path | None) -> None:
+    def __init__(
+        self, run: Any | None = None, online: bool = False, id_file: Path | None = None
+    ) -> None:
         self._run = run
         self.online = online
         self._id_file = id_file
         self._made: dict[str, Path] = {}
-        self._remember(run, "")
+        self._do("remember", self._remember)
 
-    def _remember(self, run: Any | None, state: str) -> None:
-        if run is not None and self._id_file is not None:
-            with server.harmless("remember"):
-                files.write_text(self._id_file, f"{run.id}{state}\n")
+    def _remember(self, run: Any, state: str = "") -> None:
+        if self._id_file is not None:
+            files.write_text(self._id_file, f"{run.id}{state}\n")
 
     def log(self, values: dict[str, float]) -> None:
         """Log one row; it should hold the step metric, if the run has one."""
@@ -59,54 +61,26 @@ class Run(AbstractContextManager["Run"]):
         rows: Iterable[Sequence[Any]],
         chart: tuple[str, Mapping[str, str]] | None = None,
     ) -> None:
-        """Log a table; its cells are numbers, texts, truth values or None.
+        """Log a table; its cells are numbers (numpy's too), texts, truth values or None.
 
         As a `chart` it is drawn by one of wandb's own, which has a name, and columns for its axes.
         """
 
         def log(run: Any) -> None:
-            cells = [[_cell(value) for value in row] for row in rows]
+            cells = [[v.item() if hasattr(v, "item") else v for v in row] for row in rows]
             table = _wandb().Table(list(columns), cells, allow_mixed_types=True)
-            with server.waiting(server.TABLE_S):
-                if self.online and server.why_offline(again=True):
-                    # A table is an artifact as well, about which wandb asks the server: for 20 s,
-                    # and then it drops the table. One that is bound already is sent as a file only.
-                    table.bind_to_run(run, key, run.step)
-                drawn = chart and _wandb().plot_table(chart[0], table, chart[1], {"title": key})
-                run.log({key: drawn or table})
+            drawn = chart and _wandb().plot_table(chart[0], table, chart[1], {"title": key})
+            run.log({key: drawn or table})
 
         self._do("log a table to", log)
 
     def used(self, kind: str, source: Path | str, digest: str | None = None) -> None:
         """Say what the run was made from: the file that records it, or an address and a digest."""
-        self._do("log what was used by", partial(self._artifact, kind, source, digest, True))
+        self._do("log what was used by", partial(_artifact, kind, source, digest, True))
 
     def made(self, kind: str, record: Path) -> None:
         """Say what the run has made, by the file that records it; sent when it finishes well."""
         self._made[kind] = record
-
-    def _artifact(
-        self, kind: str, source: Path | str, digest: str | None, used: bool, run: Any
-    ) -> None:
-        """An artifact by reference: where it lies, and the SHA-256 of its record; no upload."""
-        if self.online and (why_not := server.why_offline()):
-            server.say(logging.WARNING, f"what runs made and used is left out ({why_not})")
-            return
-        if isinstance(source, Path):
-            source = source.absolute()
-            uri, sha256 = source.as_uri(), digest or files.sha256_file(source)
-            name = "-".join(source.parts[-4:-1])  # outputs-demo-lm, demo-sae-NAME
-        else:
-            uri, sha256, name = source, str(digest), source.partition("//")[2]
-        name = re.sub(r"[^\w.-]+", "-", name).lstrip("-.")
-        if len(name) > NAME_LENGTH:  # wandb takes 128 characters
-            name = f"{name[:NAME_LENGTH]}-{files.fingerprint(name)}"
-        artifact = _wandb().Artifact(name, kind, metadata={"sha256": sha256, "source": str(source)})
-        # The entry's name makes another content another version.
-        artifact.add_reference(uri, name=sha256, checksum=False)
-        with server.waiting(server.ARTIFACT_S):
-            # What `use_artifact` does with one that is not on the server; but it refuses offline.
-            run._log_artifact(artifact, use_after_commit=used)
 
     def _do(self, what: str, action: Callable[[Any], None]) -> None:
         if self._run is not None:
@@ -116,31 +90,28 @@ class Run(AbstractContextManager["Run"]):
     def finish(self, exit_code: int = 0) -> None:
         """End the run; a second call does nothing."""
         for kind, record in self._made.items() if exit_code == 0 else ():
-            self._do("log what was made by", partial(self._artifact, kind, record, None, False))
-        run, self._run = self._run, None
-        if run is None:
-            return
-        with server.harmless("finish"):
-            try:
+            self._do("log what was made by", partial(_artifact, kind, record, None, False))
+        self._do("finish", partial(self._finish, exit_code))
+        self._run = None
+
+    def _finish(self, exit_code: int, run: Any) -> None:
+        try:
+            with server.waiting():
                 run.finish(exit_code=exit_code)
-            except Exception as error:
-                if not self.online:
-                    raise
-                late = isinstance(error, TimeoutError)
-                why = "it did not take everything in time" if late else with_class(error)
-                server.give_up(f"a run could not be finished: {why}")
-                server.say(
-                    logging.WARNING,
-                    f"the server is slow or gone ({why}); to send later what is missing: "
-                    f"wandb sync --include-online {os.path.relpath(run.settings.wandb_dir)}",
-                )
-            else:
-                if exit_code == 0:
-                    self._remember(run, DONE)
+        except Exception as error:
+            if not self.online:
+                raise
+            server.give_up(why := with_class(error))
+            server.say(
+                logging.WARNING,
+                f"the server is slow or gone ({why}); to send later what is missing: "
+                f"wandb sync --include-online {os.path.relpath(run.settings.wandb_dir)}",
+            )
+        else:
+            if exit_code == 0:
+                self._remember(run, DONE)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self.online and self._made:
-            server.why_offline(again=True)
         self.finish(exit_code(error))
 
 
@@ -151,11 +122,22 @@ def exit_code(error: BaseException | None) -> int:
     return KILLED if isinstance(error, KeyboardInterrupt | Interrupted) else 1
 
 
+def _artifact(kind: str, source: Path | str, digest: str | None, used: bool, run: Any) -> None:
+    """Log an artifact by reference: where it lies, and the SHA-256 of its record; no upload."""
+    if isinstance(source, Path):
+        source = source.absolute()
+        uri, sha256 = source.as_uri(), digest or files.sha256_file(source)
+        name = "-".join(source.parts[-4:-1])  # outputs-demo-lm, demo-sae-NAME
+    else:
+        uri, sha256, name = source, str(digest), source.partition("//")[2]
+    name = shortened(re.sub(r"[^\w.-]+", "-", name).lstrip("-."), NAME_BYTES)
+    artifact = _wandb().Artifact(name, kind, metadata={"sha256": sha256, "source": str(source)})
+    # The entry's name makes another content another version.
+    artifact.add_reference(uri, name=sha256, checksum=False)
+    # What `use_artifact` does with one that is not on the server; but it refuses offline.
+    run._log_artifact(artifact, use_after_commit=used)
+
+
 def _wandb() -> Any:
     """The client, which takes a second to import and is there if a run is."""
     return sys.modules["wandb"]
-
-
-def _cell(value: Any) -> Any:
-    """A value of numpy or pandas as Python's own, which is what wandb's tables take."""
-    return value.item() if hasattr(value, "item") else value

@@ -4,11 +4,12 @@ import functools
 import logging
 import os
 import re
+import resource
 import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +20,11 @@ from sparse_dict.config.ranges import shortened
 from sparse_dict.errors import UserError, with_class
 from sparse_dict.storage.door import read_bytes
 from sparse_dict.tracking import server
-from sparse_dict.tracking.run import DONE, ID_FILE, Run, exit_code
+from sparse_dict.tracking.run import DONE, ID_FILE, NAME_BYTES, Run, exit_code
 
 AT_ONCE = 32  # runs that are opened side by side
-NAME_BYTES = 128  # of a run's or a group's name, which servers take
+FILES = 3  # that wandb's service keeps open for a run; here there is one, and a lock for each job
+SPARE = 64  # files that the work needs besides
 HEADER = 7  # bytes with which a .wandb file begins
 MODES = ("online", "offline", "disabled")
 
@@ -34,7 +36,6 @@ SETTINGS = {
     "console": "off",
     "disable_code": True,
     "disable_git": True,
-    "save_code": False,
     "x_disable_machine_info": True,
     "x_disable_meta": True,
     "x_disable_stats": True,
@@ -56,8 +57,6 @@ def together(openers: Sequence[Callable[[], Run]]) -> Iterator[list[Run]]:
     pool = ThreadPoolExecutor(AT_ONCE)
     opening = [pool.submit(opener) for opener in openers]
     try:
-        with server.waiting():
-            wait(opening)
         yield [future.result() for future in opening]
     except BaseException as error:
         code = exit_code(error)
@@ -65,9 +64,7 @@ def together(openers: Sequence[Callable[[], Run]]) -> Iterator[list[Run]]:
     finally:
         pool.shutdown(cancel_futures=True)  # a signal may have come while some were opening
         runs = [each.result() for each in opening if not each.cancelled() and not each.exception()]
-        if any(run.online for run in runs):
-            server.why_offline(again=True)
-        with server.waiting(), ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda run: run.finish(code), runs))
 
 
@@ -112,37 +109,37 @@ def open_run(
     id_file = folder / ID_FILE
     mode, before = _mode(tracking), _remembered(id_file, finished is not None)
     if mode == "disabled" or (finished is not None and before is None):
-        return Run(None, False, None)
+        return Run()
     check(tracking)
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = list(Path("/proc/self/fd").glob("*"))
+    if FILES * len(opened) + SPARE > most:
+        say = f"no more runs are opened: only {most} files may be open, see ulimit -n"
+        server.say(logging.WARNING, say)
+        return Run()
     about = {"folder": folder.name, "commit": _commit(), "fingerprints": fingerprints}
+    there = asdict(tracking) | ((finished or {}).get("tracking") or {})
     identity: dict[str, Any] = {
         "id": before or secrets.token_hex(8),
-        "project": tracking.project,
-        "entity": tracking.entity,
-        "tags": tracking.tags,
+        **{key: there[key] for key in ("project", "entity", "tags")},
         "group": shortened(config.name, NAME_BYTES),
         "job_type": job_type,
         "name": shortened(name, NAME_BYTES),
         "config": finished or {**asdict(config), **about},
     }
-    if finished is not None:
-        there = finished.get("tracking") or {}
-        identity |= {key: there[key] for key in ("project", "entity", "tags") if key in there}
+    remembers = None if finished else id_file
     why_not = "tracking.mode=offline" if mode == "offline" else server.why_offline()
     if not why_not:
         try:
             resume = "allow" if before else None
             run = _init("online", {**identity, "resume": resume}, wandb_dir, step_metric)
-            return Run(run, True, None if finished else id_file)
+            return Run(run, True, remembers)
         except Exception as error:
             if mode == "online":
                 raise UserError(f"wandb cannot open a run online: {with_class(error)}") from None
             why_not = server.give_up(f"no run could be opened: {with_class(error)}")
             if finished is not None:
-                return Run(None, False, None)
-            if not before:  # an empty run, never to be sent
-                for empty in wandb_dir.glob(f"run-*-{identity['id']}"):
-                    shutil.rmtree(empty, ignore_errors=True)
+                return Run()
             # to wandb the one that failed is in use as long as this process lives
             identity["id"] = secrets.token_hex(8)
     if mode == "auto":
@@ -154,8 +151,8 @@ def open_run(
                 shutil.rmtree(file.parent, ignore_errors=True)
         # so that `wandb sync` adds it to what the server has of the run by then
         run = _init("offline", {**identity, "resume": "allow"}, wandb_dir, step_metric)
-        return Run(run, False, None if finished else id_file)
-    return Run(None, False, None)
+        return Run(run, False, remembers)
+    return Run()
 
 
 def _mode(tracking: TrackingConfig) -> str:
@@ -184,32 +181,43 @@ def _commit() -> str | None:
     command = "git --git-dir=.git describe --always --abbrev=40 --exclude=* --dirty=+"
     with suppress(OSError):
         root = Path(__file__).parents[2]
-        done = subprocess.run(
-            command.split(), cwd=root, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() or None
+        done = subprocess.run(command.split(), cwd=root, capture_output=True)
+        return done.stdout.decode().strip() or None
     return None
 
 
 def _init(mode: str, identity: dict[str, Any], wandb_dir: Path, step_metric: str | None) -> Any:
     folder = wandb_dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    cache = str(folder / ".cache")  # else the user's home
-    # What is reported of errors is on wandb itself, to its maker.
-    quiet = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
-    for key, value in {"WANDB_CACHE_DIR": cache, "WANDB_DATA_DIR": cache, **quiet}.items():
-        os.environ.setdefault(key, value)
+    for key in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        os.environ.setdefault(key, str(folder / ".cache"))  # else the user's home
     wandb = server.client()
+    wanted = SETTINGS | {"mode": mode, "root_dir": str(folder.parent)}
+    if mode == "online":
+        wanted |= {"init_timeout": server.OPEN_S, "finish_timeout": server.FINISH_S}
     known = wandb.Settings.model_fields  # those that begin with x_ come and go
-    settings = wandb.Settings(  # a fresh one each time, because init changes it
-        mode=mode,
-        root_dir=str(folder.parent),
-        init_timeout=server.OPEN_S,
-        finish_timeout=server.FINISH_S if mode == "online" else 0,
-        **{key: value for key, value in SETTINGS.items() if key in known},
-    )
-    run = wandb.init(reinit="create_new", settings=settings, **identity)
+    # a fresh one each time, because init changes it
+    settings = wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
+    with server.waiting():
+        run = wandb.init(reinit="create_new", settings=settings, **identity)
+    if mode == "online":
+        run._log_artifact = functools.partial(_deliver, run)
     if step_metric is not None:
         run.define_metric(step_metric)
         run.define_metric("*", step_metric=step_metric)
     return run
+
+
+def _deliver(run: Any, artifact: Any, use_after_commit: bool = False, **_: Any) -> Any:
+    """Log an artifact (a table is one, too) online, if the server answers.
+
+    wandb itself would ask it first and wait 20 seconds for an answer; and while it has not taken an
+    artifact, no run finishes, in whatever time.
+    """
+    artifact.finalize()
+    if why_not := server.why_offline(again=True):
+        server.say(logging.WARNING, f"what runs made and used is left out ({why_not})")
+    else:
+        send = run._interface.deliver_artifact
+        send(run, artifact, ["latest"], use_after_commit=use_after_commit)
+    return artifact

@@ -2,7 +2,7 @@
 
 A bad server costs a process at most 15 seconds more than a good one: `PROBE_S` for the first
 question, `OPEN_S` for runs opened side by side, `FINISH_S` for their end. A server that has cost
-more than `LIMIT_S` by the next runs or tables is left alone: what follows is written offline.
+more than `LIMIT_S` by the next runs is left alone: what follows is written offline.
 """
 
 import base64
@@ -18,31 +18,34 @@ from typing import Any
 from sparse_dict.errors import with_class
 from sparse_dict.machine import network
 
-log = logging.getLogger("sparse_dict.tracking")
-
 PROBE_S = 3.0
 OPEN_S = 6.0
 FINISH_S = 4.0  # SIGTERM leaves us 10 in all
 LIMIT_S = 2.0
-GOOD_S = 1.0  # in which a good server opens or ends runs, or answers a question: does not count
-TABLE_S = 0.3  # the same for a table
-ARTIFACT_S = 1.0  # and for an artifact by reference, which the client itself takes long to make
+GOOD_S = 1.0  # in which a good server opens or ends runs: does not count
+ANSWER_S = 0.3  # the same for an answer
 QUESTION = b'{"query": "query Viewer { viewer { id } }"}'
 
-_lock = threading.Lock()  # one asks the server or says something, the others wait for it
+_lock = threading.RLock()  # one asks the server or says something, the others wait for it
 _trouble: str | None = None  # why the server is not used; "": it is; None: nobody has asked yet
 _waited = 0.0  # seconds beyond what a good server takes
+_waiting, _since = 0, 0.0  # how many wait for it now, and since when
 
 
 @contextmanager
 def waiting(free: float = GOOD_S) -> Iterator[None]:
-    """Count the seconds spent inside beyond `free`; not to be nested."""
-    global _waited
-    started = time.monotonic()
+    """Count the seconds in which anybody waits for the server, beyond `free`."""
+    global _waited, _waiting, _since
+    with _lock:
+        _since = _since if _waiting else time.monotonic()
+        _waiting += 1
     try:
         yield
     finally:
-        _waited += max(0.0, time.monotonic() - started - free)
+        with _lock:
+            _waiting -= 1
+            if not _waiting:
+                _waited += max(0.0, time.monotonic() - _since - free)
 
 
 def why_offline(again: bool = False) -> str:
@@ -54,7 +57,8 @@ def why_offline(again: bool = False) -> str:
         elif not _trouble and _waited > LIMIT_S:
             _trouble = "the server is too slow"
         elif not _trouble and again:
-            _trouble = _ask(GOOD_S)
+            with waiting(ANSWER_S):
+                _trouble = _ask(GOOD_S)
         return _trouble
 
 
@@ -70,6 +74,9 @@ def client() -> Any:
 
     That may be a stranger's study, whose ``wandb/settings`` names the server that gets the key.
     """
+    os.environ.setdefault("WANDB_SILENT", "true")
+    # What is reported of errors is on wandb itself, to its maker.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     wandb.Settings.settings_workspace = property(lambda _: os.devnull)
@@ -79,7 +86,6 @@ def client() -> Any:
 def _ask(seconds: float) -> str:
     """Ask the server who we are; what speaks against using it, or ""."""
     try:
-        os.environ.setdefault("WANDB_SILENT", "true")
         client()
         from wandb.sdk import wandb_setup
         from wandb.sdk.lib import wbauth
@@ -115,4 +121,4 @@ def say(level: int, message: str) -> None:
         _log(level, f"wandb: {message}")
 
 
-_log = functools.cache(log.log)
+_log = functools.cache(logging.getLogger("sparse_dict.tracking").log)

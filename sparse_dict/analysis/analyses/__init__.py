@@ -29,8 +29,8 @@ def make(context: Context) -> dict[str, Section]:
     """The sections of the report, by the name of their analysis; fills `context.claims`.
 
     Raises:
-        UserError: `contexts.features` names what does not exist, or one-to-one matching would not
-            fit in memory.
+        UserError: `contexts.features` names a feature that does not exist, or one-to-one matching
+            would not fit in memory.
     """
     config, study = context.config, context.study
     claims, *others = load()

@@ -39,7 +39,7 @@ CHAINS = Statement(
 
 def section(context: Context) -> Section:
     """Features found again across sizes and seeds."""
-    section = Section("What is found again, and by whom")
+    section = Section("Features found again, in larger dictionaries and by other seeds")
     comparison, chain = context.comparison, context.comparison.main
     threshold = comparison.settings.threshold
     if chain is not None:
@@ -58,9 +58,9 @@ def section(context: Context) -> Section:
 
 
 def found_along(comparison: Comparison, chain: Chain, start: int = 0) -> NDArray[np.int64]:
-    """In how many larger dictionaries in a row each feature of one of a chain is found again.
+    """In how many successive larger dictionaries each feature of a chain's `start`-th is found.
 
-    "Found" means an MCS above the threshold, in the configured matching and features. Shape
+    "Found" means an MCS above the threshold, with the configured matching and features. Shape
     (size,): 0 means not even in the next size; excluded features get -1.
     """
     entry, larger = chain.entries[start], chain.entries[start + 1 :]
@@ -72,7 +72,7 @@ def found_along(comparison: Comparison, chain: Chain, start: int = 0) -> NDArray
 
 
 def chain_table(comparison: Comparison, chain: Chain) -> pd.DataFrame:
-    """How many features of each size are found in the next, in all larger ones."""
+    """How many features of each size are found in the next size and in all larger ones."""
     rows = []
     for start, entry in enumerate(chain.entries[:-1]):
         run = found_along(comparison, chain, start)

@@ -26,7 +26,7 @@ from sparse_dict.analysis.seeds import (
 from sparse_dict.analysis.study import LABELS, number, seed_groups
 
 FEWEST = 15  # features of a dictionary whose thirds by frequency are compared
-ALIKE_L0 = 1.5  # factor within which two kinds are compared
+ALIKE_L0 = 1.5  # two kinds are compared if their L0 differ by at most this factor
 
 OVER = (
     "The interval is over seeds (jackknife: pairs with a seed in common are not independent) where "
@@ -106,7 +106,7 @@ def blocks(context: Context) -> list[str | Picture | Table]:
         ]
     chain = comparison.main
     random = random_pw_mcc(comparison.study.d_in, {pair.first.size for pair in pairs})
-    # Kinds side by side are the business of `families`; here, sparsity and frequency of the first.
+    # The analysis `families` compares kinds; this one shows the first by sparsity and frequency.
     family = chain.family if chain else comparison.study.families[0]
     alike = [p for p in pairs if p.first.family == family] or list(pairs)
     best = [p for p in alike if chain and p.first.level == chain.level]
@@ -208,7 +208,7 @@ def _third(pair: SeedPair, often: bool) -> float:
 
 
 def claims(context: Context) -> list[Claim]:
-    """How much is shared, and what that depends on."""
+    """How much two seeds share, and on what that depends."""
     comparison = context.comparison
     pairs = [p for p in context.seed_pairs if not (fault(p.first) or fault(p.second))]
     left_out = skipped(comparison)
@@ -317,7 +317,7 @@ def _kinds(
     sign: int,
     spec: str,
 ) -> Claim:
-    """ReLU less TopK in `of`, or with `sign` -1 TopK less ReLU; BatchTopK is shown beside it."""
+    """The claim on `of` for ReLU less TopK, or with `sign` -1 TopK less ReLU; BatchTopK beside."""
     matched = {kind: _matched(pairs, kind) for kind in ("topk", "batch_topk")}
 
     def difference(chosen: Sequence[SeedPair]) -> float:

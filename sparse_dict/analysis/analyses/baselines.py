@@ -26,10 +26,10 @@ def section(context: Context) -> Section:
     text = (
         f"Each basis was fitted on {half:,} rows{sampled} and has its codes cut to the k largest "
         "of a row; the codes are projections for neurons, random directions and PCA (orthogonal), "
-        "those of the unmixing matrix for ICA, non-negative ones for NMF. Each is given an offset "
-        "for free: the mean row, for NMF the smallest value of each neuron. Dictionaries have "
-        "none, and their L1 penalty shrinks their codes. FVU, L0 and kurtosis are measured on the "
-        f"same {n:,} held-out rows."
+        "those of the unmixing matrix for ICA, non-negative ones for NMF. Each also has an offset, "
+        "not counted as a code: the mean row, for NMF the smallest value of each neuron. "
+        "Dictionaries have none, and L1 shrinks their codes. FVU, L0 and kurtosis are measured on "
+        f"the same {n:,} held-out rows."
     )
     if left_out:
         named = " and ".join(LABELS[method] for method in sorted(left_out))
@@ -50,9 +50,9 @@ def section(context: Context) -> Section:
     seeds = (
         "MMCS between halves compares the directions that two disjoint halves of the rows give "
         "(plain maximum, opposite directions being the same but for NMF); the neuron basis is "
-        "fixed, and random directions give what chance does. Of dictionaries, where "
+        "fixed, and random directions show what chance gives. For dictionaries, where "
         "there are several seeds, the table below has the MMCS with the next seed on the same "
-        "rows, which another sample cannot lower: not the same measure. "
+        "rows; this is another measure, since it does not vary the sample. "
         "Kurtosis is the median over features of the excess kurtosis of all codes, 0 for a "
         "normal law: a basis is privileged if it is high."
     )

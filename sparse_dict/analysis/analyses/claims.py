@@ -35,11 +35,11 @@ def section(context: Context) -> Section:
         "The post's claims",
         [
             "Each claim of the post “[Replication] Conjecture's Sparse Coding in Small "
-            "Transformers”, and of what has been found since on agreement between seeds, with the "
+            "Transformers”, and of later papers on agreement between seeds, with the "
             "value given there, the value here and a 95 % interval. The verdict follows from the "
             "interval by the rule listed below; “undecided” means that the interval "
-            "straddles the bar, that the study lacks what the claim needs, or that dictionaries it "
-            "is about explain nothing.",
+            "contains the rule's limit, that the study lacks what the claim needs, or that the "
+            "dictionaries concerned explain nothing.",
             Table("Claims and verdicts", table(found)),
         ],
     )

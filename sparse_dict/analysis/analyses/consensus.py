@@ -39,12 +39,12 @@ from sparse_dict.storage import files
 TOGETHER, SINGLE, POOLED = "consensus", "single, as large", "pooled, as large"
 METHODS = (TOGETHER, SINGLE, POOLED)
 MOST = 16_384  # features clustered at a time: a GiB of distances
-FOLDER = "consensus"  # of the analysis: the dictionary of all seeds
+FOLDER = "consensus"  # in the analysis' folder: the consensus dictionary of all seeds
 
 
 @dataclass(frozen=True)
 class Half:
-    """What some seeds gave: a refitted dictionary for each of METHODS."""
+    """What one half of the seeds gives: a refitted dictionary for each of METHODS."""
 
     made: dict[str, Dictionary]
     members: tuple[Entry, ...]
@@ -56,7 +56,7 @@ def section(context: Context) -> Section:
     sides = _sides(context)
     group = [*sides[0], *sides[1]]
     if context.study.target is not None:
-        return Section(title, ["It is made of autoencoders; these dictionaries are transcoders."])
+        return Section(title, ["This needs autoencoders; these dictionaries are transcoders."])
     if len(group) < 2:
         return Section(title, ["The study has one seed for each setting; train with -m seed=0,1."])
     living = sum(int(entry.alive.sum()) for entry in group)
@@ -98,9 +98,9 @@ def section(context: Context) -> Section:
         f"cosine of two clusters is below {settings.cosine:g}; a cluster with rows of more than "
         f"{settings.share:.0%} of the seeds becomes a feature, the mean of its rows. Each "
         "dictionary below has its encoder refitted with its directions fixed, as TopK with the "
-        f"members' mean L0 (k = {_k(group)}), so all are compared at the same k. Of as many "
-        "features: of one seed those that carry the most squared activation; pooled, drawn at "
-        "random from all seeds."
+        f"members' mean L0 (k = {_k(group)}), so all are compared at the same k. Two dictionaries "
+        "with as many features stand beside it: “single”, the features of one seed that carry the "
+        "most squared activation; “pooled”, features drawn at random from all seeds."
     )
     everywhere = int((recurs == len(group)).sum())
     answer = (
@@ -128,7 +128,7 @@ def section(context: Context) -> Section:
             "consensus", picture(table, first, truths is not None),
             "Consensus of seeds: does the other half give the same?",
             "Each number of seeds S against S others. Dashed: random directions. A consensus that "
-            "finds what is real agrees with that of other seeds ever better as S grows.",
+            "finds real features agrees better with that of other seeds as S grows.",
         ),
         Table("Split halves", table.drop(columns=["pair"]).groupby(["seeds", "of"], sort=False)
               .mean().reset_index()),
@@ -137,7 +137,7 @@ def section(context: Context) -> Section:
 
 
 def _sides(context: Context) -> tuple[list[Entry], list[Entry]]:
-    """The most dictionaries that can be compared; of several, the chosen level, the largest."""
+    """The largest groups to compare; among equals of the chosen level, then of the largest size."""
     main = context.comparison.main
 
     def rank(sides: tuple[list[Entry], list[Entry]]) -> tuple[int, bool, int]:
@@ -156,7 +156,7 @@ def _differ(sides: tuple[list[Entry], list[Entry]]) -> str:
 
 
 def _sizes(n: int) -> list[int]:
-    """1, 2, 4 ... of n seeds on each side; none if there is but one, where nothing recurs."""
+    """How many seeds a side has: 1, 2, 4 ... up to n; none if n is 1, where nothing recurs."""
     return [1 << i for i in range(n.bit_length()) if n > 1]
 
 
@@ -174,7 +174,7 @@ def _consensus(group: Sequence[Entry], settings: ConsensusConfig) -> tuple[Part,
 
 
 def _half(group: Sequence[Entry], settings: ConsensusConfig, x: Floats, seed: int) -> Half:
-    """The consensus of some seeds, and as many features of one of them and of all pooled."""
+    """The consensus of `group`, and dictionaries as large from its first member and from all."""
     members = [entry.trained.dictionary for entry in group]
     together, _ = _consensus(group, settings)
     n = len(together.b_enc)
@@ -244,11 +244,11 @@ def _missed(W_dec: Floats, group: Sequence[Entry], bar: float) -> Floats:
 def _write(
     context: Context, group: Sequence[Entry], found: Dictionary, settings: ConsensusConfig
 ) -> None:
-    """The consensus of all seeds as a dictionary's folder, which every analysis takes."""
+    """Write the consensus of all seeds as a dictionary's folder, which any analysis can read."""
     made = {"consensus": {"seeds": len(group), "cosine": settings.cosine, "share": settings.share}}
     metrics, fire_count = measured(found, context.activations, "topk", made)
     hook = files.read_json(group[0].trained.folder / folders.CONFIG).get("metadata") or {}
-    # not beside what is being made: what was there before is replaced file by file
+    # This goes to the final folder, not to the partial one: an earlier file there is overwritten.
     home = Path(context.config.analysis_dir) / FOLDER
     (home / folders.METRICS).unlink(missing_ok=True)
     folders.write(home, found, fire_count, metrics, str(hook.get("hook_name", "unknown")))

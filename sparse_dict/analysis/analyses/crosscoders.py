@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from sparse_dict.activations.store import MANIFEST
 from sparse_dict.analysis.analyses.families import names
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.context import Analysis, Context
@@ -40,6 +41,11 @@ class Sides:
     first: str
     second: str
     columns: tuple[slice, slice]
+
+    @property
+    def named(self) -> tuple[str, str]:
+        """Two lines of a title."""
+        return f"{self.first} (left)", f"and {self.second} (right)"
 
     def __str__(self) -> str:
         return f"{self.first} and {self.second}"
@@ -224,7 +230,7 @@ def picture(context: Context, entries: list[Entry], pairs: list[Sides], balance:
     colours = dict(zip(sizes, figures.shades(len(sizes)), strict=True))
     figure, axes = figures.plt.subplots(
         len(families), len(pairs), squeeze=False, sharex=True,
-        figsize=(min(figures.WIDTH, 1 + 3.6 * len(pairs)), 0.8 + 2.4 * len(families)),
+        figsize=(min(figures.WIDTH, 1 + 3.6 * len(pairs)), 0.8 + 2.8 * len(families)),
     )  # fmt: skip
     called = names(context.study)
     for entry in entries:
@@ -237,7 +243,7 @@ def picture(context: Context, entries: list[Entry], pairs: list[Sides], balance:
     for (row, column), axis in np.ndenumerate(axes):
         for bar in (EXCLUSIVE, 1 - EXCLUSIVE):
             axis.axvline(bar, color="0.5", ls="--", lw=0.8)
-        axis.set_title("; ".join(filter(None, [called[families[row]], str(pairs[column])])))
+        axis.set_title("\n".join(filter(None, [called[families[row]], *pairs[column].named])))
         axis.set_ylabel("features" if column == 0 else "")
     for axis in axes[-1]:
         axis.set_xlabel("share of the second in the norms")
@@ -248,12 +254,17 @@ def picture(context: Context, entries: list[Entry], pairs: list[Sides], balance:
 
 
 def _of_several_sites(context: Context) -> bool:
+    """Whether rows hold several sites and dictionaries see all, as far as can be told at once."""
+    folders = context.config.activations_dirs
     if context.study.site is not None or context.study.target is not None:
         return False
+    if len(folders) > 1:
+        return True
     try:
-        return len(sides(context)) > 0
+        places = files.read_json(folders[0] / MANIFEST).get("sites")
     except UserError:
         return False
+    return isinstance(places, list) and len(places) > 1
 
 
 ANALYSIS = Analysis("crosscoders", section, applies=_of_several_sites)

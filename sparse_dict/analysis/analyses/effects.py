@@ -1,6 +1,6 @@
 """What a feature does to the language model's loss, against how often other trainings find it.
 
-Of each feature: the loss when its part is taken out of the activation (ablated), and when the part
+For each feature: the loss when its part is taken out of the activation (ablated), and when the part
 of its match in another dictionary is put in its place (substituted); see `analysis/effects.py`.
 """
 
@@ -28,10 +28,10 @@ from sparse_dict.storage import files
 
 Floats = NDArray[np.floating[Any]]
 
-RECURS = 0.5  # a feature recurs that at least this share of the other dictionaries share
+RECURS = 0.5  # a feature recurs if at least this share of the other dictionaries share it
 THIRDS = ("rare", "middle", "frequent")  # by firing frequency
-FEWEST = 20  # features on which a claim is judged
-DRAWS = 200  # of random subspaces
+FEWEST = 20  # features that a claim needs
+DRAWS = 200  # random subspaces
 
 SIGNAL = Statement(
     "recurring_carry_the_loss",
@@ -90,7 +90,7 @@ def section(context: Context) -> Section | None:
 
 
 def thirds(frequency: pd.Series) -> NDArray[np.int64]:
-    """0, 1 or 2: the third by firing frequency."""
+    """The third by firing frequency to which each feature belongs: 0, 1 or 2."""
     rank = frequency.rank(method="first").to_numpy() - 1
     return (3 * rank // len(frequency)).astype(int)
 
@@ -110,7 +110,7 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _spearman(t: Floats) -> float:
-    """Of the two columns of (features, 2); NaN where one of them is constant."""
+    """Spearman's coefficient of both columns of (features, 2); NaN where one is constant."""
     ranks = [rankdata(column) for column in t.T]
     return float(np.corrcoef(ranks)[0, 1]) if min(map(np.ptp, t.T)) > 0 else np.nan
 
@@ -197,7 +197,7 @@ def _signal(context: Context) -> Claim:
     except UserError as error:
         return SIGNAL.undecided(str(error))
     if len(table) < FEWEST or table["ablated"].sum() <= 0:
-        return SIGNAL.undecided("the features have no effect on the loss together")
+        return SIGNAL.undecided("together the features have no effect on the loss")
 
     def share(t: Floats) -> float:
         return float(t[t[:, 0] >= RECURS, 1].sum() / t[:, 1].sum())
@@ -214,7 +214,7 @@ def _subspaces(compared: Compared) -> Claim:
     spans: list[tuple[Floats, Floats]] = []
     for pair in compared.pairs:
         one = unstable(pair.first, pair.shared, d // 4)
-        # of the other one: those that have no partner in this one
+        # In the other dictionary, a feature is shared if it is the partner of a shared one here.
         theirs = np.ones(pair.second.size, bool)
         cosines = normalised(pair.first.decoder[pair.shared]) @ normalised(pair.second.decoder).T
         theirs[cosines.argmax(axis=1)] = False

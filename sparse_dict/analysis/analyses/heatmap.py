@@ -92,7 +92,7 @@ def section(context: Context) -> Section:
 
 
 def _variants(comparison: Comparison, chain: Chain) -> pd.DataFrame:
-    """MMCS of the main chain in all variants, a column a size; and the random expectation."""
+    """MMCS of the main chain in all variants, a column per size; and the random expectation."""
     table = []
     for variant in VARIANTS:
         row: dict[str, Any] = {"variant": str(variant)}
@@ -126,9 +126,9 @@ def _heat(
     fmt: str,
     high: float | None,
 ) -> Figure:
-    """Heat maps of one column of `Comparison.cells`, a panel a family, in the order of `families`.
+    """Heat maps of one column of `Comparison.cells`, one panel for each of `families`, in order.
 
-    As many panels stand side by side, up to three, as leave their numbers legible.
+    Up to three panels stand side by side, as many as leave their numbers legible.
     """
     families = [family for family in families if (cells["family"] == family).any()]
     shown = [cells[cells["family"] == family] for family in families]

@@ -99,7 +99,7 @@ def section(context: Context) -> Section:
         "is known exactly: for one of them, P(largest cosine ≤ t) = F(t)^m, with m features in the "
         "larger dictionary and F a Beta law."
     )
-    note = " For the plain maximum: one to one, random directions lie a little lower."
+    note = " That law is of the plain maximum; one to one, random directions lie a little lower."
     section.blocks.append(
         context.draw(
             "histograms", histograms(comparison, chain), "MCS of each size",
@@ -264,7 +264,7 @@ def histograms(comparison: Comparison, chain: Chain) -> Figure:
 
 
 def histogram_grid(comparison: Comparison, chains: Sequence[Chain]) -> Figure:
-    """Small histograms, a row a size and a column a level of sparsity; for the appendix."""
+    """Small histograms, a row per size and a column per level of sparsity; for the appendix."""
     sizes = sorted({entry.size for chain in chains for entry in chain.entries[:-1]})
     figure, axes = figures.grid(len(sizes), len(chains), 0.9 + 1.2 * len(sizes), sharex=True)
     for column, chain in enumerate(chains):

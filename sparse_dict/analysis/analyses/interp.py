@@ -39,8 +39,8 @@ def claims(context: Context) -> list[Claim]:
     if context.settings(InterpConfig).base_url is None:
         return [
             READABLE.undecided(
-                "cannot be told here: no chat model was asked (interp.base_url); the text itself "
-                "is there to read in features.html"
+                "cannot be decided here: no chat model was asked (interp.base_url); the text "
+                "itself is in features.html"
             )
         ]
     found = context.explanations

@@ -111,8 +111,8 @@ def held_out(
 ) -> tuple[NDArray[np.int64], str]:
     """Contexts (n, n_ctx + 1) of the text that the activations were taken on, and what they are.
 
-    Of its validation part, if it has one: behind the harvested tokens if there are enough, else the
-    last ones of it.
+    They are of its validation part if it has one, behind the harvested tokens if enough lie there,
+    else the last ones.
 
     Raises:
         UserError: the text's tokens are no longer in `cache_dir`, or too few.
@@ -147,8 +147,8 @@ def measure(context: Context) -> tuple[dict[str, float], str]:
     activations, manifest = context.activations, context.activations.manifest
     if manifest is None:
         raise UserError("these activations do not come from a language model")
-    study, lm = context.study, harvested.model(manifest, config)
-    place = harvested.place(manifest, study.site)
+    study = context.study
+    place, lm = harvested.place(manifest, study.site), harvested.model(manifest, config)
     target = harvested.place(manifest, study.target) if study.target else None
     harvested.columns_of(lm.model, place.sites, activations.d_in)
     runtime.allocator()
@@ -163,7 +163,7 @@ def measure(context: Context) -> tuple[dict[str, float], str]:
 
 
 def _fitted(context: Context) -> dict[str, Basis]:
-    """The baselines if they are on; none where they cannot be fitted, which their section says."""
+    """The baselines if they are on; none where they cannot be fitted, as their section explains."""
     try:
         return context.bases.bases if context.config.is_on("baselines") else {}
     except UserError:

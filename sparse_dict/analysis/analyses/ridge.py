@@ -118,7 +118,7 @@ def best_l1(ridges: Sequence[Ridge]) -> Figure:
 
 
 def ridge_heatmaps(cells: pd.DataFrame, ridges: Sequence[Ridge], shown: Variant) -> Figure:
-    """MMCS by size and L1, a panel a ridge, with its peaks and its line (figs. 4 and 5)."""
+    """MMCS by size and L1, a panel per ridge, with its peaks and its line (figs. 4 and 5)."""
     tables = [
         cells[cells["family"] == item.family].pivot_table(
             index="dict_size", columns="l1", values="mmcs"

@@ -67,7 +67,7 @@ def section(context: Context) -> Section | None:
 
 
 def agreement(context: Context, pairs: dict[str, list[SeedPair]]) -> pd.DataFrame:
-    """PW-MCC and shared fraction of what differs, by kind and size, with intervals; at step 0."""
+    """PW-MCC and shared fraction by what differs, kind and size: at the end, and at step 0."""
     rows = []
     for kind, all_of_kind in pairs.items():
         groups: dict[tuple[int, float, str], list[SeedPair]] = defaultdict(list)
@@ -120,7 +120,7 @@ def by_size(table: pd.DataFrame, random: dict[int, float], shown: Entry) -> Figu
 
 
 def claims(context: Context) -> list[Claim]:
-    """Whether other seeds on other rows find most of the same."""
+    """Whether other seeds on other rows find most of the same features."""
     pairs = context.row_pairs[BOTH]
     if not pairs:
         return [OTHER_DATA.undecided("needs -m seed=0,1 training.rows=half_a,half_b")]

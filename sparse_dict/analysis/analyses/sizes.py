@@ -1,7 +1,7 @@
 """What larger dictionaries add: MMCS and counts of features by dictionary size.
 
-Everything here is of the main chain, against the next size, and all features count, also where
-`comparison.against` or `comparison.features` say otherwise: the post's claims are of these.
+Everything here compares the main chain with the next size and counts all features, even where
+`comparison.against` or `comparison.features` say otherwise: the post's claims are about these.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,9 +34,9 @@ from sparse_dict.analysis.study import Chain
 
 Floats = NDArray[np.floating[Any]]
 
-RANDOM_SHARE = 0.01  # of random directions exceed the bar below which a feature is unrelated
-STEEP = 0.02  # MMCS a doubling of the size from which on it counts as rising
-MOST = 0.5  # share of features from which on they are most
+RANDOM_SHARE = 0.01  # share of random directions above the MCS below which one is unrelated
+STEEP = 0.02  # MMCS counts as rising if it grows by more than this per doubling of the size
+MOST = 0.5  # larger shares of features count as most of them
 FEWEST = 5  # features of each sort that a size needs to count in a slope of counts
 # Columns of `features`.
 MCS, HIGH, DISTINCT, UNRELATED, DEAD = range(5)
@@ -176,7 +176,7 @@ def section(context: Context) -> Section:
 
 
 def counts(found: dict[int, Floats], threshold: float) -> pd.DataFrame:
-    """One row a size."""
+    """One row per size."""
     return pd.DataFrame(
         [
             {
@@ -250,7 +250,7 @@ class _Found:
 
     @property
     def sizes(self) -> list[int]:
-        """Those with a larger one, rising."""
+        """The sizes that have a larger one, in rising order."""
         return list(self.chains[self.chain])
 
     def mean(self, size: int, column: int) -> float:
@@ -258,7 +258,7 @@ class _Found:
         return float(np.mean([parts[size][:, column].mean() for parts in self.chains.values()]))
 
     def number(self, size: int, column: int) -> str:
-        """How many features of a size have a property, for people."""
+        """How many features of a size have a property, as text."""
         return f"{self.mean(size, column) * size:.4g} of {size}"
 
     def estimate(
@@ -270,7 +270,7 @@ class _Found:
         )
 
     def mmcs_slope(self, sizes: Sequence[int]) -> Estimate:
-        """Change of MMCS a doubling of the size."""
+        """Change of MMCS per doubling of the size."""
         return self.estimate(sizes, lambda parts: _slope(sizes, [p[:, MCS].mean() for p in parts]))
 
 
@@ -286,7 +286,7 @@ def _interval(estimate: Estimate) -> str:
 def _dimensions(found: _Found) -> Claim:
     d = found.comparison.study.d_in
     if max(found.sizes) <= d:
-        return DIMENSIONS.undecided(f"needs a size above {d}, the activations' width, and a larger")
+        return DIMENSIONS.undecided(f"needs two sizes above {d}, the width of the activations")
     most = max(found.sizes, key=lambda size: found.mean(size, DISTINCT) * size)
     estimate = found.estimate([most], lambda parts: float(parts[0][:, DISTINCT].sum() / d))
     ours = f"{found.number(most, DISTINCT)}, for {d} dimensions: {estimate.value:.2f} times"
@@ -373,7 +373,7 @@ def _slower(found: _Found) -> Claim:
         return SLOWER.undecided(f"{why} an analogue; there are {len(sizes)}")
 
     def growth(parts: Sequence[Floats], column: int) -> float:
-        # Half a feature more: a resample may hold none.
+        # Half a feature is added because a resample may hold none, which has no logarithm.
         logs = [np.log2(part[:, column].sum() + 0.5) for part in parts]
         return _slope(sizes, logs)
 

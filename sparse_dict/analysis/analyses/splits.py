@@ -1,4 +1,4 @@
-"""How features split as dictionaries grow, what it buys, and whether another seed splits alike."""
+"""How features split as dictionaries grow, what error that saves, and if another seed agrees."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ from sparse_dict.analysis.splitting import Splitting
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files
 
-FEWEST = 10  # splits that a claim is judged on
+FEWEST = 10  # splits that a claim needs
 COLOURS = {
     KEPT: figures.BLUE, DRIFTED: figures.GREEN, SPLIT: figures.ORANGE,
     ABSORBED: figures.PURPLE, LOST: figures.GREY,
@@ -123,14 +123,14 @@ def _decomposed(found: Splitting) -> str:
     return (
         f"Of the {total} living features of the smallest dictionaries "
         f"({found.chains[0].entries[0].size}{seeds}), {parts[KEPT] / total:.0%} are kept through "
-        f"all sizes. What first happens to the others, in shares of all: {shares}. In "
+        f"all sizes. What first happens to the others, as shares of all: {shares}. In "
         f"{stays:.0%} of the splits from one size to the next (mean over sizes) a child as good "
         "as the parent stays."
     )
 
 
 def fates(found: Splitting) -> pd.DataFrame:
-    """One row a seed and step: shares of fates and of born features, what splits are like."""
+    """One row per seed and step: shares of fates and born features, properties of the splits."""
     rows = []
     for chain, steps in zip(found.chains, found.steps, strict=True):
         for small, large, step in zip(chain.entries[:-1], chain.entries[1:], steps, strict=True):
@@ -187,7 +187,7 @@ def picture(found: Splitting) -> Figure:
 
 
 def _survival(steps: list[Step], n_sizes: int) -> NDArray[np.float64]:
-    """Share of the first dictionary's living features by what befell them, (fates, sizes)."""
+    """Share of the first dictionary's living features by fate up to each size, (fates, sizes)."""
     fate, when = lives(steps)
     living = fate != DEAD
     met = [[(fate == name) & (when < k) & living for k in range(n_sizes)] for name in FATES[1:]]
@@ -207,7 +207,7 @@ def _origins(steps: list[Step]) -> NDArray[np.float64]:
 
 
 def replication(found: Splitting) -> Replication | None:
-    """Every seed's splits sought in every other's; None with one seed."""
+    """Which of every seed's splits every other seed makes too; None with one seed."""
     if len(found.chains) < 2:
         return None
     made: list[list[list[Bools]]] = [[[] for _ in found.chains] for _ in range(3)]
@@ -238,7 +238,7 @@ def _shares(found: Replication) -> pd.DataFrame:
     rows = []
     for what, parts in (
         ("splits in the other seed too", found.splits_too),
-        ("of these and all: in the same way", found.same),
+        ("splits in the other seed in the same way", found.same),
         ("not split here, splits in the other seed", found.rest),
     ):
         n = sum(map(len, parts))
@@ -268,8 +268,8 @@ def claims(context: Context) -> list[Claim]:
     estimate = _estimate(other.same)
     rest = _estimate(other.rest).value if any(map(len, other.rest)) else float("nan")
     ours = (
-        f"{estimate.value:.0%} of {n}; the counterpart splits at all in "
-        f"{_estimate(other.splits_too).value:.0%}, that of a feature that does not in {rest:.0%}"
+        f"{estimate.value:.0%} of {n}; the counterpart splits in any way in "
+        f"{_estimate(other.splits_too).value:.0%}, that of an unsplit feature in {rest:.0%}"
     )
     return [REPLICATE.decided(ours, estimate, verdict(estimate, 0.5))]
 

@@ -67,7 +67,7 @@ def section(context: Context) -> Section:
             "Left: how much of the other's activations each map explains. Middle: MMCS with the "
             "other's dictionary nearest in size, after each map, beside another seed of the same "
             "model (dashed) and the exact expectation for random directions (dotted). Right: mean "
-            "correlation of codes matched one to one on the same tokens, which no map enters.",
+            "correlation of codes matched one to one on the same tokens, which needs no map.",
         ),
         Table("Maps between activations", pd.DataFrame(alignments)),
         Table("Agreement after each map", table, fold=len(table) > 24),
@@ -84,7 +84,7 @@ def label(study: Study) -> str:
 def shown(study: Study, context: Context) -> tuple[Entry, ...]:
     """The dictionaries that stand for a study: its main chain, or all where none has a larger one.
 
-    Of another study a chain as sparse as the first one's main chain, if it has one.
+    Another study is shown by a chain as sparse as the first study's main chain, if it has one.
     """
     first = context.comparison.main
     alike = [c for c in study.chains if first and (c.axis, c.level) == (first.axis, first.level)]
@@ -94,7 +94,7 @@ def shown(study: Study, context: Context) -> tuple[Entry, ...]:
 
 
 def partners(context: Context, other: Study, limit: int) -> list[tuple[Entry, Entry]]:
-    """Each dictionary of the main chain with the one of the other's that is nearest in size."""
+    """Each dictionary of the main chain with the other study's nearest in size."""
     theirs = [entry for entry in shown(other, context) if entry.size <= limit]
     if not theirs:
         return []

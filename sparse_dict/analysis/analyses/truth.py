@@ -27,7 +27,7 @@ from sparse_dict.storage import files, tensor_files
 Floats = NDArray[np.float32]
 Wide = NDArray[np.floating[Any]]
 
-FEWEST = 8  # dictionaries that a correlation is judged on
+FEWEST = 8  # dictionaries that a correlation needs
 FOUND = Statement(
     "truth_found",
     "Dictionaries as large as the number of true features find them",
@@ -35,8 +35,8 @@ FOUND = Statement(
     "toy models (the post's predecessor): MMCS with the truth near 1",
     "Of each size that is at least the number of true features, the dictionary with the highest "
     "MMCS with the truth: holds if the mean of their MMCS has its 95 % interval (bootstrap over "
-    "the true features) above 0.9, does not if below. A choice in favour of the claim: that some "
-    "L1 does it.",
+    "the true features) above 0.9, does not if below. Taking the best one favours the claim, "
+    "which then asks that some L1 does it.",
     of_all=True,
 )
 PREDICTED = Statement(
@@ -85,14 +85,14 @@ def read(context: Context) -> Floats:
 def mcs(truth: Floats, decoder: Floats, block_rows: int) -> Floats:
     """Largest cosine of each true feature (n, d) with any decoder row (m, d): shape (n,).
 
-    MMCS with the truth is its mean: over the *true* features, so a dictionary that finds a few of
-    them many times is not praised for it.
+    MMCS with the truth is its mean. Since that is over the *true* features, a dictionary gains
+    nothing by finding a few of them many times.
     """
     return max_cosine(normalised(truth), normalised(decoder), block_rows)
 
 
 def table(comparison: Comparison, truth: Floats) -> pd.DataFrame:
-    """One row a dictionary: agreement with the truth and with larger ones, and end values."""
+    """One row per dictionary: agreement with the truth and with larger ones, final metrics."""
     threshold = comparison.settings.threshold
     rows = []
     for entry in comparison.study.entries:
@@ -117,7 +117,7 @@ def table(comparison: Comparison, truth: Floats) -> pd.DataFrame:
 def heatmaps(frame: pd.DataFrame, n_features: int) -> Figure:
     """Agreement with the truth, FVU and dead features by size and L1; mean over seeds.
 
-    Two rows of panels a family.
+    Each family has two rows of panels.
     """
     families = list(dict.fromkeys(frame["family"]))
     grid = int(frame.groupby("family")["level"].nunique().max())
@@ -137,7 +137,7 @@ def heatmaps(frame: pd.DataFrame, n_features: int) -> Figure:
 
 
 def predictor(frame: pd.DataFrame, shown: str) -> Figure:
-    """MMCS-with-truth against MMCS-with-larger, a point a dictionary."""
+    """MMCS-with-truth against MMCS-with-larger, a point per dictionary."""
     figure, axis = plt.subplots(figsize=(5.2, 3.8))
     sizes = sorted(frame["dict_size"].unique())
     sns.scatterplot(

@@ -35,9 +35,9 @@ from sparse_dict.analysis.trajectory import Trajectory, half_of
 Floats = NDArray[np.floating[Any]]
 
 TITLE = "Was the training long enough?"
-BEYOND = 8  # times the steps made, to which the figure draws the fitted curves
-FEWEST = 20  # features above the threshold at half training, of which growth is a share
-MUCH = 0.1  # relative growth from half to full training that is more than slow
+BEYOND = 8  # the figure draws the fitted curves up to this many times the steps made
+FEWEST = 20  # features above the threshold at half training that relative growth needs
+MUCH = 0.1  # relative growth from half to full training above which it is not slow
 
 UNDERTRAINED = Statement(
     "undertrained",
@@ -75,8 +75,8 @@ def section(context: Context) -> Section:
         f"({MATCHING[comparison.shown.matching]}, all features). If the curves still rise at their "
         "right end, longer training would find more features again. How many is extrapolated by a "
         "saturating curve, share(s) = plateau / (1 + (half / s)^power) of the steps s. That is a "
-        "guide and no measurement: the interval of the plateau counts the features or seeds that "
-        "there happen to be, not that the curve may go on otherwise."
+        "guide and not a measurement: the plateau's interval reflects which features or seeds were "
+        "sampled, but not that the true curve may have another shape."
     )
     n_seeds = points["seed"].nunique()
     picture = context.draw(
@@ -124,7 +124,7 @@ class Grown:
 
 
 def grown(trajectory: Trajectory, threshold: float) -> list[Grown]:
-    """Each size, and last the mean over sizes."""
+    """`Grown` for each size, and last for the mean over sizes."""
     seeds = list(trajectory.followed.values())
     seen = sorted(set.intersection(*(set(one.mcs) for sizes in seeds for one in sizes)))
     steps = [rows // trajectory.batch_size for rows in seen]
@@ -143,7 +143,7 @@ def grown(trajectory: Trajectory, threshold: float) -> list[Grown]:
 
 
 def curves(trajectory: Trajectory, shares: Sequence[Grown], title: str) -> Figure:
-    """MMCS and the share above the threshold against steps, a line a size, with fitted curves."""
+    """MMCS and the share above the threshold against steps, a line per size, with fitted curves."""
     points, batch = trajectory.points, trajectory.batch_size
     figure, axes = figures.plt.subplots(1, 2, figsize=(figures.WIDTH, 3.6))
     sizes = sorted(points["dict_size"].unique())
@@ -183,7 +183,7 @@ def curves(trajectory: Trajectory, shares: Sequence[Grown], title: str) -> Figur
 
 
 def _ends(points: pd.DataFrame) -> pd.DataFrame:
-    """One row a size: half and full training beside each other; means over seeds."""
+    """One row per size: half and full training beside each other; means over seeds."""
     rows = []
     for size, group in points.groupby("dict_size"):
         means = group.groupby("seen")[["mmcs", "n_above", "share_above"]].mean()
@@ -206,7 +206,7 @@ def _ends(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def plateaus(shares: Sequence[Grown], steps: int) -> pd.DataFrame:
-    """One row a share: where it would level off, and after how many steps; `steps` were made."""
+    """One row per share: where it would level off, and after how many steps; `steps` were made."""
     rows = []
     for share in shares:
         fit = share.fit
@@ -224,7 +224,7 @@ def plateaus(shares: Sequence[Grown], steps: int) -> pd.DataFrame:
 
 
 def prospects(shares: Sequence[Grown]) -> pd.DataFrame:
-    """One row a claim on the share found again: would more training carry it over its bar?"""
+    """One row per claim on the share found again: would more training carry it over its bar?"""
     cases = {None: (HIGH_SHARE, GOOD_PART), 512: (IDENTICAL, MOST)}
     return pd.DataFrame(
         [
@@ -246,12 +246,12 @@ def prospect(share: Grown, bar: float) -> str:
     if share.now > bar:
         return "no: the share is above the bar already"
     if fit is None:
-        return "cannot be told: no curve fits"
+        return "cannot be decided: no curve fits"
     if fit.low > bar:
         return f"yes: the plateau, [{fit.low:.0%}, {fit.high:.0%}], lies above the bar"
     if fit.high < bar:
         return f"no: the plateau, [{fit.low:.0%}, {fit.high:.0%}], lies below the bar"
-    return f"cannot be told: the plateau, [{fit.low:.0%}, {fit.high:.0%}], may lie on either side"
+    return f"cannot be decided: the plateau may lie on either side, [{fit.low:.0%}, {fit.high:.0%}]"
 
 
 def claims(context: Context) -> list[Claim]:
@@ -286,7 +286,7 @@ def claims(context: Context) -> list[Claim]:
     half, full = np.mean([shares(samples(other)) for other in chains], axis=0)
     ours = f"{half:.0%} at half, {full:.0%} at full training"
     if not half and not full:
-        why = f"cannot be told: {ours}, so nothing was found that could grow"
+        why = f"cannot be decided: {ours}, so nothing was found that could grow"
         return [statement.undecided(why) for statement in STATEMENTS]
     outcome = verdict(estimate, 0)
     if outcome != HOLDS:

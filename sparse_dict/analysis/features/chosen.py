@@ -99,7 +99,7 @@ def _groups(
 def _asked(name: str, chain: Sequence[Entry], study: Study) -> tuple[Entry | None, int]:
     """The dictionary and index of ``NAME/INDEX``; NAME as `ContextsConfig.features` says."""
     owner, _, number = name.rpartition("/")
-    index = int(number)  # the config has seen to it that this is a number
+    index = int(number)  # the config has checked that this is a number
     if owner == NEURONS and study.target is None:
         entry, size = None, study.d_in
     else:

@@ -76,7 +76,7 @@ class Gallery:
     n_ctx: int
     mcs: str  # which variant of MCS
     place: Place
-    columns: tuple[tuple[int, int], ...]  # of each site: first, and last but one
+    columns: tuple[tuple[int, int], ...]  # of each site: first, and one past the last
     direct: tuple[Site, ...]  # sites whose effect on the logits is shown
 
     @property
@@ -250,7 +250,7 @@ def _shares(decoder: Floats, columns: Sequence[tuple[int, int]]) -> list[float]:
 
 
 def _around(place: int, n_ctx: int, width: int) -> tuple[int, int]:
-    """First and last but one place of the text shown around `place`."""
+    """The first place of the text shown around `place`, and the one past its last."""
     start = place // n_ctx * n_ctx
     return max(start, place - width), min(start + n_ctx, place + width + 1)
 
@@ -260,8 +260,8 @@ def _pick(
 ) -> tuple[list[int], list[int]]:
     """Places of the highest and of the evenly spread contexts of one feature.
 
-    Text that repeats what is already shown, up to the token in question, is left out: a corpus of
-    documentation says many things many times.
+    A context whose text, up to the token in question, is already shown is left out: documentation
+    repeats itself.
     """
     seen: set[bytes] = set()
 

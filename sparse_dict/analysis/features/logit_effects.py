@@ -45,7 +45,7 @@ def logit_effects(
     ends: tuple[Effects, Effects] = ([], [])
     if not direct:
         return ([[] for _ in rows], [[] for _ in rows], direct)
-    unembed = model.unembedding[: lm.tokenizer.n_vocab].float()  # some have rows to spare
+    unembed = model.unembedding[: lm.tokenizer.n_vocab].float()  # some have more rows than tokens
     k = min(EFFECTS, len(unembed))
     for start in range(0, len(rows), ROWS):
         parts = written(rows[start : start + ROWS])

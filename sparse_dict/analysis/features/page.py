@@ -62,7 +62,7 @@ def pick(features: Sequence[Feature]) -> list[Feature]:
     sized = [(size, f) for size, f in sized if np.isfinite(f.chosen.mcs)] or sized
     largest = max((size for size, _ in sized), default=0)
     candidates = [f for size, f in sized if size == largest]
-    candidates.sort(key=lambda f: len(f.chosen.groups))  # first those that are nothing else
+    candidates.sort(key=lambda f: len(f.chosen.groups))  # first those of a single group
     found: list[Feature] = []
     for group, count in IN_REPORT.items():
         of_group = [f for f in candidates if group in f.chosen.groups and f not in found]
@@ -137,7 +137,7 @@ def _label(entry: Entry | None, unit: str) -> str:
 def _drawn(
     view: str, gallery: Gallery, features: Sequence[Feature], shown: Sequence[Feature]
 ) -> Markup:
-    """How to read a feature, and what the script draws; `view` is its function that does."""
+    """How to read a feature, and data for the script's function `view`, which draws it."""
     template = report.templates(FOLDER).get_template("features.html.jinja")
     data = payload(gallery, features, shown)
     html = template.render(view=view, gallery=gallery, data=data, page=PAGE)

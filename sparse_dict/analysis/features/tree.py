@@ -26,7 +26,7 @@ LINE = 0.19  # inches
 LETTER = 0.0685  # inches: DejaVu Sans Mono at 8 points
 BEFORE, AFTER = 34, 22  # letters of a context
 
-Lines = list[tuple[str, str, str]]  # what stands before the token, it, and what follows
+Lines = list[tuple[str, str, str]]  # text before the token, the token, text after it
 
 
 def nodes(context: Context) -> list[Chosen]:

@@ -94,7 +94,7 @@ def ask(cases: Sequence[Case], settings: InterpConfig, path: Path) -> Found:
                             client.stop()
                     progress.advance(1)
         finally:
-            client.stop()  # Ctrl-C: what is under way is waited for, and nothing more is sent
+            client.stop()  # Ctrl-C: answers under way are waited for, and nothing more is sent
             pool.shutdown(cancel_futures=True)
         if stopped is not None:
             log.warning("interp: %d of %d features: %s", len(found), len(cases), stopped)
@@ -124,7 +124,7 @@ UNREADABLE = "unreadable answers"
 
 
 def each(results: Sequence[Result]) -> pd.DataFrame:
-    """One row a feature."""
+    """One row per feature."""
     return pd.DataFrame(
         {
             "feature": [result.case.name for result in results],

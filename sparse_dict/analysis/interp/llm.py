@@ -137,7 +137,7 @@ class Client:
     def _read(self) -> bool:
         """Take in the answers of earlier runs; whether the last line is whole.
 
-        One that a kill cut short is passed over.
+        A line that a kill cut short is skipped.
         """
         last = b"\n"
         there = self.path.exists() or self.path.is_symlink()
@@ -241,7 +241,7 @@ class Client:
         except (ValueError, LookupError, TypeError, AttributeError):
             self._keep(question, None, {}, most)
             raise UserError(
-                f"{self._url} answered with what is no chat completion: is interp.base_url "
+                f"{self._url} answered, but with no chat completion: is interp.base_url "
                 "right? It ends in /v1 for most servers"
             ) from None
         usage = value.get("usage")

@@ -1,19 +1,19 @@
 """What simpler bases reach: neurons, random directions, PCA, ICA and NMF at matched sparsity.
 
-A baseline is a set of unit directions with an offset that it is given for free: a row's codes are
-taken with respect to row - offset, all but the k codes of largest magnitude are dropped, and the
+A baseline is a set of unit directions with an offset, which does not count as a code: the codes are
+those of row - offset, all but the k codes of largest magnitude are dropped, and the
 reconstruction is offset + codes @ directions. Neurons, random directions (a uniformly random
 orthonormal basis) and PCA are complete and orthogonal: their codes are projections, and dropping
 the smallest is the best k-sparse approximation. ICA's codes are those of its unmixing matrix, in
-units of its unit-norm directions; NMF's are non-negative. As for a dictionary's, nothing is fitted
-anew once the k codes are chosen. Offsets: the mean row, for NMF the smallest value of each neuron,
+units of its unit-norm directions; NMF's are non-negative. As with a dictionary, nothing is refitted
+once the k codes are chosen. Offsets: the mean row, for NMF the smallest value of each neuron,
 which makes the rest non-negative. Dictionaries have no offset.
 
 Rows are read a chunk at a time, so memory does not grow with `baselines.rows`: PCA sums up the
 covariance, NMF learns from one batch after another; ICA, which needs its rows at once, takes the
-first IN_MEMORY of them (the rows of a harvest are shuffled). Both cost rows * d_in^2: of more than
-128 values a row they take so few rows that it stays what it is at 128 (`most_rows`), and they are
-left out (`affordable`) where that is too few.
+first IN_MEMORY of them (the rows of a harvest are shuffled). Both cost rows * d_in^2: where rows
+have more than 128 values, they are fitted on fewer rows, at the cost that they have at 128
+(`most_rows`), and left out (`affordable`) where those rows are too few.
 """
 
 import logging
@@ -49,7 +49,7 @@ NMF_BATCH = 1024
 NMF_PASSES = 100  # over rows in memory, at most
 NMF_ROWS = 1 << 20  # seen in all, at least, where there are more
 SOLVED = ("ica", "nmf")  # by iterations; the others are exact and quick
-WIDEST = 128  # values a row of which they take all of IN_MEMORY
+WIDEST = 128  # values per row up to which they are fitted on IN_MEMORY rows
 FEWEST = 4  # rows for each direction that they are fitted on
 NMF_FORGET = 0.7  # what an old row weighs after a whole pass (scikit-learn's default)
 
@@ -175,14 +175,14 @@ def _orthogonal(directions: NDArray[Any], mean: Floats) -> Basis:
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Takes what a solver has after its last iteration, on one thread.
+    """Accept what a solver has after its last iteration, converged or not, on one thread.
 
     FastICA's products of a few hundred columns are 2.4 times slower on two.
     """
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it could go on, that rank is lost
+        warnings.simplefilter("ignore", UserWarning)  # of no convergence, and of lost rank
         yield
 
 
@@ -258,7 +258,7 @@ class Moments:
 
     @property
     def l0(self) -> float:
-        """Codes that are not zero in a row, mean."""
+        """The mean number of codes in a row that are not zero."""
         return self._active / self._rows
 
     def kurtosis(self) -> Wide:

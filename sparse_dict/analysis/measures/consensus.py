@@ -28,12 +28,12 @@ class Part:
     W_dec: Floats  # (n, d_in), unit rows
 
     def chosen(self, which: Index) -> "Part":
-        """Those of these numbers."""
+        """The features with these indices."""
         return Part(self.W_enc[:, which], self.b_enc[which], self.W_dec[which])
 
 
 def pool(members: Sequence[Dictionary], alive: Sequence[Bools]) -> tuple[Part, Index]:
-    """All living features side by side, and the number of the dictionary that each is from."""
+    """All living features side by side, and the index of the dictionary that each is from."""
     kept = list(zip(members, alive, strict=True))
     owners = np.concatenate([np.full(int(a.sum()), i) for i, a in enumerate(alive)])
     return (

@@ -41,7 +41,7 @@ def percentiles(value: float, draw: Callable[[], float]) -> Estimate:
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and t interval of one value a seed; three or more."""
+    """Mean and t interval of one value per seed; three or more."""
     from scipy.stats import t
 
     array = np.asarray(values, dtype=float)

@@ -77,7 +77,7 @@ def jackknife(sizes: Floats, l1: Floats) -> tuple[float, float]:
 
 
 def fit(cells: "pd.DataFrame", families: Sequence[str]) -> list[Ridge]:
-    """One ridge a family that has three or more L1, from `Comparison.cells` (means over seeds).
+    """One ridge per family that has three or more L1, from `Comparison.cells` (means over seeds).
 
     In the order of `families`.
     """

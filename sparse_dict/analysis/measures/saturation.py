@@ -1,7 +1,7 @@
 """Where a share that grows with training would level off: a saturating curve, fitted.
 
 The curve is Hill's, share(s) = plateau / (1 + (half / s)^power), with s in optimiser steps. Of 95
-dictionaries (128 and 256 features, 23,000 steps, constant learning rate) it foretold the last of
+dictionaries (128 and 256 features, 23,000 steps, constant learning rate) it predicted the last of
 eight snapshots from the others with a mean error of .039, from all but the last two with .066,
 mostly too low; plateau (1 - exp(-(s / half)^power)) did so with .045 and .080, also too low.
 """
@@ -19,7 +19,7 @@ Floats = NDArray[np.floating[Any]]
 
 FEWEST = 5  # points; the curve has three parameters
 RESAMPLES = 200  # of features; each takes a fit of its own
-WIDEST = 0.3  # of a plateau's interval that still says where it lies
+WIDEST = 0.3  # an interval of the plateau wider than this does not say where it lies
 REACHED = 0.95  # of the plateau
 
 

@@ -1,7 +1,7 @@
-"""What becomes of a dictionary's features in a larger one: who is whose child, and what it buys.
+"""What becomes of a dictionary's features in a larger one: their children, and the error saved.
 
-A child is a feature of the larger dictionary with the smaller one's feature that has the highest
-cosine with it, its parent. Splits were described by Bricken et al. (2023); putting children in
+The parent of a feature of the larger dictionary, its child, is the smaller one's feature with the
+highest cosine. Splits were described by Bricken et al. (2023); putting children in
 their parent's place is the stitching of Leask et al. (2025, arXiv 2502.04878).
 """
 
@@ -114,7 +114,7 @@ def _gains(
 def _encoded(
     smaller: Dictionary, larger: Dictionary, x: Floats, y: Floats
 ) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Of each chunk what the smaller one's features are to explain, and the codes of both."""
+    """For each chunk of rows, what the smaller one's features are to explain and both's codes."""
     for start in range(0, len(x), CHUNK):
         part, wanted = (rows[start : start + CHUNK] for rows in (x, y))
         if smaller.W_skip is not None:
@@ -125,7 +125,7 @@ def _encoded(
 def lives(steps: list[Step]) -> tuple[NDArray[np.str_], Index]:
     """What first happens to each feature of the first dictionary other than being kept.
 
-    Returns its fate, KEPT if it is kept to the end, and the step at which it meets it, (n,) each.
+    Returns its fate, KEPT if it is kept to the end, and the step at which that happens, (n,) each.
     """
     n = len(steps[0].fate)
     fate, when, at = np.full(n, KEPT, "<U8"), np.full(n, len(steps)), np.arange(n)
@@ -147,7 +147,7 @@ def repeated(
     one: Step, other: Step, parents: tuple[Floats, Floats], children: tuple[Floats, Floats],
     bar: float,
 ) -> tuple[Bools, Bools, Bools]:  # fmt: skip
-    """Which splits of one seed another seed makes too, and what it makes of features not split.
+    """Which splits of one seed another seed makes too, and which other features it splits.
 
     A feature's counterpart is the other seed's nearest, with a cosine above `bar`. The other seed
     makes the same split if the counterpart splits and two children have counterparts of their own

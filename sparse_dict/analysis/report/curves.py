@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from sparse_dict.analysis.report import figures
 
-MARKERS = "os^DvPX*"  # one a family
+MARKERS = "os^DvPX*"  # one per family
 
 
 def curves(
@@ -18,7 +18,7 @@ def curves(
     title: str,
     limits: tuple[float, float | None] = (0, 1.05),
 ) -> Figure:
-    """`value` against L0: a marked line a dictionary size, a plain one a baseline.
+    """`value` against L0: a marked line per dictionary size, a plain line per baseline.
 
     A line joins dictionaries that differ only in how sparse they were made; families have markers
     of their own. Needs the columns family, dict_size, level, seed, l0 and `value`; baseline, l0 and

@@ -32,7 +32,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, _, _, GREY, _, _ = sns.color_palette("colorbli
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Seaborn's ticks theme with print sizes, for the figures made inside only."""
+    """Seaborn's ticks theme with print sizes, only for figures that are made inside the context."""
     theme = {
         **sns.axes_style("ticks"),
         **sns.plotting_context("paper"),

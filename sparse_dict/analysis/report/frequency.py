@@ -52,7 +52,7 @@ def draw(
     groups: Sequence[tuple[str, Floats, Bools]],
     colours: str = "viridis",
 ) -> None:
-    """Share found again against firing frequency, a line a group; dead features on the left."""
+    """Share found again against firing frequency, a line per group; dead features on the left."""
     binned = [(label, by_frequency(frequency, found)) for label, frequency, found in groups]
     rarest = min((b.low for _, bins in binned for b in bins if b.low > 0), default=0.1)
     never_at = rarest / 12

@@ -60,7 +60,7 @@ def _listed(items: Sequence[str]) -> str:
 
 
 def overview(study: Study) -> pd.DataFrame:
-    """One row a dictionary: settings and end values (`dictionaries.csv`)."""
+    """One row per dictionary: settings and final metrics (`dictionaries.csv`)."""
     keys = ("tied", "activation", "l1_scaling", "fvu", "mse", "l0", "l1_norm", "dead")
     rows = []
     for entry in study.entries:

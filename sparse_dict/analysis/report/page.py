@@ -137,7 +137,7 @@ class Markup:
     script: str
 
 
-# Writes a figure to disk and logs it; gives what the report embeds. Its key, title and caption.
+# Writes a figure, given with its key, title and caption, and returns it for the report.
 Draw = Callable[[str, "Figure", str, str], Picture]
 
 MISSING = "This part is missing: {}."  # with the reason

@@ -1,7 +1,7 @@
 """What the dictionaries were trained on, in words: the activations, their text and their model.
 
 All of it is read from records that anyone may have written: what is not of the expected type is
-passed over in silence, never shown as it stands.
+left out without a message.
 """
 
 import math
@@ -22,6 +22,9 @@ def paragraph(config: AnalyzeConfig, study: Study) -> str:
     try:
         manifest = harvested.manifest_of(config, study)
     except UserError:
+        if len(config.activations_dirs) > 1:
+            there = " and ".join(map(str, config.activations_dirs))
+            return f"The activations are {study.d_in:,} values of harvests side by side: {there}."
         return (
             f"The activations are rows of {study.d_in:,} values whose origin is not known here: "
             "arrays made elsewhere, or a harvest that is no longer where it was."
@@ -178,7 +181,7 @@ def _toy(manifest: Mapping[str, Any], d_in: int) -> str:
     data = _get(manifest, "config", "data")
     n, active = _count(data, "n_features"), _number(data, "n_active")
     of = f"{n:,} known random directions" if n is not None else "known random directions"
-    text = "The activations are no language model's but a toy's: "
+    text = "The activations are those of a toy and not of a language model: "
     text += f"sparse sums of {of} in {d_in:,} dimensions"
     text += f", {active:g} active on average" if active is not None else ""
     correlated = _get(data, "correlated")

@@ -4,22 +4,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, nothing_told
+from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, undecidable
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.report import provenance
 from sparse_dict.analysis.study import LABELS, number
 
-# What makes fewer features fire, and more so the larger it is; k is a number of them.
+# What to change where too few features are active, by the axis of the study.
 REMEDY = {"l1": "a lower L1", "l0": "a lower L0 penalty", "k": "a larger k"}
 
 
 def alarm(context: Context) -> str | None:
-    """That the study's dictionaries explain nothing, if so, and what to change."""
-    if not (why := nothing_told(context.comparison)):
+    """The warning that dictionaries explain nothing, with what to change; None if not needed."""
+    if not (why := undecidable(context.comparison)):
         return None
     chain = context.comparison.main
     axis = (chain.entries if chain else context.study.entries)[0].axis
-    return f"{why}: what they would show cannot be told. Train new ones with {REMEDY[axis]}."
+    return f"{why}: nothing can be concluded from them. Train new ones with {REMEDY[axis]}."
 
 
 def sentences(context: Context) -> list[str]:
@@ -50,10 +50,10 @@ def _trained(context: Context) -> str:
 
 def _found(context: Context) -> str:
     comparison, chain = context.comparison, context.comparison.main
-    if why := nothing_told(comparison):
+    if why := undecidable(comparison):
         return f"Nothing was found: {why}."
     if chain is None:
-        return "No two sizes were trained alike, so it was not seen what they have in common."
+        return "No two dictionaries differ only in size, so none was compared with a larger one."
     values = np.concatenate([comparison.counted(entry) for entry in chain.entries[:-1]])
     above, n = int((values > comparison.settings.threshold).sum()), len(values)
     fvu, l0 = (float(np.mean([e.metrics[key] for e in chain.entries])) for key in ("fvu", "l0"))
@@ -70,7 +70,7 @@ def _found(context: Context) -> str:
 
 def _unsaid(context: Context) -> str:
     beyond = "whether other models, layers or texts give the same"
-    if nothing_told(context.comparison):
+    if undecidable(context.comparison):
         return f"Nothing can be said on the claims, nor {beyond}."
     undecided = [claim for claim in context.claims if claim.verdict == OPEN]
     lacking = [claim for claim in undecided if claim.interval is None]
@@ -79,7 +79,7 @@ def _unsaid(context: Context) -> str:
     text = f"{len(undecided)} claims stay undecided"
     if lacking:
         text += (
-            f", {len(lacking)} of them for want of what they need, such as "
+            f", {len(lacking)} of them because the study lacks what they need, such as "
             f"“{lacking[0].claim}” ({lacking[0].ours})"
         )
     return f"{text}; and it cannot be said {beyond}."

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class CrosscoderConfig(SAEConfig):
-    """Which columns are whose."""
+    """Which columns belong to which site."""
 
     # Columns of each site; null: as the harvest says, which is what its record holds
     widths: list[int] | None = None
@@ -56,7 +56,7 @@ class Crosscoder(Architecture[CrosscoderConfig]):
     def norms(self, p: Params) -> "Tensor":
         """The norms of a decoder row's parts, summed over the sites, (..., dict_size)."""
         widths = self.sae.widths
-        assert widths is not None  # of a settled config
+        assert widths is not None  # the stage has filled them in
         parts = p["W_dec"][..., : sum(widths)].split(widths, dim=-1)
         norms = [(part.square().sum(dim=-1) + TINY).sqrt() for part in parts]
         return sum(norms[1:], start=norms[0])
@@ -69,4 +69,4 @@ class Crosscoder(Architecture[CrosscoderConfig]):
         return Fit(squared_error(x_hat, y) + c["l1"] * l1(weighted), encoded, x_hat)
 
 
-TINY = 1e-16  # under the root: a part that is zero has a gradient then
+TINY = 1e-16  # added under the root, so that a part that is zero has a finite gradient

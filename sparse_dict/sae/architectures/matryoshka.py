@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class MatryoshkaConfig(BatchTopKConfig):
-    """Which prefixes."""
+    """The prefixes that must reconstruct."""
 
     prefixes: list[float] = MISSING  # shares of the dictionary, the last of which is 1
 

@@ -1,4 +1,4 @@
-"""Dictionaries that other libraries wrote: one module a format, each with `CONFIG` and `read`."""
+"""Dictionaries that other libraries wrote: one module per format, each with `CONFIG` and `read`."""
 
 import re
 from pathlib import Path
@@ -76,11 +76,11 @@ def _fetched(name: str) -> Path:
 
     match = HUB.fullmatch(name)
     if match is None:
-        raise UserError(f"{name} is no folder, nor a name OWNER/REPOSITORY/FOLDER on the hub")
+        raise UserError(f"{name} is not a folder, nor a name OWNER/REPOSITORY/FOLDER on the hub")
     inside = match["inside"] or ""
     wanted = [f"{inside}/{file}".lstrip("/") for file in (*FORMATS, "cfg.json", "config.json")]
     try:
         local = huggingface_hub.snapshot_download(match["repo"], allow_patterns=wanted)
     except (OSError, ValueError, RuntimeError) as error:  # what the hub's client raises
-        raise UserError(f"{name} is no folder, and the hub: {one_line(error)}") from None
+        raise UserError(f"{name} is not a folder, and the hub: {one_line(error)}") from None
     return Path(local) / inside

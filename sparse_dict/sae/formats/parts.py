@@ -53,7 +53,7 @@ def tensors(path: Path) -> dict[str, Wide]:
     """The tensors of a safetensors file, as `arrays`.
 
     Raises:
-        UserError: it is no such file.
+        UserError: it is not such a file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -1,0 +1,144 @@
+"""Models of Hugging Face's transformers by their name: is it there, which is it, load it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, hf_hub_download
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from sparse_dict.activations.hf import Model, n_layers
+from sparse_dict.activations.hf_tokenizer import Tokenizer
+from sparse_dict.config import HFModel
+from sparse_dict.config.sites import Site
+from sparse_dict.errors import MALFORMED, UserError, one_line
+from sparse_dict.lm.interface import OpenLM
+from sparse_dict.machine.ahead import aside
+from sparse_dict.machine.network import reachable
+from sparse_dict.storage import files
+
+
+def check(lm: HFModel, sites: Sequence[Site]) -> None:
+    """Test by the model's ``config.json`` alone whether it is there and is large enough.
+
+    Raises:
+        UserError: it is not, it has no such layer, or takes no contexts of `lm.n_ctx`.
+    """
+    config = _config(lm).get_text_config()
+    layers = n_layers(config)
+    for site in sites:
+        if layers and site.layer is not None and site.layer >= layers:
+            raise UserError(
+                f"harvest: {site} does not exist: {lm.name_or_path} has layers 0 to {layers - 1}"
+            )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest and lm.n_ctx > longest:
+        raise UserError(f"lm.n_ctx={lm.n_ctx}: {lm.name_or_path} takes {longest} tokens at most")
+
+
+def fingerprint(lm: HFModel) -> str:
+    """What identifies the weights: the files of a folder, the commit of a name on the hub.
+
+    Raises:
+        UserError: there are none that can be read.
+    """
+    folder = _folder(lm)
+    if not folder.is_dir():
+        return files.fingerprint([lm.name_or_path, commit(lm)])
+    paths = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    if len(paths) == 1:
+        raise UserError(f"{folder} holds no .safetensors: other weights are not read")
+    return files.fingerprint([[path.name, files.sha256_file(path)] for path in paths])
+
+
+def commit(lm: HFModel) -> str | None:
+    """The commit that a name on the hub stands for; None for a folder."""
+    if _folder(lm).is_dir():
+        return None
+    with _named(lm):
+        path = hf_hub_download(
+            lm.name_or_path, "config.json", revision=lm.revision, local_files_only=not _online()
+        )
+    return Path(path).parent.name  # of the cache: snapshots/<commit>
+
+
+def source(lm: HFModel) -> Path | str:
+    """What there is to see of the model: a file of its folder, or its page on the hub."""
+    folder = _folder(lm)
+    if folder.is_dir():
+        return folder / "config.json"
+    return f"https://huggingface.co/{lm.name_or_path}"
+
+
+def load(lm: HFModel, device: torch.device) -> Model:
+    """The model in evaluation mode.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    with _named(lm):
+        load = partial(AutoModelForCausalLM.from_pretrained, dtype=getattr(torch, lm.dtype))
+        model = aside(partial(load, **_source(lm), use_safetensors=True))
+    return Model(model.eval().to(device))
+
+
+def opened(lm: HFModel, device: torch.device) -> OpenLM:
+    """The model on `device`, with its tokenizer.
+
+    Raises:
+        UserError: as `load` and `load_tokenizer`.
+    """
+    return OpenLM(load(lm, device), load_tokenizer(lm), lm.n_ctx)
+
+
+def load_tokenizer(lm: HFModel) -> Tokenizer:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: it cannot be loaded, is no fast one, or knows no end of sequence.
+    """
+    with _named(lm):
+        tokenizer = aside(partial(AutoTokenizer.from_pretrained, **_source(lm)))
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UserError(f"{lm.name_or_path} has no fast tokenizer (tokenizer.json)")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {lm.name_or_path} has no end of sequence")
+    return Tokenizer(tokenizer)
+
+
+def _source(lm: HFModel) -> dict[str, Any]:
+    """What transformers is to load, and from where: without a network, from its cache at once."""
+    folder = _folder(lm)
+    return {
+        "pretrained_model_name_or_path": str(folder) if folder.is_dir() else lm.name_or_path,
+        "revision": lm.revision,
+        "trust_remote_code": False,
+        "local_files_only": folder.is_dir() or not _online(),
+    }
+
+
+def _folder(lm: HFModel) -> Path:
+    return Path(lm.name_or_path).expanduser()
+
+
+@cache
+def _online() -> bool:
+    return not constants.HF_HUB_OFFLINE and reachable(constants.ENDPOINT)
+
+
+def _config(lm: HFModel) -> Any:
+    with _named(lm):
+        return aside(partial(AutoConfig.from_pretrained, **_source(lm)))
+
+
+@contextmanager
+def _named(lm: HFModel) -> Iterator[None]:
+    """Make one line of what transformers raises about a model that it cannot load."""
+    try:
+        yield
+    # What is malformed in a file comes as any of these, a missing optional library as the last.
+    except (OSError, RuntimeError, ImportError, *MALFORMED) as error:
+        raise UserError(f"lm.name_or_path={lm.name_or_path}: {one_line(error)}") from None

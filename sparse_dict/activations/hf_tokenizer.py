@@ -1,0 +1,57 @@
+"""The tokenizer of a model of Hugging Face's transformers."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sparse_dict.storage import files
+from sparse_dict.text.bpe import bytes_by_character
+
+BYTES = bytes_by_character()  # of tokenizers that show each byte as a character
+
+
+class Tokenizer:
+    """A model's own fast tokenizer, as `text.tokens.prepare` wants it.
+
+    Nothing is added to a text: no beginning of sequence, no truncation, no padding. The name of a
+    special token in a text is ordinary text.
+
+    Attributes:
+        n_vocab: ids in all.
+        eot: id of the end of sequence, which follows each document.
+        dtype: smallest of uint16 and uint32 that holds every id.
+        fingerprint: identifies the vocabulary and how text is split.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = True
+        self.eot = int(tokenizer.eos_token_id)
+        self.n_vocab = max([self.eot, *tokenizer.get_vocab().values()]) + 1
+        self.dtype = np.dtype(np.uint16 if self.n_vocab <= 2**16 else np.uint32)
+        described: str = self._backend.to_str()
+        self.fingerprint = files.fingerprint([described, self.eot])
+        self._special = {*self._backend.get_added_tokens_decoder()}
+        # Each byte is written as a character; or else spaces as low lines, and bytes as <0x0A>.
+        self._by_byte = '"ByteLevel"' in json.dumps(json.loads(described)["decoder"])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, `dtype` (n,), without end of sequence; on all cores."""
+        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(item.ids, self.dtype) for item in encoded]
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that `token` stands for; of a special one, its name."""
+        text: str = self._backend.id_to_token(token) or f"[{token}]"  # ids may have gaps
+        if token in self._special:
+            return text.encode()
+        if self._by_byte:
+            return b"".join(bytes([BYTES[c]]) if c in BYTES else c.encode() for c in text)
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", text)
+        return bytes([int(byte[1], 16)]) if byte else text.replace("\u2581", " ").encode()
