@@ -1,4 +1,4 @@
-"""What the language model's weights have a say in, and encoder rows that stay aligned."""
+"""Dictionaries guided by the language model's weights, and encoder rows that stay aligned."""
 
 # ruff: noqa: F811 (fixtures of other modules)
 

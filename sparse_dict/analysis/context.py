@@ -127,7 +127,7 @@ class Context:
         """PW-MCC and shared fraction of what two dictionaries began with.
 
         Nan where that is not known: of dictionaries made elsewhere, and where the language model's
-        weights had a say in it and cannot be read.
+        weights decided part of it and cannot be read.
         """
         try:
             cosine, shared = match_pair(self._begun(pair.first), self._begun(pair.second))

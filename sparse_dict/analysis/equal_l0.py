@@ -228,7 +228,7 @@ def blocks(context: Context, names: Mapping[str, str], level: float) -> list[str
         "levels that it was trained at along the logarithm of L0, and the difference from "
         f"{plain} there; intervals of 95 % over {frame['over'].iloc[0]}. PW-MCC before training is "
         "each kind's own chance level: higher than that of random directions where the language "
-        "model's weights have a say in the initial values. The shared fraction asks encoders to "
+        "model's weights inform the initial values. The shared fraction asks encoders to "
         "agree as well, which sae.encoder_norm moves by itself; PW-MCC is of decoders alone."
     )
     if missing := sorted({*names.values()} - {*frame["kind"]}):
