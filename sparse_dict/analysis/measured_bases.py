@@ -32,8 +32,7 @@ Wide = NDArray[np.float64]
 def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
     """The activations that the study's dictionaries read: the columns of their site.
 
-    They are looked for where `harvested` looks for their record, and may be foreign arrays without
-    one.
+    They are looked for where `harvested` looks for their record, and may be arrays without one.
 
     Raises:
         UserError: they are in none of these.
