@@ -17,6 +17,7 @@ from sparse_dict.config import (
     TrainSAEConfig,
 )
 from sparse_dict.sae import architectures, folder, kernel
+from sparse_dict.sae.guidance import Guide
 from sparse_dict.sae.loss import objective
 from sparse_dict.sae.schedule import hyper
 from sparse_dict.sae.state import State, Stats
@@ -98,6 +99,19 @@ class Reference:
     sums: list[Stats]  # of each batch, before its update
 
 
+def planted_guide(d_in: int, strong: Tensor | None = None) -> Guide:
+    """A metric that sees the span of `strong` (n, d_in) alone, or of random directions."""
+    if strong is None:
+        strong = torch.randn(d_in // 2, d_in, generator=torch.Generator().manual_seed(7))
+    metric = strong.T @ strong
+    return Guide(directions=None, metric=metric * (d_in / metric.trace()))
+
+
+def begun(config: TrainSAEConfig, d_in: int, d_out: int | None = None) -> State:
+    """The state at the beginning, with a planted guide if the loss needs one."""
+    return State.initial(config, d_in, CPU, d_out, planted_guide(d_in))
+
+
 def by_the_definition(
     config: TrainSAEConfig, batches: list[Tensor], d_in: int, targets: list[Tensor] | None = None
 ) -> Reference:
@@ -106,7 +120,7 @@ def by_the_definition(
     `targets` are what each batch is to become, of a transcoder.
     """
     sae, o = config.sae, config.optimizer
-    state = State.initial(config, d_in, CPU, targets[0].shape[1] if targets else None)
+    state = begun(config, d_in, targets[0].shape[1] if targets else None)
     whole = state.whole(d_in, state.d_out)
     leaves = {name: whole[name].double().clone().requires_grad_() for name in state.params}
     adam = torch.optim.Adam(list(leaves.values()), betas=(o.beta1, o.beta2), eps=o.eps)
@@ -119,7 +133,12 @@ def by_the_definition(
         unused = seen - last_fired >= min(config.training.dead_window, seen)
         inactive = unused if sae.dead == "auxk" else None
         p = {"W_enc": leaves["W_dec"]} | leaves
-        fit = objective(state.architecture, p, x, numbers, inactive, y)
+        aligned = sae.encoder_norm and not sae.tied
+        if aligned:  # a free row V stands for one whose product with the decoder row is one
+            missing = 1 - (p["W_enc"] * p["W_dec"]).sum(1, keepdim=True)
+            p["W_enc"] = p["W_enc"] + missing * p["W_dec"]
+        metric = planted_guide(d_in).metric.double() if state.architecture.priced else None
+        fit = objective(state.architecture, p, x, numbers, inactive, y, metric)
         made = fit.x_hat.detach()
         if sae.skip:
             made = made + x @ p["W_skip"].detach().T
@@ -133,6 +152,9 @@ def by_the_definition(
         adam.step()
         with torch.no_grad():
             W_dec /= W_dec.norm(dim=1, keepdim=True)
+            if aligned:
+                W_enc = leaves["W_enc"]
+                W_enc += (1 - (W_enc * W_dec).sum(1, keepdim=True)) * W_dec
         last_fired[(codes > 0).any(0)] = seen
         error = float((made - y).square().sum())
         sums.append(Stats(error, float(codes.sum()), int((codes > 0).sum()), len(x)))

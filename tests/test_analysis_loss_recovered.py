@@ -315,4 +315,4 @@ def test_another_model_than_the_harvested_one_is_refused(base, tmp_path):
     record["fingerprints"]["model"] = lm_folder.fingerprint(tmp_path / "lm" / "model.safetensors")
     files.write_json(tmp_path / "lm" / "lm.json", record)
     with pytest.raises(UserError, match="language model that was harvested"):
-        loss_recovered.measure(context_of(config(base, lm_dir=str(tmp_path / "lm"))), {})
+        loss_recovered.measure(context_of(config(base, lm_dir=str(tmp_path / "lm"))))

@@ -28,7 +28,8 @@ def test_an_experiments_l1_is_for_relu_and_the_others_are_made_sparse_by_k_or_l0
 
 GRIDS = [
     "artefact", "artefact_divided", "consensus", "consensus_toy", "consistency", "halves",
-    "neuron_basis", "other_model", "sites", "splits", "strategies", "toy", "toy_divided",
+    "neuron_basis", "other_model", "sites", "splits", "stability", "strategies", "toy",
+    "toy_divided",
 ]  # fmt: skip
 
 

@@ -22,9 +22,11 @@ from hypothesis import strategies as st
 from sae_helpers import (
     CPU,
     assert_same_parameters,
+    begun,
     by_the_definition,
     config_in,
     pad,
+    planted_guide,
     results,
     sae_config,
     scaled_by,
@@ -62,6 +64,9 @@ VARIANTS = [
     {"activation": "gated", "tied": True, "project_gradient": True},
     {"activation": "matryoshka", "k": 5, "l1": 0.0},
     {"activation": "matryoshka", "k": 2, "dead": "auxk", "l1": 0.0, "aux_coefficient": 0.5},
+    {"encoder_norm": True},
+    {"encoder_norm": True, "activation": "gated"},
+    {"guide": "penalty", "guide_strength": 2.0, "l1": 0.1},
 ]
 
 
@@ -81,7 +86,7 @@ def alike(variant: dict) -> list[TrainSAEConfig]:
 
 
 def train(configs: list[TrainSAEConfig], rows: list[Tensor], max_features: int) -> list[State]:
-    states = [State.initial(config, D_IN, CPU) for config in configs]
+    states = [begun(config, D_IN) for config in configs]
     step = DenseStep(states, D_IN, max_features=max_features)
     for t, x in enumerate(rows, start=1):
         step(pad(x), [hyper(config, t, D_IN) for config in configs], t * len(x))
@@ -202,7 +207,8 @@ GPU_STEPS = 4 * step_torch.BEFORE_CAPTURE  # with a graph, the most of them
 def on_the_gpu(configs: list[TrainSAEConfig], rows: list[Tensor], may_wait: bool) -> list[State]:
     """Trained by captured steps, which torch refuses to let wait unless they may."""
     device = torch.device("cuda:0")
-    states = [State.initial(config, D_IN, device) for config in configs]
+    guide = planted_guide(D_IN)
+    states = [State.initial(config, D_IN, device, guide=guide) for config in configs]
     step = DenseStep(states, D_IN)
     given = [pad(x).to(device) for x in rows]
     try:

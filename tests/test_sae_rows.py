@@ -134,7 +134,7 @@ def planted(tmp_path: Path, of_seed: int, of_rows: int) -> dict[str, float]:
             ]
             write(tmp_path / f"{seed}{half}", seed, half, np.concatenate(parts))
     context = compared(tmp_path, "rows")
-    table = analysis.agreement(context.row_pairs).set_index("differs")
+    table = analysis.agreement(context, context.row_pairs).set_index("differs")
     assert table["pairs"].to_dict() == {INITIAL: 6, DATA: 3, BOTH: 6}
     assert table.at[DATA, "pw_mcc_at_step_0"] == pytest.approx(1)
     assert table.at[INITIAL, "pw_mcc_at_step_0"] < 0.6

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sae_helpers import (
     CPU,
     assert_same_parameters,
+    begun,
     by_the_definition,
     pad,
     sae_config,
@@ -34,6 +35,11 @@ VARIANTS = [
     {"activation": "topk", "k": 5, "l1": 0.0},
     {"activation": "batch_topk", "k": 5, "l1": 0.0},
     {"activation": "jumprelu", "l1": 0.0, "l0": 1e-3},
+    {"encoder_norm": True},
+    {"encoder_norm": True, "tied": True},
+    {"encoder_norm": True, "activation": "topk", "k": 5, "l1": 0.0},
+    {"guide": "penalty", "guide_strength": 2.0, "l1": 0.1},
+    {"guide": "penalty", "l1": 0.1, "tied": True},
 ]
 
 
@@ -45,7 +51,7 @@ def sparse_step(states: list[State], d_in: int) -> SparseStep:
 
 def train(step_class, configs: list[TrainSAEConfig], batches: list[Tensor], d_in: int):
     """States and sums after training on `batches`."""
-    states = [State.initial(config, d_in, CPU) for config in configs]
+    states = [begun(config, d_in) for config in configs]
     make = sparse_step if step_class is SparseStep else DenseStep
     sums = []
     with make(states, d_in) as step:
@@ -189,6 +195,8 @@ COMPANY = [
     sae_config(dict_size=64, dead="resample", l1=0.3),
     sae_config(dict_size=64, activation="topk", k=5, tied=True),
     sae_config(dict_size=64, activation="batch_topk", k=5, tied=True),
+    sae_config(dict_size=64, guide="penalty", l1=0.1),
+    sae_config(dict_size=64, encoder_norm=True),
 ]
 
 
@@ -251,7 +259,7 @@ def test_the_number_of_threads_does_not_show_in_any_bit():
 
 def test_a_forked_process_makes_the_same_steps():
     x = pad(sparse_rows(600, 32))
-    states = [State.initial(config, 32, CPU) for config in COMPANY[:3]]
+    states = [begun(config, 32) for config in COMPANY[:3]]
     hypers = [[hyper(config, t, 32) for config in COMPANY[:3]] for t in (1, 2)]
     results = [torch.zeros_like(state.W_dec).share_memory_() for state in states]
     with sparse_step(states, 32) as step:
@@ -279,9 +287,10 @@ def test_what_is_not_a_number_shows_in_the_sums(activation):
     assert not state.is_finite()
 
 
-def test_a_large_batch_is_one_step_of_all_its_rows():
+@pytest.mark.parametrize("sae", [{}, {"guide": "penalty", "l1": 0.1}], ids=str)
+def test_a_large_batch_is_one_step_of_all_its_rows(sae):
     """Gradients of slabs are added up: against the dense step, which has no slabs."""
-    config = sae_config(dict_size=70)
+    config = sae_config(dict_size=70, **sae)
     batches = list(sparse_rows(4 * 1500, 20).split(1500))
     (sparse,), _ = train(SparseStep, [config], batches, 20)
     (dense,), _ = train(DenseStep, [config], batches, 20)

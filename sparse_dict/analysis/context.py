@@ -16,11 +16,13 @@ from sparse_dict.analysis.claims import Claim, Statement
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.interp import ask
 from sparse_dict.analysis.measures import ridge
+from sparse_dict.analysis.measures.across_seeds import match_pair
 from sparse_dict.analysis.report.page import Draw, Section
 from sparse_dict.analysis.splitting import Splitting
-from sparse_dict.analysis.study import Study
+from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config import AnalyzeConfig, BaselinesConfig, EffectsConfig
-from sparse_dict.errors import UserError
+from sparse_dict.errors import MALFORMED, UserError
+from sparse_dict.sae import architectures
 
 Settings = TypeVar("Settings")
 
@@ -120,6 +122,42 @@ class Context:
         kept = Path(self.config.analysis_dir) / effects.KEPT
         table = effects.measure(self.recurring, source, settings, self.config.seed, kept)
         return table, source.text.size
+
+    def at_step_0(self, pair: seeds.SeedPair) -> tuple[float, float]:
+        """PW-MCC and shared fraction of what two dictionaries began with.
+
+        Nan where that is not known: of dictionaries made elsewhere, and where the language model's
+        weights decided part of it and cannot be read.
+        """
+        try:
+            cosine, shared = match_pair(self._begun(pair.first), self._begun(pair.second))
+        except (UserError, *MALFORMED):
+            return float("nan"), float("nan")
+        return float(cosine.mean()), float(shared.mean())
+
+    def _begun(self, entry: Entry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Encoder and decoder rows at the beginning, (size, d_in) each."""
+        from sparse_dict.sae import guidance
+        from sparse_dict.sae.state import drawn_from
+
+        kind = architectures.known()[entry.metrics["activation"]]
+        sae, guide = kind.Config(**entry.metrics["config"]["sae"]), guidance.Guide()
+        if sae.guide != "none":
+            guide = guidance.read(sae, Path(self.config.lm_dir), self.activations)
+        widths = entry.encoder.shape[1], entry.decoder.shape[1]
+        drawn = drawn_from(entry.seed, kind(sae), *widths, guide.directions)
+        return drawn.get("W_enc", drawn["W_dec"]).numpy(), drawn["W_dec"].numpy()
+
+    @cached_property
+    def losses(self) -> tuple[dict[str, float], str]:
+        """The model's loss with each dictionary's and baseline's reconstructions, and on what text.
+
+        Raises:
+            UserError: the activations, their language model or its text are not there.
+        """
+        from sparse_dict.analysis.analyses import loss_recovered  # which imports this module
+
+        return loss_recovered.measure(self)
 
     @cached_property
     def ridges(self) -> list[ridge.Ridge]:

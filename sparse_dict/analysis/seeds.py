@@ -19,6 +19,7 @@ Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
 INITIAL, DATA, BOTH = "initial values", "data", "both"  # in what two dictionaries differ
+FEWEST_SEEDS = 3  # over which an interval is taken
 MOST_SEEDS = 5  # seeds of each setting that are compared, the lowest ones: ten pairs
 
 
@@ -134,6 +135,15 @@ def skipped(comparison: Comparison) -> str:
     return f"above comparison.match_limit={limit}, not matched: size {', '.join(map(str, large))}"
 
 
+def common_seeds(pairs: Sequence[SeedPair]) -> set[int]:
+    """The seeds that every kind, level and size among the pairs has."""
+    groups: dict[tuple[str, float, int], set[int]] = {}
+    for p in pairs:
+        key = (p.first.family, p.first.level, p.first.size)
+        groups.setdefault(key, set()).update((p.first.seed, p.second.seed))
+    return set.intersection(*groups.values())
+
+
 def estimate(
     pairs: Sequence[SeedPair], statistic: Callable[[Sequence[SeedPair]], float]
 ) -> Estimate:
@@ -144,13 +154,9 @@ def estimate(
     count as independent values; nor would means over the pairs of each seed). Else a bootstrap of
     features within each pair, each pair once, however often `statistic` uses it.
     """
-    groups: dict[tuple[str, float, int], set[int]] = {}
-    for p in pairs:
-        key = (p.first.family, p.first.level, p.first.size)
-        groups.setdefault(key, set()).update((p.first.seed, p.second.seed))
-    common = set.intersection(*groups.values())
+    common = common_seeds(pairs)
     n = len(common)
-    if n < 3:
+    if n < FEWEST_SEEDS:
         rng = np.random.default_rng(0)
         return percentiles(statistic(pairs), lambda: statistic([p.resampled(rng) for p in pairs]))
     pairs = [p for p in pairs if {p.first.seed, p.second.seed} <= common]

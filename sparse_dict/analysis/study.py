@@ -153,8 +153,17 @@ class Study:
     def families(self) -> tuple[str, ...]:
         """Labels of the families: most dictionaries first, then those nearest to the post's."""
         counts = Counter(entry.family for entry in self.entries)
-        oddity = {entry.family: _oddity(entry.metrics) for entry in self.entries}
+        oddity = self._oddities
         return tuple(sorted(counts, key=lambda name: (-counts[name], oddity[name], name)))
+
+    @property
+    def plain(self) -> str:
+        """The family nearest to the post's dictionaries."""
+        return min(self.families, key=self._oddities.__getitem__)
+
+    @property
+    def _oddities(self) -> dict[str, int]:
+        return {entry.family: _oddity(entry.metrics) for entry in self.entries}
 
 
 def _places(metrics: Mapping[str, Any]) -> Places:
@@ -190,10 +199,11 @@ def seed_groups(study: Study) -> list[list[Entry]]:
 
 def _oddity(metrics: Mapping[str, Any]) -> int:
     """In how many of the settings that define families a dictionary differs from the post's."""
-    sae = metrics["config"].get("sae") or {}
-    post = {"activation": "relu", "tied": False, "l1_scaling": "none"}
-    post |= {"strategy": "plain", "dead": "none"}
-    return sum(sae.get(key, usual) != usual for key, usual in post.items())
+    sae, activations = (metrics["config"].get(key) or {} for key in ("sae", "activations"))
+    post = {"activation": "relu", "tied": False, "l1_scaling": "none", "strategy": "plain"}
+    post |= {"init": "independent", "dead": "none", "guide": "none", "encoder_norm": False}
+    odd = sum(sae.get(key, usual) != usual for key, usual in post.items())
+    return odd + (activations.get("centering", "none") != "none")
 
 
 def finished(folder: Path) -> list[Path]:

@@ -88,6 +88,7 @@ class TrainSAEConfig(StudyConfig):
     """Stage 3."""
 
     activations_dir: Any = MISSING  # a folder, or a list: harvests of the same tokens side by side
+    lm_dir: str = MISSING  # read where sae.guide asks for the language model's weights
     activations: ActivationsConfig = MISSING
     sparsity: SparsityConfig = MISSING
     sae: SAEConfig = MISSING

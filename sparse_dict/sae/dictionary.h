@@ -13,6 +13,8 @@ struct dictionary {
   float *batch_floor;                               /* BatchTopK; otherwise NULL */
   int64_t *last_fired;
   double *sums; /* squared error, codes, active entries, rows */
+  const float *price, *pull; /* what each code costs in penalties (size,), its gradient (size, D);
+                                NULL: one */
   float *G_enc, *G_dec, *G_b, *G_threshold; /* gradients, between the slabs of a large batch */
   int64_t size;
   int64_t k;        /* TopK, BatchTopK; otherwise 0 */
@@ -21,6 +23,7 @@ struct dictionary {
   float floor_pace; /* of the running batch_floor */
   int32_t bf16;     /* find the active entries by products of values rounded to bfloat16 */
   int32_t project;  /* take the part along each decoder row out of its gradient */
+  int32_t aligned;  /* keep each encoder row times its decoder row at one */
 };
 
 /* The numbers of one step of one dictionary. */

@@ -10,20 +10,20 @@ enqueues the work of all, and waits for them only when values are logged or save
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from sparse_dict.config import TrainSAEConfig
+from sparse_dict.config import SAETrainingConfig, TrainSAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine import interrupt
 from sparse_dict.machine.balance import balanced
 from sparse_dict.machine.progress import Progress
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae import kernel
+from sparse_dict.sae import kernel, selection
 from sparse_dict.sae.batches import batches
 from sparse_dict.sae.devices import training_devices
 from sparse_dict.sae.member import Member
@@ -82,6 +82,7 @@ class _Part:
     pairs: list[FreezePerturb]
     steps: list[tuple[list[int], Step]]
     feed: Iterator[tuple[torch.Tensor, torch.Tensor]]
+    between: Callable[[int, int], Iterator[torch.Tensor]]  # what is read from one step to another
 
     def step(self, step: int, last_step: int, seen: int) -> None:
         """One optimiser step of each."""
@@ -95,6 +96,10 @@ class _Part:
             step_fn(x, [(hypers + companions)[i] for i in indices], seen, y)
         for pair in self.pairs:
             pair.after_step(step, last_step)
+        for member in self.members:
+            if member.selection is not None and member.selection.step == step:
+                first = max(0, step - -(-selection.ROWS // len(x)))
+                member.selection.make(self.between(first, step))
 
 
 def _parts(members: list[Member], first_step: int, stack: ExitStack) -> list[_Part]:
@@ -118,21 +123,26 @@ def _parts(members: list[Member], first_step: int, stack: ExitStack) -> list[_Pa
         steps = make_steps(states, last_step)
         for _, step_fn in steps:
             stack.enter_context(step_fn)
-        fed = partial(_fed, config, first_step, device, states[0].W_dec.shape[-1])
-        xs, alike = fed(sides.x), sides.x is sides.y
-        feed = ((x, x) for x in xs) if alike else zip(xs, fed(sides.y), strict=True)
-        parts.append(_Part(own, pairs, steps, feed))
+        fed = partial(_fed, config.training, device, states[0].W_dec.shape[-1])
+        xs, alike = fed(sides.x, first_step, last_step), sides.x is sides.y
+        ys = xs if alike else fed(sides.y, first_step, last_step)
+        feed = ((x, x) for x in xs) if alike else zip(xs, ys, strict=True)
+        parts.append(_Part(own, pairs, steps, feed, partial(fed, sides.x)))
     return parts
 
 
 def _fed(
-    config: TrainSAEConfig, first_step: int, device: torch.device, width: int, side: Side
+    training: SAETrainingConfig,
+    device: torch.device,
+    width: int,
+    side: Side,
+    first_step: int,
+    last_step: int,
 ) -> Iterator[torch.Tensor]:
     """The batches of one side, padded to `width`."""
-    training = config.training
     return batches(
         Rows(side.activations, training), batch_size=training.batch_size, first_step=first_step,
-        last_step=total_steps(config), view=side.view, device=device, width=width,
+        last_step=last_step, view=side.view, device=device, width=width,
     )  # fmt: skip
 
 

@@ -17,13 +17,14 @@ class Dictionary(ctypes.Structure):
         "W_enc", "W_dec", "b", "m_enc", "v_enc", "m_dec", "v_dec", "m_b", "v_b",
         "b_dec", "m_b_dec", "v_b_dec",
         "log_threshold", "m_threshold", "v_threshold", "batch_floor", "last_fired", "sums",
+        "price", "pull",
         "G_enc", "G_dec", "G_b", "G_threshold",
     )  # fmt: skip
     _fields_ = (
         *((name, ctypes.c_void_p) for name in POINTERS),
         *((name, ctypes.c_int64) for name in ("size", "k", "together")),
         *((name, ctypes.c_float) for name in ("band", "floor_pace")),
-        *((name, ctypes.c_int32) for name in ("bf16", "project")),
+        *((name, ctypes.c_int32) for name in ("bf16", "project", "aligned")),
     )
 
 

@@ -10,8 +10,10 @@ less x W_skip, so that features explain what a linear map does not). What is add
 is nothing for ReLU (the post's loss), TopK and BatchTopK (for which l1 is zero by default),
 an L0 penalty for JumpReLU, a loss of the gate for Gated, and the error of each prefix for
 Matryoshka. Each kind's `loss` puts it together from the terms below (`architectures/base.py` has
-the plain one); `objective` adds the auxiliary loss that `sae.dead=auxk` asks for. The coefficients
-of each step come from `schedule.hyper`, and x is what `view.View` makes of the activations.
+the plain one); `objective` adds the auxiliary loss that `sae.dead=auxk` asks for, and what
+`sae.guide=penalty` adds to the L1 of features that do little to the logits (`surcharge`). The
+coefficients of each step come from `schedule.hyper`, and x is what `view.View` makes of the
+activations.
 
 Everything is differentiable, for dictionaries that are stacked along leading axes too. The fast
 steps (`kernel.c`, `step_torch.closed_form`) compute the same gradients by hand, and are tested
@@ -107,6 +109,40 @@ def auxiliary(p: Params, fit: Fit, y: "Tensor", inactive: "Tensor", k: int) -> "
     return squared_error(codes @ p["W_dec"], (y - fit.x_hat).detach())
 
 
+def gain(W_dec: "Tensor", metric: "Tensor") -> "Tensor":
+    """How strongly each direction acts, root of d^T M d / d^T d, (..., dict_size).
+
+    Args:
+        W_dec: (..., dict_size, d_in).
+        metric: M, (d_in, d_in), as `guidance.Guide` has it: the mean square over all directions
+            is one.
+    """
+    squares = ((W_dec @ metric) * W_dec).sum(dim=-1) / W_dec.square().sum(dim=-1)
+    return squares.clamp(min=0).sqrt()
+
+
+def surcharges(W_dec: "Tensor", metric: "Tensor") -> "tuple[Tensor, Tensor]":
+    """What a unit of code of each feature adds to the loss, and its gradient by the decoder rows.
+
+    Of unit rows; (..., dict_size) and (..., dict_size, d_in).
+    """
+    moved = W_dec @ metric
+    square = (moved * W_dec).sum(dim=-1)
+    share = 1 / (1 + square)
+    along = moved - square[..., None] * W_dec  # rows are unit rows: half of the square's gradient
+    return share, -2 * share.square()[..., None] * along
+
+
+def surcharge(codes: "Tensor", W_dec: "Tensor", metric: "Tensor") -> "Tensor":
+    """What the codes of features with little effect cost beside their L1; mean over rows, (...,).
+
+    A code costs 1 / (1 + gain^2): as much as its L1 in a direction without any effect, half of it
+    in an average one, next to nothing in one that acts strongly. The gradient moves decoder rows
+    too, towards what acts on the logits.
+    """
+    return (codes.mean(dim=-2) / (1 + gain(W_dec, metric).square())).sum(dim=-1)
+
+
 def objective(
     architecture: "Architecture",
     p: Params,
@@ -114,6 +150,7 @@ def objective(
     numbers: Numbers,
     inactive: "Tensor | None" = None,
     y: "Tensor | None" = None,
+    metric: "Tensor | None" = None,
 ) -> Fit:
     """The whole loss of one dictionary on one batch, or of several that are stacked.
 
@@ -124,11 +161,15 @@ def objective(
         numbers: coefficients by name, (...,) each.
         inactive: (..., dict_size) bool: which features `sae.dead=auxk` trains on the residual.
         y: (batch, d_out), what is reconstructed; None: `x`.
+        metric: (d_in, d_in), of `guidance.Guide`: what `sae.guide=penalty` weighs features by.
     """
     y = x if y is None else y
     if (skipped := architecture.skipped(p, x)) is not None:
         y = y - skipped
     fit = architecture.loss(p, x, y, numbers)
+    if metric is not None:
+        weight = numbers["l1"] * architecture.sae.guide_strength
+        fit.loss = fit.loss + weight * surcharge(fit.encoded.codes, p["W_dec"], metric)
     if inactive is not None:
         extra = auxiliary(p, fit, y, inactive, architecture.sae.aux_k)
         fit.loss = fit.loss + numbers["aux_coefficient"] * extra

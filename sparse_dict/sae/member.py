@@ -10,6 +10,7 @@ from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError, malformed
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.schedule import total_steps
+from sparse_dict.sae.selection import Selection
 from sparse_dict.sae.sides import Sides
 from sparse_dict.sae.state import State, Stats
 from sparse_dict.sae.strategy import FreezePerturb
@@ -34,6 +35,7 @@ class Member:
     sides: Sides
     state: State
     strategy: FreezePerturb | None = None
+    selection: Selection | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     error: UserError | None = None
     seconds: float = 0.0  # of all passes that trained it, including its companions' share

@@ -12,13 +12,14 @@ from sparse_dict.config import TrainSAEConfig
 from sparse_dict.config.sites import SITES, parse
 from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
-from sparse_dict.sae import ensemble
+from sparse_dict.sae import ensemble, guidance
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.evaluate import Evaluation, evaluate, on_raw
 from sparse_dict.sae.member import Member
 from sparse_dict.sae.naming import end_values, run_name
 from sparse_dict.sae.rows import training_rows
 from sparse_dict.sae.schedule import total_steps
+from sparse_dict.sae.selection import Selection
 from sparse_dict.sae.sides import Sides
 from sparse_dict.sae.state import State
 from sparse_dict.sae.strategy import FreezePerturb
@@ -50,11 +51,15 @@ def train(jobs: list[Job], activations: Activations) -> list[dict[str, Any] | Us
         runs = stack.enter_context(tracking.together(openers))
         members = []
         for job, run, seen in zip(jobs, runs, sides, strict=True):
-            state = State.initial(job.config, seen.x.width, device, seen.y.width)
+            guide = guidance.read(job.config.sae, Path(job.config.lm_dir), seen.x.activations)
+            state = State.initial(job.config, seen.x.width, device, seen.y.width, guide)
             pair = None
             if job.config.sae.strategy == "freeze_perturb":
                 pair = FreezePerturb.beside(state, job.config)
-            members.append(Member(job.config, job.folder, job.record, run, seen, state, pair))
+            chosen = Selection.of(state, job.config, guide)
+            members.append(
+                Member(job.config, job.folder, job.record, run, seen, state, pair, chosen)
+            )
         steps = set()
         for member in members:
             try:

@@ -63,9 +63,16 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     activations = _open(config)
     config = settled(config, activations)
     training_rows(activations, config.training.eval_rows, config.training.batch_size)
-    Sides.of(config, activations)
+    _check_guide(config, Sides.of(config, activations).x.activations)
     _is_finished(config, folder, activations)
     _check_companions(folder, activations)
+
+
+def _check_guide(config: TrainSAEConfig, activations: Activations) -> None:
+    if config.sae.guide != "none":
+        from sparse_dict.sae import guidance  # torch, which checking other jobs does not need
+
+        guidance.check(config.sae, Path(config.lm_dir), activations)
 
 
 def _check_companions(folder: Path, activations: Activations) -> None:

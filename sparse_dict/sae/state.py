@@ -9,6 +9,7 @@ from torch import Tensor
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.sae import architectures, kernel
 from sparse_dict.sae.architectures import Architecture
+from sparse_dict.sae.guidance import Guide
 from sparse_dict.sae.loss import Params
 
 FLOOR_DECAY = 0.99  # of BatchTopK's running threshold, per 256 rows
@@ -16,16 +17,54 @@ SHARED = ("b_dec", "W_skip")  # parameters without an entry for each feature
 
 
 def drawn_from(
-    seed: int, architecture: Architecture, d_in: int, d_out: int | None = None
+    seed: int,
+    architecture: Architecture,
+    d_in: int,
+    d_out: int | None = None,
+    directions: Tensor | None = None,
 ) -> Params:
-    """The initial parameters of a dictionary, padded; `d_out` is that of a transcoder."""
+    """The initial parameters of a dictionary, padded; `d_out` is that of a transcoder.
+
+    With `directions` (n, d_in) decoder rows are random combinations of them, of unit norm.
+    """
     # The size enters the seed: from the seed alone, a larger dictionary would begin with all
     # rows of a smaller one and agree with it before either has learned anything.
     mixed = np.random.SeedSequence([seed, architecture.sae.dict_size]).generate_state(1)[0]
     generator = torch.Generator().manual_seed(int(mixed))
     d_out = d_in if d_out is None else d_out
     p = architecture.initial(d_out, kernel.padded(max(d_in, d_out)), generator)
-    return p if architecture.sae.target is None else architecture.across(p, d_in, generator)
+    sae = architecture.sae
+    if sae.target is not None:
+        return architecture.across(p, d_in, generator)
+    if directions is not None:
+        mixtures = torch.randn(sae.dict_size, len(directions), generator=generator) @ directions
+        p["W_dec"][:, :d_in] = torch.nn.functional.normalize(mixtures, dim=1)
+        if sae.init == "aligned" and not sae.tied:
+            p["W_enc"] = p["W_dec"].clone()
+    if sae.encoder_norm and not sae.tied:
+        align(p["W_enc"], p["W_dec"])
+    return p
+
+
+def align(W_enc: Tensor, W_dec: Tensor) -> None:
+    """Move encoder rows along the unit decoder rows until each has a product of one with its own.
+
+    In place.
+    """
+    W_enc.add_((1 - (W_enc * W_dec).sum(dim=-1, keepdim=True)) * W_dec)
+
+
+def keep_aligned(W_enc: Tensor, W_dec: Tensor, g_enc: Tensor, g_dec: Tensor) -> None:
+    """The gradients where a product of one is kept, from those of free rows, in place.
+
+    That is where W_enc stands for V + (1 - V W_dec) W_dec with a free V, at V = W_enc: a
+    reparametrisation with the constraint of Aligned Training (arXiv 2605.18629). Moving encoder
+    rows back after each step (`align`) would keep the constraint by itself, but would come to rest
+    where the decoder's share of the gradient is not zero.
+    """
+    along = (g_enc * W_dec).sum(dim=-1, keepdim=True)
+    g_enc.sub_(along * W_dec)
+    g_dec.sub_(along * W_enc)
 
 
 @dataclass
@@ -48,6 +87,7 @@ class State:
     d_out: int  # and reconstructed: as many, but for a transcoder
     # BatchTopK: (1,) running mean of the smallest code chosen, the threshold used afterwards
     batch_floor: Tensor | None = None
+    metric: Tensor | None = None  # (width, width), padded, of its `Guide` if its loss needs one
 
     @property
     def W_dec(self) -> Tensor:
@@ -84,15 +124,26 @@ class State:
 
     @classmethod
     def initial(
-        cls, config: TrainSAEConfig, d_in: int, device: torch.device, d_out: int | None = None
+        cls,
+        config: TrainSAEConfig,
+        d_in: int,
+        device: torch.device,
+        d_out: int | None = None,
+        guide: Guide | None = None,
     ) -> "State":
         """The initial values of its architecture, and nothing learned yet.
 
-        They depend on the config's seed, size and width alone, and are drawn on the CPU, so that
-        they are the same on every device and whatever trains alongside.
+        They depend on the config's seed, size and width and its guide alone, and are drawn on the
+        CPU, so that they are the same on every device and whatever trains alongside.
         """
+        guide = guide or Guide()
         size, architecture = config.sae.dict_size, architectures.of(config.sae)
-        drawn = drawn_from(config.seed, architecture, d_in, d_out)
+        drawn = drawn_from(config.seed, architecture, d_in, d_out, guide.directions)
+        metric = None
+        if architecture.priced:
+            assert guide.metric is not None
+            more = drawn["W_dec"].shape[1] - d_in
+            metric = torch.nn.functional.pad(guide.metric, (0, more, 0, more)).to(device)
         params = {name: tensor.to(device) for name, tensor in drawn.items()}
         return cls(
             params=params,
@@ -111,6 +162,7 @@ class State:
                 config.training.dead_window, max(1, config.training.n_activations // 2)
             ),
             batch_floor=torch.zeros(1, device=device) if architecture.keeps_floor else None,
+            metric=metric,
         )
 
     def inactive(self, seen: int) -> Tensor:
@@ -151,6 +203,8 @@ class State:
         self.last_fired, self.sums = self.last_fired.to(device), self.sums.to(device)
         if self.batch_floor is not None:
             self.batch_floor = self.batch_floor.to(device)
+        if self.metric is not None:
+            self.metric = self.metric.to(device)
 
     def is_finite(self) -> bool:
         """Whether all parameters are, and the sums of codes and errors."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from sparse_dict.sae import dead_features
 from sparse_dict.sae.codes import SELECTION
 from sparse_dict.sae.kernel import Dictionary, Numbers
+from sparse_dict.sae.loss import surcharges
 from sparse_dict.sae.schedule import Hyper
 from sparse_dict.sae.state import FLOOR_DECAY, State
 
@@ -29,7 +30,7 @@ class SparseStep:
         self._gradients = [_gradients(state) for state in states]
         # The table holds addresses, so the tensors must stay alive.
         self._held = [
-            _tensors(state) | gradients
+            _tensors(state) | gradients | _prices(state)
             for state, gradients in zip(states, self._gradients, strict=True)
         ]
         self._table = (Dictionary * len(states))(
@@ -81,6 +82,7 @@ class SparseStep:
             self._numbers[i] = self._in_numbers(hyper, len(x))
         with_auxiliary = [i for i in live if self.states[i].architecture.sae.dead == "auxk"]
         list(self._pool.map(lambda i: self._auxiliary_gradients(i, x, y, seen), with_auxiliary))
+        list(self._pool.map(self._price, (i for i in live if self.states[i].architecture.priced)))
         done = self.library.step_run(
             self._step, self._live, len(live), self._numbers, x.data_ptr(), y.data_ptr(), len(x),
             seen,
@@ -103,6 +105,15 @@ class SparseStep:
             penalty=hyper.numbers["l1"] / rows,
             l0=hyper.numbers.get("l0", 0.0) / rows,
         )
+
+    def _price(self, i: int) -> None:
+        """Say what the codes of each feature cost, which its decoder row decides."""
+        state, held = self.states[i], self._held[i]
+        assert state.metric is not None
+        share, slope = surcharges(state.W_dec, state.metric)
+        strength = state.architecture.sae.guide_strength
+        torch.add(1.0, share, alpha=strength, out=held["price"])
+        torch.mul(slope, strength, out=held["pull"])
 
     def _auxiliary_gradients(self, i: int, x: Tensor, y: Tensor, seen: int) -> None:
         """Put the auxiliary loss's gradients where the step adds its own."""
@@ -130,6 +141,13 @@ def _gradients(state: State) -> dict[str, Tensor]:
     return named
 
 
+def _prices(state: State) -> dict[str, Tensor]:
+    """Room for what codes cost, named as in `kernel.Dictionary`."""
+    if not state.architecture.priced:
+        return {}
+    return {"price": torch.empty_like(state.b), "pull": torch.empty_like(state.W_dec)}
+
+
 def _tensors(state: State) -> dict[str, Tensor]:
     """What a step changes of a state, named as in `kernel.Dictionary`."""
     named = state.tensors()
@@ -150,4 +168,5 @@ def _entry(state: State, tensors: dict[str, Tensor]) -> Dictionary:
         floor_pace=1 - FLOOR_DECAY,
         bf16=sae.precision == "bf16",
         project=sae.project_gradient,
+        aligned=sae.encoder_norm,
     )

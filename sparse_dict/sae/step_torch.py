@@ -26,7 +26,7 @@ from sparse_dict.sae import dead_features, loss
 from sparse_dict.sae.codes import product
 from sparse_dict.sae.loss import Numbers, Params
 from sparse_dict.sae.schedule import Hyper
-from sparse_dict.sae.state import FLOOR_DECAY, State
+from sparse_dict.sae.state import FLOOR_DECAY, State, align, keep_aligned
 from sparse_dict.storage.files import fingerprint
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ MAX_FEATURES_CPU = 1024
 OWN = {
     "init", "l1_scaling", "resample_every",
     "strategy", "freeze_above", "perturb_every", "perturb_noise", "perturb_share",
+    "guide_keep", "guide_at",
 }  # fmt: skip
 ADAM = 5  # numbers of a step that are Adam's; those of the loss follow
 BEFORE_CAPTURE = 3  # steps without a graph: libraries set themselves up in their first calls
@@ -310,12 +311,17 @@ def train(stack: State, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor, d
     for i, rows in enumerate(g.sums):
         stack.sums[:, i].add_(rows.sum(dim=-1, dtype=stack.sums.dtype))
     stack.sums[:, 3].add_(len(x))
+    aligned = sae.encoder_norm and not sae.tied
+    if aligned:
+        keep_aligned(stack.W_enc, stack.W_dec, g.of["W_enc"], g.of["W_dec"])
     if sae.project_gradient:
         along = (g.of["W_dec"] * stack.W_dec).sum(dim=-1, keepdim=True)
         g.of["W_dec"] = g.of["W_dec"] - along * stack.W_dec
     for name, gradient in g.of.items():
         _adam(stack.params[name], gradient, stack.m[name], stack.v[name], numbers[:ADAM])
     stack.W_dec.div_(stack.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+    if aligned:
+        align(stack.W_enc, stack.W_dec)
     if stack.batch_floor is not None:
         for floor in g.floors:
             floor = floor[:, None]  # (n, 1)
@@ -364,8 +370,14 @@ def closed_form(
         residual = residual + skipped
     scaled = residual * (2 / (batch * d_out))
     g_recon = product(scaled, stack.W_dec.mT, precision)  # (n, batch, dict_size)
-    g_codes = (g_recon + c["l1"] / batch) * on
+    penalty = c["l1"] / batch
     g_dec = product(codes.mT, scaled, precision)
+    if stack.metric is not None:
+        share, slope = loss.surcharges(stack.W_dec, stack.metric)
+        strength = stack.architecture.sae.guide_strength
+        g_dec = g_dec + strength * penalty * codes.sum(dim=1)[..., None] * slope
+        penalty = penalty * (1 + strength * share[:, None])
+    g_codes = (g_recon + penalty) * on
     if inactive is not None:
         weight = c["aux_coefficient"] * (2 / (batch * d_out))
         auxiliary = dead_features.auxiliary_codes(stack, z, residual, inactive, weight)

@@ -24,7 +24,7 @@ struct gradients {
 
 /* The gradients of feature k, row `i` of G, of what a slab contributes to
 
-     scale / 2 * sum R^2 + penalty * sum of codes
+     scale / 2 * sum R^2 + penalty * sum of codes (times the feature's price, if it has one)
 
    or, with `thresholds` (size,), to scale / 2 * sum R^2 + l0 * number of active entries, where the
    threshold's is the straight-through one of a rectangular kernel of width 2 * band (Rajamanoharan
@@ -34,8 +34,9 @@ static inline int add_gradients(const struct dictionary *d, const struct numbers
                                 const float *thresholds, int64_t k, const struct slab *s,
                                 const struct gradients *G, int64_t i, int added) {
   const float threshold = thresholds ? thresholds[k] : 0.0f;
+  const float penalty = d->price ? n->penalty * d->price[k] : n->penalty;
   vec w[VECS], enc[VECS] = {{0}}, dec[VECS] = {{0}};
-  float bias = 0, of_threshold = 0;
+  float bias = 0, of_threshold = 0, sum = 0;
   int fired = 0;
   memcpy(w, d->W_dec + k * D, sizeof w);
   for (int64_t p = 0; p < s->count; p++) {
@@ -50,15 +51,18 @@ static inline int add_gradients(const struct dictionary *d, const struct numbers
       if (thresholds && fabsf(code - threshold) < d->band)
         of_threshold -= (threshold * g_code + n->l0) / (2 * d->band);
       if (code <= threshold) continue;
-      const float for_dec = n->scale * code, for_enc = g_code + n->penalty;
+      const float for_dec = n->scale * code, for_enc = g_code + penalty;
       for (int j = 0; j < VECS; j++) {
         dec[j] += for_dec * r[j];
         enc[j] += for_enc * x[j];
       }
       bias += for_enc;
+      sum += code;
       fired = 1;
     }
   }
+  if (d->pull)
+    for (int j = 0; j < VECS; j++) dec[j] += n->penalty * sum * ((const vec *)(d->pull + k * D))[j];
   vec *to_enc = (vec *)(G->enc + i * D), *to_dec = (vec *)(G->dec + i * D);
   for (int j = 0; j < VECS; j++) to_dec[j] = added ? to_dec[j] + dec[j] : dec[j];
   for (int j = 0; j < VECS; j++)
@@ -105,15 +109,40 @@ static void normalise(float *W, int64_t count) {
   }
 }
 
+/* The gradients of rows of encoder and decoder that keep a product of one (state.keep_aligned): of
+   G_enc (count, D) the part along the decoder's unit rows W leaves, and G_dec gets its share. */
+static void keep_aligned(const float *W, const float *enc, float *G_enc, float *G_dec,
+                         int64_t count) {
+  for (; count; count--, W += D, enc += D, G_enc += D, G_dec += D) {
+    const float along = dot(G_enc, W);
+    for (int j = 0; j < VECS; j++) {
+      ((vec *)G_enc)[j] -= along * ((const vec *)W)[j];
+      ((vec *)G_dec)[j] -= along * ((const vec *)enc)[j];
+    }
+  }
+}
+
+/* Move rows of `enc` (count, D) along the unit rows of W until each has a product of one with its
+   own. */
+static void align(float *enc, const float *W, int64_t count) {
+  for (; count; count--, W += D, enc += D) {
+    const float missing = 1.0f - dot(enc, W);
+    for (int j = 0; j < VECS; j++) ((vec *)enc)[j] += missing * ((const vec *)W)[j];
+  }
+}
+
 /* Adam on `count` features from `first` on, then their decoder rows back to unit norm. G is
    used up. */
 static void optimise(const struct dictionary *d, const struct numbers *n, const float *thresholds,
                      int64_t first, int64_t count, const struct gradients *G) {
   const int64_t at = first * D, values = count * D;
+  const int aligned = d->aligned && d->W_enc != d->W_dec;
+  if (aligned) keep_aligned(d->W_dec + at, d->W_enc + at, G->enc, G->dec, count);
   if (d->project) project(d->W_dec + at, G->dec, count);
   if (d->W_enc != d->W_dec) adam(d->W_enc + at, G->enc, d->m_enc + at, d->v_enc + at, values, n);
   adam(d->W_dec + at, G->dec, d->m_dec + at, d->v_dec + at, values, n);
   normalise(d->W_dec + at, count);
+  if (aligned) align(d->W_enc + at, d->W_dec + at, count);
   adam(d->b + first, G->b, d->m_b + first, d->v_b + first, count, n);
   if (!thresholds) return;
   for (int64_t i = 0; i < count; i++) G->threshold[i] *= thresholds[first + i]; /* d/dlog t */

@@ -1,8 +1,9 @@
 """Kinds of dictionaries side by side at equal size: architectures, or ways of training them.
 
-Each kind is taken at the L1, or whatever was swept, that `Comparison.chosen` gives. How much of it
-another seed would have learned is measured as in `seeds`, with the definitions of Song et al.
-(2025) and of Paulo and Belrose (2025).
+Each kind is taken at the L1, or whatever was swept, that `Comparison.chosen` gives, and then, where
+several levels were swept, at the L0 of the plain kind. How much of it another seed would have
+learned is measured as in `seeds`, with the definitions of Song et al. (2025) and of Paulo and
+Belrose (2025).
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from sparse_dict.analysis import equal_l0
 from sparse_dict.analysis.comparison import Comparison, Variant
 from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.measures import random_directions
@@ -39,12 +41,17 @@ PANELS = (  # column, title, whether it is a share
 
 
 def names(study: Study) -> dict[str, str]:
-    """A legible name for each family: its architecture where that says it all, else its label."""
+    """A legible name for each family.
+
+    Its architecture where that says it all, else the settings in which it is not the plain kind.
+    """
     firsts = {e.family: e for e in reversed(study.entries)}
     short = {family: _architecture(entry) for family, entry in firsts.items()}
     if len(set(short.values())) == len(short):
         return short
-    return {family: family for family in study.families}
+    usual = study.plain.split(", ")
+    own = {f: [part for part in f.split(", ") if part not in usual] for f in study.families}
+    return {family: ", ".join(parts) or equal_l0.PLAIN for family, parts in own.items()}
 
 
 def _architecture(entry: Entry) -> str:
@@ -195,6 +202,7 @@ def section(context: Context) -> Section | None:
     titles = {column: title for column, title, _ in PANELS}
     means = means.sort_values("dict_size", kind="stable").rename(columns=titles)
     section.blocks.append(Table("Kinds at equal size, means over seeds", means))
+    section.blocks += equal_l0.blocks(context, names(study), chosen[study.plain])
     return section
 
 

@@ -137,7 +137,7 @@ def held_out(
     return np.stack(windows), f"{size}; they were {'not ' if unseen else ''}harvested"
 
 
-def measure(context: Context, bases: dict[str, Basis]) -> tuple[dict[str, float], str]:
+def measure(context: Context) -> tuple[dict[str, float], str]:
     """`losses` of all dictionaries and baselines, and what text they were taken on.
 
     Raises:
@@ -155,7 +155,7 @@ def measure(context: Context, bases: dict[str, Basis]) -> tuple[dict[str, float]
     contexts, what = held_out(manifest, Path(config.cache_dir), lm.n_ctx, settings.tokens)
     ks = [k for k in settings.ks if k <= activations.d_in]
     replacements = [of_dictionary(entry) for entry in context.study.entries]
-    replacements += [of_basis(method, basis, ks) for method, basis in bases.items()]
+    replacements += [of_basis(method, basis, ks) for method, basis in _fitted(context).items()]
     found = losses(lm.model, contexts, place, context.targets.mean, replacements, target)
     if place.skip_first:
         what += f"; positions before {place.skip_first} of each context keep their activation"
@@ -174,9 +174,10 @@ def section(context: Context) -> Section:
     """Loss recovered by dictionaries, and by the baselines where these are on."""
     title = "The model's loss with reconstructed activations"
     try:
-        found, what = measure(context, _fitted(context))
+        losses, what = context.losses
     except UserError as error:
         return Section(title, [MISSING.format(error)])
+    found = dict(losses)
     original, zero, mean = (found.pop(label) for label in (ORIGINAL, ZERO, MEAN))
     rows = [
         {

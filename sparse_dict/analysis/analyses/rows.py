@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claims import Claim, Statement, verdict
 from sparse_dict.analysis.context import Analysis, Context
-from sparse_dict.analysis.measures.across_seeds import match_pair, random_pw_mcc
+from sparse_dict.analysis.measures.across_seeds import random_pw_mcc
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Section, Table
 from sparse_dict.analysis.seeds import (
@@ -24,7 +24,6 @@ from sparse_dict.analysis.seeds import (
     shared_fraction,
 )
 from sparse_dict.analysis.study import Entry
-from sparse_dict.sae import architectures
 
 COLOURS = {INITIAL: figures.BLUE, DATA: figures.ORANGE, BOTH: figures.GREEN}
 
@@ -45,7 +44,7 @@ def section(context: Context) -> Section | None:
     pairs = context.row_pairs
     if not pairs[DATA] and not pairs[BOTH]:
         return None
-    table = agreement(pairs)
+    table = agreement(context, pairs)
     random = random_pw_mcc(context.study.d_in, set(table["size"]))
     main, firsts = context.comparison.main, [pair.first for kind in pairs.values() for pair in kind]
     shown = next((e for e in firsts if main and e.level == main.level), firsts[0])
@@ -67,7 +66,7 @@ def section(context: Context) -> Section | None:
     return section
 
 
-def agreement(pairs: dict[str, list[SeedPair]]) -> pd.DataFrame:
+def agreement(context: Context, pairs: dict[str, list[SeedPair]]) -> pd.DataFrame:
     """PW-MCC and shared fraction by what differs, kind and size: at the end, and at step 0."""
     rows = []
     for kind, all_of_kind in pairs.items():
@@ -77,7 +76,7 @@ def agreement(pairs: dict[str, list[SeedPair]]) -> pd.DataFrame:
         for (size, level, alike), group in sorted(groups.items()):
             row: dict[str, Any] = {"differs": kind, "family": group[0].first.family, "kin": alike}
             row |= {"size": size, "level": level, "pairs": len(group)}
-            before = [float(value.mean()) for value in _at_step_0(group[0])]
+            before = context.at_step_0(group[0])
             for name, statistic, start in (
                 ("pw_mcc", _pw_mcc, before[0]), ("shared_fraction", shared_fraction, before[1])
             ):  # fmt: skip
@@ -91,21 +90,6 @@ def agreement(pairs: dict[str, list[SeedPair]]) -> pd.DataFrame:
 
 def _pw_mcc(pairs: Sequence[SeedPair]) -> float:
     return sum(pair.pw_mcc for pair in pairs) / len(pairs)
-
-
-def _at_step_0(pair: SeedPair) -> tuple[Any, Any]:
-    """`match_pair` of the two dictionaries' initial values."""
-    from sparse_dict.sae.state import drawn_from
-
-    begun = []
-    for entry in (pair.first, pair.second):
-        kind = architectures.known()[entry.metrics["activation"]]
-        architecture = kind(kind.Config(**entry.metrics["config"]["sae"]))
-        both = entry.encoder, entry.decoder
-        drawn = drawn_from(entry.seed, architecture, *(w.shape[1] for w in both))
-        encoder = drawn.get("W_enc", drawn["W_dec"])
-        begun.append((encoder.numpy(), drawn["W_dec"].numpy()))
-    return match_pair(*begun)
 
 
 def by_size(table: pd.DataFrame, random: dict[int, float], shown: Entry) -> Figure:

@@ -1,21 +1,20 @@
 """Which tokens a feature writes: the direct path from where it is read to the logits."""
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparse_dict.config.sites import Site
 from sparse_dict.lm.interface import OpenLM
+from sparse_dict.lm.norm import without_division
 
 Floats = NDArray[np.float32]
 Effects = list[list[tuple[int, float]]]  # of each direction: tokens with their logits
 
 EFFECTS = 10  # tokens listed at each end
-SMALL = 1e-3  # RMS of the rows that a norm is tried on, in units of its sqrt(eps)
 ROWS = 64  # directions whose effects on the whole vocabulary are held at a time
 
 
@@ -46,27 +45,16 @@ def logit_effects(
     ends: tuple[Effects, Effects] = ([], [])
     if not direct:
         return ([[] for _ in rows], [[] for _ in rows], direct)
-    norm = copy.deepcopy(model.final_norm).double().cpu()
     unembed = model.unembedding[: lm.tokenizer.n_vocab].float()  # some have more rows than tokens
     k = min(EFFECTS, len(unembed))
     for start in range(0, len(rows), ROWS):
         parts = written(rows[start : start + ROWS])
-        logits = _gain(norm, torch.stack([*parts.values()]).sum(0)) @ unembed.T
+        logits = (
+            without_division(model.final_norm, torch.stack([*parts.values()]).sum(0)) @ unembed.T
+        )
         logits -= logits.mean(1, keepdim=True)
         for end, largest in zip(ends, (True, False), strict=True):
             values, tokens = logits.topk(k, largest=largest)
             for ids, effects in zip(tokens.tolist(), values.tolist(), strict=True):
                 end.append(list(zip(ids, effects, strict=True)))
     return ends[0], ends[1], direct
-
-
-def _gain(norm: nn.Module, residual: Tensor) -> Tensor:
-    """What a norm of any kind does to `residual` (n, d_model), but for its division.
-
-    It is applied to rows so small that the norm divides by sqrt(eps) alone.
-    """
-    eps = next(getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name))
-    rows = residual.double().cpu()
-    unit = rows.square().mean(1, keepdim=True).sqrt().clamp(min=1e-30) / SMALL
-    small = rows / unit * eps**0.5
-    return ((norm(small) - norm(torch.zeros_like(small))) * unit).to(residual)

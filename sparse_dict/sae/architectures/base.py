@@ -45,6 +45,11 @@ class Architecture(Generic[C]):
     def __init__(self, sae: C) -> None:
         self.sae = sae
 
+    @property
+    def priced(self) -> bool:
+        """Whether its L1 weighs features by what they do (`loss.surcharge`)."""
+        return self.sae.guide == "penalty"
+
     def initial(self, d_in: int, width: int, generator: "Generator") -> Params:
         """Random unit decoder rows; an encoder as `sae.init` says.
 
