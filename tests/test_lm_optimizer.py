@@ -111,7 +111,7 @@ def test_the_command_line_chooses_between_both(choice, kind):
 def test_the_optimizer_of_dictionaries_is_refused():
     with (
         hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"),
-        pytest.raises(hydra.errors.HydraException, match="optimizer.adam"),
+        pytest.raises(hydra.errors.HydraException, match="optimizer/adam"),
     ):
         hydra.compose("train_lm", ["optimizer=adam"])
 

@@ -1,8 +1,8 @@
 """Batches of activations for training: read ahead by a thread, and kept on a GPU if they fit."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
 import torch
 from torch import Tensor
@@ -25,39 +25,43 @@ def batches(
     device: torch.device,
     width: int | None = None,
     room: int | None = None,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Batches of steps `first_step` to `last_step` - 1, counted from zero.
 
     Step s holds `rows` s * batch_size, ... in order, beginning again after the last; so a
     resumed run finds its place without any state. Each is (batch_size, width) float32, as `view`
     shows them, padded with zero columns to `width` (the least that the kernel takes), and valid
-    until the next one is asked for.
+    until the next one is asked for. Close it before it goes out of use.
 
     Rows that will be seen again stay on the device, if all of them take at most `room` bytes:
     as they come past for the first time they are kept, and from then on nothing is read. By
     default that is a share of what is free on a GPU once the first step has been made, and
     nothing elsewhere.
     """
-    streamed = _streamed(
-        rows, batch_size=batch_size, first_step=first_step, last_step=last_step, view=view,
-        device=device, width=width or kernel.padded(rows.d_in),
-    )  # fmt: skip
     whole_pass = -(-rows.rows // batch_size)  # steps, of which the last may begin again
     kept: Tensor | None = None
-    for step in range(first_step, last_step):
-        start = step * batch_size % rows.rows
-        if kept is not None and step - first_step >= whole_pass:
-            streamed.close()
-            yield _around(kept, start, batch_size)
-            continue
-        batch = next(streamed)
-        yield batch
-        if step == first_step and last_step - first_step > whole_pass:
-            kept = _place_for(rows.rows, batch, _room(device) if room is None else room)
-        if kept is not None:
-            before_end = min(batch_size, rows.rows - start)
-            kept[start : start + before_end] = batch[:before_end]
-            kept[: batch_size - before_end] = batch[before_end:]
+    # closed here and not when memory is tidied up: that may be within the start of another thread,
+    # which the reader's thread could then not be waited for
+    with closing(
+        _streamed(
+            rows, batch_size=batch_size, first_step=first_step, last_step=last_step, view=view,
+            device=device, width=width or kernel.padded(rows.d_in),
+        )
+    ) as streamed:  # fmt: skip
+        for step in range(first_step, last_step):
+            start = step * batch_size % rows.rows
+            if kept is not None and step - first_step >= whole_pass:
+                streamed.close()
+                yield _around(kept, start, batch_size)
+                continue
+            batch = next(streamed)
+            yield batch
+            if step == first_step and last_step - first_step > whole_pass:
+                kept = _place_for(rows.rows, batch, _room(device) if room is None else room)
+            if kept is not None:
+                before_end = min(batch_size, rows.rows - start)
+                kept[start : start + before_end] = batch[:before_end]
+                kept[: batch_size - before_end] = batch[before_end:]
 
 
 def _around(rows: Tensor, start: int, count: int) -> Tensor:

@@ -10,8 +10,8 @@ enqueues the work of all, and waits for them only when values are logged or save
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -126,6 +126,8 @@ def _parts(members: list[Member], first_step: int, stack: ExitStack) -> list[_Pa
         fed = partial(_fed, config.training, device, states[0].W_dec.shape[-1])
         xs, alike = fed(sides.x, first_step, last_step), sides.x is sides.y
         ys = xs if alike else fed(sides.y, first_step, last_step)
+        for source in (xs, ys):
+            stack.enter_context(closing(source))
         feed = ((x, x) for x in xs) if alike else zip(xs, ys, strict=True)
         parts.append(_Part(own, pairs, steps, feed, partial(fed, sides.x)))
     return parts
@@ -138,7 +140,7 @@ def _fed(
     side: Side,
     first_step: int,
     last_step: int,
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor, None, None]:
     """The batches of one side, padded to `width`."""
     return batches(
         Rows(side.activations, training), batch_size=training.batch_size, first_step=first_step,
