@@ -1,5 +1,6 @@
 """The loss without single features, and what it says of those that recur."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_a_neuron_that_nobody_reads_has_no_effect_and_a_twin_replaces_its_featur
     first, second = entries_of(tmp_path, neurons, neurons[::-1].copy())
     source = source_of(model)
     pair = Compared(first, [matched(first, second)])
-    table = measure(pair, source, EffectsConfig(100, 4, 1000), 0, tmp_path / "kept").set_index(
+    table = measure(pair, source, EffectsConfig(100, 4, 1000, 9), 0, tmp_path / "kept").set_index(
         "feature"
     )
     assert (table["recurrence"] == 1).all()
@@ -101,7 +102,7 @@ def test_an_effect_is_a_mean_over_all_tokens_and_of_many_features_some_are_drawn
     first, second = entries_of(tmp_path, neurons, neurons)
     source = source_of(model)
     pair = Compared(first, [matched(first, second)])
-    kept, all_of_them = tmp_path / "kept", EffectsConfig(100, 1000, 1000)
+    kept, all_of_them = tmp_path / "kept", EffectsConfig(100, 1000, 1000, 9)
     table = measure(pair, source, all_of_them, 0, kept)
     every = table.set_index("feature")
     contexts, rows = np.arange(len(source.text)), source.rows(slice(None))
@@ -111,16 +112,23 @@ def test_an_effect_is_a_mean_over_all_tokens_and_of_many_features_some_are_drawn
         change = (without * first.decoder[feature]).reshape(rows.shape)
         whole = loss(source, contexts, change) - original
         assert every.at[feature, "ablated"] == pytest.approx(whole, abs=1e-5)
-    some = measure(pair, source, EffectsConfig(7, 1000, 1000), 0, tmp_path / "others")
+    some = measure(pair, source, EffectsConfig(7, 1000, 1000, 9), 0, tmp_path / "others")
     assert len(some) == 7
     same = every.loc[some["feature"], "ablated"]
     np.testing.assert_allclose(some["ablated"], same, atol=1e-6)
 
+    late = replace(all_of_them, minutes=1e-9)  # one feature a call
+    few = [measure(pair, source, late, 0, tmp_path / "late") for _ in range(3)]
+    assert [len(part) for part in few] == [1, 2, 3]
+    chosen = every.loc[few[-1]["feature"]].reset_index()
+    pd.testing.assert_frame_equal(few[-1], chosen[few[-1].columns])
+
     record = files.read_json(kept)  # as a process leaves it that is killed after five features
     files.write_json(kept, record | {"effects": [[9.0, 9.0]] * 5})
     resumed = measure(pair, source, all_of_them, 0, kept)
-    assert (resumed["ablated"][:5] == 9).all()
-    pd.testing.assert_frame_equal(resumed[5:], table[5:])
+    others = (resumed["ablated"] != 9).to_numpy()
+    assert others.sum() == len(table) - 5
+    pd.testing.assert_frame_equal(resumed[others], table[others])
     files.write_json(kept, record | {"of": "another"})
     pd.testing.assert_frame_equal(measure(pair, source, all_of_them, 0, kept), table)
 

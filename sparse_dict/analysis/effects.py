@@ -4,10 +4,11 @@ What the dictionary does not explain stays in the activation: nothing but the fe
 """
 
 import hashlib
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from sparse_dict.storage.files import fingerprint, read_json, sha256_file, write
 
 Floats = NDArray[np.floating[Any]]
 Rows = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
 
 KEPT = Path("effects") / "measured.json"  # in the analysis' folder
 TOKENS = 4096  # in one forward pass
@@ -71,7 +74,8 @@ def measure(
 ) -> pd.DataFrame:
     """A row per feature, with its effects: change of the loss in nats, mean over all tokens.
 
-    Results are saved in the file `kept`, from which an interrupted measurement goes on.
+    Results are saved in the file `kept`, from which a measurement goes on that was interrupted or
+    reached `settings.minutes`.
     """
     entry, other = compared.entry, compared.pairs[0].second
     active = np.stack(  # (contexts, size)
@@ -89,15 +93,17 @@ def measure(
     chosen = [np.sort(rng.permutation(found)[: settings.contexts]) for found in where]
     weights = [sha256_file(e.trained.folder / WEIGHTS) for e in (entry, other)]
     text = hashlib.sha256(source.text.tobytes()).hexdigest()
-    of = fingerprint([weights, text, asdict(settings), seed])
+    of = fingerprint([weights, text, asdict(replace(settings, minutes=1.0)), seed])
     effects = _known(kept, of)
-    done = len(effects)
-    own = _codes(entry, features[done:], chosen[done:], source)
-    theirs = _codes(other, partners[done:], chosen[done:], source)
+    # in random order, so that those that there is time for are a sample
+    order = np.random.default_rng(seed).permutation(len(features))
+    todo, done = order[len(effects) :], len(effects)
+    own = _codes(entry, features[todo], [chosen[i] for i in todo], source)
+    theirs = _codes(other, partners[todo], [chosen[i] for i in todo], source)
     originals = _Originals(source)
-    saved = time.monotonic()
+    saved = started = time.monotonic()
     with Progress("effects", len(features), "features", done) as progress:
-        for i, (ours, match) in enumerate(zip(own, theirs, strict=True), start=done):
+        for i, ours, match in zip(todo, own, theirs, strict=True):
             without = -ours[..., None] * entry.decoder[features[i]]
             instead = without + match[..., None] * other.decoder[partners[i]]
             original = originals.mean(chosen[i])
@@ -106,20 +112,30 @@ def measure(
                 [share * (loss(source, chosen[i], c) - original) for c in (without, instead)]
             )
             progress.advance(1)
-            if time.monotonic() - saved > SAVE_S or i + 1 == len(features):
+            now = time.monotonic()
+            late = now - started > 60 * settings.minutes
+            if late or now - saved > SAVE_S or len(effects) == len(features):
                 write_json(kept, {"of": of, "effects": effects})
-                saved = time.monotonic()
+                saved = now
+            if late and len(effects) < len(features):
+                log.info(
+                    "effects of %d of %d features in effects.minutes=%g: the same command goes on",
+                    len(effects), len(features), settings.minutes,
+                )  # fmt: skip
+                break
+    measured = order[: len(effects)]
     ablated, substituted = np.reshape(effects, (-1, 2)).T
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
-            "feature": features,
-            "frequency": entry.frequency[features],
-            "recurrence": compared.recurrence[features],
+            "feature": features[measured],
+            "frequency": entry.frequency[features[measured]],
+            "recurrence": compared.recurrence[features[measured]],
             "ablated": ablated,
             "substituted": substituted,
-            "cosine": cosines.max(axis=1, initial=-1),
+            "cosine": cosines.max(axis=1, initial=-1)[measured],
         }
     )
+    return table.sort_values("feature", ignore_index=True)
 
 
 def _pairs(value: Any) -> bool:

@@ -88,9 +88,10 @@ class EffectsConfig:
     features: int = MISSING  # measured at most; drawn at random if there are more
     contexts: int = MISSING  # of each feature, drawn from those that it is active in
     n_tokens: int = MISSING  # of the harvested text, which are searched for contexts
+    minutes: float = MISSING  # after which no further feature is begun: the same command goes on
 
     def __post_init__(self) -> None:
-        positive(self, "effects", "features", "contexts", "n_tokens")
+        positive(self, "effects", "features", "contexts", "n_tokens", "minutes")
 
 
 @dataclass
