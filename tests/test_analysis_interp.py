@@ -352,6 +352,7 @@ def test_of_many_cases_those_that_are_answered_are_kept_and_the_others_not_waite
     assert "401" in found.stopped
 
 
+@pytest.mark.slow
 def test_after_an_interrupt_nothing_more_is_sent_and_the_same_command_goes_on(
     server, tmp_path, monkeypatch
 ):

@@ -249,6 +249,7 @@ def test_the_frontiers_l0_is_written_in_plain_numbers(highest: float):
     assert all(re.fullmatch(r"[0-9.]+", text) for text in shown), shown
 
 
+@pytest.mark.slow
 def test_the_reports_tables_are_in_the_offline_run(tmp_path: Path):
     write_study(tmp_path / "sae", sizes=(16, 32, 64))
     settings = config_of(tmp_path, "claims", "heatmap", "sparsity")

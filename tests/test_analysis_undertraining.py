@@ -112,6 +112,7 @@ def test_the_plateau_and_the_steps_to_it_are_those_of_the_true_curve(plateau, ha
     assert found.at(np.array([half])) == pytest.approx(plateau / 2, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_share_that_has_only_begun_to_rise_does_not_say_where_it_levels_off():
     found = saturation.fit(STEPS, [[followed(0.6, 40_000.0, 200)]])
     assert found is None or not found.settled

@@ -300,6 +300,7 @@ def test_more_arrays_are_read_than_files_may_be_open(tmp_path: Path):
     assert limited(code, tmp_path, NOFILE=100) == "400 119400.0\n"
 
 
+@pytest.mark.slow
 def test_a_text_that_grows_when_it_is_unpacked_is_read_in_bounded_memory(tmp_path: Path):
     """Six hundred times twelve million letters in a file of 1 kB."""
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * 600), pa.array(["x" * 12_000_000]))

@@ -410,7 +410,9 @@ def test_who_looks_for_a_holder_does_not_keep_a_stage_from_starting(tmp_path: Pa
 # --- no room, no permission -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", SCRIPTS)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(p, marks=pytest.mark.slow) if p == "analyze" else p for p in SCRIPTS]
+)
 def test_no_room_on_the_disk_is_one_line_and_the_stage_goes_on_later(
     zygote: Zygote, whole: Study, copy: Path, stage: str
 ):

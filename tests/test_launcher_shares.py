@@ -152,7 +152,10 @@ def test_workers_share_the_cores_and_the_gpus(app: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("size", "reason"),
-    [(66, "its worker ended: "), (77, "interrupted: the same command goes on from the last")],
+    [
+        pytest.param(66, "its worker ended: ", marks=pytest.mark.slow),
+        (77, "interrupted: the same command goes on from the last"),
+    ],
 )
 def test_a_worker_that_dies_leaves_the_other_shares_alone(
     app: Path, tmp_path: Path, size: int, reason: str

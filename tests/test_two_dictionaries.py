@@ -71,6 +71,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path):
     assert "is not a folder" in run(a, tmp_path / "none").stderr
 
 
+@pytest.mark.slow
 def test_features_are_matched_by_their_codes_where_directions_say_nothing(tmp_path):
     """The encoders agree after a shuffle and the decoders have nothing to do with each other."""
     encoder, order = directions(12, D, 1), np.random.default_rng(0).permutation(20)
