@@ -11,6 +11,7 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import Toy
 from sparse_dict.analysis import effects, study
 from sparse_dict.analysis.analyses import consensus
+from sparse_dict.analysis.context import PARTIAL
 from sparse_dict.analysis.measures import consensus as measures
 from sparse_dict.analysis.measures.consensus import Part, fvu, refit
 from sparse_dict.analysis.measures.consensus import consensus as clustered
@@ -121,7 +122,7 @@ def test_consensus_of_planted_features_is_true_and_agrees_ever_better(base, monk
 
 
 def test_verify_knows_the_folders_of_an_analysis(tmp_path):
-    for folder in (consensus.FOLDER, effects.KEPT.parent):
+    for folder in (consensus.FOLDER, effects.KEPT.parent, PARTIAL):  # the last: it was killed
         (tmp_path / "analysis" / folder).mkdir(parents=True)
     save_file({"a": np.zeros(1)}, tmp_path / "analysis" / "stray.safetensors")
     found = verify.Verification(tmp_path)

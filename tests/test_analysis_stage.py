@@ -118,7 +118,7 @@ def test_an_analysis_that_fails_leaves_the_earlier_one_whole(
     monkeypatch.setattr(report, "render", mock.Mock(side_effect=OSError))
     with pytest.raises(OSError):  # noqa: PT011
         stage.run(config_of(tmp_path, "heatmap"))
-    after = {p.name: p.read_bytes() for p in (tmp_path / "analysis").iterdir() if p.is_file()}
+    after = {path.name: path.read_bytes() for path in (tmp_path / "analysis").iterdir()}
     assert after == before
     monkeypatch.undo()
     stage.run(config_of(tmp_path, "frontier"))

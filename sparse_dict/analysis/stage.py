@@ -94,7 +94,11 @@ def run(config: AnalyzeConfig) -> None:
             shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
         partial.mkdir()
-        _run(config, partial)
+        try:
+            _run(config, partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # nothing goes on from there
+            raise
 
 
 def _replace(folder: Path, partial: Path) -> None:

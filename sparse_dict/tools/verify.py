@@ -34,7 +34,7 @@ DICTIONARY = (
     rf"metrics\.json|history\.csv|snapshots|{ANYWHERE}"
 )
 SNAPSHOTS = r"\d+\.safetensors"
-ANALYSIS = rf"[^.].*\.(png|svg|csv|json|html)|interp|consensus|effects|{ANYWHERE}"
+ANALYSIS = rf"[^.].*\.(png|svg|csv|json|html)|interp|consensus|effects|partial|{ANYWHERE}"
 
 
 class Verification:
