@@ -58,7 +58,7 @@ def why_offline(again: bool = False) -> str:
             _trouble = "the server is too slow"
         elif not _trouble and again:
             with waiting(ANSWER_S):
-                _trouble = _ask(GOOD_S)
+                _trouble = _ask(LIMIT_S)
         return _trouble
 
 
