@@ -87,6 +87,7 @@ def test_a_wrong_command_line_of_a_real_process_costs_one_line_and_writes_nothin
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_flag_of_a_multirun_may_stand_anywhere(tmp_path: Path) -> None:
     swept = "sae.dict_size=0,1"
     lines = {
@@ -97,6 +98,7 @@ def test_the_flag_of_a_multirun_may_stand_anywhere(tmp_path: Path) -> None:
     assert lines == {f"train_sae.py: {said}\n"}
 
 
+@pytest.mark.slow
 def test_the_answer_comes_within_three_seconds(tmp_path: Path) -> None:
     seconds = []
     for script in SCRIPTS:

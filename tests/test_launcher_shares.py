@@ -137,6 +137,7 @@ def test_a_share_lets_submitit_exit_and_tells_of_an_interrupt(monkeypatch, error
         assert ended.value.code == -1
 
 
+@pytest.mark.slow
 def test_workers_share_the_cores_and_the_gpus(app: Path, tmp_path: Path) -> None:
     pytest.importorskip("joblib")
     process = launch(
