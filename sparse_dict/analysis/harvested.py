@@ -245,7 +245,8 @@ def model(manifest: dict[str, Any], config: AnalyzeConfig) -> OpenLM:
 
 def is_ours(manifest: dict[str, Any]) -> bool:
     """Whether the language model is one of train_lm.py's."""
-    return "lm" not in manifest["config"]
+    config = manifest.get("config")
+    return not (isinstance(config, dict) and "lm" in config)
 
 
 def model_record(manifest: dict[str, Any], config: AnalyzeConfig) -> tuple[Path, dict[str, Any]]:
