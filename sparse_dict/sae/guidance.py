@@ -53,7 +53,11 @@ def check(sae: SAEConfig, lm_dir: Path, activations: Activations) -> Site | None
     if sae.guide == "none":
         return None
     manifest, asked = activations.manifest, f"sae.guide={sae.guide}"
-    if manifest is None or "model" not in manifest["fingerprints"] or "lm" in (manifest.get("config") or {}):
+    if (
+        manifest is None
+        or "model" not in manifest["fingerprints"]
+        or "lm" in (manifest.get("config") or {})
+    ):
         raise UserError(
             f"{asked} needs activations of a model of train_lm.py, whose weights it reads; "
             f"{activations.folder} are not"
