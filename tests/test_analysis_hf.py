@@ -32,11 +32,11 @@ from test_analysis_interp import settings_of as interp_settings  # noqa: E402
 from sparse_dict.activations import hf, hf_source, hf_tokenizer, stage  # noqa: E402
 from sparse_dict.analysis import harvested, study  # noqa: E402
 from sparse_dict.analysis.analyses import loss_recovered  # noqa: E402
-from sparse_dict.analysis.analyses.loss_recovered import Replacement, losses  # noqa: E402
 from sparse_dict.analysis.comparison import Comparison  # noqa: E402
 from sparse_dict.analysis.features import contexts, page  # noqa: E402
 from sparse_dict.analysis.harvested import Place  # noqa: E402
 from sparse_dict.analysis.interp import cases  # noqa: E402
+from sparse_dict.analysis.reconstruction_loss import Replacement, losses, recovered  # noqa: E402
 from sparse_dict.analysis.report import figures, provenance  # noqa: E402
 from sparse_dict.config import ContextsConfig, LossRecoveredConfig  # noqa: E402
 from sparse_dict.config.sites import SITES, Site  # noqa: E402
@@ -167,8 +167,8 @@ def test_identity_recovers_all_of_the_loss_and_the_mean_nothing(loaded, kind, si
     wanted = F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
     assert original == pytest.approx(float(wanted), rel=1e-5)
     assert ablated > original + 0.01
-    assert loss_recovered.recovered(found["same"], original, ablated) == pytest.approx(1, abs=1e-4)
-    assert loss_recovered.recovered(found["mean of it"], original, ablated) == pytest.approx(0)
+    assert recovered(found["same"], original, ablated) == pytest.approx(1, abs=1e-4)
+    assert recovered(found["mean of it"], original, ablated) == pytest.approx(0)
 
 
 def test_a_path_means_the_short_name_of_the_same_place(loaded):

@@ -11,9 +11,16 @@ from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.analysis import study
 from sparse_dict.analysis.analyses import loss_recovered
-from sparse_dict.analysis.analyses.loss_recovered import Replacement, held_out, losses, recovered
 from sparse_dict.analysis.harvested import Place
 from sparse_dict.analysis.measures import bases
+from sparse_dict.analysis.reconstruction_loss import (
+    Replacement,
+    held_out,
+    losses,
+    of_basis,
+    of_dictionary,
+    recovered,
+)
 from sparse_dict.analysis.report import figures
 from sparse_dict.config import (
     BaselinesConfig,
@@ -108,7 +115,7 @@ def test_a_perfect_dictionary_recovers_all_and_the_mean_nothing(model, contexts,
     (entry,) = study.load(tmp_path).entries
     constant = Replacement(("c",), lambda x: [np.tile(mean.astype(np.float32), (len(x), 1))])
     nothing = Replacement(("n",), lambda x: [np.zeros_like(x)])
-    found = taken(model, contexts, mean, loss_recovered.of_dictionary(entry), constant, nothing)
+    found = taken(model, contexts, mean, of_dictionary(entry), constant, nothing)
     original, zero, ablated = found["original"], found["zero"], found["mean"]
     assert recovered(found["perfect"], original, ablated) == pytest.approx(1, abs=1e-4)
     assert recovered(found["perfect"], original, zero) == pytest.approx(1, abs=1e-4)
@@ -142,7 +149,7 @@ def test_more_codes_of_a_basis_recover_more_and_all_of_them_everything(model, co
     with torch.no_grad():
         (x,) = model.read(torch.from_numpy(contexts[:, :-1]), [SITE])
     basis = bases.fit("pca", bases.Rows.of(x.flatten(0, 1).numpy()), 0)
-    found = taken(model, contexts, mean, loss_recovered.of_basis("pca", basis, [1, 6, D]))
+    found = taken(model, contexts, mean, of_basis("pca", basis, [1, 6, D]))
     shares = [recovered(found[f"pca:{k}"], found["original"], found["mean"]) for k in (1, 6, D)]
     assert shares[0] < shares[1] < shares[2]
     assert shares[2] == pytest.approx(1, abs=1e-4)
@@ -315,4 +322,4 @@ def test_another_model_than_the_harvested_one_is_refused(base, tmp_path):
     record["fingerprints"]["model"] = lm_folder.fingerprint(tmp_path / "lm" / "model.safetensors")
     files.write_json(tmp_path / "lm" / "lm.json", record)
     with pytest.raises(UserError, match="language model that was harvested"):
-        loss_recovered.measure(context_of(config(base, lm_dir=str(tmp_path / "lm"))))
+        _ = context_of(config(base, lm_dir=str(tmp_path / "lm"))).losses

@@ -10,9 +10,9 @@ from site_harvest import harvest_of
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import study
-from sparse_dict.analysis.analyses import loss_recovered, sites
-from sparse_dict.analysis.analyses.loss_recovered import ORIGINAL, Replacement
+from sparse_dict.analysis.analyses import sites
 from sparse_dict.analysis.harvested import Place
+from sparse_dict.analysis.reconstruction_loss import ORIGINAL, ZERO, Replacement, losses
 from sparse_dict.config import ModelConfig
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
@@ -126,10 +126,10 @@ def test_a_transcoder_takes_the_place_of_the_mlp():
     contexts = np.random.default_rng(0).integers(0, 31, (20, 17))
     exact = Replacement(("exact",), lambda x: [x @ W.T])
     nothing = Replacement(("nothing",), lambda x: [np.zeros((len(x), 8), np.float32)])
-    found = loss_recovered.losses(
+    found = losses(
         model, contexts, Place((Site("mlp_post", 1),), 1), np.zeros(8), [exact, nothing],
         Place((Site("mlp_out", 1),), 1),
     )  # fmt: skip
     assert found["exact"] == pytest.approx(found[ORIGINAL], abs=1e-5)
-    assert found["nothing"] == pytest.approx(found[loss_recovered.ZERO], abs=1e-6)
+    assert found["nothing"] == pytest.approx(found[ZERO], abs=1e-6)
     assert abs(found["nothing"] - found[ORIGINAL]) > 1e-3

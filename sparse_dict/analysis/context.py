@@ -11,7 +11,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis import effects, harvested, measured_bases, seeds, trajectory
+from sparse_dict.analysis import (
+    effects,
+    harvested,
+    measured_bases,
+    reconstruction_loss,
+    seeds,
+    trajectory,
+)
 from sparse_dict.analysis.claims import Claim, Statement
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.interp import ask
@@ -20,7 +27,7 @@ from sparse_dict.analysis.measures.across_seeds import match_pair
 from sparse_dict.analysis.report.page import Draw, Section
 from sparse_dict.analysis.splitting import Splitting
 from sparse_dict.analysis.study import Entry, Study
-from sparse_dict.config import AnalyzeConfig, BaselinesConfig, EffectsConfig
+from sparse_dict.config import AnalyzeConfig, BaselinesConfig, EffectsConfig, LossRecoveredConfig
 from sparse_dict.errors import MALFORMED, UserError
 from sparse_dict.sae import architectures
 
@@ -155,9 +162,14 @@ class Context:
         Raises:
             UserError: the activations, their language model or its text are not there.
         """
-        from sparse_dict.analysis.analyses import loss_recovered  # which imports this module
-
-        return loss_recovered.measure(self)
+        read, settings = self.activations, self.settings(LossRecoveredConfig)
+        try:
+            bases = self.bases.bases if self.config.is_on("baselines") else {}
+        except UserError:  # they cannot be fitted, as their section explains
+            bases = {}
+        return reconstruction_loss.measure(
+            self.config, settings, self.study, read, self.targets, bases
+        )
 
     @cached_property
     def ridges(self) -> list[ridge.Ridge]:

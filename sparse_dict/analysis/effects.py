@@ -8,7 +8,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def measure(
     chosen = [np.sort(rng.permutation(found)[: settings.contexts]) for found in where]
     weights = [sha256_file(e.trained.folder / WEIGHTS) for e in (entry, other)]
     text = hashlib.sha256(source.text.tobytes()).hexdigest()
-    of = fingerprint([weights, text, asdict(replace(settings, minutes=1.0)), seed])
+    of = fingerprint([weights, text, settings.features, settings.contexts, seed])
     effects = _known(kept, of)
     # in random order, so that those that there is time for are a sample
     order = np.random.default_rng(seed).permutation(len(features))

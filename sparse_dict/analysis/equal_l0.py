@@ -15,13 +15,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from sparse_dict.analysis.analyses import loss_recovered
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
 from sparse_dict.analysis.measures.intervals import Estimate
+from sparse_dict.analysis.reconstruction_loss import MEAN, ORIGINAL, recovered
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Picture, Table
-from sparse_dict.analysis.seeds import FEWEST_SEEDS, SeedPair, common_seeds, estimate
+from sparse_dict.analysis.seeds import FEWEST_SEEDS, SeedPair, common_seeds, estimate, shared
 from sparse_dict.analysis.study import Entry
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files
@@ -57,16 +57,12 @@ class Measure:
         return f"{number:{sign}.1f}" if self.name == "neurons" else f"{number:{sign}.3f}"
 
 
-def _shared(pair: SeedPair) -> float:
-    return float(pair.shared.mean())
-
-
 def _neurons(entry: Entry) -> float:
     return float(np.nanmean(simpson_neurons(entry.decoder[entry.alive])))
 
 
 MEASURES = (
-    Measure("shared", "shared", _shared, share=True, by_feature=True),
+    Measure("shared", "shared", shared, share=True, by_feature=True),
     Measure("pw_mcc", "PW-MCC", lambda pair: pair.pw_mcc, by_feature=True),
     Measure("fvu", "FVU", of_both(lambda entry: float(entry.metrics["fvu"]))),
     Measure("dead", "dead", of_both(lambda entry: float((~entry.alive).mean())), share=True),
@@ -82,8 +78,8 @@ def measures(context: Context) -> list[Measure]:
             losses, _ = context.losses
         except UserError:  # which that analysis' own section says
             return found
-        original, mean = losses[loss_recovered.ORIGINAL], losses[loss_recovered.MEAN]
-        share = of_both(lambda e: loss_recovered.recovered(losses[e.name], original, mean))
+        original, mean = losses[ORIGINAL], losses[MEAN]
+        share = of_both(lambda e: recovered(losses[e.name], original, mean))
         found.append(Measure("recovered", "loss recovered", share, share=True))
     return found
 

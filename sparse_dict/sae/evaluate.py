@@ -53,7 +53,9 @@ def evaluate(
         tuple(torch.from_numpy(a).to(device) for a in (d.W_enc, d.b_enc, d.W_dec, d.b_dec))
         for d in dictionaries
     ]
-    skips = [None if d.W_skip is None else torch.from_numpy(d.W_skip) for d in dictionaries]
+    skips = [
+        None if d.W_skip is None else torch.from_numpy(d.W_skip).to(device) for d in dictionaries
+    ]
     last = sides[0][0].rows if sides else start
     rows = last - start
     l1 = np.zeros(len(weights))
@@ -69,7 +71,7 @@ def evaluate(
                 codes = dictionaries[i].activate(torch.addmm(b_enc, x, W_enc))  # (rows, dict_size)
                 residual = torch.addmm(b_dec, codes, W_dec) - y
                 if (skip := skips[i]) is not None:
-                    residual += x @ skip.to(device)
+                    residual += x @ skip
                 error[i] += residual.square().sum(0, dtype=torch.float64).cpu().numpy()
                 l1[i] += float(codes.sum(dtype=torch.float64))
                 fired[i] += (codes > 0).sum(dim=0)

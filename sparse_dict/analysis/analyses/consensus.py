@@ -10,8 +10,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from sparse_dict.analysis import harvested, seeds
-from sparse_dict.analysis.analyses import loss_recovered, truth
-from sparse_dict.analysis.analyses.loss_recovered import MEAN, ORIGINAL, Replacement
+from sparse_dict.analysis.analyses import truth
 from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.consensus import (
@@ -25,6 +24,14 @@ from sparse_dict.analysis.measures.consensus import (
     refit,
 )
 from sparse_dict.analysis.measures.mcs import Floats, match, max_cosine
+from sparse_dict.analysis.reconstruction_loss import (
+    MEAN,
+    ORIGINAL,
+    Replacement,
+    held_out,
+    losses,
+)
+from sparse_dict.analysis.reconstruction_loss import recovered as recovered_share
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Section, Table
 from sparse_dict.analysis.study import Entry
@@ -222,16 +229,14 @@ def _loss(context: Context) -> tuple[Callable[[Dictionary], float] | None, str]:
         return None, ""
     try:
         place, lm = harvested.place(manifest, context.study.site), harvested.model(manifest, config)
-        text, _ = loss_recovered.held_out(
-            manifest, Path(config.cache_dir), lm.n_ctx, settings.tokens
-        )
+        text, _ = held_out(manifest, Path(config.cache_dir), lm.n_ctx, settings.tokens)
     except UserError as error:
         return None, str(error)
 
     def recovered(dictionary: Dictionary) -> float:
         how = Replacement(("it",), lambda x: [dictionary.reconstruct(x)])
-        found = loss_recovered.losses(lm.model, text, place, context.activations.mean, [how])
-        return loss_recovered.recovered(found["it"], found[ORIGINAL], found[MEAN])
+        found = losses(lm.model, text, place, context.activations.mean, [how])
+        return recovered_share(found["it"], found[ORIGINAL], found[MEAN])
 
     return recovered, ""
 

@@ -1,0 +1,165 @@
+"""How much of the language model's loss a reconstruction preserves when it replaces the activation.
+
+Cross-entropy on held-out text: of the model as it is, with the activation of the harvested site
+replaced by a reconstruction at every harvested position, and with it replaced by zero or by its
+mean; positions that the harvest left out keep their activation throughout.
+Recovered = (CE_ablated - CE_reconstructed) / (CE_ablated - CE_original): 1 for a perfect
+reconstruction, 0 for one that is no better than the ablation, below 0 for a worse one.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparse_dict.activations.store import Activations
+from sparse_dict.analysis import harvested
+from sparse_dict.analysis.harvested import Place, put_back, rows_of
+from sparse_dict.analysis.measures.bases import Basis, Floats
+from sparse_dict.analysis.study import Entry, Study
+from sparse_dict.config import AnalyzeConfig, LossRecoveredConfig
+from sparse_dict.errors import UserError
+from sparse_dict.lm.interface import LanguageModel
+from sparse_dict.machine import runtime
+from sparse_dict.machine.progress import Progress
+
+log = logging.getLogger(__name__)
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes the place of an activation, in one or more variants that share some work."""
+
+    labels: tuple[str, ...]
+    reconstruct: Callable[[Floats], Iterable[Floats]]  # (rows, d_in) to one (rows, d_out) a label
+
+
+ORIGINAL, ZERO, MEAN = "original", "zero", "mean"
+
+
+@torch.inference_mode()
+def losses(
+    model: LanguageModel,
+    contexts: NDArray[np.int64],
+    place: Place,
+    mean: NDArray[np.float64],
+    replacements: Iterable[Replacement],
+    target: Place | None = None,
+) -> dict[str, float]:
+    """Mean cross-entropy in nats of the model, ablated and with each replacement, by label.
+
+    `contexts` (n, length + 1) are token ids, the last of each only a target; `mean` (d_out,) is the
+    mean activation. All targets count, those of the positions that `place` leaves out among them.
+    What is replaced is read at `place`; of transcoders, which read there in the same forward pass,
+    it is what `target` computes.
+    """
+    replacements = [*replacements]
+    ablated = mean.astype(np.float32)
+    labels = [ORIGINAL, ZERO, MEAN, *(label for item in replacements for label in item.labels)]
+    sums = dict.fromkeys(labels, 0.0)
+    n_read = len(place.sites) if target else 0
+    sites = [*place.sites, *(target.sites if target else ())]
+    step, skip = max(1, BATCH_TOKENS // (contexts.shape[1] - 1)), place.skip_first
+    n = contexts[:, 1:].size
+    log.info("loss recovered: %s tokens, each in %d variants", f"{n:,}", len(sums))
+    with Progress("loss recovered", n * len(sums), "tokens") as progress:
+        for start in range(0, len(contexts), step):
+            batch = torch.from_numpy(contexts[start : start + step]).to(model.device)
+            found, follow = model.split(batch[:, :-1], batch[:, 1:], sites)
+            read, written = found[:n_read], found[n_read:]
+            y = rows_of(written, skip)
+            x = rows_of(read, skip) if target else y
+            made = [[y], [np.zeros_like(y)], [np.broadcast_to(ablated, y.shape).copy()]]
+            news = chain(*made, *(item.reconstruct(x) for item in replacements))
+            for label, new in zip(labels, news, strict=True):
+                values = [*read, *put_back(written, new, skip)]
+                sums[label] += float(follow(values)) * len(batch)
+                progress.advance(batch[:, 1:].numel())
+    return {label: value / len(contexts) for label, value in sums.items()}
+
+
+def recovered(loss: float, original: float, ablated: float) -> float:
+    """Share of the ablation's damage that a reconstruction avoids; nan if there is none."""
+    return (ablated - loss) / (ablated - original) if ablated > original else float("nan")
+
+
+def of_dictionary(entry: Entry) -> Replacement:
+    """The reconstruction by a dictionary, under its name."""
+    dictionary = entry.trained.dictionary
+    return Replacement((entry.name,), lambda x: [dictionary.reconstruct(x)])
+
+
+def of_basis(method: str, basis: Basis, ks: list[int]) -> Replacement:
+    """The reconstructions by a baseline with k codes each, under `method`:k."""
+    return Replacement(tuple(f"{method}:{k}" for k in ks), lambda x: basis.sparse(x, ks))
+
+
+def held_out(
+    manifest: dict[str, Any], cache_dir: Path, n_ctx: int, n_tokens: int
+) -> tuple[NDArray[np.int64], str]:
+    """Contexts (n, n_ctx + 1) of the text that the activations were taken on, and what they are.
+
+    They are of its validation part if it has one, behind the harvested tokens if enough lie there,
+    else the last ones.
+
+    Raises:
+        UserError: the text's tokens are no longer in `cache_dir`, or too few.
+    """
+    text = harvested.unread(manifest, cache_dir, n_ctx)
+    stream, first = text.stream, text.first
+    n = min(n_tokens, len(stream) - 1) // n_ctx
+    if not n:
+        raise UserError("the text to take it on is shorter than one context")
+    unseen = len(stream) - first > n * n_ctx
+    start = first if unseen else len(stream) - n * n_ctx - 1
+    windows = [stream.window(start + i * n_ctx, n_ctx + 1) for i in range(n)]
+    size = f"{n * n_ctx:,} tokens of the "
+    trained = harvested.is_ours(manifest)
+    if text.validation:
+        seen = "neither harvested nor trained on" if trained else "not harvested"
+        what = seen if unseen else "the last of those harvested"
+        return np.stack(windows), f"{size}validation text, {what}"
+    size += "text"
+    if trained:
+        size += ", which has no validation part: a model trained on this corpus has seen them"
+    return np.stack(windows), f"{size}; they were {'not ' if unseen else ''}harvested"
+
+
+def measure(
+    config: AnalyzeConfig,
+    settings: LossRecoveredConfig,
+    study: Study,
+    read: Activations,
+    written: Activations,
+    bases: Mapping[str, Basis],
+) -> tuple[dict[str, float], str]:
+    """`losses` of all dictionaries and baselines, and what text they were taken on.
+
+    `read` are the activations that the dictionaries read, `written` those that they reconstruct.
+
+    Raises:
+        UserError: the activations' language model or its text is not there.
+    """
+    manifest = read.manifest
+    if manifest is None:
+        raise UserError("these activations do not come from a language model")
+    place, lm = harvested.place(manifest, study.site), harvested.model(manifest, config)
+    target = harvested.place(manifest, study.target) if study.target else None
+    harvested.columns_of(lm.model, place.sites, read.d_in)
+    runtime.allocator()
+    contexts, what = held_out(manifest, Path(config.cache_dir), lm.n_ctx, settings.tokens)
+    ks = [k for k in settings.ks if k <= read.d_in]
+    replacements = [of_dictionary(entry) for entry in study.entries]
+    replacements += [of_basis(method, basis, ks) for method, basis in bases.items()]
+    found = losses(lm.model, contexts, place, written.mean, replacements, target)
+    if place.skip_first:
+        what += f"; positions before {place.skip_first} of each context keep their activation"
+    return found, what
