@@ -80,6 +80,8 @@ def direct_logits(model, kind, site, tokens, new):
             hook = with_output(block.get_submodule(first), new)
         case "mlp_post":
             hook = with_output(block.mlp, block.get_submodule(last)(new))
+        case "mlp_out":
+            hook = with_output(block.mlp, new)
         case _:
             hook = with_output(block, new)
     logits = model(tokens).logits
