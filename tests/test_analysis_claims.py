@@ -304,6 +304,43 @@ def test_the_lower_hump_is_made_of_dead_features_or_not(tmp_path: Path, dead: fl
     assert alive.verdict == OPEN
 
 
+def test_a_verdict_agrees_with_a_paper_that_says_the_same_be_it_that_a_claim_does_not_hold(
+    tmp_path: Path,
+):
+    seeded(tmp_path / "alike", {64: [0.1]}, (0, 1))
+    seeded(tmp_path / "apart", {64: [9.0]}, (0, 1))
+    for name, held, agrees, shown in (("alike", HOLDS, False, "no"), ("apart", FAILS, True, "yes")):
+        found = assess(tmp_path / name)
+        claim = found["shared_across_seeds"]
+        assert (claim.verdict, claim.agrees, claim.as_json()["agrees"]) == (held, agrees, agrees)
+        assert found["found_along_chain"].agrees is None
+        column = claims.table([claim, found["found_along_chain"]])["agrees with its source"]
+        assert column.tolist() == [shown, "-"]
+
+
+def test_a_claim_that_nobody_made_agrees_with_nobody(tmp_path: Path):
+    grown(tmp_path, {64: 40, 128: 40, 256: 40})
+    claim = assess(tmp_path)["found_along_chain"]
+    assert (claim.verdict, claim.agrees) == (HOLDS, None)
+
+
+def test_what_is_found_in_most_larger_dictionaries_is_not_found_in_every_one(tmp_path: Path):
+    """Of 100 features that the next size has, the largest has 70."""
+    truth = directions(100, 64, 0)
+    for size, known in ((100, 100), (120, 100), (140, 70)):
+        rows = np.concatenate([truth[:known], directions(size - known, 64, size)])
+        write_dictionary(tmp_path / str(size), rows, np.ones(size, np.int64))
+    claim = assess(tmp_path)["found_along_chain"]
+    assert (claim.verdict, claim.ours) == (FAILS, "70% (70 of 100)")
+
+
+def test_one_histogram_with_one_hump_is_enough_against_two_humps_in_every_one(tmp_path: Path):
+    grown(tmp_path, {96: 0, 128: 64, 256: 128, 512: 128})
+    claim = assess(tmp_path)["bimodal"]
+    assert claim.ours.startswith("2 of 3 sizes")
+    assert claim.verdict == FAILS
+
+
 def test_dictionaries_too_small_for_the_dip_test_leave_bimodality_open(tmp_path: Path):
     write_study(tmp_path, sizes=(8, 16, 32))
     claim = assess(tmp_path)["bimodal"]

@@ -60,6 +60,12 @@ def test_a_training_that_never_found_anything_says_nothing_on_its_length(tmp_pat
         assert claim.ours.startswith("cannot be decided: 0% at half, 0% at full training")
 
 
+@pytest.mark.parametrize(("half", "full", "expected"), [(4, 4, OPEN), (1, 6, HOLDS)])
+def test_below_a_tenth_found_again_nothing_has_levelled_off(tmp_path, half, full, expected):
+    claim = outcome(trained(tmp_path, {500: half / 64, 1000: full / 64}))
+    assert claim.verdict == expected
+
+
 def test_three_seeds_give_an_interval_over_seeds(tmp_path: Path):
     claim = outcome(trained(tmp_path, {500: 0.25, 1000: 0.5}, seeds=(0, 1, 2)))
     assert (claim.verdict, claim.over) == (HOLDS, "3 seeds")

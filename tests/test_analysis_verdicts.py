@@ -100,7 +100,13 @@ def test_the_log_ends_and_the_report_begins_with_what_was_trained_found_and_left
     claims = json.loads((tmp_path / "analysis" / "claims.json").read_text())["claims"]
     n = [sum(c["verdict"] == verdict for c in claims) for verdict in (HOLDS, FAILS, OPEN)]
     assert found.startswith("At L1 0.03, where 24% of the variance is left unexplained by ")
-    assert found.endswith(f"of {len(claims)} claims {n[0]} hold and {n[1]} do not.")
+    agree = [sum(c["agrees"] is outcome for c in claims) for outcome in (True, False)]
+    assert f"of {len(claims)} claims {n[0]} hold and {n[1]} do not; " in found
+    assert found.endswith(
+        f"{agree[0]} of these verdicts agree with the post or paper that makes the claim, "
+        f"{agree[1]} do not."
+    )
+    assert agree[0] > 0
     assert unsaid.startswith(f"{n[2]} claims stay undecided, ")
     assert path == f"to open in a browser: {tmp_path / 'analysis' / 'report.html'}"
     page = (tmp_path / "analysis" / "report.html").read_text()

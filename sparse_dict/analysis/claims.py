@@ -15,6 +15,9 @@ from sparse_dict.analysis.study import Chain, Entry
 Floats = NDArray[np.floating[Any]]
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
+# The share from which on a claim on all features holds: a cosine near the threshold may fall on
+# either side of it.
+NEARLY_ALL = 0.9
 NO_CHAIN = (
     "no dictionary of this study has a larger one that differs from it only in size (train further "
     "sizes with the same L1 and seed)"
@@ -34,10 +37,18 @@ class Claim:
     over: str  # what the interval is over: seeds, features, dictionaries ...
     verdict: str
     rule: str
+    says: str | None  # the verdict of the post or paper itself; None: none makes this claim
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the verdict is that of the post or paper; None where either has none."""
+        if self.says is None or self.verdict == OPEN:
+            return None
+        return self.verdict == self.says
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; an interval that is not finite becomes null."""
-        value = asdict(self)
+        """Plain values, `agrees` among them; an interval that is not finite becomes null."""
+        value = asdict(self) | {"agrees": self.agrees}
         if self.interval is not None and not np.isfinite(self.interval).all():
             value["interval"] = None
         return value
@@ -59,19 +70,21 @@ class Statement:
     figure: str
     post: str
     rule: str
+    says: str | None = HOLDS  # what the post or paper says of `claim`; None: none says anything
     of_all: bool = False  # about all dictionaries, not only those at the chosen level
 
     def undecided(self, why: str = NO_CHAIN) -> Claim:
         """The claim without a value of ours; `why` stands in its place."""
-        return Claim(self.key, self.claim, self.figure, self.post, why, None, "", OPEN, self.rule)
+        return self.decided(why, None, OPEN)
 
     def decided(self, ours: str, estimate: Estimate | None, outcome: str) -> Claim:
         """The claim with our value, its interval and the verdict, which may still be OPEN."""
         interval = None if estimate is None else (estimate.low, estimate.high)
         over = "" if estimate is None else estimate.over
         return Claim(
-            self.key, self.claim, self.figure, self.post, ours, interval, over, outcome, self.rule
-        )
+            self.key, self.claim, self.figure, self.post, ours, interval, over, outcome, self.rule,
+            self.says,
+        )  # fmt: skip
 
 
 def counted_chains(comparison: Comparison, chain: Chain) -> list[Chain]:

@@ -189,7 +189,8 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
         tracked.made("analysis", home / MANIFEST)
         _tell(context, tracked)
     for claim in context.claims:
-        log.info("%s: %s; %s", claim.verdict, claim.claim, claim.ours)
+        beside = {True: " as its source says", False: " unlike its source", None: ""}[claim.agrees]
+        log.info("%s%s: %s; %s", claim.verdict, beside, claim.claim, claim.ours)
     if alarm:
         log.warning("%s", alarm)
     for sentence in sentences:
@@ -247,6 +248,9 @@ def _summary(context: "Context") -> dict[str, float | int | str]:
     comparison, chain = context.comparison, context.comparison.main
     values: dict[str, float | int | str] = {"dictionaries": len(context.study.entries)}
     values |= {f"claims/{claim.key}": claim.verdict for claim in context.claims}
+    values |= {f"agrees/{c.key}": c.agrees for c in context.claims if c.agrees is not None}
+    for outcome, name in ((True, "claims_agree"), (False, "claims_differ")):
+        values[name] = sum(claim.agrees is outcome for claim in context.claims)
     if chain is not None:
         values[f"main_{chain.axis}"] = chain.level
         values["mmcs"] = comparison.chain_mean(chain)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sparse_dict.analysis.analyses import agreement_seeds
 from sparse_dict.analysis.claims import (
+    NEARLY_ALL,
     Claim,
     Statement,
     chain_of,
@@ -33,7 +34,9 @@ CHAINS = Statement(
     "-",
     "expected of true features",
     "Of the smallest dictionary's features found in the next size, the share found in all larger "
-    "ones: holds if the 95 % interval lies above 0.5. Needs three sizes and 20 features found.",
+    f"ones: holds if the 95 % interval lies above {NEARLY_ALL} (a cosine near the threshold may "
+    "fall on either side of it), does not hold if below. Needs three sizes and 20 features found.",
+    says=None,
 )
 
 
@@ -148,7 +151,7 @@ def _along_chain(comparison: Comparison) -> Claim:
     chains = counted_chains(comparison, chain)
     found = np.concatenate([samples(other)[0] for other in chains])
     ours = f"{estimate.value:.0%} ({int(found.sum())} of {len(found)}{in_seeds(chains)})"
-    return CHAINS.decided(ours, estimate, verdict(estimate, 0.5))
+    return CHAINS.decided(ours, estimate, verdict(estimate, NEARLY_ALL))
 
 
 STATEMENTS = (CHAINS, *agreement_seeds.STATEMENTS)

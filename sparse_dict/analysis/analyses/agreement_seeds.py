@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis.claims import Claim, Statement, chain_of, fault, verdict
+from sparse_dict.analysis.claims import FAILS, Claim, Statement, chain_of, fault, verdict
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures.across_seeds import random_pw_mcc
 from sparse_dict.analysis.report import figures, frequency
@@ -41,11 +41,12 @@ SEEDS = Statement(
     "Share of features for which the matchings of encoders and decoders agree with both cosines "
     f"above 0.7, over all pairs of seeds (of at most {MOST_SEEDS}) and then sizes at the chosen "
     f"L1: holds if the 95 % interval lies above 0.5. {OVER}",
+    says=FAILS,
 )
 
 SEEDS_SIZE = Statement(
     "shared_falls_with_size",
-    "The larger the dictionary, the smaller the share another seed would have learned",
+    "Another seed would have learned a smaller share of the largest size than of the smallest",
     "Paulo and Belrose",
     "falls with size",
     "Shared fraction of the smallest size less that of the largest, at the chosen L1: holds if the "

@@ -10,6 +10,8 @@ from sparse_dict.analysis.features.page import PAGE
 from sparse_dict.analysis.report.page import Link, Section, Table
 from sparse_dict.analysis.study import LABELS
 
+AGREES = {True: "yes", False: "no", None: "-"}
+
 
 def table(claims: Sequence[Claim]) -> pd.DataFrame:
     """The claims as the report's first table."""
@@ -24,6 +26,7 @@ def table(claims: Sequence[Claim]) -> pd.DataFrame:
             ],
             "over": [c.over or "-" for c in claims],
             "verdict": [c.verdict for c in claims],
+            "agrees with its source": [AGREES[c.agrees] for c in claims],
         }
     )
 
@@ -39,7 +42,9 @@ def section(context: Context) -> Section:
             "value given there, the value here and a 95 % interval. The verdict follows from the "
             "interval by the rule listed below; “undecided” means that the interval "
             "contains the rule's limit, that the study lacks what the claim needs, or that the "
-            "dictionaries concerned explain nothing.",
+            "dictionaries concerned explain nothing. The last column says whether the verdict is "
+            "that of the post or paper, which may itself be that a claim does not hold; “-” where "
+            "it is undecided or where none makes the claim.",
             Table("Claims and verdicts", table(found)),
         ],
     )

@@ -36,6 +36,7 @@ OTHER_DATA = Statement(
     "(the other half, or another bootstrap), over all pairs and then sizes: holds if the 95 % "
     "interval lies above 0.5. Over seeds (jackknife) where there are three or more, else over "
     "features (bootstrap).",
+    says=None,
 )
 
 

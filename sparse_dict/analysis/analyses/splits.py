@@ -44,12 +44,13 @@ COLOURS = {
 
 REPLICATE = Statement(
     "splits_replicate",
-    "A feature that splits in a larger dictionary splits in the same way in another seed's",
+    "Most features that split in a larger dictionary split in the same way in another seed's",
     "-",
     "expected if splits show a structure of the model",
     "Of the splits whose parent has a counterpart in the other seed (cosine above "
     f"{SHARED_ABOVE:g}), the share in which that splits too and two children have counterparts of "
     f"their own among its children: holds if the 95 % interval lies above 0.5. Needs {FEWEST}.",
+    says=None,
 )
 
 

@@ -30,8 +30,8 @@ Wide = NDArray[np.floating[Any]]
 FEWEST = 8  # dictionaries that a correlation needs
 FOUND = Statement(
     "truth_found",
-    "Dictionaries as large as the number of true features find them",
-    "-",
+    "The best dictionaries as large as the number of true features have an MMCS with them near 1",
+    "predecessor",
     "toy models (the post's predecessor): MMCS with the truth near 1",
     "Of each size that is at least the number of true features, the dictionary with the highest "
     "MMCS with the truth: holds if the mean of their MMCS has its 95 % interval (bootstrap over "
@@ -46,6 +46,7 @@ PREDICTED = Statement(
     "expected: where there is no truth, the post goes by the former",
     "Pearson's correlation of the two over dictionaries that have a larger one: holds if its 95 % "
     f"interval (bootstrap over dictionaries) lies above 0.5, does not if below. Needs {FEWEST}.",
+    says=None,
     of_all=True,
 )
 

@@ -38,6 +38,10 @@ TITLE = "Was the training long enough?"
 BEYOND = 8  # the figure draws the fitted curves up to this many times the steps made
 FEWEST = 20  # features above the threshold at half training that relative growth needs
 MUCH = 0.1  # relative growth from half to full training above which it is not slow
+LEVEL = (
+    f"Where less than {GOOD_PART:.0%} are above it at full training, there is nothing that could "
+    "have levelled off: then it does not “not hold” but is undecided."
+)
 
 UNDERTRAINED = Statement(
     "undertrained",
@@ -46,7 +50,8 @@ UNDERTRAINED = Statement(
     "suspected",
     "Share of features with MCS above the threshold against the next size, at full training less "
     "that at half, averaged over sizes at the chosen L1: holds if the 95 % interval lies above 0, "
-    "else does not hold if it lies below 0.02.",
+    f"else does not hold if it lies below 0.02. {LEVEL}",
+    says=None,
 )
 
 SLOW_MMCS = Statement(
@@ -58,7 +63,7 @@ SLOW_MMCS = Statement(
     "threshold, and of MMCS, both averaged over sizes at the chosen L1: holds if the former's 95 % "
     f"interval lies above {MUCH} and the latter's within 0 and {MUCH}, does not hold if the "
     "former's lies below or the latter's outside. The interval shown is the former's. Needs "
-    f"{FEWEST} features above the threshold at half training.",
+    f"{FEWEST} features above the threshold at half training. {LEVEL}",
 )
 
 
@@ -288,9 +293,10 @@ def claims(context: Context) -> list[Claim]:
     if not half and not full:
         why = f"cannot be decided: {ours}, so nothing was found that could grow"
         return [statement.undecided(why) for statement in STATEMENTS]
+    level = FAILS if full >= GOOD_PART else OPEN
     outcome = verdict(estimate, 0)
     if outcome != HOLDS:
-        outcome = FAILS if estimate.high < 0.02 else OPEN
+        outcome = level if estimate.high < 0.02 else OPEN
     found = [UNDERTRAINED.decided(ours, estimate, outcome)]
 
     at_half = [sum((part[:, 0] > threshold).sum() for part in samples(c)) for c in chains]
@@ -303,7 +309,7 @@ def claims(context: Context) -> list[Claim]:
     if verdict(count, MUCH) == HOLDS and mmcs.low > 0 and mmcs.high < MUCH:
         outcome = HOLDS
     elif verdict(count, MUCH) == FAILS or mmcs.low > MUCH or mmcs.high < 0:
-        outcome = FAILS
+        outcome = level
     ours = (
         f"features found again {count.value:+.1%}, MMCS {mmcs.value:+.1%} "
         f"[{mmcs.low:+.1%}, {mmcs.high:+.1%}]"

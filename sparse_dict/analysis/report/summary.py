@@ -62,9 +62,14 @@ def _found(context: Context) -> str:
         f"active features a row, {above} of {n} features are found again in larger dictionaries, "
         f"almost unchanged (cosine above {comparison.settings.threshold:g})"
     )
-    held = [sum(c.verdict == verdict for c in context.claims) for verdict in (HOLDS, FAILS)]
-    if context.claims:
-        text += f"; of {len(context.claims)} claims {held[0]} hold and {held[1]} do not"
+    claims = context.claims
+    if claims:
+        held = [sum(c.verdict == verdict for c in claims) for verdict in (HOLDS, FAILS)]
+        agree = [sum(c.agrees is outcome for c in claims) for outcome in (True, False)]
+        text += (
+            f"; of {len(claims)} claims {held[0]} hold and {held[1]} do not; {agree[0]} of these "
+            f"verdicts agree with the post or paper that makes the claim, {agree[1]} do not"
+        )
     return f"{text}."
 
 
