@@ -37,7 +37,9 @@ static inline void add_outer(vec out[D], vec a, const float *b) {
 }
 
 static inline ivec lanes(void) {
-  return (ivec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  ivec lane;
+  for (int i = 0; i < LANES; i++) lane[i] = i;
+  return lane;
 }
 
 void forward(const float *qkv, int64_t n, int64_t heads, int64_t first, int64_t last, float *y,

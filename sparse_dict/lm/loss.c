@@ -20,10 +20,15 @@
 
 #define TILE 64 /* classes worked on at a time */
 #define CHUNK 64 /* rows between two updates of the weight's gradient */
-#define P ((D + LANES - 1) / LANES * LANES) /* padded width */
+#define P ((D + 15) / 16 * 16) /* padded width */
 #define UNITS (P / U)
-#define BLOCK (TILE / LANES)
-#define WIDE (P / LANES % 2 ? 1 : 2) /* vectors of a row that are summed at a time */
+#if LANES == 16 /* vectors of a tile, and of a row, that are summed at a time: as registers allow */
+#define BLOCK 4
+#define WIDE (P / LANES % 2 ? 1 : 2)
+#else
+#define BLOCK 2
+#define WIDE 1
+#endif
 
 /* sum + b * a, in BF16 sum + b_even * a_even + b_odd * a_odd; `a` is one unit for all lanes */
 static inline vec multiply_add(vec sum, vec b, uint32_t a) {
@@ -88,10 +93,11 @@ void pack(const float *W, int64_t V, int64_t first, int64_t last, uint32_t *by_c
 /* Logits less `reference` of 4 rows and one tile. */
 static inline __attribute__((always_inline)) void logits(const uint32_t *h, const float *reference, const uint32_t *by_class,
                           vec out[4][BLOCK]) {
+  vec sum[4][BLOCK]; /* stays in registers */
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < BLOCK; j++) out[i][j] = (vec){0} - reference[i];
+    for (int j = 0; j < BLOCK; j++) sum[i][j] = all(-reference[i]);
   for (int k = 0; k < UNITS; k++) {
     vec w[BLOCK];
 #pragma GCC unroll 4
@@ -99,8 +105,12 @@ static inline __attribute__((always_inline)) void logits(const uint32_t *h, cons
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
 #pragma GCC unroll 4
-      for (int j = 0; j < BLOCK; j++) out[i][j] = multiply_add(out[i][j], w[j], h[i * UNITS + k]);
+      for (int j = 0; j < BLOCK; j++) sum[i][j] = multiply_add(sum[i][j], w[j], h[i * UNITS + k]);
   }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < BLOCK; j++) out[i][j] = sum[i][j];
 }
 
 /* Lanes of vector j of a tile that are classes at all, all ones or zero. */
@@ -110,22 +120,22 @@ static inline ivec present(int64_t classes, int j) {
   return lane < (ivec){0} + (int32_t)classes;
 }
 
-/* Exponentials of a tile: to `sums` (CHUNK, LANES), row-major in units along the classes to
+/* Exponentials of a tile: to `sums` (CHUNK, SPAN), row-major in units along the classes to
    `by_row` (CHUNK, TILE / U), and in units along the rows to `kept` (CHUNK / U, TILE). In float32
    the last two are the same. */
 static inline __attribute__((always_inline)) void exponentials(
     const uint32_t *h, const float *reference, const uint32_t *by_class, int64_t rows,
     int64_t classes, int whole, vec *sums, uint32_t *by_row, uint32_t *kept) {
-  for (int r = 0; r < rows; r += 4) {
+  for (int r = 0; r < rows; r += 4) for (int at = 0; at < TILE; at += BLOCK * LANES) {
     vec e[4][BLOCK];
-    logits(h + r * UNITS, reference + r, by_class, e);
+    logits(h + r * UNITS, reference + r, by_class + at, e);
 #pragma GCC unroll 4
     for (int j = 0; j < BLOCK; j++) {
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
         e[i][j] = exp2_of(e[i][j]);
-        if (!whole) e[i][j] = (vec)((ivec)e[i][j] & present(classes, j));
-        sums[r + i] += e[i][j];
+        if (!whole) e[i][j] = (vec)((ivec)e[i][j] & present(classes - at, j));
+        sums[(r + i) * SPAN + (at / LANES + j) % SPAN] += e[i][j];
       }
 #if BF16
       const __m512i mix = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9,
@@ -143,7 +153,7 @@ static inline __attribute__((always_inline)) void exponentials(
       }
 #else
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) memcpy(kept + (r + i) * TILE + j * LANES, &e[i][j], 64);
+      for (int i = 0; i < 4; i++) store(kept + (r + i) * TILE + at + j * LANES, e[i][j]);
 #endif
     }
   }
@@ -174,13 +184,13 @@ static inline __attribute__((always_inline)) void add_product(
       for (int i = 0; i < 8; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < WIDE; j++)
-          memcpy(out + (r + i) * P + d + j * LANES, &sum[i][j], sizeof(vec));
+          store(out + (r + i) * P + d + j * LANES, sum[i][j]);
     }
 }
 
-static float sum_lanes(vec a) {
+static float sum_lanes(const vec a[SPAN]) {
   float sum = 0;
-  for (int i = 0; i < LANES; i++) sum += a[i];
+  for (int i = 0; i < 16; i++) sum += a[i / LANES][i % LANES];
   return sum;
 }
 
@@ -204,7 +214,7 @@ void cross_entropy(const float *H, const int64_t *targets, const float *W,
     uint32_t h[CHUNK * UNITS], scaled[CHUNK / U * P], by_row[CHUNK * (TILE / U)];
     uint32_t scratch[CHUNK / U * TILE];
     float reference[CHUNK] = {0}, of_target[CHUNK] = {0}, total[CHUNK], d_hidden[CHUNK * P];
-    vec sums[CHUNK];
+    vec sums[CHUNK * SPAN];
     memset(h, 0, sizeof h);
     for (int64_t r = 0; r < there; r++) {
       const float *x = H + (start + r) * D, *w = W + targets[start + r] * D;
@@ -230,7 +240,7 @@ void cross_entropy(const float *H, const int64_t *targets, const float *W,
       }
       int again = 0;
       for (int64_t r = 0; r < there; r++) {
-        total[r] = sum_lanes(sums[r]);
+        total[r] = sum_lanes(sums + r * SPAN);
         again |= !(total[r] < OVERFLOW);
       }
       if (!again || attempt) break;
@@ -238,10 +248,10 @@ void cross_entropy(const float *H, const int64_t *targets, const float *W,
         vec top[4] = {{0}}, out[4][BLOCK];
         const float zero[4] = {0};
         for (int i = 0; i < 4; i++) top[i] -= INFINITY;
-        for (int64_t t = 0; t < tiles; t++) {
-          logits(h + r * UNITS, zero, by_class + t * UNITS * TILE, out);
+        for (int64_t t = 0; t < tiles; t++) for (int at = 0; at < TILE; at += BLOCK * LANES) {
+          logits(h + r * UNITS, zero, by_class + t * UNITS * TILE + at, out);
           for (int j = 0; j < BLOCK; j++) {
-            const ivec real = present(V - t * TILE, j);
+            const ivec real = present(V - t * TILE - at, j);
             for (int i = 0; i < 4; i++) top[i] = choose((out[i][j] > top[i]) & real, out[i][j], top[i]);
           }
         }

@@ -1,4 +1,5 @@
-/* Vectors of 16 floats by GCC's and Clang's extensions, so that one source does for x86 and ARM.
+/* Vectors by GCC's and Clang's extensions, so that one source does for x86 and ARM. They are as wide
+   as the processor's registers: of wider ones GCC makes code that is twenty times slower.
    Do not compile with -fassociative-math: `exp2_of` rounds by adding a large number. */
 #include <stdint.h>
 #include <string.h>
@@ -6,21 +7,27 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define SPAN (16 / LANES) /* vectors in 16 numbers, by which sums are made on every processor */
 #define LOG2E 1.44269504f
 #define LN2 0.69314718f
 /* A softmax is taken relative to a logit of its own row, so that its sum is at least one; where
    the sum exceeds this it is taken again relative to the largest. */
 #define OVERFLOW 0x1p72f
 
-typedef float vec __attribute__((vector_size(64), aligned(4)));
-typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
+/* What `load` and `store` reach may be of any type, and lie at any float. */
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-static inline vec load(const void *at) {
-  vec v;
-  memcpy(&v, at, sizeof v);
-  return v;
-}
+static inline vec load(const void *at) { return *(const vec *)at; }
+
+static inline void store(void *at, vec value) { *(vec *)at = value; }
 
 static inline vec choose(ivec condition, vec yes, vec no) {
   return (vec)((condition & (ivec)yes) | (~condition & (ivec)no));

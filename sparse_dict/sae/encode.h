@@ -17,11 +17,10 @@
    registers, less those for the factors. */
 #if defined(__AVX512F__)
 #define AT_ONCE 8
-#define ROW_VECS 2
 #else
 #define AT_ONCE 4
-#define ROW_VECS 1
 #endif
+#define ROW_VECS 2
 
 /* Up to 64 rows, as they come and with dimensions as rows. */
 struct panel {
@@ -150,6 +149,12 @@ static inline uint64_t above(const float *z, float least) {
   for (int u = 0; u < PANEL_VECS; u++)
     mask |= (uint64_t)_mm512_cmp_ps_mask(_mm512_loadu_ps(z + u * LANES), limit, _CMP_GT_OQ)
             << u * LANES;
+#elif defined(__AVX__)
+  const __m256 limit = _mm256_set1_ps(least);
+  for (int u = 0; u < PANEL_VECS; u++) {
+    const __m256 more = _mm256_cmp_ps(_mm256_loadu_ps(z + u * LANES), limit, _CMP_GT_OQ);
+    mask |= (uint64_t)_mm256_movemask_ps(more) << u * LANES;
+  }
 #else
   for (int r = 0; r < PANEL; r++) mask |= (uint64_t)(z[r] > least) << r;
 #endif
@@ -165,6 +170,12 @@ static inline uint64_t above_each(const float *z, const float *floors, int equal
     mask |= (uint64_t)(equal ? _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ)
                              : _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ))
             << u * LANES;
+  }
+#elif defined(__AVX__)
+  for (int u = 0; u < PANEL_VECS; u++) {
+    const __m256 a = _mm256_loadu_ps(z + u * LANES), b = _mm256_loadu_ps(floors + u * LANES);
+    const __m256 more = equal ? _mm256_cmp_ps(a, b, _CMP_GE_OQ) : _mm256_cmp_ps(a, b, _CMP_GT_OQ);
+    mask |= (uint64_t)_mm256_movemask_ps(more) << u * LANES;
   }
 #else
   for (int r = 0; r < PANEL; r++)

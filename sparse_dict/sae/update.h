@@ -22,6 +22,12 @@ struct gradients {
   float *enc, *dec, *b, *threshold;
 };
 
+static inline void put(vec *to, const vec *row, int added) {
+  for (int j = 0; j < VECS; j++)
+    if (added) to[j] += row[j];
+    else to[j] = row[j];
+}
+
 /* The gradients of feature k, row `i` of G, of what a slab contributes to
 
      scale / 2 * sum R^2 + penalty * sum of codes (times the feature's price, if it has one)
@@ -64,9 +70,8 @@ static inline int add_gradients(const struct dictionary *d, const struct numbers
   if (d->pull)
     for (int j = 0; j < VECS; j++) dec[j] += n->penalty * sum * ((const vec *)(d->pull + k * D))[j];
   vec *to_enc = (vec *)(G->enc + i * D), *to_dec = (vec *)(G->dec + i * D);
-  for (int j = 0; j < VECS; j++) to_dec[j] = added ? to_dec[j] + dec[j] : dec[j];
-  for (int j = 0; j < VECS; j++)
-    to_enc[j] = added || G->enc == G->dec ? to_enc[j] + enc[j] : enc[j];
+  put(to_dec, dec, added);
+  put(to_enc, enc, added || G->enc == G->dec);
   G->b[i] = added ? G->b[i] + bias : bias;
   if (thresholds) G->threshold[i] = added ? G->threshold[i] + of_threshold : of_threshold;
   return fired;

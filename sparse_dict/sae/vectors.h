@@ -1,4 +1,5 @@
-/* Vectors of floats in GCC's and Clang's own notation, which x86 and ARM both compile. */
+/* Vectors of floats in GCC's and Clang's own notation, which x86 and ARM both compile. They are as
+   wide as the processor's registers: of wider ones GCC makes slow code. */
 #ifndef VECTORS_H
 #define VECTORS_H
 #include <math.h>
@@ -8,11 +9,18 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define SUMS (32 / LANES) /* of a dot product: two by 16, so that all processors add alike */
 #define VECS (D / LANES) /* of a row of D floats */
 
-typedef float vec __attribute__((vector_size(64), aligned(4)));
-typedef int32_t ints __attribute__((vector_size(64), aligned(4)));
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 static inline float sum_lanes(vec a) {
 #if defined(__AVX512F__)
@@ -26,13 +34,14 @@ static inline float sum_lanes(vec a) {
 
 static inline float dot(const float *a, const float *b) {
   const vec *u = (const vec *)a, *v = (const vec *)b;
-  vec even = {0}, odd = {0};
-  for (int j = 0; j + 1 < VECS; j += 2) {
-    even += u[j] * v[j];
-    odd += u[j + 1] * v[j + 1];
-  }
-  if (VECS % 2) even += u[VECS - 1] * v[VECS - 1];
-  return sum_lanes(even + odd);
+  vec sum[SUMS] = {{0}};
+  int j = 0;
+  for (; j + SUMS <= VECS; j += SUMS)
+    for (int i = 0; i < SUMS; i++) sum[i] += u[j + i] * v[j + i];
+  for (int i = 0; j < VECS; j++, i++) sum[i] += u[j] * v[j];
+  for (int half = SUMS / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) sum[i] += sum[i + half];
+  return sum_lanes(sum[0]);
 }
 
 /* Ask for `count` rows of D values that will be needed soon. */
@@ -43,13 +52,15 @@ static inline void prefetch(const float *rows, int count) {
 static inline vec square_roots(vec a) {
 #if defined(__AVX512F__)
   return (vec)_mm512_sqrt_ps((__m512)a);
+#elif defined(__AVX__)
+  return (vec)_mm256_sqrt_ps((__m256)a);
 #else
   for (int i = 0; i < LANES; i++) a[i] = sqrtf(a[i]);
   return a;
 #endif
 }
 
-/* Two rows of 16 floats rounded to bfloat16, nearest and ties to even: `low` into the lower halves
+/* Two rows of floats rounded to bfloat16, nearest and ties to even: `low` into the lower halves
    of the lanes, `high` into the upper ones. */
 static inline ints bf16_pairs(vec low, vec high) {
   const ints l = (ints)low, h = (ints)high;
