@@ -108,8 +108,14 @@ def planted_guide(d_in: int, strong: Tensor | None = None) -> Guide:
 
 
 def begun(config: TrainSAEConfig, d_in: int, d_out: int | None = None) -> State:
-    """The state at the beginning, with a planted guide if the loss needs one."""
-    return State.initial(config, d_in, CPU, d_out, planted_guide(d_in))
+    """The state at the beginning, with a planted guide if the loss needs one.
+
+    Where something is done about features that are not used, half are used seldom or never.
+    """
+    state = State.initial(config, d_in, CPU, d_out, planted_guide(d_in))
+    if config.sae.dead != "none":
+        state.b[::2] -= torch.linspace(1, 6, len(state.b[::2]))
+    return state
 
 
 def by_the_definition(
@@ -117,7 +123,8 @@ def by_the_definition(
 ) -> Reference:
     """`loss.objective` in float64, trained by autograd and torch.optim.Adam.
 
-    `targets` are what each batch is to become, of a transcoder.
+    `targets` are what each batch is to become, of a transcoder. With `sae.dead=resample` features
+    that are inactive are replaced as the paper says.
     """
     sae, o = config.sae, config.optimizer
     state = begun(config, d_in, targets[0].shape[1] if targets else None)
@@ -156,9 +163,42 @@ def by_the_definition(
                 W_enc = leaves["W_enc"]
                 W_enc += (1 - (W_enc * W_dec).sum(1, keepdim=True)) * W_dec
         last_fired[(codes > 0).any(0)] = seen
+        if sae.dead == "resample" and t % sae.resample_every == 0:
+            dead = seen - last_fired >= min(config.training.dead_window, seen)
+            resample_by_the_definition(config, state.architecture, leaves, x, y, dead, t)
+            for leaf in leaves.values():
+                if leaf.shape[0] == sae.dict_size:
+                    for name in ("exp_avg", "exp_avg_sq"):
+                        adam.state[leaf][name][dead] = 0
         error = float((made - y).square().sum())
         sums.append(Stats(error, float(codes.sum()), int((codes > 0).sum()), len(x)))
     return Reference({name: leaf.detach() for name, leaf in leaves.items()}, sums)
+
+
+@torch.no_grad()
+def resample_by_the_definition(
+    config: TrainSAEConfig,
+    architecture: architectures.Architecture,
+    p: dict[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    dead: Tensor,
+    step: int,
+) -> None:
+    """Bricken et al. 2023, appendix on resampling, in place; the draw is the one of our seed."""
+    if not dead.any():
+        return
+    whole = {"W_enc": p["W_dec"]} | p
+    fit = architecture.loss(whole, x, y, dict.fromkeys(architecture.numbers, torch.zeros(())))
+    weights = (fit.x_hat - y).square().sum(1).square()  # squared losses of rows
+    generator = torch.Generator()
+    generator.manual_seed(hash((config.seed, config.sae.dict_size, step)) % 2**63)
+    rows = torch.multinomial(weights, int(dead.sum()), replacement=True, generator=generator)
+    unit = x[rows] / x[rows].norm(dim=1, keepdim=True)
+    if "W_enc" in p:
+        p["W_enc"][dead] = unit * 0.2 * p["W_enc"][~dead].norm(dim=1).mean()
+    p["W_dec"][dead] = y[rows] / y[rows].norm(dim=1, keepdim=True)
+    p["b"][dead] = 0
 
 
 def assert_same_parameters(

@@ -67,6 +67,9 @@ VARIANTS = [
     {"encoder_norm": True},
     {"encoder_norm": True, "activation": "gated"},
     {"guide": "penalty", "guide_strength": 2.0, "l1": 0.1},
+    {"activation": "crosscoder", "widths": [12, 20]},
+    {"activation": "crosscoder", "widths": [12, 20], "dead": "auxk"},
+    {"activation": "batch_topk_crosscoder", "widths": [12, 20], "k": 2, "l1": 0.0, "dead": "auxk"},
 ]
 
 

@@ -40,6 +40,13 @@ VARIANTS = [
     {"encoder_norm": True, "activation": "topk", "k": 5, "l1": 0.0},
     {"guide": "penalty", "guide_strength": 2.0, "l1": 0.1},
     {"guide": "penalty", "l1": 0.1, "tied": True},
+    {"dead": "auxk", "aux_coefficient": 0.5},
+    {"dead": "auxk", "aux_coefficient": 0.5, "tied": True},
+    {"dead": "auxk", "activation": "topk", "l1": 0.0, "aux_coefficient": 0.5},
+    {"dead": "auxk", "activation": "jumprelu", "l1": 0.0, "l0": 1e-3, "aux_coefficient": 0.5},
+    {"dead": "resample", "resample_every": 3},
+    {"dead": "resample", "resample_every": 3, "tied": True},
+    {"dead": "resample", "activation": "batch_topk", "l1": 0.0, "resample_every": 4},
 ]
 
 
@@ -68,7 +75,7 @@ def train(step_class, configs: list[TrainSAEConfig], batches: list[Tensor], d_in
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("d_in", [32, 20])
 def test_ten_steps_equal_autograd_of_the_definition_with_torch_adam(step_class, variant, d_in):
-    config = sae_config(**variant)
+    config = sae_config(**variant, training={"dead_window": 600})
     x = sparse_rows(10 * 300, d_in)  # 300 rows: a chunk that is not full
     batches = list(x.split(300))
     (state,), sums = train(step_class, [config], batches, d_in)
@@ -78,6 +85,19 @@ def test_ten_steps_equal_autograd_of_the_definition_with_torch_adam(step_class, 
         assert got.squared_error == pytest.approx(right.squared_error, rel=1e-4)
         assert got.l1 == pytest.approx(right.l1, rel=1e-4)
         assert got.active == pytest.approx(right.active, rel=1e-3)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "dead" in v], ids=str)
+def test_some_features_are_dead_in_the_variants_above(variant):
+    """Else what is done about them would be nothing, and both sides would agree on that."""
+    training = {"dead_window": 600}
+    batches = list(sparse_rows(10 * 300, 32).split(300))
+    nothing = {"aux_coefficient": 0.0} if variant["dead"] == "auxk" else {"resample_every": 100}
+    (treated,), (left,) = (
+        train(SparseStep, [sae_config(**sae, training=training)], batches, 32)[0]
+        for sae in (variant, variant | nothing)
+    )
+    assert (treated.W_dec - left.W_dec).abs().max() > 1e-3
 
 
 @settings(max_examples=20, deadline=None)
