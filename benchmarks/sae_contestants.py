@@ -258,13 +258,10 @@ class Fed:
         import torch
 
         from sparse_dict.activations.store import Activations
-        from sparse_dict.config import ActivationsConfig
-        from sparse_dict.sae.view import View
 
         self.task = task
         activations = Activations.open(Path(task.activations))
         self._scale = activations.rms
-        self._variance = View.of(ActivationsConfig("rms", "none"), activations).seen_variance
         self._rows = activations.rows - task.eval_rows
         needed = [(task.warm + i) * task.batch % self._rows for i in range(task.steps)]
         assert max(needed) + task.batch <= self._rows, "the timed steps pass the end of the data"
@@ -273,6 +270,7 @@ class Fed:
         self._data = torch.from_numpy(read).div_(self._scale).to(task.device)
         held_out = activations.read(self._rows, activations.rows)
         self._held_out = torch.from_numpy(held_out).to(task.device)
+        self._variance = float((self._held_out / self._scale).var(0, correction=0).mean())
 
     def batches(self) -> Iterator[Any]:
         """(batch, 128) each."""

@@ -67,7 +67,7 @@ def sae_config(*, seed: int = 0, training: dict[str, Any] | None = None, **sae: 
 
 def scaled_by(scale: float, d_in: int) -> View:
     """What `activations.scaling` alone makes of rows `d_in` wide."""
-    return View(np.zeros(d_in, np.float32), np.full(d_in, scale), np.ones(d_in))
+    return View(np.zeros(d_in, np.float32), np.full(d_in, scale))
 
 
 def sparse_rows(n: int, d_in: int, seed: int = 0) -> Tensor:

@@ -112,7 +112,7 @@ def test_what_is_saved_computes_on_raw_activations_what_was_trained_on(kind, tie
     state, view = shaken(kind, tied=tied), scaled_by(5.0, D_IN)
     if by_site:
         mean = np.linspace(-3, 4, D_IN, dtype=np.float32)
-        view = View(mean, np.repeat([0.5, 5.0], D_IN // 2), np.ones(D_IN))
+        view = View(mean, np.repeat([0.5, 5.0], D_IN // 2))
     scale = view.unit
     x = sparse_rows(50, D_IN)
     if state.batch_floor is not None:

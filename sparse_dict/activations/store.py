@@ -314,6 +314,11 @@ class Moments:
         """Mean row, (d_in,)."""
         return self.sum / self.n
 
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Of each column about its own mean, (d_in,)."""
+        return np.maximum(self.squares / self.n - self.mean**2, 0)
+
     def rms(self, start: int = 0, stop: int | None = None) -> float:
         """Root of the mean square of all entries of columns start..stop-1."""
         return math.sqrt(float(self.squares[start:stop].mean()) / self.n)

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 # takes 38 s for the seven stacks of docs/reproduction.md and saves .7 ms a step.
 COMPILE_FROM = 55_000
 
+LEAST = 1e-12  # the variance of rows that are all the same, in scaled units: it divides the error
 
 Step = SparseStep | DenseStep
 
@@ -83,10 +84,24 @@ class _Part:
     steps: list[tuple[list[int], Step]]
     feed: Iterator[tuple[torch.Tensor, torch.Tensor]]
     between: Callable[[int, int], Iterator[torch.Tensor]]  # what is read from one step to another
+    # (2, width): sums of what is reconstructed, and of its squares, since the last logged values
+    moments: torch.Tensor
+
+    def see(self, y: torch.Tensor) -> None:
+        """Count rows (n, width) that are reconstructed."""
+        self.moments[0] += y.sum(0)
+        self.moments[1] += y.square().sum(0)
+
+    def variance(self, rows: int, width: int) -> float:
+        """Of the `rows` seen about their mean, a mean over columns; then all begins anew."""
+        mean, square = (self.moments / rows).cpu().numpy()
+        self.moments.zero_()
+        return max(float((square - mean**2)[:width].mean()), LEAST)
 
     def step(self, step: int, last_step: int, seen: int) -> None:
         """One optimiser step of each."""
         x, y = next(self.feed)
+        self.see(y)
         hypers = [
             hyper(m.config, step, m.sides.y.width) if m.error is None else None
             for m in self.members
@@ -129,7 +144,12 @@ def _parts(members: list[Member], first_step: int, stack: ExitStack) -> list[_Pa
         for source in (xs, ys):
             stack.enter_context(closing(source))
         feed = ((x, x) for x in xs) if alike else zip(xs, ys, strict=True)
-        parts.append(_Part(own, pairs, steps, feed, partial(fed, sides.x)))
+        moments = torch.zeros(2, states[0].W_dec.shape[-1]).to(states[0].sums)
+        part = _Part(own, pairs, steps, feed, partial(fed, sides.x), moments)
+        unlogged = states[0].stats().rows // config.training.batch_size
+        for y in fed(sides.y, first_step - unlogged, first_step) if unlogged else ():
+            part.see(y)
+        parts.append(part)
     return parts
 
 
@@ -196,8 +216,8 @@ def train(members: list[Member], first_step: int) -> None:
                 now = time.monotonic()
                 speed = (seen - logged_rows) / max(now - logged, 1e-9)
                 logged, logged_rows = now, seen
-                for member in living:
-                    _log(member, seen, step, speed)
+                for part in parts:
+                    _log(part, seen, step, speed)
             if step in snapshots:
                 for member in living:
                     y = member.sides.y
@@ -224,22 +244,28 @@ def _drop(member: Member, step: int) -> None:
     log.error("%s", member.error)
 
 
-def _log(member: Member, seen: int, step: int, speed: float) -> None:
-    y = member.sides.y
-    sums = member.state.stats()
-    member.state.sums.zero_()
-    mse = sums.squared_error / (sums.rows * y.width)
-    values = {
-        "activations": seen,
-        "mse": mse,
-        "fvu": mse / y.view.seen_variance,
-        "l0": sums.active / sums.rows,
-        "l1_norm": sums.l1 / sums.rows,
-        "inactive": int(member.state.inactive(seen).sum()),
-        "lr": rate(member.config.optimizer, step, total_steps(member.config)),
-        "activations_per_second": speed,
-    }
-    member.history.append(values)
-    member.run.log(
-        {name if name == "activations" else f"sae/{name}": v for name, v in values.items()}
-    )
+def _log(part: _Part, seen: int, step: int, speed: float) -> None:
+    """Log the means over the rows since the last time; the FVU is by the variance of these rows."""
+    living = [member for member in part.members if member.error is None]
+    if not living:
+        return
+    width = living[0].sides.y.width
+    variance = part.variance(living[0].state.stats().rows, width)
+    for member in living:
+        sums = member.state.stats()
+        member.state.sums.zero_()
+        mse = sums.squared_error / (sums.rows * width)
+        values = {
+            "activations": seen,
+            "mse": mse,
+            "fvu": mse / variance,
+            "l0": sums.active / sums.rows,
+            "l1_norm": sums.l1 / sums.rows,
+            "inactive": int(member.state.inactive(seen).sum()),
+            "lr": rate(member.config.optimizer, step, total_steps(member.config)),
+            "activations_per_second": speed,
+        }
+        member.history.append(values)
+        member.run.log(
+            {name if name == "activations" else f"sae/{name}": v for name, v in values.items()}
+        )

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sparse_dict.activations.store import Activations
+from sparse_dict.activations.store import Activations, Moments
 from sparse_dict.sae.folder import Dictionary
 from sparse_dict.sae.state import State
 from sparse_dict.sae.view import View, undone
@@ -28,10 +28,19 @@ class Evaluation:
     """A dictionary's numbers on rows that it was not trained on."""
 
     mse: npt.NDArray[np.float64]  # (d_out,) mean over rows, raw units
+    variance: npt.NDArray[np.float64]  # (d_out,) of what is reconstructed, on the same rows
     l0: float  # active features in a row
     l1: float  # sum of codes in a row, raw units
     fire_count: npt.NDArray[np.int64]  # (dict_size,) rows on which each feature was active
     rows: int
+
+    def error(self, scale: npt.NDArray[np.float64] | float = 1.0) -> dict[str, float]:
+        """Means over columns, in units of `scale` (d_out,): error, variance, and their ratio.
+
+        The fraction of variance unexplained takes both from the same rows.
+        """
+        mse, variance = (float((part / scale**2).mean()) for part in (self.mse, self.variance))
+        return {"mse": mse, "variance": variance, "fvu": mse / variance}
 
 
 @torch.inference_mode()
@@ -60,16 +69,20 @@ def evaluate(
     rows = last - start
     l1 = np.zeros(len(weights))
     error = [np.zeros(y.d_in) for _, y in sides]
+    moments = {y: Moments(y.d_in) for _, y in sides}
     fired = [torch.zeros(len(d.b_enc), dtype=torch.int64, device=device) for d in dictionaries]
     for first in range(start, last, READ):
         stop = min(first + READ, last)
-        read = {a: torch.from_numpy(a.read(first, stop)).to(device) for s in sides for a in {*s}}
+        rows_of = {a: a.read(first, stop) for s in sides for a in {*s}}
+        for y, seen in moments.items():
+            seen.add(rows_of[y])
+        read = {a: torch.from_numpy(found).to(device) for a, found in rows_of.items()}
         for i, (W_enc, b_enc, W_dec, b_dec) in enumerate(weights):
             together = max(1, CODES // len(b_enc))
             parts = (read[side].split(together) for side in sides[i])
-            for x, y in zip(*parts, strict=True):
+            for x, wanted in zip(*parts, strict=True):
                 codes = dictionaries[i].activate(torch.addmm(b_enc, x, W_enc))  # (rows, dict_size)
-                residual = torch.addmm(b_dec, codes, W_dec) - y
+                residual = torch.addmm(b_dec, codes, W_dec) - wanted
                 if (skip := skips[i]) is not None:
                     residual += x @ skip
                 error[i] += residual.square().sum(0, dtype=torch.float64).cpu().numpy()
@@ -78,6 +91,7 @@ def evaluate(
     return [
         Evaluation(
             mse=error[i] / rows,
+            variance=moments[sides[i][1]].variance,
             l0=float(fired[i].sum()) / rows,
             l1=l1[i] / rows,
             fire_count=fired[i].cpu().numpy(),

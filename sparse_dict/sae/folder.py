@@ -32,6 +32,7 @@ VALUES: dict[str, door.Check] = {
     "seed": door.whole,
     **{key: door.number for key in ("fvu", "l0", "l1")},
     **{f"{key}?": door.number for key in ("mse", "l1_norm")},
+    "variance?": door.amount,
     **{f"{key}?": door.count for key in ("dead", "n_activations", "trained_together")},
     "seconds?": door.amount,
     "fingerprints?": door.texts,

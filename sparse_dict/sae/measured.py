@@ -7,11 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.config import ActivationsConfig
 from sparse_dict.machine import runtime
 from sparse_dict.sae.evaluate import evaluate
 from sparse_dict.sae.folder import Dictionary
-from sparse_dict.sae.view import View
+from sparse_dict.sae.rows import check_evaluation_rows
 
 EVAL_ROWS = 65_536
 
@@ -30,10 +29,14 @@ def measured(
     The last rows, at most `EVAL_ROWS`, are those that a dictionary trained here would be measured
     on. `kind` is as `sae.activation` names it; `made` goes into the config and distinguishes the
     dictionary's family from others.
+
+    Raises:
+        UserError: these rows are all the same.
     """
     started = time.perf_counter()
-    raw = View.of(ActivationsConfig("none", "none"), activations)
-    start = max(activations.rows - EVAL_ROWS, 0)
+    rows = min(activations.rows, EVAL_ROWS)
+    check_evaluation_rows(activations, rows)
+    start = activations.rows - rows
     (found,) = evaluate([dictionary], [(activations, activations)], start, runtime.device("cpu"))
     named = {"activation": kind, "tied": False, "l1_scaling": "none", "l1": l1}
     named["dict_size"] = len(dictionary.b_enc)
@@ -42,8 +45,7 @@ def measured(
         **named,
         "seed": seed,
         "d_in": activations.d_in,
-        "mse": float(found.mse.mean()),
-        "fvu": float(found.mse.mean()) / raw.seen_variance,
+        **found.error(),
         "l0": found.l0,
         "l1_norm": found.l1,
         "dead": int((found.fire_count == 0).sum()),

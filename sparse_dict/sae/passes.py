@@ -116,7 +116,7 @@ def _metrics(
 ) -> dict[str, Any]:
     """What `metrics.json` says of a dictionary; errors and codes are in its own, scaled units."""
     config, x, y = member.config, member.sides.x, member.sides.y
-    mse, transcodes = float((numbers.mse / y.view.scale**2).mean()), x is not y
+    transcodes = x is not y
     return {
         "dict_size": config.sae.dict_size,
         "l1": config.sae.l1,
@@ -126,8 +126,7 @@ def _metrics(
         "seed": config.seed,
         "d_in": x.width,
         **({"d_out": y.width} if transcodes else {}),
-        "mse": mse,
-        "fvu": mse / y.view.seen_variance,
+        **numbers.error(y.view.scale),
         "l0": numbers.l0,
         "l1_norm": numbers.l1 / y.view.unit,
         "dead": int((numbers.fire_count == 0).sum()),

@@ -4,16 +4,25 @@ The last ones are for evaluation. Parts are made of blocks: rows of one context 
 other, and halves that share contexts would be less different than two samples of text are.
 """
 
+import logging
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.activations.store import Activations
+from sparse_dict.activations.store import Activations, Moments
 from sparse_dict.config.sae import SAETrainingConfig
 from sparse_dict.errors import UserError
 
+log = logging.getLogger(__name__)
+
 BLOCK_ROWS = 8192  # at least: 32 contexts of 256
+READ = 4096  # rows read at a time
+# Evaluation rows differ from all rows if their mean lies this far off, in units of the spread of
+# rows, and further than MEAN_ERRORS standard errors of a mean; or if they spread so much more or
+# less.
+FAR, MEAN_ERRORS, SPREAD = 0.1, 5, 1.5
 
 
 def training_rows(activations: Activations, eval_rows: int, batch_size: int) -> int:
@@ -29,6 +38,34 @@ def training_rows(activations: Activations, eval_rows: int, batch_size: int) -> 
             f"training.eval_rows={eval_rows} and training.batch_size={batch_size}; lower them"
         )
     return rows
+
+
+def check_evaluation_rows(activations: Activations, eval_rows: int) -> None:
+    """See that the last rows vary, and tell where they are unlike the rest.
+
+    Raises:
+        UserError: they are all the same, which leaves no variance to explain.
+    """
+    last = Moments(activations.d_in)
+    for start in range(activations.rows - eval_rows, activations.rows, READ):
+        last.add(activations.read(start, min(start + READ, activations.rows)))
+    variance = float(last.variance.mean())
+    if variance <= 1e-12 * activations.rms**2:
+        raise UserError(
+            f"{activations.folder}: the last {eval_rows:,} rows, which are for evaluation, are all "
+            "the same: shuffle the rows, or raise training.eval_rows"
+        )
+    if activations.manifest is not None:  # a harvest of ours is shuffled
+        return
+    mean, whole = activations.mean, activations.rms**2 - float((activations.mean**2).mean())
+    off = math.sqrt(float(((last.mean - mean) ** 2).mean()) / whole)
+    spread = math.sqrt(variance / whole)
+    if off > max(FAR, MEAN_ERRORS / math.sqrt(eval_rows)) or not 1 / SPREAD < spread < SPREAD:
+        log.warning(
+            "not shuffled: the mean of the last %s rows of %s, which are for evaluation, lies "
+            "%.2f spreads from that of all, and they spread %.2f times as far: FVU is of rows "
+            "unlike those trained on", f"{eval_rows:,}", activations.folder, off, spread,
+        )  # fmt: skip
 
 
 class Rows:

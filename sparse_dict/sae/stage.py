@@ -17,7 +17,7 @@ from sparse_dict.machine import runtime
 from sparse_dict.sae import architectures, verdict
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.naming import end_values
-from sparse_dict.sae.rows import training_rows
+from sparse_dict.sae.rows import check_evaluation_rows, training_rows
 from sparse_dict.sae.sides import Sides, settled
 from sparse_dict.storage import lock
 from sparse_dict.storage.files import fingerprint, read_json
@@ -35,6 +35,9 @@ _opened = cache(open_all)
 
 def _open(config: TrainSAEConfig) -> Activations:
     return _opened(*config.activations_dirs)
+
+
+_checked: set[tuple[str, str | None, int]] = set()
 
 
 @cache
@@ -63,9 +66,20 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     activations = _open(config)
     config = settled(config, activations)
     training_rows(activations, config.training.eval_rows, config.training.batch_size)
-    _check_guide(config, Sides.of(config, activations).x.activations)
+    sides = Sides.of(config, activations)
+    _check_last(config, activations.fingerprint)
+    _check_guide(config, sides.x.activations)
     _is_finished(config, folder, activations)
     _check_companions(folder, activations)
+
+
+def _check_last(config: TrainSAEConfig, fingerprint: str) -> None:
+    """Check the evaluation rows, once for all jobs of a process that are measured on the same."""
+    site = config.sae.target or config.sae.site
+    known = fingerprint, site, config.training.eval_rows
+    if known not in _checked:
+        check_evaluation_rows(_open(config).at(site), config.training.eval_rows)
+        _checked.add(known)
 
 
 def _check_guide(config: TrainSAEConfig, activations: Activations) -> None:

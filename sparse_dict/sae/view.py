@@ -23,7 +23,6 @@ class View:
 
     mean: Array
     scale: npt.NDArray[np.float64]
-    variance: npt.NDArray[np.float64]  # of raw activations: the mean over the columns of a site
 
     @classmethod
     def of(cls, config: ActivationsConfig, activations: Activations) -> Self:
@@ -36,16 +35,16 @@ class View:
         sites = activations.sites if by_site else [(slice(0, d_in), activations.rms)]
         centred = config.centering == "mean"
         mean = activations.mean if centred else np.zeros(d_in)
-        scale, variance = np.ones(d_in), np.ones(d_in)
+        scale = np.ones(d_in)
         for columns, rms in sites:
-            variance[columns] = rms**2 - (activations.mean[columns] ** 2).mean()
-            if variance[columns].min() <= 1e-12 * rms**2:
+            variance = rms**2 - (activations.mean[columns] ** 2).mean()
+            if variance <= 1e-12 * rms**2:
                 raise UserError(
                     f"{activations.folder}: all rows are the same, so there is nothing to learn"
                 )
             if config.scaling != "none":
-                scale[columns] = np.sqrt(variance[columns]) if centred else rms
-        return cls(mean.astype(np.float32), scale, variance)
+                scale[columns] = np.sqrt(variance) if centred else rms
+        return cls(mean.astype(np.float32), scale)
 
     @cached_property
     def unit(self) -> float:
@@ -57,11 +56,6 @@ class View:
     def balance(self) -> Array:
         """How large each column is beside the others: all ones unless sites are scaled apart."""
         return (self.scale / self.unit).astype(np.float32)
-
-    @property
-    def seen_variance(self) -> float:
-        """Mean over columns of what is seen: the denominator of FVU."""
-        return float((self.variance / self.scale**2).mean())
 
 
 def undone(d: Dictionary, x: View, y: View) -> Dictionary:
