@@ -137,7 +137,11 @@ def test_next_two_and_all_larger_average_over_the_dictionaries_there_are(tmp_pat
 
 @pytest.mark.parametrize(
     ("max_fvu", "level", "why"),
-    [(0.25, 0.03, "the sparsest"), (0.6, 0.3, "the sparsest"), (0.05, 0.003, "the lowest FVU")],
+    [
+        (0.25, 0.03, "the sparsest (lowest mean L0)"),
+        (0.6, 0.3, "the sparsest (lowest mean L0)"),
+        (0.05, 0.03, "the sparsest that explains 80% of what the best of them does"),
+    ],
 )
 def test_the_main_chain_is_the_sparsest_of_a_low_fvu_among_the_longest_whatever_its_mmcs(
     tmp_path: Path, max_fvu: float, level: float, why: str

@@ -42,7 +42,7 @@ def test_a_dictionary_of_no_use_is_told_with_what_to_change(bad, words, advice):
 
 def test_the_sparsest_rung_that_explains_nearly_all_is_recommended():
     rungs = [rung(0.5, 0.10, 90), rung(1, 0.15, 40), rung(2, 0.25, 12), rung(4, 0.6, 3)]
-    assert probe.recommended(rungs) is rungs[2]
+    assert verdict.recommended(rungs) is rungs[2]
     lines = probe.advice(rungs, ["experiment=probe", "name=a", "training.batch_size=9"], "gated")
     assert lines[-1] == (
         "python train_sae.py -m name=a sae=gated sae.dict_size=100,200,400 sae.l1=1,2,4 seed=0,1"
@@ -54,7 +54,7 @@ def test_the_sparsest_rung_that_explains_nearly_all_is_recommended():
 
 def test_dead_rungs_are_not_recommended_and_lower_ones_are_proposed():
     rungs = [rung(1, 0.5, 30, 80), rung(2, 2.1, 0, 100)]
-    assert probe.recommended(rungs) is None
+    assert verdict.recommended(rungs) is None
     command = "python train_sae.py experiment=probe name=a sae.l1=0.03125,0.0625"
     assert probe.advice(rungs, ["name=a"], "untied")[-1] == command
 

@@ -14,6 +14,7 @@ from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.mcs import distinct, match, match_codes, max_cosine, normalised
 from sparse_dict.analysis.study import LABELS, Chain, Entry, Study
 from sparse_dict.config import ComparisonConfig
+from sparse_dict.sae.verdict import ENOUGH, Metrics, recommended
 
 Floats = NDArray[np.floating[Any]]
 
@@ -43,9 +44,11 @@ class Variant:
         return ", ".join([MATCHING[self.matching], AGAINST[self.against], FEATURES[self.features]])
 
 
-def _mean(metric: str, chains: Sequence[Chain]) -> float:
-    """The mean of a final metric over all dictionaries of several chains."""
-    return float(np.mean([entry.metrics[metric] for chain in chains for entry in chain.entries]))
+def _level(chains: Sequence[Chain]) -> Metrics:
+    """Chains that are equally sparse as one dictionary: means over all of theirs."""
+    entries = [entry for chain in chains for entry in chain.entries]
+    means = {key: float(np.mean([e.metrics[key] for e in entries])) for key in ("fvu", "l0")}
+    return means | {"dead": float(np.mean([1 - e.alive.mean() for e in entries])), "dict_size": 1}
 
 
 # The variants that need dictionaries alone; matching by codes needs activations as well.
@@ -227,38 +230,49 @@ class Comparison:
         """The chains of a family at the level of sparsity at which it is shown, one a seed.
 
         It is the sparsest level (lowest L0) of those whose FVU is at most `comparison.max_fvu`; if
-        there is none, the one with the lowest FVU. Both are means over sizes and seeds, so only
-        chains with as many sizes as the family's longest compete. Agreement plays no part in it.
+        there is none, the one that a probe recommends, and if that finds none of use the one with
+        the lowest FVU. All are means over sizes and seeds, so only chains with as many sizes as the
+        family's longest compete. Agreement plays no part in it.
         """
+        return self._by_rule(family)[0]
+
+    def _by_rule(self, family: str) -> tuple[list[Chain], str]:
+        """The chains of `chosen`, and why they are, as the end of a sentence."""
         chains = [chain for chain in self.study.chains if chain.family == family]
         longest = max(len(chain.entries) for chain in chains)
         levels: dict[float, list[Chain]] = {}
         for chain in chains:
             if len(chain.entries) == longest:
                 levels.setdefault(chain.level, []).append(chain)
-        good = [level for level in levels.values() if self._reconstructs(level)]
+        means = {level: _level(alike) for level, alike in levels.items()}
+        swept, bar = LABELS[chains[0].axis], f"at most {self.settings.max_fvu:g}"
+        good = [m for m in means.values() if m["fvu"] <= self.settings.max_fvu]
         if good:
-            return min(good, key=lambda level: _mean("l0", level))
-        return min(levels.values(), key=lambda level: _mean("fvu", level))
-
-    def _reconstructs(self, level: Sequence[Chain]) -> bool:
-        return _mean("fvu", level) <= self.settings.max_fvu
+            found = min(good, key=lambda m: m["l0"])
+            why = (
+                f"of each {swept} whose FVU, averaged over sizes and seeds, is {bar} "
+                "(comparison.max_fvu), the sparsest (lowest mean L0)"
+            )
+        else:
+            none = f"no {swept} has an FVU, averaged over sizes and seeds, of {bar} "
+            none += "(comparison.max_fvu), so "
+            recommendation = recommended([*means.values()])
+            found = recommendation or min(means.values(), key=lambda m: m["fvu"])
+            why = none + "the one with the lowest FVU, since none is of use"
+            if recommendation:
+                why = (
+                    f"{none}the sparsest that explains {ENOUGH:.0%} of what the best of them does, "
+                    "as in experiment=probe"
+                )
+        return next(levels[level] for level, m in means.items() if m is found), why
 
     @property
     def rule(self) -> str:
         """A sentence on how the main chain's level was chosen; there must be a main chain."""
         assert self.main is not None
-        swept, bar = LABELS[self.main.axis], f"{self.settings.max_fvu:g}"
-        if self._reconstructs(self.chosen(self.main.family)):
-            return (
-                f"The main figures show {self.main.setting}, by a rule that does not look at "
-                f"agreement: of each {swept} whose FVU, averaged over sizes and seeds, is at most "
-                f"{bar} (comparison.max_fvu), the sparsest (lowest mean L0)."
-            )
         return (
-            f"The main figures show {self.main.setting}, which has the lowest FVU: no {swept} of "
-            f"this study has an FVU, averaged over sizes and seeds, of at most {bar} "
-            "(comparison.max_fvu), among which the sparsest would have been shown."
+            f"The main figures show {self.main.setting}, by a rule that does not look at "
+            f"agreement: {self._by_rule(self.main.family)[1]}."
         )
 
     def chain_mean(self, chain: Chain) -> float:

@@ -10,21 +10,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae.verdict import Metrics, axis, mostly_dead, useless
+from sparse_dict.sae.verdict import ENOUGH, Metrics, axis, recommended
 
-# A sparser dictionary is preferred as long as it explains this share of what the best rung does.
-ENOUGH = 0.8
 # Overrides of the probe itself, which are no part of the command that it recommends.
 OWN = ("experiment", "sae", "seed", "sae.dict_size", "sae.l1", "sae.k", "sae.l0", "hydra.mode")
 OWN_SECTIONS = ("training.", "tracking.", "optimizer.")
-
-
-def recommended(rungs: Sequence[Metrics]) -> Metrics | None:
-    """The sparsest rung that explains nearly as much as any does; None if all are of no use."""
-    living = [m for m in rungs if not useless(m) and not mostly_dead(m)]
-    best = max((1 - m["fvu"] for m in living), default=0.0)
-    good = [m for m in living if 1 - m["fvu"] >= ENOUGH * best]
-    return min(good, key=lambda m: m["l0"], default=None)
 
 
 def table(rungs: Sequence[Metrics]) -> list[str]:

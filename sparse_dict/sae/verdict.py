@@ -7,6 +7,9 @@ from sparse_dict.sae.architectures import Architecture, known
 
 Metrics = dict[str, Any]  # a dictionary's metrics.json
 
+# A sparser dictionary is preferred as long as it explains this share of what the best one does.
+ENOUGH = 0.8
+
 
 def useless(m: Metrics) -> bool:
     """Whether it explains nothing, or has less than one feature active on a row."""
@@ -16,6 +19,18 @@ def useless(m: Metrics) -> bool:
 def mostly_dead(m: Metrics) -> bool:
     """Whether no evaluation row activates more than half of its features."""
     return bool(m["dead"] > m["dict_size"] / 2)
+
+
+def recommended(rungs: Sequence[Metrics]) -> Metrics | None:
+    """The sparsest that explains nearly as much as any does; None if all are of no use.
+
+    Of each, `fvu`, `l0`, `dead` and `dict_size` count: those of a dictionary, or means over those
+    that are equally sparse.
+    """
+    living = [m for m in rungs if not useless(m) and not mostly_dead(m)]
+    best = max((1 - m["fvu"] for m in living), default=0.0)
+    good = [m for m in living if 1 - m["fvu"] >= ENOUGH * best]
+    return min(good, key=lambda m: m["l0"], default=None)
 
 
 def axis(m: Metrics) -> str:

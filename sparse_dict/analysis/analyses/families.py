@@ -24,6 +24,7 @@ from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Section, Table
 from sparse_dict.analysis.seeds import SeedPair, estimate, shared_fraction
 from sparse_dict.analysis.study import Entry, Study
+from sparse_dict.sae.verdict import ENOUGH
 
 TITLE = "Kinds of dictionaries compared"
 ARCHITECTURES = {
@@ -167,7 +168,8 @@ def section(context: Context) -> Section | None:
         [
             "Each kind is shown at one L1 (or k, or L0 penalty), chosen by the rule of the main "
             f"figures: the sparsest with a mean FVU of at most {comparison.settings.max_fvu:g}, "
-            "else that with the lowest FVU. All were trained on the same activations. "
+            f"else the sparsest that explains {ENOUGH:.0%} of what the best does. "
+            "All were trained on the same activations. "
             "Agreement depends on sparsity, and dead features (never active on the evaluation "
             "rows) agree by chance alone, so compare kinds whose L0 and dead features are alike."
         ],
