@@ -8,7 +8,7 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import study
 from sparse_dict.analysis.analyses import baselines
 from sparse_dict.analysis.measures import bases
-from sparse_dict.analysis.measures.bases import Moments, Rows, fit, mmcs_between
+from sparse_dict.analysis.measures.bases import Moments, Rows, at_sparsity, fit, mmcs_between
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.curves import curves
 from sparse_dict.config import BASELINES, BaselinesConfig
@@ -176,13 +176,13 @@ def test_too_few_rows_are_a_user_error():
 def test_a_perfect_dictionary_has_no_error_and_an_arbitrary_one_its_own(made, measured):
     x = Activations.open(made / "activations").read(3250, 4000)
     rows = measured.dictionaries.set_index("seed")
-    assert rows["fvu"][0] < 1e-10
-    assert rows["l0"][0] == pytest.approx(D)
+    whole = measured.deviations.sum()
+    assert whole == pytest.approx(((x - x.mean(0)) ** 2).sum(), rel=1e-5)
+    assert measured.errors["seed=0"].sum() < 1e-10 * whole
     other = study.load(made / "sae").entries[1].trained.dictionary
     codes = np.maximum(x @ other.W_enc, 0)
-    assert rows["fvu"][1] == pytest.approx(fvu_of(x, codes @ other.W_dec), rel=1e-4)
-    assert rows["l0"][1] == pytest.approx((codes > 0).sum(1).mean())
-    assert rows["k"][1] == round(rows["l0"][1])
+    error = measured.errors["seed=1"].sum() / whole
+    assert error == pytest.approx(fvu_of(x, codes @ other.W_dec), rel=1e-4)
     kurtosis = np.nanmedian(stats.kurtosis(codes.astype(np.float64)))
     assert rows["kurtosis"][1] == pytest.approx(kurtosis, rel=1e-4)
 
@@ -195,9 +195,40 @@ def test_baselines_are_measured_on_rows_that_they_were_not_fitted_to(made, measu
     (wanted,) = basis.sparse(x, [4])
     front = measured.front.query("method == 'pca'").set_index("l0")["fvu"]
     assert front[4] == pytest.approx(fvu_of(x, wanted), rel=1e-4)
-    assert list(front.index) == sorted({1, 4, D} | set(measured.dictionaries["k"]))
-    matched = measured.dictionaries
-    assert (matched["fvu_pca"] == front[matched["k"]].to_numpy()).all()
+    assert list(front.index) == sorted({1, 4, D, 7, 8})  # the dictionaries' L0 is 7.5
+    between = (front[7] + front[8]) / 2
+    assert measured.dictionaries["fvu_pca"].to_numpy() == pytest.approx(between)
+
+
+def test_a_dictionary_has_one_fvu_and_one_l0_in_a_report(made, measured):
+    for row, entry in zip(
+        measured.dictionaries.itertuples(), study.load(made / "sae").entries, strict=True
+    ):
+        assert (row.fvu, row.l0) == (entry.metrics["fvu"], entry.metrics["l0"])
+
+
+@pytest.mark.parametrize("method", ["neurons", "random", "pca", "ica"])
+def test_the_errors_of_rows_are_those_of_their_sparse_reconstructions(method):
+    x, _ = mixed(300)
+    basis, ks = fit(method, Rows.of(x), 0), [1, 3, D]
+    found = basis.errors(x, basis.encode(x), ks)
+    wanted = [np.square(made - x, dtype=np.float64).sum(1) for made in basis.sparse(x, ks)]
+    np.testing.assert_allclose(found, np.transpose(wanted), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("l0", "wanted"), [(2, 10), (3, 7), (4, 4), (7, 1), (0.5, 10), (9, 0)])
+def test_a_curve_is_read_off_between_the_whole_numbers_of_codes(l0, wanted):
+    assert at_sparsity([2, 4, 8], np.array([[10.0, 4.0, 0.0]]), l0) == wanted
+
+
+def test_sites_that_were_scaled_apart_weigh_alike_in_bases_too(tmp_path):
+    x, _ = mixed(3000)
+    balance = np.repeat(np.float32([100, 1]), D // 2)
+    halves = [Rows.of((x * balance)[:1500] / balance), Rows.of(x[:1500])]
+    one, other = (fit("pca", rows, 0) for rows in halves)
+    for k, found in zip((2, D), one.scaled(balance).sparse(x * balance, (2, D)), strict=True):
+        (wanted,) = other.sparse(x, [k])
+        np.testing.assert_allclose(found / balance, wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_halves_agree_on_the_neurons_and_on_ica_more_than_on_random_directions(measured):

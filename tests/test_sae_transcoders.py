@@ -199,7 +199,8 @@ def test_a_folder_says_what_it_is_and_is_right_on_raw_rows(tmp_path, own, archit
     d = read(tmp_path / "d").dictionary
     made = d.reconstruct(raw[rows, :32])
     error = ((made - raw[rows, 32:]) ** 2).mean()
-    assert metrics["fvu"] == pytest.approx(error / y.var(0).mean(), rel=1e-3)
+    wanted = error / raw[rows, 32:].var(0).mean()
+    assert metrics["fvu"] == pytest.approx(wanted, rel=1e-3)
     assert metrics["l0"] == pytest.approx((d.encode(raw[rows, :32]) > 0).sum(1).mean(), rel=1e-3)
 
 

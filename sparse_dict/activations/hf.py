@@ -129,7 +129,7 @@ class Model:
 
         def follow(values: Sequence[Tensor]) -> Tensor:
             given = [*values, *found[len(sites) :]]
-            total = torch.zeros((), device=tokens.device)
+            losses = []
             with _passed_by(before, forms == [True]):
                 for i in range(0, len(tokens), step):
                     instead = {
@@ -137,9 +137,11 @@ class Model:
                         for site, value in zip(asked, given, strict=True)
                     }
                     logits = self._run(tokens[i : i + step], instead).logits
-                    wanted = targets[i : i + step].flatten()
-                    total += F.cross_entropy(logits.float().flatten(0, 1), wanted, reduction="sum")
-            return total / targets.numel()
+                    wanted = targets[i : i + step]  # (contexts, n_ctx)
+                    flat = logits.float().flatten(0, 1)
+                    each = F.cross_entropy(flat, wanted.flatten(), reduction="none")
+                    losses.append(each.view(wanted.shape).mean(1))
+            return torch.cat(losses)
 
         return found[: len(sites)], follow
 

@@ -19,11 +19,12 @@ from sparse_dict.analysis import (
     seeds,
     trajectory,
 )
-from sparse_dict.analysis.claims import Claim, Statement
+from sparse_dict.analysis.claims import Claim, Statement, counted_chains
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.interp import ask
 from sparse_dict.analysis.measures import ridge
 from sparse_dict.analysis.measures.across_seeds import match_pair
+from sparse_dict.analysis.measures.bases import around
 from sparse_dict.analysis.report.page import Draw, Section
 from sparse_dict.analysis.splitting import Splitting
 from sparse_dict.analysis.study import Entry, Study
@@ -156,19 +157,22 @@ class Context:
         return drawn.get("W_enc", drawn["W_dec"]).numpy(), drawn["W_dec"].numpy()
 
     @cached_property
-    def losses(self) -> tuple[dict[str, float], str]:
+    def losses(self) -> tuple[dict[str, reconstruction_loss.Losses], str]:
         """The model's loss with each dictionary's and baseline's reconstructions, and on what text.
 
         Raises:
             UserError: the activations, their language model or its text are not there.
         """
         read, settings = self.activations, self.settings(LossRecoveredConfig)
+        comparison = self.comparison
+        judged = counted_chains(comparison, comparison.shown_chain)
+        also = around(float(e.metrics["l0"]) for chain in judged for e in chain.entries)
         try:
             bases = self.bases.bases if self.config.is_on("baselines") else {}
         except UserError:  # they cannot be fitted, as their section explains
             bases = {}
         return reconstruction_loss.measure(
-            self.config, settings, self.study, read, self.targets, bases
+            self.config, settings, self.study, read, self.targets, bases, also
         )
 
     @cached_property

@@ -201,5 +201,5 @@ def loss(source: Source, contexts: NDArray[np.int64], change: Rows | None) -> fl
         if change is not None:
             x = rows_of(values, skip)
             values = put_back(values, x + change[some, :-1].reshape(x.shape), skip)
-        total += float(follow(values)) * len(text)
+        total += float(follow(values).sum())
     return total / len(contexts)

@@ -79,7 +79,7 @@ def measures(context: Context) -> list[Measure]:
         except UserError:  # which that analysis' own section says
             return found
         original, mean = losses[ORIGINAL], losses[MEAN]
-        share = of_both(lambda e: recovered(losses[e.name], original, mean))
+        share = of_both(lambda e: recovered(losses[e.name], original, mean).value)
         found.append(Measure("recovered", "loss recovered", share, share=True))
     return found
 

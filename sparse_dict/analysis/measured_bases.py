@@ -14,17 +14,21 @@ from sparse_dict.analysis.measures.bases import (
     CHUNK,
     LABELS,
     Basis,
+    Floats,
     Moments,
     Rows,
     affordable,
+    around,
+    at_sparsity,
     fit,
     mmcs_between,
 )
 from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.analysis.study import Entry, Study, seed_groups
-from sparse_dict.config import AnalyzeConfig, BaselinesConfig
+from sparse_dict.config import ActivationsConfig, AnalyzeConfig, BaselinesConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress
+from sparse_dict.sae.view import View
 
 Wide = NDArray[np.float64]
 
@@ -69,8 +73,14 @@ class Measured:
     bases: dict[str, Basis]  # fitted on the first half, by method
     summary: pd.DataFrame  # one row per baseline
     front: pd.DataFrame  # one row per baseline and k
-    dictionaries: pd.DataFrame  # one row per dictionary, a column of FVU for each baseline
+    # one row per dictionary, with its final FVU and L0, and each baseline's FVU at that L0
+    dictionaries: pd.DataFrame
     rows: tuple[int, int]  # fitted in each half, and measured
+    ks: list[int]
+    # squared errors of each row measured: of dictionaries (n,), by name; of baselines (n, len(ks))
+    errors: dict[str, Wide]
+    of_bases: dict[str, Wide]
+    deviations: Wide  # (n,) squared distances from their mean
 
 
 def measure(
@@ -79,7 +89,8 @@ def measure(
     """Fit all baselines on two disjoint halves; measure them and the dictionaries on held-out rows.
 
     The rows to fit are the first ones that the dictionaries were trained on, those to measure the
-    last ones of the harvest, which no dictionary has seen.
+    last ones of the harvest, which no dictionary has seen. Where dictionaries saw each site scaled
+    by itself, errors are of such rows, as in their own FVU.
 
     Raises:
         UserError: there are too few rows, or they are too wide for all methods.
@@ -88,26 +99,33 @@ def measure(
         raise UserError(f"rows of {activations.d_in:,} values are too wide for these methods")
     held_out = min(int(entry.metrics["eval_rows"]) for entry in study.entries)
     half = min(settings.rows, activations.rows - held_out) // 2
-    read, d_in = activations.read, activations.d_in
+    d_in, balance = activations.d_in, _balance(study, activations)
+    read = activations.read if balance is None else lambda *ends: activations.read(*ends) / balance
     halves = [Rows(read, 0, half, d_in), Rows(read, half, 2 * half, d_in)]
     n = min(held_out, settings.rows // 2)
     unseen = Rows(read, activations.rows - n, activations.rows, d_in)
-    variance = float(np.trace(unseen.scatter(unseen.mean())))  # as the errors: summed over rows
+    mean = unseen.mean()
+    deviations = np.concatenate([np.square(part - mean).sum(1) for part in unseen.chunks()])
 
-    dictionaries = [_dictionary(entry, unseen, variance) for entry in study.entries]
-    matched = {_matched(row["l0"], activations.d_in) for row in dictionaries}
-    ks = sorted(matched | {k for k in settings.ks if k <= activations.d_in})
-    bases, summary, front = {}, [], []
+    errors: dict[str, Wide] = {}
+    dictionaries = []
+    for entry in study.entries:
+        row, errors[entry.name] = _dictionary(entry, unseen, balance)
+        dictionaries.append(row)
+    wanted = {*settings.ks, *around(row["l0"] for row in dictionaries)}
+    ks = sorted({min(k, d_in) for k in wanted})
+    bases, of_bases, summary, front = {}, {}, [], []
     with Progress("baselines", len(methods), "methods") as progress:
         for method in methods:
             progress.say(LABELS[method])
             first, second = (fit(method, rows, seed + i) for i, rows in enumerate(halves))
-            bases[method] = first
-            moments, errors = Moments(len(first.directions)), np.zeros(len(ks))
+            bases[method] = first if balance is None else first.scaled(balance)
+            moments, parts = Moments(len(first.directions)), []
             for part in unseen.chunks():
-                moments.add(first.encode(part))
-                for i, found in enumerate(first.sparse(part, ks)):
-                    errors[i] += np.square(found - part, dtype=np.float64).sum()
+                codes = first.encode(part)
+                moments.add(codes)
+                parts.append(first.errors(part, codes, ks))
+            of_bases[method] = np.concatenate(parts)
             summary.append(
                 {
                     "baseline": LABELS[method],
@@ -117,23 +135,29 @@ def measure(
                 }
             )
             front += [
-                {"method": method, "baseline": LABELS[method], "l0": k, "fvu": error / variance}
-                for k, error in zip(ks, errors, strict=True)
+                {"method": method, "baseline": LABELS[method], "l0": k, "fvu": fvu}
+                for k, fvu in zip(ks, of_bases[method].sum(0) / deviations.sum(), strict=True)
             ]
             progress.advance(1)
     table = pd.DataFrame(front, columns=["method", "baseline", "l0", "fvu"])
-    by_k = table.pivot(index="l0", columns="method", values="fvu")
     for row in dictionaries:
-        row["k"] = _matched(row["l0"], activations.d_in)
-        row |= {f"fvu_{method}": float(by_k[method][row["k"]]) for method in methods}
+        for method, found in of_bases.items():
+            left = at_sparsity(ks, found, row["l0"]).sum()
+            row[f"fvu_{method}"] = float(left / deviations.sum())
     frame = pd.DataFrame(dictionaries).drop(columns="axis")
     frame.insert(8, "mmcs_between_seeds", frame["dictionary"].map(_between_seeds(study)))
-    return Measured(bases, pd.DataFrame(summary), table, frame, (half, n))
+    return Measured(
+        bases, pd.DataFrame(summary), table, frame, (half, n), ks, errors, of_bases, deviations
+    )
 
 
-def _matched(l0: float, most: int) -> int:
-    """How many codes a baseline keeps that is compared with a dictionary."""
-    return min(max(round(l0), 1), most)
+def _balance(study: Study, activations: Activations) -> Floats | None:
+    """How large the columns are that dictionaries saw as alike, (d_in,); None if all are."""
+    seen = study.entries[0].metrics["config"].get("activations")
+    if not seen:
+        return None
+    balance = View.of(ActivationsConfig(**seen), activations).balance
+    return None if (balance == 1).all() else balance
 
 
 def _median(values: Wide) -> float:
@@ -141,19 +165,22 @@ def _median(values: Wide) -> float:
     return float(np.median(known)) if len(known) else float("nan")
 
 
-def _dictionary(entry: Entry, rows: Rows, variance: float) -> dict[str, Any]:
-    dictionary = entry.trained.dictionary
-    moments, error = Moments(entry.size), 0.0
+def _dictionary(entry: Entry, rows: Rows, balance: Floats | None) -> tuple[dict[str, Any], Wide]:
+    """A dictionary's numbers, and the squared error of each of `rows`, in units of `balance`."""
+    dictionary, unit = entry.trained.dictionary, 1 if balance is None else balance
+    moments, errors = Moments(entry.size), []
     for part in rows.chunks():
-        codes = dictionary.encode(part)
+        codes = dictionary.encode(part * unit)
         moments.add(codes)
-        error += float(np.square(dictionary.decode(codes) - part, dtype=np.float64).sum())
-    return {
+        made = dictionary.decode(codes) / unit
+        errors.append(np.square(made - part, dtype=np.float64).sum(1))
+    row = {
         **entry.identity,
-        "l0": moments.l0,
-        "fvu": error / variance,
+        "l0": float(entry.metrics["l0"]),
+        "fvu": float(entry.metrics["fvu"]),
         "kurtosis": _median(moments.kurtosis()),
     }
+    return row, np.concatenate(errors)
 
 
 def _between_seeds(study: Study) -> dict[str, float]:

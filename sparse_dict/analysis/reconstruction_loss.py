@@ -3,11 +3,12 @@
 Cross-entropy on held-out text: of the model as it is, with the activation of the harvested site
 replaced by a reconstruction at every harvested position, and with it replaced by zero or by its
 mean; positions that the harvest left out keep their activation throughout.
-Recovered = (CE_ablated - CE_reconstructed) / (CE_ablated - CE_original): 1 for a perfect
-reconstruction, 0 for one that is no better than the ablation, below 0 for a worse one.
+Recovered = (CE_ablated - CE_reconstructed) / (CE_ablated - CE_original), of means over contexts:
+1 for a perfect reconstruction, 0 for one that is no better than the ablation, below 0 for a worse.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -17,11 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import harvested
 from sparse_dict.analysis.harvested import Place, put_back, rows_of
 from sparse_dict.analysis.measures.bases import Basis, Floats
+from sparse_dict.analysis.measures.intervals import Estimate, ratio
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config import AnalyzeConfig, LossRecoveredConfig
 from sparse_dict.errors import UserError
@@ -30,6 +33,8 @@ from sparse_dict.machine import runtime
 from sparse_dict.machine.progress import Progress
 
 log = logging.getLogger(__name__)
+
+Losses = NDArray[np.float64]  # a value for each context
 
 BATCH_TOKENS = 4096
 
@@ -53,8 +58,8 @@ def losses(
     mean: NDArray[np.float64],
     replacements: Iterable[Replacement],
     target: Place | None = None,
-) -> dict[str, float]:
-    """Mean cross-entropy in nats of the model, ablated and with each replacement, by label.
+) -> dict[str, Losses]:
+    """Cross-entropy in nats of the model, ablated and with each replacement: (n,) for each label.
 
     `contexts` (n, length + 1) are token ids, the last of each only a target; `mean` (d_out,) is the
     mean activation. All targets count, those of the positions that `place` leaves out among them.
@@ -64,13 +69,13 @@ def losses(
     replacements = [*replacements]
     ablated = mean.astype(np.float32)
     labels = [ORIGINAL, ZERO, MEAN, *(label for item in replacements for label in item.labels)]
-    sums = dict.fromkeys(labels, 0.0)
+    found_losses: dict[str, list[Tensor]] = {label: [] for label in labels}
     n_read = len(place.sites) if target else 0
     sites = [*place.sites, *(target.sites if target else ())]
     step, skip = max(1, BATCH_TOKENS // (contexts.shape[1] - 1)), place.skip_first
     n = contexts[:, 1:].size
-    log.info("loss recovered: %s tokens, each in %d variants", f"{n:,}", len(sums))
-    with Progress("loss recovered", n * len(sums), "tokens") as progress:
+    log.info("loss recovered: %s tokens, each in %d variants", f"{n:,}", len(labels))
+    with Progress("loss recovered", n * len(labels), "tokens") as progress:
         for start in range(0, len(contexts), step):
             batch = torch.from_numpy(contexts[start : start + step]).to(model.device)
             found, follow = model.split(batch[:, :-1], batch[:, 1:], sites)
@@ -81,14 +86,19 @@ def losses(
             news = chain(*made, *(item.reconstruct(x) for item in replacements))
             for label, new in zip(labels, news, strict=True):
                 values = [*read, *put_back(written, new, skip)]
-                sums[label] += float(follow(values)) * len(batch)
+                found_losses[label].append(follow(values).double().cpu())
                 progress.advance(batch[:, 1:].numel())
-    return {label: value / len(contexts) for label, value in sums.items()}
+    return {label: torch.cat(parts).numpy() for label, parts in found_losses.items()}
 
 
-def recovered(loss: float, original: float, ablated: float) -> float:
-    """Share of the ablation's damage that a reconstruction avoids; nan if there is none."""
-    return (ablated - loss) / (ablated - original) if ablated > original else float("nan")
+def recovered(loss: Losses, original: Losses, ablated: Losses) -> Estimate:
+    """Share of the ablation's damage that a reconstruction avoids; nan if there is none.
+
+    All are of the same contexts, (n,), which are resampled for its interval.
+    """
+    if ablated.mean() <= original.mean():
+        return Estimate(math.nan, math.nan, math.nan, "-")
+    return ratio(ablated - loss, ablated - original, "contexts")
 
 
 def of_dictionary(entry: Entry) -> Replacement:
@@ -140,10 +150,12 @@ def measure(
     read: Activations,
     written: Activations,
     bases: Mapping[str, Basis],
-) -> tuple[dict[str, float], str]:
+    also: Iterable[int] = (),
+) -> tuple[dict[str, Losses], str]:
     """`losses` of all dictionaries and baselines, and what text they were taken on.
 
-    `read` are the activations that the dictionaries read, `written` those that they reconstruct.
+    A baseline keeps each of `settings.ks` codes, and of `also`. `read` are the activations that the
+    dictionaries read, `written` those that they reconstruct.
 
     Raises:
         UserError: the activations' language model or its text is not there.
@@ -156,7 +168,7 @@ def measure(
     harvested.columns_of(lm.model, place.sites, read.d_in)
     runtime.allocator()
     contexts, what = held_out(manifest, Path(config.cache_dir), lm.n_ctx, settings.tokens)
-    ks = [k for k in settings.ks if k <= read.d_in]
+    ks = sorted({k for k in (*settings.ks, *also) if k <= read.d_in})
     replacements = [of_dictionary(entry) for entry in study.entries]
     replacements += [of_basis(method, basis, ks) for method, basis in bases.items()]
     found = losses(lm.model, contexts, place, written.mean, replacements, target)

@@ -122,6 +122,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
     from sparse_dict.analysis.context import Context
     from sparse_dict.analysis.features.page import PAGE
     from sparse_dict.analysis.report import figures, overview, page, summary
+    from sparse_dict.analysis.restated import restate
     from sparse_dict.sae.folder import METRICS, WEIGHTS
 
     started, home = time.monotonic(), folder.parent
@@ -130,6 +131,8 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
     first, *rest = config.sae_dirs
     loaded = study.load(first, features, site)
     others = [study.load(sae_dir, features) for sae_dir in rest]
+    for one in (loaded, *others):
+        restate(one, config)
     for item in (item for found in (loaded, *others) for item in found.left_out):
         log.warning("left out: %s (%s)", item.name, item.reason)
     log.info("comparing %d dictionaries of %s", len(loaded.entries), loaded.folder)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sparse_dict.config.sites import Site
 from sparse_dict.text.tokens import Encoder
 
-# The mean cross-entropy in nats, computed from other activations than the model's own, one
-# (batch, n_ctx, d) for each site of a `split`.
+# The mean cross-entropy of each context in nats, (batch,), computed from other activations than the
+# model's own, one (batch, n_ctx, d) for each site of a `split`.
 Follow = Callable[[Sequence[Tensor]], Tensor]
 
 

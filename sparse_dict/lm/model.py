@@ -157,7 +157,8 @@ class GPT(nn.Module):
         def follow(values: Sequence[Tensor]) -> Tensor:
             instead = dict(zip(sites, values, strict=True))
             hidden = self._onwards(start, first, instead.get)
-            return linear_cross_entropy(hidden.flatten(0, 1), self.embed.weight, targets.flatten())
+            both = zip(hidden, targets, strict=True)
+            return torch.stack([linear_cross_entropy(h, self.embed.weight, t) for h, t in both])
 
         return found, follow
 

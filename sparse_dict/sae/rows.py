@@ -40,15 +40,21 @@ def training_rows(activations: Activations, eval_rows: int, batch_size: int) -> 
     return rows
 
 
+def moments_of(activations: Activations, start: int, stop: int) -> Moments:
+    """Means and variances of the columns of rows start..stop-1."""
+    found = Moments(activations.d_in)
+    for first in range(start, stop, READ):
+        found.add(activations.read(first, min(first + READ, stop)))
+    return found
+
+
 def check_evaluation_rows(activations: Activations, eval_rows: int) -> None:
     """See that the last rows vary, and tell where they are unlike the rest.
 
     Raises:
         UserError: they are all the same, which leaves no variance to explain.
     """
-    last = Moments(activations.d_in)
-    for start in range(activations.rows - eval_rows, activations.rows, READ):
-        last.add(activations.read(start, min(start + READ, activations.rows)))
+    last = moments_of(activations, activations.rows - eval_rows, activations.rows)
     variance = float(last.variance.mean())
     if variance <= 1e-12 * activations.rms**2:
         raise UserError(

@@ -236,7 +236,7 @@ def _loss(context: Context) -> tuple[Callable[[Dictionary], float] | None, str]:
     def recovered(dictionary: Dictionary) -> float:
         how = Replacement(("it",), lambda x: [dictionary.reconstruct(x)])
         found = losses(lm.model, text, place, context.activations.mean, [how])
-        return recovered_share(found["it"], found[ORIGINAL], found[MEAN])
+        return recovered_share(found["it"], found[ORIGINAL], found[MEAN]).value
 
     return recovered, ""
 

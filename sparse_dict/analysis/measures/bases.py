@@ -17,8 +17,9 @@ have more than 128 values, they are fitted on fewer rows, at the cost that they 
 """
 
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +43,7 @@ LABELS = {
     "ica": "ICA",
     "nmf": "NMF",
 }
+SIMPLE = ("neurons", "pca", "ica", "nmf")  # those that are no mere control
 CHUNK = 4096  # rows encoded at a time
 IN_MEMORY = 1 << 16  # rows that a solver may hold at once
 ICA_ITERATIONS = 200
@@ -62,6 +64,7 @@ class Basis:
     offset: Floats  # (d_in,)
     project: Callable[[Floats], Floats]  # rows less the offset (m, d_in) to codes (m, n)
     signed: bool  # whether a direction and its opposite are the same
+    complete: bool = False  # whether directions are orthonormal, as many as there are columns
 
     def encode(self, x: Floats) -> Floats:
         """All codes (m, n) of rows `x` (m, d_in)."""
@@ -69,12 +72,54 @@ class Basis:
 
     def sparse(self, x: Floats, ks: Sequence[int]) -> Iterator[Floats]:
         """Reconstructions (m, d_in) from the k largest codes of each row, for each of `ks`."""
-        codes = self.encode(x)
+        return self._kept(self.encode(x), ks)
+
+    def scaled(self, balance: Floats) -> "Basis":
+        """The same for rows whose columns are `balance` (d_in,) times those that it was fitted to.
+
+        Its directions are no longer unit rows, so that its codes stay what they were.
+        """
+        return replace(
+            self, directions=self.directions * balance, offset=self.offset * balance,
+            project=lambda centred: self.project(centred / balance), complete=False,
+        )  # fmt: skip
+
+    def _kept(self, codes: Floats, ks: Sequence[int]) -> Iterator[Floats]:
         order = np.argsort(-np.abs(codes), axis=1)
         rank = np.empty_like(order)
         np.put_along_axis(rank, order, np.arange(codes.shape[1])[None], axis=1)
         for k in ks:
             yield np.where(rank < k, codes, 0) @ self.directions + self.offset
+
+    def errors(self, x: Floats, codes: Floats, ks: Sequence[int]) -> Wide:
+        """Squared error of each row of `x` (m, d_in), encoded, with k codes, (m, len(ks)).
+
+        What an orthonormal basis drops is the error: the smallest squares.
+        """
+        if not self.complete:
+            made = self._kept(codes, ks)
+            found = (np.square(rows - x, dtype=np.float64).sum(1) for rows in made)
+            return np.stack([*found], axis=1)
+        squares = np.sort(np.square(codes, dtype=np.float64), axis=1)
+        dropped = np.cumsum(np.pad(squares, ((0, 0), (1, 0))), axis=1)  # by how many are dropped
+        return dropped[:, [max(squares.shape[1] - k, 0) for k in ks]]
+
+
+def at_sparsity(ks: Sequence[int], values: Wide, l0: float) -> Wide:
+    """What lies at `l0` codes a row on curves (n, len(ks)) over rising whole `ks`, (n,).
+
+    Linear between neighbours: fewer codes on some rows and more on the others. Beyond the ends, the
+    value there.
+    """
+    right = min(max(int(np.searchsorted(ks, l0)), 1), len(ks) - 1)
+    low, high = ks[right - 1], ks[right]
+    share = min(max((l0 - low) / (high - low), 0.0), 1.0)
+    return np.asarray((1 - share) * values[:, right - 1] + share * values[:, right])
+
+
+def around(l0s: Iterable[float]) -> set[int]:
+    """The whole numbers of codes on either side of each L0, one or more."""
+    return {max(k, 1) for l0 in l0s for k in (math.floor(l0), math.ceil(l0))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +215,7 @@ def _rng(seed: int) -> np.random.Generator:
 
 def _orthogonal(directions: NDArray[Any], mean: Floats) -> Basis:
     rows = np.ascontiguousarray(directions, np.float32)
-    return Basis(rows, mean, lambda centred: centred @ rows.T, signed=True)
+    return Basis(rows, mean, lambda centred: centred @ rows.T, signed=True, complete=True)
 
 
 @contextmanager

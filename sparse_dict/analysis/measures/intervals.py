@@ -34,10 +34,21 @@ def bootstrap(
     return percentiles(statistic(samples), draw)
 
 
-def percentiles(value: float, draw: Callable[[], float]) -> Estimate:
+def ratio(top: Floats, bottom: Floats, over: str, seed: int = 0) -> Estimate:
+    """The sum of `top` over that of `bottom`, both (n,) of the same things, resampled together."""
+    rng = np.random.default_rng(seed)
+
+    def draw() -> float:
+        chosen = rng.integers(0, len(top), len(top))
+        return float(top[chosen].sum() / bottom[chosen].sum())
+
+    return percentiles(float(top.sum() / bottom.sum()), draw, over)
+
+
+def percentiles(value: float, draw: Callable[[], float], over: str = "features") -> Estimate:
     """`value` with the percentile interval of RESAMPLES resampled ones, which `draw` makes."""
     low, high = np.nanpercentile([draw() for _ in range(RESAMPLES)], [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high), "features (bootstrap)")
+    return Estimate(float(value), float(low), float(high), f"{over} (bootstrap)")
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:

@@ -21,8 +21,8 @@ def curves(
     """`value` against L0: a marked line per dictionary size, a plain line per baseline.
 
     A line joins dictionaries that differ only in how sparse they were made; families have markers
-    of their own. Needs the columns family, dict_size, level, seed, l0 and `value`; baseline, l0 and
-    `value`.
+    of their own, and bars where there are columns `value`_low and `value`_high. Needs the columns
+    family, dict_size, level, seed, l0 and `value`; baseline, l0 and `value`.
     """
     figure, axis = plt.subplots(figsize=(figures.WIDTH, 3.8))
     sizes = sorted(dictionaries["dict_size"].unique())
@@ -33,6 +33,9 @@ def curves(
         line = line.sort_values("level")
         marker = markers[str(family)]
         axis.plot(line["l0"], line[value], color=shades[size], marker=marker, ms=4, lw=0.8)
+        if f"{value}_low" in line:
+            ends = line[f"{value}_low"], line[f"{value}_high"]
+            axis.vlines(line["l0"], *ends, color=shades[size], lw=0.8)
     for size in sizes:
         axis.plot([], [], color=shades[size], marker="o", ms=4, lw=0.8, label=f"dictionary, {size}")
     for family in families if len(families) > 1 else []:

@@ -1,13 +1,15 @@
-"""A study in three sentences: what was trained, what was found, what cannot be said."""
+"""A study in four sentences: what was trained, what was found, against what, and what is open."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, undecidable
+from sparse_dict.analysis import simple
+from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, undecidable, verdict
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.report import provenance
 from sparse_dict.analysis.study import LABELS, number
+from sparse_dict.errors import UserError
 
 # What to change where too few features are active, by the axis of the study.
 REMEDY = {"l1": "a lower L1", "l0": "a lower L0 penalty", "k": "a larger k"}
@@ -23,8 +25,8 @@ def alarm(context: Context) -> str | None:
 
 
 def sentences(context: Context) -> list[str]:
-    """What was trained, what was found, what cannot be said."""
-    return [_trained(context), _found(context), _unsaid(context)]
+    """What was trained, what was found, how it stands to simple bases, what cannot be said."""
+    return [_trained(context), _found(context), _against_simple(context), _unsaid(context)]
 
 
 def _span(values: Sequence[str]) -> str:
@@ -71,6 +73,37 @@ def _found(context: Context) -> str:
             f"verdicts agree with the post or paper that makes the claim, {agree[1]} do not"
         )
     return f"{text}."
+
+
+def _against_simple(context: Context) -> str:
+    """How dictionaries stand to the best simple basis, or why that is not known."""
+    text = "How dictionaries stand to simple bases (neurons, PCA, ICA, NMF) was not measured"
+    if not context.config.is_on("baselines"):
+        return f"{text}: baselines is off."
+    try:
+        found = simple.reconstruction(context)
+    except UserError as error:
+        return f"{text}: {error}."
+    than = f"{found.ours:.2f} of the variance unexplained against {found.theirs:.2f}"
+    text = (
+        f"Beside the best simple basis at equal sparsity ({found.basis}), {_stands(found)} ({than})"
+    )
+    if not context.config.is_on("loss_recovered"):
+        return f"{text}; by the model's loss this was not measured."
+    try:
+        lost = simple.loss(context)
+    except UserError:
+        return f"{text}; by the model's loss this was not measured."
+    better = {HOLDS: "more", FAILS: "less", OPEN: "neither more nor less"}[verdict(lost.less, 0)]
+    return (
+        f"{text}, and {better} of the model's loss is recovered than by {lost.basis} "
+        f"({1 - lost.ours:.0%} against {1 - lost.theirs:.0%})."
+    )
+
+
+def _stands(found: simple.Stand) -> str:
+    words = {HOLDS: "better", FAILS: "worse", OPEN: "neither better nor worse, that one could tell"}
+    return f"the dictionaries at this level reconstruct {words[verdict(found.less, 0)]}"
 
 
 def _unsaid(context: Context) -> str:
