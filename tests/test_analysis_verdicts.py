@@ -92,7 +92,7 @@ def test_the_log_ends_and_the_report_begins_with_what_was_trained_found_and_left
     (tmp_path / "analysis").mkdir()
     with caplog.at_level(logging.INFO):
         stage.run(config_of(tmp_path, "claims", "heatmap", comparison=settings_of()))
-    *_, trained, found, unsaid, path = caplog.messages
+    *_, trained, found, simple, unsaid, path = caplog.messages
     assert trained == (
         "12 sparse dictionaries of 16 to 64 features (L1 0.01 to 0.03; 2 seeds) learned from "
         "1,000,000 rows of 32 values."
@@ -107,6 +107,7 @@ def test_the_log_ends_and_the_report_begins_with_what_was_trained_found_and_left
         f"{agree[1]} do not."
     )
     assert agree[0] > 0
+    assert simple.endswith("was not measured: baselines is off.")
     assert unsaid.startswith(f"{n[2]} claims stay undecided, ")
     assert path == f"to open in a browser: {tmp_path / 'analysis' / 'report.html'}"
     page = (tmp_path / "analysis" / "report.html").read_text()
