@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.measures import random_directions
+from sparse_dict.analysis.measures import gaussian_rows, random_directions
 from sparse_dict.analysis.measures.mcs import distinct, match, match_codes, max_cosine, normalised
 from sparse_dict.analysis.study import LABELS, Chain, Entry, Study
 from sparse_dict.config import ComparisonConfig
@@ -28,6 +28,7 @@ AGAINST = {
     "next_two": "mean of next two sizes",
     "all_larger": "mean of all larger sizes",
 }
+GAUSSIAN = "Gaussian rows of the same covariance"  # how that null is called
 FEATURES = {"all": "all features", "alive": "alive features only"}
 REACH = {"next": 1, "next_two": 2, "all_larger": None}
 
@@ -80,6 +81,8 @@ class Comparison:
         self._max: dict[tuple[Entry, Entry], tuple[Floats, Floats]] = {}
         self._matched: dict[tuple[Entry, Entry, str, str], Floats] = {}
         self._distinct: dict[tuple[Entry, Entry], NDArray[np.bool_]] = {}
+        self._laws: dict[tuple[Entry, str], gaussian_rows.Law] = {}
+        self._gaussian: dict[tuple[Entry, str, str], Floats] = {}
 
     def partners(self, entry: Entry, against: str) -> tuple[Entry, ...]:
         """The larger dictionaries of the same chain in which its features are sought.
@@ -171,11 +174,41 @@ class Comparison:
         """
         return random_directions.mean_mcs(self.study.d_in, self.sizes(entry, variant))
 
+    def gaussian_mcs(self, entry: Entry, variant: Variant | None = None) -> Floats:
+        """MCS of rows drawn from Gaussians with the covariances of the rows compared, (draws,).
+
+        Those of `entry` and of its partners, by simulation with a fixed seed; of those alive, if
+        only these count. For the plain maximum; empty where no features are there to compare.
+        """
+        variant = variant or self.shown
+        key = entry, variant.against, variant.features
+        if key not in self._gaussian:
+            partners = self.partners(entry, variant.against)
+            self._gaussian[key] = np.empty(0)
+            if variant.features == "all" or all(e.alive.any() for e in (entry, *partners)):
+                law, *others = (self._law(e, variant.features) for e in (entry, *partners))
+                block = self.settings.block_rows
+                self._gaussian[key] = gaussian_rows.mcs(law, others, block)
+        return self._gaussian[key]
+
+    def _law(self, entry: Entry, features: str) -> gaussian_rows.Law:
+        if (entry, features) not in self._laws:
+            rows = self._rows[entry]
+            rows = rows[entry.alive] if features == "alive" else rows
+            self._laws[entry, features] = gaussian_rows.Law.of(rows)
+        return self._laws[entry, features]
+
+    def gaussian_mean(self, entry: Entry, variant: Variant | None = None) -> float:
+        """The mean of `gaussian_mcs`: the second null of MMCS, beside `random_mean`."""
+        values = self.gaussian_mcs(entry, variant)
+        return float(values.mean()) if len(values) else float("nan")
+
     def cells(self, variant: Variant | None = None) -> pd.DataFrame:
         """One row per dictionary that has a larger one.
 
         Columns: dictionary, family, dict_size, l1, l1_scaling, axis, level, seed, matching,
-        against, features, partners, n, mmcs, random_mmcs, n_above, share_above.
+        against, features, partners, n, mmcs, random_mmcs, gaussian_mmcs (of the variant that is
+        shown), n_above, share_above.
         """
         variant = variant or self.shown
         rows = []
@@ -202,6 +235,9 @@ class Comparison:
                     "n": len(values),
                     "mmcs": float(values.mean()) if len(values) else float("nan"),
                     "random_mmcs": self.random_mean(entry, variant),
+                    "gaussian_mmcs": (
+                        self.gaussian_mean(entry) if variant == self.shown else float("nan")
+                    ),
                     "n_above": above,
                     "share_above": above / len(values) if len(values) else float("nan"),
                     "fvu": entry.metrics["fvu"],

@@ -24,7 +24,7 @@ from sparse_dict.analysis.claims import (
     mean_of_means,
     verdict,
 )
-from sparse_dict.analysis.comparison import Comparison, Variant
+from sparse_dict.analysis.comparison import GAUSSIAN, Comparison, Variant
 from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.measures import bimodality, random_directions
 from sparse_dict.analysis.measures.mcs import max_cosine
@@ -106,7 +106,8 @@ def section(context: Context) -> Section:
             "histograms", histograms(comparison, chain), "MCS of each size",
             f"{comparison.rule} The black curve is the exact "
             "law of random directions with the same number of features; where it rises above the "
-            "panel it is cut. Dead features, never active on the evaluation rows, are orange."
+            f"panel it is cut. Purple: {GAUSSIAN}, simulated. "
+            "Dead features, never active on the evaluation rows, are orange."
             + (note if comparison.shown.matching != "max" else ""),
         )
     )  # fmt: skip
@@ -146,6 +147,7 @@ def bimodality_table(comparison: Comparison, chain: Chain) -> pd.DataFrame:
                 "separation": fit.separation if fit else np.nan,
                 "BIC gain": fit.bic_gain if fit else np.nan,
                 "random mean": comparison.random_mean(entry),
+                "Gaussian mean": comparison.gaussian_mean(entry),
                 "not random, at least": excess,
                 "bimodal": "yes" if bimodal else "no",
             }
@@ -212,6 +214,12 @@ def _histogram(
         t = np.linspace(0, 1, 1001)
         density = random_directions.mcs_pdf(t, comparison.study.d_in, sizes)
         axis.plot(t, density * known.sum() / BINS, color="black", lw=1, label="random directions")
+        like = comparison.gaussian_mcs(entry, variant)
+        weights = np.full(len(like), known.sum() / max(len(like), 1))
+        axis.hist(
+            like, bins=cast(Sequence[float], edges), weights=weights, histtype="step",
+            color=figures.PURPLE, lw=1, label=GAUSSIAN,
+        )  # fmt: skip
     axis.axvline(threshold, color="0.4", lw=0.8, ls="--", label=f"threshold {threshold:g}")
     above = int((values[known] > threshold).sum())
     share = above / max(int(known.sum()), 1)
@@ -256,7 +264,7 @@ def histograms(comparison: Comparison, chain: Chain) -> Figure:
         axis.set_xlabel("MCS")
         axis.tick_params(labelbottom=True)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     figure.suptitle(
         f"MCS with larger dictionaries, {figures.named(chain)}\n"
         f"{str(Variant(shown.matching, shown.against, 'all')).rpartition(',')[0]}"
@@ -285,7 +293,7 @@ def histogram_grid(comparison: Comparison, chains: Sequence[Chain]) -> Figure:
             if column == 0:
                 axis.set_ylabel(f"size {size}")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     figure.suptitle(f"MCS by dictionary size and {LABELS[chains[0].axis]}\n{comparison.shown}")
     return figure
 

@@ -133,6 +133,7 @@ def _rows(context: Context, comparison: Comparison) -> list[dict[str, Any]]:
                 "dead": float(np.mean([(~e.alive).mean() for e in alike])),
                 "mmcs": float(np.mean(mmcs)),
                 "random_mmcs": comparison.random_mean(entry) if larger else np.nan,
+                "gaussian_mmcs": comparison.gaussian_mean(entry) if larger else np.nan,
                 "shared_fraction": float(np.mean(own)) if own else np.nan,
             }
         )

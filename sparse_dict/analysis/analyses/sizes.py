@@ -24,7 +24,7 @@ from sparse_dict.analysis.claims import (
     interval,
     verdict,
 )
-from sparse_dict.analysis.comparison import MATCHING, Comparison, Variant
+from sparse_dict.analysis.comparison import GAUSSIAN, MATCHING, Comparison, Variant
 from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.intervals import Estimate
@@ -163,7 +163,8 @@ def section(context: Context) -> Section:
     section.blocks.append(
         context.draw(
             "sizes", by_size(found, comparison, chain), "MMCS and numbers of features by size",
-            "Left: MMCS with the next size, and what random directions reach. Right: features with "
+            "Left: MMCS with the next size, and what random directions (grey) and "
+            f"{GAUSSIAN} (purple) reach. Right: features with "
             f"MCS above {threshold:g}; those of them that have a partner of their own (one to "
             "one); those without an analogue; and those of the latter that were never active on "
             f"the evaluation rows. Dotted: the {d} dimensions of the activations.",
@@ -200,6 +201,9 @@ def by_size(found: dict[int, Floats], comparison: Comparison, chain: Chain) -> F
     left.plot(sizes, table["MMCS"], color=figures.BLUE, marker="o", ms=4, lw=1.2)
     random = [random_directions.mean_mcs(d, [entry.size]) for entry in chain.entries[1:]]
     left.plot(sizes, random, color="0.4", ls=":", lw=1.2)
+    nexts = Variant("max", "next", "all")
+    like = [comparison.gaussian_mean(entry, nexts) for entry in chain.entries[:-1]]
+    left.plot(sizes, like, color=figures.PURPLE, ls=":", lw=1.2)
     left.set_ylim(0, 1)
     left.set_ylabel("MMCS with the next size")
     colours = (figures.BLUE, figures.GREEN, figures.ORANGE, figures.RED)
