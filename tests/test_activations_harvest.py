@@ -40,6 +40,9 @@ def new_stream():
     return TokenStream([tokens[:500], tokens[500:]], starts[:-1])
 
 
+LAYERS = [Site("mlp_post", layer) for layer in range(MODEL.n_layers)]
+
+
 @pytest.fixture(scope="module")
 def model():
     return new_model()
@@ -204,7 +207,7 @@ def test_spread_and_linear_share_of_pre_activations_are_those_of_a_regression(
     model, stream, skip, monkeypatch
 ):
     monkeypatch.setattr(pre_activations, "SAMPLE_TOKENS", 10 * N_CTX)
-    found = pre_activations.measure(model, stream, N_CTX, 40, 12, skip)
+    found = pre_activations.measure(model, LAYERS, stream, N_CTX, 40, 12, skip)
     contexts = np.stack([stream.window(i * N_CTX, N_CTX) for i in range(0, 40, 4)])
     for layer in range(MODEL.n_layers):
         sites = [Site("mlp_pre", layer), Site("mlp_post", layer)]
@@ -227,7 +230,10 @@ def test_small_pre_activations_are_in_the_linear_part_of_gelu(stream):
     with torch.no_grad():
         for block in model.blocks:
             block.mlp_in.weight.mul_(1e-3)
-    assert all(m["linear"] > 0.99 for m in pre_activations.measure(model, stream, N_CTX, 40, 64))
+    found = pre_activations.measure(model, LAYERS, stream, N_CTX, 40, 64)
+    assert all(m["linear"] > 0.99 for m in found)
+    (one,) = pre_activations.measure(model, [Site("resid_mid", 1)], stream, N_CTX, 40, 64)
+    assert one == found[1]
 
 
 def test_a_model_without_the_sites_or_with_infinite_values_has_none(model, stream):
@@ -237,11 +243,11 @@ def test_a_model_without_the_sites_or_with_infinite_values_has_none(model, strea
         def read(self, tokens, sites):
             raise UserError("no such site")
 
-    assert pre_activations.measure(Bare(), stream, N_CTX, 40, 64) is None
+    assert pre_activations.measure(Bare(), LAYERS, stream, N_CTX, 40, 64) is None
     broken = new_model()
     with torch.no_grad():
         broken.blocks[1].mlp_in.weight.fill_(math.inf)
-    found = pre_activations.measure(broken, stream, N_CTX, 40, 64)
+    found = pre_activations.measure(broken, LAYERS, stream, N_CTX, 40, 64)
     assert [m["layer"] for m in found] == [0]
 
 

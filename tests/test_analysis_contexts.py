@@ -360,7 +360,7 @@ def test_another_model_in_the_folder_is_not_taken_for_the_harvested_one(base, tm
     record["fingerprints"]["model"] = "0" * 16
     files.write_json(tmp_path / "lm.json", record)
     source = open_source(config(base, lm_dir=str(tmp_path)), comparison.study, 10**6)
-    assert torch.equal(source.lm.model.unembedding, lm_folder.load(base / "lm").model.embed.weight)
+    assert torch.equal(source.lm.model.embed.weight, lm_folder.load(base / "lm").model.embed.weight)
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -389,7 +389,7 @@ def hostile(token, name="x"):
     ]
     place = Place((Site("mlp_post", 1),), 0)
     return Gallery(
-        pair, {0: token}, 10, 100, 16, "plain maximum", place, ((0, 4),), place.sites
+        pair, {0: token}, 10, 100, 16, "plain maximum", place, ((0, 4),), place.sites, ()
     )  # fmt: skip
 
 

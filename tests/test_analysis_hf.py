@@ -174,18 +174,18 @@ def test_identity_recovers_all_of_the_loss_and_the_mean_nothing(loaded, kind, si
 
 
 def test_a_path_means_the_short_name_of_the_same_place(loaded):
-    model = loaded("llama").model
+    model = loaded("llama")
     for path, short in {
         "model.layers.1.mlp.down_proj:in": Site("mlp_post", 1),
         "model.layers.2": Site("resid_post", 2),
         "model.layers.0:in": Site("resid_pre", 0),
         "model.layers.0.self_attn:out": Site("attn_out", 0),
     }.items():
-        assert hf.short_name(model, Site(path)) == short
+        assert model.short_name(Site(path)) == short
     for path in ("model.norm", "model.layers.1.mlp.up_proj", "model.layers.7"):
-        assert hf.short_name(model, Site(path)) == Site(path)
+        assert model.short_name(Site(path)) == Site(path)
     parallel = Site("gpt_neox.layers.0.post_attention_layernorm:in")
-    assert hf.short_name(loaded("neox").model, parallel) == parallel
+    assert loaded("neox").short_name(parallel) == parallel
 
 
 # --- a study --------------------------------------------------------------------------------------
@@ -314,7 +314,8 @@ def test_the_page_tells_each_sites_part_of_a_feature_and_which_effects_are_shown
             assert drawn["shares"][0] == pytest.approx(squares[:D_MLP].sum(), abs=1e-3)
     one = studied(folders, tmp_path / "one", "gpt2", site="mlp_pre")
     gallery = contexts.gather(one, compared(one))
-    assert "No linear path leads from 1/mlp_pre to the logits" in page.page(gallery)
+    text = " ".join(page.page(gallery).split())
+    assert "A direct path to the logits is missing: a non-linearity follows 1/mlp_pre." in text
     assert all(not feature.promoted for feature in gallery.features)
     assert gallery.unit == "neuron"
 
@@ -375,7 +376,7 @@ def test_a_name_on_the_hub_is_recorded_with_its_commit_and_opened_from_the_cache
     # The branch has moved on: it is still the commit that is opened.
     (cached / "refs" / "main").write_text("d" * 40)
     found = harvested.model(manifest, config_of(tmp_path))
-    assert found.model.unembedding.shape == (257, D)
+    assert found.model.direct(Site("resid_post", 2), torch.eye(D)).shape == (D, 257)
 
 
 @pytest.mark.parametrize("change", [{"name_or_path": 3}, {"dtype": None}, {"n_ctx": "x"}, None])

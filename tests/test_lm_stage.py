@@ -250,7 +250,7 @@ def test_the_manifest_tells_of_the_pre_activations_and_may_lack_it(study, tmp_pa
     assert "pre-activations, std and linear share" in caplog.text
     path = tmp_path / "a" / "manifest.json"
     manifest = json.loads(path.read_text())
-    assert [m["layer"] for m in manifest["pre_activations"]] == [0, 1]
+    assert [m["layer"] for m in manifest["pre_activations"]] == [1]
     assert all(m["std"] > 0 and 0 < m["linear"] <= 1 for m in manifest["pre_activations"])
     del manifest["pre_activations"]
     path.write_text(json.dumps(manifest))

@@ -14,6 +14,7 @@ from torch import Tensor
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.config import HarvestConfig
 from sparse_dict.config.sites import Site
+from sparse_dict.errors import UserError
 from sparse_dict.lm.interface import LanguageModel
 from sparse_dict.machine import distributed
 from sparse_dict.machine.ahead import mapped
@@ -39,6 +40,7 @@ class _Batch:
 
     rows: Tensor  # (contexts * kept, d_in) on the CPU, as the files hold them
     origins: NDArray[np.int32]  # (contexts * kept, 3)
+    finite: Tensor  # whether the model's values were, before they were rounded: bool ()
     copied: "torch.cuda.Event | None"  # a copy from a GPU that is under way
 
 
@@ -58,6 +60,9 @@ def harvest(
     writing. On a CPU each core has a thread with a batch of its own: cores need not wait for each
     other at each operation, and rows do not depend on their number. Several processes each take a
     contiguous part of the batches.
+
+    Raises:
+        UserError: an activation is not finite, or cannot be stored.
     """
     sites, skip = config.places(), config.skip_first
     kept = n_ctx - skip
@@ -70,13 +75,14 @@ def harvest(
         tokens = stream.window(first * n_ctx, n * n_ctx)
         contexts = torch.from_numpy(tokens).view(n, n_ctx).to(model.device, non_blocking=True)
         found = [part[:, skip:] for part in model.read(contexts, sites)]
-        rows = (found[0] if len(found) == 1 else torch.cat(found, -1)).flatten(0, 1).to(dtype)
+        rows = (found[0] if len(found) == 1 else torch.cat(found, -1)).flatten(0, 1)
+        finite = rows.isfinite().all()
         documents, positions = stream.origins(first * n_ctx, n * n_ctx)
         origins = np.empty((n, n_ctx, 3), np.int32)
         for i, values in enumerate((documents, positions, tokens)):
             origins[:, :, i] = values.reshape(n, n_ctx)
-        on_cpu, copied = _to_cpu(rows)
-        return _Batch(on_cpu, origins[:, skip:].reshape(-1, 3), copied)
+        on_cpu, copied = _to_cpu(rows.to(dtype))
+        return _Batch(on_cpu, origins[:, skip:].reshape(-1, 3), finite, copied)
 
     starts = range(0, n_contexts, config.batch_size)
     rank, size = distributed.rank(), distributed.size()
@@ -89,6 +95,8 @@ def harvest(
         for batch in mapped(read, starts, threads):
             if batch.copied is not None:
                 batch.copied.synchronize()
+            if not batch.finite:
+                raise UserError(f"the language model's activations are not finite: {model.remedy}")
             writer.add(batch.rows.numpy(), batch.origins)
             done = progress.done + len(batch.rows)
             progress.advance(len(batch.rows), MB=done * writer.row_bytes / 1e6)

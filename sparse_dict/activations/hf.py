@@ -1,16 +1,16 @@
 """Causal language models of Hugging Face's transformers, read and changed by forward hooks.
 
-The forward pass is left as soon as the last site is known. By short name they are known for models
-built like GPT-2, GPT-NeoX (Pythia) and Llama (Mistral, Qwen); any module's input or output can be
-named by its path. Text is packed into whole contexts, so there is no padding on either side, and no
-token of it that a hook could read.
+The forward pass is left as soon as the last site is known. What a short name means in a model is
+measured (`hf_layout.py`); any module's input or output can be named by its path. Text is packed
+into whole contexts, so there is no padding on either side. Where a model is read with a token that
+begins a text, each context begins with it; it has no row, and no analysis sees it.
 """
 
+import copy
 import difflib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,44 +18,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sparse_dict.activations import hf_layout
+from sparse_dict.activations.hf_layout import Layout, by_token, given_by, read_by
 from sparse_dict.config.sites import SITES, Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm.interface import Follow, Seen
+from sparse_dict.lm.norm import without_division
 
-# Where each family keeps its blocks; its final norm; and within a block the modules of which a
-# short name means the input or the output: attn_out, resid_mid, mlp_pre, mlp_post and mlp_out (of a
-# gated MLP, mlp_pre is the gate before the non-linearity, and mlp_post what it lets through).
-# resid_pre and resid_post are the block's own.
-FAMILIES = {
-    "transformer.h": (
-        "transformer.ln_f", "attn:out", "ln_2:in", "mlp.c_fc:out", "mlp.c_proj:in", "mlp:out",
-    ),
-    "gpt_neox.layers": (
-        "gpt_neox.final_layer_norm", "attention:out", "post_attention_layernorm:in",
-        "mlp.dense_h_to_4h:out", "mlp.dense_4h_to_h:in", "mlp:out",
-    ),
-    "model.layers": (
-        "model.norm", "self_attn:out", "post_attention_layernorm:in", "mlp.gate_proj:out",
-        "mlp.down_proj:in", "mlp:out",
-    ),
-}  # fmt: skip
-# Norms of what a sublayer adds (Gemma 2, OLMo 2): there the table's attn_out, mlp_out and resid_mid
-# are something else.
-POST_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
-WRITTEN = {
-    "attn_out": ("attention", "post_attention_layernorm"),
-    "mlp_out": ("MLP", "post_feedforward_layernorm"),
-}
-
+# What is computed at a place to what the model goes on with; None: with the same.
+Change = Callable[[Tensor], Tensor | None]
 
 LOGITS = 1 << 26  # computed at a time: 256 MiB of float32
 
 
 class Model:
-    """A model in evaluation mode, read and changed by hooks."""
+    """A model in evaluation mode, read and changed by hooks.
 
-    def __init__(self, model: Any) -> None:
+    Attributes:
+        start: ids that each context begins with; they have no rows.
+    """
+
+    def __init__(self, model: Any, start: Sequence[int] = ()) -> None:
         self.model = model
+        self.start = tuple(start)
+        self._checked: set[Site] = set()  # what is put there, the model goes on from
+        self._resumes: bool | None = None  # whether blocks can be passed by; not tried yet
 
     @property
     def device(self) -> torch.device:
@@ -73,17 +60,18 @@ class Model:
         return n_layers(self.model.config)
 
     @property
-    def final_norm(self) -> nn.Module:
-        """The norm between the residual stream and the unembedding, of the families alone."""
-        family = _family(self.model)
-        assert family is not None
-        return self.model.get_submodule(FAMILIES[family][0])
+    def remedy(self) -> str:
+        """What helps where its values are not finite."""
+        if self.model.dtype == torch.float16:
+            return "float16 ends at 65,504: set lm.dtype=bfloat16"
+        if self.model.dtype == torch.bfloat16:
+            return "set lm.dtype=float32"
+        return "its weights are damaged"
 
-    @property
-    def unembedding(self) -> Tensor:
-        """A row for each id of the vocabulary, (n_vocab, d_model)."""
-        weight: Tensor = self.model.get_output_embeddings().weight
-        return weight
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the places are that short names mean; from one forward pass of a few tokens."""
+        return hf_layout.measure(self.model)
 
     def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
         """What each of `sites` computes, float32 (batch, n_ctx, d); stops behind the last.
@@ -91,6 +79,134 @@ class Model:
         Raises:
             UserError: the model has no such site, or what is there is no row for each token.
         """
+        return [value[:, len(self.start) :] for value in self._read(tokens, sites)]
+
+    def split(
+        self, tokens: Tensor, targets: Tensor, sites: Sequence[Site]
+    ) -> tuple[list[Tensor], Follow]:
+        """What `sites` compute, and what leads from other values there to the loss.
+
+        The second part takes as many contexts at a time as LOGITS allow. Blocks before the first
+        site are not run again, unless a site has no short name.
+
+        Raises:
+            UserError: as `read`, or the model does not go on from what is put at a site.
+        """
+        sites = [self.short_name(site) for site in sites]
+        for site in sites:
+            self._check_replaceable(site)
+        layers = [-1 if site.layer is None else site.layer for site in sites]
+        first = max(0, min(layers, default=0)) if self._resumes is not False else 0
+        before = self._blocks()[:first]
+        start = Site("resid_pre", first)
+        asked = [*sites, start] if before and start not in sites else sites
+        outputs: list[Any] = []  # what each of `before` hands on
+        with ExitStack() as hooks:
+            for block in before:
+                hook = block.register_forward_hook(lambda *a: outputs.append(a[2]))
+                hooks.callback(hook.remove)
+            found = self._read(tokens, asked)
+        step = max(1, LOGITS // (tokens.shape[1] * self.model.config.get_text_config().vocab_size))
+        skip = len(self.start)
+
+        def follow(values: Sequence[Tensor], n: int = len(tokens)) -> Tensor:
+            given = [*values, *found[len(sites) :]]
+            losses = []
+            with _passed_by(before, outputs):
+                for i in range(0, n, step):
+                    part = slice(i, min(i + step, n))
+                    instead = [
+                        (self.place(site), partial(_instead, value[part]))
+                        for site, value in zip(asked, given, strict=True)
+                    ]
+                    logits = self._run(tokens[part], instead).logits[:, skip:]
+                    wanted = targets[part]  # (contexts, n_ctx)
+                    flat = logits.float().flatten(0, 1)
+                    each = F.cross_entropy(flat, wanted.flatten(), reduction="none")
+                    losses.append(each.view(wanted.shape).mean(1))
+            return torch.cat(losses)
+
+        if before and self._resumes is None:
+            whole = F.cross_entropy(self._run(tokens[:1], []).logits[0, skip:].float(), targets[0])
+            with suppress(Exception):  # what later blocks ask of earlier ones fails in many ways
+                self._resumes = bool(torch.isclose(follow(found[: len(sites)], 1), whole))
+            if not self._resumes:
+                self._resumes = False
+                return self.split(tokens, targets, sites)
+        return [value[:, skip:] for value in found[: len(sites)]], follow
+
+    def direct(self, site: Site, rows: Tensor) -> Tensor:
+        """What activations `rows` (n, d) add to the logits by the direct path; see `interface`.
+
+        Raises:
+            UserError: no such path is known.
+        """
+        short, kind, layout = self.short_name(site), type(self.model).__name__, self.layout
+        if short.layer is None:
+            raise UserError(f"how {site} adds to the residual stream is not known")
+        self.place(short)
+        if short.name == "mlp_pre":
+            raise UserError(f"a non-linearity follows {site}")
+        behind = layout.blocks[short.layer + (short.name == "resid_post") :]
+        if not all(block.adds for block in behind):
+            raise UserError(f"the blocks of {kind} do not only add to the residual stream")
+        if layout.head is None:
+            raise UserError(f"{kind} has more than a norm between its blocks and its logits")
+        if short.name == "mlp_post":
+            if (down := layout.blocks[short.layer].down) is None:
+                raise UserError(f"{kind} changes what the MLP of {site} gives before it adds it")
+            matrix = copy.deepcopy(self.model.get_submodule(down[0])).to(rows.dtype)
+            rows = down[1] * (matrix(rows) - matrix(torch.zeros_like(rows)))  # less the bias
+        norm, factor = layout.head
+        if norm:
+            rows = without_division(self.model.get_submodule(norm), rows)
+        unembedding: Tensor = self.model.get_output_embeddings().weight
+        return factor * rows @ unembedding.to(rows.dtype).T
+
+    def short_name(self, site: Site) -> Site:
+        """The short name that means the place that `site` names by a path; or else `site`."""
+        if site.layer is not None:
+            return site
+        place = site.name if ":" in site.name else f"{site.name}:out"
+        for layer, block in enumerate(self.layout.blocks):
+            for name, known in block.places.items():
+                if known == place:
+                    return Site(name, layer)
+        return site
+
+    def place(self, site: Site) -> str:
+        """The path of the module that `site` means, and ":in" or ":out".
+
+        Raises:
+            UserError: there is none, or no module does what the short name says.
+        """
+        if site.layer is None:
+            return site.name if ":" in site.name else f"{site.name}:out"
+        kind, layout = type(self.model).__name__, self.layout
+        if site.layer >= len(layout.blocks):
+            has = f"layers 0 to {len(layout.blocks) - 1}" if layout.blocks else "no list of blocks"
+            example = _example(name for name, _ in self.model.named_modules())
+            raise UserError(
+                f"harvest: {site} does not exist: {kind} has {has}; give a module's path, such as "
+                f"{example}"
+            )
+        block = layout.blocks[site.layer]
+        if site.name in block.places:
+            return block.places[site.name]
+        why = block.lacking.get(site.name, "no module gives what the name says")
+        has = ", ".join(name for name in SITES if name in block.places)
+        raise UserError(
+            f"harvest: {site} does not exist in {kind}: {why}; layer {site.layer} has {has}, or "
+            f"give a module's path, such as {block.places['resid_post'].removesuffix(':out')}"
+        )
+
+    def _blocks(self) -> list[nn.Module]:
+        """Its blocks, if they are known."""
+        path = self.layout.path
+        return [*self.model.get_submodule(path).children()] if path else []
+
+    def _read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
+        """As `read`, but with the rows of `start`."""
         found: dict[Site, Tensor] = {}
 
         def keep(site: Site, value: Tensor) -> None:
@@ -100,125 +216,125 @@ class Model:
                 raise Seen
 
         with suppress(Seen):
-            self._run(tokens, {site: partial(keep, site) for site in sites})
+            self._run(tokens, [(self.place(site), partial(keep, site)) for site in sites])
         if missing := [site for site in sites if site not in found]:
             raise UserError(f"harvest: a forward pass does not reach {missing[0]}")
         return [found[site] for site in sites]
 
-    def split(
-        self, tokens: Tensor, targets: Tensor, sites: Sequence[Site]
-    ) -> tuple[list[Tensor], Follow]:
-        """What `sites` compute, and what leads from other values there to the loss.
+    def _check_replaceable(self, site: Site) -> None:
+        """See that the model goes on from what is put at a site: that its sums still are true.
 
-        The second part takes as many contexts at a time as LOGITS allow. Blocks before the first
-        site are not run again, unless a site has no short name.
+        Raises:
+            UserError: it does not.
         """
-        sites = [short_name(self.model, site) for site in sites]
-        layers = [-1 if site.layer is None else site.layer for site in sites]
-        first = max(0, min(layers))
-        before = self._blocks()[:first]
-        start = Site("resid_pre", first)
-        asked = [*sites, start] if before and start not in sites else sites
-        forms: list[bool] = []  # whether a block hands on a tuple, which differs by version
-        for block in before[:1]:
-            handle = block.register_forward_hook(lambda *a: forms.append(isinstance(a[2], tuple)))
-        found = self.read(tokens, asked)
-        if before:
-            handle.remove()
-        step = max(1, LOGITS // (tokens.shape[1] * len(self.unembedding)))
+        if site.layer is None or site in self._checked:
+            return
+        own, noise = self.place(site), torch.Generator().manual_seed(0)
+        sums = list(self.layout.blocks[site.layer].sums)
+        if site.layer + 1 < len(self.layout.blocks) and site.name == "resid_post":
+            sums.append((self.layout.blocks[site.layer + 1].places["resid_pre"], ((own, 1.0),)))
+        sums = [item for item in sums if item[0] != own]
+        found: dict[str, Tensor] = {}
 
-        def follow(values: Sequence[Tensor]) -> Tensor:
-            given = [*values, *found[len(sites) :]]
-            losses = []
-            with _passed_by(before, forms == [True]):
-                for i in range(0, len(tokens), step):
-                    instead = {
-                        site: partial(_instead, value[i : i + step])
-                        for site, value in zip(asked, given, strict=True)
-                    }
-                    logits = self._run(tokens[i : i + step], instead).logits
-                    wanted = targets[i : i + step]  # (contexts, n_ctx)
-                    flat = logits.float().flatten(0, 1)
-                    each = F.cross_entropy(flat, wanted.flatten(), reduction="none")
-                    losses.append(each.view(wanted.shape).mean(1))
-            return torch.cat(losses)
+        def change(value: Tensor) -> Tensor:
+            drawn = torch.randn(value.shape, generator=noise).to(value)
+            found[own] = value + drawn * value.std()
+            return found[own].clone()
 
-        return found[: len(sites)], follow
+        def keep(place: str, value: Tensor) -> None:
+            found.setdefault(place, value.clone())
 
-    def written(self, site: Site, rows: Tensor) -> Tensor | None:
-        """What activations `rows` (n, d) add to the residual stream, or None; see `interface`."""
-        site = short_name(self.model, site)
-        if site.layer is None or site.name == "mlp_pre":
-            return None
-        if site.name != "mlp_post":
-            return rows
-        if any(hasattr(self._blocks()[site.layer], name) for name in POST_NORMS):
-            return None
-        down, _ = locate(self.model, site)
-        rows = rows.to(self.unembedding.dtype)
-        written: Tensor = down(rows) - down(torch.zeros_like(rows))  # less the bias
-        return written.float()
+        places = {place for whole, parts in sums for place in (whole, *dict(parts))}
+        at: list[tuple[str, Change]] = [(own, change)]
+        at += [(place, partial(keep, place)) for place in places - {own}]
+        self._run(hf_layout.some_tokens(self.device), at)
+        for whole, parts in sums:
+            if not hf_layout.true(found, whole, parts):
+                raise UserError(
+                    f"{type(self.model).__name__} does not go on from what is put at {site}"
+                )
+        self._checked.add(site)
 
-    def _blocks(self) -> list[nn.Module]:
-        """The blocks of a model of one of the families; of another, none."""
-        family = _family(self.model)
-        return [] if family is None else [*self.model.get_submodule(family).children()]
+    def _run(self, tokens: Tensor, at: Sequence[tuple[str, Change]]) -> Any:
+        """A forward pass of contexts with `start` before them.
 
-    def _run(self, tokens: Tensor, at: Mapping[Site, Callable[[Tensor], Tensor | None]]) -> Any:
-        """A forward pass; what `at` returns for a site, unless None, is what it goes on with."""
+        What `at` returns for a place, unless None, is what the model goes on with.
+        """
+        if self.start:
+            start = torch.tensor(self.start, device=tokens.device).expand(len(tokens), -1)
+            tokens = torch.cat([start, tokens], 1)
         with ExitStack() as hooks:
-            for site, change in at.items():
-                hooks.callback(self._hook(site, tokens, change).remove)
+            for place, change in at:
+                hooks.callback(self._hook(place, tokens, change).remove)
             # Every token counts: without this, one that is also the padding is warned about.
             mask = torch.ones_like(tokens)
             return self.model(input_ids=tokens, attention_mask=mask, use_cache=False)
 
-    def _hook(
-        self, site: Site, tokens: Tensor, change: Callable[[Tensor], Tensor | None]
-    ) -> RemovableHandle:
-        module, is_input = locate(self.model, site)
+    def _hook(self, place: str, tokens: Tensor, change: Change) -> RemovableHandle:
+        path, _, end = place.partition(":")
+        module = self._module(path)
 
         def changed(value: Any) -> Tensor | None:
-            if not isinstance(value, Tensor) or value.shape[:2] != tokens.shape or value.ndim != 3:
+            if (rows := by_token(value, tokens)) is None:
                 what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise UserError(f"harvest: {site} is {what}, not one row for each token")
-            new = change(value)
-            if new is None or site.name != "resid_mid":
-                return new
+                raise UserError(f"harvest: {place} is {what}, not one row for each token")
+            new = change(rows)
+            if new is None or place not in self._between:
+                return None if new is None else new.view_as(value)
             # What the norm reads goes on beside it as well: the one tensor is changed for both.
-            value.copy_(new)
+            rows.copy_(new)
             return None
 
         def before(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            name = next(iter(kwargs), "")
-            new = changed(args[0] if args else kwargs.get(name))
+            new = changed(read_by(args, kwargs))
             if new is None:
                 return None
-            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, name: new})
+            return (
+                ((new, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): new})
+            )
 
         def after(_: nn.Module, _args: Any, output: Any) -> Any:
-            several = isinstance(output, tuple) and output
-            new = changed(output[0] if several else output)
-            return (new, *output[1:]) if several and new is not None else new
+            new = changed(given_by(output))
+            return None if new is None else _with_first(output, new)
 
-        if is_input:
+        if end == "in":
             return module.register_forward_pre_hook(before, with_kwargs=True)
         return module.register_forward_hook(after)
 
+    @cached_property
+    def _between(self) -> set[str]:
+        """The places between attention and MLP."""
+        return {block.places.get("resid_mid", "") for block in self.layout.blocks}
+
+    def _module(self, path: str) -> nn.Module:
+        modules = dict(self.model.named_modules())
+        if path in modules:
+            return modules[path]
+        near = difflib.get_close_matches(path, modules, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"there is {_example(modules)}"
+        raise UserError(f"harvest: {type(self.model).__name__} has no module {path}; {meant}")
+
 
 def _instead(new: Tensor, value: Tensor) -> Tensor:
-    return new.to(value.dtype)
+    """`new` in place of `value`, whose first positions stay if `new` is shorter."""
+    return torch.cat([value[:, : value.shape[1] - new.shape[1]], new.to(value.dtype)], 1)
+
+
+def _with_first(output: Any, new: Any) -> Any:
+    """What a module gives, with `new` in place of the first of it."""
+    several = isinstance(output, (tuple, list)) and output
+    return type(output)((new, *output[1:])) if several else new
 
 
 @contextmanager
-def _passed_by(blocks: Sequence[nn.Module], in_tuple: bool) -> Iterator[None]:
-    """Let `blocks` hand on what they read, as it is or in a tuple."""
+def _passed_by(blocks: Sequence[nn.Module], outputs: Sequence[Any]) -> Iterator[None]:
+    """Let `blocks` hand on what they read, in the form of `outputs`, which they gave before."""
 
-    def forward(x: Tensor, *_: Any, **__: Any) -> Any:
-        return (x,) if in_tuple else x
+    def forward(output: Any, *args: Any, **kwargs: Any) -> Any:
+        return _with_first(output, read_by(args, kwargs))
 
-    for block in blocks:
-        block.forward = forward
+    for block, output in zip(blocks, outputs, strict=True):
+        block.forward = partial(forward, output)
     try:
         yield
     finally:
@@ -226,71 +342,7 @@ def _passed_by(blocks: Sequence[nn.Module], in_tuple: bool) -> Iterator[None]:
             del block.forward  # which uncovers the class's own
 
 
-def locate(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
-    """The module that `site` means, and whether its input is meant rather than its output.
-
-    Raises:
-        UserError: there is none, or the short name has no meaning in this architecture.
-    """
-    if site.layer is None:
-        path, _, end = site.name.partition(":")
-        return _module(model, path, site), end == "in"
-    names, family = {name for name, _ in model.named_modules()}, _family(model)
-    if family is None or f"{family}.{site.layer}" not in names:
-        raise UserError(
-            f"harvest: {site}: short names are for models built like GPT-2, GPT-NeoX or Llama; "
-            f"give the path of a module of {type(model).__name__}, such as {_example(names)}"
-        )
-    block = model.get_submodule(f"{family}.{site.layer}")
-    parallel = getattr(block, "use_parallel_residual", False)
-    normed = any(hasattr(block, name) for name in POST_NORMS)
-    if site.name == "resid_mid" and (parallel or normed):
-        why = "attention and MLP are parallel" if parallel else "the norms lie elsewhere"
-        raise UserError(f"harvest: {site} does not exist in this {type(model).__name__}: {why}")
-    if site.name in WRITTEN and normed:
-        part, norm = WRITTEN[site.name]
-        raise UserError(
-            f"harvest: {site}: this {type(model).__name__} normalises what the {part} adds; "
-            f"give a module's path, such as {family}.{site.layer}.{norm}"
-        )
-    path, _, end = _places(family)[site.name].partition(":")
-    return _module(model, f"{family}.{site.layer}.{path}".rstrip("."), site), end == "in"
-
-
-def short_name(model: nn.Module, site: Site) -> Site:
-    """The short name that means the place that `site` names by a path; `site` if there is none."""
-    path, _, end = site.name.partition(":")
-    for family in FAMILIES:
-        if match := re.fullmatch(rf"{re.escape(family)}\.(\d+)\.?(.*)", path):
-            for name, place in _places(family).items():
-                with suppress(UserError):
-                    short = Site(name, int(match[1]))
-                    if place == f"{match[2]}:{end or 'out'}" and locate(model, short):
-                        return short
-    return site
-
-
-def _family(model: nn.Module) -> str | None:
-    names = {name for name, _ in model.named_modules()}
-    return next((name for name in FAMILIES if f"{name}.0" in names), None)
-
-
-def _places(family: str) -> dict[str, str]:
-    """What each short name means within a block: a module's path and its input or output."""
-    _, *inner = FAMILIES[family]
-    return dict(zip(SITES, (":in", *inner, ":out"), strict=True))
-
-
-def _module(model: nn.Module, path: str, site: Site) -> nn.Module:
-    modules = dict(model.named_modules())
-    if path in modules:
-        return modules[path]
-    near = difflib.get_close_matches(path, modules, n=1)
-    meant = f"did you mean {near[0]}?" if near else f"there is {_example(set(modules))}"
-    raise UserError(f"harvest: {site}: {type(model).__name__} has no module {path}; {meant}")
-
-
-def _example(names: set[str]) -> str:
+def _example(names: Iterable[str]) -> str:
     return max(sorted(names), key=lambda name: name.count("."))
 
 

@@ -1,7 +1,9 @@
 """Models of Hugging Face's transformers by their name: is it there, which is it, load it."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,15 @@ from sparse_dict.machine.ahead import aside
 from sparse_dict.machine.network import reachable
 from sparse_dict.storage import files
 
+log = logging.getLogger(__name__)
+
 
 def check(lm: HFModel, sites: Sequence[Site]) -> None:
-    """Test by the model's ``config.json`` alone whether it is there and is large enough.
+    """Test by the model's ``config.json`` and tokenizer whether it is there and is large enough.
 
     Raises:
-        UserError: it is not, it has no such layer, or takes no contexts of `lm.n_ctx`.
+        UserError: it is not, it has no such layer, it takes no contexts of `lm.n_ctx`, or its
+            tokenizer has ids that it lacks.
     """
     config = _config(lm).get_text_config()
     layers = n_layers(config)
@@ -35,8 +40,41 @@ def check(lm: HFModel, sites: Sequence[Site]) -> None:
                 f"harvest: {site} does not exist: {lm.name_or_path} has layers 0 to {layers - 1}"
             )
     longest = getattr(config, "max_position_embeddings", None)
-    if longest and lm.n_ctx > longest:
-        raise UserError(f"lm.n_ctx={lm.n_ctx}: {lm.name_or_path} takes {longest} tokens at most")
+    tokenizer = load_tokenizer(lm)
+    before = len(_start(lm, tokenizer))
+    if longest and lm.n_ctx + before > longest:
+        beside = f" beside its beginning of text, {before}" if before else ""
+        raise UserError(
+            f"lm.n_ctx={lm.n_ctx}: {lm.name_or_path} takes {longest - before} tokens at "
+            f"most{beside}"
+        )
+    rows = getattr(config, "vocab_size", None)
+    if rows and tokenizer.n_rows > rows:
+        raise UserError(
+            f"lm.name_or_path={lm.name_or_path}: its tokenizer gives ids up to "
+            f"{tokenizer.n_rows - 1}, but the model has rows for {rows} tokens only: it was not "
+            "resized when tokens were added, or the tokenizer is another model's"
+        )
+
+
+def with_start(lm: HFModel) -> HFModel:
+    """The model with `bos` as it is meant.
+
+    Raises:
+        UserError: as `check`, or its tokenizer has no beginning of text.
+    """
+    return replace(lm, bos=bool(_start(lm, load_tokenizer(lm))))
+
+
+def _start(lm: HFModel, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids that each context begins with."""
+    if lm.bos is False:
+        return ()
+    if lm.bos is None or tokenizer.start:
+        return tokenizer.start
+    if tokenizer.bos is None:
+        raise UserError(f"lm.bos=true: {lm.name_or_path} has no token for the beginning of a text")
+    return (tokenizer.bos,)
 
 
 def fingerprint(lm: HFModel) -> str:
@@ -73,8 +111,8 @@ def source(lm: HFModel) -> Path | str:
     return f"https://huggingface.co/{lm.name_or_path}"
 
 
-def load(lm: HFModel, device: torch.device) -> Model:
-    """The model in evaluation mode.
+def load(lm: HFModel, device: torch.device, start: Sequence[int] = ()) -> Model:
+    """The model in evaluation mode; each context begins with `start`.
 
     Raises:
         UserError: it cannot be loaded.
@@ -82,7 +120,7 @@ def load(lm: HFModel, device: torch.device) -> Model:
     with _named(lm):
         load = partial(AutoModelForCausalLM.from_pretrained, dtype=getattr(torch, lm.dtype))
         model = aside(partial(load, **_source(lm), use_safetensors=True))
-    return Model(model.eval().to(device))
+    return Model(model.eval().to(device), start)
 
 
 def opened(lm: HFModel, device: torch.device) -> OpenLM:
@@ -91,7 +129,12 @@ def opened(lm: HFModel, device: torch.device) -> OpenLM:
     Raises:
         UserError: as `load` and `load_tokenizer`.
     """
-    return OpenLM(load(lm, device), load_tokenizer(lm), lm.n_ctx)
+    tokenizer = load_tokenizer(lm)
+    if start := _start(lm, tokenizer):
+        shown = "".join(tokenizer.token_bytes(token).decode() for token in start)
+        log.info("each context begins with %s, which has no row; lm.bos=false: without", shown)
+    log.info("loading %s in %s", lm.name_or_path, lm.dtype)
+    return OpenLM(load(lm, device, start), tokenizer, lm.n_ctx)
 
 
 def load_tokenizer(lm: HFModel) -> Tokenizer:

@@ -21,6 +21,9 @@ class Tokenizer:
 
     Attributes:
         n_vocab: ids in all.
+        n_rows: how many rows a model needs for the ids that a text can have, `eot` and `start`.
+        start: what the tokenizer itself puts before a text: nothing, or ids of special tokens.
+        bos: id of the beginning of sequence, which a text need not have; None if there is none.
         eot: id of the end of sequence, which follows each document.
         dtype: smallest of uint16 and uint32 that holds every id.
         fingerprint: identifies the vocabulary and how text is split.
@@ -33,11 +36,17 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.encode_special_tokens = True
         self.eot = int(tokenizer.eos_token_id)
-        self.n_vocab = max([self.eot, *tokenizer.get_vocab().values()]) + 1
+        ids = {*tokenizer.get_vocab().values()}
+        self.n_vocab = max(self.eot, *ids) + 1
+        self.bos = tokenizer.bos_token_id
+        self.start = self._before("a")
+        added = self._backend.get_added_tokens_decoder()
+        unread = {i for i, token in added.items() if token.special}
+        self.n_rows = max(self.eot, *self.start, *(ids - unread)) + 1
         self.dtype = np.dtype(np.uint16 if self.n_vocab <= 2**16 else np.uint32)
         described: str = self._backend.to_str()
         self.fingerprint = files.fingerprint([described, self.eot])
-        self._special = {*self._backend.get_added_tokens_decoder()}
+        self._special = {*added}
         # Each byte is written as a character; or else spaces as low lines, and bytes as <0x0A>.
         self._by_byte = '"ByteLevel"' in json.dumps(json.loads(described)["decoder"])
 
@@ -45,6 +54,13 @@ class Tokenizer:
         """Ids of each text, `dtype` (n,), without end of sequence; on all cores."""
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(item.ids, self.dtype) for item in encoded]
+
+    def _before(self, text: str) -> tuple[int, ...]:
+        plain, whole = (
+            self._backend.encode(text, add_special_tokens=added).ids for added in (False, True)
+        )
+        starts = (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+        return tuple(whole[: next(starts, 0)])
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that `token` stands for; of a special one, its name."""

@@ -1,10 +1,11 @@
-"""How far an MLP's pre-activations reach into the bend of its non-linearity, layer by layer.
+"""How far an MLP's pre-activations reach into the bend of its non-linearity, by layer.
 
 Near zero GELU is nearly linear: where a model keeps its pre-activations small, the hidden
 activation is little more than a linear map of the residual stream, and no neuron is distinguished.
 """
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,19 +25,20 @@ SAMPLE_TOKENS = 8_192
 @torch.inference_mode()
 def measure(
     model: "LanguageModel",
+    places: Iterable[Site],
     stream: TokenStream,
     n_ctx: int,
     n_contexts: int,
     batch_size: int,
     skip: int = 0,
 ) -> list[dict[str, Any]] | None:
-    """Spread and linearity of each layer's pre-activations z = `mlp_pre` and h = `mlp_post`.
+    """Spread and linearity of pre-activations z = `mlp_pre` and h = `mlp_post`.
 
-    A value for each layer, with four significant digits, from `SAMPLE_TOKENS` tokens or one context
-    at least, of contexts that are spread evenly over the first `n_contexts` of the stream; their
-    first `skip` positions do not count. Memory is that of a harvest of one `mlp_post` in batches of
-    `batch_size` contexts. None if the model does not have both sites in all layers; a layer whose
-    values are not finite is left out.
+    A value for each layer of `places`, with four significant digits, from `SAMPLE_TOKENS` tokens or
+    one context at least, of contexts that are spread evenly over the first `n_contexts` of the
+    stream; their first `skip` positions do not count. Memory is that of a harvest of one `mlp_post`
+    in batches of `batch_size` contexts. None if no place says its layer, or one of the layers lacks
+    these sites; a layer whose values are not finite is left out.
 
     Returns:
         For each layer ``layer``, ``std`` (the standard deviation of z over all rows and neurons)
@@ -44,13 +46,14 @@ def measure(
         regressed on its own z_j, and the share is 1 - (sum over j of the residual variances) /
         (sum over j of the variances of h_j). In a gated MLP, h_j also depends on a second matrix.
     """
-    sites = [Site(name, i) for i in range(model.n_layers) for name in ("mlp_pre", "mlp_post")]
+    numbers = sorted({place.layer for place in places if place.layer is not None})
+    sites = [Site(name, i) for i in numbers for name in ("mlp_pre", "mlp_post")]
     if not sites:
         return None
     n = min(n_contexts, max(1, SAMPLE_TOKENS // n_ctx))
     chosen = [i * n_contexts // n for i in range(n)]
     together = max(1, batch_size // len(sites))
-    layers = [_Layer() for _ in range(model.n_layers)]
+    layers = [_Layer() for _ in numbers]
     with Progress("pre-activations", n, "contexts") as progress:
         for start in range(0, n, together):
             windows = [
@@ -64,7 +67,7 @@ def measure(
             for layer, z, h in zip(layers, found[::2], found[1::2], strict=True):
                 layer.add(z[:, skip:].flatten(0, 1), h[:, skip:].flatten(0, 1))
             progress.advance(len(windows))
-    values = [{"layer": i, **layer.values()} for i, layer in enumerate(layers)]
+    values = [{"layer": i, **layer.values()} for i, layer in zip(numbers, layers, strict=True)]
     return [v for v in values if all(map(math.isfinite, v.values()))]
 
 

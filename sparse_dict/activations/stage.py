@@ -4,11 +4,13 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import fields as fields_of
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparse_dict import tracking
 from sparse_dict.activations import store, toy
@@ -21,7 +23,7 @@ from sparse_dict.storage import files
 from sparse_dict.text import corpus
 
 if TYPE_CHECKING:
-    from sparse_dict.lm.interface import OpenLM
+    from sparse_dict.lm.interface import LanguageModel, OpenLM
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
         UserError: there is no finished language model, it has no such layer, the corpus or the
             device is not there, or `activations_dir` was made from other inputs.
     """
-    of_text = not isinstance(config.data, ToyData)
+    config, of_text = _resolved(config), not isinstance(config.data, ToyData)
     if of_text:
         _check_lengths(config, _check_lm(config))
     elif distributed.size() > 1:
@@ -68,6 +70,7 @@ def run(config: HarvestStageConfig) -> None:
 
 
 def _run(config: HarvestStageConfig) -> None:
+    config = _resolved(config)
     target, settings = Path(config.activations_dir), config.harvest
     of_text = not isinstance(config.data, ToyData)
     inputs: dict[str, Any] = {}
@@ -137,9 +140,11 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
 
     measured = None
     if distributed.main():  # which writes the manifest
+        _try(model, stream.window(0, n_ctx))
         measured = pre_activations.measure(
-            model, stream, n_ctx, n_contexts, settings.batch_size, settings.skip_first
-        )
+            model, settings.places(), stream, n_ctx, n_contexts, settings.batch_size,
+            settings.skip_first,
+        )  # fmt: skip
 
     def fill(writer: ShardWriter, run: "tracking.Run") -> dict[str, Any]:
         harvest(model, stream, settings, n_ctx, writer, run)
@@ -148,8 +153,8 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
     fields = _places(config, columns) | {"corpus": inputs["corpus"]}
     if measured:
         log.info(
-            "pre-activations, std and linear share of the hidden activation by layer: %s",
-            ", ".join(f"{m['std']:.2f} {m['linear']:.0%}" for m in measured),
+            "pre-activations, std and linear share of the hidden activation: %s",
+            ", ".join(f"layer {m['layer']} {m['std']:.2f} {m['linear']:.0%}" for m in measured),
         )
         fields[store.PRE_ACTIVATIONS] = measured
     if not isinstance(config.lm, HFModel):
@@ -160,6 +165,23 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
     return Source(rows, sum(columns), fields, fill, lambda: prints)
 
 
+def _try(model: "LanguageModel", context: NDArray[np.int64]) -> None:
+    """See that the model computes a loss on the first `context` (n_ctx,) of the text.
+
+    Raises:
+        UserError: it is not finite.
+    """
+    import torch
+
+    from sparse_dict.lm.interface import finite
+
+    tokens = torch.from_numpy(context)[None].to(model.device)
+    with torch.inference_mode():
+        _, follow = model.split(tokens[:, :-1], tokens[:, 1:], [])
+        (loss,) = finite(follow([]), model)
+    log.info("the language model's loss on the first context: %.2f nats", loss)
+
+
 def _flat(measured: list[dict[str, Any]]) -> dict[str, float]:
     """What was measured of the pre-activations, as values of a run's summary."""
     return {
@@ -167,6 +189,13 @@ def _flat(measured: list[dict[str, Any]]) -> dict[str, float]:
         for of_layer in measured
         for key in ("std", "linear")
     }
+
+
+def _resolved(config: HarvestStageConfig) -> HarvestStageConfig:
+    """The config with `lm.bos` as it is meant, which is what decides the rows."""
+    if isinstance(config.data, ToyData) or not isinstance(config.lm, HFModel):
+        return config
+    return replace(config, lm=hf().with_start(config.lm))
 
 
 def _check_lengths(config: HarvestStageConfig, n_ctx: int) -> None:
@@ -265,6 +294,8 @@ def _deciding(config: HarvestStageConfig) -> dict[str, Any]:
         idle = {"layer"}
     idle |= {f.name for f in fields_of(settings) if getattr(settings, f.name) == f.default}
     deciding["harvest"] = {k: v for k, v in deciding["harvest"].items() if k not in idle}
+    if not deciding.get("lm", {}).get("bos", True):
+        del deciding["lm"]["bos"]
     return deciding
 
 

@@ -255,7 +255,7 @@ def _unfit(rows: Rows, dtype: np.dtype[Any]) -> UserError:
     """Why `rows` cannot be stored."""
     rounded = rows.dtype == dtype  # the values before rounding are no longer known
     if np.isnan(rows).any() or (np.isinf(rows).any() and not (rounded and dtype == np.float16)):
-        return UserError("the model's activations are not finite: train it again")
+        return UserError("activations are not finite")
     size = "" if rounded else f" of {np.abs(rows).max():.3g}"
     return UserError(f"an activation{size} does not fit {dtype}: set harvest.dtype=float32")
 

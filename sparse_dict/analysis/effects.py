@@ -23,6 +23,7 @@ from sparse_dict.analysis.seeds import SeedPair, matched
 from sparse_dict.analysis.study import Chain, Entry
 from sparse_dict.config import EffectsConfig
 from sparse_dict.errors import UserError
+from sparse_dict.lm.interface import finite
 from sparse_dict.machine.progress import Progress
 from sparse_dict.sae.folder import WEIGHTS
 from sparse_dict.storage import door
@@ -201,5 +202,5 @@ def loss(source: Source, contexts: NDArray[np.int64], change: Rows | None) -> fl
         if change is not None:
             x = rows_of(values, skip)
             values = put_back(values, x + change[some, :-1].reshape(x.shape), skip)
-        total += float(follow(values).sum())
+        total += float(finite(follow(values), model).sum())
     return total / len(contexts)

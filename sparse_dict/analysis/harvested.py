@@ -228,7 +228,10 @@ def model(manifest: dict[str, Any], config: AnalyzeConfig) -> OpenLM:
             raise TypeError("a name, dtype or revision in words")
         if not _counts(recorded["n_ctx"]):
             raise TypeError("a whole number n_ctx")
-        found = HFModel(recorded["name_or_path"], revision, recorded["n_ctx"], recorded["dtype"])
+        bos = recorded.get("bos") or False  # older harvests had none
+        if not isinstance(bos, bool):
+            raise TypeError("true or false as bos")
+        found = HFModel(texts[0], revision, recorded["n_ctx"], texts[1], bos)
     except (KeyError, TypeError) as error:
         raise UserError(f"the activations' manifest lacks {error}") from None
     moved = Path(config.lm_dir)

@@ -28,7 +28,7 @@ from sparse_dict.analysis.measures.intervals import Estimate, ratio
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config import AnalyzeConfig, LossRecoveredConfig
 from sparse_dict.errors import UserError
-from sparse_dict.lm.interface import LanguageModel
+from sparse_dict.lm.interface import LanguageModel, finite
 from sparse_dict.machine import runtime
 from sparse_dict.machine.progress import Progress
 
@@ -65,6 +65,9 @@ def losses(
     mean activation. All targets count, those of the positions that `place` leaves out among them.
     What is replaced is read at `place`; of transcoders, which read there in the same forward pass,
     it is what `target` computes.
+
+    Raises:
+        UserError: a loss is not finite.
     """
     replacements = [*replacements]
     ablated = mean.astype(np.float32)
@@ -86,7 +89,7 @@ def losses(
             news = chain(*made, *(item.reconstruct(x) for item in replacements))
             for label, new in zip(labels, news, strict=True):
                 values = [*read, *put_back(written, new, skip)]
-                found_losses[label].append(follow(values).double().cpu())
+                found_losses[label].append(finite(follow(values), model).double().cpu())
                 progress.advance(batch[:, 1:].numel())
     return {label: torch.cat(parts).numpy() for label, parts in found_losses.items()}
 

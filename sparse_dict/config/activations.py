@@ -20,8 +20,11 @@ class HFModel:
 
     name_or_path: str = MISSING  # a folder, or a name on the Hugging Face hub
     revision: str | None = MISSING
-    n_ctx: int = MISSING  # tokens in one context
+    n_ctx: int = MISSING  # tokens of text in one context
     dtype: str = MISSING  # float32 | bfloat16 | float16: what the model computes in
+    # Whether each context begins with the token that begins a text, which has no row; null: if the
+    # model's tokenizer puts one before a text.
+    bos: bool | None = None
 
     def __post_init__(self) -> None:
         positive(self, "lm", "n_ctx")

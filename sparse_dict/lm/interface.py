@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparse_dict.config.sites import Site
+from sparse_dict.errors import UserError
 from sparse_dict.text.tokens import Encoder
 
 # The mean cross-entropy of each context in nats, (batch,), computed from other activations than the
@@ -34,12 +35,8 @@ class LanguageModel(Protocol):
         """How many layers the short names of sites may name."""
 
     @property
-    def final_norm(self) -> nn.Module:
-        """The norm between the residual stream and the unembedding."""
-
-    @property
-    def unembedding(self) -> Tensor:
-        """A row for each id of the vocabulary, (n_vocab, d_model)."""
+    def remedy(self) -> str:
+        """What helps where its values are not finite."""
 
     def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
         """What each of `sites` computes, (batch, n_ctx, d) each; stops behind the last."""
@@ -53,11 +50,27 @@ class LanguageModel(Protocol):
         the activations at these very sites; all else is as in the whole model.
         """
 
-    def written(self, site: Site, rows: Tensor) -> Tensor | None:
-        """What activations `rows` (n, d) of `site` add to the residual stream, (n, d_model).
+    def direct(self, site: Site, rows: Tensor) -> Tensor:
+        """What activations `rows` (n, d) of `site` add to the logits, (n, n_vocab), in their dtype.
 
-        The rows, or what the MLP's last matrix makes of its hidden layer; None without such a path.
+        By the direct path alone: what they add to the residual stream, then the centring (if it has
+        any) and gain of the final norm, the unembedding and the logits' scale. The norm's division
+        is left out, as are all later blocks, and a cap on the logits.
+
+        Raises:
+            UserError: there is no such path, or it is not known.
         """
+
+
+def finite(losses: Tensor, model: LanguageModel) -> Tensor:
+    """Losses that the model computed, if they are numbers.
+
+    Raises:
+        UserError: one is none.
+    """
+    if not losses.isfinite().all():
+        raise UserError(f"the language model's loss is not finite: {model.remedy}")
+    return losses
 
 
 class Vocabulary(Encoder, Protocol):

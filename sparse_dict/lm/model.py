@@ -15,6 +15,7 @@ from sparse_dict.errors import UserError
 from sparse_dict.lm import attention
 from sparse_dict.lm.interface import Follow, Seen
 from sparse_dict.lm.loss import linear_cross_entropy
+from sparse_dict.lm.norm import without_division
 
 At = Callable[[Site, Tensor], Tensor]  # what a site computes to what the model goes on with
 
@@ -93,14 +94,9 @@ class GPT(nn.Module):
         return len(self.blocks)
 
     @property
-    def final_norm(self) -> nn.Module:
-        """The norm between the residual stream and the unembedding."""
-        return self.norm
-
-    @property
-    def unembedding(self) -> Tensor:
-        """A row for each id of the vocabulary, (n_vocab, d_model)."""
-        return self.embed.weight
+    def remedy(self) -> str:
+        """What helps where its values are not finite."""
+        return "train it again"
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         return self.embed(tokens) + self.positions.weight[: tokens.shape[1]]
@@ -151,7 +147,7 @@ class GPT(nn.Module):
         self, tokens: Tensor, targets: Tensor, sites: Sequence[Site]
     ) -> tuple[list[Tensor], Follow]:
         """What `sites` compute, and what leads from other values there to the loss."""
-        first = min(site.layer or 0 for site in sites)
+        first = min((site.layer or 0 for site in sites), default=0)
         *found, start = self.read(tokens, [*sites, Site("resid_pre", first)])
 
         def follow(values: Sequence[Tensor]) -> Tensor:
@@ -162,13 +158,17 @@ class GPT(nn.Module):
 
         return found, follow
 
-    def written(self, site: Site, rows: Tensor) -> Tensor | None:
-        """What activations `rows` (n, d) add to the residual stream, or None; see `interface`."""
+    def direct(self, site: Site, rows: Tensor) -> Tensor:
+        """What activations `rows` (n, d) add to the logits by the direct path; see `interface`.
+
+        Raises:
+            UserError: the site is within the MLP, before its non-linearity.
+        """
         if site.name == "mlp_pre":
-            return None
-        if site.name != "mlp_post":
-            return rows
-        return self.get_submodule(f"blocks.{site.layer}.mlp_out")(rows)
+            raise UserError(f"a non-linearity follows {site}")
+        if site.name == "mlp_post":
+            rows = rows @ self.get_parameter(f"blocks.{site.layer}.mlp_out.weight").to(rows).T
+        return without_division(self.norm, rows) @ self.embed.weight.to(rows).T
 
 
 def _at_site(at: At, layer: int, name: str, value: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from sparse_dict.config import SAEConfig
 from sparse_dict.config.sites import SITES, Site, parse
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
-from sparse_dict.lm.norm import without_division
 
 if TYPE_CHECKING:
     from sparse_dict.lm.folder import LoadedLM
@@ -130,16 +129,11 @@ def writing(lm: "LoadedLM", site: Site, activations: Activations) -> Tensor:
 def metric(lm: "LoadedLM", site: Site, activations: Activations) -> Tensor:
     """The metric of `Guide`: a direction's squared gain is the variance of the logits that it adds.
 
-    By the direct path: to the residual stream (down the MLP, if it is within), then the final
-    norm's centring and gain, then the unembedding; what later blocks do with it is left out, as is
-    the norm's division, which is the same for all directions. Logits are relative to their mean
-    over the vocabulary.
+    By the direct path, without the final norm's division, which is the same for all directions.
+    Logits are relative to their mean over the vocabulary.
     """
-    written = lm.model.written(site, torch.eye(activations.d_in))
-    assert written is not None  # `check` allows no other site
-    residual = without_division(lm.model.final_norm, written).double()  # (d_in, d_model)
-    unembed = lm.model.unembedding.double()
-    logits = residual @ (unembed - unembed.mean(0)).T  # (d_in, n_vocab)
+    logits = lm.model.direct(site, torch.eye(activations.d_in, dtype=torch.float64))
+    logits -= logits.mean(1, keepdim=True)
     squares = logits @ logits.T
     return (squares * (activations.d_in / squares.trace())).float()
 

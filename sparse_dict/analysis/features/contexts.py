@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.features.chosen import Chosen, choose
-from sparse_dict.analysis.features.logit_effects import logit_effects
+from sparse_dict.analysis.features.logit_effects import LogitEffects, logit_effects
 from sparse_dict.analysis.harvested import Floats, Place, Source, open_source
 from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
 from sparse_dict.analysis.study import Entry
@@ -78,6 +78,7 @@ class Gallery:
     place: Place
     columns: tuple[tuple[int, int], ...]  # of each site: first, and one past the last
     direct: tuple[Site, ...]  # sites whose effect on the logits is shown
+    indirect: tuple[str, ...]  # why that of others is not
 
     @property
     def has_neurons(self) -> bool:
@@ -114,14 +115,15 @@ def gather(
         log.warning("no contexts: %s", error)
         return Missing(str(error))
     log.info("contexts: %d features on %s tokens", len(chosen), f"{source.text.size:,}")
-    found, direct = describe(chosen, source, settings, config.seed)
+    found, effects = describe(chosen, source, settings, config.seed)
     shown = {token for f in found for c in [*f.top, *f.spread] for token in c.tokens.tolist()}
     shown |= {token for f in found for token, _ in [*f.promoted, *f.demoted]}
     n_contexts, n_ctx = source.text.shape
     skip = source.place.skip_first
     return Gallery(
         found, source.words(shown), n_contexts * (n_ctx - skip), source.n_harvested, n_ctx,
-        str(comparison.shown), source.place, source.columns, direct,
+        str(comparison.shown), source.place, source.columns, effects.sites,
+        effects.missing,
     )  # fmt: skip
 
 
@@ -150,10 +152,8 @@ class _Largest:
 
 def describe(
     chosen: Sequence[Chosen], source: Source, settings: ContextsConfig, seed: int
-) -> tuple[list[Feature], tuple[Site, ...]]:
+) -> tuple[list[Feature], LogitEffects]:
     """Contexts, histogram and logit effects of each of `chosen`, in that order.
-
-    With them, the sites whose effect on the logits is known.
 
     The text is read twice: once to find the contexts and the largest activations, and once for the
     histograms, whose bins end there, and for the activations in the contexts.
@@ -193,9 +193,7 @@ def describe(
                 contexts[row, place] = Context(tokens, values, place - first)
 
     decoders = directions(chosen, source.columns[-1][1])
-    promoted, demoted, direct = logit_effects(
-        decoders, source.lm, source.place.sites, source.columns
-    )
+    effects = logit_effects(decoders, source.lm, source.place.sites, source.columns)
     features = []
     for row, item in enumerate(chosen):
         top, spread = ([contexts[row, place] for place in part] for part in picked[row])
@@ -210,12 +208,12 @@ def describe(
                 top=top,
                 spread=spread,
                 shares=_shares(decoder[0], source.columns),
-                promoted=promoted[row],
-                demoted=demoted[row],
+                promoted=effects.promoted[row],
+                demoted=effects.demoted[row],
                 neuron=item.nearest(),
             )
         )
-    return features, direct
+    return features, effects
 
 
 def _codes(

@@ -1,6 +1,7 @@
 """Which tokens a feature writes: the direct path from where it is read to the logits."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_dict.config.sites import Site
+from sparse_dict.errors import UserError
 from sparse_dict.lm.interface import OpenLM
-from sparse_dict.lm.norm import without_division
 
 Floats = NDArray[np.float32]
 Effects = list[list[tuple[int, float]]]  # of each direction: tokens with their logits
@@ -18,43 +19,52 @@ EFFECTS = 10  # tokens listed at each end
 ROWS = 64  # directions whose effects on the whole vocabulary are held at a time
 
 
+@dataclass(frozen=True)
+class LogitEffects:
+    """Tokens whose logits each of several directions raises and lowers most."""
+
+    promoted: Effects
+    demoted: Effects
+    sites: tuple[Site, ...]  # whose part of a direction has a direct path to the logits
+    missing: tuple[str, ...]  # why the others' has none
+
+
 @torch.no_grad()
 def logit_effects(
     rows: Floats, lm: OpenLM, sites: Sequence[Site], columns: Sequence[tuple[int, int]]
-) -> tuple[Effects, Effects, tuple[Site, ...]]:
-    """Tokens whose logits each of `rows` (n, d_in) raises and lowers most, by the direct path.
+) -> LogitEffects:
+    """The effects of each of `rows` (n, d_in), of which each site has `columns`.
 
-    That is: of each site's `columns` what they add to the residual stream, then the final norm's
-    centring (if it has any) and gain, then the unembedding. The norm's division is left out, as is
-    everything that later blocks do. Logits are relative to their mean over the vocabulary.
-
-    Returns:
-        Tokens raised, tokens lowered, and the sites that have such a path; without one, no tokens.
+    By the direct path, as `LanguageModel.direct` has it, and relative to the mean over the
+    vocabulary. Without a site that has such a path no tokens are listed.
     """
-    model = lm.model
+    direct, missing = [], []
 
-    def written(part: Floats) -> dict[Site, Tensor]:
-        x = torch.from_numpy(part).to(model.device)
-        found: dict[Site, Tensor] = {}
-        for site, (start, stop) in zip(sites, columns, strict=True):
-            if (value := model.written(site, x[:, start:stop])) is not None:
-                found[site] = value
-        return found
+    def part(start: int, stop: int, i: int) -> Tensor:
+        x = torch.from_numpy(rows[start:stop, slice(*columns[i])])
+        return lm.model.direct(sites[i], x.to(lm.model.device))
 
-    direct = tuple(written(rows[:1]))
+    for i in range(len(sites)):
+        try:
+            part(0, 1, i)
+        except UserError as error:
+            missing.append(str(error))
+        else:
+            direct.append(i)
     ends: tuple[Effects, Effects] = ([], [])
-    if not direct:
-        return ([[] for _ in rows], [[] for _ in rows], direct)
-    unembed = model.unembedding[: lm.tokenizer.n_vocab].float()  # some have more rows than tokens
-    k = min(EFFECTS, len(unembed))
     for start in range(0, len(rows), ROWS):
-        parts = written(rows[start : start + ROWS])
-        logits = (
-            without_division(model.final_norm, torch.stack([*parts.values()]).sum(0)) @ unembed.T
+        stop = min(start + ROWS, len(rows))
+        if not direct:
+            for end in ends:
+                end += [[] for _ in range(start, stop)]
+            continue
+        # Some models have more rows in the unembedding than tokens.
+        logits = torch.stack([part(start, stop, i)[:, : lm.tokenizer.n_vocab] for i in direct]).sum(
+            0
         )
         logits -= logits.mean(1, keepdim=True)
         for end, largest in zip(ends, (True, False), strict=True):
-            values, tokens = logits.topk(k, largest=largest)
+            values, tokens = logits.topk(min(EFFECTS, logits.shape[1]), largest=largest)
             for ids, effects in zip(tokens.tolist(), values.tolist(), strict=True):
                 end.append(list(zip(ids, effects, strict=True)))
-    return ends[0], ends[1], direct
+    return LogitEffects(*ends, tuple(sites[i] for i in direct), tuple(missing))
