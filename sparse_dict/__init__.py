@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sparse_dict.analysis.measures.mcs import mmcs as mmcs
     from sparse_dict.analysis.measures.mcs import normalised as normalised
     from sparse_dict.analysis.study import load as load_study
+    from sparse_dict.analysis.tables import open_study as open_study
     from sparse_dict.config.sites import Site as Site
     from sparse_dict.errors import UserError as UserError
     from sparse_dict.lm.folder import load as load_lm
@@ -34,6 +35,7 @@ __all__ = [
     "max_cosine",
     "mmcs",
     "normalised",
+    "open_study",
 ]
 
 _HOME = {
@@ -46,6 +48,7 @@ _HOME = {
     "max_cosine": ("analysis.measures.mcs", "max_cosine"),
     "mmcs": ("analysis.measures.mcs", "mmcs"),
     "normalised": ("analysis.measures.mcs", "normalised"),
+    "open_study": ("analysis.tables", "open_study"),
 }
 
 

@@ -93,6 +93,6 @@ def test_one_level_of_each_kind_gives_no_comparison_unless_their_l0_is_the_same(
         sae = {"guide": kind}
         write(tmp_path, kind, sae, 9, (0, 1), levels={0.02: l0}, fvu=lambda _: 0.2)
     context = compared(tmp_path)
-    called = families.names(context.study)
+    called = families.kinds(context.study)
     found = equal_l0.table(context, equal_l0.MEASURES, called, 0.02)
     assert set(found["kind"]) == {"plain", "guide=select"}

@@ -28,7 +28,7 @@ def text_of(context: Context) -> str:
 def test_kinds_are_named_by_their_architecture_and_taken_at_the_l1_of_the_rule(tmp_path: Path):
     context = kinds(tmp_path)
     both, pairs = context.comparison, context.seed_pairs
-    assert set(families.names(both.study).values()) == {"ReLU", "TopK"}
+    assert set(families.kinds(both.study).values()) == {"ReLU", "TopK"}
     frame = families.table(both, pairs)
     assert frame[frame["kind"] == "ReLU"]["sparsity"].unique().tolist() == ["L1 0.03"]
     relu = frame[(frame["kind"] == "ReLU") & (frame["dict_size"] == 16)]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, over_seeds
-from sparse_dict.analysis.study import Chain, Entry
+from sparse_dict.analysis.study import Chain, Entry, fault
 
 Floats = NDArray[np.floating[Any]]
 
@@ -122,17 +122,6 @@ def chain_of(comparison: Comparison) -> Chain | None:
     if chain is None or any(not len(comparison.counted(e)) for e in chain.entries[:-1]):
         return None
     return chain
-
-
-def fault(entry: Entry) -> str | None:
-    """Why a dictionary explains nothing; None if it explains something."""
-    if not entry.alive.any():
-        return "dead"
-    if entry.metrics["fvu"] >= 1:
-        return "with an FVU of 1 or more"
-    if entry.size > 1 and np.ptp(entry.decoder, axis=0).max() < 1e-6:
-        return "whose features are all the same"
-    return None
 
 
 def _faults(entries: Sequence[Entry], where: str) -> str:

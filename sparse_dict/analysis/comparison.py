@@ -11,12 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures import gaussian_rows, random_directions
-from sparse_dict.analysis.measures.mcs import distinct, match, match_codes, max_cosine, normalised
+from sparse_dict.analysis.measures.mcs import distinct, match, match_codes, nearest, normalised
 from sparse_dict.analysis.study import LABELS, Chain, Entry, Study
 from sparse_dict.config import ComparisonConfig
 from sparse_dict.sae.verdict import ENOUGH, Metrics, recommended
 
 Floats = NDArray[np.floating[Any]]
+Index = NDArray[np.int64]
 
 MATCHING = {
     "max": "plain maximum",
@@ -78,8 +79,8 @@ class Comparison:
             for chain in study.chains
             for i, entry in enumerate(chain.entries)
         }
-        self._max: dict[tuple[Entry, Entry], tuple[Floats, Floats]] = {}
-        self._matched: dict[tuple[Entry, Entry, str, str], Floats] = {}
+        self._max: dict[tuple[Entry, Entry], tuple[Index, Floats, Floats]] = {}
+        self._matched: dict[tuple[Entry, Entry, str, str], tuple[Index, Floats]] = {}
         self._distinct: dict[tuple[Entry, Entry], NDArray[np.bool_]] = {}
         self._laws: dict[tuple[Entry, str], gaussian_rows.Law] = {}
         self._gaussian: dict[tuple[Entry, str, str], Floats] = {}
@@ -110,39 +111,60 @@ class Comparison:
             UserError: matching by correlation needs activations that are not there.
         """
         if matching != "max":
-            key = (entry, other, matching, features)
-            if key not in self._matched:
-                self._matched[key] = self._match(entry, other, matching, features)
-            return self._matched[key]
-        if (entry, other) not in self._max:
-            self._max[entry, other] = self._maxima(entry, other)
-        either, living = self._max[entry, other]
+            return self._match(entry, other, matching, features)[1]
+        _, either, living = self._maxima(entry, other)
         return either if features == "all" else np.where(entry.alive, living, np.nan)
 
-    def _maxima(self, entry: Entry, other: Entry) -> tuple[Floats, Floats]:
-        """Maxima over all features of `other`, and over those that fired (nan if none did)."""
-        rows, others, block = self._rows[entry], self._rows[other], self.settings.block_rows
-        living = max_cosine(rows, others[other.alive], block)
-        dead = max_cosine(rows, others[~other.alive], block)
-        return np.maximum(living, dead), np.where(np.isfinite(living), living, np.nan)
+    def partner(self, entry: Entry, other: Entry) -> Index:
+        """Which feature of `other` each of `entry` finds there, all features counting; -1: none."""
+        if self.settings.matching != "max":
+            return self._match(entry, other, self.settings.matching, "all")[0]
+        return self._maxima(entry, other)[0]
 
-    def _match(self, entry: Entry, other: Entry, matching: str, features: str) -> Floats:
+    def _maxima(self, entry: Entry, other: Entry) -> tuple[Index, Floats, Floats]:
+        """Nearest features, maxima over all of `other`, and over those that fired (nan if none)."""
+        if (entry, other) not in self._max:
+            rows, others, block = self._rows[entry], self._rows[other], self.settings.block_rows
+            indices = np.flatnonzero(other.alive), np.flatnonzero(~other.alive)
+            (to_living, living), (to_dead, dead) = (
+                nearest(rows, others[i], block) for i in indices
+            )
+            order = np.concatenate(indices)  # the living first
+            partner = order[np.where(dead > living, len(indices[0]) + to_dead, to_living)]
+            alive = np.where(np.isfinite(living), living, np.nan)
+            self._max[entry, other] = partner, np.maximum(living, dead), alive
+        return self._max[entry, other]
+
+    def _match(
+        self, entry: Entry, other: Entry, matching: str, features: str
+    ) -> tuple[Index, Floats]:
+        """Partners one to one (-1: none) and the cosines with them (nan)."""
+        key = (entry, other, matching, features)
+        if key not in self._matched:
+            self._matched[key] = self._matching(*key)
+        return self._matched[key]
+
+    def _matching(
+        self, entry: Entry, other: Entry, matching: str, features: str
+    ) -> tuple[Index, Floats]:
         found = np.full(entry.size, np.nan, dtype=np.float32)
+        partner = np.full(entry.size, -1)
         used, offered = np.full(entry.size, True), np.full(other.size, True)
         if features == "alive":
             used, offered = entry.alive, other.alive
         rows, others = self._rows[entry][used], self._rows[other][offered]
         if len(rows) > len(others):
-            return found
+            return partner, found
         if matching == "hungarian":
-            found[used] = match(rows, others)[1]
+            partners, found[used] = match(rows, others)
         else:
             assert self._sample is not None
             x = self._sample()
             one, two = (e.trained.dictionary.encode(x) for e in (entry, other))
             partners, _ = match_codes(one[:, used], two[:, offered])
             found[used] = (rows * others[partners]).sum(1)
-        return found
+        partner[used] = np.flatnonzero(offered)[partners]
+        return partner, found
 
     def distinct(self, entry: Entry, other: Entry) -> NDArray[np.bool_]:
         """Which features have a partner of their own in `other` above the threshold, (size,)."""

@@ -27,7 +27,6 @@ from sparse_dict.errors import UserError
 from sparse_dict.storage import files
 
 REACH = 1.05  # factor beyond the lowest and the highest L0 of a kind that counts as the same
-PLAIN = "plain"  # what the plain kind is called, if it is one of several of an architecture
 
 Pairs = Sequence[SeedPair]
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.measures.across_seeds import match_pair
 from sparse_dict.analysis.measures.intervals import Estimate, over_seeds, percentiles
-from sparse_dict.analysis.study import Entry, Study, character, seed_groups
-from sparse_dict.storage.files import fingerprint
+from sparse_dict.analysis.study import Entry, Study, kin, rows, seed_groups
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
@@ -99,20 +98,6 @@ def sides(study: Study) -> list[tuple[list[Entry], list[Entry]]]:
         halves[entry.size, kin(entry), split][half].append(entry)
     both = [(of["half_a"], of["half_b"][::-1]) for of in halves.values()]
     return found + [(a, b) for a, b in both if a and b]
-
-
-def kin(entry: Entry) -> str:
-    """A label that is the same for dictionaries which differ in size, seed and rows alone."""
-    settings = character(entry.metrics)
-    for key in ("training.rows", "training.rows_seed"):
-        settings.pop(key, None)
-    return fingerprint(settings)
-
-
-def rows(entry: Entry) -> tuple[str, int]:
-    """Which rows a dictionary was trained on: `training.rows` and `training.rows_seed`."""
-    training = entry.metrics["config"].get("training") or {}
-    return training.get("rows", "all"), training.get("rows_seed", 0)
 
 
 def _difference(first: Entry, second: Entry) -> str | None:

@@ -14,11 +14,16 @@ from sparse_dict.config.identity import NEUTRAL, SOURCES
 from sparse_dict.config.sites import SITES
 from sparse_dict.errors import UserError, printable
 from sparse_dict.sae.architectures import Architecture, known
-from sparse_dict.storage import door
+from sparse_dict.storage import door, files
 
 if TYPE_CHECKING:
     from sparse_dict.sae.folder import Trained
 
+PLAIN = "plain"  # what the plain kind is called, if it is one of several of an architecture
+ARCHITECTURES = {
+    "relu": "ReLU", "topk": "TopK", "batch_topk": "BatchTopK", "jumprelu": "JumpReLU",
+    "crosscoder": "L1 crosscoder", "batch_topk_crosscoder": "BatchTopK crosscoder",
+}  # fmt: skip
 ALL_SITES = "all sites"  # what a dictionary of all columns is called where others see one site
 LABELS = {"l1": "L1", "k": "k", "l0": "L0 penalty"}
 NAMES = {"l1": "L1 coefficient", "k": "k (active features a row)", "l0": "L0 coefficient"}
@@ -195,6 +200,51 @@ def seed_groups(study: Study) -> list[list[Entry]]:
     for entry in study.entries:
         groups[entry.family, entry.level, entry.size].append(entry)
     return [sorted(g, key=lambda e: e.seed) for g in groups.values() if len(g) > 1]
+
+
+def kinds(study: Study) -> dict[str, str]:
+    """A legible name for each family.
+
+    Its architecture where that says it all, else the settings in which it is not the plain kind.
+    """
+    firsts = {e.family: e for e in reversed(study.entries)}
+    short = {family: _architecture(entry) for family, entry in firsts.items()}
+    if len(set(short.values())) == len(short):
+        return short
+    usual = study.plain.split(", ")
+    own = {f: [part for part in f.split(", ") if part not in usual] for f in study.families}
+    return {family: ", ".join(parts) or PLAIN for family, parts in own.items()}
+
+
+def _architecture(entry: Entry) -> str:
+    activation = str(entry.metrics.get("activation"))
+    name = ARCHITECTURES.get(activation, activation)
+    return f"{name}, tied" if entry.metrics.get("tied") else name
+
+
+def kin(entry: Entry) -> str:
+    """A label that is the same for dictionaries which differ in size, seed and rows alone."""
+    settings = character(entry.metrics)
+    for key in ("training.rows", "training.rows_seed"):
+        settings.pop(key, None)
+    return files.fingerprint(settings)
+
+
+def rows(entry: Entry) -> tuple[str, int]:
+    """Which rows a dictionary was trained on: `training.rows` and `training.rows_seed`."""
+    training = entry.metrics["config"].get("training") or {}
+    return training.get("rows", "all"), training.get("rows_seed", 0)
+
+
+def fault(entry: Entry) -> str | None:
+    """Why a dictionary explains nothing; None if it explains something."""
+    if not entry.alive.any():
+        return "dead"
+    if entry.metrics["fvu"] >= 1:
+        return "with an FVU of 1 or more"
+    if entry.size > 1 and np.ptp(entry.decoder, axis=0).max() < 1e-6:
+        return "whose features are all the same"
+    return None
 
 
 def _oddity(metrics: Mapping[str, Any]) -> int:

@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis.claims import FAILS, Claim, Statement, chain_of, fault, verdict
+from sparse_dict.analysis.claims import FAILS, Claim, Statement, chain_of, verdict
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures.across_seeds import random_pw_mcc
 from sparse_dict.analysis.report import figures, frequency
@@ -23,7 +23,7 @@ from sparse_dict.analysis.seeds import (
     shared_fraction,
     skipped,
 )
-from sparse_dict.analysis.study import LABELS, number, seed_groups
+from sparse_dict.analysis.study import LABELS, fault, number, seed_groups
 
 FEWEST = 15  # features of a dictionary whose thirds by frequency are compared
 ALIKE_L0 = 1.5  # two kinds are compared if their L0 differ by at most this factor

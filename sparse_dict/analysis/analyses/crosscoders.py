@@ -14,12 +14,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import MANIFEST
-from sparse_dict.analysis.analyses.families import names
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Section, Table
-from sparse_dict.analysis.study import Entry
+from sparse_dict.analysis.study import Entry, kinds
 from sparse_dict.config import ActivationsConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.view import View
@@ -206,7 +205,7 @@ def _row(
         return float(mask[only].mean()) if only.any() else float("nan")
 
     return {
-        "kind": names(context.study)[entry.family],
+        "kind": kinds(context.study)[entry.family],
         "dict_size": entry.size,
         "sparsity": entry.setting,
         "fvu": float(entry.metrics["fvu"]),
@@ -232,7 +231,7 @@ def picture(context: Context, entries: list[Entry], pairs: list[Sides], balance:
         len(families), len(pairs), squeeze=False, sharex=True,
         figsize=(min(figures.WIDTH, 1 + 3.6 * len(pairs)), 0.8 + 2.8 * len(families)),
     )  # fmt: skip
-    called = names(context.study)
+    called = kinds(context.study)
     for entry in entries:
         norms = _norms(entry.decoder / balance, pairs)
         for axis, found in zip(axes[families.index(entry.family)], norms, strict=True):

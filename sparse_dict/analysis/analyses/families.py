@@ -23,14 +23,10 @@ from sparse_dict.analysis.measures.across_seeds import random_pw_mcc
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Section, Table
 from sparse_dict.analysis.seeds import SeedPair, estimate, shared_fraction
-from sparse_dict.analysis.study import Entry, Study
+from sparse_dict.analysis.study import Entry, Study, kinds
 from sparse_dict.sae.verdict import ENOUGH
 
 TITLE = "Kinds of dictionaries compared"
-ARCHITECTURES = {
-    "relu": "ReLU", "topk": "TopK", "batch_topk": "BatchTopK", "jumprelu": "JumpReLU",
-    "crosscoder": "L1 crosscoder", "batch_topk_crosscoder": "BatchTopK crosscoder",
-}  # fmt: skip
 PANELS = (  # column, title, whether it is a share
     ("shared_fraction", "shared with another seed", True),
     ("pw_mcc", "PW-MCC with another seed", False),
@@ -39,26 +35,6 @@ PANELS = (  # column, title, whether it is a share
     ("l0", "L0", False),
     ("dead_share", "dead", True),
 )
-
-
-def names(study: Study) -> dict[str, str]:
-    """A legible name for each family.
-
-    Its architecture where that says it all, else the settings in which it is not the plain kind.
-    """
-    firsts = {e.family: e for e in reversed(study.entries)}
-    short = {family: _architecture(entry) for family, entry in firsts.items()}
-    if len(set(short.values())) == len(short):
-        return short
-    usual = study.plain.split(", ")
-    own = {f: [part for part in f.split(", ") if part not in usual] for f in study.families}
-    return {family: ", ".join(parts) or equal_l0.PLAIN for family, parts in own.items()}
-
-
-def _architecture(entry: Entry) -> str:
-    activation = str(entry.metrics.get("activation"))
-    name = ARCHITECTURES.get(activation, activation)
-    return f"{name}, tied" if entry.metrics.get("tied") else name
 
 
 def levels(comparison: Comparison) -> dict[str, float]:
@@ -71,7 +47,7 @@ def table(comparison: Comparison, pairs: Sequence[SeedPair]) -> pd.DataFrame:
 
     Columns: kind, dict_size, sparsity, those of `PANELS`.
     """
-    chosen, called = levels(comparison), names(comparison.study)
+    chosen, called = levels(comparison), kinds(comparison.study)
     variant = Variant(comparison.shown.matching, "next", comparison.shown.features)
     rows: list[dict[str, Any]] = []
     for entry in comparison.study.entries:
@@ -147,7 +123,7 @@ def panels(frame: pd.DataFrame, d: int, pw_mcc: dict[int, float]) -> Figure:
 def answer(study: Study, pairs: Sequence[SeedPair], chosen: dict[str, float]) -> list[str]:
     """For each kind, the share that another seed has learned too, with its interval."""
     lines = []
-    for family, name in names(study).items():
+    for family, name in kinds(study).items():
         shared = [p for p in pairs if (p.first.family, p.first.level) == (family, chosen[family])]
         if shared:
             mean = estimate(shared, shared_fraction)
@@ -204,7 +180,7 @@ def section(context: Context) -> Section | None:
     titles = {column: title for column, title, _ in PANELS}
     means = means.sort_values("dict_size", kind="stable").rename(columns=titles)
     section.blocks.append(Table("Kinds at equal size, means over seeds", means))
-    section.blocks += equal_l0.blocks(context, names(study), chosen[study.plain])
+    section.blocks += equal_l0.blocks(context, kinds(study), chosen[study.plain])
     return section
 
 

@@ -19,11 +19,10 @@ from sparse_dict.analysis.seeds import (
     INITIAL,
     SeedPair,
     estimate,
-    kin,
     shared,
     shared_fraction,
 )
-from sparse_dict.analysis.study import Entry
+from sparse_dict.analysis.study import Entry, kin
 
 COLOURS = {INITIAL: figures.BLUE, DATA: figures.ORANGE, BOTH: figures.GREEN}
 

@@ -1,5 +1,6 @@
 """How much of one dictionary another holds, matched one to one: PW-MCC, the shared fraction."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,27 +16,42 @@ Bools = NDArray[np.bool_]
 SHARED_ABOVE = 0.7  # Paulo and Belrose's threshold
 
 
+@dataclass(frozen=True)
+class Matched:
+    """Two dictionaries matched one to one, by feature of the first, (n,) each."""
+
+    partner: NDArray[np.int64]  # by decoder rows
+    cosine: Floats  # of decoder rows, with that partner
+    encoder_cosine: Floats  # of encoder rows, with the partner that they are matched with
+    same: Bools  # whether it counts as shared
+
+
+def match_features(
+    first: tuple[NDArray[np.float32], NDArray[np.float32]],
+    second: tuple[NDArray[np.float32], NDArray[np.float32]],
+) -> Matched:
+    """Match two dictionaries, each given as encoder and decoder rows (n, d).
+
+    The first must not be the larger one. Partners are those of the one-to-one matching of decoder
+    rows that maximises the sum of cosines; the mean cosine is PW-MCC, the pairwise dictionary mean
+    correlation coefficient of Song et al. (2025, arXiv 2505.20254); signed cosines, as in the
+    authors' code. A feature is shared in the sense of Paulo and Belrose (2025, arXiv 2501.16615) if
+    the optimal matching of the encoders gives it the same partner, and both cosines exceed 0.7.
+    """
+    partner, cosine = match(normalised(first[1]), normalised(second[1]))
+    encoder_partner, encoder_cosine = match(normalised(first[0]), normalised(second[0]))
+    same = partner == encoder_partner
+    same &= (cosine > SHARED_ABOVE) & (encoder_cosine > SHARED_ABOVE)
+    return Matched(partner, cosine, encoder_cosine, same)
+
+
 def match_pair(
     first: tuple[NDArray[np.float32], NDArray[np.float32]],
     second: tuple[NDArray[np.float32], NDArray[np.float32]],
 ) -> tuple[Floats, Bools]:
-    """Compare two dictionaries, each given as encoder and decoder rows (n, d).
-
-    The first must not be the larger one.
-
-    Returns, in the order of the first one's features:
-    - the cosine with the partner under the one-to-one matching of decoder rows that maximises
-      their sum. Its mean is PW-MCC, the pairwise dictionary mean correlation coefficient of Song
-      et al. (2025, arXiv 2505.20254); signed cosines, as in the authors' code;
-    - whether the feature is shared in the sense of Paulo and Belrose (2025, arXiv 2501.16615): the
-      optimal matching of the encoders and that of the decoders give it the same partner, and both
-      cosines exceed 0.7.
-    """
-    decoder_partner, decoder_cosine = match(normalised(first[1]), normalised(second[1]))
-    encoder_partner, encoder_cosine = match(normalised(first[0]), normalised(second[0]))
-    shared = decoder_partner == encoder_partner
-    shared &= (decoder_cosine > SHARED_ABOVE) & (encoder_cosine > SHARED_ABOVE)
-    return decoder_cosine, shared
+    """Of `match_features` the cosines of decoder rows, and which features are shared."""
+    found = match_features(first, second)
+    return found.cosine, found.same
 
 
 def random_pw_mcc(d: int, sizes: set[int]) -> dict[int, float]:

@@ -31,17 +31,31 @@ def max_cosine(
 ) -> NDArray[np.float32]:
     """Largest cosine of each of `rows` (n, d) with any of `others` (m, d); both normalised.
 
-    Works on tiles of block_rows x block_rows, so memory does not grow with n * m; -inf where
-    `others` is empty.
+    -inf where `others` is empty.
     """
+    return nearest(rows, others, block_rows)[1]
+
+
+def nearest(
+    rows: NDArray[np.float32], others: NDArray[np.float32], block_rows: int = 2048
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Which of `others` (m, d) has the largest cosine with each of `rows` (n, d), and that cosine.
+
+    Both normalised. Works on tiles of block_rows x block_rows, so memory does not grow with n * m;
+    -1 and -inf where `others` is empty.
+    """
+    which = np.full(len(rows), -1, dtype=np.int64)
     best = np.full(len(rows), -np.inf, dtype=np.float32)
     for start in range(0, len(rows), block_rows):
-        part = rows[start : start + block_rows]
-        found = best[start : start + block_rows]  # a view: written in place
+        part = slice(start, start + block_rows)
         for left in range(0, len(others), block_rows):
-            tile = part @ others[left : left + block_rows].T
-            np.maximum(found, tile.max(axis=1), out=found)
-    return best
+            tile = rows[part] @ others[left : left + block_rows].T
+            at = tile.argmax(axis=1)
+            found = np.take_along_axis(tile, at[:, None], axis=1)[:, 0]
+            better = found > best[part]
+            which[part] = np.where(better, at + left, which[part])
+            best[part] = np.where(better, found, best[part])
+    return which, best
 
 
 def mmcs(smaller: NDArray[np.float32], larger: NDArray[np.float32]) -> float:
