@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparse_dict.activations.store import Activations as Activations
+    from sparse_dict.analysis.claim import Claim as Claim
+    from sparse_dict.analysis.claim import Lies as Lies
+    from sparse_dict.analysis.claim import judge as judge
     from sparse_dict.analysis.measures.mcs import max_cosine as max_cosine
     from sparse_dict.analysis.measures.mcs import mmcs as mmcs
     from sparse_dict.analysis.measures.mcs import normalised as normalised
@@ -27,8 +30,11 @@ __path__.append(str(Path(__file__).with_name("tools")))
 
 __all__ = [
     "Activations",
+    "Claim",
+    "Lies",
     "Site",
     "UserError",
+    "judge",
     "load_dictionary",
     "load_lm",
     "load_study",
@@ -40,8 +46,11 @@ __all__ = [
 
 _HOME = {
     "Activations": ("activations.store", "Activations"),
+    "Claim": ("analysis.claim", "Claim"),
+    "Lies": ("analysis.claim", "Lies"),
     "Site": ("config.sites", "Site"),
     "UserError": ("errors", "UserError"),
+    "judge": ("analysis.claim", "judge"),
     "load_dictionary": ("sae.folder", "read"),
     "load_lm": ("lm.folder", "load"),
     "load_study": ("analysis.study", "load"),

@@ -10,7 +10,7 @@ import hydra
 import pytest
 from analysis_study import write_study
 
-from sparse_dict.analysis import analyses
+from sparse_dict.analysis import analyses, frame
 from sparse_dict.analysis import stage as analysis_stage
 from sparse_dict.analysis.claims import HOLDS, Statement
 from sparse_dict.analysis.context import Analysis
@@ -35,7 +35,7 @@ def on(config: AnalyzeConfig) -> set[str]:
 def test_an_analysis_with_settings_has_a_file_of_values_and_every_one_its_module():
     files = {path.stem for path in (ROOT / "conf" / "analysis").glob("*.yaml")}
     assert files == {name for name, kind in ANALYSES.items() if kind is not NoSettings}
-    assert [analysis.name for analysis in analyses.load()] == list(ANALYSES)
+    assert [analysis.name for analysis in frame.load()] == list(ANALYSES)
 
 
 @pytest.fixture

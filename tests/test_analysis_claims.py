@@ -9,18 +9,20 @@ import pytest
 from analysis_study import compared, directions, grown, unit, write_dictionary, write_study
 from safetensors.numpy import save_file
 
-from sparse_dict.analysis import analyses
-from sparse_dict.analysis.analyses import agreement_seeds, claims, ridge
+from sparse_dict.analysis import frame
+from sparse_dict.analysis.analyses import agreement_seeds, ridge
 from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, Claim, verdict
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures.intervals import Estimate
+from sparse_dict.analysis.sections import claims
 from sparse_dict.config import ANALYSES, NoSettings
 
 Array = Callable[[np.random.Generator, int], Any]
 
 
 def judged(context: Context) -> list[Claim]:
-    return [claim for analysis in analyses.load() for claim in analyses.judge(context, analysis)]
+    frame.measure(context)
+    return [claim for analysis in frame.load() for claim in frame.verdicts(context, analysis)]
 
 
 def assess(folder: Path, **changes: object) -> dict[str, Claim]:
@@ -28,7 +30,8 @@ def assess(folder: Path, **changes: object) -> dict[str, Claim]:
     found = judged(compared(folder, *chosen, **changes))
     assert len({claim.key for claim in found}) == len(found)
     json.dumps([claim.as_json() for claim in found], allow_nan=False)
-    assert len(claims.table(found)) == len(found)
+    lacking = [name for _, names in claims.lacking(found) for name in names]
+    assert len(claims.table(found)) + len(lacking) == len(found)
     return {claim.key: claim for claim in found}
 
 
@@ -45,7 +48,7 @@ def test_a_sweep_over_k_says_so_and_leaves_the_claims_on_l1_open(tmp_path: Path)
     assert found["ridge_vertical"].verdict == OPEN
     context = compared(tmp_path)
     context.claims = list(found.values())
-    blocks = claims.section(context).blocks
+    blocks = list(claims.show(context))
     assert any("it is k that was varied" in block for block in blocks if isinstance(block, str))
 
 
@@ -125,7 +128,11 @@ def test_analyses_that_are_off_leave_their_claims_undecided(tmp_path: Path):
     off = judged(compared(tmp_path))
     assert {claim.verdict for claim in off} == {OPEN}
     # Those on the truth are not made of activations of a language model.
-    statements = {a.name: a.statements for a in analyses.load() if a.name != "truth"}
+    statements = {
+        a.name: a.claims if isinstance(a, frame.Analysis) else a.statements
+        for a in frame.load()
+        if a.name != "truth"
+    }
     named = [claim.ours.removesuffix(" is off") for claim in off]
     assert named == [name for name, texts in statements.items() for _ in texts]
     for name, texts in statements.items():

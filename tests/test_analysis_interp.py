@@ -17,7 +17,6 @@ from http_server import Handler, LocalServer
 from test_analysis_contexts import D, base, compared, config  # noqa: F401
 
 from sparse_dict.analysis import harvested, stage
-from sparse_dict.analysis.analyses import claims
 from sparse_dict.analysis.analyses import interp as interp_analysis
 from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN
 from sparse_dict.analysis.interp import ask as interp
@@ -27,6 +26,7 @@ from sparse_dict.analysis.interp import questions as interp_questions
 from sparse_dict.analysis.interp.questions import Case, Excerpt
 from sparse_dict.analysis.measures import bases
 from sparse_dict.analysis.report import page as report
+from sparse_dict.analysis.sections import claims
 from sparse_dict.config import InterpConfig, TrackingConfig
 from sparse_dict.errors import UserError
 
@@ -421,10 +421,10 @@ def test_without_a_chat_model_the_reader_is_sent_to_the_text(base, tmp_path):  #
     context = context_of(full_config(base, tmp_path, None))
     (claim,) = context.claims = interp_analysis.claims(context)
     assert claim.ours.startswith("cannot be decided here")
-    assert not [b for b in claims.section(context).blocks if isinstance(b, report.Link)]
+    assert not [b for b in claims.show(context) if isinstance(b, report.Link)]
     (tmp_path / "partial").mkdir()
     (tmp_path / "partial" / "features.html").write_text("x")
-    page = report.render("t", "s", [claims.section(context)])
+    page = report.render("t", "s", [report.Section("t", [*claims.show(context)])])
     assert '<a href="features.html">' in page
 
 

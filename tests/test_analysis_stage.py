@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from analysis_study import (
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from sparse_dict.analysis import analyses, stage
+from sparse_dict.analysis import frame, stage
 from sparse_dict.analysis.analyses import heatmap
 from sparse_dict.analysis.comparison import VARIANTS
 from sparse_dict.analysis.context import Context
@@ -57,8 +58,10 @@ def test_a_run_writes_figures_as_png_and_svg_tables_claims_and_the_report(analys
     }  # fmt: skip
     names = {path.name for path in analysed.iterdir()}
     assert names == {f"{key}.{kind}" for key in keys for kind in ("png", "svg")} | {
-        "dictionaries.csv", "mmcs.csv", "claims.json", "report.html", "analysis.json",
+        "dictionaries.csv", "mmcs.csv", "claims.json", "report.html", "analysis.json", "tables",
     }  # fmt: skip
+    written = {path.name for path in (analysed / "tables").iterdir()}
+    assert written == {f"{name}.parquet" for name in ("dictionaries", "features", "pairs")}
     claims = json.loads((analysed / "claims.json").read_text())["claims"]
     assert {claim["verdict"] for claim in claims} <= {
         "holds", "does not hold", "undecided",
@@ -99,8 +102,8 @@ def test_a_later_run_leaves_nothing_of_an_earlier_one_but_what_is_not_its_own(
     with caplog.at_level(logging.INFO):
         stage.run(config_of(tmp_path, "heatmap", comparison=comparison))
     record = json.loads((folder / "analysis.json").read_text())
-    names = {path.name for path in folder.iterdir()}
-    assert names == {*record["sha256"], "analysis.json", "mine.csv"}
+    names = set(stage._made(folder))
+    assert names - {".lock"} == {*record["sha256"], "analysis.json", "mine.csv"}
     assert not names & {"claims.json", "frontier.png"}
     assert "hungarian" in (folder / "mmcs.csv").read_text()
     assert caplog.messages[-1] == f"to open in a browser: {folder / 'report.html'}"
@@ -114,15 +117,15 @@ def test_an_analysis_that_fails_leaves_the_earlier_one_whole(
 ):
     write_study(tmp_path / "sae", sizes=(8, 16))
     stage.run(config_of(tmp_path, "frontier"))
-    before = {path.name: path.read_bytes() for path in (tmp_path / "analysis").iterdir()}
+    folder = tmp_path / "analysis"
+    before = {name: (folder / name).read_bytes() for name in stage._made(folder)}
     monkeypatch.setattr(report, "render", mock.Mock(side_effect=OSError))
     with pytest.raises(OSError):  # noqa: PT011
         stage.run(config_of(tmp_path, "heatmap"))
-    after = {path.name: path.read_bytes() for path in (tmp_path / "analysis").iterdir()}
-    assert after == before
+    assert {name: (folder / name).read_bytes() for name in stage._made(folder)} == before
     monkeypatch.undo()
     stage.run(config_of(tmp_path, "frontier"))
-    assert {path.name for path in (tmp_path / "analysis").iterdir()} == before.keys()
+    assert set(stage._made(folder)) == before.keys()
 
 
 @pytest.mark.slow  # three seconds each
@@ -188,7 +191,7 @@ def test_every_text_of_every_figure_is_legible_in_print(tmp_path: Path):
         return report.Picture(key, title, caption, b"")
 
     with figures.style():
-        analyses.make(compared(tmp_path, *ALONE, draw=draw))
+        frame.make(compared(tmp_path, *ALONE, draw=draw))
     assert len(seen) == 11
 
 
@@ -263,7 +266,9 @@ def test_the_reports_tables_are_in_the_offline_run(tmp_path: Path):
     }  # fmt: skip
     assert set(tables) == {
         "study/all_dictionaries", "claims/claims_and_verdicts", "claims/the_rules_of_the_verdicts",
+        "claims/claims_that_this_study_cannot_answer",
         "heatmap/all_variants", "sparsity/means", "charts/fvu_l0_table", "charts/mmcs_table",
+        "charts/mcs_table",
     }  # fmt: skip
     claims = json.loads((tmp_path / "analysis" / "claims.json").read_text())["claims"]
     verdicts = tables["claims/claims_and_verdicts"]
@@ -272,22 +277,6 @@ def test_the_reports_tables_are_in_the_offline_run(tmp_path: Path):
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run)]
     summary = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(f'"{key}"' in summary for key in tables)
-
-
-def test_agreement_is_told_of_each_dictionary_with_those_larger_and_with_other_seeds(
-    tmp_path: Path,
-):
-    write_study(tmp_path, sizes=(16, 32), l1s=(0.01,), seeds=(0, 1, 2))
-    context = compared(tmp_path, "agreement")
-    told = stage._agreement(context).set_index("dictionary")
-    cells = context.cells.set_index("dictionary")
-    assert told["mmcs"].dropna().to_dict() == cells["mmcs"].to_dict()
-    assert told["mmcs"].isna().to_dict() == {e.name: e.size == 32 for e in context.study.entries}
-    for entry in context.study.entries:
-        pairs = [p.shared.mean() for p in context.seed_pairs if entry in (p.first, p.second)]
-        assert len(pairs) == 2
-        assert told["shared_fraction"][entry.name] == pytest.approx(np.mean(pairs))
-    assert stage._agreement(compared(tmp_path))["shared_fraction"].isna().all()
 
 
 def test_without_dictionaries_the_check_fails_in_one_line(tmp_path: Path):
@@ -305,5 +294,30 @@ def test_the_check_imports_neither_torch_nor_seaborn(tmp_path: Path):
         f"config = N(sae_dirs=[Path({str(tmp_path / 'sae')!r})], tracking=tracking); "
         "config.settings = lambda kind: None; stage.check(config); "
         "sys.exit(bool({'torch', 'seaborn', 'matplotlib', 'pandas', 'scipy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_notebooks_backend_in_the_environment_is_not_loaded():
+    code = (
+        "from sparse_dict.launch import cli; "
+        "cli.run(lambda: __import__('sparse_dict.analysis.report.figures'))"
+    )
+    environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
+
+
+@pytest.mark.slow  # nine seconds
+def test_every_module_of_the_analysis_can_be_imported_first():
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "import sparse_dict.analysis.frame\n"  # what is heavy is loaded once
+        "path = sys.modules['sparse_dict.analysis'].__path__\n"
+        "found = [m.name for m in pkgutil.walk_packages(path, 'sparse_dict.analysis.')]\n"
+        "for name in found:\n"
+        "    for old in [m for m in sys.modules if m.startswith('sparse_dict.analysis')]:\n"
+        "        del sys.modules[old]\n"
+        "    importlib.import_module(name)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

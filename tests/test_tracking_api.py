@@ -31,15 +31,25 @@ def test_the_examples_run_and_do_what_they_say(here: Path, monkeypatch: pytest.M
     monkeypatch.chdir(here)
     names: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 14
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
-    assert names["features"].shape == (128, 16)
+    assert names["decoder"].shape == (128, 16)
     assert names["x"].shape == names["restored"].shape == (500, 16)
     assert names["mcs"].shape == (128,)
-    cosines = names["features"] @ names["larger"].dictionary.W_dec.T
+    cosines = names["decoder"] @ names["larger"].dictionary.W_dec.T
     assert names["mmcs"] == pytest.approx(cosines.max(axis=1).mean(), abs=1e-6)
-    assert [chain.level for chain in names["study"].chains] == [1.28, 1.28, 2.56, 2.56]
+    assert [chain.level for chain in names["loaded"].chains] == [1.28, 1.28, 2.56, 2.56]
+    features = names["features"]
+    of_largest = features[features["dictionary"] == names["largest"]].set_index("feature")
+    assert (of_largest.loc[names["everywhere"], "recurs"] == 1).all()
+    assert len(names["everywhere"]) == (of_largest["recurs"] == 1).sum() > 0
+    assert len(names["rare_finds"]) == 10
+    assert (names["rare_finds"]["frequency"].diff().dropna() <= 0).all()
+    assert set(names["axes"].index) == {"found again", "not"}
+    assert names["pivot"].shape == (2, 2)
+    assert len(names["names"]) == 3
+    assert names["verdict"].interval is not None
     assert names["hidden"].shape == (1, names["tokens"].shape[1], 16)
     expected = np.maximum(names["hidden"][0].numpy() @ names["dictionary"].W_enc, 0)
     np.testing.assert_allclose(names["codes"], expected, atol=1e-5)

@@ -2,19 +2,20 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN
+from sparse_dict.analysis.claim import Judged as Claim
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, over_seeds
 from sparse_dict.analysis.study import Chain, Entry, fault
 
 Floats = NDArray[np.floating[Any]]
 
-HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 # The share from which on a claim on all features holds: a cosine near the threshold may fall on
 # either side of it.
 NEARLY_ALL = 0.9
@@ -22,36 +23,6 @@ NO_CHAIN = (
     "no dictionary of this study has a larger one that differs from it only in size (train further "
     "sizes with the same L1 and seed)"
 )
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One row of the table of claims."""
-
-    key: str
-    claim: str
-    figure: str  # of the post or paper
-    post: str
-    ours: str
-    interval: tuple[float, float] | None  # 95 %
-    over: str  # what the interval is over: seeds, features, dictionaries ...
-    verdict: str
-    rule: str
-    says: str | None  # the verdict of the post or paper itself; None: none makes this claim
-
-    @property
-    def agrees(self) -> bool | None:
-        """Whether the verdict is that of the post or paper; None where either has none."""
-        if self.says is None or self.verdict == OPEN:
-            return None
-        return self.verdict == self.says
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, `agrees` among them; an interval that is not finite becomes null."""
-        value = asdict(self) | {"agrees": self.agrees}
-        if self.interval is not None and not np.isfinite(self.interval).all():
-            value["interval"] = None
-        return value
 
 
 def verdict(estimate: Estimate, bar: float) -> str:

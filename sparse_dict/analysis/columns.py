@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+FOLDER = "tables"  # in the analysis' folder
+
 
 @dataclass(frozen=True)
 class Column:

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
@@ -25,14 +26,17 @@ from sparse_dict.analysis.interp import ask
 from sparse_dict.analysis.measures import ridge
 from sparse_dict.analysis.measures.across_seeds import match_pair
 from sparse_dict.analysis.measures.bases import around
-from sparse_dict.analysis.report.page import Draw, Section
+from sparse_dict.analysis.report import texts
+from sparse_dict.analysis.report.page import Draw, Picture, Section
 from sparse_dict.analysis.splitting import Splitting
 from sparse_dict.analysis.study import Entry, Study
+from sparse_dict.analysis.tables import Tables, fingerprints
 from sparse_dict.config import AnalyzeConfig, BaselinesConfig, EffectsConfig, LossRecoveredConfig
 from sparse_dict.errors import MALFORMED, UserError
 from sparse_dict.sae import architectures
 
 Settings = TypeVar("Settings")
+Result = TypeVar("Result")
 
 SAMPLE = 16_384  # evaluation rows, where a few are enough
 PARTIAL = "partial"  # in the analysis' folder, while it is made
@@ -46,8 +50,35 @@ class Context:
     study: Study
     draw: Draw
     others: tuple[Study, ...] = ()  # those that `sae_dir` names after the first
+    tables: Tables = field(init=False)  # what was measured, before anything is judged or shown
     # Filled before any section is made; empty if `claims` is off.
     claims: list[Claim] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)  # why an analysis was not measured
+    _known: dict[Any, Any] = field(default_factory=dict)
+
+    def figure(self, key: str, figure: Figure, note: str = "") -> Picture:
+        """A figure with its title and caption of `figures.md`, to which `note` is added."""
+        text = texts.figure(key)
+        return self.draw(key, figure, text.title, f"{text.caption} {note}".strip())
+
+    def once(self, measure: Callable[["Context"], Result]) -> Result:
+        """What `measure` returns, or raises as a `UserError`; it is called once.
+
+        For what several analyses use and no table holds.
+        """
+        if measure not in self._known:
+            try:
+                self._known[measure] = measure(self)
+            except UserError as error:
+                self._known[measure] = error
+        if isinstance(found := self._known[measure], UserError):
+            raise found
+        return cast(Result, found)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Those of the dictionaries' weights, by their folder."""
+        return fingerprints(self.study)
 
     @property
     def folder(self) -> Path:
@@ -64,6 +95,10 @@ class Context:
     def comparison(self) -> Comparison:
         """MCS of all dictionaries with their larger ones."""
         return Comparison(self.study, self.config.comparison, self.evaluation_rows)
+
+    def comparison_of(self, study: Study) -> Comparison:
+        """MCS of the dictionaries of another site."""
+        return Comparison(study, self.config.comparison, lambda: self.sample_of(study))
 
     def evaluation_rows(self, most: int = SAMPLE) -> NDArray[np.float32]:
         """The last rows of the activations (n, d_in), on which no dictionary was trained.

@@ -16,24 +16,33 @@ from sparse_dict.sae.naming import end_values, run_name
 from sparse_dict.storage import door, files, lock
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from collections.abc import Sequence
+
     from matplotlib.figure import Figure
 
+    from sparse_dict.analysis.claim import Judged
     from sparse_dict.analysis.context import Context
     from sparse_dict.analysis.report.page import Picture
 
 log = logging.getLogger(__name__)
 
 
-# wandb's own charts over tables: the heat map of MMCS, by its one chart of coloured cells, and FVU
-# against L0. Each with the columns that it draws.
+# wandb's own charts over tables: the heat map of MMCS, by its one chart of coloured cells; FVU
+# against L0, whose table is the study's dictionaries; and the histogram of MCS, whose table is the
+# features at the level of the main figures. Each with the columns that it draws.
 CHARTS = {
     "charts/mmcs": (
         "wandb/confusion_matrix/v1",
-        {"Actual": "dict_size", "Predicted": "level", "nPredictions": "mmcs"},
+        {"Actual": "size", "Predicted": "level", "nPredictions": "mmcs"},
     ),
     "charts/fvu_l0": ("wandb/scatter/v0", {"x": "l0", "y": "fvu"}),
+    "charts/mcs": ("wandb/histogram/v0", {"value": "mcs"}),
 }
+
+
+MOST_FEATURES = 20_000  # rows of the table of features that is sent
+# How far a dictionary agrees with larger ones and with other seeds, in its own run's summary.
+AGREEMENT = ("mmcs", "n_above", "n_above_alive", "shared_fraction")
 
 
 def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
@@ -63,7 +72,7 @@ VALUES: dict[str, door.Check] = {
     "seconds": door.amount,
     "sha256?": door.texts,
 }
-MADE = (".png", ".svg", ".csv", ".json", ".html")
+MADE = (".png", ".svg", ".csv", ".json", ".html", ".parquet")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -101,29 +110,44 @@ def run(config: AnalyzeConfig) -> None:
             raise
 
 
+def _made(folder: Path) -> list[str]:
+    """The files in a folder, and in those in it, by their path from there."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
 def _replace(folder: Path, partial: Path) -> None:
     """Put a whole analysis in the place of the one that `folder` records; the record comes last."""
     earlier: set[str] = set()
     with suppress(UserError, TypeError):
         earlier = {*files.read_json(folder / MANIFEST).get("sha256", ())}
-    made = {path.name for path in partial.iterdir()} - {MANIFEST}
+    made = {*_made(partial)} - {MANIFEST}
     for name in made:
+        (folder / name).parent.mkdir(exist_ok=True)
         (partial / name).replace(folder / name)
-    for path in list(folder.iterdir()):  # not the record's names, which may lead elsewhere
-        if path.name in earlier - made and path.suffix in MADE and not path.is_dir():
+    for path in own_files(folder):  # not the record's names, which may lead elsewhere
+        if str(path.relative_to(folder)) in earlier - made:
             path.unlink()
     (partial / MANIFEST).replace(folder / MANIFEST)
-    partial.rmdir()
+    shutil.rmtree(partial)
+
+
+def own_files(folder: Path) -> list[Path]:
+    """What an analysis may have made in its folder, but for its record."""
+    from sparse_dict.analysis.columns import FOLDER
+
+    there = [*folder.iterdir(), *(folder / FOLDER).glob("*")]
+    return [p for p in there if p.suffix in MADE and p.name != MANIFEST and not p.is_dir()]
 
 
 def _run(config: AnalyzeConfig, folder: Path) -> None:
-    from sparse_dict.analysis import analyses, study
+    from sparse_dict.analysis import frame, study
     from sparse_dict.analysis.comparison import VARIANTS
     from sparse_dict.analysis.context import Context
     from sparse_dict.analysis.features.page import PAGE
     from sparse_dict.analysis.report import figures, overview, page, summary
     from sparse_dict.analysis.restated import restate
-    from sparse_dict.sae.folder import METRICS, WEIGHTS
+    from sparse_dict.analysis.tables import fingerprints
+    from sparse_dict.sae.folder import METRICS
 
     started, home = time.monotonic(), folder.parent
     features = config.comparison.features
@@ -137,11 +161,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
         log.warning("left out: %s (%s)", item.name, item.reason)
     log.info("comparing %d dictionaries of %s", len(loaded.entries), loaded.folder)
 
-    compared = {
-        entry.name: files.fingerprint(files.sha256_file(entry.trained.folder / WEIGHTS))
-        for one in (loaded, *loaded.beside)
-        for entry in one.entries
-    }
+    compared = fingerprints(loaded)
     name, prints = f"{config.name} analysis", {"dictionaries": files.fingerprint(compared)}
     with (
         tracking.open_run(config, "analyze", name, home, fingerprints=prints) as tracked,
@@ -156,7 +176,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
             return page.Picture(key, title, caption, png)
 
         context = Context(config, loaded, draw, others=tuple(others))
-        sections, comparison = analyses.make(context), context.comparison
+        sections, comparison = frame.make(context), context.comparison
         if context.claims:
             found = [claim.as_json() for claim in context.claims]
             files.write_json(folder / "claims.json", {"claims": found})
@@ -185,15 +205,14 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
             "left_out": [asdict(item) for item in loaded.left_out],
             "beside": [str(other.folder) for other in others],
             "seconds": time.monotonic() - started,
-            "sha256": files.sha256_of(folder, sorted(path.name for path in folder.iterdir())),
+            "sha256": files.sha256_of(folder, _made(folder)),
         }
         files.write_json(folder / MANIFEST, files.sealed(record))
         _replace(home, folder)
         tracked.made("analysis", home / MANIFEST)
         _tell(context, tracked)
-    for claim in context.claims:
-        beside = {True: " as its source says", False: " unlike its source", None: ""}[claim.agrees]
-        log.info("%s%s: %s; %s", claim.verdict, beside, claim.claim, claim.ours)
+    for line in _counted(context.claims):
+        log.info("%s", line)
     if alarm:
         log.warning("%s", alarm)
     for sentence in sentences:
@@ -203,34 +222,40 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
             log.info("to open in a browser: %s", home / file)
 
 
-def _agreement(context: "Context") -> "pd.DataFrame":
-    """One row per dictionary: how far it agrees with larger ones and with other seeds."""
-    import pandas as pd
+def _counted(claims: "Sequence[Judged]") -> list[str]:
+    """How many claims have each verdict, which hold or do not; a line each."""
+    from sparse_dict.analysis.claim import FAILS, HOLDS
 
-    frame = pd.DataFrame([entry.identity for entry in context.study.entries])
-    for key in ("fvu", "l0"):
-        frame[key] = [entry.metrics[key] for entry in context.study.entries]
-    if context.cells.empty:
-        frame[["mmcs", "n_above"]] = float("nan")
-    else:
-        cells = context.cells[["dictionary", "mmcs", "n_above"]]
-        frame = frame.merge(cells, how="left", on="dictionary")
-    shared: dict[str, list[float]] = {}
-    for pair in context.seed_pairs if context.config.is_on("agreement") else ():
-        for entry in (pair.first, pair.second):
-            shared.setdefault(entry.name, []).append(float(pair.shared.mean()))
-    means = {name: sum(parts) / len(parts) for name, parts in shared.items()}
-    return frame.assign(shared_fraction=frame["dictionary"].map(means))
+    lines = []
+    for verdict in (HOLDS, FAILS):
+        found = [claim for claim in claims if claim.verdict == verdict]
+        if found:
+            lines.append(f"{verdict} ({len(found)}): {', '.join(c.key for c in found)}")
+    if claims:
+        open_ones = len(claims) - sum(claim.verdict in (HOLDS, FAILS) for claim in claims)
+        lines.append(f"undecided: {open_ones} of {len(claims)} claims; the report says why")
+    return lines
 
 
 def _tell(context: "Context", tracked: tracking.Run) -> None:
-    """Send how far dictionaries agree: as charts, and to the dictionaries' own runs."""
-    frame = _agreement(context)
-    rows = frame.astype(object).where(frame.notna(), None)
-    first = frame[frame["family"] == context.study.families[0]]
-    means = first.groupby(["dict_size", "level"])["mmcs"].mean().dropna().reset_index()
-    for (key, chart), table in zip(CHARTS.items(), (means, rows), strict=True):
-        tracked.table(key, list(table.columns), table.itertuples(index=False), chart)
+    """Send the tables, as charts, and to the dictionaries' own runs how far they agree."""
+    tables = context.tables
+    every = tables.dictionaries
+    here = every[every["site"] == tables.about.site]
+    first = here[here["family"] == context.study.families[0]]
+    means = first.groupby(["size", "level"])["mmcs"].mean().dropna().reset_index()
+    features = tables.joined(tables.level[tables.level["next_size"] > 0])
+    if len(features) > MOST_FEATURES:
+        features = features.sample(MOST_FEATURES, random_state=0).sort_index()
+    for (key, chart), frame in zip(CHARTS.items(), (means, every, features), strict=True):
+        rows = frame.astype(object).where(frame.notna(), None)
+        tracked.table(key, list(rows.columns), rows.itertuples(index=False), chart)
+    shared = {"shared": "shared_fraction"}  # as it was called in earlier runs
+    told = here.set_index("dictionary").rename(columns=shared)
+    above = ["n_above", "n_above_alive"]
+    told[above] = told[above].where(told["next_size"] > 0)  # the largest is sought in none
+    found = told[[key for key in AGREEMENT if key in told]].astype(object)
+    known = found.where(found.notna(), None).to_dict("index")
     finished = [entry.metrics["config"] for entry in context.study.entries]
     openers = [
         partial(
@@ -239,10 +264,9 @@ def _tell(context: "Context", tracked: tracking.Run) -> None:
         )
         for entry, config in zip(context.study.entries, finished, strict=True)
     ]  # fmt: skip
-    found = rows[["mmcs", "n_above", "shared_fraction"]].to_dict("records")
     with tracking.together(openers) as runs:
-        for run, entry, values in zip(runs, context.study.entries, found, strict=True):
-            ends = {str(key): value for key, value in values.items() if value is not None}
+        for run, entry in zip(runs, context.study.entries, strict=True):
+            ends = {str(k): v for k, v in known[entry.name].items() if v is not None}
             run.summary(end_values(entry.metrics) | ends)
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from sparse_dict.analysis import study as studies
-from sparse_dict.analysis.columns import COLUMNS
+from sparse_dict.analysis.columns import COLUMNS, FOLDER
 from sparse_dict.analysis.comparison import Comparison, Variant
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.across_seeds import match_features
@@ -36,10 +36,10 @@ from sparse_dict.storage import door, files
 
 log = logging.getLogger(__name__)
 
-FOLDER = "tables"  # in the analysis' folder
 ABOUT = b"sparse_dict"  # in the files' metadata
 SEED, ROWS, BOTH = "seed", "rows", "both"  # in what two dictionaries of a pair differ
 MOST_SEEDS = 5  # of each setting that are compared, the lowest ones: ten pairs
+FEWEST_SEEDS = 3  # over which an interval is taken
 RARE = 0.01  # share of random directions above the MCS below which a feature has no analogue
 
 
@@ -75,6 +75,24 @@ class Tables:
         """An MCS above it is called high."""
         return float(self.about.comparison["threshold"])
 
+    @property
+    def setting(self) -> str:
+        """What makes the dictionaries of `level` sparse, as text: L1 0.03."""
+        one = self.level.iloc[0]
+        return studies.setting(one["axis"], one["level"])
+
+    def useless(self, of_all: bool = False) -> str:
+        """Why nothing can be decided, if dictionaries explain nothing; empty otherwise.
+
+        One of `level` that explains nothing is enough. What is about all dictionaries (`of_all`),
+        and anything if none has a larger one, needs only that some dictionary explains something.
+        """
+        if (self.dictionaries["fault"] != "").all():
+            return _useless(self.dictionaries, "")
+        if of_all or self.main.empty:
+            return ""
+        return _useless(self.level, f" at {self.setting}")
+
     @cached_property
     def level(self) -> pd.DataFrame:
         """The dictionaries that main figures show: a site, a family and a level, in all seeds."""
@@ -84,14 +102,18 @@ class Tables:
 
     @cached_property
     def main(self) -> pd.DataFrame:
-        """The features of `level`, of dictionaries that have a larger one, with their columns.
+        """The features of `level` that claims are about, with their dictionaries' columns.
 
-        `found` is whether the MCS exceeds the threshold (nan where the feature does not count),
-        `near` the same of the next size, whatever features count.
+        Of dictionaries that have a larger one; of all seeds if there are three or more, over which
+        an interval is taken, else of the lowest. `found` is whether the MCS exceeds the threshold
+        (nan where the feature does not count), `near` the same of the next size, whatever features
+        count.
         """
-        joined = self.joined(self.level[self.level["next_size"] > 0])
-        known = joined["mcs"].notna()
-        found = (joined["mcs"] > self.threshold).astype(float).where(known)
+        of = self.level[self.level["next_size"] > 0]
+        if of["seed"].nunique() < FEWEST_SEEDS:
+            of = of[of["seed"] == of["seed"].min()]
+        joined = self.joined(of)
+        found = (joined["mcs"] > self.threshold).astype(float).where(joined["mcs"].notna())
         return joined.assign(found=found, near=joined["next_mcs"] > self.threshold)
 
     @cached_property
@@ -116,6 +138,15 @@ class Tables:
         """The features of some dictionaries, each with the columns of its dictionary."""
         own = self.features[self.features["dictionary"].isin(dictionaries["dictionary"])]
         return own.merge(dictionaries, on="dictionary")
+
+
+def _useless(dictionaries: pd.DataFrame, where: str) -> str:
+    faults = dictionaries.loc[dictionaries["fault"] != "", "fault"]
+    if faults.empty:
+        return ""
+    each = ", ".join(f"{n} {why}" for why, n in faults.value_counts(sort=False).items())
+    n = len(dictionaries)
+    return f"{len(faults)} of {n} dictionaries{where} explain nothing ({each})"
 
 
 # --- measuring ------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ def run(main: Callable[[], None]) -> None:
     # work on the machine that takes most of what two cores give. Read when torch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    # A notebook names its own backend in the environment of what it starts, which cannot load it.
+    os.environ["MPLBACKEND"] = "Agg"
     escape_logs()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # a grid needs one lock per job

@@ -180,8 +180,8 @@ def _read_txt(path: Path) -> str:
 
 
 def _check_parquet(path: Path, column: str) -> None:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         with opened(path):

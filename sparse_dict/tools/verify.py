@@ -34,7 +34,7 @@ DICTIONARY = (
     rf"metrics\.json|history\.csv|snapshots|{ANYWHERE}"
 )
 SNAPSHOTS = r"\d+\.safetensors"
-ANALYSIS = rf"[^.].*\.(png|svg|csv|json|html)|interp|consensus|effects|partial|{ANYWHERE}"
+ANALYSIS = rf"[^.].*\.(png|svg|csv|json|html)|interp|consensus|effects|tables|partial|{ANYWHERE}"
 
 
 class Verification:
@@ -208,11 +208,7 @@ class Verification:
                 there is None or there == weights,
                 f"{path}: {name!r} was compared as {weights}, and is {there} now: analyse again",
             )
-        made = [
-            file.name
-            for file in folder.iterdir()
-            if file.suffix in analysis_stage.MADE and file.name != analysis_stage.MANIFEST
-        ]
+        made = [str(file.relative_to(folder)) for file in analysis_stage.own_files(folder)]
         unhashed = self._hashes(folder, made, recorded := record.get("sha256"))
         for name in sorted({*made} - {*recorded}) if recorded else ():
             self._fault(f"{folder / name} is not of the analysis that {path.name} records")

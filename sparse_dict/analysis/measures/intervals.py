@@ -61,6 +61,12 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     return Estimate(middle, middle - float(reach), middle + float(reach), f"{len(array)} seeds")
 
 
+def jackknife(value: float, without: Sequence[float]) -> Estimate:
+    """Interval of a number of pairs of seeds, from what it is `without` each of the seeds."""
+    n = len(without)
+    return over_seeds([n * value - (n - 1) * part for part in without])
+
+
 def wilson(found: int, n: int) -> tuple[float, float]:
     """Wilson's score interval of a share; (nan, nan) for n = 0."""
     if n == 0:

@@ -4,13 +4,11 @@ A figure is at most 7 inches wide with text of 8 points or more, so that it can 
 own size. `save` writes PNG and SVG.
 """
 
-import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-os.environ["MPLBACKEND"] = "Agg"  # no display is needed, and none must be looked for
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -23,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.study import Chain, number
+from sparse_dict.analysis.study import LABELS, NAMES, Chain, number
+from sparse_dict.analysis.tables import Tables
 from sparse_dict.storage import files
 
 WIDTH = 7.0
@@ -51,6 +50,7 @@ def style() -> Iterator[None]:
         "svg.hashsalt": "sparse-dict",  # the same figure gives the same file
         "figure.constrained_layout.use": True,
     }
+    plt.switch_backend("Agg")  # no display is needed, and none must be looked for
     with mpl.rc_context():
         mpl.rcdefaults()  # whatever a matplotlibrc says
         mpl.rcParams.update(theme)
@@ -69,6 +69,20 @@ def save(figure: Figure, folder: Path, key: str) -> bytes:
 def named(chain: Chain) -> str:
     """What a chain's dictionaries have in common, for titles."""
     return ", ".join(part for part in (chain.family, chain.setting) if part)
+
+
+def titled(study: Tables) -> str:
+    """What the dictionaries of the main figures have in common, for titles."""
+    return ", ".join(part for part in (study.about.family, study.setting) if part)
+
+
+def below(figure: Figure, axis: Axes, columns: int, title: str | None = None) -> None:
+    """The legend of one axis, under the whole figure."""
+    handles, labels = axis.get_legend_handles_labels()
+    for other in figure.axes:
+        if legend := other.get_legend():
+            legend.remove()
+    figure.legend(handles, labels, title=title, loc="outside lower center", ncols=columns)
 
 
 def shades(n: int, name: str = "viridis") -> list[str]:
@@ -99,6 +113,46 @@ def heat(axis: Axes, cells: pd.DataFrame, fmt: str, top: float = 1, letters: flo
     axis.set_facecolor("0.9")
     axis.set_ylabel("dictionary size")
     axis.tick_params(axis="y", rotation=0)
+
+
+MOST_COLUMNS = 3  # heat maps side by side
+
+
+def heatmaps(
+    cells: pd.DataFrame, value: str, title: str, label: str, fmt: str, top: float | None = None
+) -> Figure:
+    """Heat maps of a column by size and level, a panel for each `panel` of the cells, in order.
+
+    Up to three stand side by side, as many as leave their numbers legible; means over seeds.
+    """
+    panels = {str(name): part for name, part in cells.groupby("panel", sort=False)}
+    tables = [p.pivot_table(index="size", columns="level", values=value) for p in panels.values()]
+    widest = max(len(table.columns) for table in tables)
+    columns = max(1, min(len(tables), MOST_COLUMNS, int((WIDTH - 0.8) / (1.0 + 0.42 * widest))))
+    rows = -(-len(tables) // columns)
+    width = WIDTH if columns > 1 else max(4.6, min(WIDTH, 2.6 + 0.75 * widest))
+    titles = []
+    for name, part in panels.items():
+        seeds = part["seed"].nunique()
+        named = "; ".join(filter(None, (name, f"mean over {seeds} seeds" if seeds > 1 else "")))
+        titles.append(textwrap.fill(named, int(14 * width / columns) - 10))
+    lines = 1 + max(text.count("\n") for text in titles)
+    row = 0.38 * (max(len(table) for table in tables) + 1.1) + 0.17 * lines
+    figure, axes = plt.subplots(rows, columns, figsize=(width, 0.8 + row * rows), squeeze=False)
+    top = top if top is not None else max(1.0, float(cells[value].max()))
+    for axis in axes.flat[len(tables) :]:
+        axis.set_visible(False)
+    used = axes.flat[: len(tables)]
+    for axis, text, part, table in zip(used, titles, panels.values(), tables, strict=True):
+        heat(axis, table, fmt, top)
+        axis.set_title(text)
+        names = NAMES if columns == 1 else LABELS  # the longer ones need room
+        axis.set_xlabel(names[part["axis"].iloc[0]])
+        axis.set_ylabel("dictionary size" if axis in axes[:, 0] else "")
+        axis.tick_params(axis="x", rotation=0 if widest <= 10 and columns == 1 else 45)
+    figure.colorbar(used[0].collections[0], ax=axes, label=label)
+    figure.suptitle(title)
+    return figure
 
 
 def grid(rows: int, columns: int, height: float, **kwargs: Any) -> tuple[Figure, NDArray[Any]]:

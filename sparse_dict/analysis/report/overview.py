@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sparse_dict.analysis.analyses import sparsity
+from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
 from sparse_dict.analysis.report import provenance
 from sparse_dict.analysis.report.page import Code, Notes, Section, Table
 from sparse_dict.analysis.study import LABELS, Entry, Study, number
@@ -64,7 +64,7 @@ def overview(study: Study) -> pd.DataFrame:
     keys = ("tied", "activation", "l1_scaling", "fvu", "mse", "l0", "l1_norm", "dead")
     rows = []
     for entry in study.entries:
-        neurons = sparsity.simpson_neurons(entry.decoder[entry.alive])
+        neurons = simpson_neurons(entry.decoder[entry.alive])
         rows.append(
             {
                 **entry.identity,

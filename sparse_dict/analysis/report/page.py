@@ -137,6 +137,8 @@ class Markup:
     script: str
 
 
+Block = str | Picture | Table | Link | Notes | Code | Markup
+
 # Writes a figure, given with its key, title and caption, and returns it for the report.
 Draw = Callable[[str, "Figure", str, str], Picture]
 
@@ -148,7 +150,7 @@ class Section:
     """A heading and what stands below it, in order; a plain string is a paragraph."""
 
     title: str
-    blocks: list[str | Picture | Table | Link | Notes | Code | Markup] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
 
     def tables(self) -> list[Table]:
         """Its tables, in order."""

@@ -1,0 +1,300 @@
+"""Claims as data: a statement, a number of what was measured, and the rule that judges it.
+
+`judge` is the one function that gives verdicts. An interval is over seeds where there are three or
+more, else a bootstrap over features; nothing is decided on dictionaries that explain nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, jackknife, over_seeds
+from sparse_dict.analysis.tables import FEWEST_SEEDS, Tables
+from sparse_dict.errors import UserError
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
+Array = NDArray[Any]
+Sizes = Mapping[int, Array]  # values of each dictionary size, rising
+
+
+# --- what a claim is made of ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lies:
+    """The rule that a 95 % interval must lie between two bars; it fails beyond one of them."""
+
+    low: float = -np.inf
+    high: float = np.inf
+
+    def __call__(self, found: Estimate) -> str:
+        """The verdict; undecided if the interval crosses a bar."""
+        if found.low > self.low and found.high < self.high:
+            return HOLDS
+        return FAILS if found.high < self.low or found.low > self.high else OPEN
+
+    def __str__(self) -> str:
+        bars = {f"above {self.low:g}": self.low, f"below {self.high:g}": self.high}
+        where = " and ".join(text for text, bar in bars.items() if np.isfinite(bar))
+        return f"holds if the 95 % interval lies {where}, does not hold if it lies beyond"
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a study must have for a claim, and the command that adds it to one that lacks it."""
+
+    what: str
+    command: str  # {given}: the overrides that the study's dictionaries were trained with
+    there: Callable[[Tables], bool]
+
+
+TRAIN = "python train_sae.py -m {given} "
+LARGER = Need(
+    "dictionaries that differ in size alone", f"{TRAIN}sae.dict_size=128,256,512",
+    lambda study: not study.main.empty,
+)  # fmt: skip
+
+
+def some_sizes(n: int) -> Need:
+    """So many dictionary sizes."""
+    grid = ",".join(str(64 << i) for i in range(n))
+    return Need(
+        f"{n} dictionary sizes", f"{TRAIN}sae.dict_size={grid}",
+        lambda study: study.level["size"].nunique() >= n,
+    )  # fmt: skip
+
+
+def of_sizes(*sizes: int) -> Need:
+    """These dictionary sizes."""
+    return Need(
+        f"the sizes {' and '.join(map(str, sizes))}",
+        f"{TRAIN}sae.dict_size={','.join(map(str, sizes))}",
+        lambda study: {*sizes} <= {*study.level["size"]},
+    )
+
+
+SEVERAL_SEEDS = Need(
+    "several seeds", f"{TRAIN}seed=0,1,2", lambda study: study.level["seed"].nunique() > 1
+)
+
+
+def mean_of_means(sizes: Sizes) -> float:
+    """The mean at each size, averaged over sizes."""
+    return float(np.mean([values.mean() for values in sizes.values()]))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a study says of a claim."""
+
+    here: str  # its number in words, or why there is none
+    verdict: str = OPEN
+    estimate: Estimate | None = None
+    need: Need | None = None  # what the study lacks
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`number` of `values`, judged by `rule`; or what its own `judge` finds."""
+
+    key: str
+    text: str
+    source: str  # a figure of the post, "text", a paper; "-": nobody claims it
+    said: str  # what the source says
+    what: str  # `number` in words, at the chosen level; with `rule` the report explains the verdict
+    # A column of the table, or several; nan: the row does not count.
+    values: Callable[[pd.DataFrame], "pd.Series[Any] | pd.DataFrame"] | None = None
+    rule: Callable[[Estimate], str] | None = None
+    number: Callable[[Sizes], float] = mean_of_means
+    # How it is told: a format of the number, or a text from it and the values of each seed.
+    shown: str | Callable[[Estimate, Sequence[Sizes]], str] = "{:.0%}"
+    of: str = "main"  # the table that `values` sees: `Tables.main` or `Tables.main_pairs`
+    needs: tuple[Need, ...] = (LARGER,)
+    sizes: int = 1  # sizes with values that it needs
+    fewest: int = 1  # values that such a size has at least
+    too_few: str = "too few features that it is about"
+    says: str | None = HOLDS  # the verdict of the source itself; None: it has none
+    of_all: bool = False  # about all dictionaries, not only those at the chosen level
+    judge: Callable[[Tables], Found] | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row of the table of claims, and of `claims.json`."""
+
+    key: str
+    claim: str
+    figure: str  # of the post or paper
+    post: str  # what that says
+    ours: str
+    interval: tuple[float, float] | None  # 95 %
+    over: str  # what the interval is over: seeds, features, dictionaries ...
+    verdict: str
+    rule: str
+    says: str | None  # the verdict of the post or paper itself; None: none makes this claim
+    needs: str = ""  # what the study lacks
+    command: str = ""  # what would add it
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the verdict is that of the post or paper; None where either has none."""
+        if self.says is None or self.verdict == OPEN:
+            return None
+        return self.verdict == self.says
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, `agrees` among them; an interval that is not finite becomes null."""
+        value = asdict(self) | {"agrees": self.agrees}
+        if self.interval is not None and not np.isfinite(self.interval).all():
+            value["interval"] = None
+        return value
+
+
+# --- judging --------------------------------------------------------------------------------------
+
+
+def judge(claim: Claim, study: Tables) -> Judged:
+    """What a study says of a claim."""
+    need = next((need for need in claim.needs if not need.there(study)), None)
+    try:
+        if need:
+            found = lacking(need)
+        else:
+            found = claim.judge(study) if claim.judge else _measured(claim, study)
+    except UserError as error:
+        found = Found(str(error))
+    if not found.need and (why := study.useless(claim.of_all)):
+        found = replace(found, here=f"cannot be decided: {why}; {found.here}", verdict=OPEN)
+    return judged(claim, found, study.about.given)
+
+
+def lacking(need: Need) -> Found:
+    """Of a study that lacks what a claim needs."""
+    return Found(f"needs {need.what}", need=need)
+
+
+def judged(claim: Claim, found: Found, given: str) -> Judged:
+    """A claim's row."""
+    estimate, need = found.estimate, found.need
+    return Judged(
+        claim.key, claim.text, claim.source, claim.said, found.here,
+        (estimate.low, estimate.high) if estimate else None, estimate.over if estimate else "",
+        found.verdict, f"{claim.what}: {claim.rule}." if claim.rule else claim.what, claim.says,
+        need.what if need else "", need.command.format(given=given) if need else "",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The values of one dictionary, or of one pair of them."""
+
+    size: int
+    seeds: frozenset[int]
+    values: Array
+
+
+def _measured(claim: Claim, study: Tables) -> Found:
+    found, seeds = estimate(claim, study)
+    assert claim.rule is not None
+    return (
+        Found(_told(claim, found, seeds), claim.rule(found), found)
+        if found
+        else Found(claim.too_few)
+    )
+
+
+def estimate(claim: Claim, study: Tables) -> tuple[Estimate | None, Sequence[Sizes]]:
+    """A claim's number with its interval, and the values of each seed that it is of.
+
+    None where too few sizes have too few values.
+    """
+    samples = _samples(claim, getattr(study, claim.of))
+    return _over_features(claim, samples) if claim.of == "main" else _over_pairs(claim, samples)
+
+
+def _samples(claim: Claim, table: pd.DataFrame) -> list[_Sample]:
+    assert claim.values is not None
+    if table.empty:
+        return []
+    values = claim.values(table).dropna()
+    ends = ["seed"] if claim.of == "main" else ["seed", "other_seed"]
+    keys = table.loc[values.index, ["dictionary", "size", *ends]]
+    if claim.of != "main":
+        keys["dictionary"] += "\n" + table.loc[values.index, "second"]
+    places = keys.reset_index(drop=True).groupby("dictionary", sort=False).indices
+    array = values.to_numpy(float)
+    rows = {name: keys.iloc[place[0]] for name, place in places.items()}
+    found = [
+        _Sample(int(rows[name]["size"]), frozenset(rows[name][ends].astype(int)), array[place])
+        for name, place in places.items()
+        if len(place) >= claim.fewest
+    ]
+    return sorted(found, key=lambda sample: (sample.size, sorted(sample.seeds)))
+
+
+def _by_size(samples: Sequence[_Sample], values: Sequence[Array]) -> Sizes:
+    parts: dict[int, list[Array]] = {}
+    for sample, array in zip(samples, values, strict=True):
+        parts.setdefault(sample.size, []).append(array)
+    return {size: np.concatenate(arrays) for size, arrays in parts.items()}
+
+
+def _sizes(samples: Sequence[_Sample]) -> Sizes:
+    return _by_size(samples, [sample.values for sample in samples])
+
+
+def _resampled(claim: Claim, samples: Sequence[_Sample]) -> Estimate:
+    """Each dictionary's features, or each pair's, are drawn anew."""
+    arrays = [sample.values for sample in samples]
+    return bootstrap(arrays, lambda drawn: claim.number(_by_size(samples, drawn)))
+
+
+def _over_features(
+    claim: Claim, samples: Sequence[_Sample]
+) -> tuple[Estimate | None, Sequence[Sizes]]:
+    seeds = sorted({seed for sample in samples for seed in sample.seeds})
+    own = [[sample for sample in samples if seed in sample.seeds] for seed in seeds]
+    sizes = [_sizes(part) for part in own]
+    if min(map(len, sizes), default=0) < claim.sizes:
+        return None, sizes
+    if len(seeds) > 1:
+        return over_seeds([claim.number(part) for part in sizes]), sizes
+    return _resampled(claim, own[0]), sizes
+
+
+def _over_pairs(
+    claim: Claim, samples: Sequence[_Sample]
+) -> tuple[Estimate | None, Sequence[Sizes]]:
+    """Pairs that share a seed depend on each other: so each seed is left out, not each pair."""
+    sizes = _sizes(samples)
+    if len(sizes) < claim.sizes:
+        return None, [sizes]
+    every = [
+        frozenset[int]().union(*(s.seeds for s in samples if s.size == size)) for size in sizes
+    ]
+    common = sorted(frozenset.intersection(*every))
+    if len(common) < FEWEST_SEEDS:
+        return _resampled(claim, samples), [sizes]
+    kept = [sample for sample in samples if sample.seeds <= {*common}]
+    without = [
+        claim.number(_sizes([sample for sample in kept if seed not in sample.seeds]))
+        for seed in common
+    ]
+    return jackknife(claim.number(_sizes(kept)), without), [sizes]
+
+
+def _told(claim: Claim, estimate: Estimate, seeds: Sequence[Sizes]) -> str:
+    if not isinstance(claim.shown, str):
+        return claim.shown(estimate, seeds)
+    text = claim.shown.format(estimate.value)
+    if claim.number is not mean_of_means or claim.of != "main":
+        return text
+    every = {size: np.concatenate([s[size] for s in seeds if size in s]) for size in seeds[0]}
+    if not all(np.isin(values, (0, 1)).all() for values in every.values()):
+        return text
+    counts = ", ".join(f"{int(v.sum())} of {len(v)}" for v in every.values())
+    return f"{text} ({counts}{f' in {len(seeds)} seeds' if len(seeds) > 1 else ''})"
