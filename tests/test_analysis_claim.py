@@ -94,6 +94,18 @@ def test_nothing_is_decided_on_dictionaries_that_explain_nothing(
     assert found.ours.startswith("cannot be decided: 3 of 3 dictionaries" if why else "75%")
 
 
+def test_beside_the_number_stands_that_of_features_that_are_alive(tmp_path: Path) -> None:
+    rows = directions(32, 32, 1)
+    for size, alive in ((16, 8), (32, 32)):
+        count = np.zeros(size, np.int64)
+        count[:alive] = 5
+        write_dictionary(tmp_path / "sae" / str(size), rows[:size], count)
+    of = sparse_dict.open_study(tmp_path)
+    assert judge(SHARE, of).ours == "100% (16 of 16); of those ever active 100% (8 of 8)"
+    dead = Claim("d", "t", "1", "s", "w", lambda f: ~f["alive"], Lies(0.4), living=False)
+    assert judge(dead, of).ours == "50% (8 of 16)"
+
+
 def test_what_a_study_lacks_is_said_with_the_command_that_adds_it(tmp_path: Path) -> None:
     (tmp_path / "named").mkdir()
     of = study(tmp_path / "named", 0.5)

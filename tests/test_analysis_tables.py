@@ -65,6 +65,9 @@ def test_each_feature_has_the_numbers_of_its_dictionary(home: Path, study: Table
         np.testing.assert_array_equal(part["mcs"], comparison.mcs(entry))
         alive = comparison.mcs(entry, Variant("max", "next", "alive"))
         np.testing.assert_array_equal(part["mcs_alive"], alive)
+        living = comparison.distinct(entry, larger[0], "alive")
+        assert (part["own_alive"].to_numpy() == living).all()
+        assert not living[~entry.alive].any()
         cosines = normalised(entry.decoder) @ normalised(larger[0].decoder).T
         assert (part["partner"].to_numpy() == cosines.argmax(1)).all()
         bar = random_directions.max_quantile(0.99, 16, larger[0].size)
@@ -79,7 +82,7 @@ def test_each_dictionary_has_the_numbers_of_its_features(study: Tables) -> None:
         if row.next_size:
             assert row.mmcs == pytest.approx(part["mcs"].mean())
             assert row.n_above == (part["mcs"] > 0.9).sum()
-            assert row.n_above_alive == ((part["mcs"] > 0.9) & part["alive"]).sum()
+            assert row.n_above_alive == (part["mcs_alive"] > 0.9).sum()
 
 
 def test_pairs_count_from_both_ends(study: Tables) -> None:

@@ -114,7 +114,7 @@ def test_the_log_ends_and_the_report_begins_with_what_was_trained_found_and_left
     assert f'<p class="lead">{trained} At L1 0.03' in page
     assert page.index(trained) < page.index("<h2>")
     assert 'class="alarm"' not in page
-    assert "analyze, 1 of 1: heatmap" in caplog.messages
+    assert "analyze, 2 of 2: heatmap" in caplog.messages
 
 
 def test_a_study_of_dead_dictionaries_says_so_in_red_before_all_else(tmp_path: Path):

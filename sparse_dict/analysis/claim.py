@@ -119,6 +119,7 @@ class Claim:
     too_few: str = "too few features that it is about"
     says: str | None = HOLDS  # the verdict of the source itself; None: it has none
     of_all: bool = False  # about all dictionaries, not only those at the chosen level
+    living: bool = True  # whether the number of the features that are alive stands beside it
     judge: Callable[[Tables], Found] | None = None
 
 
@@ -159,17 +160,23 @@ class Judged:
 
 def judge(claim: Claim, study: Tables) -> Judged:
     """What a study says of a claim."""
-    need = next((need for need in claim.needs if not need.there(study)), None)
-    try:
-        if need:
-            found = lacking(need)
-        else:
-            found = claim.judge(study) if claim.judge else _measured(claim, study)
-    except UserError as error:
-        found = Found(str(error))
+    found = _found(claim, study)
+    if found.estimate is not None and claim.living and not claim.of_all and study.living:
+        beside = _found(claim, study.living).here
+        same = "the same" if beside == found.here else beside
+        found = replace(found, here=f"{found.here}; of those ever active {same}")
     if not found.need and (why := study.useless(claim.of_all)):
         found = replace(found, here=f"cannot be decided: {why}; {found.here}", verdict=OPEN)
     return judged(claim, found, study.about.given)
+
+
+def _found(claim: Claim, study: Tables) -> Found:
+    try:
+        if need := next((need for need in claim.needs if not need.there(study)), None):
+            return lacking(need)
+        return claim.judge(study) if claim.judge else _measured(claim, study)
+    except UserError as error:
+        return Found(str(error))
 
 
 def lacking(need: Need) -> Found:
@@ -213,7 +220,8 @@ def estimate(claim: Claim, study: Tables) -> tuple[Estimate | None, Sequence[Siz
     None where too few sizes have too few values.
     """
     samples = _samples(claim, getattr(study, claim.of))
-    return _over_features(claim, samples) if claim.of == "main" else _over_pairs(claim, samples)
+    over = _over_features if claim.of == "main" else _over_pairs
+    return over(claim, samples, study.with_intervals)
 
 
 def _samples(claim: Claim, table: pd.DataFrame) -> list[_Sample]:
@@ -247,14 +255,16 @@ def _sizes(samples: Sequence[_Sample]) -> Sizes:
     return _by_size(samples, [sample.values for sample in samples])
 
 
-def _resampled(claim: Claim, samples: Sequence[_Sample]) -> Estimate:
+def _resampled(claim: Claim, samples: Sequence[_Sample], with_interval: bool) -> Estimate:
     """Each dictionary's features, or each pair's, are drawn anew."""
+    if not with_interval:
+        return Estimate(claim.number(_sizes(samples)), np.nan, np.nan, "")
     arrays = [sample.values for sample in samples]
     return bootstrap(arrays, lambda drawn: claim.number(_by_size(samples, drawn)))
 
 
 def _over_features(
-    claim: Claim, samples: Sequence[_Sample]
+    claim: Claim, samples: Sequence[_Sample], with_interval: bool
 ) -> tuple[Estimate | None, Sequence[Sizes]]:
     seeds = sorted({seed for sample in samples for seed in sample.seeds})
     own = [[sample for sample in samples if seed in sample.seeds] for seed in seeds]
@@ -263,11 +273,11 @@ def _over_features(
         return None, sizes
     if len(seeds) > 1:
         return over_seeds([claim.number(part) for part in sizes]), sizes
-    return _resampled(claim, own[0]), sizes
+    return _resampled(claim, own[0], with_interval), sizes
 
 
 def _over_pairs(
-    claim: Claim, samples: Sequence[_Sample]
+    claim: Claim, samples: Sequence[_Sample], with_interval: bool
 ) -> tuple[Estimate | None, Sequence[Sizes]]:
     """Pairs that share a seed depend on each other: so each seed is left out, not each pair."""
     sizes = _sizes(samples)
@@ -278,7 +288,7 @@ def _over_pairs(
     ]
     common = sorted(frozenset.intersection(*every))
     if len(common) < FEWEST_SEEDS:
-        return _resampled(claim, samples), [sizes]
+        return _resampled(claim, samples, with_interval), [sizes]
     kept = [sample for sample in samples if sample.seeds <= {*common}]
     without = [
         claim.number(_sizes([sample for sample in kept if seed not in sample.seeds]))

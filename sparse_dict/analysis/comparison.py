@@ -81,7 +81,7 @@ class Comparison:
         }
         self._max: dict[tuple[Entry, Entry], tuple[Index, Floats, Floats]] = {}
         self._matched: dict[tuple[Entry, Entry, str, str], tuple[Index, Floats]] = {}
-        self._distinct: dict[tuple[Entry, Entry], NDArray[np.bool_]] = {}
+        self._distinct: dict[tuple[Entry, Entry, str], NDArray[np.bool_]] = {}
         self._laws: dict[tuple[Entry, str], gaussian_rows.Law] = {}
         self._gaussian: dict[tuple[Entry, str, str], Floats] = {}
 
@@ -166,14 +166,19 @@ class Comparison:
         partner[used] = np.flatnonzero(offered)[partners]
         return partner, found
 
-    def distinct(self, entry: Entry, other: Entry) -> NDArray[np.bool_]:
-        """Which features have a partner of their own in `other` above the threshold, (size,)."""
-        key = (entry, other)
+    def distinct(self, entry: Entry, other: Entry, features: str = "all") -> NDArray[np.bool_]:
+        """Which features have a partner of their own in `other` above the threshold, (size,).
+
+        With ``features="alive"`` both must have fired.
+        """
+        key = (entry, other, features)
         if key not in self._distinct:
-            rows, others = self._rows[entry], self._rows[other]
-            self._distinct[key] = distinct(
-                rows, others, self.settings.threshold, self.settings.block_rows
-            )
+            used, offered = (e.alive | (features == "all") for e in (entry, other))
+            self._distinct[key] = np.zeros(entry.size, bool)
+            self._distinct[key][used] = distinct(
+                self._rows[entry][used], self._rows[other][offered],
+                self.settings.threshold, self.settings.block_rows,
+            )  # fmt: skip
         return self._distinct[key]
 
     def counted(self, entry: Entry, variant: Variant | None = None) -> Floats:

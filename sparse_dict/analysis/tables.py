@@ -69,6 +69,7 @@ class Tables:
     pairs: pd.DataFrame = field(default_factory=pd.DataFrame)  # empty where nobody asked for it
     # What analyses measured besides, by name; each is a CSV file of the analysis.
     others: dict[str, pd.DataFrame] = field(default_factory=dict)
+    with_intervals: bool = True  # whether numbers of it are given one, which takes long
 
     @property
     def threshold(self) -> float:
@@ -120,6 +121,21 @@ class Tables:
     def shown(self) -> pd.DataFrame:
         """`main` of the lowest seed: what main figures show."""
         return self.main[self.main["seed"] == self.main["seed"].min()]
+
+    @cached_property
+    def living(self) -> "Tables | None":
+        """The same of features that are alive, as are those that they are compared with.
+
+        None if all of `main` are. Its numbers get no interval.
+        """
+        if self.main["alive"].all():
+            return None
+        names = ("mcs", "next_mcs", "own")
+        features = self.features[self.features["alive"]]
+        features = features.assign(**{name: features[f"{name}_alive"] for name in names})
+        keys = features[["dictionary", "feature"]].rename(columns={"dictionary": "first"})
+        pairs = self.pairs if self.pairs.empty else self.pairs.merge(keys)
+        return Tables(self.about, self.dictionaries, features, pairs, self.others, False)
 
     @cached_property
     def main_pairs(self) -> pd.DataFrame:
@@ -204,8 +220,11 @@ def _dictionaries(comparison: Comparison) -> pd.DataFrame:
         metrics, neurons = entry.metrics, simpson_neurons(entry.decoder[entry.alive])
         larger = comparison.sizes(entry) if comparison.partners(entry, "next") else []
         next_size = [partner.size for partner in comparison.partners(entry, "next")]
-        mcs = comparison.mcs(entry) if next_size else np.full(entry.size, np.nan)
-        counted, above = np.isfinite(mcs), mcs > threshold
+        mcs = living = np.full(entry.size, np.nan)
+        if next_size:
+            alive = Variant(comparison.shown.matching, comparison.shown.against, "alive")
+            mcs, living = comparison.mcs(entry), comparison.mcs(entry, alive)
+        counted = np.isfinite(mcs)
         row: dict[str, Any] = {
             "dictionary": entry.name, "site": study.at, "kind": kinds[entry.family],
             "family": entry.family, "axis": entry.axis, "level": entry.level,
@@ -226,7 +245,8 @@ def _dictionaries(comparison: Comparison) -> pd.DataFrame:
             "larger": " ".join(map(str, larger)), "counted": int(counted.sum()),
             "mmcs": float(mcs[counted].mean()) if counted.any() else np.nan,
             "random_mmcs": comparison.random_mean(entry) if next_size else np.nan,
-            "n_above": int(above.sum()), "n_above_alive": int((above & entry.alive).sum()),
+            "n_above": int((mcs > threshold).sum()),
+            "n_above_alive": int((living > threshold).sum()),
         }  # fmt: skip
         rows.append(row)
     names = [c.name for c in COLUMNS["dictionaries"] if not c.by]
@@ -268,14 +288,17 @@ def _of(comparison: Comparison, entry: Entry) -> dict[str, NDArray[Any]]:
             "mcs": comparison.mcs(entry),
             "mcs_alive": comparison.mcs(entry, Variant(shown.matching, shown.against, "alive")),
             "next_mcs": following,
+            "next_mcs_alive": comparison.mcs(entry, Variant(shown.matching, "next", "alive")),
             "partner": comparison.partner(entry, larger[0]),
             "own": comparison.distinct(entry, larger[0]),
+            "own_alive": comparison.distinct(entry, larger[0], "alive"),
             "unrelated": following <= bar,
         }
     else:
         unknown, never = np.full(n, np.nan), np.zeros(n, bool)
-        columns |= {"mcs": unknown, "mcs_alive": unknown, "next_mcs": unknown}
-        columns |= {"partner": np.full(n, -1), "own": never, "unrelated": never}
+        columns |= dict.fromkeys(("mcs", "mcs_alive", "next_mcs", "next_mcs_alive"), unknown)
+        columns |= {"partner": np.full(n, -1)}
+        columns |= dict.fromkeys(("own", "own_alive", "unrelated"), never)
     reads = np.full(n, np.nan)
     if entry.encoder.shape == entry.decoder.shape:
         reads = (normalised(entry.encoder) * normalised(entry.decoder)).sum(1)
