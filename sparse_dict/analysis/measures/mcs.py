@@ -129,6 +129,6 @@ def distinct(
     from scipy.sparse import csr_array, vstack
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
-    blocks = range(0, len(rows), block_rows)
+    blocks = range(0, max(len(rows), 1), block_rows)  # one even of no rows
     near = [csr_array(rows[i : i + block_rows] @ others.T > threshold) for i in blocks]
     return np.asarray(maximum_bipartite_matching(vstack(near, "csr"), perm_type="column") >= 0)
