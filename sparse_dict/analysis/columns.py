@@ -57,6 +57,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("counted", "features", "that have an `mcs`"),
         Column("mmcs", "cosine", "mean of `mcs` over its features"),
         Column("random_mmcs", "cosine", "the same of random directions, exact"),
+        Column("gaussian_mmcs", "cosine", "of Gaussian rows of the same covariance, simulated"),
         Column("n_above", "features", "with an `mcs` above `comparison.threshold`"),
         Column("n_above_alive", "features", "the same of `mcs_alive`"),
         Column("pw_mcc", "cosine", "mean of `cosine` over its pairs of other seeds", "pairs"),

@@ -245,6 +245,7 @@ def _dictionaries(comparison: Comparison) -> pd.DataFrame:
             "larger": " ".join(map(str, larger)), "counted": int(counted.sum()),
             "mmcs": float(mcs[counted].mean()) if counted.any() else np.nan,
             "random_mmcs": comparison.random_mean(entry) if next_size else np.nan,
+            "gaussian_mmcs": comparison.gaussian_mean(entry) if next_size else np.nan,
             "n_above": int((mcs > threshold).sum()),
             "n_above_alive": int((living > threshold).sum()),
         }  # fmt: skip
