@@ -60,10 +60,15 @@ def test_dead_rungs_are_not_recommended_and_lower_ones_are_proposed():
 
 
 def test_what_a_probe_prints_and_draws(tmp_path: Path, capsys):
+    x = sparse_rows(3000, 16).numpy() + np.float32(0.5)
+    (tmp_path / "a").mkdir()
+    np.save(tmp_path / "a" / "x.npy", x)
     for level, fvu in ((1, 0.1), (2, 0.2), (4, 0.9)):
         (tmp_path / str(level)).mkdir()
         metrics = rung(level, fvu, 9 / level)
-        metrics |= {"tied": False, "d_in": 16, "l1": level, "seed": 0, "eval_rows": 9}
+        metrics |= {"tied": False, "d_in": 16, "l1": level, "seed": 0, "eval_rows": 500}
+        metrics["config"]["activations_dir"] = str(tmp_path / "a")
+        metrics["config"]["activations"]["scaling"] = "rms"
         write_json(tmp_path / str(level) / "metrics.json", metrics)
     config = OmegaConf.create(
         {
@@ -77,9 +82,16 @@ def test_what_a_probe_prints_and_draws(tmp_path: Path, capsys):
     probe.Recommend().on_multirun_end(config)
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "untied, 100 features, 16 wide"
-    assert told[1].split() == ["l1", "FVU", "L0", "dead"]
+    assert told[1].split() == ["l1", "FVU", "neurons", "L0", "dead"]
     assert [line.split()[0] for line in told[2:5]] == ["1", "2", "4"]
-    picture = told[5].removeprefix("picture: ")
+    last = x[-500:].astype(np.float64)
+    squares = np.sort((last - x.mean(0, dtype=np.float64)) ** 2, axis=1)
+    left = [squares[:, : 16 - k].sum() / ((last - last.mean(0)) ** 2).sum() for k in range(10)]
+    wanted = left[9], (left[4] + left[5]) / 2, 0.75 * left[2] + 0.25 * left[3]  # at L0 9, 4.5, 2.25
+    assert [float(line.split()[2]) for line in told[2:5]] == pytest.approx(wanted, abs=5e-4)
+    assert told[5].startswith("neurons: FVU of as many neurons as L0")
+    assert told[5].endswith("train longer, or with more features.") == (wanted[1] <= 0.2)
+    picture = told[6].removeprefix("picture: ")
     assert Path(picture).stat().st_size > 1000
     assert told[-1].startswith("python train_sae.py -m activations_dir=a sae.dict_size=100,200,400")
 

@@ -1,5 +1,6 @@
 """The end of `experiment=probe`: a table and picture of its ladder (a rung per L1 or k); advice."""
 
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from sparse_dict.config import ActivationsConfig
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.verdict import ENOUGH, Metrics, axis, recommended
 
@@ -17,13 +19,54 @@ OWN = ("experiment", "sae", "seed", "sae.dict_size", "sae.l1", "sae.k", "sae.l0"
 OWN_SECTIONS = ("training.", "tracking.", "optimizer.")
 
 
-def table(rungs: Sequence[Metrics]) -> list[str]:
-    """A line for each rung, sparsest last."""
+def of_neurons(rungs: Sequence[Metrics]) -> list[float]:
+    """FVU of the neurons that lie furthest from their means, as many as each rung's L0.
+
+    On the evaluation rows of the rungs; nan for transcoders: no neuron maps a site to another.
+
+    Raises:
+        UserError: the activations are not there.
+    """
+    from sparse_dict.activations.side_by_side import open_all
+    from sparse_dict.analysis.measures.bases import Rows, around, at_sparsity, neurons
+    from sparse_dict.sae.view import View
+
+    sae, folders = rungs[0]["config"]["sae"], rungs[0]["config"]["activations_dir"]
+    if sae.get("target"):
+        return [math.nan] * len(rungs)
+    named = [folders] if isinstance(folders, str) else folders
+    x = open_all(*map(Path, named)).at(sae.get("site"))
+    view = View.of(ActivationsConfig(**rungs[0]["config"]["activations"]), x)
+    basis = neurons((x.mean / view.balance).astype("f4"))
+    start = x.rows - rungs[0]["eval_rows"]
+    rows = Rows(lambda *ends: x.read(*ends) / view.balance, start, x.rows, x.d_in)
+    ks = sorted({min(k, x.d_in) for k in around(m["l0"] for m in rungs)})
+    left = sum(basis.errors(part, basis.encode(part), ks).sum(0) for part in rows.chunks())
+    mean = rows.mean()
+    whole = sum(float(((part - mean) ** 2).sum()) for part in rows.chunks())
+    return [float(at_sparsity(ks, left[None] / whole, m["l0"])[0]) for m in rungs]
+
+
+def table(rungs: Sequence[Metrics], neurons: Sequence[float]) -> list[str]:
+    """A line for each rung, sparsest last; beside its FVU that of as many neurons."""
     key = axis(rungs[0])
-    lines = [f"{key:>8} {'FVU':>7} {'L0':>7} {'dead':>6}"]
-    for m in rungs:
-        lines.append(f"{_level(m):>8g} {m['fvu']:>7.3f} {m['l0']:>7.1f} {m['dead']:>6}")
+    lines = [f"{key:>8} {'FVU':>7} {'neurons':>8} {'L0':>7} {'dead':>6}"]
+    for m, theirs in zip(rungs, neurons, strict=True):
+        numbers = f"{m['fvu']:>7.3f} {theirs:>8.3f} {m['l0']:>7.1f} {m['dead']:>6}"
+        lines.append(f"{_level(m):>8g} {numbers}")
     return lines
+
+
+def beside_neurons(rungs: Sequence[Metrics], neurons: Sequence[float]) -> str:
+    """What the comparison says of the rung that is recommended, or of all."""
+    chosen = recommended(rungs)
+    pairs = [(m["fvu"], n) for m, n in zip(rungs, neurons, strict=True) if chosen in (None, m)]
+    text = "neurons: FVU of as many neurons as L0, those furthest from their means"
+    if any(math.isnan(theirs) for _, theirs in pairs):
+        return f"{text}; of transcoders there is none."
+    if all(ours >= theirs for ours, theirs in pairs):
+        return f"{text}. They leave less than the dictionary: train longer, or with more features."
+    return f"{text}."
 
 
 def _level(m: Metrics) -> float:
@@ -70,8 +113,11 @@ def _own(key: str) -> bool:
     return key in OWN or key.startswith(OWN_SECTIONS)
 
 
-def draw(rungs: Sequence[Metrics], path: Path) -> None:
-    """FVU, L0 and the share of dead features by level, the recommended rung marked."""
+def draw(rungs: Sequence[Metrics], neurons: Sequence[float], path: Path) -> None:
+    """FVU, L0 and the share of dead features by level, the recommended rung marked.
+
+    Dashed, the FVU of as many neurons.
+    """
     import matplotlib.pyplot as plt
 
     from sparse_dict.analysis.report import figures
@@ -98,6 +144,9 @@ def draw(rungs: Sequence[Metrics], path: Path) -> None:
             panel.minorticks_off()
             panel.set_title(name)
             panel.set_xlabel(NAMES[axis(rungs[0])])
+        label = "as many neurons"
+        axes[0, 0].plot(levels, neurons, "--", color=figures.GREY, lw=1, label=label)
+        axes[0, 0].legend()
         axes[0, 0].set_ylim(0, None)
         axes[0, 1].set_yscale("log")
         axes[0, 2].set_ylim(0, 1)
@@ -122,8 +171,10 @@ class Recommend(Callback):
             rungs.sort(key=_level)
             place = f"-{at.replace('/', '-').replace(' ', '-')}" if at else ""
             name = f"probe-{activation}-{size}{place}"
-            draw(rungs, folder / name)
+            neurons = of_neurons(rungs)
+            draw(rungs, neurons, folder / name)
             of = f", {at}" if at else ""
-            lines = [f"{kind}, {size} features, {rungs[0]['d_in']} wide{of}", *table(rungs)]
+            lines = [f"{kind}, {size} features, {rungs[0]['d_in']} wide{of}"]
+            lines += [*table(rungs, neurons), beside_neurons(rungs, neurons)]
             lines += [f"picture: {folder / name}.png", "", *advice(rungs, overrides, kind)]
             sys.stdout.write("\n".join(lines) + "\n")

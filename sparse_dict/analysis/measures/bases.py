@@ -111,10 +111,10 @@ def at_sparsity(ks: Sequence[int], values: Wide, l0: float) -> Wide:
     Linear between neighbours: fewer codes on some rows and more on the others. Beyond the ends, the
     value there.
     """
-    right = min(max(int(np.searchsorted(ks, l0)), 1), len(ks) - 1)
-    low, high = ks[right - 1], ks[right]
-    share = min(max((l0 - low) / (high - low), 0.0), 1.0)
-    return np.asarray((1 - share) * values[:, right - 1] + share * values[:, right])
+    place = float(np.interp(l0, ks, np.arange(len(ks))))
+    left = int(place)
+    right, share = min(left + 1, len(ks) - 1), place - left
+    return np.asarray((1 - share) * values[:, left] + share * values[:, right])
 
 
 def around(l0s: Iterable[float]) -> set[int]:
@@ -196,7 +196,7 @@ def fit(method: str, rows: Rows, seed: int) -> Basis:
     mean = exact.astype(np.float32)
     match method:
         case "neurons":
-            return _orthogonal(np.eye(d), mean)
+            return neurons(mean)
         case "random":
             # The QR factor of a Gaussian matrix, its signs aside, is uniform (Haar).
             gaussian = _rng(seed).standard_normal((d, d))
@@ -207,6 +207,11 @@ def fit(method: str, rows: Rows, seed: int) -> Basis:
         case "ica":
             return _ica(rows.first(IN_MEMORY), mean, seed)
     raise ValueError(f"unknown baseline {method!r}")
+
+
+def neurons(mean: Floats) -> Basis:
+    """The neuron basis about a mean row (d_in,)."""
+    return _orthogonal(np.eye(len(mean)), mean)
 
 
 def _rng(seed: int) -> np.random.Generator:
