@@ -20,8 +20,7 @@ from sparse_dict.sae.state import State
 SIZE, BATCH, WARM, STEPS = 512, 256, 1000, 400
 COMMON: dict[str, Any] = dict(
     dict_size=SIZE, tied=False, init="independent", l1=0.0, l1_scaling="d_in", dead="none",
-    resample_every=1, aux_k=1, aux_coefficient=0.0, strategy="plain", freeze_above=0.9,
-    perturb_every=1, perturb_noise=0.0, perturb_share=0.0, precision="fp32", project_gradient=False,
+    aux_k=1, aux_coefficient=0.0, precision="fp32", project_gradient=False,
 )  # fmt: skip
 SITES = {"site": "2/mlp_post", "target": "2/mlp_out"}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,7 +38,7 @@ def measured(sae: SAEConfig, x: torch.Tensor) -> tuple[float, float]:
     """Milliseconds of processor time a step, and the L0 of the steps that were measured."""
     architecture = architectures.of(sae)
     config: Any = type("Config", (), {"sae": sae, "seed": 0, "training": _Training})
-    state = State.initial(config, x.shape[1], torch.device("cpu"), x.shape[1])
+    state = State.initial(config, x.shape[1], x.shape[1], torch.device("cpu"))
     ((_, step),) = make_steps([state], WARM + STEPS)
     o = AdamConfig(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, warmup_steps=0)
     numbers = {name: float(getattr(sae, name)) for name in architecture.numbers}
@@ -51,7 +50,7 @@ def measured(sae: SAEConfig, x: torch.Tensor) -> tuple[float, float]:
                 began = time.process_time()
             rows = x[(t * BATCH) % (len(x) - BATCH) :][:BATCH]
             # what is reconstructed costs the same whatever its values are
-            step(rows, [Hyper(o.lr, o.beta1, o.beta2, o.eps, t, numbers)], t * BATCH, rows)
+            step(rows, rows, [Hyper(o.lr, o.beta1, o.beta2, o.eps, t, numbers)], t * BATCH)
         seconds = time.process_time() - began
     stats = state.stats()
     return 1e3 * seconds / STEPS, stats.active / stats.rows

@@ -102,7 +102,7 @@ def starts(task: Task) -> list[Any]:
     tensors = load_file(task.start) if task.start else None
     states = []
     for i, config in enumerate(configs(task, "unused")):
-        state = State.initial(config, 128, torch.device("cpu"))
+        state = State.initial(config, 128, 128, torch.device("cpu"))
         if tensors is not None:
             state.load({name: tensors[f"{i}.{name}"] for name in state.tensors()})
         states.append(state)
@@ -118,9 +118,9 @@ def warm_up(task: Task, path: Path) -> None:
     first = replace(task, warm=0, steps=task.warm, start=None)
     train = ensemble.train
 
-    def train_and_save(members: list[Any], *rest: Any) -> None:
-        train(members, *rest)
-        states = [member.state.tensors() for member in members]
+    def train_and_save(groups: list[list[Any]], *rest: Any) -> None:
+        train(groups, *rest)
+        states = [trainee.state.tensors() for trainee in groups[0]]
         save_file({f"{i}.{k}": v for i, state in enumerate(states) for k, v in state.items()}, path)
 
     ensemble.train = train_and_save
@@ -148,7 +148,7 @@ def ours(
     if dense:
         kernel.load = lambda width: None
     else:
-        kernel.load(kernel.padded(128))
+        kernel.load(128)
     if compiled:  # in this process, before the clock starts
         ensemble.COMPILE_FROM = 0
         with tempfile.TemporaryDirectory() as folder:
@@ -158,15 +158,15 @@ def ours(
     result: dict[str, Any] = {}
     train = ensemble.train
 
-    def timed(members: list[Any], first_step: int) -> None:
-        for member, state in zip(members, initial or [], strict=initial is not None):
-            member.state.load(state.tensors())
+    def timed(groups: list[list[Any]], first_step: int) -> None:
+        for trainee, state in zip(groups[0], initial or [], strict=initial is not None):
+            trainee.state.load(state.tensors())
         clock = Clock()
-        train(members, task.warm)
+        train(groups, task.warm)
         result.update(clock.read())
 
     ensemble.train = timed
-    ensemble.Member.save_checkpoint = lambda member, step: None
+    ensemble.Trainee.save_checkpoint = lambda trainee, step: None
     with tempfile.TemporaryDirectory() as temporary, sampling(task.sample_memory, result):
         home = Path(task.keep or temporary)
         grid = configs(task, str(home), **sae)
@@ -208,7 +208,7 @@ def floor(task: Task) -> dict:
             "products": multiply,
             "Adam": lambda x, step: adam.step(),
             "ours, nothing active": lambda x, step: ours_idle(
-                x, [hyper(config, task.warm + step, 128) for config in grid], task.batch
+                x, x, [hyper(config, task.warm + step, 128) for config in grid], task.batch
             ),
         }
         times: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -324,7 +324,6 @@ def autograd(task: Task, *, keep_memory: bool = False) -> dict:
     import torch
 
     from sparse_dict.machine import runtime
-    from sparse_dict.sae.loss import objective
 
     if keep_memory:
         runtime.allocator()
@@ -340,7 +339,7 @@ def autograd(task: Task, *, keep_memory: bool = False) -> dict:
     for x in fed.batches():
         for kind, p, optimizer, l1 in members:
             optimizer.zero_grad()
-            objective(kind, p, x, {"l1": l1}).loss.backward()
+            kind.objective(p, x, x, {"l1": l1}).loss.backward()
             with torch.no_grad():
                 W_dec = p["W_dec"]
                 W_dec.grad -= (W_dec.grad * W_dec).sum(dim=1, keepdim=True) * W_dec

@@ -57,26 +57,27 @@ def step(task: Task, count: int, *, graph: bool = True, compiled: bool = False, 
     from sparse_dict.sae import step_torch
     from sparse_dict.sae.batches import batches
     from sparse_dict.sae.rows import Rows
+    from sparse_dict.sae.scaling import Scaling
     from sparse_dict.sae.schedule import hyper
     from sparse_dict.sae.state import State
-    from sparse_dict.sae.view import View
 
     activations, device = Activations.open(Path(task.activations)), torch.device(task.device)
     grid = configs(task, "unused", **sae)
     usual = step_torch.BEFORE_CAPTURE
     step_torch.BEFORE_CAPTURE = usual if graph else 10**9
-    states = [State.initial(config, activations.d_in, device) for config in grid]
-    dense = step_torch.DenseStep(states, activations.d_in, compiled=compiled)
+    width = activations.d_in
+    states = [State.initial(config, width, width, device) for config in grid]
+    dense = step_torch.DenseStep(states, compiled=compiled)
     feed = batches(
-        Rows(activations, grid[0].training), batch_size=task.batch, first_step=0, last_step=count,
-        view=View.of(grid[0].activations, activations), device=device,
+        Rows(activations, grid[0].training), Scaling.of(grid[0].activations, activations), device,
+        batch_size=task.batch, first_step=0, last_step=count,
     )  # fmt: skip
     marks = []
     for number, x in enumerate(feed, start=1):
         if number in (1, WARM + 1):
             torch.cuda.synchronize()
             marks.append(time.perf_counter())
-        dense(x, [hyper(config, number, activations.d_in) for config in grid], number * task.batch)
+        dense(x, x, [hyper(config, number, width) for config in grid], number * task.batch)
     marks.append(time.perf_counter())
     torch.cuda.synchronize()
     marks.append(time.perf_counter())

@@ -16,12 +16,14 @@ from sparse_dict.config import (
     TrackingConfig,
     TrainSAEConfig,
 )
-from sparse_dict.sae import architectures, folder, kernel
-from sparse_dict.sae.guidance import Guide
-from sparse_dict.sae.loss import objective
+from sparse_dict.sae import architectures, folder, schema
+from sparse_dict.sae.interventions import Moment, guide
+from sparse_dict.sae.interventions.resample import Resample
+from sparse_dict.sae.scaling import Scaling
 from sparse_dict.sae.schedule import hyper
 from sparse_dict.sae.state import State, Stats
-from sparse_dict.sae.view import View
+from sparse_dict.sae.step_cpu import SparseStep
+from sparse_dict.sae.step_torch import DenseStep
 
 CPU = torch.device("cpu")
 
@@ -41,7 +43,7 @@ def sae_config(*, seed: int = 0, training: dict[str, Any] | None = None, **sae: 
         prefixes=[0.25, 0.5, 1.0], widths=[5, 11],
     )  # fmt: skip
     values |= sae
-    kind = architectures.known()[values["activation"]].Config
+    kind = schema.of(values["activation"])
     own = {field.name for field in fields(kind)}
     assert sae.keys() <= own, f"{values['activation']} has no {sae.keys() - own}"
     return TrainSAEConfig(
@@ -65,9 +67,9 @@ def sae_config(*, seed: int = 0, training: dict[str, Any] | None = None, **sae: 
     )  # fmt: skip
 
 
-def scaled_by(scale: float, d_in: int) -> View:
+def scaled_by(scale: float, d_in: int) -> Scaling:
     """What `activations.scaling` alone makes of rows `d_in` wide."""
-    return View(np.zeros(d_in, np.float32), np.full(d_in, scale))
+    return Scaling(np.zeros(d_in, np.float32), np.full(d_in, scale))
 
 
 def sparse_rows(n: int, d_in: int, seed: int = 0) -> Tensor:
@@ -81,16 +83,6 @@ def sparse_rows(n: int, d_in: int, seed: int = 0) -> Tensor:
     return x / x.square().mean().sqrt()
 
 
-def pad(x: Tensor) -> Tensor:
-    """Zero columns up to the kernel's width."""
-    return pad_to(kernel.padded(x.shape[1]), x)
-
-
-def pad_to(width: int, x: Tensor) -> Tensor:
-    """Zero columns up to `width`."""
-    return torch.nn.functional.pad(x, (0, width - x.shape[1]))
-
-
 @dataclass
 class Reference:
     """What `by_the_definition` computes, in float64."""
@@ -99,40 +91,70 @@ class Reference:
     sums: list[Stats]  # of each batch, before its update
 
 
-def planted_guide(d_in: int, strong: Tensor | None = None) -> Guide:
-    """A metric that sees the span of `strong` (n, d_in) alone, or of random directions."""
+def planted_metric(d_in: int, strong: Tensor | None = None) -> Tensor:
+    """A guide's metric that sees the span of `strong` (n, d_in) alone, or of random directions."""
     if strong is None:
         strong = torch.randn(d_in // 2, d_in, generator=torch.Generator().manual_seed(7))
     metric = strong.T @ strong
-    return Guide(directions=None, metric=metric * (d_in / metric.trace()))
+    return metric * (d_in / metric.trace())
 
 
-def begun(config: TrainSAEConfig, d_in: int, d_out: int | None = None) -> State:
-    """The state at the beginning, with a planted guide if the loss needs one.
+def begun(
+    config: TrainSAEConfig,
+    d_in: int,
+    d_out: int | None = None,
+    device: torch.device = CPU,
+    metric: Tensor | None = None,
+) -> State:
+    """The state at the beginning, with a term of the loss if the config asks for one.
 
     Where something is done about features that are not used, half are used seldom or never.
     """
-    state = State.initial(config, d_in, CPU, d_out, planted_guide(d_in))
+    terms = ()
+    if config.sae.guide == "penalty":
+        metric = planted_metric(d_in) if metric is None else metric
+        terms = (guide.charge(config.sae.guide_strength, metric),)
+    state = State.initial(config, d_in, d_in if d_out is None else d_out, device, terms=terms)
     if config.sae.dead != "none":
-        state.b[::2] -= torch.linspace(1, 6, len(state.b[::2]))
+        state.b[::2] -= torch.linspace(1, 6, len(state.b[::2])).to(device)
     return state
+
+
+Step = SparseStep | DenseStep
+
+
+def take(
+    step: Step,
+    configs: list[TrainSAEConfig],
+    t: int,
+    x: Tensor,
+    y: Tensor | None = None,
+) -> None:
+    """Optimiser step `t` of dictionaries on a batch, and what `sae.dead=resample` does after it."""
+    y, seen = x if y is None else y, t * len(x)
+    hypers = [hyper(config, t, y.shape[1]) for config in configs]
+    step(x, y, hypers, seen)
+    for config, state in zip(configs, step.states, strict=True):
+        if config.sae.dead == "resample":
+            at = Moment(t, 0, seen, x, y, lambda rows: iter(()))
+            Resample(config.sae, Path(), None).after_step([state], at)
 
 
 def by_the_definition(
     config: TrainSAEConfig, batches: list[Tensor], d_in: int, targets: list[Tensor] | None = None
 ) -> Reference:
-    """`loss.objective` in float64, trained by autograd and torch.optim.Adam.
+    """`Architecture.objective` in float64, trained by autograd and torch.optim.Adam.
 
     `targets` are what each batch is to become, of a transcoder. With `sae.dead=resample` features
     that are inactive are replaced as the paper says.
     """
     sae, o = config.sae, config.optimizer
     state = begun(config, d_in, targets[0].shape[1] if targets else None)
-    whole = state.whole(d_in, state.d_out)
-    leaves = {name: whole[name].double().clone().requires_grad_() for name in state.params}
+    leaves = {name: state.params[name].double().clone().requires_grad_() for name in state.params}
     adam = torch.optim.Adam(list(leaves.values()), betas=(o.beta1, o.beta2), eps=o.eps)
     last_fired, seen, sums = torch.zeros(sae.dict_size, dtype=torch.int64), 0, []
     pairs = zip(batches, targets or batches, strict=True)
+    metric = planted_metric(d_in).double()
     for t, (x, y) in enumerate(((x.double(), y.double()) for x, y in pairs), start=1):
         seen += len(x)
         h = hyper(config, t, state.d_out)
@@ -144,11 +166,13 @@ def by_the_definition(
         if aligned:  # a free row V stands for one whose product with the decoder row is one
             missing = 1 - (p["W_enc"] * p["W_dec"]).sum(1, keepdim=True)
             p["W_enc"] = p["W_enc"] + missing * p["W_dec"]
-        metric = planted_guide(d_in).metric.double() if state.architecture.priced else None
-        fit = objective(state.architecture, p, x, numbers, inactive, y, metric)
+        fit = state.architecture.objective(p, x, y, numbers, inactive)
         made = fit.x_hat.detach()
-        if sae.skip:
-            made = made + x @ p["W_skip"].detach().T
+        if sae.guide == "penalty":  # a code costs 1 / (1 + gain^2) more, times the strength
+            gains = torch.einsum("ki,ij,kj->k", p["W_dec"], metric, p["W_dec"])
+            gains = gains / (p["W_dec"] ** 2).sum(1)
+            extra = (fit.encoded.codes / (1 + gains)).sum(1).mean()
+            fit.loss = fit.loss + numbers["l1"] * sae.guide_strength * extra
         for group in adam.param_groups:
             group["lr"] = h.lr
         adam.zero_grad()
@@ -201,17 +225,14 @@ def resample_by_the_definition(
     p["b"][dead] = 0
 
 
-def assert_same_parameters(
-    state: State, want: dict[str, Tensor], d_in: int, d_out: int | None = None
-) -> None:
+def assert_same_parameters(state: State, want: dict[str, Tensor]) -> None:
     """Those of a float32 state and of the definition.
 
     Adam divides by the gradient's size, so rounding shows where gradients are tiny: 2e-4 is a fifth
     of one step of the learning rate, of which about ten are made.
     """
-    got = state.whole(d_in, d_out)
     for name, tensor in want.items():
-        torch.testing.assert_close(got[name].double(), tensor, rtol=0, atol=2e-4, msg=name)
+        torch.testing.assert_close(state.params[name].double(), tensor, rtol=0, atol=2e-4, msg=name)
 
 
 def config_in(activations_dir: Path, **values):

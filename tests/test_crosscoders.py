@@ -12,7 +12,7 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.analysis.analyses import crosscoders
 from sparse_dict.sae import stage
 from sparse_dict.sae.folder import read
-from sparse_dict.sae.view import View
+from sparse_dict.sae.scaling import Scaling
 
 D = 24
 SITES = ("1/mlp_out", "2/mlp_out")
@@ -98,8 +98,8 @@ def test_planted_features_are_found_and_known_as_what_they_are(tmp_path, kind):
     config.activations.scaling = "rms_by_site"
     stage.train_many([config], [tmp_path / "d"])
     trained = read(tmp_path / "d")
-    view = View.of(config.activations, Activations.open(tmp_path / "a"))
-    W = trained.dictionary.W_dec / view.balance
+    scaling = Scaling.of(config.activations, Activations.open(tmp_path / "a"))
+    W = trained.dictionary.W_dec / scaling.balance
     pairs = [crosscoders.Sides(*SITES, (slice(0, D), slice(D, 2 * D)))]
     (norms,) = crosscoders._norms(W, pairs)
     share = crosscoders.relative(norms)

@@ -1,6 +1,6 @@
 """What each kind is: its loss against the paper's formula in numpy, its export, its config."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -9,11 +9,11 @@ from omegaconf import MISSING
 from sae_helpers import CPU, sae_config, scaled_by, sparse_rows
 
 from sparse_dict.errors import UserError
-from sparse_dict.sae import architectures, loss, step_torch
+from sparse_dict.sae import architectures, step_torch
 from sparse_dict.sae.architectures.relu import ReLU, ReLUConfig
 from sparse_dict.sae.evaluate import on_raw
+from sparse_dict.sae.scaling import Scaling
 from sparse_dict.sae.state import State
-from sparse_dict.sae.view import View
 
 D_IN = 16
 KINDS = sorted(architectures.known())
@@ -29,7 +29,7 @@ def mse(x_hat: np.ndarray, x: np.ndarray) -> float:
 
 def shaken(kind: str, **sae) -> State:
     """A dictionary none of whose parameters is at a special value."""
-    state = State.initial(sae_config(activation=kind, dict_size=24, **sae), D_IN, CPU)
+    state = State.initial(sae_config(activation=kind, dict_size=24, **sae), D_IN, D_IN, CPU)
     generator = torch.Generator().manual_seed(1)
     for name in state.params.keys() - {"W_enc", "W_dec"}:
         noise = 0.1 * torch.randn(state.params[name].shape, generator=generator)
@@ -75,12 +75,12 @@ def by_hand(kind: str, p: dict[str, np.ndarray], x: np.ndarray, sae) -> float:
 def test_the_objective_is_the_papers_formula(kind):
     state = shaken(kind)
     x = sparse_rows(40, D_IN).double()
-    p = {name: tensor.double() for name, tensor in state.whole(D_IN).items()}
+    p = {name: tensor.double() for name, tensor in state.whole.items()}
     numbers = {"l1": 0.125, "l0": 0.25, "bandwidth": 0.05, "aux_coefficient": 1.0}
     if state.architecture.axis != "l1":
         numbers["l1"] = 0.0
     given = {name: torch.tensor(value).double() for name, value in numbers.items()}
-    got = loss.objective(state.architecture, p, x, given).loss
+    got = state.architecture.objective(p, x, x, given).loss
     arrays = {name: tensor.numpy() for name, tensor in p.items()}
     want = by_hand(kind, arrays, x.numpy(), state.architecture.sae)
     assert float(got) == pytest.approx(want, rel=1e-12)
@@ -90,10 +90,10 @@ def test_jumprelu_thresholds_get_the_pseudo_derivatives_of_the_paper():
     """Equations 11 and 12 of arXiv 2407.14435, by a loop over entries."""
     state = shaken("jumprelu", l0=2e-3)
     x, eps, l0 = sparse_rows(40, D_IN).double(), 0.05, 2e-3
-    p = {name: t.double().requires_grad_() for name, t in state.whole(D_IN).items()}
+    p = {name: t.double().requires_grad_() for name, t in state.whole.items()}
     numbers = {"l1": 0.0, "l0": l0, "bandwidth": eps, "aux_coefficient": 0.0}
     given = {name: torch.tensor(value).double() for name, value in numbers.items()}
-    fit = loss.objective(state.architecture, p, x, given)
+    fit = state.architecture.objective(p, x, x, given)
     fit.loss.backward()
     theta = p["log_threshold"].detach().exp()
     residual = (fit.x_hat - x).detach()
@@ -109,28 +109,28 @@ def test_jumprelu_thresholds_get_the_pseudo_derivatives_of_the_paper():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("by_site", [False, True])
 def test_what_is_saved_computes_on_raw_activations_what_was_trained_on(kind, tied, by_site):
-    state, view = shaken(kind, tied=tied), scaled_by(5.0, D_IN)
+    state, scaling = shaken(kind, tied=tied), scaled_by(5.0, D_IN)
     if by_site:
         mean = np.linspace(-3, 4, D_IN, dtype=np.float32)
-        view = View(mean, np.repeat([0.5, 5.0], D_IN // 2))
-    scale = view.unit
+        scaling = Scaling(mean, np.repeat([0.5, 5.0], D_IN // 2))
+    scale = scaling.unit
     x = sparse_rows(50, D_IN)
     if state.batch_floor is not None:
         state.batch_floor.fill_(0.3)
-    saved = on_raw(state, view, view)
-    p = state.whole(D_IN)
+    saved = on_raw(state, scaling, scaling)
+    p = state.whole
     codes = state.architecture.encode(p, x).codes
     if state.architecture.keeps_floor:  # the batch's choice becomes one threshold
         z = state.architecture.pre_activations(p, x)
         floor = 0.3 / state.architecture.norms(p) if "crosscoder" in kind else 0.3
         codes = z * (z > floor)
-    raw = x.numpy() * view.scale.astype("f4") + view.mean
+    raw = x.numpy() * scaling.scale.astype("f4") + scaling.mean
     torch.testing.assert_close(
         torch.from_numpy(saved.encode(raw)), scale * codes, rtol=1e-4, atol=1e-4
     )
     got = saved.decode(saved.encode(raw))
     seen = state.architecture.decode(p, codes)
-    want = seen * torch.from_numpy(view.scale.astype("f4")) + torch.from_numpy(view.mean)
+    want = seen * torch.from_numpy(scaling.scale.astype("f4")) + torch.from_numpy(scaling.mean)
     torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-4, atol=1e-4)
 
 
@@ -145,12 +145,12 @@ def test_a_key_that_nobody_thought_of_splits_a_stack(monkeypatch):
     Kind.Config = Config
     monkeypatch.setitem(architectures.known(), "relu", Kind)
     first = sae_config(l1=1e-2)
-    values = {**vars(first.sae), "dummy": 0.0}
+    values = {field.name: getattr(first.sae, field.name) for field in fields(ReLUConfig)}
     configs = [
         replace(first, sae=Config(**{**values, **own}))
         for own in ({"dummy": 1.0}, {"dummy": 2.0}, {"dummy": 1.0, "l1": 3e-2})
     ]
-    states = [State.initial(config, D_IN, CPU) for config in configs]
+    states = [State.initial(config, D_IN, D_IN, CPU) for config in configs]
     assert step_torch._grouped(states, 10**6) == [[0, 2], [1]]
 
 

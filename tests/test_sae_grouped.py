@@ -25,12 +25,11 @@ from sae_helpers import (
     begun,
     by_the_definition,
     config_in,
-    pad,
-    planted_guide,
     results,
     sae_config,
     scaled_by,
     sparse_rows,
+    take,
 )
 from torch import Tensor
 
@@ -41,7 +40,7 @@ from sparse_dict.launch.checks import one_line_errors
 from sparse_dict.machine.balance import balanced
 from sparse_dict.machine.interrupt import Interrupted
 from sparse_dict.sae import batches as batches_module
-from sparse_dict.sae import ensemble, kernel, stage, step_torch
+from sparse_dict.sae import jobs, kernel, stage, step_torch
 from sparse_dict.sae.batches import batches
 from sparse_dict.sae.schedule import hyper
 from sparse_dict.sae.state import State
@@ -90,9 +89,9 @@ def alike(variant: dict) -> list[TrainSAEConfig]:
 
 def train(configs: list[TrainSAEConfig], rows: list[Tensor], max_features: int) -> list[State]:
     states = [begun(config, D_IN) for config in configs]
-    step = DenseStep(states, D_IN, max_features=max_features)
+    step = DenseStep(states, max_features=max_features)
     for t, x in enumerate(rows, start=1):
-        step(pad(x), [hyper(config, t, D_IN) for config in configs], t * len(x))
+        take(step, configs, t, x)
     return states
 
 
@@ -101,7 +100,7 @@ def test_stacked_dictionaries_equal_autograd_of_the_definition_with_torch_adam(v
     rows = list(sparse_rows(8 * 300, D_IN).split(300))
     configs = alike(variant)
     for config, state in zip(configs, train(configs, rows, EVERYTHING), strict=True):
-        assert_same_parameters(state, by_the_definition(config, rows, D_IN).params, D_IN)
+        assert_same_parameters(state, by_the_definition(config, rows, D_IN).params)
 
 
 def test_some_features_are_dead_in_the_auxiliary_loss_above():
@@ -145,7 +144,7 @@ def test_bfloat16_products_stay_close_to_float32():
 )
 def test_every_dictionary_is_in_one_stack_of_its_kind_and_size(members, max_features):
     states = [
-        State.initial(sae_config(dict_size=size, tied=tied), 4, CPU) for size, tied in members
+        State.initial(sae_config(dict_size=size, tied=tied), 4, 4, CPU) for size, tied in members
     ]
     groups = step_torch._grouped(states, max_features)
     assert sorted(i for group in groups for i in group) == list(range(len(states)))
@@ -157,11 +156,12 @@ def test_every_dictionary_is_in_one_stack_of_its_kind_and_size(members, max_feat
 def test_a_dropped_dictionary_does_not_touch_its_stack():
     rows = list(sparse_rows(4 * 300, D_IN).split(300))
     good, bad = sae_config(), sae_config(seed=1)
-    states = [State.initial(config, D_IN, CPU) for config in (good, bad)]
+    states = [State.initial(config, D_IN, D_IN, CPU) for config in (good, bad)]
     states[1].W_enc[3] = float("nan")
-    step = DenseStep(states, D_IN, max_features=EVERYTHING)
+    step = DenseStep(states, max_features=EVERYTHING)
     for t, x in enumerate(rows, start=1):
-        step(pad(x), [hyper(good, t, D_IN), None if t > 2 else hyper(bad, t, D_IN)], t * len(x))
+        hypers = [hyper(good, t, D_IN), None if t > 2 else hyper(bad, t, D_IN)]
+        step(x, x, hypers, t * len(x))
     assert not states[1].is_finite()
     (alone,) = train([good], rows, 1)
     assert torch.equal(states[0].W_dec, alone.W_dec)
@@ -176,11 +176,11 @@ def test_a_failed_compilation_is_told_once_and_trains_without(monkeypatch, caplo
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: broken)
     rows = list(sparse_rows(3 * 300, D_IN).split(300))
-    state = State.initial(sae_config(), D_IN, CPU)
-    step = DenseStep([state], D_IN, compiled=True)
+    state = State.initial(sae_config(), D_IN, D_IN, CPU)
+    step = DenseStep([state], compiled=True)
     with caplog.at_level(logging.WARNING):
         for t, x in enumerate(rows, start=1):
-            step(pad(x), [hyper(sae_config(), t, D_IN)], t * len(x))
+            take(step, [sae_config()], t, x)
     assert [r.getMessage() for r in caplog.records] == [
         "torch.compile failed, training without it: no Triton here"
     ]
@@ -193,10 +193,10 @@ def test_a_failed_compilation_is_told_once_and_trains_without(monkeypatch, caplo
 def test_the_compiled_step_is_one_graph_and_computes_the_same(variant, caplog):
     rows = list(sparse_rows(4 * 300, D_IN).split(300))
     configs = alike(variant)
-    states = [State.initial(config, D_IN, CPU) for config in configs]
-    step = DenseStep(states, D_IN, compiled=True, max_features=EVERYTHING)
+    states = [State.initial(config, D_IN, D_IN, CPU) for config in configs]
+    step = DenseStep(states, compiled=True, max_features=EVERYTHING)
     for t, x in enumerate(rows, start=1):
-        step(pad(x), [hyper(config, t, D_IN) for config in configs], t * len(x))
+        take(step, configs, t, x)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     for got, want in zip(states, train(configs, rows, EVERYTHING), strict=True):
         torch.testing.assert_close(got.W_dec, want.W_dec, rtol=0, atol=3e-4)
@@ -210,13 +210,12 @@ GPU_STEPS = 4 * step_torch.BEFORE_CAPTURE  # with a graph, the most of them
 def on_the_gpu(configs: list[TrainSAEConfig], rows: list[Tensor], may_wait: bool) -> list[State]:
     """Trained by captured steps, which torch refuses to let wait unless they may."""
     device = torch.device("cuda:0")
-    guide = planted_guide(D_IN)
-    states = [State.initial(config, D_IN, device, guide=guide) for config in configs]
-    step = DenseStep(states, D_IN)
-    given = [pad(x).to(device) for x in rows]
+    states = [begun(config, D_IN, device=device) for config in configs]
+    step = DenseStep(states)
+    given = [x.to(device) for x in rows]
     try:
         for t, x in enumerate(given, start=1):
-            step(x, [hyper(config, t, D_IN) for config in configs], t * len(x))
+            take(step, configs, t, x)
             if t > step_torch.BEFORE_CAPTURE and not may_wait:
                 torch.cuda.set_sync_debug_mode("error")
     finally:
@@ -271,16 +270,15 @@ def test_batches_hold_the_same_rows_however_they_get_to_the_device(
     batch_size = max(1, int(share * rows))
     activations = CountedActivations(rows)
     feed = batches(
-        activations, batch_size=batch_size, first_step=first_step,
-        last_step=first_step + steps, view=scaled_by(2.0, 3), device=CPU, room=room,
+        activations, scaled_by(2.0, 3), CPU, batch_size=batch_size, first_step=first_step,
+        last_step=first_step + steps, room=room,
     )  # fmt: skip
     with mock.patch.object(batches_module, "_block", return_value=block):
         got = [batch.clone() for batch in feed]
     assert len(got) == steps
     for step, batch in enumerate(got, start=first_step):
         want = torch.arange(step * batch_size, (step + 1) * batch_size) % rows / 2
-        assert torch.equal(batch[:, :3], want[:, None].expand(-1, 3))
-        assert not batch[:, 3:].any()
+        assert torch.equal(batch, want[:, None].expand(-1, 3))
     whole_pass = -(-rows // batch_size)
     if room and steps > whole_pass:  # one pass, and what was read ahead
         assert activations.read <= (whole_pass + 2 * block) * batch_size
@@ -294,8 +292,8 @@ def test_rows_are_streamed_when_another_process_took_the_memory(monkeypatch):
 
     monkeypatch.setattr(Tensor, "new_empty", taken)
     feed = batches(
-        CountedActivations(10), batch_size=5, first_step=0, last_step=6,
-        view=scaled_by(1.0, 3), device=CPU, room=10**6,
+        CountedActivations(10), scaled_by(1.0, 3), CPU, batch_size=5, first_step=0, last_step=6,
+        room=10**6,
     )  # fmt: skip
     assert [int(batch[0, 0]) for batch in feed] == [0, 5, 0, 5, 0, 5]
 
@@ -316,7 +314,7 @@ def dense(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
     """No C compiler, and as many devices as the list is given."""
     there = [CPU]
     monkeypatch.setattr(kernel, "load", lambda width: None)
-    monkeypatch.setattr(ensemble, "training_devices", lambda name: there)
+    monkeypatch.setattr(jobs, "training_devices", lambda name: there)
     return there
 
 
@@ -342,7 +340,7 @@ def test_several_devices_compute_what_one_does(activations_dir, tmp_path, dense,
         shares.extend(balanced(loads, parts))
         return shares
 
-    monkeypatch.setattr(ensemble, "balanced", split)
+    monkeypatch.setattr(jobs, "balanced", split)
     stage.train_many(configs, [tmp_path / f"two{i}" for i in range(len(configs))])
     assert len(shares) == 2
     assert all(shares)

@@ -9,8 +9,8 @@ from sae_helpers import sae_config
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import AdamConfig
 from sparse_dict.errors import UserError
+from sparse_dict.sae.data import settled
 from sparse_dict.sae.schedule import hyper, rate
-from sparse_dict.sae.sides import settled
 
 SHAPES = st.sampled_from(["constant", "linear", "cosine"])
 

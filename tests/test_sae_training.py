@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import stopped_at_once
-from sae_helpers import config_in, results, sparse_rows
+from sae_helpers import begun, config_in, results, sparse_rows
 
 from sparse_dict import tracking
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.errors import UserError
 from sparse_dict.machine.interrupt import Interrupted
 from sparse_dict.sae import ensemble, folder, kernel, stage
+from sparse_dict.sae.interventions import Moment
+from sparse_dict.sae.interventions.freeze_perturb import FreezePerturb
 from sparse_dict.sae.state import State
-from sparse_dict.sae.strategy import FreezePerturb
 from sparse_dict.storage import tensor_files
 
 D_IN = 24
@@ -125,9 +126,9 @@ def test_a_signal_during_the_last_step_starts_no_other_pass(activations_dir, tmp
     other = config_in(activations_dir, dict_size=16, training={"batch_size": 256})
     step = ensemble._Part.step
 
-    def signalled(part, number, last_step, seen):
-        step(part, number, last_step, seen)
-        if number == last_step:
+    def signalled(part, number, seen):
+        step(part, number, seen)
+        if number == part.last_step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
@@ -189,10 +190,10 @@ def test_a_companion_that_turns_non_finite_drops_its_dictionary(
 ):
     beside = FreezePerturb.beside
 
-    def broken(state, config):
-        pair = beside(state, config)
-        pair.pair[1].b[0] = float("nan")
-        return pair
+    def broken(self, state, begin):
+        (companion,) = beside(self, state, begin)
+        companion.b[0] = float("nan")
+        return [companion]
 
     monkeypatch.setattr(FreezePerturb, "beside", broken)
     (outcome,) = stage.train_many([frozen_config(activations_dir)], [tmp_path / "a"])
@@ -258,12 +259,12 @@ def frozen_config(activations_dir):
 
 def test_freezing_keeps_convergent_features_and_moves_the_others(activations_dir):
     config = frozen_config(activations_dir)
-    state = State.initial(config, D_IN, torch.device("cpu"))
-    pair = FreezePerturb.beside(state, config)
-    companion = pair.pair[1]
+    state = State.initial(config, D_IN, D_IN, torch.device("cpu"))
+    pair = FreezePerturb(config.sae, Path(), None)
+    (companion,) = pair.beside(state, lambda seed: begun(replace(config, seed=seed), D_IN))
     companion.W_dec[:5] = state.W_dec[:5]  # found by both
     before = state.W_dec.clone()
-    pair.after_step(2, 100)
+    pair.after_step([state, companion], Moment(2, 100, 0, None, None, None))
     frozen = (before @ companion.W_dec.T).amax(1) > 0.6
     assert frozen[:5].all()
     moved = (state.W_dec - before).norm(dim=1)
@@ -271,7 +272,7 @@ def test_freezing_keeps_convergent_features_and_moves_the_others(activations_dir
     assert (moved[~pair.frozen[0]] > 0.2).all()
     torch.testing.assert_close(state.W_dec.norm(dim=1), torch.ones(16))
     state.params["W_dec"] += 1.0  # an optimiser step on everything
-    pair.after_step(3, 100)
+    pair.after_step([state, companion], Moment(3, 100, 0, None, None, None))
     assert torch.equal(state.W_dec[:5], before[:5])
 
 

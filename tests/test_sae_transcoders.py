@@ -6,20 +6,20 @@ import torch
 from sae_helpers import (
     CPU,
     assert_same_parameters,
+    begun,
     by_the_definition,
-    pad_to,
     sae_config,
     sparse_rows,
+    take,
 )
 from site_harvest import harvest_of
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.errors import UserError
 from sparse_dict.machine.interrupt import Interrupted
-from sparse_dict.sae import architectures, ensemble, kernel, stage
+from sparse_dict.sae import architectures, ensemble, stage
 from sparse_dict.sae.folder import WEIGHTS, read
-from sparse_dict.sae.loss import objective
-from sparse_dict.sae.schedule import hyper
+from sparse_dict.sae.interventions.resample import resample
 from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
@@ -49,55 +49,46 @@ def batches(n: int, d_in: int, d_out: int) -> tuple[list[torch.Tensor], list[tor
 @pytest.mark.parametrize(("d_in", "d_out"), [(20, 12), (12, 20)])
 def test_ten_steps_equal_autograd_of_the_definition(step_class, variant, d_in, d_out):
     config = sae_config(**SITES, **variant)
-    state = State.initial(config, d_in, CPU, d_out)
-    width = kernel.padded(max(d_in, d_out))
-    if step_class is SparseStep:
-        if not state.architecture.fast or "W_skip" in state.params:
-            pytest.skip("it has no such step")
-        step = SparseStep(kernel.load(width), [state], d_out)
-    else:
-        step = DenseStep([state], d_out)
+    state = begun(config, d_in, d_out)
+    if step_class is SparseStep and (not state.is_fast or "W_skip" in state.params):
+        pytest.skip("it has no such step")
     xs, ys = batches(300, d_in, d_out)
     sums = []
-    with step:
+    with step_class([state]) as step:
         for t, (x, y) in enumerate(zip(xs, ys, strict=True), start=1):
-            step(pad_to(width, x), [hyper(config, t, d_out)], t * len(x), pad_to(width, y))
+            take(step, [config], t, x, y)
             sums.append(state.stats())
             state.sums.zero_()
     want = by_the_definition(config, xs, d_in, ys)
-    assert_same_parameters(state, want.params, d_in, d_out)
+    assert_same_parameters(state, want.params)
     for got, right in zip(sums, want.sums, strict=True):
         assert got.squared_error == pytest.approx(right.squared_error, rel=1e-4)
-    assert float(state.params["b_dec"][:d_out].abs().max()) > 0
-    for name, w in state.params.items():  # what is padding stays zero
-        end = d_in if name in ("W_enc", "W_skip") else d_out
-        assert (w.dim() == 1 and name != "b_dec") or not bool(w[..., end:].any())
+    assert float(state.params["b_dec"].abs().max()) > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_captured_steps_on_a_gpu_equal_autograd_of_the_definition(variant):
     config, device = sae_config(**SITES, **variant), torch.device("cuda:0")
-    state, width = State.initial(config, 20, device, 12), kernel.padded(20)
-    step = DenseStep([state], 12)
+    state = begun(config, 20, 12, device)
+    step = DenseStep([state])
     xs, ys = batches(300, 20, 12)
     for t, (x, y) in enumerate(zip(xs, ys, strict=True), start=1):
-        both = (pad_to(width, rows).to(device) for rows in (x, y))
-        step(next(both), [hyper(config, t, 12)], t * len(x), next(both))
+        take(step, [config], t, x.to(device), y.to(device))
     assert step._captured is not None
-    state.move(CPU)
-    assert_same_parameters(state, by_the_definition(config, xs, 20, ys).params, 20, 12)
+    state.params = {name: tensor.cpu() for name, tensor in state.params.items()}
+    assert_same_parameters(state, by_the_definition(config, xs, 20, ys).params)
 
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("kind", ["relu", "topk"])
 def test_the_objective_is_the_papers_formula(kind, skip):
     """Dunefsky et al. 2024, equation 3; with the affine skip of Paulo et al. 2025."""
-    state = State.initial(sae_config(activation=kind, skip=skip, **SITES), 10, CPU, 6)
-    p = {name: torch.randn_like(w).double() for name, w in state.whole(10, 6).items()}
+    state = State.initial(sae_config(activation=kind, skip=skip, **SITES), 10, 6, CPU)
+    p = {name: torch.randn_like(w).double() for name, w in state.whole.items()}
     x, y = (rows[0].double() for rows in batches(50, 10, 6))
     numbers = {"l1": torch.tensor(0.125).double()} if kind == "relu" else {"l1": torch.zeros(())}
-    got = objective(state.architecture, p, x, numbers, y=y).loss
+    got = state.architecture.objective(p, x, y, numbers).loss
     q, a, b = {n: w.numpy() for n, w in p.items()}, x.numpy(), y.numpy()
     codes = np.maximum(a @ q["W_enc"].T + q["b"], 0)
     if kind == "topk":
@@ -108,12 +99,10 @@ def test_the_objective_is_the_papers_formula(kind, skip):
 
 
 def test_features_that_are_not_used_take_the_target_s_direction():
-    from sparse_dict.sae import dead_features
-
-    state = State.initial(sae_config(dict_size=20, **SITES), 16, CPU, 8)
+    state = State.initial(sae_config(dict_size=20, **SITES), 16, 8, CPU)
     dead = torch.arange(20) < 5
-    x, y = sparse_rows(300, 16), pad_to(16, sparse_rows(300, 8, seed=1))
-    dead_features.resample(state, x, dead, 1, y)
+    x, y = sparse_rows(300, 16), sparse_rows(300, 8, seed=1)
+    resample(state, dead, x, y, 1)
     for rows, weights in ((x, state.W_enc), (y, state.W_dec)):
         unit = torch.nn.functional.normalize(rows, dim=1)
         cosines = torch.nn.functional.normalize(weights[dead], dim=1) @ unit.T
@@ -269,10 +258,8 @@ def test_what_no_transcoder_can_be_is_refused(own, message):
 
 def test_every_kind_but_crosscoders_can_transcode():
     for kind in architectures.known().keys() - {"crosscoder", "batch_topk_crosscoder"}:
-        state = State.initial(sae_config(activation=kind, **SITES), 6, CPU, 9)
+        state = State.initial(sae_config(activation=kind, **SITES), 6, 9, CPU)
         x, y = sparse_rows(20, 6), sparse_rows(20, 9)
-        fit = objective(
-            state.architecture, state.whole(6, 9), x,
-            dict.fromkeys(("l1", "l0", "bandwidth"), torch.tensor(0.1)), y=y,
-        )  # fmt: skip
+        numbers = dict.fromkeys(("l1", "l0", "bandwidth"), torch.tensor(0.1))
+        fit = state.architecture.objective(state.whole, x, y, numbers)
         assert fit.x_hat.shape == (20, 9)

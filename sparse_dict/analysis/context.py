@@ -33,7 +33,7 @@ from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.analysis.tables import Tables, fingerprints
 from sparse_dict.config import AnalyzeConfig, BaselinesConfig, EffectsConfig, LossRecoveredConfig
 from sparse_dict.errors import MALFORMED, UserError
-from sparse_dict.sae import architectures
+from sparse_dict.sae import architectures, interventions, schema
 
 Settings = TypeVar("Settings")
 Result = TypeVar("Result")
@@ -180,15 +180,16 @@ class Context:
 
     def _begun(self, entry: Entry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Encoder and decoder rows at the beginning, (size, d_in) each."""
-        from sparse_dict.sae import guidance
         from sparse_dict.sae.state import drawn_from
 
-        kind = architectures.known()[entry.metrics["activation"]]
-        sae, guide = kind.Config(**entry.metrics["config"]["sae"]), guidance.Guide()
-        if sae.guide != "none":
-            guide = guidance.read(sae, Path(self.config.lm_dir), self.activations)
+        name = entry.metrics["activation"]
+        sae = schema.of(name)(**entry.metrics["config"]["sae"])
+        changes = [
+            kind(sae, Path(self.config.lm_dir), self.activations).begin
+            for kind in interventions.asked(sae)
+        ]
         widths = entry.encoder.shape[1], entry.decoder.shape[1]
-        drawn = drawn_from(entry.seed, kind(sae), *widths, guide.directions)
+        drawn = drawn_from(entry.seed, architectures.known()[name](sae), *widths, changes)
         return drawn.get("W_enc", drawn["W_dec"]).numpy(), drawn["W_dec"].numpy()
 
     @cached_property

@@ -28,7 +28,7 @@ from sparse_dict.analysis.study import Entry, Study, seed_groups
 from sparse_dict.config import ActivationsConfig, AnalyzeConfig, BaselinesConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress
-from sparse_dict.sae.view import View
+from sparse_dict.sae.scaling import Scaling
 
 Wide = NDArray[np.float64]
 
@@ -156,7 +156,7 @@ def _balance(study: Study, activations: Activations) -> Floats | None:
     seen = study.entries[0].metrics["config"].get("activations")
     if not seen:
         return None
-    balance = View.of(ActivationsConfig(**seen), activations).balance
+    balance = Scaling.of(ActivationsConfig(**seen), activations).balance
     return None if (balance == 1).all() else balance
 
 

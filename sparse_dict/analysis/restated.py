@@ -8,7 +8,7 @@ from sparse_dict.analysis.study import Study, everywhere
 from sparse_dict.config import ActivationsConfig, AnalyzeConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.rows import moments_of
-from sparse_dict.sae.view import View
+from sparse_dict.sae.scaling import Scaling
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def restate(study: Study, config: AnalyzeConfig) -> None:
             seen = ActivationsConfig(**(m["config"].get("activations") or NEITHER))
             if rows not in known:
                 known[rows] = moments_of(y, y.rows - rows, y.rows)
-            m["variance"] = float((known[rows].variance / View.of(seen, y).scale ** 2).mean())
+            m["variance"] = float((known[rows].variance / Scaling.of(seen, y).scale ** 2).mean())
             before, m["fvu"] = float(m["fvu"]), float(m["mse"]) / m["variance"]
             changes.append(m["fvu"] / before - 1 if before else 0.0)
         log.info(

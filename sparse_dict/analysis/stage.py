@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_dict import tracking
 from sparse_dict.config import AnalyzeConfig, InterpConfig
 from sparse_dict.errors import UserError
-from sparse_dict.sae.naming import end_values, run_name
+from sparse_dict.sae.run_names import end_values, run_name
 from sparse_dict.storage import door, files, lock
 
 if TYPE_CHECKING:

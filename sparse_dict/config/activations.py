@@ -71,7 +71,7 @@ class ActivationsConfig:
     # What they are divided by, so that their mean square is one: rms, one number | rms_by_site, one
     # for each of several sites side by side | none
     scaling: str = MISSING
-    # Whether the mean row is subtracted first: mean | none | auto, as sae/view.py decides. Older
+    # Whether the mean row is subtracted first: mean | none | auto, as sae/scaling.py decides. Older
     # studies, which recorded nothing, did not subtract it.
     centering: str = "none"
 

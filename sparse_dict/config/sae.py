@@ -11,7 +11,11 @@ from sparse_dict.errors import UserError
 
 @dataclass
 class SAEConfig:
-    """What every kind of dictionary has; `sae/architectures/` adds each kind's own keys."""
+    """What every kind of dictionary has.
+
+    `sae/architectures/` adds each kind's own keys, and `sae/interventions/` those of what is done
+    to dictionaries beside training them.
+    """
 
     dict_size: int = MISSING
     activation: str = MISSING  # the kind, a module of sae/architectures/; chosen by sae=NAME
@@ -22,50 +26,24 @@ class SAEConfig:
     # post | dict_size, the dictionary's size
     l1_scaling: str = MISSING
     dead: str = MISSING  # none | resample | auxk: what is done about features that stay inactive
-    resample_every: int = MISSING  # resample: optimiser steps between resamplings
     aux_k: int = MISSING  # auxk: inactive features that model the residual of a row
     aux_coefficient: float = MISSING  # auxk: weight of that loss
-    strategy: str = MISSING  # plain | freeze_perturb
-    freeze_above: float = MISSING  # freeze_perturb: MCS with the companion above which to freeze
-    perturb_every: int = MISSING  # freeze_perturb: optimiser steps between perturbations
-    perturb_noise: float = MISSING  # freeze_perturb: length of the noise added to unit rows
-    perturb_share: float = MISSING  # freeze_perturb: share of the training in which it is done
     precision: str = MISSING  # fp32 | bf16: of products; on a CPU, of the one that selects codes
     project_gradient: bool = MISSING  # drop the decoder gradient's part along its unit rows
     # Older studies recorded none of these.
     encoder_norm: bool = False  # keep each encoder row times its decoder row at one
-    # none | init_read, init_write: initial decoder rows of what the weights behind the site read,
-    # or those before it write | penalty: an L1 that grows where the model does not look | select:
-    # keep what acts most, begin the rest anew. docs/stability.md
-    guide: str = "none"
-    guide_strength: float = 1.0  # penalty: the surcharge on a feature without any effect, by L1
-    guide_keep: float = 0.5  # select: share of the features that are kept
-    guide_at: float = 0.25  # select: share of the training after which they are chosen
-    guide_shuffled: bool = False  # a control: the weights' neurons in another order
     # LAYER/SITE or a module's path, of a harvest of several: whose columns are read; null: all
     site: str | None = None
     target: str | None = None  # transcoder: the site that is reconstructed; null: what is read
     skip: bool = False  # transcoder: the output also gets a linear map of the input
 
     def __post_init__(self) -> None:
-        positive(self, "sae", "dict_size", "resample_every", "aux_k", "perturb_every")
-        not_negative(self, "sae", "l1", "aux_coefficient", "perturb_noise", "perturb_share")
+        positive(self, "sae", "dict_size", "aux_k")
+        not_negative(self, "sae", "l1", "aux_coefficient")
         one_of(self, "sae", "init", "independent", "aligned")
-        one_of(self, "sae", "strategy", "plain", "freeze_perturb")
         one_of(self, "sae", "l1_scaling", "none", "d_in", "dict_size")
         one_of(self, "sae", "dead", "none", "resample", "auxk")
         one_of(self, "sae", "precision", "fp32", "bf16")
-        one_of(self, "sae", "guide", "none", "init_read", "init_write", "penalty", "select")
-        not_negative(self, "sae", "guide_strength")
-        for name in ("guide_keep", "guide_at"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"sae.{name} must lie in (0, 1), not {getattr(self, name)}")
-        if self.strategy == "freeze_perturb" and self.precision == "bf16":
-            raise UserError("sae.strategy=freeze_perturb needs sae.precision=fp32")
-        if self.strategy == "freeze_perturb" and self.guide != "none":
-            raise UserError("sae.strategy=freeze_perturb needs sae.guide=none")
-        if self.guide == "penalty" and self.activation != "relu":
-            raise UserError("sae.guide=penalty weighs the L1 of codes: it needs sae=untied or tied")
         for key in ("site", "target"):
             if (place := getattr(self, key)) is not None:
                 parse(place, None, f"sae.{key}")
@@ -78,8 +56,8 @@ class SAEConfig:
             raise UserError("sae.target needs another site in sae.site, from which it is made")
         if self.skip and self.target is None:
             raise UserError("sae.skip needs sae.target: x itself would be its own reconstruction")
-        if self.target is not None and (self.guide != "none" or self.encoder_norm):
-            raise UserError("sae.target needs sae.guide=none and sae.encoder_norm=false")
+        if self.target is not None and self.encoder_norm:
+            raise UserError("sae.target needs sae.encoder_norm=false")
 
 
 @dataclass

@@ -10,9 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 from sparse_dict import config as _config  # noqa: F401  registers the schemas with Hydra
 from sparse_dict.errors import UserError, explained, memory
 from sparse_dict.launch.explain import no_key, unknown_keys, wrong_value
-from sparse_dict.sae import architectures
+from sparse_dict.sae import schema
 
-architectures.register()
+schema.register()
 
 # What to lower where memory runs out, the likeliest first.
 APPETITE = {

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from sparse_dict.errors import UserError
 from sparse_dict.launch.checks import one_line_errors, task_config, typed
-from sparse_dict.sae.naming import labels
+from sparse_dict.sae.run_names import labels
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 

@@ -7,9 +7,8 @@ from contextlib import closing, nullcontext
 import torch
 from torch import Tensor
 
-from sparse_dict.sae import kernel
 from sparse_dict.sae.rows import Rows
-from sparse_dict.sae.view import View
+from sparse_dict.sae.scaling import Scaling
 
 BLOCK_BYTES = {"cuda": 1 << 26, "cpu": 1 << 20}  # read, and copied to a GPU, at a time
 SHARE = 0.5  # of the memory that is free after a GPU's first step, which rows may take
@@ -17,21 +16,19 @@ SHARE = 0.5  # of the memory that is free after a GPU's first step, which rows m
 
 def batches(
     rows: Rows,
+    scaling: Scaling,
+    device: torch.device,
     *,
     batch_size: int,
     first_step: int,
     last_step: int,
-    view: View,
-    device: torch.device,
-    width: int | None = None,
     room: int | None = None,
 ) -> Generator[Tensor, None, None]:
     """Batches of steps `first_step` to `last_step` - 1, counted from zero.
 
     Step s holds `rows` s * batch_size, ... in order, beginning again after the last; so a
-    resumed run finds its place without any state. Each is (batch_size, width) float32, as `view`
-    shows them, padded with zero columns to `width` (the least that the kernel takes), and valid
-    until the next one is asked for. Close it before it goes out of use.
+    resumed run finds its place without any state. Each is (batch_size, d_in) float32, scaled, and
+    valid until the next one is asked for. Close it before it goes out of use.
 
     Rows that will be seen again stay on the device, if all of them take at most `room` bytes:
     as they come past for the first time they are kept, and from then on nothing is read. By
@@ -42,12 +39,7 @@ def batches(
     kept: Tensor | None = None
     # closed here and not when memory is tidied up: that may be within the start of another thread,
     # which the reader's thread could then not be waited for
-    with closing(
-        _streamed(
-            rows, batch_size=batch_size, first_step=first_step, last_step=last_step, view=view,
-            device=device, width=width or kernel.padded(rows.d_in),
-        )
-    ) as streamed:  # fmt: skip
+    with closing(_streamed(rows, scaling, device, batch_size, first_step, last_step)) as streamed:
         for step in range(first_step, last_step):
             start = step * batch_size % rows.rows
             if kept is not None and step - first_step >= whole_pass:
@@ -92,13 +84,11 @@ def _place_for(rows: int, batch: Tensor, room: int) -> Tensor | None:
 
 def _streamed(
     rows: Rows,
-    *,
+    scaling: Scaling,
+    device: torch.device,
     batch_size: int,
     first_step: int,
     last_step: int,
-    view: View,
-    device: torch.device,
-    width: int,
 ) -> Generator[Tensor, None, None]:
     """What `batches` yields, all of it from disk, in blocks of several batches.
 
@@ -106,10 +96,10 @@ def _streamed(
     use.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    steps = min(_block(device, 4 * width * batch_size), last_step - first_step)
-    buffers = [torch.zeros(steps * batch_size, width, pin_memory=bool(stream)) for _ in range(2)]
-    packed = torch.empty(steps * batch_size, rows.d_in)
-    mean, factor = torch.from_numpy(view.mean), torch.from_numpy((1 / view.scale).astype("f4"))
+    steps = min(_block(device, 4 * rows.d_in * batch_size), last_step - first_step)
+    shape = steps * batch_size, rows.d_in
+    buffers = [torch.empty(*shape, pin_memory=bool(stream)) for _ in range(2)]
+    mean, factor = (torch.from_numpy(a) for a in (scaling.mean, (1 / scaling.scale).astype("f4")))
 
     def fill(number: int) -> Tensor:
         """Block `number`, on the device or, with a stream, on its way there."""
@@ -121,10 +111,9 @@ def _streamed(
         wanted, filled, start = (last - first) * batch_size, 0, first * batch_size % rows.rows
         while filled < wanted:
             count = min(wanted - filled, rows.rows - start)
-            rows.read_into(start, packed[filled : filled + count].numpy())
+            rows.read_into(start, buffer[filled : filled + count].numpy())
             filled, start = filled + count, 0
-        into = buffer[:wanted, : rows.d_in]
-        torch.sub(packed[:wanted], mean, out=into).mul_(factor)
+        buffer[:wanted].sub_(mean).mul_(factor)
         with torch.cuda.stream(stream) if stream else nullcontext():
             return buffer[:wanted].to(device, non_blocking=bool(stream))
 

@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 /* One dictionary. Matrices are row-major, (size, D): row k is feature k. It reads X and reconstructs
-   Y, which is X but for a transcoder; D is the larger width of the two. */
+   Y, which is X but for a transcoder; D is the larger width of the two, rounded up. */
 struct dictionary {
   float *W_enc, *W_dec, *b; /* W_enc == W_dec: tied weights */
   float *m_enc, *v_enc, *m_dec, *v_dec, *m_b, *v_b;
@@ -13,8 +13,6 @@ struct dictionary {
   float *batch_floor;                               /* BatchTopK; otherwise NULL */
   int64_t *last_fired;
   double *sums; /* squared error, codes, active entries, rows */
-  const float *price, *pull; /* what each code costs in penalties (size,), its gradient (size, D);
-                                NULL: one */
   float *G_enc, *G_dec, *G_b, *G_threshold; /* gradients, between the slabs of a large batch */
   int64_t size;
   int64_t k;        /* TopK, BatchTopK; otherwise 0 */

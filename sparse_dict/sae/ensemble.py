@@ -1,39 +1,34 @@
 """Trains many dictionaries in one pass over the activations; one dictionary is an ensemble of one.
 
-Every member sees the same batches in the same order, and its result depends on its own config
-alone: see `step_cpu` and `State.initial`.
+All see the same batches in the same order, and the result of each depends on its own config alone:
+see `step_cpu` and `state.drawn_from`.
 
-With several GPUs each trains a part of the members, on batches of its own. One thread
-enqueues the work of all, and waits for them only when values are logged or saved.
+With several GPUs each trains a part of them, on batches of its own. One thread enqueues the work of
+all, and waits for them only when values are logged or saved.
 """
 
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from sparse_dict.config import SAETrainingConfig, TrainSAEConfig
+from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine import interrupt
-from sparse_dict.machine.balance import balanced
 from sparse_dict.machine.progress import Progress
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae import kernel, selection
+from sparse_dict.sae import kernel
 from sparse_dict.sae.batches import batches
-from sparse_dict.sae.devices import training_devices
-from sparse_dict.sae.member import Member
+from sparse_dict.sae.data import Columns
+from sparse_dict.sae.interventions import Moment
 from sparse_dict.sae.rows import Rows
-from sparse_dict.sae.schedule import hyper, rate, total_steps
-from sparse_dict.sae.sides import Side, Sides
+from sparse_dict.sae.schedule import rate, total_steps
 from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
-from sparse_dict.sae.strategy import FreezePerturb
+from sparse_dict.sae.trainee import Trainee
 
 log = logging.getLogger(__name__)
 
@@ -50,22 +45,21 @@ def make_steps(states: list[State], n_steps: int) -> list[tuple[list[int], Step]
     """The fastest step for each of `states`, with the indices of those that it trains.
 
     Args:
-        states: dictionaries on one device, of one width.
+        states: dictionaries on one device, of the same rows.
         n_steps: optimiser steps of a whole training.
     """
-    device, d_out = states[0].b.device.type, states[0].d_out
-    library = kernel.load(states[0].W_dec.shape[-1]) if device == "cpu" else None
-    known = [state.architecture.fast and "W_skip" not in state.params for state in states]
-    fast = [i for i, is_known in enumerate(known) if library and is_known]
+    device, width = states[0].b.device.type, max(states[0].d_in, states[0].d_out)
+    in_c = device == "cpu" and kernel.load(width) is not None
+    fast = [i for i, s in enumerate(states) if in_c and s.is_fast and "W_skip" not in s.params]
     rest = [i for i in range(len(states)) if i not in fast]
-    if slow := sorted({s.architecture.sae.activation for s in states if not s.architecture.fast}):
+    if slow := sorted({s.architecture.sae.activation for s in states if not s.is_fast}):
         log.info("%s: trained by the generic step, with autograd", ", ".join(slow))
     steps: list[tuple[list[int], Step]] = []
-    if library and fast:
-        steps.append((fast, SparseStep(library, [states[i] for i in fast], d_out)))
+    if fast:
+        steps.append((fast, SparseStep([states[i] for i in fast])))
     if rest:
         compiled = device == "cuda" and n_steps >= COMPILE_FROM
-        steps.append((rest, DenseStep([states[i] for i in rest], d_out, compiled=compiled)))
+        steps.append((rest, DenseStep([states[i] for i in rest], compiled=compiled)))
     return steps
 
 
@@ -75,157 +69,123 @@ def snapshot_steps(config: TrainSAEConfig) -> set[int]:
     return {last >> halvings for halvings in range(config.training.snapshots)} - {0}
 
 
-@dataclass
 class _Part:
-    """Members on one device that see the same rows and columns, with any companions they have."""
+    """Dictionaries on one device that see the same rows and columns."""
 
-    members: list[Member]
-    pairs: list[FreezePerturb]
-    steps: list[tuple[list[int], Step]]
-    feed: Iterator[tuple[torch.Tensor, torch.Tensor]]
-    between: Callable[[int, int], Iterator[torch.Tensor]]  # what is read from one step to another
-    # (2, width): sums of what is reconstructed, and of its squares, since the last logged values
-    moments: torch.Tensor
+    def __init__(self, trainees: list[Trainee], first_step: int, stack: ExitStack) -> None:
+        """What is opened for it is closed with `stack`."""
+        self.trainees = trainees
+        self.last_step = total_steps(trainees[0].config)
+        states = [state for trainee in trainees for state in trainee.states]
+        self.steps = make_steps(states, self.last_step)
+        for _, step_fn in self.steps:
+            stack.enter_context(step_fn)
+        data = trainees[0].data
+        xs = stack.enter_context(closing(self._batches(data.x, first_step, self.last_step)))
+        if data.y is data.x:
+            self.feed: Iterator[tuple[torch.Tensor, torch.Tensor]] = ((x, x) for x in xs)
+        else:
+            ys = stack.enter_context(closing(self._batches(data.y, first_step, self.last_step)))
+            self.feed = zip(xs, ys, strict=True)
+        # sums of what is reconstructed, and of its squares, since values were logged
+        self.moments = torch.zeros(2, data.y.width).to(states[0].sums)
+        unlogged = states[0].stats().rows // trainees[0].config.training.batch_size
+        for y in self._batches(data.y, first_step - unlogged, first_step) if unlogged else ():
+            self._see(y)
 
-    def see(self, y: torch.Tensor) -> None:
-        """Count rows (n, width) that are reconstructed."""
+    def _batches(
+        self, columns: Columns, first_step: int, last_step: int
+    ) -> Generator[torch.Tensor, None, None]:
+        training, device = self.trainees[0].config.training, self.trainees[0].state.b.device
+        return batches(
+            Rows(columns.activations, training), columns.scaling, device,
+            batch_size=training.batch_size, first_step=first_step, last_step=last_step,
+        )  # fmt: skip
+
+    def _see(self, y: torch.Tensor) -> None:
         self.moments[0] += y.sum(0)
         self.moments[1] += y.square().sum(0)
 
-    def variance(self, rows: int, width: int) -> float:
+    def variance(self, rows: int) -> float:
         """Of the `rows` seen about their mean, a mean over columns; then all begins anew."""
         mean, square = (self.moments / rows).cpu().numpy()
         self.moments.zero_()
-        return max(float((square - mean**2)[:width].mean()), LEAST)
+        return max(float((square - mean**2).mean()), LEAST)
 
-    def step(self, step: int, last_step: int, seen: int) -> None:
-        """One optimiser step of each."""
+    def step(self, step: int, seen: int) -> None:
+        """One optimiser step of each, and what interventions do after it."""
         x, y = next(self.feed)
-        self.see(y)
-        hypers = [
-            hyper(m.config, step, m.sides.y.width) if m.error is None else None
-            for m in self.members
-        ]
-        companions = [h for h, m in zip(hypers, self.members, strict=True) if m.strategy]
+        self._see(y)
+        hypers = [numbers for trainee in self.trainees for numbers in trainee.hypers(step)]
         for indices, step_fn in self.steps:
-            step_fn(x, [(hypers + companions)[i] for i in indices], seen, y)
-        for pair in self.pairs:
-            pair.after_step(step, last_step)
-        for member in self.members:
-            if member.selection is not None and member.selection.step == step:
-                first = max(0, step - -(-selection.ROWS // len(x)))
-                member.selection.make(self.between(first, step))
+            step_fn(x, y, [hypers[i] for i in indices], seen)
+
+        def before(rows: int) -> Iterator[torch.Tensor]:
+            return self._batches(self.trainees[0].data.x, max(0, step - -(-rows // len(x))), step)
+
+        at = Moment(step, self.last_step, seen, x, y, before)
+        for trainee in self.trainees:
+            for intervention in trainee.interventions if trainee.error is None else ():
+                intervention.after_step(trainee.states, at)
 
 
-def _parts(members: list[Member], first_step: int, stack: ExitStack) -> list[_Part]:
-    """Put `members` on the devices that `config.device` selects, about the same work on each."""
-    devices = training_devices(members[0].config.device)
-    loads = [m.state.dict_size * (2 if m.strategy else 1) for m in members]
-    shares: dict[tuple[torch.device, str, int, Sides], list[Member]] = defaultdict(list)
-    for device, share in zip(devices, balanced(loads, len(devices)), strict=False):
-        for i in share:
-            training = members[i].config.training
-            seen = training.rows, training.rows_seed, members[i].sides
-            shares[device, *seen].append(members[i])
-    parts = []
-    for (device, _, _, sides), own in shares.items():
-        config = own[0].config
-        last_step = total_steps(config)
-        for member in own:
-            (member.strategy or member.state).move(device)
-        pairs = [member.strategy for member in own if member.strategy is not None]
-        states = [member.state for member in own] + [pair.pair[1] for pair in pairs]
-        steps = make_steps(states, last_step)
-        for _, step_fn in steps:
-            stack.enter_context(step_fn)
-        fed = partial(_fed, config.training, device, states[0].W_dec.shape[-1])
-        xs, alike = fed(sides.x, first_step, last_step), sides.x is sides.y
-        ys = xs if alike else fed(sides.y, first_step, last_step)
-        for source in (xs, ys):
-            stack.enter_context(closing(source))
-        feed = ((x, x) for x in xs) if alike else zip(xs, ys, strict=True)
-        moments = torch.zeros(2, states[0].W_dec.shape[-1]).to(states[0].sums)
-        part = _Part(own, pairs, steps, feed, partial(fed, sides.x), moments)
-        unlogged = states[0].stats().rows // config.training.batch_size
-        for y in fed(sides.y, first_step - unlogged, first_step) if unlogged else ():
-            part.see(y)
-        parts.append(part)
-    return parts
+def train(groups: list[list[Trainee]], first_step: int) -> None:
+    """Train dictionaries from `first_step` on, whose harvest and `training` are equal.
 
+    A dictionary that is found non-finite when values are logged or saved gets an `error` and is
+    trained no further.
 
-def _fed(
-    training: SAETrainingConfig,
-    device: torch.device,
-    width: int,
-    side: Side,
-    first_step: int,
-    last_step: int,
-) -> Generator[torch.Tensor, None, None]:
-    """The batches of one side, padded to `width`."""
-    return batches(
-        Rows(side.activations, training), batch_size=training.batch_size, first_step=first_step,
-        last_step=last_step, view=side.view, device=device, width=width,
-    )  # fmt: skip
-
-
-def train(members: list[Member], first_step: int) -> None:
-    """Train `members` from `first_step` on, whose harvest and `training` are equal.
-
-    Which rows and columns they see may differ: each selection is read beside the others.
-
-    A member found non-finite when values are logged or saved gets an `error` and is trained no
-    further.
+    Args:
+        groups: dictionaries on one device that see the same rows and columns.
+        first_step: optimiser steps that all have behind them.
 
     Raises:
         Interrupted: a signal asked to stop; checkpoints are written.
     """
-    config = members[0].config
+    trainees = [trainee for group in groups for trainee in group]
+    config = trainees[0].config
     training, batch_size = config.training, config.training.batch_size
     last_step = total_steps(config)
-    started = logged = time.monotonic()
-    logged_rows = first_step * batch_size
-    seconds_before = [member.seconds for member in members]
+    clock = _Clock(trainees, first_step * batch_size)
     snapshots = snapshot_steps(config)
     with (
         interrupt.on_signal() as request,
         ExitStack() as stack,
         Progress(
-            f"{len(members)} dictionar{'y' if len(members) == 1 else 'ies'}",
+            f"{len(trainees)} dictionar{'y' if len(trainees) == 1 else 'ies'}",
             last_step * batch_size, "rows", first_step * batch_size,
         ) as progress,
     ):  # fmt: skip
-        parts = _parts(members, first_step, stack)
+        parts = [_Part(group, first_step, stack) for group in groups]
         for step in range(first_step + 1, last_step + 1):
             seen = step * batch_size
             for part in parts:
-                part.step(step, last_step, seen)
+                part.step(step, seen)
             progress.advance(batch_size)
             stops = request.signal is not None
             logs = step % training.log_every == 0 or step == last_step
             saves = stops or step % training.checkpoint_every == 0 or step == last_step
             if not (logs or saves or step in snapshots):
                 continue
-            for member, before in zip(members, seconds_before, strict=True):
-                if member.error is None and not member.is_finite():
-                    _drop(member, step)
-                member.seconds = before + time.monotonic() - started
-            living = [member for member in members if member.error is None]
+            for trainee in trainees:
+                if trainee.error is None and not trainee.is_finite():
+                    _drop(trainee, step)
+            living = [trainee for trainee in trainees if trainee.error is None]
             if not living:
                 break
+            clock.tick()
             if logs:
-                now = time.monotonic()
-                speed = (seen - logged_rows) / max(now - logged, 1e-9)
-                logged, logged_rows = now, seen
+                speed = clock.speed(seen)
                 for part in parts:
                     _log(part, seen, step, speed)
             if step in snapshots:
-                for member in living:
-                    y = member.sides.y
-                    W_dec = member.state.W_dec[:, : y.width].cpu().numpy()
-                    folders.write_snapshot(member.folder, W_dec * y.view.balance, seen)
+                for trainee in living:
+                    W_dec = trainee.state.W_dec.cpu().numpy()
+                    balance = trainee.data.y.scaling.balance
+                    folders.write_snapshot(trainee.job.folder, W_dec * balance, seen)
             if saves:
-                for member in living:
-                    member.save_checkpoint(step)
+                for trainee in living:
+                    trainee.save_checkpoint(step)
             if stops:
                 log.error("stopped after %s rows: the same command goes on from there", seen)
                 raise request.error()
@@ -233,39 +193,57 @@ def train(members: list[Member], first_step: int) -> None:
             raise request.error()
 
 
-def _drop(member: Member, step: int) -> None:
+class _Clock:
+    """How long a training has taken, and how fast it is."""
+
+    def __init__(self, trainees: list[Trainee], rows: int) -> None:
+        self.trainees, self.before = trainees, [trainee.seconds for trainee in trainees]
+        self.started = self.logged = time.monotonic()
+        self.rows = rows
+
+    def tick(self) -> None:
+        """Tell all dictionaries what they have taken."""
+        for trainee, before in zip(self.trainees, self.before, strict=True):
+            trainee.seconds = before + time.monotonic() - self.started
+
+    def speed(self, seen: int) -> float:
+        """Rows a second since it was last asked for."""
+        now = time.monotonic()
+        speed = (seen - self.rows) / max(now - self.logged, 1e-9)
+        self.logged, self.rows = now, seen
+        return speed
+
+
+def _drop(trainee: Trainee, step: int) -> None:
     kept = "no checkpoint was written before it"
-    if member.saved_step:
-        kept = f"{folders.CHECKPOINT} holds step {member.saved_step}, the last good one"
-    member.error = UserError(
-        f"{member.folder.name}: not finite after {step} steps, dropped; "
+    if trainee.saved_step:
+        kept = f"{folders.CHECKPOINT} holds step {trainee.saved_step}, the last good one"
+    trainee.error = UserError(
+        f"{trainee.job.folder.name}: not finite after {step} steps, dropped; "
         f"lower optimizer.lr or raise optimizer.warmup_steps; {kept}"
     )
-    log.error("%s", member.error)
+    log.error("%s", trainee.error)
 
 
 def _log(part: _Part, seen: int, step: int, speed: float) -> None:
     """Log the means over the rows since the last time; the FVU is by the variance of these rows."""
-    living = [member for member in part.members if member.error is None]
-    if not living:
-        return
-    width = living[0].sides.y.width
-    variance = part.variance(living[0].state.stats().rows, width)
-    for member in living:
-        sums = member.state.stats()
-        member.state.sums.zero_()
-        mse = sums.squared_error / (sums.rows * width)
+    living = [trainee for trainee in part.trainees if trainee.error is None]
+    variance = part.variance(living[0].state.stats().rows) if living else LEAST
+    for trainee in living:
+        state, sums = trainee.state, trainee.state.stats()
+        state.sums.zero_()
+        mse = sums.squared_error / (sums.rows * trainee.data.y.width)
         values = {
             "activations": seen,
             "mse": mse,
             "fvu": mse / variance,
             "l0": sums.active / sums.rows,
             "l1_norm": sums.l1 / sums.rows,
-            "inactive": int(member.state.inactive(seen).sum()),
-            "lr": rate(member.config.optimizer, step, total_steps(member.config)),
+            "inactive": int(state.inactive(seen).sum()),
+            "lr": rate(trainee.config.optimizer, step, total_steps(trainee.config)),
             "activations_per_second": speed,
         }
-        member.history.append(values)
-        member.run.log(
+        trainee.history.append(values)
+        trainee.run.log(
             {name if name == "activations" else f"sae/{name}": v for name, v in values.items()}
         )

@@ -8,17 +8,16 @@ import torch
 
 from sparse_dict.activations.store import Activations, Moments
 from sparse_dict.sae.folder import Dictionary
+from sparse_dict.sae.scaling import Scaling, undone
 from sparse_dict.sae.state import State
-from sparse_dict.sae.view import View, undone
 
 READ = 4096  # rows read at a time
 CODES = 1 << 20  # codes made at a time: at most 4 MiB, whatever the dictionary's size
 
 
-def on_raw(state: State, x: View, y: View) -> Dictionary:
+def on_raw(state: State, x: Scaling, y: Scaling) -> Dictionary:
     """The trained dictionary for raw activations, neither centred nor scaled."""
-    whole = state.whole(len(x.mean), len(y.mean))
-    p = {name: tensor.cpu() for name, tensor in whole.items()}
+    p = {name: tensor.cpu() for name, tensor in state.whole.items()}
     floor = 0.0 if state.batch_floor is None else float(state.batch_floor)
     return undone(state.architecture.export(p, y.unit, floor), x, y)
 

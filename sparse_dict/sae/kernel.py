@@ -10,14 +10,13 @@ SOURCE = Path(__file__).with_name("kernel.c")
 LANES = 16  # the width is padded to a multiple of this
 
 
-class Dictionary(ctypes.Structure):
+class DictionaryStruct(ctypes.Structure):
     """`struct dictionary` of `dictionary.h`."""
 
     POINTERS = (
         "W_enc", "W_dec", "b", "m_enc", "v_enc", "m_dec", "v_dec", "m_b", "v_b",
         "b_dec", "m_b_dec", "v_b_dec",
         "log_threshold", "m_threshold", "v_threshold", "batch_floor", "last_fired", "sums",
-        "price", "pull",
         "G_enc", "G_dec", "G_b", "G_threshold",
     )  # fmt: skip
     _fields_ = (
@@ -28,7 +27,7 @@ class Dictionary(ctypes.Structure):
     )
 
 
-class Numbers(ctypes.Structure):
+class NumbersStruct(ctypes.Structure):
     """`struct numbers` of `dictionary.h`."""
 
     _fields_ = (
@@ -47,8 +46,8 @@ def padded(width: int) -> int:
 
 @cache
 def load(width: int) -> ctypes.CDLL | None:
-    """The kernel for padded `width`, or None where there is no C compiler."""
-    kernel = compiled.library(SOURCE, [*compiled.EXACT, "-pthread", f"-DD={width}"])
+    """The kernel for rows of at most `width` columns; None where there is no C compiler."""
+    kernel = compiled.library(SOURCE, [*compiled.EXACT, "-pthread", f"-DD={padded(width)}"])
     if kernel is None:
         return None
     pointer, count = ctypes.c_void_p, ctypes.c_int64

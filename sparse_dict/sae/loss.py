@@ -1,26 +1,24 @@
-"""The loss that training minimises: this file is its definition.
+"""The terms of the loss that training minimises.
 
 For a batch x of activations, codes c = encode(x) and the reconstruction x_hat = c W_dec + b_dec,
 
     loss = mean (x_hat - y)^2  +  l1 * mean_rows sum_k |c_k|  +  what the architecture adds,
 
 where y is x, or for a transcoder what another site computes on the same token (with `sae.skip`,
-less x W_skip, so that features explain what a linear map does not). What is added
-
-is nothing for ReLU (the post's loss), TopK and BatchTopK (for which l1 is zero by default),
-an L0 penalty for JumpReLU, a loss of the gate for Gated, and the error of each prefix for
-Matryoshka. Each kind's `loss` puts it together from the terms below (`architectures/base.py` has
-the plain one); `objective` adds the auxiliary loss that `sae.dead=auxk` asks for, and what
-`sae.guide=penalty` adds to the L1 of features that do little to the logits (`surcharge`). The
-coefficients of each step come from `schedule.hyper`, and x is what `view.View` makes of the
-activations.
+less x W_skip, so that features explain what a linear map does not). What is added is nothing for
+ReLU (the post's loss), TopK and BatchTopK (for which l1 is zero by default), an L0 penalty for
+JumpReLU, a loss of the gate for Gated, and the error of each prefix for Matryoshka. Each kind's
+`loss` puts it together from the terms below; `Architecture.objective` is the whole: it adds the
+auxiliary loss that `sae.dead=auxk` asks for, and the terms of interventions. The coefficients of
+each step come from `schedule.hyper`, and x is what `scaling.Scaling` makes of the activations.
 
 Everything is differentiable, for dictionaries that are stacked along leading axes too. The fast
 steps (`kernel.c`, `step_torch.closed_form`) compute the same gradients by hand, and are tested
-against what autograd makes of these functions. This file is imported while
-Hydra composes the config, so it imports no torch.
+against what autograd makes of these functions. This file is imported while Hydra composes the
+config, so it imports no torch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,8 +26,6 @@ from sparse_dict.sae.codes import keep_largest
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from sparse_dict.sae.architectures.base import Architecture
 
 Params = dict[str, "Tensor"]  # W_enc, W_dec (..., dict_size, d_in), b (..., dict_size) ...
 Numbers = dict[str, "Tensor"]  # l1, aux_coefficient ..., (...,) each: one for each dictionary
@@ -51,6 +47,10 @@ class Fit:
     loss: "Tensor"  # (...,) of each dictionary
     encoded: Encoded
     x_hat: "Tensor"  # (..., batch, d_out)
+
+
+# What an intervention adds to the loss, (...,), given the parameters and what they made of a batch.
+Term = Callable[[Params, Fit, Numbers], "Tensor"]
 
 
 def squared_error(x_hat: "Tensor", x: "Tensor") -> "Tensor":
@@ -107,70 +107,3 @@ def auxiliary(p: Params, fit: Fit, y: "Tensor", inactive: "Tensor", k: int) -> "
     """
     codes = keep_largest(fit.encoded.z.relu() * inactive[..., None, :], k)
     return squared_error(codes @ p["W_dec"], (y - fit.x_hat).detach())
-
-
-def gain(W_dec: "Tensor", metric: "Tensor") -> "Tensor":
-    """How strongly each direction acts, root of d^T M d / d^T d, (..., dict_size).
-
-    Args:
-        W_dec: (..., dict_size, d_in).
-        metric: M, (d_in, d_in), as `guidance.Guide` has it: the mean square over all directions
-            is one.
-    """
-    squares = ((W_dec @ metric) * W_dec).sum(dim=-1) / W_dec.square().sum(dim=-1)
-    return squares.clamp(min=0).sqrt()
-
-
-def surcharges(W_dec: "Tensor", metric: "Tensor") -> "tuple[Tensor, Tensor]":
-    """What a unit of code of each feature adds to the loss, and its gradient by the decoder rows.
-
-    Of unit rows; (..., dict_size) and (..., dict_size, d_in).
-    """
-    moved = W_dec @ metric
-    square = (moved * W_dec).sum(dim=-1)
-    share = 1 / (1 + square)
-    along = moved - square[..., None] * W_dec  # rows are unit rows: half of the square's gradient
-    return share, -2 * share.square()[..., None] * along
-
-
-def surcharge(codes: "Tensor", W_dec: "Tensor", metric: "Tensor") -> "Tensor":
-    """What the codes of features with little effect cost beside their L1; mean over rows, (...,).
-
-    A code costs 1 / (1 + gain^2): as much as its L1 in a direction without any effect, half of it
-    in an average one, next to nothing in one that acts strongly. The gradient moves decoder rows
-    too, towards what acts on the logits.
-    """
-    return (codes.mean(dim=-2) / (1 + gain(W_dec, metric).square())).sum(dim=-1)
-
-
-def objective(
-    architecture: "Architecture",
-    p: Params,
-    x: "Tensor",
-    numbers: Numbers,
-    inactive: "Tensor | None" = None,
-    y: "Tensor | None" = None,
-    metric: "Tensor | None" = None,
-) -> Fit:
-    """The whole loss of one dictionary on one batch, or of several that are stacked.
-
-    Args:
-        architecture: the kind, with its config.
-        p: parameters by name, (..., dict_size, d_in) or (..., dict_size).
-        x: (batch, d_in), scaled.
-        numbers: coefficients by name, (...,) each.
-        inactive: (..., dict_size) bool: which features `sae.dead=auxk` trains on the residual.
-        y: (batch, d_out), what is reconstructed; None: `x`.
-        metric: (d_in, d_in), of `guidance.Guide`: what `sae.guide=penalty` weighs features by.
-    """
-    y = x if y is None else y
-    if (skipped := architecture.skipped(p, x)) is not None:
-        y = y - skipped
-    fit = architecture.loss(p, x, y, numbers)
-    if metric is not None:
-        weight = numbers["l1"] * architecture.sae.guide_strength
-        fit.loss = fit.loss + weight * surcharge(fit.encoded.codes, p["W_dec"], metric)
-    if inactive is not None:
-        extra = auxiliary(p, fit, y, inactive, architecture.sae.aux_k)
-        fit.loss = fit.loss + numbers["aux_coefficient"] * extra
-    return fit

@@ -1,105 +1,73 @@
 """One pass over the activations: the dictionaries that share it are trained, measured, written."""
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from sparse_dict import tracking
 from sparse_dict.activations.store import MANIFEST, Activations
-from sparse_dict.config import TrainSAEConfig
 from sparse_dict.config.sites import SITES, parse
 from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
-from sparse_dict.sae import ensemble, guidance
+from sparse_dict.sae import ensemble, jobs
 from sparse_dict.sae import folder as folders
+from sparse_dict.sae.data import Data
 from sparse_dict.sae.evaluate import Evaluation, evaluate, on_raw
-from sparse_dict.sae.member import Member
-from sparse_dict.sae.naming import end_values, run_name
+from sparse_dict.sae.jobs import Job
 from sparse_dict.sae.rows import training_rows
+from sparse_dict.sae.run_names import end_values, run_name
 from sparse_dict.sae.schedule import total_steps
-from sparse_dict.sae.selection import Selection
-from sparse_dict.sae.sides import Sides
-from sparse_dict.sae.state import State
-from sparse_dict.sae.strategy import FreezePerturb
-from sparse_dict.storage.files import fingerprint, read_json, write_csv
+from sparse_dict.sae.trainee import Trainee
+from sparse_dict.storage.files import read_json, write_csv
 
 
-@dataclass
-class Job:
-    """A dictionary that is to be trained."""
-
-    config: TrainSAEConfig
-    folder: Path
-    record: dict[str, Any]  # what decides its result
-
-
-def train(jobs: list[Job], activations: Activations) -> list[dict[str, Any] | UserError]:
+def train(own: list[Job], activations: Activations) -> list[dict[str, Any] | UserError]:
     """Train dictionaries that share a pass, evaluate and write them.
 
     Returns:
         Metrics or error of each, in the order given.
     """
-    first = jobs[0].config
-    device = runtime.device(first.device)
     runtime.allocator()
-    eval_start = training_rows(activations, first.training.eval_rows, first.training.batch_size)
-    sides = _sides(jobs, activations)
+    training = own[0].config.training
+    eval_start = training_rows(activations, training.eval_rows, training.batch_size)
     with ExitStack() as stack:
-        openers = [partial(opened, job, activations) for job in jobs]
-        runs = stack.enter_context(tracking.together(openers))
-        members = []
-        for job, run, seen in zip(jobs, runs, sides, strict=True):
-            guide = guidance.read(job.config.sae, Path(job.config.lm_dir), seen.x.activations)
-            state = State.initial(job.config, seen.x.width, device, seen.y.width, guide)
-            pair = None
-            if job.config.sae.strategy == "freeze_perturb":
-                pair = FreezePerturb.beside(state, job.config)
-            chosen = Selection.of(state, job.config, guide)
-            members.append(
-                Member(job.config, job.folder, job.record, run, seen, state, pair, chosen)
-            )
-        steps = set()
-        for member in members:
-            try:
-                steps.add(member.load_checkpoint())
-            except UserError as error:
-                member.error = error
-        trained = [member for member in members if member.error is None]
+        openers = [partial(opened, job, activations) for job in own]
+        runs = dict(zip(own, stack.enter_context(tracking.together(openers)), strict=True))
+        trainees: dict[Job, Trainee] = {}
+        groups = []
+        for device, seeing_the_same in jobs.parts(own):
+            data = Data.of(seeing_the_same[0].config, activations)
+            group = [Trainee.begun(job, runs[job], data, device) for job in seeing_the_same]
+            trainees |= zip(seeing_the_same, group, strict=True)
+            for trainee in group:
+                try:
+                    trainee.load_checkpoint()
+                except UserError as error:
+                    trainee.error = error
+            groups.append([trainee for trainee in group if trainee.error is None])
+        trained = sum(map(len, groups))
         if trained:
-            ensemble.train(trained, steps.pop())
-        whole = [member for member in members if member.error is None]
-        dictionaries = [on_raw(m.state, m.sides.x.view, m.sides.y.view) for m in whole]
-        read = [(m.sides.x.activations, m.sides.y.activations) for m in whole]
-        evaluations = evaluate(dictionaries, read, eval_start, device)
-        for member, dictionary, numbers in zip(whole, dictionaries, evaluations, strict=True):
-            metrics = _metrics(member, numbers, activations, len(trained))
-            write_csv(member.folder / folders.HISTORY, member.history)
-            sae = member.config.sae
+            ensemble.train([group for group in groups if group], own[0].step)
+        whole = [trainees[job] for job in own if trainees[job].error is None]
+        dictionaries = [on_raw(t.state, t.data.x.scaling, t.data.y.scaling) for t in whole]
+        read = [(t.data.x.activations, t.data.y.activations) for t in whole]
+        evaluations = evaluate(dictionaries, read, eval_start, runtime.device(own[0].config.device))
+        for trainee, dictionary, numbers in zip(whole, dictionaries, evaluations, strict=True):
+            metrics = _metrics(trainee, numbers, activations, trained)
+            folder, sae = trainee.job.folder, trainee.config.sae
+            write_csv(folder / folders.HISTORY, trainee.history)
             hook_out = _hook(activations, sae.target) if sae.target else None
             folders.write(
-                member.folder, dictionary, numbers.fire_count, metrics,
-                _hook(activations, sae.site), hook_out,
+                folder, dictionary, numbers.fire_count, metrics, _hook(activations, sae.site),
+                hook_out,
             )  # fmt: skip
-            member.run.summary(end_values(metrics))
-            member.run.made("dictionary", member.folder / folders.METRICS)
-        for member in members:
-            if member.error is not None:
-                member.run.finish(exit_code=1)
-        return [member.error or read_json(member.folder / folders.METRICS) for member in members]
-
-
-def _sides(jobs: list[Job], activations: Activations) -> list[Sides]:
-    """What each reads and reconstructs; those that see the same share it."""
-    known: dict[str, Sides] = {}
-    found = []
-    for job in jobs:
-        sae, seen = job.config.sae, asdict(job.config.activations)
-        key = fingerprint([sae.site, sae.target, seen])
-        known.setdefault(key, Sides.of(job.config, activations))
-        found.append(known[key])
-    return found
+            trainee.run.summary(end_values(metrics))
+            trainee.run.made("dictionary", folder / folders.METRICS)
+        for trainee in trainees.values():
+            if trainee.error is not None:
+                trainee.run.finish(exit_code=1)
+        return [trainees[job].error or read_json(job.folder / folders.METRICS) for job in own]
 
 
 def opened(job: Job, activations: Activations) -> tracking.Run:
@@ -112,10 +80,10 @@ def opened(job: Job, activations: Activations) -> tracking.Run:
 
 
 def _metrics(
-    member: Member, numbers: Evaluation, activations: Activations, together: int
+    trainee: Trainee, numbers: Evaluation, activations: Activations, together: int
 ) -> dict[str, Any]:
     """What `metrics.json` says of a dictionary; errors and codes are in its own, scaled units."""
-    config, x, y = member.config, member.sides.x, member.sides.y
+    config, x, y = trainee.config, trainee.data.x, trainee.data.y
     transcodes = x is not y
     return {
         "dict_size": config.sae.dict_size,
@@ -126,16 +94,16 @@ def _metrics(
         "seed": config.seed,
         "d_in": x.width,
         **({"d_out": y.width} if transcodes else {}),
-        **numbers.error(y.view.scale),
+        **numbers.error(y.scaling.scale),
         "l0": numbers.l0,
-        "l1_norm": numbers.l1 / y.view.unit,
+        "l1_norm": numbers.l1 / y.scaling.unit,
         "dead": int((numbers.fire_count == 0).sum()),
         "eval_rows": numbers.rows,
         "n_activations": total_steps(config) * config.training.batch_size,
-        "activations_scale": x.view.unit,
-        "seconds": member.seconds,
+        "activations_scale": x.scaling.unit,
+        "seconds": trainee.seconds,
         "trained_together": together,
-        "record": member.record,
+        "record": trainee.job.record,
         "config": asdict(config),
         "fingerprints": {"activations": activations.fingerprint},
     }

@@ -29,17 +29,17 @@ def of_neurons(rungs: Sequence[Metrics]) -> list[float]:
     """
     from sparse_dict.activations.side_by_side import open_all
     from sparse_dict.analysis.measures.bases import Rows, around, at_sparsity, neurons
-    from sparse_dict.sae.view import View
+    from sparse_dict.sae.scaling import Scaling
 
     sae, folders = rungs[0]["config"]["sae"], rungs[0]["config"]["activations_dir"]
     if sae.get("target"):
         return [math.nan] * len(rungs)
     named = [folders] if isinstance(folders, str) else folders
     x = open_all(*map(Path, named)).at(sae.get("site"))
-    view = View.of(ActivationsConfig(**rungs[0]["config"]["activations"]), x)
-    basis = neurons((x.mean / view.balance).astype("f4"))
+    scaling = Scaling.of(ActivationsConfig(**rungs[0]["config"]["activations"]), x)
+    basis = neurons((x.mean / scaling.balance).astype("f4"))
     start = x.rows - rungs[0]["eval_rows"]
-    rows = Rows(lambda *ends: x.read(*ends) / view.balance, start, x.rows, x.d_in)
+    rows = Rows(lambda *ends: x.read(*ends) / scaling.balance, start, x.rows, x.d_in)
     ks = sorted({min(k, x.d_in) for k in around(m["l0"] for m in rungs)})
     left = sum(basis.errors(part, basis.encode(part), ks).sum(0) for part in rows.chunks())
     mean = rows.mean()

@@ -1,11 +1,12 @@
 """The numbers of each optimiser step: learning rate and penalties over the training."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparse_dict.config import AdamConfig, TrainSAEConfig
 from sparse_dict.sae import architectures
 
+POSTS_WIDTH = 128  # columns of the activations for which learning rates are stated
 RISING = ("l1", "l0")  # penalties that rise over `training.l1_warmup_steps`
 
 
@@ -26,6 +27,18 @@ def total_steps(config: TrainSAEConfig) -> int:
     return -(-config.training.n_activations // config.training.batch_size)
 
 
+def settled(optimizer: AdamConfig, d_in: int) -> AdamConfig:
+    """`optimizer` as a record keeps it: with the rate for activations `d_in` wide.
+
+    A step of Adam changes each of a row's `d_in` weights by about lr, and with them what the
+    feature makes of a row: the wider, the more. Too high a rate loses most features at once.
+    """
+    if optimizer.lr_scaling == "none":
+        return optimizer
+    factor = min(1.0, math.sqrt(POSTS_WIDTH / d_in))
+    return replace(optimizer, lr=optimizer.lr * factor, lr_scaling="none")
+
+
 def rate(optimizer: AdamConfig, step: int, last_step: int) -> float:
     """The learning rate of optimiser step `step` of `last_step`, counted from one.
 
@@ -42,10 +55,10 @@ def rate(optimizer: AdamConfig, step: int, last_step: int) -> float:
     return o.lr * warm * (left if o.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
 
-def hyper(config: TrainSAEConfig, step: int, d_in: int) -> Hyper:
-    """The numbers of optimiser step `step`, counted from one, on activations `d_in` wide.
+def hyper(config: TrainSAEConfig, step: int, d_out: int) -> Hyper:
+    """The numbers of optimiser step `step`, counted from one, where rows are `d_out` wide.
 
-    With L1 divided by the width, the loss is 1/d_in times that with a summed squared error, and
+    With L1 divided by the width, the loss is 1/d_out times that with a summed squared error, and
     Adam does not depend on such a factor: these are the coefficients of SAELens and
     dictionary_learning.
 
@@ -57,7 +70,7 @@ def hyper(config: TrainSAEConfig, step: int, d_in: int) -> Hyper:
     risen = min(1.0, step / rise) if rise else 1.0
     names = architectures.known()[sae.activation].numbers
     numbers = {name: float(getattr(sae, name)) for name in names}
-    divisors = {"none": 1, "d_in": d_in, "dict_size": sae.dict_size}
+    divisors = {"none": 1, "d_in": d_out, "dict_size": sae.dict_size}
     numbers["l1"] /= divisors[sae.l1_scaling]
     for name in RISING:
         if name in numbers:

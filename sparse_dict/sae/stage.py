@@ -1,12 +1,10 @@
 """Stage 3: which dictionaries are still to train, which together, and what is written of them."""
 
 import logging
-from collections import defaultdict
 from contextlib import ExitStack
-from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparse_dict import tracking
 from sparse_dict.activations.side_by_side import open_all
@@ -14,16 +12,14 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig, identity
 from sparse_dict.errors import UserError, printable
 from sparse_dict.machine import runtime
-from sparse_dict.sae import architectures, verdict
+from sparse_dict.sae import architectures, interventions, jobs, verdict
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae.naming import end_values
+from sparse_dict.sae.data import Data, settled
+from sparse_dict.sae.jobs import Job
 from sparse_dict.sae.rows import check_evaluation_rows, training_rows
-from sparse_dict.sae.sides import Sides, settled
+from sparse_dict.sae.run_names import end_values
 from sparse_dict.storage import lock
-from sparse_dict.storage.files import fingerprint, read_json
-
-if TYPE_CHECKING:
-    from sparse_dict.sae.passes import Job
+from sparse_dict.storage.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +62,10 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     activations = _open(config)
     config = settled(config, activations)
     training_rows(activations, config.training.eval_rows, config.training.batch_size)
-    sides = Sides.of(config, activations)
+    data = Data.of(config, activations)
     _check_last(config, activations.fingerprint)
-    _check_guide(config, sides.x.activations)
+    for intervention in interventions.of(config.sae, Path(config.lm_dir), data.x.activations):
+        intervention.check()
     _is_finished(config, folder, activations)
     _check_companions(folder, activations)
 
@@ -80,13 +77,6 @@ def _check_last(config: TrainSAEConfig, fingerprint: str) -> None:
     if known not in _checked:
         check_evaluation_rows(_open(config).at(site), config.training.eval_rows)
         _checked.add(known)
-
-
-def _check_guide(config: TrainSAEConfig, activations: Activations) -> None:
-    if config.sae.guide != "none":
-        from sparse_dict.sae import guidance  # torch, which checking other jobs does not need
-
-        guidance.check(config.sae, Path(config.lm_dir), activations)
 
 
 def _check_companions(folder: Path, activations: Activations) -> None:
@@ -109,7 +99,7 @@ def _check_companions(folder: Path, activations: Activations) -> None:
 
 def weight(config: TrainSAEConfig) -> float:
     """A dictionary's part of an ensemble's work, by which launchers split a grid."""
-    return config.sae.dict_size
+    return jobs.weight(config)
 
 
 def objective(metrics: dict[str, Any]) -> tuple[float, float]:
@@ -167,13 +157,13 @@ def _train_many(
     from sparse_dict.sae import passes  # torch, which checking jobs does not need
 
     outcomes: dict[int, Outcome] = {}
-    together: dict[str, dict[int, passes.Job]] = defaultdict(dict)
+    waiting: dict[Job, int] = {}
     for i, (config, folder) in enumerate(zip(configs, folders_, strict=True)):
         try:
             locks.enter_context(lock.holding(folder))
             activations = _open(config)
             config = settled(config, activations)
-            job = passes.Job(config, folder, _record(config, activations))
+            job = Job(config, folder, _record(config, activations))
             if _is_finished(config, folder, activations):
                 outcomes[i] = read_json(folder / folders.METRICS)
                 _finish_what_was_killed(job, outcomes[i])
@@ -181,26 +171,23 @@ def _train_many(
                 continue
             if damage := _damage(activations):
                 raise damage
-            meta = folders.read_checkpoint_meta(folder)
+            if meta := folders.read_checkpoint_meta(folder):
+                job.step = meta["step"]
+            waiting[job] = i
         except UserError as error:
             outcomes[i] = error
-            continue
-        step = meta["step"] if meta else 0
-        training = replace(config.training, rows="all", rows_seed=0)  # these may differ in a pass
-        shared = [config.activations_dir, asdict(training), config.device, step]
-        together[fingerprint(shared)][i] = job
-    for number, jobs in enumerate(together.values(), start=1):
-        if len(together) > 1:
-            log.info("pass %d of %d: %d dictionaries", number, len(together), len(jobs))
-        first = next(iter(jobs.values()))
-        results = passes.train(list(jobs.values()), _open(first.config))
-        outcomes.update(zip(jobs, results, strict=True))
+    groups = jobs.passes(waiting)
+    for number, group in enumerate(groups, start=1):
+        if len(groups) > 1:
+            log.info("pass %d of %d: %d dictionaries", number, len(groups), len(group))
+        results = passes.train(group, _open(group[0].config))
+        outcomes.update(zip(map(waiting.__getitem__, group), results, strict=True))
     finished = [outcomes[i] for i in range(len(configs))]
     _show(folders_, finished)
     return finished
 
 
-def _finish_what_was_killed(job: "Job", metrics: Any) -> None:
+def _finish_what_was_killed(job: Job, metrics: Any) -> None:
     """Do what was left when a process died after it had written a dictionary's last file."""
     from sparse_dict.sae import passes
 

@@ -1,47 +1,35 @@
 """One dictionary in training: parameters, Adam's moments, when each feature was last active."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from sparse_dict.config import TrainSAEConfig
-from sparse_dict.sae import architectures, kernel
+from sparse_dict.sae import architectures
 from sparse_dict.sae.architectures import Architecture
-from sparse_dict.sae.guidance import Guide
-from sparse_dict.sae.loss import Params
+from sparse_dict.sae.loss import Params, Term
 
 FLOOR_DECAY = 0.99  # of BatchTopK's running threshold, per 256 rows
 SHARED = ("b_dec", "W_skip")  # parameters without an entry for each feature
 
+Change = Callable[[Params, Generator], None]  # of initial values, in place
+
 
 def drawn_from(
-    seed: int,
-    architecture: Architecture,
-    d_in: int,
-    d_out: int | None = None,
-    directions: Tensor | None = None,
+    seed: int, architecture: Architecture, d_in: int, d_out: int, changes: Sequence[Change] = ()
 ) -> Params:
-    """The initial parameters of a dictionary, padded; `d_out` is that of a transcoder.
-
-    With `directions` (n, d_in) decoder rows are random combinations of them, of unit norm.
-    """
+    """The initial parameters of a dictionary, drawn on the CPU: the same on every device."""
     # The size enters the seed: from the seed alone, a larger dictionary would begin with all
     # rows of a smaller one and agree with it before either has learned anything.
     mixed = np.random.SeedSequence([seed, architecture.sae.dict_size]).generate_state(1)[0]
-    generator = torch.Generator().manual_seed(int(mixed))
-    d_out = d_in if d_out is None else d_out
-    p = architecture.initial(d_out, kernel.padded(max(d_in, d_out)), generator)
-    sae = architecture.sae
-    if sae.target is not None:
-        return architecture.across(p, d_in, generator)
-    if directions is not None:
-        mixtures = torch.randn(sae.dict_size, len(directions), generator=generator) @ directions
-        p["W_dec"][:, :d_in] = torch.nn.functional.normalize(mixtures, dim=1)
-        if sae.init == "aligned" and not sae.tied:
-            p["W_enc"] = p["W_dec"].clone()
-    if sae.encoder_norm and not sae.tied:
+    generator = Generator().manual_seed(int(mixed))
+    p = architecture.initial(d_in, d_out, generator)
+    for change in changes:
+        change(p, generator)
+    if architecture.sae.encoder_norm and not architecture.sae.tied:
         align(p["W_enc"], p["W_dec"])
     return p
 
@@ -69,13 +57,12 @@ def keep_aligned(W_enc: Tensor, W_dec: Tensor, g_enc: Tensor, g_dec: Tensor) -> 
 
 @dataclass
 class State:
-    """One dictionary in training. Rows are features; columns are padded with zeros to `width`.
+    """One dictionary in training. Rows are features.
 
     With tied weights there is no parameter ``W_enc``: it *is* ``W_dec``.
     """
 
-    # as its architecture has them, (dict_size, width), (dict_size,), (width,), W_skip square
-    params: Params
+    params: Params  # as its architecture has them
     m: Params  # Adam's first moments
     v: Params  # and second
     last_fired: Tensor  # (dict_size,) int64: rows seen when the feature was last active
@@ -87,22 +74,63 @@ class State:
     d_out: int  # and reconstructed: as many, but for a transcoder
     # BatchTopK: (1,) running mean of the smallest code chosen, the threshold used afterwards
     batch_floor: Tensor | None = None
-    metric: Tensor | None = None  # (width, width), padded, of its `Guide` if its loss needs one
+    terms: tuple[Term, ...] = ()  # what interventions add to its loss
+
+    @classmethod
+    def initial(
+        cls,
+        config: TrainSAEConfig,
+        d_in: int,
+        d_out: int,
+        device: torch.device,
+        changes: Sequence[Change] = (),
+        terms: tuple[Term, ...] = (),
+    ) -> "State":
+        """The initial values of its architecture, and nothing learned yet.
+
+        They depend on the config's seed, its size and widths, and `changes` of them, alone.
+        """
+        architecture, training = architectures.of(config.sae), config.training
+        drawn = drawn_from(config.seed, architecture, d_in, d_out, changes)
+        params = {name: tensor.to(device) for name, tensor in drawn.items()}
+        return cls(
+            params=params,
+            m={name: torch.zeros_like(tensor) for name, tensor in params.items()},
+            v={name: torch.zeros_like(tensor) for name, tensor in params.items()},
+            last_fired=torch.zeros(config.sae.dict_size, dtype=torch.int64, device=device),
+            sums=torch.zeros(4, dtype=torch.float64, device=device),
+            architecture=architecture,
+            seed=config.seed,
+            dead_window=min(training.dead_window, max(1, training.n_activations // 2)),
+            d_in=d_in,
+            d_out=d_out,
+            batch_floor=torch.zeros(1, device=device) if architecture.keeps_floor else None,
+            terms=terms,
+        )
+
+    def drawn(self, seed: int) -> Params:
+        """Other initial parameters, on the CPU."""
+        return drawn_from(seed, self.architecture, self.d_in, self.d_out)
 
     @property
     def W_dec(self) -> Tensor:
-        """(dict_size, width), unit rows."""
+        """(dict_size, d_out)."""
         return self.params["W_dec"]
 
     @property
     def W_enc(self) -> Tensor:
-        """(dict_size, width)."""
+        """(dict_size, d_in)."""
         return self.params.get("W_enc", self.params["W_dec"])
 
     @property
     def b(self) -> Tensor:
         """(dict_size,) the encoder's bias."""
         return self.params["b"]
+
+    @property
+    def whole(self) -> Params:
+        """Parameters as an architecture takes them: ``W_enc`` is always there."""
+        return {"W_enc": self.W_enc} | self.params
 
     @property
     def dict_size(self) -> int:
@@ -114,56 +142,10 @@ class State:
         """Parameters that have an entry for each feature."""
         return [name for name in self.params if name not in SHARED]
 
-    def whole(self, d_in: int | None = None, d_out: int | None = None) -> Params:
-        """Parameters as a loss takes them: ``W_enc`` always there, columns without padding."""
-        d_out = d_in if d_out is None else d_out
-        p = {"W_enc": self.W_enc} | self.params
-        ends = {"W_enc": d_in, "W_dec": d_out, "b_dec": d_out, "W_skip": d_in}
-        found = {name: w[..., : ends[name]] if name in ends else w for name, w in p.items()}
-        return found | {name: found[name][..., :d_out, :] for name in found if name == "W_skip"}
-
-    @classmethod
-    def initial(
-        cls,
-        config: TrainSAEConfig,
-        d_in: int,
-        device: torch.device,
-        d_out: int | None = None,
-        guide: Guide | None = None,
-    ) -> "State":
-        """The initial values of its architecture, and nothing learned yet.
-
-        They depend on the config's seed, size and width and its guide alone, and are drawn on the
-        CPU, so that they are the same on every device and whatever trains alongside.
-        """
-        guide = guide or Guide()
-        size, architecture = config.sae.dict_size, architectures.of(config.sae)
-        drawn = drawn_from(config.seed, architecture, d_in, d_out, guide.directions)
-        metric = None
-        if architecture.priced:
-            assert guide.metric is not None
-            more = drawn["W_dec"].shape[1] - d_in
-            metric = torch.nn.functional.pad(guide.metric, (0, more, 0, more)).to(device)
-        params = {name: tensor.to(device) for name, tensor in drawn.items()}
-        return cls(
-            params=params,
-            m={name: torch.zeros_like(tensor) for name, tensor in params.items()},
-            v={name: torch.zeros_like(tensor) for name, tensor in params.items()},
-            last_fired=torch.zeros(size, dtype=torch.int64, device=device),
-            # Apple's GPUs have no float64
-            sums=torch.zeros(4, device=device).to(
-                torch.float32 if device.type == "mps" else torch.float64
-            ),
-            architecture=architecture,
-            seed=config.seed,
-            d_in=d_in,
-            d_out=d_in if d_out is None else d_out,
-            dead_window=min(
-                config.training.dead_window, max(1, config.training.n_activations // 2)
-            ),
-            batch_floor=torch.zeros(1, device=device) if architecture.keeps_floor else None,
-            metric=metric,
-        )
+    @property
+    def is_fast(self) -> bool:
+        """Whether its gradients are written by hand; else autograd makes them."""
+        return self.architecture.fast and not self.terms
 
     def inactive(self, seen: int) -> Tensor:
         """(dict_size,) bool: not active on the last `dead_window` of the `seen` rows."""
@@ -190,21 +172,17 @@ class State:
         return named
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take the values that `tensors()` gave."""
-        for name, tensor in self.tensors().items():
-            if tensors[name].shape != tensor.shape:  # copy_ would broadcast
-                raise ValueError(f"{name} does not have the shape {tuple(tensor.shape)}")
-            tensor.copy_(tensors[name])
+        """Take the values that `tensors()` gave.
 
-    def move(self, device: torch.device) -> None:
-        """Go to another device."""
-        for group in (self.params, self.m, self.v):
-            group.update({name: tensor.to(device) for name, tensor in group.items()})
-        self.last_fired, self.sums = self.last_fired.to(device), self.sums.to(device)
-        if self.batch_floor is not None:
-            self.batch_floor = self.batch_floor.to(device)
-        if self.metric is not None:
-            self.metric = self.metric.to(device)
+        Earlier versions added columns of zeros, up to a multiple of 16 or the wider side of a
+        transcoder.
+        """
+        for name, tensor in self.tensors().items():
+            given = tensors[name]
+            kept = given[tuple(slice(n) for n in tensor.shape)]
+            if kept.shape != tensor.shape or given.count_nonzero() != kept.count_nonzero():
+                raise ValueError(f"{name} does not have the shape {tuple(tensor.shape)}")
+            tensor.copy_(kept)
 
     def is_finite(self) -> bool:
         """Whether all parameters are, and the sums of codes and errors."""

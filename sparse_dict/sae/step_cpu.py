@@ -5,6 +5,7 @@ A dictionary's result depends neither on the number of threads nor on what else 
 
 import ctypes
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -12,32 +13,30 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sparse_dict.sae import dead_features
-from sparse_dict.sae.codes import SELECTION
-from sparse_dict.sae.kernel import Dictionary, Numbers
-from sparse_dict.sae.loss import surcharges
+from sparse_dict.sae import kernel
+from sparse_dict.sae.codes import SELECTION, keep_largest
+from sparse_dict.sae.kernel import DictionaryStruct, NumbersStruct
 from sparse_dict.sae.schedule import Hyper
 from sparse_dict.sae.state import FLOOR_DECAY, State
 
 
 class SparseStep:
-    """Computes steps for a fixed list of dictionaries; use as a context manager."""
+    """Computes steps for a fixed list of dictionaries of the same rows; a context manager."""
 
-    def __init__(self, library: ctypes.CDLL, states: list[State], d_out: int) -> None:
-        self.library = library
+    def __init__(self, states: list[State]) -> None:
+        """Tensors that are narrower than the kernel takes become parts of wider ones."""
         self.states = states
-        self.d_out = d_out  # columns of what is reconstructed that are not padding
-        self._gradients = [_gradients(state) for state in states]
-        # The table holds addresses, so the tensors must stay alive.
-        self._held = [
-            _tensors(state) | gradients | _prices(state)
-            for state, gradients in zip(states, self._gradients, strict=True)
-        ]
-        self._table = (Dictionary * len(states))(
-            *(_entry(state, held) for state, held in zip(states, self._held, strict=True))
+        widest = max(states[0].d_in, states[0].d_out)
+        self.width, library = kernel.padded(widest), kernel.load(widest)
+        assert library is not None  # who asks for this step has looked
+        self.library = library
+        self._gradients = [_padded(state, self.width) for state in states]
+        self._table = (DictionaryStruct * len(states))(
+            *(_entry(*pair) for pair in zip(states, self._gradients, strict=True))
         )
-        self._numbers = (Numbers * len(states))()
+        self._numbers = (NumbersStruct * len(states))()
         self._live = (ctypes.c_int64 * len(states))()
+        self._wide: dict[str, Tensor] = {}
         # Large ones first: they take longest, and small ones then fill the gaps.
         self._order = sorted(range(len(states)), key=lambda i: -states[i].dict_size)
         self._threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -63,110 +62,135 @@ class SparseStep:
         self._step = None
         torch.set_num_threads(self._torch_threads)
 
-    def __call__(
-        self, x: Tensor, hypers: list[Hyper | None], seen: int, y: Tensor | None = None
-    ) -> None:
-        """Train every dictionary whose hyper is not None on batch `x` (batch, width).
+    def __call__(self, x: Tensor, y: Tensor, hypers: Sequence[Hyper | None], seen: int) -> None:
+        """Train every dictionary whose hyper is not None on a batch.
 
-        What is reconstructed is `y` (batch, width), or `x` itself.
-
-        `seen` counts the rows seen with this batch; features active in it are marked with it.
         Each state's sums grow by the batch's values from before the update.
+
+        Args:
+            x: (batch, d_in), what is read.
+            y: (batch, d_out), what is reconstructed.
+            hypers: the numbers of the step, of each dictionary.
+            seen: rows seen with this batch; features active in it are marked with it.
         """
-        y = x if y is None else y
         live = [i for i in self._order if hypers[i] is not None]
         for at, i in enumerate(live):
             hyper = hypers[i]
             assert hyper is not None
             self._live[at] = i
-            self._numbers[i] = self._in_numbers(hyper, len(x))
+            self._numbers[i] = _numbers(hyper, y)
         with_auxiliary = [i for i in live if self.states[i].architecture.sae.dead == "auxk"]
-        list(self._pool.map(lambda i: self._auxiliary_gradients(i, x, y, seen), with_auxiliary))
-        list(self._pool.map(self._price, (i for i in live if self.states[i].architecture.priced)))
+        list(self._pool.map(lambda i: self._add_auxiliary(i, x, y, seen), with_auxiliary))
+        wide_x = self._widened("x", x)
+        wide_y = wide_x if y is x else self._widened("y", y)
         done = self.library.step_run(
-            self._step, self._live, len(live), self._numbers, x.data_ptr(), y.data_ptr(), len(x),
-            seen,
+            self._step, self._live, len(live), self._numbers, wide_x.data_ptr(), wide_y.data_ptr(),
+            len(x), seen,
         )  # fmt: skip
         if not done:
             raise MemoryError("no room for a batch")
-        for state, hyper in zip(self.states, hypers, strict=True):
-            sae = state.architecture.sae
-            if hyper and sae.dead == "resample" and hyper.step % sae.resample_every == 0:
-                dead_features.resample(state, x, state.inactive(seen), hyper.step, y)
 
-    def _in_numbers(self, hyper: Hyper, rows: int) -> Numbers:
-        return Numbers(
-            rate=hyper.lr / (1 - hyper.beta1**hyper.step),
-            beta1=hyper.beta1,
-            beta2=hyper.beta2,
-            root=(1 - hyper.beta2**hyper.step) ** -0.5,
-            eps=hyper.eps,
-            scale=2 / (rows * self.d_out),
-            penalty=hyper.numbers["l1"] / rows,
-            l0=hyper.numbers.get("l0", 0.0) / rows,
-        )
+    def _widened(self, name: str, rows: Tensor) -> Tensor:
+        """`rows`, with columns of zeros up to the kernel's width."""
+        if rows.shape[1] == self.width:
+            return rows.contiguous()
+        if name not in self._wide or len(self._wide[name]) < len(rows):
+            self._wide[name] = rows.new_zeros(len(rows), self.width)
+        self._wide[name][: len(rows), : rows.shape[1]] = rows
+        return self._wide[name]
 
-    def _price(self, i: int) -> None:
-        """Say what the codes of each feature cost, which its decoder row decides."""
-        state, held = self.states[i], self._held[i]
-        assert state.metric is not None
-        share, slope = surcharges(state.W_dec, state.metric)
-        strength = state.architecture.sae.guide_strength
-        torch.add(1.0, share, alpha=strength, out=held["price"])
-        torch.mul(slope, strength, out=held["pull"])
-
-    def _auxiliary_gradients(self, i: int, x: Tensor, y: Tensor, seen: int) -> None:
+    def _add_auxiliary(self, i: int, x: Tensor, y: Tensor, seen: int) -> None:
         """Put the auxiliary loss's gradients where the step adds its own."""
         state, gradients = self.states[i], self._gradients[i]
         inactive = state.inactive(seen)
         for gradient in gradients.values():
             gradient.zero_()
-        enc, dec, b = dead_features.auxiliary_gradients(state, x, inactive, self.d_out, y)
-        gradients["G_dec"][inactive] = dec
-        gradients["G_enc"][inactive] += enc  # the same tensor where weights are tied
+        enc, dec, b = auxiliary_gradients(state, x, y, inactive)
+        gradients["G_dec"][inactive, : state.d_out] = dec
+        gradients["G_enc"][inactive, : state.d_in] += enc  # the same tensor where weights are tied
         gradients["G_b"][inactive] = b
         self._numbers[i].added = True
 
 
-def _gradients(state: State) -> dict[str, Tensor]:
-    """Room for gradients, named as in `kernel.Dictionary`."""
-    dec = torch.zeros_like(state.W_dec)
-    named = {
+def _numbers(hyper: Hyper, y: Tensor) -> NumbersStruct:
+    return NumbersStruct(
+        rate=hyper.lr / (1 - hyper.beta1**hyper.step),
+        beta1=hyper.beta1,
+        beta2=hyper.beta2,
+        root=(1 - hyper.beta2**hyper.step) ** -0.5,
+        eps=hyper.eps,
+        scale=2 / y.numel(),
+        penalty=hyper.numbers["l1"] / len(y),
+        l0=hyper.numbers.get("l0", 0.0) / len(y),
+    )
+
+
+def _padded(state: State, width: int) -> dict[str, Tensor]:
+    """Let a state's rows lie `width` values apart, zeros behind them.
+
+    Returns:
+        Room for gradients, named as in `kernel.DictionaryStruct`.
+    """
+    for group in (state.params, state.m, state.v):
+        for name, tensor in group.items():
+            if name in ("W_enc", "W_dec", "b_dec") and tensor.shape[-1] != width:
+                wide = tensor.new_zeros(*tensor.shape[:-1], width)
+                wide[..., : tensor.shape[-1]] = tensor
+                group[name] = wide[..., : tensor.shape[-1]]
+    dec = state.W_dec.new_zeros(state.dict_size, width)
+    gradients = {
         "G_dec": dec,
         "G_enc": dec if state.architecture.sae.tied else torch.zeros_like(dec),
         "G_b": torch.zeros_like(state.b),
     }
     if "log_threshold" in state.params:
-        named["G_threshold"] = torch.zeros_like(state.b)
-    return named
+        gradients["G_threshold"] = torch.zeros_like(state.b)
+    return gradients
 
 
-def _prices(state: State) -> dict[str, Tensor]:
-    """Room for what codes cost, named as in `kernel.Dictionary`."""
-    if not state.architecture.priced:
-        return {}
-    return {"price": torch.empty_like(state.b), "pull": torch.empty_like(state.W_dec)}
-
-
-def _tensors(state: State) -> dict[str, Tensor]:
-    """What a step changes of a state, named as in `kernel.Dictionary`."""
-    named = state.tensors()
-    if state.architecture.sae.tied:
-        for name in ("W", "m", "v"):
-            named[f"{name}_enc"] = named[f"{name}_dec"]
-    return named | {"sums": state.sums}
-
-
-def _entry(state: State, tensors: dict[str, Tensor]) -> Dictionary:
-    sae = state.architecture.sae
-    return Dictionary(
+def _entry(state: State, gradients: dict[str, Tensor]) -> DictionaryStruct:
+    """Addresses and settings of one dictionary, whose tensors stay where they are."""
+    sae, named = state.architecture.sae, state.tensors()
+    if sae.tied:
+        named |= {f"{name}_enc": named[f"{name}_dec"] for name in ("W", "m", "v")}
+    tensors = named | gradients | {"sums": state.sums}
+    return DictionaryStruct(
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
         size=state.dict_size,
-        k=getattr(sae, "k", 0),
-        together=SELECTION if state.architecture.keeps_floor else 0,
-        band=getattr(sae, "bandwidth", 0.0) / 2,
         floor_pace=1 - FLOOR_DECAY,
         bf16=sae.precision == "bf16",
         project=sae.project_gradient,
         aligned=sae.encoder_norm,
+        **state.architecture.in_c(),
     )
+
+
+def auxiliary_gradients(
+    state: State, x: Tensor, y: Tensor, inactive: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `loss.auxiliary`, times its coefficient, for the inactive features alone.
+
+    Args:
+        state: the dictionary before its update.
+        x: (batch, d_in), scaled.
+        y: (batch, d_out), what is reconstructed.
+        inactive: (dict_size,) bool.
+
+    Returns:
+        Gradients of the rows of W_enc, W_dec and b at `inactive`.
+    """
+    W_enc, W_dec, b = state.W_enc[inactive], state.W_dec[inactive], state.b[inactive]
+    g_enc, g_dec, g_b = torch.zeros_like(W_enc), torch.zeros_like(W_dec), torch.zeros_like(b)
+    if not len(b):
+        return g_enc, g_dec, g_b
+    sae, whole = state.architecture.sae, state.whole
+    scale = sae.aux_coefficient * 2 / y.numel()
+    for rows, wanted in zip(x.split(SELECTION), y.split(SELECTION), strict=True):
+        codes = keep_largest((rows @ W_enc.T + b).relu(), sae.aux_k)  # (rows, inactive)
+        left = wanted - state.architecture.reconstruct(whole, rows)
+        residual = scale * (codes @ W_dec - left)  # (rows, d_out)
+        g_codes = (residual @ W_dec.T) * (codes > 0)
+        g_enc.addmm_(g_codes.T, rows)
+        g_dec.addmm_(codes.T, residual)
+        g_b += g_codes.sum(dim=0)
+    return g_enc, g_dec, g_b

@@ -4,26 +4,26 @@ For GPUs, CPUs without a C compiler, and every kind that `kernel.c` does not hav
 and same numbers, within rounding, as `step_cpu`. Dictionaries of one kind are stacked: each product
 is one batched product and Adam a few operations on whole stacks, with what differs between members
 (learning rate, penalty ...) as vectors. Other sizes are other stacks, so no features are padded.
-Gradients are written by hand where the kind is `fast`, else autograd computes those of
-`loss.objective`.
+Gradients are written by hand where a dictionary `is_fast`, else autograd computes those of
+`Architecture.objective`.
 
-A step does not wait for the device (a resampling does), so that one thread keeps several GPUs
-busy; sums stay there until they are asked for. On a GPU the first steps run as they are written,
+A step does not wait for the device, so that one thread keeps several GPUs busy; sums stay there
+until they are asked for. On a GPU the first steps run as they are written,
 then the work of a whole step of all stacks is recorded as one CUDA graph, which later steps replay:
 a step is hundreds of small kernels, and starting them one by one takes longer than running them.
 """
 
 import logging
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from sparse_dict.sae import dead_features, loss
-from sparse_dict.sae.codes import product
+from sparse_dict.sae.codes import keep_largest, product
 from sparse_dict.sae.loss import Numbers, Params
 from sparse_dict.sae.schedule import Hyper
 from sparse_dict.sae.state import FLOOR_DECAY, State, align, keep_aligned
@@ -37,13 +37,9 @@ log = logging.getLogger(__name__)
 MAX_FEATURES = 65_536
 MAX_FEATURES_CPU = 1024
 
-# Keys that members of one stack may differ in besides the numbers of their loss: they are read
-# before a step or between steps, of each dictionary's own config.
-OWN = {
-    "init", "l1_scaling", "resample_every",
-    "strategy", "freeze_above", "perturb_every", "perturb_noise", "perturb_share",
-    "guide_keep", "guide_at",
-}  # fmt: skip
+# Keys that dictionaries of one stack may differ in besides the numbers of their loss: they are read
+# at the beginning alone, or in `schedule.py`.
+OWN = {"init", "l1_scaling"}
 ADAM = 5  # numbers of a step that are Adam's; those of the loss follow
 BEFORE_CAPTURE = 3  # steps without a graph: libraries set themselves up in their first calls
 
@@ -54,7 +50,6 @@ class DenseStep:
     def __init__(
         self,
         states: list[State],
-        d_out: int,
         *,
         compiled: bool = False,
         max_features: int | None = None,
@@ -63,7 +58,6 @@ class DenseStep:
 
         Args:
             states: dictionaries on one device.
-            d_out: columns of what is reconstructed that are not padding.
             compiled: use `torch.compile`, which takes tens of seconds for each stack.
             max_features: of one stack, unless a single dictionary has more.
         """
@@ -72,7 +66,7 @@ class DenseStep:
             on_cpu = states[0].b.device.type == "cpu"
             max_features = MAX_FEATURES_CPU if on_cpu else MAX_FEATURES
         self.groups = [
-            (indices, _Group([states[i] for i in indices], d_out, compiled))
+            (indices, _Group([states[i] for i in indices], compiled))
             for indices in _grouped(states, max_features)
         ]
         self._steps = 0
@@ -90,11 +84,9 @@ class DenseStep:
         """Nothing is held open; the method makes both steps interchangeable."""
 
     @torch.no_grad()
-    def __call__(
-        self, x: Tensor, hypers: list[Hyper | None], seen: int, y: Tensor | None = None
-    ) -> None:
+    def __call__(self, x: Tensor, y: Tensor, hypers: Sequence[Hyper | None], seen: int) -> None:
         """As `SparseStep.__call__`; where the hyper is None, finite values stay what they are."""
-        given = _Given.of(x, x if y is None else y, self.groups, hypers, seen)
+        given = _Given.of(x, y, self.groups, hypers, seen)
         self._steps += 1
         if x.is_cuda and self._steps == BEFORE_CAPTURE + 1:
             self._captured = _Captured.of(self.groups, given)
@@ -103,23 +95,21 @@ class DenseStep:
         else:
             for (_, group), numbers in zip(self.groups, given.by_group(self.groups), strict=True):
                 group.train(given.x, given.y, numbers, given.counts)
-        for state, hyper in zip(self.states, hypers, strict=True):
-            sae = state.architecture.sae
-            if hyper and sae.dead == "resample" and hyper.step % sae.resample_every == 0:
-                dead_features.resample(state, x, state.inactive(seen), hyper.step, y)
 
 
 def _grouped(states: list[State], max_features: int) -> list[list[int]]:
     """Indices of dictionaries that one stack can hold.
 
-    Their configs agree in everything but `OWN` and the numbers of their loss, so that a key which
-    nobody has thought of here can only split a stack.
+    The keys of their kind agree in everything but `OWN` and the numbers of their loss, so that a
+    key which nobody has thought of here can only split a stack.
     """
-    alike: dict[str, list[int]] = defaultdict(list)
+    alike: dict[Hashable, list[int]] = defaultdict(list)
     for i, state in enumerate(states):
-        may_differ = OWN.union(state.architecture.numbers)
-        kind = {k: v for k, v in asdict(state.architecture.sae).items() if k not in may_differ}
-        alike[fingerprint(kind)].append(i)
+        architecture = state.architecture
+        keys = {key.name for key in fields(architecture.Config)}
+        keys -= OWN.union(architecture.numbers)
+        kind = {key: getattr(architecture.sae, key) for key in sorted(keys)}
+        alike[fingerprint(kind), state.terms].append(i)
     groups = []
     for indices in alike.values():
         parts = -(-len(indices) // max(1, max_features // states[indices[0]].dict_size))
@@ -131,12 +121,11 @@ def _grouped(states: list[State], max_features: int) -> list[list[int]]:
 class _Group:
     """Dictionaries of one kind, stacked."""
 
-    def __init__(self, states: list[State], d_out: int, compiled: bool) -> None:
+    def __init__(self, states: list[State], compiled: bool) -> None:
         self.states = states
         self.stack = _stacked(states)
-        self.d_out = d_out
         self._train: Any = train
-        self._unproven = compiled and self.stack.architecture.fast
+        self._unproven = compiled and self.stack.is_fast
         if self._unproven:
             # torch counts compilations for each function, and gives up after a few
             torch._dynamo.config.recompile_limit += 1
@@ -146,7 +135,7 @@ class _Group:
 
     def train(self, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor) -> None:
         """One step, as the function `train`."""
-        given = (self.stack, x, y, numbers, counts, self.d_out)
+        given = (self.stack, x, y, numbers, counts)
         try:
             self._train(*given)
         except torch.OutOfMemoryError:
@@ -164,8 +153,8 @@ class _Group:
 class _Given:
     """What a step is given, on the device."""
 
-    x: Tensor  # (batch, width), scaled
-    y: Tensor  # what is reconstructed; the same one, but for transcoders
+    x: Tensor  # (batch, d_in), scaled
+    y: Tensor  # (batch, d_out) what is reconstructed; the same one, but for transcoders
     numbers: Tensor  # float32, flat: `_numbers` of all dictionaries, stack after stack
     counts: Tensor  # (2,) int64, as `train` takes them
 
@@ -175,7 +164,7 @@ class _Given:
         x: Tensor,
         y: Tensor,
         groups: list[tuple[list[int], _Group]],
-        hypers: list[Hyper | None],
+        hypers: Sequence[Hyper | None],
         seen: int,
     ) -> Self:
         """Send the numbers of a step, two small copies in all, to the device of `x`."""
@@ -288,7 +277,7 @@ class Gradients:
     floors: list[Tensor]  # BatchTopK: (n,) each, the smallest code of each selection
 
 
-def train(stack: State, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor, d_out: int) -> None:
+def train(stack: State, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor) -> None:
     """One step of n stacked dictionaries, in place.
 
     With `project_gradient` the decoder's gradient first loses its part along each feature
@@ -296,18 +285,17 @@ def train(stack: State, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor, d
 
     Args:
         stack: as `_stacked` gives it.
-        x: (batch, width), scaled.
-        y: (batch, width), what is reconstructed.
+        x: (batch, d_in), scaled.
+        y: (batch, d_out), what is reconstructed.
         numbers: (..., n) float32, `_numbers` of each.
         counts: (2,) int64: rows seen with this batch, and after how many a feature is inactive.
-        d_out: columns of `y` that are not padding.
     """
     seen, window = counts.unbind()
     sae = stack.architecture.sae
     inactive = seen - stack.last_fired >= window if sae.dead == "auxk" else None
     own = dict(zip(stack.architecture.numbers, numbers[ADAM:].unbind(), strict=True))
-    gradients = closed_form if stack.architecture.fast else by_autograd
-    g = gradients(stack, x, y, own, inactive, d_out)
+    gradients = closed_form if stack.is_fast else by_autograd
+    g = gradients(stack, x, y, own, inactive)
     for i, rows in enumerate(g.sums):
         stack.sums[:, i].add_(rows.sum(dim=-1, dtype=stack.sums.dtype))
     stack.sums[:, 3].add_(len(x))
@@ -332,71 +320,63 @@ def train(stack: State, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor, d
 
 
 def by_autograd(
-    stack: State, x: Tensor, y: Tensor, numbers: Numbers, inactive: Tensor | None, d_out: int
+    stack: State, x: Tensor, y: Tensor, numbers: Numbers, inactive: Tensor | None
 ) -> Gradients:
-    """The gradients of `loss.objective`, of any kind."""
+    """The gradients of `Architecture.objective`, of any kind."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in stack.params.items()}
-    x, y = x[:, : stack.d_in], y[:, :d_out]
     with torch.enable_grad():
-        p = replace(stack, params=leaves).whole(stack.d_in, d_out)
-        fit = loss.objective(stack.architecture, p, x, numbers, inactive, y)
+        p = replace(stack, params=leaves).whole
+        fit = stack.architecture.objective(p, x, y, numbers, inactive, stack.terms)
         found = torch.autograd.grad(fit.loss.sum(), list(leaves.values()))
-    codes, made = fit.encoded.codes.detach(), fit.x_hat.detach()
-    if (skipped := stack.architecture.skipped(stack.whole(stack.d_in, d_out), x)) is not None:
-        made = made + skipped
+    codes = fit.encoded.codes.detach()
     on = codes > 0
     return Gradients(
         of=dict(zip(leaves, found, strict=True)),
-        sums=((made - y).square().sum(-1), codes.sum(-1), on.sum(-1)),
+        sums=((fit.x_hat.detach() - y).square().sum(-1), codes.sum(-1), on.sum(-1)),
         fired=on.any(dim=1),
         floors=fit.encoded.floors,
     )
 
 
 def closed_form(
-    stack: State, x: Tensor, y: Tensor, numbers: Numbers, inactive: Tensor | None, d_out: int
+    stack: State, x: Tensor, y: Tensor, numbers: Numbers, inactive: Tensor | None
 ) -> Gradients:
     """The same by formulas, for kinds whose code is z where it is active, and zero elsewhere."""
-    batch, precision = len(x), stack.architecture.sae.precision
+    sae, batch = stack.architecture.sae, len(x)
     c = {name: number[:, None, None] for name, number in numbers.items()}  # (n, 1, 1) each
-    x = x.expand(len(stack.b), -1, -1)  # (n, batch, width)
-    encoded = stack.architecture.encode(stack.whole(), x)
+    x = x.expand(len(stack.b), -1, -1)  # (n, batch, d_in)
+    encoded = stack.architecture.encode(stack.whole, x)
     z, codes = encoded.z, encoded.codes  # (n, batch, dict_size)
     on = codes > 0
-    residual = product(codes, stack.W_dec, precision) - y
+    residual = product(codes, stack.W_dec, sae.precision) - y
     if "b_dec" in stack.params:  # a transcoder's; it is not taken from the input
         residual = residual + stack.params["b_dec"][:, None]
     if (skipped := stack.architecture.skipped(stack.params, x)) is not None:
         residual = residual + skipped
-    scaled = residual * (2 / (batch * d_out))
-    g_recon = product(scaled, stack.W_dec.mT, precision)  # (n, batch, dict_size)
-    penalty = c["l1"] / batch
-    g_dec = product(codes.mT, scaled, precision)
-    if stack.metric is not None:
-        share, slope = loss.surcharges(stack.W_dec, stack.metric)
-        strength = stack.architecture.sae.guide_strength
-        g_dec = g_dec + strength * penalty * codes.sum(dim=1)[..., None] * slope
-        penalty = penalty * (1 + strength * share[:, None])
-    g_codes = (g_recon + penalty) * on
-    if inactive is not None:
-        weight = c["aux_coefficient"] * (2 / (batch * d_out))
-        auxiliary = dead_features.auxiliary_codes(stack, z, residual, inactive, weight)
-        aux_codes, g_aux, g_out = auxiliary
-        g_codes = g_codes + g_aux
-        g_dec = g_dec + product(aux_codes.mT, g_out, precision)
+    scale = 2 / y.numel()
+    scaled = residual * scale
+    g_recon = product(scaled, stack.W_dec.mT, sae.precision)  # (n, batch, dict_size)
+    g_codes = (g_recon + c["l1"] / batch) * on
+    g_dec = product(codes.mT, scaled, sae.precision)
+    if inactive is not None:  # the gradients of `loss.auxiliary`, whose target is constant
+        kept = keep_largest(z.relu() * inactive[:, None], sae.aux_k)
+        error = product(kept, stack.W_dec, sae.precision) + residual
+        error = c["aux_coefficient"] * scale * error
+        g_codes = g_codes + product(error, stack.W_dec.mT, sae.precision) * (kept > 0)
+        g_dec = g_dec + product(kept.mT, error, sae.precision)
     found = {"W_dec": g_dec, "b": g_codes.sum(dim=1)}
     if "b_dec" in stack.params:
         found["b_dec"] = scaled.sum(dim=1)
     if skipped is not None:
-        found["W_skip"] = product(scaled.mT, x, precision)
+        found["W_skip"] = product(scaled.mT, x, sae.precision)
     if "log_threshold" in stack.params:
         threshold = stack.params["log_threshold"].exp()[:, None]  # (n, 1, dict_size)
         near = (z - threshold).abs() < c["bandwidth"] / 2
         pull = (threshold * g_recon + c["l0"] / batch) * near
         # d/d log t = t d/dt
         found["log_threshold"] = -pull.sum(dim=1) * (threshold / c["bandwidth"])[:, 0]
-    g_enc = product(g_codes.mT, x, precision)
-    if stack.architecture.sae.tied:
+    g_enc = product(g_codes.mT, x, sae.precision)
+    if sae.tied:
         found["W_dec"] = g_dec + g_enc
     else:
         found["W_enc"] = g_enc

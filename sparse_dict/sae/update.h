@@ -30,7 +30,7 @@ static inline void put(vec *to, const vec *row, int added) {
 
 /* The gradients of feature k, row `i` of G, of what a slab contributes to
 
-     scale / 2 * sum R^2 + penalty * sum of codes (times the feature's price, if it has one)
+     scale / 2 * sum R^2 + penalty * sum of codes
 
    or, with `thresholds` (size,), to scale / 2 * sum R^2 + l0 * number of active entries, where the
    threshold's is the straight-through one of a rectangular kernel of width 2 * band (Rajamanoharan
@@ -40,9 +40,8 @@ static inline int add_gradients(const struct dictionary *d, const struct numbers
                                 const float *thresholds, int64_t k, const struct slab *s,
                                 const struct gradients *G, int64_t i, int added) {
   const float threshold = thresholds ? thresholds[k] : 0.0f;
-  const float penalty = d->price ? n->penalty * d->price[k] : n->penalty;
   vec w[VECS], enc[VECS] = {{0}}, dec[VECS] = {{0}};
-  float bias = 0, of_threshold = 0, sum = 0;
+  float bias = 0, of_threshold = 0;
   int fired = 0;
   memcpy(w, d->W_dec + k * D, sizeof w);
   for (int64_t p = 0; p < s->count; p++) {
@@ -57,18 +56,15 @@ static inline int add_gradients(const struct dictionary *d, const struct numbers
       if (thresholds && fabsf(code - threshold) < d->band)
         of_threshold -= (threshold * g_code + n->l0) / (2 * d->band);
       if (code <= threshold) continue;
-      const float for_dec = n->scale * code, for_enc = g_code + penalty;
+      const float for_dec = n->scale * code, for_enc = g_code + n->penalty;
       for (int j = 0; j < VECS; j++) {
         dec[j] += for_dec * r[j];
         enc[j] += for_enc * x[j];
       }
       bias += for_enc;
-      sum += code;
       fired = 1;
     }
   }
-  if (d->pull)
-    for (int j = 0; j < VECS; j++) dec[j] += n->penalty * sum * ((const vec *)(d->pull + k * D))[j];
   vec *to_enc = (vec *)(G->enc + i * D), *to_dec = (vec *)(G->dec + i * D);
   put(to_dec, dec, added);
   put(to_enc, enc, added || G->enc == G->dec);

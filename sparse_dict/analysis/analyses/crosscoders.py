@@ -21,7 +21,7 @@ from sparse_dict.analysis.report.page import MISSING, Section, Table
 from sparse_dict.analysis.study import Entry, kinds
 from sparse_dict.config import ActivationsConfig
 from sparse_dict.errors import UserError
-from sparse_dict.sae.view import View
+from sparse_dict.sae.scaling import Scaling
 from sparse_dict.storage import files
 
 Floats = NDArray[np.floating[Any]]
@@ -123,7 +123,7 @@ def _balance(context: Context) -> Floats:
         config = ActivationsConfig(**seen)
     except TypeError as error:
         raise UserError(f"a dictionary's config: activations: {error}") from None
-    return View.of(config, context.activations).balance
+    return Scaling.of(config, context.activations).balance
 
 
 def _shown(comparison: Comparison, family: str) -> tuple[Entry, ...]:

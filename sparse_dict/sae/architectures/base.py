@@ -4,11 +4,12 @@ This class is the plain dictionary: two matrices, a bias, ReLU, and the loss at 
 `loss.py`. A subclass overrides what differs.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from sparse_dict.config import SAEConfig
 from sparse_dict.sae.codes import product
-from sparse_dict.sae.loss import Encoded, Fit, Numbers, Params, l1, squared_error
+from sparse_dict.sae.loss import Encoded, Fit, Numbers, Params, Term, auxiliary, l1, squared_error
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -21,23 +22,22 @@ C = TypeVar("C", bound=SAEConfig)
 class Architecture(Generic[C]):
     """A kind of dictionary with its config.
 
-    Parameters are float32 tensors by name: ``W_enc`` and ``W_dec`` (dict_size, d_in), the latter
-    with unit rows, ``b`` (dict_size,), and what a subclass adds: (dict_size,) each, or a bias
-    ``b_dec`` (d_in,), which is added to the output and, if the kind `centres`, taken from the
-    input. With tied weights ``W_enc`` is ``W_dec``. All functions take leading axes too, for
-    stacked dictionaries.
+    Parameters are float32 tensors by name: ``W_enc`` (dict_size, d_in) and ``W_dec``
+    (dict_size, d_out), the latter with unit rows, ``b`` (dict_size,), and what a subclass adds:
+    (dict_size,) each, or a bias ``b_dec`` (d_out,), which is added to the output and, if the kind
+    `centres`, taken from the input. With tied weights ``W_enc`` is ``W_dec``. All functions take
+    leading axes too, for stacked dictionaries.
 
-    A transcoder (`sae.target`) reads rows x and reconstructs others, y: then ``W_dec`` is
-    (dict_size, d_out), ``b_dec`` (d_out,) is there and only added, and with `sae.skip` so is
-    ``W_skip`` (d_out, d_in). Otherwise y is x. Dunefsky et al. 2024 (arXiv 2406.11944), Paulo et
-    al. 2025 (arXiv 2501.18823).
+    A transcoder (`sae.target`) reads rows x and reconstructs others, y: then ``b_dec`` is there and
+    only added, and with `sae.skip` so is ``W_skip`` (d_out, d_in). Otherwise y is x, and d_out is
+    d_in. Dunefsky et al. 2024 (arXiv 2406.11944), Paulo et al. 2025 (arXiv 2501.18823).
     """
 
     Config: ClassVar[type[SAEConfig]]
     axis: ClassVar[str] = "l1"  # the key that makes it sparse, which a study sweeps
     # The coefficients of its loss. Dictionaries that differ in these alone share a stack.
     numbers: ClassVar[tuple[str, ...]] = ("l1", "aux_coefficient")
-    biases: ClassVar[tuple[str, ...]] = ("b",)  # set to zero where a feature is resampled
+    biases: ClassVar[tuple[str, ...]] = ("b",)  # zero where a feature begins anew
     # Whether `kernel.c` and `step_torch.closed_form` know it; autograd trains all others.
     fast: ClassVar[bool] = False
     keeps_floor: ClassVar[bool] = False  # follows the smallest code of each batch, as BatchTopK
@@ -45,50 +45,49 @@ class Architecture(Generic[C]):
     def __init__(self, sae: C) -> None:
         self.sae = sae
 
-    @property
-    def priced(self) -> bool:
-        """Whether its L1 weighs features by what they do (`loss.surcharge`)."""
-        return self.sae.guide == "penalty"
+    @classmethod
+    def settled(cls, sae: C, widths: list[int]) -> C:
+        """`sae` as a record keeps it; `widths` are those of the sites that are read."""
+        return sae
 
-    def initial(self, d_in: int, width: int, generator: "Generator") -> Params:
+    def in_c(self) -> dict[str, float]:
+        """What `struct dictionary` of `dictionary.h` holds of a kind that is `fast`."""
+        return {}
+
+    def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
         """Random unit decoder rows; an encoder as `sae.init` says.
 
-        ``independent``: encoder and bias uniform in +-1/sqrt(d_in), as `torch.nn.Linear` has them,
-        as in the post. ``aligned``: the encoder equal to the decoder, zero bias.
+        ``independent``: encoder and bias uniform in +-1/sqrt(width), as `torch.nn.Linear` has them,
+        as in the post. ``aligned``: the encoder equal to the decoder, zero bias. A transcoder's
+        output bias and skip are zero.
 
         Args:
-            d_in: columns that are drawn.
-            width: columns in all; the others are zero.
+            d_in: columns that are read.
+            d_out: columns that are reconstructed.
             generator: of the CPU.
         """
         import torch
 
         size = self.sae.dict_size
-        W_dec = torch.zeros(size, width)
-        W_dec[:, :d_in] = torch.randn(size, d_in, generator=generator)
+        W_dec = torch.randn(size, d_out, generator=generator)
         W_dec /= W_dec.norm(dim=1, keepdim=True)
         W_enc, b = W_dec.clone(), torch.zeros(size)
         if self.sae.init == "independent":
-            bound = d_in**-0.5
-            W_enc[:, :d_in].uniform_(-bound, bound, generator=generator)
+            bound = d_out**-0.5
+            W_enc.uniform_(-bound, bound, generator=generator)
             b.uniform_(-bound, bound, generator=generator)
-        return {"W_dec": W_dec, "b": b} | ({} if self.sae.tied else {"W_enc": W_enc})
+        p = {"W_dec": W_dec, "b": b} | ({} if self.sae.tied else {"W_enc": W_enc})
+        if self.sae.target is None:
+            return p
+        bound = d_in**-0.5
+        p["W_enc"] = torch.empty(size, d_in).uniform_(-bound, bound, generator=generator)
+        p["b_dec"] = torch.zeros(d_out)
+        return p | ({"W_skip": torch.zeros(d_out, d_in)} if self.sae.skip else {})
 
     @property
     def centres(self) -> bool:
         """Whether ``b_dec`` is taken from the input, before it is added to the output."""
         return self.sae.target is None
-
-    def across(self, p: Params, d_in: int, generator: "Generator") -> Params:
-        """The initial values of a transcoder, from `p`, those for the columns of its target.
-
-        Its encoder is drawn anew, ``independent``; the output's bias and skip are zero.
-        """
-        width, bound = p["W_dec"].shape[1], d_in**-0.5
-        W_enc = p["W_dec"].new_zeros(p["W_dec"].shape)
-        W_enc[:, :d_in].uniform_(-bound, bound, generator=generator)
-        p = p | {"W_enc": W_enc, "b_dec": W_enc.new_zeros(width)}
-        return p | ({"W_skip": W_enc.new_zeros(width, width)} if self.sae.skip else {})
 
     def pre_activations(self, p: Params, x: "Tensor") -> "Tensor":
         """(..., batch, dict_size) of a batch (..., batch, d_in)."""
@@ -110,11 +109,47 @@ class Architecture(Generic[C]):
         """What reaches the output beside the features, (..., batch, d_out), if anything does."""
         return product(x, p["W_skip"].mT, self.sae.precision) if "W_skip" in p else None
 
+    def reconstruct(self, p: Params, x: "Tensor") -> "Tensor":
+        """What is made of a batch (..., batch, d_in) in all, (..., batch, d_out)."""
+        made, skipped = self.decode(p, self.encode(p, x).codes), self.skipped(p, x)
+        return made if skipped is None else made + skipped
+
     def loss(self, p: Params, x: "Tensor", y: "Tensor", c: Numbers) -> Fit:
         """What a batch x (batch, d_in) makes of y, and its loss, of each stacked dictionary."""
         encoded = self.encode(p, x)
         x_hat = self.decode(p, encoded.codes)
         return Fit(squared_error(x_hat, y) + c["l1"] * l1(encoded.codes), encoded, x_hat)
+
+    def objective(
+        self,
+        p: Params,
+        x: "Tensor",
+        y: "Tensor",
+        numbers: Numbers,
+        inactive: "Tensor | None" = None,
+        terms: Sequence[Term] = (),
+    ) -> Fit:
+        """The whole loss of one dictionary on one batch, or of several that are stacked.
+
+        Args:
+            p: parameters by name, (..., dict_size, d_in) or (..., dict_size).
+            x: (batch, d_in), scaled.
+            y: (batch, d_out), what is reconstructed.
+            numbers: coefficients by name, (...,) each.
+            inactive: (..., dict_size) bool: which features `sae.dead=auxk` trains on the residual.
+            terms: what interventions add.
+        """
+        if (skipped := self.skipped(p, x)) is not None:
+            y = y - skipped
+        fit = self.loss(p, x, y, numbers)
+        for term in terms:
+            fit.loss = fit.loss + term(p, fit, numbers)
+        if inactive is not None:
+            extra = auxiliary(p, fit, y, inactive, self.sae.aux_k)
+            fit.loss = fit.loss + numbers["aux_coefficient"] * extra
+        if skipped is not None:
+            fit.x_hat = fit.x_hat + skipped
+        return fit
 
     def export(self, p: Params, scale: float, floor: float) -> "Dictionary":
         """The dictionary for activations that are not divided by `scale`, in SAELens' terms.
@@ -123,7 +158,7 @@ class Architecture(Generic[C]):
         with them the reconstruction, while the decoder keeps its unit rows. ``W_skip`` stays.
 
         Args:
-            p: parameters without padding, on the CPU.
+            p: parameters, on the CPU.
             scale: s.
             floor: with `keeps_floor`, the threshold that replaces that of each batch.
         """

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from sparse_dict.sae.architectures.base import Architecture
 from sparse_dict.sae.architectures.topk import TopKConfig
-from sparse_dict.sae.codes import keep_largest_of_all
+from sparse_dict.sae.codes import SELECTION, keep_largest_of_all
 from sparse_dict.sae.loss import Encoded, Params
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ class BatchTopK(Architecture[BatchTopKConfig]):
     axis = "k"
     fast = True
     keeps_floor = True
+
+    def in_c(self) -> dict[str, float]:
+        """How many codes of a row are kept, and over how many rows they are chosen."""
+        return {"k": self.sae.k, "together": SELECTION}
 
     def encode(self, p: Params, x: "Tensor") -> Encoded:
         """Codes as in training, where rows share their budget."""

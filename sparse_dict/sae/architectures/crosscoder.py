@@ -1,6 +1,6 @@
 """Crosscoder: one dictionary of several sites, or of two models, whose L1 counts each site."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sparse_dict.config import SAEConfig
@@ -43,21 +43,28 @@ class Crosscoder(Architecture[CrosscoderConfig]):
 
     Config = CrosscoderConfig
 
+    @classmethod
+    def settled(cls, sae: CrosscoderConfig, widths: list[int]) -> CrosscoderConfig:
+        """With the widths of the sites that are read."""
+        if sae.widths not in (None, widths):
+            raise UserError(f"sae.widths is {sae.widths}: the activations have sites of {widths}")
+        return replace(sae, widths=widths)
+
     @property
     def centres(self) -> bool:
         """No: what is added to the output is not taken from the input."""
         return False
 
-    def initial(self, d_in: int, width: int, generator: "Generator") -> Params:
+    def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
         """With a bias of the decoder."""
-        p = super().initial(d_in, width, generator)
-        return p | {"b_dec": p["b"].new_zeros(width)}
+        p = super().initial(d_in, d_out, generator)
+        return p | {"b_dec": p["b"].new_zeros(d_out)}
 
     def norms(self, p: Params) -> "Tensor":
         """The norms of a decoder row's parts, summed over the sites, (..., dict_size)."""
         widths = self.sae.widths
         assert widths is not None  # the stage has filled them in
-        parts = p["W_dec"][..., : sum(widths)].split(widths, dim=-1)
+        parts = p["W_dec"].split(widths, dim=-1)
         norms = [(part.square().sum(dim=-1) + TINY).sqrt() for part in parts]
         return sum(norms[1:], start=norms[0])
 

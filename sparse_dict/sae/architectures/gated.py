@@ -28,11 +28,11 @@ class Gated(Architecture[GatedConfig]):
     Config = GatedConfig
     biases = ("b", "b_mag", "r_mag")
 
-    def initial(self, d_in: int, width: int, generator: "Generator") -> Params:
+    def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
         """Gate and magnitude begin alike."""
-        p = super().initial(d_in, width, generator)
+        p = super().initial(d_in, d_out, generator)
         p |= {"b_mag": p["b"].clone(), "r_mag": p["b"].new_zeros(p["b"].shape)}
-        return p | {"b_dec": p["b"].new_zeros(width)}
+        return p | {"b_dec": p["b"].new_zeros(d_out)}
 
     def encode(self, p: Params, x: "Tensor") -> Encoded:
         """`z` is the gate."""

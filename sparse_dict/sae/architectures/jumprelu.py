@@ -48,9 +48,13 @@ class JumpReLU(Architecture[JumpReLUConfig]):
     numbers = ("l1", "l0", "bandwidth", "aux_coefficient")
     fast = True
 
-    def initial(self, d_in: int, width: int, generator: "Generator") -> Params:
+    def in_c(self) -> dict[str, float]:
+        """Half the width of the kernel."""
+        return {"band": self.sae.bandwidth / 2}
+
+    def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
         """All thresholds begin at `sae.threshold`."""
-        p = super().initial(d_in, width, generator)
+        p = super().initial(d_in, d_out, generator)
         return p | {"log_threshold": p["b"].new_full(p["b"].shape, math.log(self.sae.threshold))}
 
     def encode(self, p: Params, x: "Tensor") -> Encoded:

@@ -40,10 +40,10 @@ class Matryoshka(BatchTopK):
     sae: MatryoshkaConfig
     fast = False
 
-    def initial(self, d_in: int, width: int, generator: "Generator") -> Params:
+    def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
         """With a bias of the decoder, as in the paper."""
-        p = super().initial(d_in, width, generator)
-        return p | {"b_dec": p["b"].new_zeros(width)}
+        p = super().initial(d_in, d_out, generator)
+        return p | {"b_dec": p["b"].new_zeros(d_out)}
 
     def loss(self, p: Params, x: "Tensor", y: "Tensor", c: Numbers) -> Fit:
         """The codes are chosen once, among all features; each prefix decodes its own."""

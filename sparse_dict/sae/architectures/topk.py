@@ -38,6 +38,10 @@ class TopK(Architecture[TopKConfig]):
     axis = "k"
     fast = True
 
+    def in_c(self) -> dict[str, float]:
+        """How many codes are kept."""
+        return {"k": self.sae.k}
+
     def encode(self, p: Params, x: "Tensor") -> Encoded:
         """The k largest codes of each row; ties are all kept."""
         z = self.pre_activations(p, x)

@@ -11,8 +11,8 @@ from sparse_dict.config import ActivationsConfig, identity
 from sparse_dict.errors import UserError
 from sparse_dict.sae import stage
 from sparse_dict.sae.folder import read
+from sparse_dict.sae.scaling import Scaling, settled
 from sparse_dict.sae.schedule import hyper
-from sparse_dict.sae.view import View, settled
 from sparse_dict.storage.files import read_json
 
 AS_NEW = ActivationsConfig(scaling="rms_by_site", centering="auto")
@@ -52,8 +52,8 @@ def test_the_ratio_is_no_part_of_what_identifies_a_harvest(tmp_path):
 def test_sites_side_by_side_are_seen_alike(tmp_path, centering):
     rows = sparse_rows(500, 16).numpy() * np.repeat(np.float32([100, 1]), [4, 12]) + 2
     opened = harvested(tmp_path, rows, (4, 12))
-    view = View.of(ActivationsConfig("rms_by_site", centering), opened)
-    seen = (rows - view.mean) / view.scale
+    scaling = Scaling.of(ActivationsConfig("rms_by_site", centering), opened)
+    seen = (rows - scaling.mean) / scaling.scale
     for part in (seen[:, :4], seen[:, 4:]):
         assert np.sqrt((part**2).mean()) == pytest.approx(1, rel=1e-4)
     assert settled(ActivationsConfig("rms_by_site", centering), opened).scaling == "rms_by_site"
@@ -64,7 +64,7 @@ def test_a_site_that_never_varies_is_refused(tmp_path):
     rows[:, 12:] = 3
     opened = harvested(tmp_path, rows, (12, 4))
     with pytest.raises(UserError, match="all rows are the same"):
-        View.of(ActivationsConfig("rms_by_site"), opened)
+        Scaling.of(ActivationsConfig("rms_by_site"), opened)
 
 
 def test_a_centred_dictionary_of_two_sites_is_right_on_raw_rows(tmp_path):
@@ -78,7 +78,7 @@ def test_a_centred_dictionary_of_two_sites_is_right_on_raw_rows(tmp_path):
     trained = read(tmp_path / "d")
     x = opened.read(3500, 4000)
     d = trained.dictionary
-    scale = View.of(config.activations, opened).scale
+    scale = Scaling.of(config.activations, opened).scale
     codes = d.encode(x)
     error = (((d.decode(codes) - x) / scale) ** 2).mean()
     assert metrics["mse"] == pytest.approx(error, rel=1e-3)
@@ -122,7 +122,7 @@ def test_a_feature_that_fired_early_in_a_short_training_counts_as_inactive(tmp_p
     from sparse_dict.sae.state import State
 
     config = sae_config(training={"n_activations": 1000, "dead_window": 1_000_000})
-    state = State.initial(config, 16, torch.device("cpu"))
+    state = State.initial(config, 16, 16, torch.device("cpu"))
     state.last_fired[:] = 1000
     state.last_fired[:3] = 400
     assert int(state.inactive(1000).sum()) == 3

@@ -12,11 +12,11 @@ from sae_helpers import (
     CPU,
     begun,
     config_in,
-    pad,
-    planted_guide,
+    planted_metric,
     results,
     sae_config,
     sparse_rows,
+    take,
 )
 from test_analysis_loss_recovered import LAYER, N_CTX, D, base, stored  # noqa: F401
 from test_sae_training import activations_dir  # noqa: F401
@@ -30,11 +30,10 @@ from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.machine.interrupt import Interrupted
-from sparse_dict.sae import ensemble, guidance, kernel, loss, stage
+from sparse_dict.sae import ensemble, lm_weights, stage
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae.guidance import Guide
-from sparse_dict.sae.schedule import hyper
-from sparse_dict.sae.selection import Selection
+from sparse_dict.sae.interventions import Moment
+from sparse_dict.sae.interventions.guide import Guide, gain, surcharge
 from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
@@ -46,8 +45,9 @@ D_IN = 16
 
 
 def read(base, guide, **sae):
+    """What the weights say to a dictionary of a study's activations."""
     config = sae_config(guide=guide, **sae).sae
-    return guidance.read(config, base / "lm", Activations.open(base / "activations"))
+    return Guide(config, base / "lm", Activations.open(base / "activations")).found
 
 
 # --- what the weights say -------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def read(base, guide, **sae):
 
 def test_the_metric_is_the_variance_of_the_logits_that_a_direction_adds(base):
     lm = lm_folder.load(base / "lm")
-    metric = read(base, "penalty").metric.double()
+    metric = read(base, "penalty").double()
     directions = torch.randn(5, D, generator=torch.Generator().manual_seed(0)).double()
     got = ((directions @ metric) * directions).sum(1)
     model = lm.model.double()
@@ -69,7 +69,7 @@ def test_the_metric_is_the_variance_of_the_logits_that_a_direction_adds(base):
 def test_what_is_written_is_the_slope_of_the_hidden_layer_at_the_mean_pre_activation(base):
     lm = lm_folder.load(base / "lm")
     activations = Activations.open(base / "activations")
-    tokens = torch.from_numpy(guidance.first_contexts(activations, N_CTX))
+    tokens = torch.from_numpy(lm_weights.first_contexts(activations, N_CTX))
     z, hidden = lm.model.read(tokens, [Site("mlp_pre", LAYER), Site("mlp_post", LAYER)])
     block, mean = lm.model.blocks[LAYER], z.mean((0, 1))
 
@@ -78,7 +78,7 @@ def test_what_is_written_is_the_slope_of_the_hidden_layer_at_the_mean_pre_activa
         return torch.nn.functional.gelu(mean + shift, approximate="tanh")
 
     jacobian = jacrev(of)(torch.zeros(lm.config.d_model))  # (d_mlp, d_model)
-    torch.testing.assert_close(read(base, "init_write").directions, jacobian.T.detach())
+    torch.testing.assert_close(read(base, "init_write"), jacobian.T.detach())
     # the contexts are those that were harvested: their activations are its rows
     rows = activations.read(0, activations.rows)
     np.testing.assert_allclose(
@@ -89,39 +89,42 @@ def test_what_is_written_is_the_slope_of_the_hidden_layer_at_the_mean_pre_activa
 @pytest.mark.parametrize("guide", ["init_read", "init_write"])
 @pytest.mark.parametrize("init", ["independent", "aligned"])
 def test_initial_rows_lie_in_the_span_of_the_weights(base, guide, init):
-    found = read(base, guide)
     config = sae_config(guide=guide, init=init, dict_size=40)
-    state = State.initial(config, D, CPU, guide=found)
-    rows = state.W_dec[:, :D]
-    basis = torch.linalg.qr(found.directions.T).Q  # (d_in, d_model), of d_in 12 and d_model 8
+    change = Guide(config.sae, base / "lm", Activations.open(base / "activations")).begin
+    state = State.initial(config, D, D, CPU, [change])
+    rows = state.W_dec
+    basis = torch.linalg.qr(read(base, guide).T).Q  # (d_in, d_model), of d_in 12 and d_model 8
     torch.testing.assert_close(rows @ basis @ basis.T, rows, rtol=0, atol=1e-5)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(40))
     assert torch.equal(state.W_enc, state.W_dec) == (init == "aligned")
-    plain = State.initial(replace(config, sae=replace(config.sae, guide="none")), D, CPU)
-    assert (plain.W_dec[:, :D] @ basis @ basis.T - plain.W_dec[:, :D]).norm() > 1
+    plain = State.initial(config, D, D, CPU)
+    assert (plain.W_dec @ basis @ basis.T - plain.W_dec).norm() > 1
 
 
 def test_shuffled_weights_have_the_same_values_for_other_neurons(base):
     for guide in GUIDES:
-        own, other = read(base, guide), read(base, guide, guide_shuffled=True)
-        for a, b in ((own.directions, other.directions), (own.metric, other.metric)):
-            if a is not None:
-                assert not torch.equal(a, b)
-                torch.testing.assert_close(a.ravel().sort().values, b.ravel().sort().values)
-    again = read(base, "penalty", guide_shuffled=True).metric
-    assert torch.equal(again, read(base, "select", guide_shuffled=True).metric)
+        a, b = read(base, guide), read(base, guide, guide_shuffled=True)
+        assert not torch.equal(a, b)
+        torch.testing.assert_close(a.ravel().sort().values, b.ravel().sort().values)
+    again = read(base, "penalty", guide_shuffled=True)
+    assert torch.equal(again, read(base, "select", guide_shuffled=True))
 
 
-def test_equal_seeds_begin_alike_whatever_rows_they_see_and_other_seeds_do_not():
-    guide = Guide(directions=torch.randn(5, D_IN, generator=torch.Generator().manual_seed(3)))
+def test_equal_seeds_begin_alike_whatever_rows_they_see_and_other_seeds_do_not(base):
+    activations = Activations.open(base / "activations")
+
+    def first_values(seed=0, training=None, **sae):
+        config = sae_config(seed=seed, training=training, **sae)
+        changes = [Guide(config.sae, base / "lm", activations).begin]
+        return State.initial(config, D, D, CPU, changes).params
+
     for sae in ({}, {"guide": "init_read"}, {"encoder_norm": True}):
         first, other = (
-            State.initial(sae_config(training=training, **sae), D_IN, CPU, guide=guide).params
+            first_values(training=training, **sae)
             for training in ({"rows": "half_a"}, {"rows": "bootstrap", "rows_seed": 4})
         )
         assert all(torch.equal(first[name], other[name]) for name in first)
-        another = State.initial(sae_config(seed=1, **sae), D_IN, CPU, guide=guide)
-        assert not torch.equal(first["W_dec"], another.W_dec)
+        assert not torch.equal(first["W_dec"], first_values(seed=1, **sae)["W_dec"])
 
 
 # --- the penalty ----------------------------------------------------------------------------------
@@ -131,14 +134,12 @@ def test_the_surcharge_by_hand_and_its_gradient():
     codes = torch.tensor([[2.0, 0.0], [0.0, 4.0], [1.0, 0.0]]).double()  # mean: 1 and 4/3
     W_dec = torch.tensor([[1.0, 0.0], [0.6, 0.8]]).double()
     metric = torch.diag(torch.tensor([3.0, 0.0]).double())  # squared gains 3 and 3 * 0.36
-    got = loss.surcharge(codes, W_dec, metric)
+    got = surcharge(codes, W_dec, metric)
     assert float(got) == pytest.approx(1 / 4 + 4 / 3 / 2.08)
-    assert loss.gain(W_dec, metric).tolist() == pytest.approx([3**0.5, 1.08**0.5])
+    assert gain(W_dec, metric).tolist() == pytest.approx([3**0.5, 1.08**0.5])
     leaf = W_dec.clone().requires_grad_()
-    loss.surcharge(codes, leaf, metric).backward()
-    share, slope = loss.surcharges(W_dec, metric)
-    torch.testing.assert_close(share, torch.tensor([1 / 4, 1 / 2.08]).double())
-    torch.testing.assert_close(codes.mean(0)[:, None] * slope, leaf.grad)
+    surcharge(codes, leaf, metric).backward()
+    assert leaf.grad[1].abs().max() > 0.1
     assert (leaf.grad * W_dec).sum(1).abs().max() < 1e-12  # length costs nothing
 
 
@@ -152,6 +153,16 @@ def planted(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x / x.square().mean().sqrt(), truth
 
 
+class Planted(Guide):
+    """A guide that knows a metric without a language model."""
+
+    found = None
+
+    def __init__(self, sae, metric):
+        super().__init__(sae, None, None)
+        self.found = metric
+
+
 def trained(guide: str, seed: int, steps: int = 600, **sae) -> torch.Tensor:
     """Decoder rows after training on planted features: six rows for twelve of them."""
     config = sae_config(
@@ -159,16 +170,15 @@ def trained(guide: str, seed: int, steps: int = 600, **sae) -> torch.Tensor:
         training={"n_activations": steps * 256, "batch_size": 256},
     )  # fmt: skip
     x, truth = planted(steps * 256)
-    found = planted_guide(D_IN, truth[:6])
-    state = State.initial(config, D_IN, CPU, guide=found)
-    chosen = Selection.of(state, config, found)
+    metric = planted_metric(D_IN, truth[:6])
+    state, chosen = begun(config, D_IN, metric=metric), Planted(config.sae, metric)
     batches = x.split(256)
-    with SparseStep(kernel.load(kernel.padded(D_IN)), [state], D_IN) as step:
+    with (SparseStep if state.is_fast else DenseStep)([state]) as step:
         for t, batch in enumerate(batches, start=1):
-            step(batch, [hyper(config, t, D_IN)], t * 256)
-            if chosen is not None and t == chosen.step:
-                chosen.make(batches[t - 50 : t])
-    return state.W_dec[:, :D_IN]
+            take(step, [config], t, batch)
+            before = lambda rows, t=t: iter(batches[t - 50 : t])  # noqa: E731
+            chosen.after_step([state], Moment(t, steps, t * 256, batch, batch, before))
+    return state.W_dec
 
 
 def strong_share(guide: str, **sae) -> float:
@@ -193,17 +203,20 @@ def test_a_selection_keeps_what_acts_most_and_draws_the_rest_anew(kind):
     config = sae_config(
         activation=kind, guide="select", guide_keep=0.25, dict_size=32, encoder_norm=True
     )
-    state, found = begun(config, D_IN), planted_guide(D_IN)
+    state, metric = begun(config, D_IN), planted_metric(D_IN)
     for moments in state.m.values():
         moments.fill_(1.0)
     x = sparse_rows(500, D_IN)
-    codes = state.architecture.encode(state.whole(), pad(x)).codes
-    effects = codes.mean(0) * ((state.W_dec @ found.metric) * state.W_dec).sum(1).sqrt()
+    codes = state.architecture.encode(state.whole, x).codes
+    effects = codes.mean(0) * ((state.W_dec @ metric) * state.W_dec).sum(1).sqrt()
     kept = effects >= effects.sort().values[-8]
     before = {name: tensor.clone() for name, tensor in state.params.items()}
-    selection = Selection.of(state, config, found)
-    assert selection.step == 2  # a quarter of 4096 rows, in batches of 512
-    selection.make(pad(x).split(200))
+    select = Planted(config.sae, metric)
+    for step in range(1, 9):
+        at = Moment(step, 8, step * 500, x, x, lambda rows: iter(x.split(200)))
+        select.after_step([state], at)
+        changed = bool((state.W_dec != before["W_dec"]).any())
+        assert changed == (step >= 2)  # a quarter of eight
     for name in state.per_feature:
         assert torch.equal(state.params[name][kept], before[name][kept]), name
         assert bool((state.m[name][kept] == 1).all())
@@ -256,10 +269,9 @@ def test_encoder_rows_times_decoder_rows_stay_one(step_class, kind):
     config = sae_config(activation=kind, encoder_norm=True, lr=1e-2)
     state = begun(config, 20)
     torch.testing.assert_close((state.W_enc * state.W_dec).sum(1), torch.ones(48))
-    library = [kernel.load(kernel.padded(20))] if step_class is SparseStep else []
-    with step_class(*library, [state], 20) as step:
+    with step_class([state]) as step:
         for t, x in enumerate(sparse_rows(5 * 300, 20).split(300), start=1):
-            step(pad(x), [hyper(config, t, 20)], t * 300)
+            take(step, [config], t, x)
             torch.testing.assert_close((state.W_enc * state.W_dec).sum(1), torch.ones(48))
     free = begun(sae_config(activation=kind), 20)
     assert (free.W_enc * free.W_dec).sum(1).abs().max() < 0.9
@@ -288,7 +300,7 @@ def test_what_has_no_weights_to_read_is_one_line(base, tmp_path, activations_dir
     sae = sae_config(guide=guide).sae
     foreign = Activations.open(activations_dir)
     with pytest.raises(UserError, match=r"needs activations of a model of train_lm\.py"):
-        guidance.check(sae, base / "lm", foreign)
+        Guide(sae, base / "lm", foreign).check()
     ours = Activations.open(base / "activations")
     for manifest, why in (
         (
@@ -301,9 +313,9 @@ def test_what_has_no_weights_to_read_is_one_line(base, tmp_path, activations_dir
         other = copy.copy(ours)
         other.manifest = {**ours.manifest, **manifest}
         with pytest.raises(UserError, match=why):
-            guidance.check(sae, base / "lm", other)
+            Guide(sae, base / "lm", other).check()
     with pytest.raises(UserError, match=r"run train_lm\.py first"):
-        guidance.check(sae, tmp_path, ours)
+        Guide(sae, tmp_path, ours).check()
 
 
 def test_another_model_is_refused_before_anything_is_written(base, tmp_path):
@@ -322,8 +334,6 @@ def test_another_model_is_refused_before_anything_is_written(base, tmp_path):
     ("sae", "why"),
     [
         ({"guide": "weights"}, "must be one of none, init_read"),
-        ({"guide": "penalty", "activation": "topk"}, "needs sae=untied or tied"),
-        ({"guide": "select", "strategy": "freeze_perturb"}, "needs sae.guide=none"),
         ({"guide_keep": 1.0}, r"sae\.guide_keep must lie in \(0, 1\)"),
         ({"guide_strength": -1.0}, "must not be negative"),
     ],
@@ -331,6 +341,12 @@ def test_another_model_is_refused_before_anything_is_written(base, tmp_path):
 def test_what_cannot_be_is_refused(sae, why):
     with pytest.raises(UserError, match=why):
         sae_config(**sae)
+
+
+def test_a_penalty_needs_a_kind_that_l1_makes_sparse(base):
+    config = guided_in(base, guide="penalty", activation="topk")
+    with pytest.raises(UserError, match="needs a kind that L1 makes sparse"):
+        stage.check(config, base / "sae")
 
 
 def test_one_of_several_sites_is_guided_as_a_harvest_of_it_alone(base, tmp_path):
@@ -346,9 +362,7 @@ def test_one_of_several_sites_is_guided_as_a_harvest_of_it_alone(base, tmp_path)
     both = Activations.open(tmp_path)
     for guide in GUIDES:
         sae = sae_config(guide=guide, site="1/mlp_post").sae
-        found, alone = guidance.read(sae, base / "lm", both.at(sae.site)), read(base, guide)
-        for name in ("directions", "metric"):
-            a, b = getattr(found, name), getattr(alone, name)
-            assert (a is None and b is None) or torch.equal(a, b), guide
+        found = Guide(sae, base / "lm", both.at(sae.site)).found
+        assert torch.equal(found, read(base, guide)), guide
         with pytest.raises(UserError, match="holds several sites"):
-            guidance.check(sae_config(guide=guide).sae, base / "lm", both)
+            Guide(sae_config(guide=guide).sae, base / "lm", both).check()

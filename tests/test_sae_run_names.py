@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparse_dict.sae.naming import labels, run_name
+from sparse_dict.sae.run_names import labels, run_name
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ CENTRE_FROM = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class Scaling:
     """A dictionary is trained on (x - mean) / scale. All are (d_in,), one value for each column."""
 
     mean: Array
@@ -48,7 +48,7 @@ class View:
 
     @cached_property
     def unit(self) -> float:
-        """What codes are multiplied by when the view is undone."""
+        """What codes are multiplied by when the scaling is undone."""
         alike = (self.scale == self.scale[0]).all()
         return float(self.scale[0] if alike else np.sqrt((self.scale**2).mean()))
 
@@ -58,11 +58,11 @@ class View:
         return (self.scale / self.unit).astype(np.float32)
 
 
-def undone(d: Dictionary, x: View, y: View) -> Dictionary:
+def undone(d: Dictionary, x: Scaling, y: Scaling) -> Dictionary:
     """A dictionary of raw activations, made of one of (x - mean) / scale times `y.unit`.
 
     Its decoder rows are no longer unit rows where sites were scaled apart: codes stay what they
-    were, so that TopK keeps the same ones. What is reconstructed has a view of its own, `y`.
+    were, so that TopK keeps the same ones. What is reconstructed has a scaling of its own, `y`.
     """
     gain, mean = (x.scale / y.unit).astype(np.float32), x.mean.astype(np.float64)
     W_enc = d.W_enc / gain[:, None]

@@ -1,0 +1,36 @@
+"""What may be done to a dictionary beside training it: a module each, `base.py` says what one has.
+
+A module NAME here defines one subclass of `Intervention` with the keys of the config's section
+`sae` that it alone reads. Nothing else knows the list.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparse_dict.config import SAEConfig
+from sparse_dict.sae.discovery import subclasses
+from sparse_dict.sae.interventions.base import Intervention, Moment
+
+if TYPE_CHECKING:
+    from sparse_dict.activations.store import Activations
+
+__all__ = ["Intervention", "Moment", "asked", "known", "of"]
+
+
+@cache
+def known() -> dict[str, type[Intervention[Any]]]:
+    """Every intervention by its name."""
+    return subclasses(__name__, __path__, Intervention)
+
+
+def asked(sae: SAEConfig) -> list[type[Intervention[Any]]]:
+    """Those that a config asks for, in the order in which they act after a step."""
+    return sorted(
+        (kind for kind in known().values() if kind.asked(sae)), key=lambda kind: kind.last
+    )
+
+
+def of(sae: SAEConfig, lm_dir: Path, activations: "Activations") -> list[Intervention[Any]]:
+    """Those that a config asks for, for one dictionary; `activations` are what it reads."""
+    return [kind(sae, lm_dir, activations) for kind in asked(sae)]

@@ -1,0 +1,130 @@
+"""A dictionary in training with all that is its own, and its checkpoint."""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from sparse_dict.config import TrainSAEConfig
+from sparse_dict.errors import UserError, malformed
+from sparse_dict.sae import folder as folders
+from sparse_dict.sae import interventions
+from sparse_dict.sae.data import Data
+from sparse_dict.sae.interventions import Intervention
+from sparse_dict.sae.jobs import Job
+from sparse_dict.sae.schedule import Hyper, hyper, total_steps
+from sparse_dict.sae.state import State, Stats
+from sparse_dict.storage import tensor_files
+from sparse_dict.tracking import Run
+
+# Columns of a dictionary's history. `inactive` counts features that the last `dead_window` training
+# rows did not activate; "dead" are those that no evaluation row activates, in metrics.json.
+HISTORY = (
+    "activations", "mse", "fvu", "l0", "l1_norm", "inactive", "lr", "activations_per_second",
+)  # fmt: skip
+
+
+@dataclass
+class Trainee:
+    """A dictionary in training."""
+
+    job: Job
+    run: Run
+    data: Data
+    interventions: list[Intervention[Any]]
+    states: list[State]  # its own, and those that interventions train beside it
+    history: list[dict[str, float]] = field(default_factory=list)
+    error: UserError | None = None
+    seconds: float = 0.0  # of all passes that trained it, including the other states' share
+    saved_step: int = 0  # of the checkpoint in its folder; 0: there is none
+
+    @classmethod
+    def begun(cls, job: Job, run: Run, data: Data, device: torch.device) -> Self:
+        """At the beginning."""
+        config, x, y = job.config, data.x, data.y
+        asked = interventions.of(config.sae, Path(config.lm_dir), x.activations)
+        changes = [intervention.begin for intervention in asked]
+        terms = tuple(term for intervention in asked if (term := intervention.term) is not None)
+
+        def begin(seed: int) -> State:
+            other = replace(config, seed=seed)
+            return State.initial(other, x.width, y.width, device, changes, terms)
+
+        own = begin(config.seed)
+        beside = [other for intervention in asked for other in intervention.beside(own, begin)]
+        return cls(job, run, data, asked, [own, *beside])
+
+    @property
+    def config(self) -> TrainSAEConfig:
+        """Its settled config."""
+        return self.job.config
+
+    @property
+    def state(self) -> State:
+        """Its own."""
+        return self.states[0]
+
+    def hypers(self, step: int) -> list[Hyper | None]:
+        """The numbers of an optimiser step, for each of its states; None: it is over."""
+        numbers = None if self.error else hyper(self.config, step, self.data.y.width)
+        return [numbers] * len(self.states)
+
+    def is_finite(self) -> bool:
+        """Whether all its states are: NaN would spread from one to another."""
+        return all(state.is_finite() for state in self.states)
+
+    def save_checkpoint(self, step: int) -> None:
+        """Write all that it needs to go on after `step` optimiser steps.
+
+        Tensors: parameters, Adam's moments, when each feature was last active, BatchTopK's running
+        threshold, what interventions keep. Beside them: step, record, history, the sums since its
+        last line, seconds. Which rows come next follows from the step.
+        """
+        tensors = self.state.tensors()
+        for intervention in self.interventions:
+            tensors |= intervention.tensors()
+        meta = {
+            "step": step,
+            "record": self.job.record,
+            "history": self.history,
+            "sums": asdict(self.state.stats()),  # since the last line of the history
+            "seconds": self.seconds,
+        }
+        arrays = {name: tensor.contiguous().cpu().numpy() for name, tensor in tensors.items()}
+        tensor_files.write_checkpoint(self.job.folder / folders.CHECKPOINT, arrays, meta)
+        self.saved_step = step
+
+    def load_checkpoint(self) -> None:
+        """Take its state from its folder, if there is one.
+
+        Raises:
+            UserError: it is malformed.
+        """
+        meta = folders.read_checkpoint_meta(self.job.folder)
+        if meta is None:
+            return
+        path = self.job.folder / folders.CHECKPOINT
+        arrays = tensor_files.read_checkpoint(path)
+        try:
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            self.state.load(tensors)
+            for intervention in self.interventions:
+                intervention.load(tensors)
+            self.state.add_stats(Stats(**meta["sums"]))
+            if not 0 <= meta["step"] <= total_steps(self.config):
+                raise ValueError(f"step {meta['step']}")
+            self.history = [_row(row) for row in meta["history"]]
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{path} is malformed ({malformed(error)}): remove it to start again"
+            ) from None
+        self.seconds, self.saved_step = meta["seconds"], int(meta["step"])
+
+
+def _row(row: dict[str, float]) -> dict[str, float]:
+    """A line of the history in today's format: older checkpoints named two columns otherwise."""
+    row = {{"dead": "inactive", "l1": "l1_norm"}.get(name, name): v for name, v in row.items()}
+    if tuple(row) != HISTORY:
+        raise ValueError("a malformed history")
+    return row
