@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
+from tokenizers.processors import TemplateProcessing  # noqa: E402
 
 from sparse_dict.activations import hf_source, stage  # noqa: E402
 from sparse_dict.activations.store import Activations  # noqa: E402
+from sparse_dict.analysis import harvested  # noqa: E402
 from sparse_dict.config import (  # noqa: E402
     FilesData,
     HarvestConfig,
@@ -261,3 +264,119 @@ def test_wrong_input_is_found_by_the_check(folders, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         stage.check(config)
     assert not (tmp_path / "activations").exists()
+
+
+# --- the beginning of a text ----------------------------------------------------------------------
+
+BOS = 256  # the last id that the models have
+
+
+def with_beginning(source, target, adds=True):
+    """A model whose tokenizer knows a token that begins a text, and perhaps adds it."""
+    shutil.copytree(source, target)
+    made = tokenizer().backend_tokenizer
+    letter = max(made.get_vocab(), key=made.get_vocab().get)  # which gives way to it
+    vocabulary = {t: i for t, i in made.get_vocab().items() if t != letter} | {"<bos>": BOS}
+    begins = Tokenizer(models.BPE(vocabulary, []))
+    begins.pre_tokenizer, begins.decoder = made.pre_tokenizer, made.decoder
+    if adds:
+        begins.post_processor = TemplateProcessing("<bos> $A", special_tokens=[("<bos>", BOS)])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=begins, eos_token=EOS, bos_token="<bos>"
+    ).save_pretrained(target)
+    return target
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_context_begins_as_the_tokenizer_begins_a_text(folders, tmp_path, adds, caplog):
+    caplog.set_level("INFO")
+    folder = with_beginning(folders / "llama", tmp_path / "model", adds)
+    config = stage_config(folders, tmp_path, site="resid_post")
+    config.lm = lm(folder, n_ctx=N_CTX - 1, bos=None if adds else True)
+    stage.run(config)
+    assert "each context begins with <bos>" in caplog.text
+    found = Activations.open(tmp_path / "activations")
+    document, position, token = found.origins(0, found.rows).T
+    assert BOS not in token
+    made = hf_source.load_tokenizer(config.lm)
+    stream = tokens.prepare(config.data, made, tmp_path / "cache").split("all")
+    place = stream.document_starts[document] + position
+    text = torch.from_numpy(stream.window(0, found.rows)).view(-1, N_CTX - 1)
+    begun = torch.cat([torch.full((len(text), 1), BOS), text], 1)
+    model = hf_source.load(config.lm, torch.device("cpu")).model
+    wanted = model(begun, output_hidden_states=True).hidden_states[2][:, 1:].flatten(0, 1)
+    np.testing.assert_allclose(found.read(0, found.rows), wanted[place], rtol=1e-4, atol=1e-4)
+    # The analyses' model begins likewise, and its loss is that of the tokens after the first.
+    opened = harvested.model(found.manifest, SimpleNamespace(device="cpu", lm_dir="none")).model
+    site = Site("resid_post", 1)
+    (value,), follow = opened.split(text[:, :-1], text[:, 1:], [site])
+    torch.testing.assert_close(value, wanted.view(*text.shape, -1)[:, :-1])
+    logits = model(begun[:, :-1]).logits[:, 1:]
+    loss = torch.nn.functional.cross_entropy(logits.mT, text[:, 1:], reduction="none").mean(1)
+    torch.testing.assert_close(follow([value]), loss)
+    assert (follow([0 * value]) - loss).abs().max() > 1e-3
+    # Without it the rows are others, which the manifest tells.
+    config.lm = replace(config.lm, bos=False)
+    with pytest.raises(UserError, match="bos is True there"):
+        stage.run(config)
+
+
+def test_a_model_without_a_beginning_is_read_without_and_has_no_key_of_it(folders, tmp_path):
+    config = stage_config(folders, tmp_path)
+    stage.run(config)
+    manifest = json.loads((tmp_path / "activations" / "manifest.json").read_text())
+    assert "bos" not in manifest["config"]["lm"]
+    config.lm = lm(folders / "gpt2", bos=True)
+    with pytest.raises(UserError, match=r"lm\.bos=true: .* has no token for the beginning"):
+        stage.check(config)
+    config.lm = lm(with_beginning(folders / "gpt2", tmp_path / "model"))
+    message = f"takes {N_CTX - 1} tokens at most beside its beginning of text"
+    with pytest.raises(UserError, match=message):
+        stage.check(config)
+
+
+# --- what the model cannot read or compute --------------------------------------------------------
+
+
+def test_ids_that_the_model_lacks_are_refused_with_both_numbers(folders, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(folders / "gpt2", folder)
+    made = transformers.AutoTokenizer.from_pretrained(folder)
+    made.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    made.save_pretrained(folder)
+    config = stage_config(folders, tmp_path)
+    config.lm = lm(folder)
+    stage.check(config)  # no text has that one
+    made.add_tokens(["things"])
+    made.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"ids up to 258.*rows for 257 tokens"):
+        stage.check(config)
+
+
+@pytest.mark.parametrize(
+    ("site", "value"),
+    [
+        ("0/resid_pre", "values"),
+        ("model.layers.0", "loss"),
+        ("model.layers.2", "activations"),
+    ],
+)
+def test_what_float16_does_not_hold_is_told_before_the_harvest(
+    folders, tmp_path, site, value, monkeypatch
+):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folders / "llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e6)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    config = stage_config(folders, tmp_path, "llama", sites=[site])
+    config.lm = lm(tmp_path / "model", dtype="float16")
+    if value == "activations":  # of a text that overflows only later
+        monkeypatch.setattr(stage, "_try", lambda *_: None)
+    with pytest.raises(UserError, match=rf"{value} .* not finite: .*lm\.dtype=bfloat16"):
+        stage.run(config)
+    assert not (tmp_path / "activations" / "manifest.json").exists()
+    config.lm = lm(tmp_path / "model", dtype="bfloat16")
+    monkeypatch.undo()
+    stage.run(config)

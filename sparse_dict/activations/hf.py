@@ -70,8 +70,15 @@ class Model:
 
     @cached_property
     def layout(self) -> Layout:
-        """Where the places are that short names mean; from one forward pass of a few tokens."""
-        return hf_layout.measure(self.model)
+        """Where the places are that short names mean; from one forward pass of a few tokens.
+
+        Raises:
+            UserError: its values are not finite.
+        """
+        try:
+            return hf_layout.measure(self.model)
+        except FloatingPointError:
+            raise UserError(f"the language model's values are not finite: {self.remedy}") from None
 
     def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
         """What each of `sites` computes, float32 (batch, n_ctx, d); stops behind the last.
@@ -97,7 +104,7 @@ class Model:
             self._check_replaceable(site)
         layers = [-1 if site.layer is None else site.layer for site in sites]
         first = max(0, min(layers, default=0)) if self._resumes is not False else 0
-        before = self._blocks()[:first]
+        before = self._blocks()[:first] if first else []
         start = Site("resid_pre", first)
         asked = [*sites, start] if before and start not in sites else sites
         outputs: list[Any] = []  # what each of `before` hands on

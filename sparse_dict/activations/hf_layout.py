@@ -63,8 +63,14 @@ class Layout:
 
 @torch.inference_mode()
 def measure(model: Any) -> Layout:
-    """The layout of a causal language model of transformers."""
+    """The layout of a causal language model of transformers.
+
+    Raises:
+        FloatingPointError: its values are not finite.
+    """
     seen, logits = _everything(model)
+    if not logits.isfinite().all():
+        raise FloatingPointError
     lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     path, n = max(((name, _chained(seen, name)) for name in lists), key=lambda x: x[1])
     if not n:
