@@ -10,11 +10,15 @@ import pytest
 import torch
 from sae_helpers import sparse_rows
 from safetensors.torch import save_file
+from site_harvest import harvest_of
 
+from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import study
+from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae import formats
+from sparse_dict.sae.origin import Origin
 from sparse_dict.tools import import_sae, verify
 
 D, N = 16, 40
@@ -89,6 +93,102 @@ def test_a_scale_that_the_folder_does_not_hold_is_that_of_the_activations(rows, 
     s = D**0.5 / x.norm(dim=1).mean()
     restored = ((s * x @ p["W_enc"] + p["b_enc"]).relu() @ p["W_dec"] + p["b_dec"]) / s
     same_function(folders.read(tmp_path / "out").dictionary, x.numpy(), restored.numpy())
+
+
+def sparsify_folder(folder, tensors, **config):
+    folder.mkdir(parents=True)
+    named = {"encoder.weight": tensors["W_enc"].T.contiguous(), "encoder.bias": tensors["b_enc"]}
+    more = {key: tensors[key] for key in tensors.keys() - {"W_enc", "b_enc"}}
+    save_file(named | more, folder / "sae.safetensors")
+    usual = {"d_in": D, "expansion_factor": 32, "normalize_decoder": True, "num_latents": N, "k": 5}
+    (folder / "cfg.json").write_text(json.dumps({**usual, "multi_topk": True, **config}))
+    return str(folder)
+
+
+def dictionary_learning_folder(folder, tensors, **trainer):
+    folder.mkdir(parents=True)
+    state = {name: value for name, value in tensors.items() if name not in ("W_enc", "W_dec")}
+    state |= {"encoder.weight": tensors["W_enc"].T, "decoder.weight": tensors["W_dec"].T}
+    state |= {"encoder.bias": state.pop("b_enc"), "bias": state.pop("b_dec")}
+    torch.save(state, folder / "ae.pt")  # noqa: TID251
+    trainer = {"dict_class": "AutoEncoder", "trainer_class": "StandardTrainer", **trainer}
+    (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"io": "out"}}))
+    return str(folder)
+
+
+WRITERS = (saelens, sparsify_folder, dictionary_learning_folder)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_key_or_a_tensor_that_is_not_known_is_refused_by_name(tmp_path, write):
+    found = formats.read(write(tmp_path / "plain", weights())).dictionary
+    assert found.W_dec.shape == (N, D)
+    with pytest.raises(UserError, match="mystery=False is not known, and may change"):
+        formats.read(write(tmp_path / "key", weights(), mystery=False))
+    with pytest.raises(UserError, match="the tensor W_mystery is not known"):
+        formats.read(write(tmp_path / "tensor", weights() | {"W_mystery": torch.ones(D, D)}))
+
+
+@pytest.mark.parametrize(
+    "key", ["signed", "embed_skip", "gram_lookup", "skip_connection", "transcode"]
+)
+def test_what_sparsify_adds_to_topk_is_refused_and_harmless_where_it_is_off(tmp_path, key):
+    found = formats.read(sparsify_folder(tmp_path / "off", weights(), **{key: False}))
+    assert found.dictionary.k == 5
+    with pytest.raises(UserError, match=f"{key}=True cannot be represented"):
+        formats.read(sparsify_folder(tmp_path / "on", weights(), **{key: True}))
+
+
+def test_a_dictionary_of_another_place_is_told_before_its_fvu(tmp_path, capsys):
+    """By one line that names both; and `cfg.json` names neither as its own."""
+    x = sparse_rows(500, D).numpy()
+    rows = harvest_of(tmp_path / "activations", {"2/mlp_out": x})
+    of = {"model_name": "another-model", "hook_name": "blocks.5.hook_mlp_out"}
+    source = saelens(tmp_path / "theirs", weights(), architecture="standard", metadata=of)
+    assert import_sae.main([source, str(tmp_path / "out"), "--activations", str(rows)]) == 0
+    told = capsys.readouterr()
+    assert "is of blocks.5.hook_mlp_out of another-model, but" in told.err
+    assert f"{rows} holds rows of blocks.2.hook_mlp_out of a model that is not named" in told.err
+    assert "FVU" in told.out
+    assert "blocks.5" not in (tmp_path / "out" / "cfg.json").read_text()
+    assert folders.read(tmp_path / "out").site is None
+
+
+def test_a_dictionary_of_the_same_place_is_taken_for_one_of_the_activations(tmp_path, capsys):
+    """By whatever name: what enters block 3 is what block 2 puts out."""
+    rows = harvest_of(tmp_path / "activations", {"2/resid_post": sparse_rows(500, D).numpy()})
+    of = {"model_name": "another-model", "hook_name": "blocks.3.hook_resid_pre"}
+    source = saelens(tmp_path / "theirs", weights(), metadata=of)
+    assert import_sae.main([source, str(tmp_path / "out"), "--activations", str(rows)]) == 0
+    assert capsys.readouterr().err == ""
+    trained = folders.read(tmp_path / "out")
+    assert trained.site == Site("resid_post", 2)
+    opened = Activations.open(rows)
+    assert opened.at(trained.site).fingerprint == trained.metrics["fingerprints"]["activations"]
+    other = harvest_of(tmp_path / "other", {"1/resid_post": sparse_rows(500, D).numpy()})
+    with pytest.raises(UserError, match=r"2/resid_post is not in .*, which holds 1/resid_post"):
+        Activations.open(other).at(trained.site)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "differs"),
+    [
+        (Origin("blocks.5.hook_resid_pre"), Origin("layers.4"), False),  # sparsify's folders
+        (Origin("blocks.5.hook_mlp_out"), Origin("layers.5.mlp"), False),
+        (Origin("blocks.5.hook_mlp_out"), Origin("layers.5.attn"), True),
+        (Origin("blocks.5.mlp.hook_post"), Origin("model.layers.5.mlp.down_proj:in"), False),
+        (Origin("blocks.5.mlp.hook_post"), Origin("model.layers.6.mlp.down_proj:in"), True),
+        (Origin("blocks.5.hook_mlp_out"), Origin("mlp_out, layer 5"), False),
+        (Origin("blocks.5.hook_mlp_out"), Origin("resid_post_layer_5"), True),
+        (Origin("blocks.5.hook_mlp_out"), Origin("words"), False),
+        (Origin(None, "gpt2-small"), Origin(None, "openai-community/gpt2"), False),
+        (Origin(None, "gpt2-small"), Origin(None, "gpt2-medium"), True),
+        (Origin("blocks.5.hook_mlp_out", "gpt2"), Origin(), False),
+    ],
+)
+def test_places_are_compared_as_far_as_their_names_tell(one, other, differs):
+    assert one.differs(other) == differs
+    assert other.differs(one) == differs
 
 
 @pytest.mark.parametrize(
@@ -220,6 +320,38 @@ def test_a_dictionary_of_dictionary_learning_computes_the_same(tmp_path, rows, n
     found = formats.read(str(tmp_path))
     same_function(found.dictionary, x, restored)
     assert (found.seed, found.l1) == (3, 0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["StandardTrainer", "StandardTrainerAprilUpdate", "GatedSAETrainer", "JumpReluTrainer",
+     "TopKTrainer", "BatchTopKTrainer", "MatryoshkaBatchTopKTrainer", "PAnnealTrainer"],
+)  # fmt: skip
+def test_what_a_trainer_of_dictionary_learning_saves_is_read(tmp_path, name):
+    """Its own config holds no key that is taken for unknown."""
+    pytest.importorskip("dictionary_learning")
+    import importlib
+    import inspect
+
+    homes = ("standard", "gdm", "jumprelu", "top_k", "batch_top_k", "matryoshka_batch_top_k",
+             "p_anneal")  # fmt: skip
+    modules = [importlib.import_module(f"dictionary_learning.trainers.{home}") for home in homes]
+    kind = next(getattr(module, name) for module in modules if hasattr(module, name))
+    known = {
+        "steps": 100, "activation_dim": D, "dict_size": N, "layer": 3, "lm_name": "gpt2", "k": 5,
+        "group_fractions": [0.25, 0.75], "submodule_name": "resid_post_layer_3", "device": "cpu",
+        "decay_start": 80, "warmup_steps": 10, "sparsity_warmup_steps": 10, "seed": 3,
+        "sparsity_function": "Lp", "anneal_start": 10, "initial_sparsity_penalty": 0.1,
+    }  # fmt: skip
+    takes = inspect.signature(kind.__init__).parameters
+    trainer = kind(**{key: value for key, value in known.items() if key in takes})
+    torch.save(trainer.ae.state_dict(), tmp_path / "ae.pt")  # noqa: TID251
+    saved = {"trainer": trainer.config, "buffer": {"io": "out"}}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    found = formats.read(str(tmp_path))
+    assert found.origin.model == "gpt2"
+    assert "3" in found.origin.hook
 
 
 @pytest.mark.slow

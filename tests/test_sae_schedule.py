@@ -10,7 +10,7 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.config import AdamConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.data import settled
-from sparse_dict.sae.schedule import hyper, rate
+from sparse_dict.sae.schedule import check, hyper, rate
 
 SHAPES = st.sampled_from(["constant", "linear", "cosine"])
 
@@ -27,6 +27,17 @@ def test_warm_up_raises_the_penalty_and_the_learning_rate_in_proportion():
     assert hyper(config, 2, 32).lr == pytest.approx(5e-3)
     assert hyper(config, 100, 32).numbers["l1"] == pytest.approx(0.4)
     assert hyper(config, 100, 32).lr == pytest.approx(1e-2)
+
+
+@pytest.mark.parametrize("key", ["optimizer.warmup_steps", "training.l1_warmup_steps"])
+def test_a_warm_up_that_outlasts_the_training_is_refused(key):
+    config = sae_config(training={"n_activations": 4096, "batch_size": 512})
+    section, name = key.split(".")
+    setattr(getattr(config, section), name, 8)
+    check(config)
+    setattr(getattr(config, section), name, 9)
+    with pytest.raises(UserError, match=f"{key}=9 outlasts the training, which has 8 steps"):
+        check(config)
 
 
 @given(SHAPES, st.integers(1, 300), st.integers(0, 50), st.floats(0.01, 1))

@@ -1,5 +1,6 @@
 """The examples of docs/api.md, run on a study made in seconds."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train_lm", "harvest"):
         fault_study.call(name, base)()
     write_study(base / "sae", sizes=(64, 128, 256), l1s=(1.28, 2.56), seeds=(0, 1), d=16)
+    for path in base.glob("sae/*/cfg.json"):  # as those trained on that harvest have it
+        path.write_text(json.dumps({"metadata": {"hook_name": "blocks.1.mlp.hook_post"}}))
     return folder
 
 
@@ -35,6 +38,7 @@ def test_the_examples_run_and_do_what_they_say(here: Path, monkeypatch: pytest.M
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
     assert names["decoder"].shape == (128, 16)
+    assert names["trained"].site == sparse_dict.Site("mlp_post", layer=1)
     assert names["x"].shape == names["restored"].shape == (500, 16)
     assert names["mcs"].shape == (128,)
     cosines = names["decoder"] @ names["larger"].dictionary.W_dec.T

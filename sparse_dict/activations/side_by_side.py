@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import SCAN_ROWS, Activations, Floats, Origins
+from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.storage.files import fingerprint
 
@@ -68,14 +69,15 @@ class SideBySide(Activations):
         mean = np.concatenate([part.mean for part in self.parts])
         return mean, math.sqrt(square), self.manifest["fingerprints"]["activations"]
 
-    def at(self, site: str | None, key: str = "sae.site") -> Activations:
+    def at(self, site: Site | str | None, key: str | None = None) -> Activations:
         """All columns; a single site can only be read from its own harvest.
 
         Raises:
             UserError: a site is asked for.
         """
         if site is not None:
-            raise UserError(f"{key}={site}: of harvests side by side all columns are read")
+            asked = f"{key}={site}" if key else f"the site {site}"
+            raise UserError(f"{asked}: of harvests side by side all columns are read")
         return self
 
     def read_into(self, start: int, out: Floats) -> None:

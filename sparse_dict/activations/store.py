@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError, reading
 from sparse_dict.storage import door, files
 from sparse_dict.storage.arrays import Joined, Stored, count, file_name, stored
@@ -141,14 +142,15 @@ class Activations:
         ]
         return [(slice(*place["columns"]), float(place["rms"])) for place in places]
 
-    def at(self, site: str | None, key: str = "sae.site") -> "Activations":
+    def at(self, site: Site | str | None, key: str | None = None) -> "Activations":
         """The same rows, with the columns of one site, or all for None.
 
         Raises:
-            UserError: there is no such site; `key` is what the user set.
+            UserError: there is no such site; `key` is what the user set, if that is what named it.
         """
         if site is None:
             return self
+        site = str(site)
         manifest = self.manifest or {}
         layer, name = manifest.get("layer"), str(manifest.get("site"))
         names = [place["site"] for place in manifest.get("sites", [])]
@@ -157,7 +159,8 @@ class Activations:
             return self
         if site not in names:
             there = ", ".join(names) or (alone if "site" in manifest else "sites that have no name")
-            raise UserError(f"{key}={site} is not in {self.folder}, which holds {there}")
+            asked = f"{key}={site}" if key else f"the site {site}"
+            raise UserError(f"{asked} is not in {self.folder}, which holds {there}")
         return _AtSite(self, *self.sites[names.index(site)])
 
     @property

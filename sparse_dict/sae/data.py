@@ -44,7 +44,7 @@ class Data:
 
 
 def _sites(config: TrainSAEConfig, activations: Activations) -> tuple[Activations, Activations]:
-    read = activations.at(config.sae.site)
+    read = activations.at(config.sae.site, "sae.site")
     if config.sae.target is None:
         return read, read
     return read, activations.at(config.sae.target, "sae.target")

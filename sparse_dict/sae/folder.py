@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
+from sparse_dict.sae.origin import UNKNOWN, site_of
 from sparse_dict.storage import door, tensor_files
 from sparse_dict.storage.files import read_json, sealed, sha256_file, sha256_of, write_json
 
@@ -105,6 +107,7 @@ class Trained:
     dictionary: Dictionary
     fire_count: npt.NDArray[np.int64]  # (dict_size,) active rows among the evaluation rows
     metrics: dict[str, Any]
+    site: Site | None = None  # what it reads, where that is one site that has a name
 
 
 def write(
@@ -112,13 +115,13 @@ def write(
     dictionary: Dictionary,
     fire_count: npt.NDArray[np.int64],
     metrics: dict[str, Any],
-    hook: str,
+    hook: str | None,
     hook_out: str | None = None,
 ) -> None:
     """Write a finished dictionary; `metrics.json` comes last and says that the rest is there.
 
-    `hook` names where the activations come from, for SAELens' metadata, and `hook_out` what a
-    transcoder reconstructs.
+    `hook` names where the activations come from, if that has a name, for SAELens' metadata, and
+    `hook_out` what a transcoder reconstructs.
     """
     d_in, dict_size = dictionary.W_enc.shape
     tensors = {
@@ -126,7 +129,7 @@ def write(
         for name in WEIGHT_NAMES
         if getattr(dictionary, name) is not None
     }
-    kind, metadata = _kind(dictionary, hook_out is not None), {"hook_name": hook}
+    kind, metadata = _kind(dictionary, hook_out is not None), {"hook_name": hook or UNKNOWN}
     if dictionary.W_skip is not None:
         tensors["W_skip"] = np.ascontiguousarray(dictionary.W_skip.T)  # (d_out, d_in) in SAELens
     if hook_out is not None:
@@ -188,7 +191,8 @@ def read(folder: Path) -> Trained:
         raise UserError(f"{folder / WEIGHTS} lacks {', '.join(sorted(missing))}")
     W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in WEIGHT_NAMES[:4])
     dictionary = Dictionary(W_enc, b_enc, W_dec, b_dec, tensors.get("threshold"))
-    k = read_json(folder / CONFIG).get("k")
+    config = read_json(folder / CONFIG)
+    k = config.get("k")
     if k is not None and (type(k) is not int or k < 1):
         raise UserError(f"{folder / 'cfg.json'}: k is {k!r}, not a positive whole number")
     dictionary.k = k
@@ -199,7 +203,7 @@ def read(folder: Path) -> Trained:
     if W_enc.ndim != 2 or not floats or fire_count is None or fire_count.dtype != np.int64:
         raise UserError(f"{folder} does not hold a dictionary's tensors")
     d_in, dict_size = dictionary.W_enc.shape
-    d_out = read_json(folder / CONFIG).get("d_out", d_in)
+    d_out = config.get("d_out", d_in)
     shapes: dict[str, tuple[Any, ...]] = {"b_enc": (dict_size,)}
     shapes |= {"W_dec": (dict_size, d_out), "b_dec": (d_out,)}
     if dictionary.W_skip is not None:
@@ -219,7 +223,9 @@ def read(folder: Path) -> Trained:
     for name in (WEIGHTS, CONFIG, FEATURES):
         if hashes.get(name) not in (None, sha256_file(folder / name)):
             raise UserError(f"{folder / name} has changed since it was written (SHA-256)")
-    return Trained(folder, dictionary, fire_count, metrics)
+    metadata = config.get("metadata")
+    site = site_of(metadata.get("hook_name")) if isinstance(metadata, dict) else None
+    return Trained(folder, dictionary, fire_count, metrics, site)
 
 
 def write_snapshot(folder: Path, W_dec: Array, seen: int) -> None:

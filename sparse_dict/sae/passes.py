@@ -7,7 +7,6 @@ from typing import Any
 
 from sparse_dict import tracking
 from sparse_dict.activations.store import MANIFEST, Activations
-from sparse_dict.config.sites import SITES, parse
 from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
 from sparse_dict.sae import ensemble, jobs
@@ -15,6 +14,7 @@ from sparse_dict.sae import folder as folders
 from sparse_dict.sae.data import Data
 from sparse_dict.sae.evaluate import Evaluation, evaluate, on_raw
 from sparse_dict.sae.jobs import Job
+from sparse_dict.sae.origin import of_activations
 from sparse_dict.sae.rows import training_rows
 from sparse_dict.sae.run_names import end_values, run_name
 from sparse_dict.sae.schedule import total_steps
@@ -57,10 +57,10 @@ def train(own: list[Job], activations: Activations) -> list[dict[str, Any] | Use
             metrics = _metrics(trainee, numbers, activations, trained)
             folder, sae = trainee.job.folder, trainee.config.sae
             write_csv(folder / folders.HISTORY, trainee.history)
-            hook_out = _hook(activations, sae.target) if sae.target else None
+            hook_out = of_activations(activations, sae.target).hook if sae.target else None
             folders.write(
-                folder, dictionary, numbers.fire_count, metrics, _hook(activations, sae.site),
-                hook_out,
+                folder, dictionary, numbers.fire_count, metrics,
+                of_activations(activations, sae.site).hook, hook_out,
             )  # fmt: skip
             trainee.run.summary(end_values(metrics))
             trainee.run.made("dictionary", folder / folders.METRICS)
@@ -107,14 +107,3 @@ def _metrics(
         "config": asdict(config),
         "fingerprints": {"activations": activations.fingerprint},
     }
-
-
-def _hook(activations: Activations, site: str | None) -> str:
-    """TransformerLens' name of a site, or of the one there is, for SAELens' metadata."""
-    manifest = activations.manifest or {}
-    layer, name = manifest.get("layer"), manifest.get("site")
-    if site is not None:
-        place = parse(site, None, "sae.site")
-        layer, name = place.layer, place.name
-    known = SITES.get(name) if isinstance(name, str) else None
-    return "unknown" if known is None or layer is None else f"blocks.{layer}.{known}"

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from sparse_dict.config import AdamConfig, TrainSAEConfig
+from sparse_dict.errors import UserError
 from sparse_dict.sae import architectures
 
 POSTS_WIDTH = 128  # columns of the activations for which learning rates are stated
@@ -37,6 +38,25 @@ def settled(optimizer: AdamConfig, d_in: int) -> AdamConfig:
         return optimizer
     factor = min(1.0, math.sqrt(POSTS_WIDTH / d_in))
     return replace(optimizer, lr=optimizer.lr * factor, lr_scaling="none")
+
+
+def check(config: TrainSAEConfig) -> None:
+    """See that what rises at first has risen before the training ends.
+
+    Raises:
+        UserError: a dictionary would be of a penalty or a learning rate that it never had.
+    """
+    steps = total_steps(config)
+    warmups = {
+        "optimizer.warmup_steps": config.optimizer.warmup_steps,
+        "training.l1_warmup_steps": config.training.l1_warmup_steps,
+    }
+    for key, warmup in warmups.items():
+        if warmup > steps:
+            raise UserError(
+                f"{key}={warmup} outlasts the training, which has {steps:,} steps of "
+                f"{config.training.batch_size} rows: lower it, or raise training.n_activations"
+            )
 
 
 def rate(optimizer: AdamConfig, step: int, last_step: int) -> float:

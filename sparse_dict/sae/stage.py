@@ -12,7 +12,7 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig, identity
 from sparse_dict.errors import UserError, printable
 from sparse_dict.machine import runtime
-from sparse_dict.sae import architectures, interventions, jobs, verdict
+from sparse_dict.sae import architectures, interventions, jobs, schedule, shuffled, verdict
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.data import Data, settled
 from sparse_dict.sae.jobs import Job
@@ -46,6 +46,9 @@ def _damage(activations: Activations) -> UserError | None:
     return None
 
 
+_unlike = cache(shuffled.warning)  # of the rows that are kept for evaluation
+
+
 def _record(config: TrainSAEConfig, activations: Activations) -> dict[str, Any]:
     """What decides the result: the config's part in it, and the activations."""
     return {"config": identity.record(config), "activations": activations.fingerprint}
@@ -59,6 +62,7 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     architectures.of(config.sae)
     runtime.check_device(config.device)
     tracking.check(config.tracking)
+    schedule.check(config)
     activations = _open(config)
     config = settled(config, activations)
     training_rows(activations, config.training.eval_rows, config.training.batch_size)
@@ -180,7 +184,10 @@ def _train_many(
     for number, group in enumerate(groups, start=1):
         if len(groups) > 1:
             log.info("pass %d of %d: %d dictionaries", number, len(groups), len(group))
-        results = passes.train(group, _open(group[0].config))
+        first = group[0].config
+        if line := _unlike(_open(first), first.training.eval_rows):
+            log.warning("%s", line)
+        results = passes.train(group, _open(first))
         outcomes.update(zip(map(waiting.__getitem__, group), results, strict=True))
     finished = [outcomes[i] for i in range(len(configs))]
     _show(folders_, finished)

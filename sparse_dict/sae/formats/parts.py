@@ -1,7 +1,7 @@
 """What the readers of foreign formats share: refusing, and writing a dictionary in our terms."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sparse_dict.errors import UserError
 from sparse_dict.sae.folder import Dictionary
+from sparse_dict.sae.origin import Origin
 from sparse_dict.storage.door import opened
 
 Wide = NDArray[np.float64]
@@ -24,7 +25,7 @@ class Foreign:
     dictionary: Dictionary
     l1: float = 0.0
     seed: int = 0
-    hook: str = "unknown"  # TransformerLens' name of the site
+    origin: Origin = field(default_factory=Origin)
     # Whether it was trained on activations divided by their mean norm over sqrt(d_in), a number
     # that its folder does not hold.
     by_mean_norm: bool = False
@@ -38,15 +39,32 @@ def refuse(path: Path, what: str) -> UserError:
     )
 
 
-def only(path: Path, config: Mapping[str, Any], **usual: Any) -> None:
-    """See that these keys have their usual values where they are there.
+def only(path: Path, config: dict[str, Any], **usual: Any) -> None:
+    """Take these keys out of `config`, and see that they have their usual values.
 
     Raises:
         UserError: one has not.
     """
     for key, value in usual.items():
-        if config.get(key, value) not in (value, None):
-            raise refuse(path, f"{key}={config[key]!r}")
+        if (found := config.pop(key, value)) not in (value, None):
+            raise refuse(path, f"{key}={found!r}")
+
+
+def nothing_else(path: Path, left: Mapping[str, Any], harmless: str = "") -> None:
+    """See that what no reader has taken out of a config, or of the tensors, changes nothing.
+
+    `harmless` are the keys that say how a dictionary was trained or stored, not what it computes.
+
+    Raises:
+        UserError: a key is not known.
+    """
+    for key in sorted(left.keys() - {*harmless.split()}):
+        value = left[key]
+        what = f"{key}={value!r}" if not isinstance(value, np.ndarray) else f"the tensor {key}"
+        raise UserError(
+            f"{path}: {what} is not known, and may change what the dictionary computes; if it "
+            "does not, remove it from a copy of the folder"
+        )
 
 
 def tensors(path: Path) -> dict[str, Wide]:
