@@ -111,6 +111,8 @@ GIVEN: dict[str, Callable[[Path], None]] = {
         _rows, _text("outputs/x/sae/default/metrics.json", json.dumps(TRAINED))
     ),
     "a dictionary in training": _text("outputs/x/sae/default/checkpoint.safetensors", b""),
+    "somebody's model": _all(_rows, _text("theirs/model.safetensors", b"")),
+    "somebody's report": _text("theirs/report.html", ""),
 }  # fmt: skip
 
 

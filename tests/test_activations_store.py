@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sparse_dict.activations import store
 from sparse_dict.activations.deck import Deck
 from sparse_dict.activations.store import Activations, Moments
-from sparse_dict.activations.writer import ShardWriter, check_output
+from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files
 
@@ -342,18 +342,6 @@ def test_a_foreign_value_that_is_no_finite_float32_is_located(tmp_path, monkeypa
     found = Activations.open(foreign(tmp_path, a=np.zeros((5, 2)), b=bad))
     with pytest.raises(UserError, match=r"b\.npy row 6"):
         _ = found.rms
-
-
-def test_an_output_folder_with_foreign_arrays_is_refused(tmp_path):
-    check_output(tmp_path / "new")
-    check_output(tmp_path)
-    write(tmp_path / "half", stop_after=32)
-    check_output(tmp_path / "half")
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is not a folder"):
-        check_output(tmp_path / "file")
-    with pytest.raises(UserError, match="did not write"):
-        check_output(foreign(tmp_path, a=np.zeros((2, 2))))
 
 
 def test_the_own_fingerprint_follows_the_inputs(tmp_path):

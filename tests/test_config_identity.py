@@ -7,8 +7,7 @@ import pytest
 from fault_study import composed, overrides
 
 from sparse_dict.config import AdamWConfig, HarvestConfig, MuonConfig, TrackingConfig
-from sparse_dict.config.identity import NEUTRAL, differences, record, refuse_another
-from sparse_dict.errors import UserError
+from sparse_dict.config.identity import NEUTRAL, differences, record
 
 ADAMW = AdamWConfig(
     lr=1e-2, min_lr_ratio=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, warmup_fraction=0.1,
@@ -88,8 +87,3 @@ def test_without_a_schema_every_key_counts():
     assert differences({"a": 1, "b": {"c": 2}}, {"b": {"d": 2}}) == [
         "b.d is None there, 2 now", "b.c is 2 there, None now", "a is 1 there, None now",
     ]  # fmt: skip
-
-
-def test_the_refusal_names_the_first_key_and_what_leads_elsewhere():
-    with pytest.raises(UserError, match=r"^x was made .*: a is 1 there, 2 now; choose another n="):
-        refuse_another(Path("x"), {"a": 1, "b": 1}, {"a": 2, "b": 2}, instead="n=")

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from sparse_dict import tracking
 from sparse_dict.activations import store, toy
-from sparse_dict.activations.writer import ShardWriter, Source, check_output, remove_spools
+from sparse_dict.activations.writer import ShardWriter, Source, remove_spools
 from sparse_dict.config import HarvestStageConfig, HFModel, ToyData, identity
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.machine import distributed, runtime
 from sparse_dict.storage import files
+from sparse_dict.storage.output import Output
 from sparse_dict.text import corpus
 
 if TYPE_CHECKING:
@@ -27,8 +28,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ELSEWHERE = "name= or activations_dir="  # the keys that choose another folder
 TOY_KEYS = {"n_tokens", "shard_rows", "dtype"}  # the keys of `harvest` that decide a toy's rows
+
+
+def _made_from(target: Path) -> dict[str, Any] | None:
+    """What the manifest says; None without one: what is begun says nothing, and is begun anew."""
+    if not (target / store.MANIFEST).exists():
+        return None
+    manifest = store.Activations.open(target).manifest or {}
+    return {**manifest.get("fingerprints", {}), **manifest}
+
+
+OUTPUT = Output("harvest", "activations_dir", store.MANIFEST, _made_from)
 
 
 def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
@@ -45,12 +56,10 @@ def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
         _check_lengths(config, _check_lm(config))
     elif distributed.size() > 1:
         raise UserError("data=toy is written by one process: start it without torchrun")
-    target = Path(config.activations_dir)
-    check_output(target)
-    if (target / store.MANIFEST).exists():
-        # The weights of a model that is not ours take long to read: `run` compares them.
-        quick = not of_text or isinstance(config.lm, HFModel)
-        _refuse_others(config, {} if quick else _model_prints(config))
+    # The weights of a model that is not ours take long to read: `run` compares them.
+    quick = not of_text or isinstance(config.lm, HFModel)
+    wanted = {"config": _deciding(config)} | ({} if quick else _model_prints(config))
+    OUTPUT.is_finished(Path(config.activations_dir), wanted, config)
     if of_text:
         runtime.check_device(config.device)
         corpus.check(config.data)
@@ -77,13 +86,14 @@ def _run(config: HarvestStageConfig) -> None:
     if of_text:
         described = corpus.describe(config.data, Path(config.cache_dir))
         inputs = _model_prints(config) | {"corpus": described}
-    if (target / store.MANIFEST).exists():
-        _refuse_others(config, inputs)
+    if OUTPUT.is_finished(target, {"config": _deciding(config), **inputs}, config):
         if distributed.main():
             remove_spools(target)  # a kill may have left it, empty, beside the manifest
         log.info("%s is already there", target)
         return
     source = _text(config, inputs) if of_text else toy.source(config)
+    if distributed.main():
+        OUTPUT.begin(target)
     writer = ShardWriter(
         target, source.rows, source.d_in, settings.shard_rows, settings.dtype, config.seed
     )
@@ -297,15 +307,3 @@ def _deciding(config: HarvestStageConfig) -> dict[str, Any]:
     if not deciding.get("lm", {}).get("bos", True):
         del deciding["lm"]["bos"]
     return deciding
-
-
-def _refuse_others(config: HarvestStageConfig, inputs: dict[str, Any]) -> None:
-    """See that the activations that are there have this config and were made from `inputs`."""
-    target = Path(config.activations_dir)
-    manifest = store.Activations.open(target).manifest or {}
-    there = {**manifest.get("fingerprints", {}), **manifest}
-    identity.refuse_another(
-        target, there.get("config"), _deciding(config), config, instead=ELSEWHERE
-    )
-    known = {key: there.get(key) for key in inputs}
-    identity.refuse_another(target, known, inputs, instead=ELSEWHERE)

@@ -260,20 +260,6 @@ def _unfit(rows: Rows, dtype: np.dtype[Any]) -> UserError:
     return UserError(f"an activation{size} does not fit {dtype}: set harvest.dtype=float32")
 
 
-def check_output(folder: Path) -> None:
-    """Refuse a folder with arrays that no harvest wrote.
-
-    Raises:
-        UserError: there are ``.npy`` files that no harvest has put there.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"activations_dir: {folder} is not a folder")
-    if (folder / MANIFEST).exists() or (folder / SPOOL).is_dir():
-        return
-    if any(folder.glob("*.npy")):
-        raise UserError(f"{folder} holds .npy files that harvest.py did not write: choose another")
-
-
 def start_afresh(folder: Path) -> None:
     """Remove what an interrupted harvest left in `folder`, and nothing else."""
     if (folder / SPOOL).is_dir():

@@ -14,6 +14,7 @@ from sparse_dict.config import AnalyzeConfig, InterpConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.run_names import end_values, run_name
 from sparse_dict.storage import door, files, lock
+from sparse_dict.storage.output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +58,7 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
     from sparse_dict.analysis import study
     from sparse_dict.analysis.interp import llm
 
+    OUTPUT.refuse_foreign(Path(config.analysis_dir))
     for sae_dir in config.sae_dirs:
         study.finished(sae_dir)
     interp = config.settings(InterpConfig)
@@ -84,6 +86,16 @@ def read_record(folder: Path) -> dict[str, Any]:
     return door.checked(files.read_json(folder / MANIFEST), folder / MANIFEST, VALUES)
 
 
+def _made_from(folder: Path) -> dict[str, Any] | None:
+    """The record of an analysis, if it can be read: a damaged one is made anew, like the rest."""
+    with suppress(UserError):
+        return read_record(folder)
+    return None
+
+
+OUTPUT = Output("analyze", "analysis_dir", MANIFEST, _made_from)
+
+
 def run(config: AnalyzeConfig) -> None:
     """Write figures, tables, `claims.json`, `report.html` and `analysis.json` to `analysis_dir`.
 
@@ -99,6 +111,7 @@ def run(config: AnalyzeConfig) -> None:
     folder = Path(config.analysis_dir)
     partial = folder / PARTIAL
     with lock.holding(folder):
+        OUTPUT.begin(folder)
         if partial.is_dir() and not partial.is_symlink():
             shutil.rmtree(partial)
         partial.unlink(missing_ok=True)

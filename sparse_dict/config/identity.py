@@ -6,11 +6,9 @@ stages leave them out, and so do the names of a multirun's folders (``conf/hydra
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from sparse_dict.config.stages import StudyConfig, TrackingConfig
-from sparse_dict.errors import UserError
 
 NEUTRAL = (
     "name",
@@ -78,19 +76,3 @@ def _schema_of(schema: Any) -> tuple[set[str], dict[str, Any]]:
     known = {field.name for kind in (own, *own.__subclasses__()) for field in fields(kind)}
     # MISSING of OmegaConf ("???") is no value that a complete config has
     return known, {f.name: f.default for f in fields(own) if f.default is not MISSING}
-
-
-def refuse_another(
-    folder: Path, old: Any, new: Any, schema: object = None, *, instead: str = "name="
-) -> None:
-    """See that what `folder` holds, or the beginning of it, was made from what is asked for now.
-
-    Raises:
-        UserError: it was not; names the first key that differs. `instead` are the keys that lead
-            elsewhere.
-    """
-    if found := differences(old, new, schema):
-        raise UserError(
-            f"{folder} was made with another config or from other inputs: {found[0]}; choose "
-            f"another {instead}, or delete the folder"
-        )

@@ -11,6 +11,7 @@ from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint, folder
 from sparse_dict.machine import distributed, runtime
 from sparse_dict.storage import files, tensor_files
+from sparse_dict.storage.output import Output
 from sparse_dict.text import corpus
 
 if TYPE_CHECKING:
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ELSEWHERE = "name= or lm_dir="  # the keys that choose another folder
+
+def _made_from(lm_dir: Path) -> dict[str, Any] | None:
+    """Config and corpus that `lm_dir` was made of, finished or not; None if it holds neither."""
+    if (lm_dir / folder.RECORD).exists():
+        record = folder.read_record(lm_dir)
+        return {key: record.get(key) for key in ("config", "corpus")}
+    return checkpoint.identity(lm_dir / folder.CHECKPOINT)
+
+
+OUTPUT = Output("train_lm", "lm_dir", folder.RECORD, _made_from)
 
 
 def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
@@ -30,12 +40,7 @@ def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
     Raises:
         UserError: the corpus or the device is not there, or `lm_dir` was made with another config.
     """
-    lm_dir = Path(config.lm_dir)
-    if lm_dir.exists() and not lm_dir.is_dir():
-        raise UserError(f"lm_dir: {lm_dir} is not a folder")
-    if (there := _recorded(lm_dir)) is not None:
-        wanted = identity.record(config)
-        identity.refuse_another(lm_dir, there.get("config"), wanted, config, instead=ELSEWHERE)
+    OUTPUT.is_finished(Path(config.lm_dir), {"config": identity.record(config)}, config)
     if config.training.batch_size % distributed.size():
         raise UserError(
             f"training.batch_size={config.training.batch_size} is not a multiple of the "
@@ -64,10 +69,7 @@ def _run(config: TrainLMConfig) -> None:
         "config": identity.record(config),
         "corpus": corpus.describe(config.data, cache_dir),
     }
-    if (there := _recorded(lm_dir)) is not None:
-        known, now = {"corpus": there.get("corpus")}, {"corpus": made_from["corpus"]}
-        identity.refuse_another(lm_dir, known, now, instead=ELSEWHERE)
-    if (lm_dir / folder.RECORD).exists():
+    if OUTPUT.is_finished(lm_dir, made_from, config):
         log.info("%s is already trained", lm_dir)
         if distributed.main():
             shutil.rmtree(lm_dir / folder.CHECKPOINT.parent, ignore_errors=True)
@@ -116,6 +118,8 @@ def _run(config: TrainLMConfig) -> None:
         "corpus": files.fingerprint(made_from["corpus"]),
     }
     name = f"{config.name} lm"
+    if distributed.main():
+        OUTPUT.begin(lm_dir)
     with tracking.open_run(config, "train_lm", name, lm_dir, "tokens", prints) as run:
         state = train.train(model, job, run)
         if not distributed.main():
@@ -140,14 +144,6 @@ def _run(config: TrainLMConfig) -> None:
         lm_dir, record["losses"]["val_loss"], without_model["unigram"], without_model["bigram"],
         record["tokens_per_second"],
     )  # fmt: skip
-
-
-def _recorded(lm_dir: Path) -> dict[str, Any] | None:
-    """Config and corpus that `lm_dir` was made of, finished or not; None if it holds neither."""
-    if (lm_dir / folder.RECORD).exists():
-        record = folder.read_record(lm_dir)
-        return {key: record[key] for key in ("config", "corpus")}
-    return checkpoint.identity(lm_dir / folder.CHECKPOINT)
 
 
 def _record(job: "Job", state: "State", device: str) -> dict[str, Any]:

@@ -20,10 +20,23 @@ from sparse_dict.sae.rows import check_evaluation_rows, training_rows
 from sparse_dict.sae.run_names import end_values
 from sparse_dict.storage import lock
 from sparse_dict.storage.files import read_json
+from sparse_dict.storage.output import Output
 
 log = logging.getLogger(__name__)
 
 Outcome = dict[str, Any] | Exception
+
+
+def _made_from(folder: Path) -> dict[str, Any] | None:
+    """Config and activations that `folder`'s dictionary was made of, finished or not."""
+    if (folder / folders.METRICS).exists():
+        there = read_json(folder / folders.METRICS).get("record")
+        return there if isinstance(there, dict) else {}
+    meta = folders.read_checkpoint_meta(folder)
+    return None if meta is None else dict(meta["record"])
+
+
+OUTPUT = Output("train_sae", None, folders.METRICS, _made_from)
 
 # Once per process: the moments of a foreign folder cost a pass over it.
 _opened = cache(open_all)
@@ -70,7 +83,7 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     _check_last(config, activations.fingerprint)
     for intervention in interventions.of(config.sae, Path(config.lm_dir), data.x.activations):
         intervention.check()
-    _is_finished(config, folder, activations)
+    OUTPUT.is_finished(folder, _record(config, activations), config)
     _check_companions(folder, activations)
 
 
@@ -111,27 +124,6 @@ def objective(metrics: dict[str, Any]) -> tuple[float, float]:
     return metrics["fvu"], metrics["l0"]
 
 
-def _is_finished(config: TrainSAEConfig, folder: Path, activations: Activations) -> bool:
-    """Whether `folder` already holds the dictionary of this config and these activations.
-
-    Raises:
-        UserError: it holds, or holds the beginning of, another one.
-    """
-    record = _record(config, activations)
-    if (folder / folders.METRICS).exists():
-        there, finished = read_json(folder / folders.METRICS).get("record"), True
-    else:
-        meta = folders.read_checkpoint_meta(folder)
-        if meta is None:
-            return False
-        there, finished = meta["record"], False
-    there = there if isinstance(there, dict) else {}
-    identity.refuse_another(folder, there.get("config"), record["config"], config)
-    own = {"activations": there.get("activations")}
-    identity.refuse_another(folder, own, {"activations": record["activations"]})
-    return finished
-
-
 def run(config: TrainSAEConfig) -> dict[str, Any]:
     """Train one dictionary in Hydra's output folder; returns its metrics."""
     from hydra.core.hydra_config import HydraConfig
@@ -168,7 +160,7 @@ def _train_many(
             activations = _open(config)
             config = settled(config, activations)
             job = Job(config, folder, _record(config, activations))
-            if _is_finished(config, folder, activations):
+            if OUTPUT.is_finished(folder, job.record, config):
                 outcomes[i] = read_json(folder / folders.METRICS)
                 _finish_what_was_killed(job, outcomes[i])
                 log.info("%s is already trained", folder)
@@ -177,6 +169,7 @@ def _train_many(
                 raise damage
             if meta := folders.read_checkpoint_meta(folder):
                 job.step = meta["step"]
+            OUTPUT.begin(folder)
             waiting[job] = i
         except UserError as error:
             outcomes[i] = error

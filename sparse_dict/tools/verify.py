@@ -20,11 +20,11 @@ from sparse_dict.errors import UserError, explained, printable, reading
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
 from sparse_dict.storage import files, lock, tensor_files
+from sparse_dict.storage.output import MARK
 from sparse_dict.tools import status
 from sparse_dict.tracking import ID_FILE
 
-# What may lie in any job's folder: Hydra's files, our log and lock, wandb's note.
-ANYWHERE = rf"\.hydra|\.lock|[^.].*\.log|multirun\.yaml|{re.escape(ID_FILE)}"
+ANYWHERE = rf"\.hydra|\.lock|\{MARK}|[^.].*\.log|multirun\.yaml|{re.escape(ID_FILE)}"
 STUDY = rf"lm|activations|sae|analysis|wandb|{ANYWHERE}"
 LM = rf"lm\.json|model\.safetensors|tokenizer|history\.csv|checkpoint|{ANYWHERE}"
 TOKENIZER = r"ranks\.tiktoken|tokenizer\.json"

@@ -1,0 +1,91 @@
+"""A stage's folder: is what it holds finished, begun, or another's? One protocol for all stages.
+
+A result is finished when its manifest is there, which is written last. The manifest, or until then
+the checkpoint, says what the result is made from. The file `MARK` says that this project made the
+folder: what lies in one without it is not ours, and is neither removed nor replaced.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparse_dict.config.identity import differences
+from sparse_dict.errors import UserError
+from sparse_dict.storage import door, files
+
+MARK = ".sparse-dict"  # holds the name of the stage
+# What may lie in any job's folder: hidden files, logs, what Hydra and wandb note.
+ANYWHERE = r"\..*|.*\.log|multirun\.yaml|wandb_run_id\.txt"
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a stage makes of a folder."""
+
+    stage: str  # the name of its script
+    key: str | None  # of the config, which names the folder; None: it is Hydra's of the job
+    manifest: str  # written last
+    # What the folder says that its result, whole or begun, is made from; None: it says nothing.
+    made_from: Callable[[Path], Mapping[str, Any] | None]
+
+    def is_finished(self, folder: Path, wanted: Mapping[str, Any], config: object = None) -> bool:
+        """Whether `folder` holds the result that is made from `wanted`.
+
+        `wanted` is the record of the config under "config", and any of the inputs; `config` the
+        config itself, so that records of other versions count as the same.
+
+        Raises:
+            UserError: it is no folder or not ours, or it holds another result, or the beginning
+                of one; names the first key that differs.
+        """
+        self.refuse_foreign(folder)
+        if (there := self.made_from(folder)) is None:
+            return False
+        for key, value in wanted.items():
+            schema, name = (config, "") if key == "config" else (None, key)
+            if found := differences(there.get(key), value, schema, name):
+                raise UserError(
+                    f"{folder} was made with another config or from other inputs: {found[0]}; "
+                    f"choose another {self._elsewhere}, or delete the folder"
+                )
+        return (folder / self.manifest).exists()
+
+    def refuse_foreign(self, folder: Path) -> None:
+        """See that what may be removed or replaced in `folder` is this stage's.
+
+        Raises:
+            UserError: it is no folder, or it holds files and this stage did not make it.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{self.key or 'output'}: {folder} is not a folder")
+        if not folder.is_dir() or self._is_ours(folder):
+            return
+        names = sorted(path.name for path in folder.iterdir())
+        for name in names:
+            if not re.fullmatch(ANYWHERE, name):
+                raise UserError(
+                    f"{folder} holds {name}, which {self.stage}.py did not make: "
+                    f"choose another {self._elsewhere}"
+                )
+
+    def begin(self, folder: Path) -> None:
+        """Mark `folder` as this stage's; what it then holds may be replaced."""
+        files.write_text(folder / MARK, f"{self.stage}\n")
+
+    def _is_ours(self, folder: Path) -> bool:
+        with suppress(UserError):
+            return door.read_bytes(folder / MARK) == f"{self.stage}\n".encode()
+        # Before there were marks: the manifest, the checkpoint, or what Hydra noted of the job.
+        if self.made_from(folder) is not None:
+            return True
+        with suppress(UserError):
+            noted = door.read_bytes(folder / ".hydra" / "hydra.yaml")
+            return b"sparse_dict." in noted and f"\n    name: {self.stage}\n".encode() in noted
+        return False
+
+    @property
+    def _elsewhere(self) -> str:
+        return "name=" if self.key is None else f"name= or {self.key}="
