@@ -3,14 +3,14 @@
 import hydra
 from omegaconf import DictConfig
 
-from sparse_dict.launch import cli, stage
+from sparse_dict.launch import script
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="harvest")
 def main(cfg: DictConfig) -> None:
     """Run the stage on a composed config."""
-    stage.run("harvest", cfg)
+    script.run_stage("harvest", cfg)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.start(main)

@@ -5,14 +5,14 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from sparse_dict.launch import cli, stage
+from sparse_dict.launch import script
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train_sae")
 def main(cfg: DictConfig) -> Any:
     """Run the stage on a composed config."""
-    return stage.run("train_sae", cfg)
+    return script.run_stage("train_sae", cfg)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.start(main)

@@ -37,7 +37,7 @@ def trained(batch: int, rows: int, settings: list[tuple[float, str]], activation
     from hydra import compose, initialize_config_dir
 
     from sparse_dict.analysis.measures.mcs import max_cosine, normalised
-    from sparse_dict.launch.checks import typed
+    from sparse_dict.launch.jobs import typed
     from sparse_dict.sae import stage
     from sparse_dict.sae.folder import read
 

@@ -32,11 +32,11 @@ def config(script: str, folder: Path, *overrides: str) -> Any:
     """A script's config, all of whose files lie in `folder`."""
     from hydra import compose, initialize_config_dir
 
-    from sparse_dict.launch import stage
+    from sparse_dict.launch.jobs import typed
 
     where = [f"study_dir={folder}", f"cache_dir={folder}/cache", f"data.files={folder}/text.jsonl"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return stage.typed(compose(script, [*TEXT, *where, *overrides]))
+        return typed(compose(script, [*TEXT, *where, *overrides]))
 
 
 def prepare(folder: Path, args: argparse.Namespace) -> None:

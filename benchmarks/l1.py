@@ -50,7 +50,7 @@ def ladder(rows: Any, centering: str, n: int, lr: str) -> list[dict[str, Any]]:
     """The metrics of each rung, trained together on `n` of `rows`."""
     from hydra import compose, initialize_config_dir
 
-    from sparse_dict.launch.checks import typed
+    from sparse_dict.launch.jobs import typed
     from sparse_dict.sae import stage
 
     with tempfile.TemporaryDirectory() as name:

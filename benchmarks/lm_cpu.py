@@ -63,11 +63,11 @@ def store(args: argparse.Namespace) -> Any:
     """The tokens that all contestants read, made if they are not there."""
     import hydra
 
-    from sparse_dict.launch import stage
+    from sparse_dict.launch.jobs import typed
     from sparse_dict.text import tokenizer, tokens
 
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = stage.typed(hydra.compose("train_lm", overrides(args)))
+        config = typed(hydra.compose("train_lm", overrides(args)))
     made = tokenizer.build(config.tokenizer, config.data, args.cache_dir)
     return tokens.prepare(config.data, made, args.cache_dir)
 

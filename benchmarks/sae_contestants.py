@@ -69,7 +69,7 @@ def configs(task: Task, study_dir: str, tracking: str = "disabled", **sae: Any) 
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    import sparse_dict.launch.stage  # noqa: F401  makes the schemas known
+    import sparse_dict.launch.jobs  # noqa: F401  makes the schemas known
 
     overrides = [
         "name=bench", f"study_dir={study_dir}", f"device={task.device}",

@@ -7,9 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What the machine lacks, by the error number; {} is what the system says.
+_LACKS = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        "the disk is full or a quota is used up ({}): what was finished is intact; "
+        "make room, and the same command goes on from there",
+    ),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE),
+        "too many files are open ({}): raise the limit, such as ulimit -n 4096",
+    ),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), "no permission to write or read there ({})"
+    ),
+    errno.ENAMETOOLONG: "a name is too long for this file system",
+    errno.EIO: "the disk or the network file system fails ({})",
+}
+# numpy and safetensors report a failed write in words of their own, without an error number.
+_FULL = re.compile(r"No space left on device|File too large| written$")
 _ASKED = re.compile(r"allocate ([\d.]+) (\w+)")  # in numpy's and torch's messages
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 # What wrong types and values in a record that was read from a file may raise.
 MALFORMED = (
@@ -46,9 +63,21 @@ class _Record(logging.LogRecord):
         return super().getMessage()
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An error's message as one line of at most `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException, limit: int = 300, *, named: bool = False) -> str:
+    """What an exception says as one line of at most `limit` characters, with its class if `named`.
+
+    A `UserError` is such a line.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, Exception) and (lack := lacking(error)):
+        return lack
+    text = " ".join(str(error).split())
+    if named:
+        text = f"{type(error).__name__}: {text}"
+    elif isinstance(error, KeyError):
+        text = f"it lacks {text}"
+    text = text or type(error).__name__
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
@@ -62,66 +91,33 @@ def reading(path: Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except MALFORMED as error:
-        line = f"{path} is malformed ({malformed(error)})"
+        line = f"{path} is malformed ({one_line(error)})"
         raise UserError(f"{line}: {advice}" if advice else line) from None
 
 
-def malformed(error: Exception) -> str:
-    """What is wrong with a record, from the exception that reading it has met."""
-    return f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+def lacking(error: Exception, lower: str | None = None) -> str | None:
+    """One line for a full disk, a missing permission, a failing device or too little memory.
 
-
-def with_class(error: BaseException) -> str:
-    """An error's message as one line, with its class unless it is a `UserError`."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
-def explained(error: Exception) -> str | None:
-    """One line for a full disk, a missing permission or a failing device; None for other errors.
-
-    numpy and safetensors report a failed write in words of their own, without an error number.
+    None for other errors. `lower` is what would need less memory. torch is not imported: its own
+    class of error is recognised by name, and on the CPU by text.
     """
     text = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None
-    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-    if (
-        number in _FULL
-        or (isinstance(error, OSError) and text.endswith(" written"))
-        or "No space left on device" in text
-        or "File too large" in text
-    ):
-        return (
-            f"{where}the disk is full or a quota is used up ({text}): what was finished is intact; "
-            "make room, and the same command goes on from there"
-        )
-    if number in (errno.EMFILE, errno.ENFILE):
-        return f"{where}too many files are open ({text}): raise the limit, such as ulimit -n 4096"
-    if number == errno.ENAMETOOLONG:
-        return f"{where}a name is too long for this file system"
-    if number in _FORBIDDEN:
-        return f"{where}no permission to write or read there ({text})"
-    if number == errno.EIO:
-        return f"{where}the disk or the network file system fails ({text})"
-    return None
-
-
-def memory(error: Exception) -> str | None:
-    """How much memory could not be allocated; None if `error` is not about memory.
-
-    torch is not imported: its own class of error is recognised by name, and on the CPU by text.
-    """
-    text = " ".join(str(error).split())
+    if _FULL.search(text):
+        number = errno.ENOSPC
+    if number in _LACKS:
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        return where + _LACKS[number].format(text)
     if not (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or number == errno.ENOMEM
         or "can't allocate memory" in text
     ):
         return None
-    asked = _ASKED.search(text)
-    if asked is None:
-        return "no more could be allocated"
-    size, unit = asked.groups()
-    amount = f"{float(size) / 2**30:,.1f} GiB" if unit == "bytes" else f"{size} {unit}"
-    return f"{amount} could not be allocated"
+    amount = "no more could"
+    if asked := _ASKED.search(text):
+        size, unit = asked.groups()
+        amount = f"{float(size) / 2**30:,.1f} GiB" if unit == "bytes" else f"{size} {unit}"
+        amount += " could not"
+    return f"out of memory ({amount} be allocated)" + (f": lower {lower}" if lower else "")

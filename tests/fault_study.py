@@ -14,7 +14,7 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 
 from sparse_dict import config as _config  # registers the schemas
-from sparse_dict.launch import jobs, stage
+from sparse_dict.launch import jobs
 from sparse_dict.tracking import ID_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +68,7 @@ def command(name: str, base: Path, *more: str) -> list[str]:
 def composed(name: str, arguments: tuple[str, ...]) -> Any:
     """The typed config of overrides."""
     with initialize_config_dir(str(_config.CONF_DIR), version_base="1.3"):
-        return stage.typed(compose(name, list(arguments)))
+        return jobs.typed(compose(name, list(arguments)))
 
 
 @functools.cache

@@ -27,8 +27,7 @@ import torch._dynamo  # noqa: F401  which the optimiser imports
 from sparse_dict.activations import harvest  # noqa: F401
 from sparse_dict.analysis import analyses  # noqa: F401
 from sparse_dict.analysis.report import page as report  # noqa: F401
-from sparse_dict.errors import UserError
-from sparse_dict.launch import stage
+from sparse_dict.launch import explain
 from sparse_dict.lm import model, train  # noqa: F401
 from sparse_dict.sae import ensemble, evaluate  # noqa: F401
 from sparse_dict.text import tokens  # noqa: F401
@@ -61,11 +60,11 @@ def child(name: str, base: Path, order: dict[str, Any], answer: int) -> None:
             die_at(order["die_at"], base)
         if order.get("file_limit"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"],) * 2)
-        stage.one_line_errors(name, fault_study.call(name, base))
-    except UserError as error:
-        code, text = 1, str(error)
-    except BaseException:
+        fault_study.call(name, base)()
+    except BaseException as error:
         code, text = 2, traceback.format_exc()
+        if isinstance(error, Exception) and explain.is_foreseen(error):
+            code, text = 1, explain.in_one_line(error, name)
     os.write(answer, text.encode()[:60_000])
     os._exit(code)
 

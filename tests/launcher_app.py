@@ -10,7 +10,7 @@ from processes import HERE, finished
 APP = """
 import hydra
 from sparse_dict import config
-from sparse_dict.launch import cli, jobs
+from sparse_dict.launch import jobs, script
 
 jobs.MODULES["app"] = "batch"
 
@@ -18,7 +18,7 @@ jobs.MODULES["app"] = "batch"
 def main(config):
     print("alone", config.size)
 
-cli.run(main)
+script.start(main)
 """
 
 CONF = """
@@ -37,7 +37,7 @@ hydra:
     subdir: ${hydra.job.override_dirname}
   callbacks:
     check_first:
-      _target_: sparse_dict.launch.stage.CheckFirst
+      _target_: sparse_dict.launch.check_first.CheckFirst
     record:
       _target_: batch.Record
 """
@@ -51,7 +51,9 @@ from pathlib import Path
 from hydra.experimental.callback import Callback
 from sparse_dict.errors import UserError
 from sparse_dict.machine.interrupt import Interrupted
+from sparse_dict.storage.output import Output
 
+OUTPUT = Output("app", None, "record.json", lambda folder: None)
 log = logging.getLogger(__name__)
 
 
@@ -100,7 +102,7 @@ def train_many(configs, folders):
     if 77 in sizes:
         raise Interrupted(143)
     if 90 in sizes:
-        raise MemoryError("too much")
+        raise AssertionError("too much")
     if 92 in sizes:
         raise KeyboardInterrupt
     return [outcome(config, folder) for config, folder in zip(configs, folders)]

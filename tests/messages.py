@@ -28,7 +28,7 @@ from hydra.core.plugins import Plugins
 from sparse_dict.activations import stage as _harvest  # noqa: F401
 from sparse_dict.analysis import study  # noqa: F401
 from sparse_dict.analysis.interp import llm  # noqa: F401
-from sparse_dict.launch import stage  # noqa: F401
+from sparse_dict.launch import check_first  # noqa: F401
 from sparse_dict.lm import stage as _lm  # noqa: F401
 from sparse_dict.sae import stage as _sae  # noqa: F401
 

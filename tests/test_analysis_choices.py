@@ -16,7 +16,7 @@ from sparse_dict.analysis.claims import HOLDS, Statement
 from sparse_dict.analysis.context import Analysis
 from sparse_dict.analysis.report.page import Section
 from sparse_dict.config import ANALYSES, AnalyzeConfig, ContextsConfig, NoSettings, register
-from sparse_dict.launch import stage
+from sparse_dict.launch.jobs import typed
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/analyze/experiment").glob("*.yaml"))
@@ -24,7 +24,7 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/analyze/experiment").gl
 
 def composed(*overrides: str) -> AnalyzeConfig:
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config: AnalyzeConfig = stage.typed(hydra.compose("analyze", list(overrides)))
+        config: AnalyzeConfig = typed(hydra.compose("analyze", list(overrides)))
     return config
 
 

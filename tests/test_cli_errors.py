@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from processes import HERE, ROOT, finished
 
 from sparse_dict import config
-from sparse_dict.launch import stage
+from sparse_dict.launch import check_first, jobs
 
 SCRIPTS = ("train_lm", "harvest", "train_sae", "analyze")
 
@@ -118,11 +118,11 @@ def test_the_whole_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
 def test_an_unexpected_error_keeps_its_traceback(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
         "import hydra\n"
-        "from sparse_dict.launch import cli\n"
+        "from sparse_dict.launch import script\n"
         "@hydra.main(version_base='1.3', config_path=None)\n"
         "def main(config):\n"
         "    raise KeyError('a bug')\n"
-        "cli.run(main)\n"
+        "script.start(main)\n"
     )
     process = run(str(tmp_path / "app"), cwd=tmp_path)
     assert process.returncode == 1
@@ -140,11 +140,11 @@ def test_any_error_of_a_check_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bug: Exception, line: str
 ) -> None:
     """Hydra would make a warning of it and go on, unchecked."""
-    monkeypatch.setattr(stage.distributed, "check", mock.Mock(side_effect=bug))
+    monkeypatch.setattr(check_first.distributed, "check", mock.Mock(side_effect=bug))
     handlers = {"root": {"handlers": ["console"]}}
     hydra_part = {"job": {"chdir": False}, "job_logging": handlers, "hydra_logging": handlers}
     with pytest.raises(SystemExit) as ended:
-        stage.CheckFirst().on_multirun_start(OmegaConf.create({"hydra": hydra_part}))
+        check_first.CheckFirst().on_multirun_start(OmegaConf.create({"hydra": hydra_part}))
     assert ended.value.code == 1
     assert capsys.readouterr().err.endswith(line)
 
@@ -179,7 +179,7 @@ def test_help_names_what_this_script_takes_and_its_examples_compose(
 def compose(script: str, overrides: list[str]) -> None:
     """Compose a job's config; Hydra raises if an override means nothing."""
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        stage.typed(hydra.compose(script, overrides))
+        jobs.typed(hydra.compose(script, overrides))
 
 
 def completed(line: str) -> list[str]:

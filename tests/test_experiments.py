@@ -10,12 +10,12 @@ from omegaconf import OmegaConf
 from sae_helpers import sparse_rows
 from test_cli_errors import ROOT, run
 
-from sparse_dict.launch import jobs, stage
+from sparse_dict.launch import jobs
 
 
 def composed(*overrides: str):
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return stage.typed(hydra.compose("train_sae", list(overrides)))
+        return jobs.typed(hydra.compose("train_sae", list(overrides)))
 
 
 @pytest.mark.parametrize("experiment", ["demo", "toy", "consistency", "strategies"])

@@ -9,7 +9,7 @@ from processes import ROOT, started
 LONG = """
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from sparse_dict.launch import cli
+from sparse_dict.launch import script
 from sparse_dict.machine.ahead import aside
 
 def main():
@@ -18,7 +18,7 @@ def main():
     aside(lambda: {call})
     print("done", flush=True)
 
-cli.run(main)
+script.start(main)
 """
 
 

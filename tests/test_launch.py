@@ -156,12 +156,6 @@ def test_variables_of_other_launchers_are_refused_in_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_override_is_refused_without_asserts(tmp_path: Path):
-    script = str(ROOT / "analyze.py")
-    command = [sys.executable, "-O", script, "analysis=[heatmap]", "contexts.top=5"]
-    assert finished(command, tmp_path, HERE).stderr.startswith("analyze.py: contexts.top: contexts")
-
-
 # --- torchrun -------------------------------------------------------------------------------------
 
 
@@ -219,8 +213,8 @@ def test_who_waits_for_other_processes_says_so_and_hears_signals(number: signal.
 def test_a_user_without_a_home_needs_none():
     code = (
         "import pathlib, pwd\npwd.getpwuid = {}.__getitem__  # as in many containers\n"
-        "from sparse_dict.launch import cli\n"
-        "cli.run(lambda: print(pathlib.Path.home().is_dir(), pathlib.Path.home()))"
+        "from sparse_dict.launch import script\n"
+        "script.start(lambda: print(pathlib.Path.home().is_dir(), pathlib.Path.home()))"
     )
     env = {key: value for key, value in HERE.items() if key != "HOME"}
     process = finished([sys.executable, "-c", code], ROOT, env)
@@ -252,7 +246,7 @@ def test_a_run_has_a_name_that_wandb_takes(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(runs, "_init", lambda mode, identity, *_: asked.append(identity))
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = hydra.compose("train_sae", [f"name={'n' * 200}", "tracking.mode=offline"])
-    from sparse_dict.launch.checks import typed
+    from sparse_dict.launch.jobs import typed
 
     runs.open_run(typed(config), "train_sae", "a" * 200, tmp_path)
     assert all(len(asked[0][key]) == 128 for key in ("name", "group"))

@@ -118,10 +118,10 @@ def test_dictionaries_of_shares_are_those_of_one_ensemble(
 def test_a_share_lets_submitit_exit_and_tells_of_an_interrupt(monkeypatch, error, caught) -> None:
     """With -1 submitit ends a job that it has queued again."""
 
-    def run(_: object) -> None:
+    def train(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(share_launchers.Nest, "run", run)
+    monkeypatch.setattr(share_launchers, "train_together", train)
     monkeypatch.setattr(share_launchers, "configure_log", lambda *_: None)
     monkeypatch.setattr(os, "chdir", lambda _: None)
     config = OmegaConf.create(

@@ -11,7 +11,7 @@ from test_lm_train import MUON, OPTIMIZER, new_model
 
 from sparse_dict.config import CONF_DIR, AdamWConfig, MuonConfig
 from sparse_dict.errors import UserError
-from sparse_dict.launch import stage
+from sparse_dict.launch.jobs import typed
 from sparse_dict.lm.optimizer import make_optimizer, orthogonalised, set_learning_rate
 
 
@@ -104,7 +104,7 @@ def test_each_group_follows_the_schedule_at_its_own_level():
 )
 def test_the_command_line_chooses_between_both(choice, kind):
     with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = stage.typed(hydra.compose("train_lm", [choice]))
+        config = typed(hydra.compose("train_lm", [choice]))
     assert type(config.optimizer) is kind
 
 

@@ -89,6 +89,6 @@ def test_what_was_begun_before_there_were_marks_is_known_by_what_hydra_noted(tmp
 
 def test_a_file_is_no_folder(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="activations_dir: .*file is not a folder"):
+    with pytest.raises(UserError, match=r"activations_dir: .*file is not a folder"):
         OUTPUT.refuse_foreign(tmp_path / "file")
     assert not (tmp_path / MARK).exists()

@@ -35,8 +35,7 @@ from torch import Tensor
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig
-from sparse_dict.errors import UserError
-from sparse_dict.launch.checks import one_line_errors
+from sparse_dict.launch.explain import in_one_line
 from sparse_dict.machine.balance import balanced
 from sparse_dict.machine.interrupt import Interrupted
 from sparse_dict.sae import batches as batches_module
@@ -382,10 +381,10 @@ def test_too_little_memory_on_the_device_is_one_line_that_names_the_keys(
 
     monkeypatch.setattr(step_torch, "train", full)
     folders = [tmp_path / str(i) for i in range(5)]
-    with pytest.raises(UserError, match=r"out of memory \(20.00 GiB") as told:
-        one_line_errors("train_sae", stage.train_many, grid(activations_dir), folders)
-    message = str(told.value)
-    assert "\n" not in message
+    with pytest.raises(torch.OutOfMemoryError) as told:
+        stage.train_many(grid(activations_dir), folders)
+    message = in_one_line(told.value, "train_sae")
+    assert message.startswith("out of memory (20.00 GiB")
     for key in ("training.batch_size", "sae.dict_size", "hydra.sweeper.max_batch_size"):
         assert key in message
 

@@ -24,7 +24,7 @@ from sparse_dict.config import (
     TrackingConfig,
 )
 from sparse_dict.errors import UserError
-from sparse_dict.launch.checks import typed
+from sparse_dict.launch.jobs import typed
 from sparse_dict.sae.stage import train_many
 
 

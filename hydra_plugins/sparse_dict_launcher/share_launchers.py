@@ -31,11 +31,12 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.sparse_dict_launcher.ensemble_launcher import EnsembleLauncher, Nest
+from hydra_plugins.sparse_dict_launcher.ensemble_launcher import EnsembleLauncher
 from sparse_dict.config import CONF_DIR, launcher
 from sparse_dict.errors import UserError
 from sparse_dict.launch.explain import in_one_line
 from sparse_dict.launch.jobs import Job
+from sparse_dict.launch.multirun import train_together
 from sparse_dict.machine import threads
 from sparse_dict.machine.balance import balanced
 from sparse_dict.machine.interrupt import Interrupted
@@ -92,7 +93,7 @@ class Share:
         JobRuntime.instance().set("name", hydra.job.name)
         configure_log(hydra.hydra_logging, hydra.verbose)
         try:
-            return Nest(self.callbacks, self.stage, self.jobs).run()
+            return train_together(self.jobs, self.stage, self.callbacks)
         except (KeyboardInterrupt, Interrupted):  # not submitit's exit from a job queued again
             return UserError("interrupted: the same command goes on from the last checkpoint")
         except Exception as error:
@@ -166,10 +167,10 @@ class ShareLauncher(EnsembleLauncher):
         """Whether the workers share this machine."""
         return True
 
-    def _shares(self, jobs: list[Job]) -> list[list[Job]]:
+    def _split(self, jobs: list[Job]) -> list[list[Job]]:
         return split(jobs, self.n_shares)
 
-    def _run(self, shares: list[list[Job]]) -> list[list[JobReturn]]:
+    def _train(self, shares: list[list[Job]]) -> list[list[JobReturn]]:
         # workers find the stages and this plugin where this process does
         os.environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         callbacks = self.hydra_context.callbacks

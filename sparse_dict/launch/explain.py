@@ -1,29 +1,68 @@
 """One line on what is wrong with a config or a command line, with what was probably meant."""
 
 import difflib
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from sparse_dict.config import choices
-from sparse_dict.errors import UserError, explained, with_class
+from sparse_dict.errors import UserError, lacking, one_line
 
 GROUPS = ("experiment", "hydra/launcher", "hydra/sweeper")  # overridden like keys
 BESIDE = ("Config search path:", "To append to your")  # these begin what Hydra adds to an error
+FULL_KEY = "\n    full_key: "  # OmegaConf adds it to errors of any class
 SAMPLER = "hydra/sweeper/sampler/"  # configs that come with Optuna's sweeper
 
 
-def explanation(error: Exception) -> str | None:
-    """One line on an error in the input, or on what the machine lacks; None for any other error."""
+# What to lower where memory runs out, the likeliest first.
+APPETITE = {
+    "train_lm": "training.batch_size (training.accumulate=2 makes up for half of it), model.n_ctx",
+    "harvest": "harvest.batch_size, harvest.shard_rows",
+    "train_sae": (
+        "training.batch_size, sae.dict_size, or with -m the dictionaries trained at a time, "
+        "hydra.sweeper.max_batch_size"
+    ),
+    "analyze": "comparison.block_rows, comparison.match_limit, or the parts of analysis=[...]",
+}
+
+
+def is_foreseen(error: Exception) -> bool:
+    """Whether an error is of the input or of what the machine lacks: else it is a bug of ours."""
+    return isinstance(error, UserError) or _is_hydras(error) or lacking(error) is not None
+
+
+def _is_hydras(error: Exception) -> bool:
+    known = isinstance(error, HydraException | OmegaConfBaseException)
+    return known or FULL_KEY in str(error)
+
+
+def in_one_line(error: Exception, stage: str = "") -> str:
+    """One line on any error: what is wrong, and what to do; `stage` has met it."""
+    if _is_hydras(error):
+        return _of_hydra(error)
+    return lacking(error, APPETITE.get(stage)) or one_line(error, named=True)
+
+
+def _of_hydra(error: Exception) -> str:
+    """What Hydra and OmegaConf say of a config or of a command line, in one line."""
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     cause = error.__cause__ or error.__context__
-    if isinstance(error, UserError):
-        return text
+    if type(error) is AttributeError or isinstance(cause, MissingMandatoryValue):
+        # a key of a section that is missing: OmegaConf fails in one of these two ways
+        said = text.partition(FULL_KEY)[2] or lines[0].removeprefix("Error merging override ")
+        typed = re.split("[=\n]", said)[0]
+        return f"{typed}: {typed.split('.')[0]} is off; analysis=[...] says what is on"
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
         if equals and '"' not in value:
@@ -46,14 +85,7 @@ def explanation(error: Exception) -> str | None:
     if isinstance(cause, OmegaConfBaseException):
         what = lines[0].removeprefix("Error merging override ") if lines else "config"
         return f"{what}: {_first_line(cause)}"
-    if isinstance(error, HydraException):
-        return " ".join(takewhile(lambda line: not line.startswith(BESIDE), lines))
-    return explained(error)
-
-
-def in_one_line(error: Exception) -> str:
-    """One line on any error: its `explanation`, or else its message with its class."""
-    return explanation(error) or with_class(error)
+    return " ".join(takewhile(lambda line: not line.startswith(BESIDE), lines))
 
 
 def no_key(key: str, root: DictConfig | None) -> str:

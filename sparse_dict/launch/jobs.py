@@ -1,5 +1,11 @@
-"""All jobs of a launch: composed by Hydra's own rules and checked before one of them runs."""
+"""All jobs of a launch: composed by Hydra's own rules and checked before one of them runs.
 
+A stage is a module with ``check(config, folder)``, which raises `UserError` while nothing has been
+written yet and must be quick, ``run(config)``, which does the work, and ``OUTPUT``, which says what
+folder it writes. `folder` is the one into which Hydra will write the job's config and log.
+"""
+
+import copy
 import importlib
 import os
 from collections.abc import Sequence
@@ -14,10 +20,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
+from sparse_dict.config import ANALYSES
 from sparse_dict.errors import UserError
-from sparse_dict.launch.checks import one_line_errors, task_config, typed
+from sparse_dict.launch import explain
+from sparse_dict.sae import schema
 from sparse_dict.sae.run_names import labels
+
+schema.register()
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -27,8 +38,6 @@ MODULES = {
     "train_sae": "sparse_dict.sae.stage",
     "analyze": "sparse_dict.analysis.stage",
 }
-# The key of the folder that a stage writes, unless that is the one where Hydra logs the job.
-OUTPUT = {"train_lm": "lm_dir", "harvest": "activations_dir", "analyze": "analysis_dir"}
 
 
 @dataclass
@@ -51,6 +60,32 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(MODULES[name])
 
 
+def task_config(config: DictConfig) -> DictConfig:
+    """What a script is given of a composed config: all but Hydra's own part."""
+    task = copy.deepcopy(config)
+    with read_write(task), open_dict(task):
+        del task["hydra"]
+    return task
+
+
+def typed(config: DictConfig) -> Any:
+    """The config as its dataclass, ranges checked.
+
+    Raises:
+        UserError: a value is missing or out of range, or a key means nothing.
+    """
+    for key in explain.unknown_keys(config):
+        raise UserError(explain.no_key(key, config))
+    off = [name for name in ANALYSES if name in config and OmegaConf.is_missing(config, name)]
+    with read_write(config):
+        for name in off:
+            config[name] = None
+    try:
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise UserError(explain.wrong_value(error)) from None
+
+
 def has_grid(config: DictConfig) -> bool:
     """Whether Hydra's own sweeper makes the jobs, so that all are known beforehand."""
     return bool(config.hydra.sweeper._target_ == BASIC_SWEEPER)
@@ -68,10 +103,10 @@ def grid(config: DictConfig) -> list[list[str]]:
     return jobs
 
 
-_checked: dict[tuple[int, tuple[str, ...]], Job] = {}  # by `check_all`, for the launcher to take
+_checked: dict[tuple[int, tuple[str, ...]], Job] = {}  # by `check_grid`, for the launcher to take
 
 
-def check_all(config: DictConfig) -> list[Job]:
+def check_grid(config: DictConfig) -> list[Job]:
     """The jobs of a whole grid.
 
     Raises:
@@ -99,7 +134,7 @@ def check_all(config: DictConfig) -> list[Job]:
 
 
 def checked(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
-    """The job of each list of overrides, composed and checked unless `check_all` has done so.
+    """The job of each list of overrides, composed and checked unless `check_grid` has done so.
 
     Raises:
         UserError: a job's input is wrong.
@@ -113,8 +148,11 @@ def checked(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) 
                 job = _compose(config, number, of_job)
                 try:
                     check(job, typed(task_config(job.config)))
-                except UserError as error:
-                    raise UserError(f"{job}: {error}") from None
+                except Exception as error:
+                    if not explain.is_foreseen(error):
+                        raise
+                    line = explain.in_one_line(error, config.hydra.job.name)
+                    raise UserError(f"{job}: {line}") from None
             jobs.append(job)
     finally:
         HydraConfig.instance().cfg = before
@@ -127,11 +165,10 @@ def check(job: Job, task: Any) -> None:
     Raises:
         UserError: its input is wrong.
     """
-    name = job.config.hydra.job.name
-    stage = module(name)
-    one_line_errors(name, stage.check, task, job.folder)
-    if name in OUTPUT:
-        job.output = Path(getattr(task, OUTPUT[name]))
+    stage = module(job.config.hydra.job.name)
+    stage.check(task, job.folder)
+    if stage.OUTPUT.key is not None:
+        job.output = Path(getattr(task, stage.OUTPUT.key))
     if hasattr(stage, "weight"):
         job.weight = stage.weight(task)
 
@@ -159,7 +196,7 @@ def _advice(jobs: Sequence[Job]) -> str:
     if not varying:
         return "they are the same"
     HydraConfig.instance().set_config(job.config)  # what ${hydra:...} in a path is read from
-    config, key = job.config, OUTPUT.get(job.config.hydra.job.name, "name")
+    config, key = job.config, module(job.config.hydra.job.name).OUTPUT.key or "name"
     if key == "lm_dir" and config.lm_dir == f"outputs/{config.name}/lm":
         key = "name"
     values = [OmegaConf.select(config, name) for name in varying]

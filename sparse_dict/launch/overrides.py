@@ -1,7 +1,7 @@
 """Command-line overrides as they are meant: read by the type of their key, in one spelling."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import is_dataclass
 from decimal import Decimal
 from functools import cache
@@ -10,10 +10,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, Node, OmegaConf
-
-from sparse_dict.errors import UserError
+from omegaconf import OmegaConf
 
 # What Hydra reads by rules of its own: quotes, dictionaries, other keys' values, its functions.
 HYDRAS = re.compile(
@@ -58,25 +55,6 @@ def _integer(value: str) -> str:
         return value
     number = Decimal(value)
     return str(int(number)) if abs(number) < 1e18 and number == int(number) else value
-
-
-def see_that_sections_are_on(apply: Callable[..., None]) -> Callable[..., None]:
-    """Wrap Hydra's function that applies overrides, which fails on keys of a section that is null.
-
-    It raises an `AssertionError` there, or with ``python -O`` nothing at all.
-    """
-
-    def checked(overrides: list[Override], cfg: DictConfig) -> None:
-        for override in overrides:
-            section, dot, _ = override.key_or_group.partition(".")
-            node = cfg._get_node(section, validate_access=False) if dot else None
-            if isinstance(node, Node) and node._is_none():
-                raise UserError(
-                    f"{override.key_or_group}: {section} is off; analysis=[...] says what is on"
-                )
-            apply([override], cfg)
-
-    return checked
 
 
 @cache

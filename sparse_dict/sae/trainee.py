@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 
 from sparse_dict.config import TrainSAEConfig
-from sparse_dict.errors import UserError, malformed
+from sparse_dict.errors import UserError, one_line
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae import interventions
 from sparse_dict.sae.data import Data
@@ -117,7 +117,7 @@ class Trainee:
             self.history = [_row(row) for row in meta["history"]]
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"{path} is malformed ({malformed(error)}): remove it to start again"
+                f"{path} is malformed ({one_line(error)}): remove it to start again"
             ) from None
         self.seconds, self.saved_step = meta["seconds"], int(meta["step"])
 

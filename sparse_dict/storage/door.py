@@ -14,7 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from sparse_dict.errors import UserError, explained
+from sparse_dict.errors import UserError, lacking
 
 MOST_BYTES = 2**28  # of a record, a document, a line: what is read in one piece
 LFS = b"version https://git-lfs.github.com/spec/"  # begins what Git leaves in place of a large file
@@ -45,7 +45,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, not a file") from None
     except OSError as error:
-        raise UserError(explained(error) or f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(lacking(error) or f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         if "null" not in str(error):  # of a path; the rest is the reader's
             raise

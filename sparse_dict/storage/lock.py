@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sparse_dict.errors import UserError, explained, with_class
+from sparse_dict.errors import UserError, one_line
 from sparse_dict.storage.door import read_bytes, refuse_links
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def _holding(folder: Path, wait: bool) -> Iterator[None]:
     except OSError as error:
         lock.release()
         if error.errno not in _NO_LOCKS:
-            raise UserError(explained(error) or with_class(error)) from None
+            raise UserError(one_line(error, named=True)) from None
         log.warning("%s: no locks on this file system; start nothing else there", folder)
     _held.add(folder)
     try:

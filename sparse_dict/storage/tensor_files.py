@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
-from sparse_dict.errors import MALFORMED, UserError, malformed
+from sparse_dict.errors import MALFORMED, UserError, one_line
 from sparse_dict.storage import files
 from sparse_dict.storage.door import opened
 
@@ -50,7 +50,7 @@ def read(path: Path) -> Arrays:
         with _header(path):
             return load(path.read_bytes())
     except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read: {malformed(error)}") from None
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _header(path: Path) -> Iterator[Any]:
 
 def damaged(path: Path, error: Exception) -> UserError:
     """The error to raise where reading a checkpoint has raised `error`."""
-    reason = " ".join(malformed(error).split())
+    reason = " ".join(one_line(error).split())
     return UserError(f"{path} is damaged ({reason}): delete it to start over")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from sparse_dict.activations import store, toy
 from sparse_dict.activations.side_by_side import refuse_other_tokens
 from sparse_dict.analysis import stage as analysis_stage
-from sparse_dict.errors import UserError, explained, printable, reading
+from sparse_dict.errors import UserError, lacking, printable, reading
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
 from sparse_dict.storage import files, lock, tensor_files
@@ -77,7 +77,7 @@ class Verification:
         except UserError as error:
             self._fault(str(error))
         except OSError as error:
-            self._fault(explained(error) or f"{path}: {error}")
+            self._fault(lacking(error) or f"{path}: {error}")
 
     def _fault(self, text: str) -> None:
         if text not in self.faults:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
 from sparse_dict.analysis.stage import CHARTS
-from sparse_dict.errors import UserError, with_class
+from sparse_dict.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -55,7 +55,8 @@ def save(name: str, project: str, entity: str | None) -> str:
     except UserError:
         raise
     except Exception as error:  # the client raises nearly anything
-        raise UserError(f"wandb did not take the workspace: {with_class(error)}") from None
+        why = one_line(error, named=True)
+        raise UserError(f"wandb did not take the workspace: {why}") from None
 
 
 def build(name: str, project: str, entity: str) -> "Workspace":

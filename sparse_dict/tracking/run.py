@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_dict.config.ranges import shortened
-from sparse_dict.errors import with_class
+from sparse_dict.errors import one_line
 from sparse_dict.machine.interrupt import Interrupted
 from sparse_dict.storage import files
 from sparse_dict.tracking import server
@@ -101,7 +101,7 @@ class Run(AbstractContextManager["Run"]):
         except Exception as error:
             if not self.online:
                 raise
-            server.give_up(why := with_class(error))
+            server.give_up(why := one_line(error, named=True))
             server.say(
                 logging.WARNING,
                 f"the server is slow or gone ({why}); to send later what is missing: "

@@ -17,7 +17,7 @@ from typing import Any
 
 from sparse_dict.config import StudyConfig, TrackingConfig
 from sparse_dict.config.ranges import shortened
-from sparse_dict.errors import UserError, with_class
+from sparse_dict.errors import UserError, one_line
 from sparse_dict.storage.door import read_bytes
 from sparse_dict.tracking import server
 from sparse_dict.tracking.run import DONE, ID_FILE, NAME_BYTES, Run, exit_code
@@ -136,8 +136,9 @@ def open_run(
             return Run(run, True, remembers)
         except Exception as error:
             if mode == "online":
-                raise UserError(f"wandb cannot open a run online: {with_class(error)}") from None
-            why_not = server.give_up(f"no run could be opened: {with_class(error)}")
+                why = one_line(error, named=True)
+                raise UserError(f"wandb cannot open a run online: {why}") from None
+            why_not = server.give_up(f"no run could be opened: {one_line(error, named=True)}")
             if finished is not None:
                 return Run()
             # to wandb the one that failed is in use as long as this process lives

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sparse_dict.errors import with_class
+from sparse_dict.errors import one_line
 from sparse_dict.machine import network
 
 PROBE_S = 3.0
@@ -93,7 +93,7 @@ def _ask(seconds: float) -> str:
         url = wandb_setup.singleton().settings.base_url  # wandb.setup would start its service
         key = wbauth.authenticate_session(host=url, source="", prompt=False, update_session=False)
     except Exception as error:  # a key that cannot be one, say
-        return with_class(error)
+        return one_line(error, named=True)
     if key is None:
         return f"no API key for {url}"
     code = base64.b64encode(f"api:{getattr(key, 'api_key', '')}".encode()).decode()
@@ -112,7 +112,7 @@ def harmless(action: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        say(logging.WARNING, f"could not {action} a run: {with_class(error)}")
+        say(logging.WARNING, f"could not {action} a run: {one_line(error, named=True)}")
 
 
 def say(level: int, message: str) -> None:

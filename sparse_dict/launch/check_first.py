@@ -1,53 +1,23 @@
-"""What the four scripts share: check before anything is written, run, one line on error.
-
-Each stage is a module with ``check(config, folder)``, which raises `UserError` while nothing has
-been written yet and must be quick, and ``run(config)``, which does the work. `folder` is the one
-into which Hydra will write the job's config and log.
-"""
+"""Hydra's callback that checks a launch before anything is written."""
 
 import functools
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from sparse_dict.errors import UserError
-from sparse_dict.launch import cli, jobs
-from sparse_dict.launch.checks import one_line_errors, task_config, typed
+from sparse_dict.launch import jobs, script
 from sparse_dict.machine import distributed
 from sparse_dict.storage import lock
 from sparse_dict.storage.door import refuse_links
 
-log = logging.getLogger(__name__)
-
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SHARED = ("train_lm", "harvest")  # what several processes can do together, see `distributed`
-
-
-def run(name: str, cfg: DictConfig) -> Any:
-    """Run stage `name`; a `UserError` ends a single run with one line and exit code 1.
-
-    Returns:
-        What a sweeper may optimise: the stage's ``objective`` of its outcome, if it has one.
-    """
-    stage = jobs.module(name)
-    logging.raiseExceptions = False  # a log file on a full disk: no traceback for each line
-    try:
-        outcome = one_line_errors(name, stage.run, typed(cfg))
-        return stage.objective(outcome) if hasattr(stage, "objective") else outcome
-    except UserError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            # one of Hydra's own, which it prints without a traceback
-            raise CompactHydraException(str(error)) from None
-        log.error("%s", error)
-        raise SystemExit(1) from None
 
 
 def _ending(check: Callable[[Any, DictConfig], None]) -> Callable[..., None]:
@@ -64,7 +34,7 @@ def _ending(check: Callable[[Any, DictConfig], None]) -> Callable[..., None]:
             distributed.check()
             check(self, config)
         except Exception as error:
-            cli.fail(error)
+            script.fail(error, OmegaConf.select(config, "hydra.job.name"))
 
     return checked
 
@@ -84,7 +54,7 @@ class CheckFirst(Callback):
         """See what the stage's `check` finds."""
         name = config.hydra.job.name
         HydraConfig.instance().set_config(config)  # what ${hydra:...} is read from
-        task = typed(task_config(config))  # first: the folder's name is made of its keys
+        task = jobs.typed(jobs.task_config(config))  # first: the folder's name is made of its keys
         folder = Path(str(config.hydra.run.dir)).absolute()
         if distributed.size() > 1 and name not in SHARED:
             raise UserError(f"{name}.py runs as one process: start it without torchrun")
@@ -103,7 +73,7 @@ class CheckFirst(Callback):
         if os.environ.get("WANDB_SWEEP_ID") and config.tracking.mode != "disabled":
             raise UserError("wandb's agent starts one job at a time: no -m with it")
         if jobs.has_grid(config):
-            found = jobs.check_all(config)
+            found = jobs.check_grid(config)
             # Hydra writes multirun.yaml there: it must be a folder of these jobs' study
             with read_write(config.hydra):
                 config.hydra.sweep.dir = found[0].config.hydra.sweep.dir
