@@ -9,34 +9,35 @@ from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
-from sparse_dict.config.ranges import not_negative, one_of, positive
+from sparse_dict.config.ranges import (
+    Checked,
+    between,
+    counts,
+    even,
+    not_negative,
+    one_of,
+    positive,
+    some_of,
+)  # fmt: skip
 from sparse_dict.errors import UserError
 
 BASELINES = ("neurons", "random", "pca", "ica", "nmf")
 
 
 @dataclass
-class ComparisonConfig:
+class ComparisonConfig(Checked, section="comparison"):
     """How dictionaries are compared, in every analysis."""
 
-    matching: str = MISSING  # max | hungarian | correlation: how a feature finds its partner
-    against: str = MISSING  # next | next_two | all_larger: which dictionaries it is sought in
-    features: str = MISSING  # all | alive: which features count
-    threshold: float = MISSING  # an MCS above it is called high
-    block_rows: int = MISSING  # features compared at a time; bounds the memory
-    match_limit: int = MISSING  # dictionaries of different seeds above this size are not matched
-    max_fvu: float = MISSING  # main figures show the sparsest level with an FVU of at most this
+    matching: str = one_of("max", "hungarian", "correlation")  # how a feature is matched
+    against: str = one_of("next", "next_two", "all_larger")  # where it is sought
+    features: str = one_of("all", "alive")  # which count
+    threshold: float = between(-1, 1, "[]")  # an MCS above it is called high
+    block_rows: int = positive()  # features compared at a time; bounds the memory
+    match_limit: int = positive()  # dictionaries of different seeds above this size are not matched
+    max_fvu: float = positive()  # main figures show the sparsest level with an FVU of at most this
     # Where a study has dictionaries of several sites: those that all figures but `sites` show, such
     # as 2/mlp_post, or of transcoders "2/resid_mid to 2/mlp_out"; null: most dictionaries
     site: str | None = None
-
-    def __post_init__(self) -> None:
-        one_of(self, "comparison", "matching", "max", "hungarian", "correlation")
-        one_of(self, "comparison", "against", "next", "next_two", "all_larger")
-        one_of(self, "comparison", "features", "all", "alive")
-        positive(self, "comparison", "block_rows", "match_limit", "max_fvu")
-        if not -1 <= self.threshold <= 1:
-            raise UserError(f"comparison.threshold is a cosine in [-1, 1], not {self.threshold}")
 
 
 @dataclass
@@ -44,72 +45,48 @@ class NoSettings:
     """An analysis that has no settings of its own."""
 
 
-def _known_baselines(section: str, methods: list[str]) -> None:
-    for method in methods:
-        if method not in BASELINES:
-            raise UserError(f"{section} may hold {', '.join(BASELINES)}, not {method!r}")
-
-
-def _counts(key: str, values: list[int]) -> None:
-    if not values or min(values) < 1:
-        raise UserError(f"{key} must be positive numbers, not {values}")
-
-
 @dataclass
-class BaselinesConfig:
+class BaselinesConfig(Checked, section="baselines"):
     """Simpler bases that dictionaries are measured against."""
 
-    methods: list[str] = MISSING  # among BASELINES
-    rows: int = MISSING  # for fits to one half and to the other; half as many others are measured
-    ks: list[int] = MISSING  # codes kept in a row: the points of a baseline's curves
-
-    def __post_init__(self) -> None:
-        positive(self, "baselines", "rows")
-        _known_baselines("baselines.methods", self.methods)
-        _counts("baselines.ks", self.ks)
+    methods: list[str] = some_of(*BASELINES)
+    rows: int = positive()  # for two fits, each to one half; half as many others are measured
+    ks: list[int] = counts()  # codes kept in a row: the points of a baseline's curves
 
 
 @dataclass
-class LossRecoveredConfig:
+class LossRecoveredConfig(Checked, section="loss_recovered"):
     """The language model's loss with reconstructed activations."""
 
-    tokens: int = MISSING  # of held-out text
-    ks: list[int] = MISSING  # codes that a baseline keeps in a row
-
-    def __post_init__(self) -> None:
-        positive(self, "loss_recovered", "tokens")
-        _counts("loss_recovered.ks", self.ks)
+    tokens: int = positive()  # of held-out text
+    ks: list[int] = counts()  # codes that a baseline keeps in a row
 
 
 @dataclass
-class EffectsConfig:
+class EffectsConfig(Checked, section="effects"):
     """How the language model's loss changes without a feature."""
 
-    features: int = MISSING  # measured at most; drawn at random if there are more
-    contexts: int = MISSING  # of each feature, drawn from those that it is active in
-    n_tokens: int = MISSING  # of the harvested text, which are searched for contexts
-    minutes: float = MISSING  # after which no further feature is begun: the same command goes on
-
-    def __post_init__(self) -> None:
-        positive(self, "effects", "features", "contexts", "n_tokens", "minutes")
+    features: int = positive()  # measured at most; drawn at random if there are more
+    contexts: int = positive()  # of each feature, drawn from those that it is active in
+    n_tokens: int = positive()  # of the harvested text, which are searched for contexts
+    minutes: float = positive()  # after which no further feature is begun: the same command goes on
 
 
 @dataclass
-class ContextsConfig:
+class ContextsConfig(Checked, section="contexts"):
     """Which features are shown with the text that they are active on, and how much of it."""
 
     # null: some of each kind. Or a list of NAME/INDEX, where NAME is a dictionary's folder, a size
     # in the main chain, or "neuron".
     features: list[str] | None = MISSING
-    per_group: int = MISSING  # of each dictionary: top MCS, low MCS, random, outliers, dead
-    n_tokens: int = MISSING  # of the harvested text, read again to find contexts
-    top: int = MISSING  # contexts with the highest activations
-    spread: int = MISSING  # contexts at evenly spaced quantiles of the activations
-    width: int = MISSING  # tokens shown on either side
+    per_group: int = positive()  # of each dictionary: top MCS, low MCS, random, outliers, dead
+    n_tokens: int = positive()  # of the harvested text, read again to find contexts
+    top: int = positive()  # contexts with the highest activations
+    spread: int = not_negative()  # contexts at evenly spaced quantiles of the activations
+    width: int = positive()  # tokens shown on either side
 
     def __post_init__(self) -> None:
-        positive(self, "contexts", "per_group", "n_tokens", "top", "width")
-        not_negative(self, "contexts", "spread")
+        super().__post_init__()
         for name in self.features or []:
             owner, _, index = name.rpartition("/")
             if not (owner and index.isascii() and index.isdigit()):
@@ -120,53 +97,42 @@ class ContextsConfig:
 
 
 @dataclass
-class ConsensusConfig:
+class ConsensusConfig(Checked, section="consensus"):
     """What recurs over seeds, and whether the other half of the seeds gives the same."""
 
-    cosine: float = MISSING  # mean cosine of two clusters, below which they stay apart
-    share: float = MISSING  # a cluster counts if it is found in more than this share of the seeds
-    halves: int = MISSING  # pairs of halves of each number of seeds, at most
-    tokens: int = MISSING  # of held-out text, for the language model's loss
-
-    def __post_init__(self) -> None:
-        positive(self, "consensus", "cosine", "halves", "tokens")
-        if self.cosine >= 1 or not 0 <= self.share < 1:
-            raise UserError("consensus.cosine must be below 1, consensus.share in [0, 1)")
+    cosine: float = between(0, 1)  # mean cosine of two clusters, below which they stay apart
+    share: float = between(0, 1, "[)")  # of the seeds, in more than which a cluster must be found
+    halves: int = positive()  # pairs of halves of each number of seeds, at most
+    tokens: int = positive()  # of held-out text, for the language model's loss
 
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass
-class InterpConfig:
+class InterpConfig(Checked, section="interp"):
     """Explanations of features by a chat model, and how well they predict; null base_url: off."""
 
     base_url: str | None = MISSING  # an OpenAI-compatible endpoint, such as http://host:8000/v1
     model: str | None = MISSING  # as the endpoint calls it
     api_key_env: str | None = MISSING  # environment variable that holds the key; null: none is sent
-    price_in: float | None = MISSING  # of a million tokens of prompt; null: 0, on this machine only
-    price_out: float | None = MISSING  # of a million tokens of answer; likewise
-    max_cost: float = MISSING  # never exceeded, all runs together; in the prices' currency
-    per_group: int = MISSING  # features explained of each group and baseline
-    baselines: list[str] = MISSING  # among BASELINES
-    rows: int = MISSING  # to fit these
-    n_tokens: int = MISSING  # of the harvested text, read again for excerpts
-    width: int = MISSING  # tokens of an excerpt
-    examples: int = MISSING  # excerpts that an explanation is made from
-    simulate: int = MISSING  # held-out excerpts simulated, half the highest and half random
-    detect: int = MISSING  # held-out excerpts to tell apart, half active and half not
-    parallel: int = MISSING  # requests at a time
-    timeout_s: float = MISSING
-    retries: int = MISSING  # of a request, when the server is busy or fails
+    price_in: float | None = not_negative()  # of a million tokens of prompt; null: 0, only here
+    price_out: float | None = not_negative()  # of a million tokens of answer; likewise
+    max_cost: float = not_negative()  # never exceeded, all runs together; in the prices' currency
+    per_group: int = positive()  # features explained of each group and baseline
+    baselines: list[str] = some_of(*BASELINES)
+    rows: int = positive()  # to fit these
+    n_tokens: int = positive()  # of the harvested text, read again for excerpts
+    width: int = positive()  # tokens of an excerpt
+    examples: int = positive()  # excerpts that an explanation is made from
+    simulate: int = even()  # held-out excerpts simulated, half the highest and half random
+    detect: int = even()  # held-out excerpts to tell apart, half active and half not
+    parallel: int = positive()  # requests at a time
+    timeout_s: float = positive()
+    retries: int = not_negative()  # of a request, when the server is busy or fails
 
     def __post_init__(self) -> None:
-        positive(self, "interp", "per_group", "rows", "n_tokens", "width", "examples", "parallel")
-        positive(self, "interp", "timeout_s")
-        not_negative(self, "interp", "max_cost", "retries")
-        for name in ("simulate", "detect"):
-            if getattr(self, name) < 2 or getattr(self, name) % 2:
-                raise UserError(f"interp.{name} must be even and positive")
-        _known_baselines("interp.baselines", self.baselines)
+        super().__post_init__()
         if self.base_url is None:
             return
         try:
@@ -187,8 +153,6 @@ class InterpConfig:
                 "interp.price_in and interp.price_out must be given for a server elsewhere, "
                 "or the cap could not hold; 0 if it is free"
             )
-        if any(not price >= 0 for price in prices if price is not None):
-            raise UserError("interp.price_in and interp.price_out must not be negative")
         if any(prices) and not self.max_cost > 0:
             raise UserError("interp.max_cost must be positive where tokens have a price")
 

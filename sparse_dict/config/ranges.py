@@ -1,32 +1,89 @@
-"""Checks that the schemas share (`section` is the config group in messages), and file names."""
+"""Ranges of config values: each stands with its field, and one base class checks them all."""
 
 import hashlib
-from typing import Any
+from collections.abc import Callable
+from dataclasses import field, fields
+from typing import Any, ClassVar
+
+from omegaconf import MISSING
 
 from sparse_dict.errors import UserError
 
 NAME_BYTES = 255  # of a file's name, in all common file systems
 
-
-def positive(config: Any, section: str, *names: str) -> None:
-    """Raise `UserError` unless each of the fields is above zero."""
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise UserError(f"{section}.{name} must be positive, not {getattr(config, name)}")
+Fits = Callable[[Any], bool]
 
 
-def not_negative(config: Any, section: str, *names: str) -> None:
-    """Raise `UserError` if one of the fields is below zero."""
-    for name in names:
-        if not getattr(config, name) >= 0:
-            raise UserError(f"{section}.{name} must not be negative, not {getattr(config, name)}")
+def _ranged(default: Any, fits: Fits, what: str) -> Any:
+    """A field whose values must fit; `what` ends the sentence "KEY must be ..."."""
+    return field(default=default, metadata={"fits": fits, "what": what})
 
 
-def one_of(config: Any, section: str, name: str, *choices: str) -> None:
-    """Raise `UserError` unless the field is one of `choices`."""
-    value = getattr(config, name)
-    if value not in choices:
-        raise UserError(f"{section}.{name} must be one of {', '.join(choices)}, not {value!r}")
+def positive(default: Any = MISSING) -> Any:
+    """A field above zero."""
+    return _ranged(default, lambda value: value > 0, "be positive")
+
+
+def not_negative(default: Any = MISSING) -> Any:
+    """A field of at least zero."""
+    return _ranged(default, lambda value: value >= 0, "not be negative")
+
+
+def between(low: float, high: float, brackets: str = "()", default: Any = MISSING) -> Any:
+    """A field between two numbers; a round bracket leaves that number out."""
+
+    def fits(value: float) -> bool:
+        above = value > low if brackets[0] == "(" else value >= low
+        return above and (value < high if brackets[1] == ")" else value <= high)
+
+    return _ranged(default, fits, f"lie in {brackets[0]}{low}, {high}{brackets[1]}")
+
+
+def one_of(*choices: str, default: Any = MISSING) -> Any:
+    """A field that is one of some texts."""
+    return _ranged(default, choices.__contains__, f"be one of {', '.join(choices)}")
+
+
+def at_least(low: int, why: str) -> Any:
+    """A field from `low` on."""
+    return _ranged(MISSING, lambda value: value >= low, f"be at least {low}{why}")
+
+
+def even() -> Any:
+    """A field that is even and above zero."""
+    return _ranged(MISSING, lambda value: value > 0 and value % 2 == 0, "be even and positive")
+
+
+def counts() -> Any:
+    """A field that is a list of numbers above zero."""
+    return _ranged(MISSING, lambda values: bool(values) and min(values) > 0, "be positive numbers")
+
+
+def some_of(*choices: str) -> Any:
+    """A field that is a list of some texts."""
+    what = f"hold none but {', '.join(choices)}"
+    return _ranged(MISSING, lambda values: {*values} <= {*choices}, what)
+
+
+class Checked:
+    """A section of the config that checks its fields' ranges when it is made."""
+
+    section: ClassVar[str] = ""  # its name in the config
+
+    def __init_subclass__(cls, section: str | None = None) -> None:
+        if section is not None:
+            cls.section = section
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
+            # null, where it may be, is no value
+            if one.metadata and value is not None and not one.metadata["fits"](value):
+                raise UserError(f"{self.key(one.name)} must {one.metadata['what']}, not {value!r}")
+
+    def key(self, name: str) -> str:
+        """The full name of a field."""
+        return f"{self.section}.{name}" if self.section else name
 
 
 def shortened(name: str, most: int) -> str:

@@ -4,31 +4,31 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from sparse_dict.config.ranges import not_negative, one_of, positive
+from sparse_dict.config.ranges import Checked, between, not_negative, one_of, positive
 from sparse_dict.config.sites import parse
 from sparse_dict.errors import UserError
 
 
 @dataclass
-class SAEConfig:
+class SAEConfig(Checked, section="sae"):
     """What every kind of dictionary has.
 
     `sae/architectures/` adds each kind's own keys, and `sae/interventions/` those of what is done
     to dictionaries beside training them.
     """
 
-    dict_size: int = MISSING
+    dict_size: int = positive()
     activation: str = MISSING  # the kind, a module of sae/architectures/; chosen by sae=NAME
     tied: bool = MISSING  # encoder = decoder transposed
-    init: str = MISSING  # independent | aligned: whether the encoder starts as the decoder
-    l1: float = MISSING  # coefficient of the L1 penalty
+    init: str = one_of("independent", "aligned")  # aligned: the encoder starts as the decoder
+    l1: float = not_negative()  # coefficient of the L1 penalty
     # What l1 is divided by: d_in, so that one l1 gives a similar L0 at any width | none, as the
     # post | dict_size, the dictionary's size
-    l1_scaling: str = MISSING
-    dead: str = MISSING  # none | resample | auxk: what is done about features that stay inactive
-    aux_k: int = MISSING  # auxk: inactive features that model the residual of a row
-    aux_coefficient: float = MISSING  # auxk: weight of that loss
-    precision: str = MISSING  # fp32 | bf16: of products; on a CPU, of the one that selects codes
+    l1_scaling: str = one_of("none", "d_in", "dict_size")
+    dead: str = one_of("none", "resample", "auxk")  # about features that stay inactive
+    aux_k: int = positive()  # auxk: inactive features that model the residual of a row
+    aux_coefficient: float = not_negative()  # auxk: weight of that loss
+    precision: str = one_of("fp32", "bf16")  # of products; on a CPU, of the one that selects codes
     project_gradient: bool = MISSING  # drop the decoder gradient's part along its unit rows
     # Older studies recorded none of these.
     encoder_norm: bool = False  # keep each encoder row times its decoder row at one
@@ -38,12 +38,7 @@ class SAEConfig:
     skip: bool = False  # transcoder: the output also gets a linear map of the input
 
     def __post_init__(self) -> None:
-        positive(self, "sae", "dict_size", "aux_k")
-        not_negative(self, "sae", "l1", "aux_coefficient")
-        one_of(self, "sae", "init", "independent", "aligned")
-        one_of(self, "sae", "l1_scaling", "none", "d_in", "dict_size")
-        one_of(self, "sae", "dead", "none", "resample", "auxk")
-        one_of(self, "sae", "precision", "fp32", "bf16")
+        super().__post_init__()
         for key in ("site", "target"):
             if (place := getattr(self, key)) is not None:
                 parse(place, None, f"sae.{key}")
@@ -70,61 +65,34 @@ class SparsityConfig:
 
 
 @dataclass
-class AdamConfig:
+class AdamConfig(Checked, section="optimizer"):
     """Adam for dictionaries: a linear warm-up, and a decay at the end if there is a schedule."""
 
-    lr: float = MISSING
+    lr: float = positive()
     # What becomes of lr where activations are wider than the post's 128 columns: d_in, times
     # sqrt(128 / d_in) | none, nothing, as in older studies. A record has the rate that was used.
-    lr_scaling: str = "none"
-    beta1: float = MISSING
-    beta2: float = MISSING
-    eps: float = MISSING
-    warmup_steps: int = MISSING
+    lr_scaling: str = one_of("none", "d_in", default="none")
+    beta1: float = between(0, 1, "[)")
+    beta2: float = between(0, 1, "[)")
+    eps: float = positive()
+    warmup_steps: int = not_negative()
     # Older studies recorded no schedule: it was constant.
-    schedule: str = "constant"  # constant | linear | cosine: how the learning rate ends
-    decay_fraction: float = 0.2  # share of the training at its end over which it falls to zero
-
-    def __post_init__(self) -> None:
-        positive(self, "optimizer", "lr", "eps")
-        not_negative(self, "optimizer", "beta1", "beta2", "warmup_steps")
-        one_of(self, "optimizer", "schedule", "constant", "linear", "cosine")
-        one_of(self, "optimizer", "lr_scaling", "none", "d_in")
-        if not 0 < self.decay_fraction <= 1:
-            raise UserError(
-                f"optimizer.decay_fraction must lie in (0, 1], not {self.decay_fraction}"
-            )
-        for name in ("beta1", "beta2"):
-            if getattr(self, name) >= 1:
-                raise UserError(f"optimizer.{name} must be below 1, not {getattr(self, name)}")
+    schedule: str = one_of("constant", "linear", "cosine", default="constant")  # how the rate ends
+    decay_fraction: float = between(0, 1, "(]", default=0.2)  # of the training, in which it falls
 
 
 @dataclass
-class SAETrainingConfig:
+class SAETrainingConfig(Checked, section="training"):
     """How long and in what pieces dictionaries are trained."""
 
-    n_activations: int = MISSING  # rows seen in all; more than there are means several passes
-    batch_size: int = MISSING  # rows in one optimiser step
-    eval_rows: int = MISSING  # rows at the end of the harvest, kept for the final numbers
-    l1_warmup_steps: int = MISSING  # optimiser steps over which l1 rises from zero
+    n_activations: int = positive()  # rows seen in all; more than there are means several passes
+    batch_size: int = positive()  # rows in one optimiser step
+    eval_rows: int = positive()  # rows at the end of the harvest, kept for the final numbers
+    l1_warmup_steps: int = not_negative()  # optimiser steps over which l1 rises from zero
     # A feature is inactive if none of the last so many rows, or half of the training, activated it
-    dead_window: int = MISSING
-    snapshots: int = MISSING  # decoders kept at the end, half, a quarter ... of the training
-    log_every: int = MISSING  # optimiser steps between logged values
-    checkpoint_every: int = MISSING  # optimiser steps between checkpoints
-    rows: str = "all"  # all | half_a | half_b | bootstrap: which of the training rows are seen
-    rows_seed: int = 0  # of the split into halves, or of the bootstrap
-
-    def __post_init__(self) -> None:
-        positive(
-            self,
-            "training",
-            "n_activations",
-            "batch_size",
-            "eval_rows",
-            "dead_window",
-            "log_every",
-            "checkpoint_every",
-        )
-        not_negative(self, "training", "l1_warmup_steps", "snapshots", "rows_seed")
-        one_of(self, "training", "rows", "all", "half_a", "half_b", "bootstrap")
+    dead_window: int = positive()
+    snapshots: int = not_negative()  # decoders kept at the end, half, a quarter ... of the training
+    log_every: int = positive()  # optimiser steps between logged values
+    checkpoint_every: int = positive()  # optimiser steps between checkpoints
+    rows: str = one_of("all", "half_a", "half_b", "bootstrap", default="all")  # which are seen
+    rows_seed: int = not_negative(0)  # of the split into halves, or of the bootstrap

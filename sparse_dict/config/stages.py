@@ -9,23 +9,23 @@ from omegaconf import MISSING
 from sparse_dict.config.activations import ActivationsConfig, HarvestConfig
 from sparse_dict.config.analysis import ANALYSES, ComparisonConfig
 from sparse_dict.config.lm import AdamWConfig, LMTrainingConfig, ModelConfig
-from sparse_dict.config.ranges import NAME_BYTES, one_of
+from sparse_dict.config.ranges import NAME_BYTES, Checked, not_negative, one_of
 from sparse_dict.config.sae import AdamConfig, SAEConfig, SAETrainingConfig, SparsityConfig
 from sparse_dict.errors import UserError
 
 
 @dataclass
-class TrackingConfig:
+class TrackingConfig(Checked, section="tracking"):
     """Weights & Biases."""
 
-    mode: str = MISSING  # auto | online | offline | disabled
+    mode: str = one_of("auto", "online", "offline", "disabled")
     project: str = MISSING
     entity: str | None = MISSING
     tags: list[str] = MISSING
     label: str | None = None  # name of a dictionary's run; null: what varies in its grid
 
     def __post_init__(self) -> None:
-        one_of(self, "tracking", "mode", "auto", "online", "offline", "disabled")
+        super().__post_init__()
         if not 1 <= len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
             raise UserError(
                 "tracking.project must have 1 to 128 characters, and none of / \\ # ? % :, "
@@ -37,16 +37,17 @@ class TrackingConfig:
 
 
 @dataclass
-class StudyConfig:
+class StudyConfig(Checked):
     """What all four stages share."""
 
     name: str = MISSING  # the study
     study_dir: str = MISSING
     device: str = MISSING  # auto | cpu | cuda | cuda:1 | mps
-    seed: int = MISSING
+    seed: int = not_negative()
     tracking: TrackingConfig = MISSING
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if Path(self.name).name != self.name or self.name[:1] in ("", ".") or not (
             self.name.isprintable() and len(self.name.encode()) <= NAME_BYTES
         ):  # fmt: skip
@@ -54,8 +55,6 @@ class StudyConfig:
                 f"name must be a plain folder name, of {NAME_BYTES} bytes at most, "
                 f"not {self.name!r}"
             )
-        if self.seed < 0:
-            raise UserError(f"seed must not be negative, not {self.seed}")
 
 
 @dataclass

@@ -5,19 +5,15 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from sparse_dict.config.ranges import one_of, positive
+from sparse_dict.config.ranges import Checked, at_least, between, one_of, positive
 from sparse_dict.errors import UserError
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Checked, section="data"):
     """What every corpus has: the share of its documents held out for validation and harvest."""
 
-    val_fraction: float = MISSING
-
-    def __post_init__(self) -> None:
-        if not 0 < self.val_fraction < 1:
-            raise UserError(f"data.val_fraction must lie in (0, 1), not {self.val_fraction}")
+    val_fraction: float = between(0, 1)
 
 
 @dataclass
@@ -50,21 +46,18 @@ class HubData(DataConfig):
 
 
 @dataclass
-class ToyData:
+class ToyData(Checked, section="data"):
     """Synthetic activations whose features are known, in place of a text and a language model."""
 
-    d_in: int = MISSING
-    n_features: int = MISSING
-    n_active: float = MISSING  # features active in a row, mean
-    decay: float = MISSING  # a feature's probability as a share of the one before it
+    d_in: int = positive()
+    n_features: int = positive()
+    n_active: float = positive()  # features active in a row, mean
+    decay: float = between(0, 1, "(]")  # a feature's probability as a share of the one before it
     correlated: bool = MISSING  # whether features are active together
-    value: str = MISSING  # of an active feature; uniform: U(0, 1) | product: of two such
+    value: str = one_of("uniform", "product")  # U(0, 1), or the product of two such
 
     def __post_init__(self) -> None:
-        positive(self, "data", "d_in", "n_features", "n_active", "decay")
-        one_of(self, "data", "value", "uniform", "product")
-        if self.decay > 1:
-            raise UserError(f"data.decay must be at most 1, not {self.decay}")
+        super().__post_init__()
         most = self.n_active / sum(self.decay**i for i in range(self.n_features))
         if most >= 1:
             raise UserError(
@@ -81,17 +74,10 @@ class GPT2Tokenizer:
 
 
 @dataclass
-class BPETokenizer:
+class BPETokenizer(Checked, section="tokenizer"):
     """A byte-pair vocabulary trained on the corpus."""
 
-    vocab_size: int = MISSING  # ids in all: bytes, merges and the end-of-text token
-    train_chars: int = MISSING  # characters of the corpus that the trainer sees
+    # ids in all: bytes, merges and the end-of-text token
+    vocab_size: int = at_least(258, " (256 bytes, one merge, end of text)")
+    train_chars: int = positive()  # characters of the corpus that the trainer sees
     kind: str = "bpe"
-
-    def __post_init__(self) -> None:
-        if self.vocab_size < 258:
-            raise UserError(
-                "tokenizer.vocab_size must be at least 258 (256 bytes, one merge, end of text), "
-                f"not {self.vocab_size}"
-            )
-        positive(self, "tokenizer", "train_chars")

@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from omegaconf import MISSING
-
 from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import not_negative, positive
 from sparse_dict.errors import UserError
@@ -22,14 +20,12 @@ if TYPE_CHECKING:
 class JumpReLUConfig(SAEConfig):
     """The L0 penalty, and how thresholds are learned."""
 
-    l0: float = MISSING  # coefficient of the number of active features
-    threshold: float = MISSING  # the thresholds' first value
-    bandwidth: float = MISSING  # width of the kernel that moves thresholds
+    l0: float = not_negative()  # coefficient of the number of active features
+    threshold: float = positive()  # the thresholds' first value
+    bandwidth: float = positive()  # width of the kernel that moves thresholds
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "sae", "threshold", "bandwidth")
-        not_negative(self, "sae", "l0")
         if self.bandwidth > 2 * self.threshold:
             raise UserError(
                 f"sae.bandwidth ({self.bandwidth}) must be at most twice sae.threshold "

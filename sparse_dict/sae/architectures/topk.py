@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from omegaconf import MISSING
-
 from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import positive
 from sparse_dict.errors import UserError
@@ -22,11 +20,10 @@ if TYPE_CHECKING:
 class TopKConfig(SAEConfig):
     """How many codes of a row are kept."""
 
-    k: int = MISSING
+    k: int = positive()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "sae", "k")
         if self.k > self.dict_size:
             raise UserError(f"sae.k ({self.k}) is larger than sae.dict_size ({self.dict_size})")
 

@@ -26,17 +26,14 @@ COMPANION_SEED = 1_000_003  # added to the seed
 class FreezePerturbConfig(SAEConfig):
     """What counts as converged, and the noise."""
 
-    strategy: str = "plain"  # plain | freeze_perturb
+    strategy: str = one_of("plain", "freeze_perturb", default="plain")
     freeze_above: float = 0.9  # MCS with the companion above which to freeze
-    perturb_every: int = 500  # optimiser steps between perturbations
-    perturb_noise: float = 0.5  # length of the noise added to unit rows
-    perturb_share: float = 0.75  # share of the training in which it is done
+    perturb_every: int = positive(500)  # optimiser steps between perturbations
+    perturb_noise: float = not_negative(0.5)  # length of the noise added to unit rows
+    perturb_share: float = not_negative(0.75)  # share of the training in which it is done
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, "sae", "strategy", "plain", "freeze_perturb")
-        positive(self, "sae", "perturb_every")
-        not_negative(self, "sae", "perturb_noise", "perturb_share")
         if self.strategy == "freeze_perturb" and self.precision == "bf16":
             raise UserError("sae.strategy=freeze_perturb needs sae.precision=fp32")
 

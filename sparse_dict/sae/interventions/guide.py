@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparse_dict.config import SAEConfig
-from sparse_dict.config.ranges import not_negative, one_of
+from sparse_dict.config.ranges import between, not_negative, one_of
 from sparse_dict.config.sites import SITES, Site, parse
 from sparse_dict.errors import UserError
 from sparse_dict.sae import architectures
@@ -35,19 +35,14 @@ class GuideConfig(SAEConfig):
     # none | init_read, init_write: initial decoder rows of what the weights behind the site read,
     # or those before it write | penalty: an L1 that grows where the model does not look | select:
     # keep what acts most, begin the rest anew
-    guide: str = "none"
-    guide_strength: float = 1.0  # penalty: the surcharge on a feature without any effect, by L1
-    guide_keep: float = 0.5  # select: share of the features that are kept
-    guide_at: float = 0.25  # select: share of the training after which they are chosen
+    guide: str = one_of("none", "init_read", "init_write", "penalty", "select", default="none")
+    guide_strength: float = not_negative(1.0)  # penalty: surcharge where there is no effect, by L1
+    guide_keep: float = between(0, 1, default=0.5)  # select: share of the features that are kept
+    guide_at: float = between(0, 1, default=0.25)  # select: when, as a share of the training
     guide_shuffled: bool = False  # a control: the weights' neurons in another order
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, "sae", "guide", "none", "init_read", "init_write", "penalty", "select")
-        not_negative(self, "sae", "guide_strength")
-        for name in ("guide_keep", "guide_at"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"sae.{name} must lie in (0, 1), not {getattr(self, name)}")
         if self.target is not None and self.guide != "none":
             raise UserError("sae.target needs sae.guide=none")
 

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 class ResampleConfig(SAEConfig):
     """When."""
 
-    resample_every: int = 2_500  # optimiser steps between resamplings
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "sae", "resample_every")
+    resample_every: int = positive(2_500)  # optimiser steps between resamplings
 
 
 class Resample(Intervention[ResampleConfig]):
