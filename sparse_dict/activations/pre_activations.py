@@ -80,8 +80,6 @@ class _Layer:
 
     def add(self, z: Tensor, h: Tensor) -> None:
         """Count pre-activations and hidden activations, (n, d_mlp) both."""
-        if z.device.type == "mps":  # Apple's GPUs have no float64
-            z, h = z.cpu(), h.cpu()
         z, h = z.double(), h.double()
         self._n += len(z)
         self._sums = self._sums + torch.stack([x.sum(0) for x in (z, h, z * z, h * h, z * h)])

@@ -42,7 +42,7 @@ class StudyConfig(Checked):
 
     name: str = MISSING  # the study
     study_dir: str = MISSING
-    device: str = MISSING  # auto | cpu | cuda | cuda:1 | mps
+    device: str = MISSING  # auto | cpu | cuda | cuda:1
     seed: int = not_negative()
     tracking: TrackingConfig = MISSING
 

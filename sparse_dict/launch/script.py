@@ -45,6 +45,17 @@ def start(main: Callable[[], None]) -> None:
         return main()
     os.environ[FULL] = "1"  # otherwise Hydra prints an error and exits by itself
     try:
+        _until_the_end(main)
+    except SystemExit as ended:
+        if ahead.left_behind():
+            interrupt.leave(ended.code if isinstance(ended.code, int) else int(bool(ended.code)))
+        raise
+    finally:
+        del os.environ[FULL]
+
+
+def _until_the_end(main: Callable[[], None]) -> None:
+    try:
         with interrupt.ending():
             print_help() if {"--help", "-h"} & {*sys.argv} else main()
     except Exception as error:
@@ -53,15 +64,11 @@ def start(main: Callable[[], None]) -> None:
         fail(error)
     except KeyboardInterrupt:
         _say("stopped by Ctrl-C: run the same command to resume")
-        _leave(130)
+        raise SystemExit(130) from None
     except interrupt.Interrupted as ended:
         if distributed.main():
             _say(f"stopped by {ended.name}: run the same command to resume")
-        _leave(ended.code)
-    except SystemExit as ended:
-        _leave(ended.code)
-    finally:
-        del os.environ[FULL]
+        raise
 
 
 def run_stage(name: str, config: DictConfig) -> Any:
@@ -120,13 +127,6 @@ def _set_up_process() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # a grid needs one lock per job
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _leave(code: Any) -> NoReturn:
-    """End the process, even if a thread is still in a call that nobody waits for."""
-    if ahead.left_behind():
-        interrupt.leave(code if isinstance(code, int) else int(bool(code)))
-    raise SystemExit(code)
 
 
 def _say(line: str) -> None:

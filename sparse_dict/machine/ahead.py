@@ -7,19 +7,17 @@ stop, the main thread no longer waits for them.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from functools import partial
-from itertools import repeat
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice, repeat
+from typing import TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 NAME = "sparse-dict ahead"
 _END = object()
-_Task = tuple[Future[Any], Callable[[], Any]]
 
 
 def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
@@ -28,7 +26,11 @@ def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     At most `depth` items are made and not taken yet. What `items` raises is raised in its place.
     """
     source = iter(items)
-    return _results(repeat(partial(next, source, _END)), 1, depth)
+    with closing(_made(lambda _: next(source, _END), repeat(None), 1, depth)) as made:
+        for item in made:
+            if item is _END:
+                return
+            yield item  # type: ignore[misc]
 
 
 def mapped(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
@@ -36,7 +38,7 @@ def mapped(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iter
 
     At most two results more than there are threads are made and not taken yet.
     """
-    return _results((partial(function, item) for item in items), threads, threads + 1)
+    return _made(function, items, threads, threads + 1)
 
 
 def aside(call: Callable[[], T], every: float | None = None, say: Callable[[], object] = int) -> T:
@@ -45,11 +47,9 @@ def aside(call: Callable[[], T], every: float | None = None, say: Callable[[], o
     Raises:
         BaseException: what `call` raises, or what a signal does meanwhile.
     """
-    future: Future[T] = Future()
-    tasks: SimpleQueue[_Task | None] = SimpleQueue()
-    tasks.put((future, call))
-    tasks.put(None)
-    _start(tasks)
+    pool = ThreadPoolExecutor(1, NAME)
+    future = pool.submit(call)
+    pool.shutdown(wait=False)
     while True:
         try:
             return future.result(every)
@@ -61,42 +61,23 @@ def aside(call: Callable[[], T], every: float | None = None, say: Callable[[], o
 
 def left_behind() -> bool:
     """Whether a thread is still in a call that nobody waits for any more."""
-    return any(thread.name == NAME for thread in threading.enumerate())
+    return any(thread.name.startswith(NAME) for thread in threading.enumerate())
 
 
-def _results(calls: Iterator[Callable[[], T]], threads: int, depth: int) -> Iterator[T]:
-    """What calls give until one gives `_END` or there are no more."""
-    tasks: SimpleQueue[_Task | None] = SimpleQueue()
-    waiting: deque[Future[T]] = deque()
+def _made(
+    function: Callable[[S], T], items: Iterable[S], threads: int, depth: int
+) -> Generator[T, None, None]:
+    source, waiting = iter(items), deque[Future[T]]()
+    pool = ThreadPoolExecutor(threads, NAME)
 
     def submit(n: int) -> None:
-        for _, call in zip(range(n), calls, strict=False):
-            waiting.append(Future())
-            tasks.put((waiting[-1], call))
+        waiting.extend(pool.submit(function, item) for item in islice(source, n))
 
-    for _ in range(threads):
-        _start(tasks)
     try:
         submit(depth)
-        while waiting and (item := waiting.popleft().result()) is not _END:
+        while waiting:
+            item = waiting.popleft().result()
             submit(1)
             yield item
     finally:
-        for future in waiting:
-            future.cancel()
-        for _ in range(threads):
-            tasks.put(None)
-
-
-def _start(tasks: "SimpleQueue[_Task | None]") -> None:
-    threading.Thread(target=_work, args=(tasks,), name=NAME, daemon=True).start()
-
-
-def _work(tasks: "SimpleQueue[_Task | None]") -> None:
-    while (task := tasks.get()) is not None:
-        future, call = task
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(call())
-            except BaseException as error:
-                future.set_exception(error)
+        pool.shutdown(wait=False, cancel_futures=True)

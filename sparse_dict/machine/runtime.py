@@ -36,7 +36,7 @@ def check_device(name: str) -> None:
 
 
 def device(name: str) -> "torch.device":
-    """The device called `name`; ``auto`` takes cuda, else mps, else cpu.
+    """The device called `name`; ``auto`` takes cuda, else cpu.
 
     Raises:
         UserError: the name means nothing, or there is no such device here.
@@ -45,7 +45,6 @@ def device(name: str) -> "torch.device":
 
     there = {
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "mps": int(torch.backends.mps.is_available()),
         "cpu": 1,
     }
     if name == "auto":
@@ -55,7 +54,7 @@ def device(name: str) -> "torch.device":
     except RuntimeError:
         found = None
     if found is None or found.type not in there:
-        raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, not {name!r}")
+        raise UserError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}")
     if (found.index or 0) >= there[found.type]:
         raise UserError(f"device {name} is not available here; device=auto takes what there is")
     return found
