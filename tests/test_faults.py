@@ -519,7 +519,7 @@ def test_memory_that_is_not_there_is_one_line_with_the_keys_to_lower(stage: str)
         assert line.startswith("out of memory (")
         assert f"{amount} could not be allocated): lower " in line
     config = fault_study.composed(stage, tuple(fault_study.overrides(stage, Path("study"))))
-    for key in re.findall(r"\w+(?:\.\w+)+", explain.APPETITE[stage]):
+    for key in re.findall(r"\w+(?:\.\w+)+", explain.LOWER[stage]):
         if not key.startswith("hydra."):
             assert functools.reduce(getattr, key.split("."), config) is not None
 

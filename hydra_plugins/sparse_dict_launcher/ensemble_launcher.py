@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from sparse_dict.errors import UserError
-from sparse_dict.launch.jobs import MODULES, Job, checked, has_grid
+from sparse_dict.launch.jobs import MODULES, Job, compose_jobs, has_grid
 from sparse_dict.launch.multirun import train_together
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class EnsembleLauncher(Launcher):
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        jobs = checked(self.config, job_overrides, initial_job_idx)
+        jobs = compose_jobs(self.config, job_overrides, initial_job_idx)
         shares = self._split(list({job.folder: job for job in jobs}.values()))
         for i, share in enumerate(shares):
             where = f", share {i + 1} of {len(shares)}" if len(shares) > 1 else ""

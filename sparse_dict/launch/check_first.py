@@ -58,7 +58,7 @@ class CheckFirst(Callback):
         folder = Path(str(config.hydra.run.dir)).absolute()
         if distributed.size() > 1 and name not in SHARED:
             raise UserError(f"{name}.py runs as one process: start it without torchrun")
-        jobs.check(jobs.Job(0, (), config, folder), task)
+        jobs.check_job(jobs.Job(0, (), config, folder), task)
         _refuse_links(config, folder)
         if distributed.main():
             lock.hold_until_exit([folder])  # Hydra writes there before the stage begins

@@ -25,7 +25,7 @@ SAMPLER = "hydra/sweeper/sampler/"  # configs that come with Optuna's sweeper
 
 
 # What to lower where memory runs out, the likeliest first.
-APPETITE = {
+LOWER = {
     "train_lm": "training.batch_size (training.accumulate=2 makes up for half of it), model.n_ctx",
     "harvest": "harvest.batch_size, harvest.shard_rows",
     "train_sae": (
@@ -50,7 +50,7 @@ def in_one_line(error: Exception, stage: str = "") -> str:
     """One line on any error: what is wrong, and what to do; `stage` has met it."""
     if _is_hydras(error):
         return _of_hydra(error)
-    return lacking(error, APPETITE.get(stage)) or one_line(error, named=True)
+    return lacking(error, LOWER.get(stage)) or one_line(error, named=True)
 
 
 def _of_hydra(error: Exception) -> str:

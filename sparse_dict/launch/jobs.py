@@ -115,7 +115,7 @@ def check_grid(config: DictConfig) -> list[Job]:
     overrides = grid(config)
     if not overrides:
         raise UserError("the grid is empty: a swept key has no value")
-    jobs = checked(config, overrides, 0)
+    jobs = compose_jobs(config, overrides, 0)
     owners: dict[str, Job] = {}
     for job in jobs:
         for folder in (job.output or job.folder, job.folder):
@@ -133,7 +133,7 @@ def check_grid(config: DictConfig) -> list[Job]:
     return jobs
 
 
-def checked(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
+def compose_jobs(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
     """The job of each list of overrides, composed and checked unless `check_grid` has done so.
 
     Raises:
@@ -147,7 +147,7 @@ def checked(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) 
             if job is None:
                 job = _compose(config, number, of_job)
                 try:
-                    check(job, typed(task_config(job.config)))
+                    check_job(job, typed(task_config(job.config)))
                 except Exception as error:
                     if not explain.is_foreseen(error):
                         raise
@@ -159,7 +159,7 @@ def checked(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) 
     return jobs
 
 
-def check(job: Job, task: Any) -> None:
+def check_job(job: Job, task: Any) -> None:
     """Let the stage check and weigh a job, whose config Hydra holds; `task` is the stage's part.
 
     Raises:
