@@ -44,7 +44,6 @@ def test_there_are_no_more_shares_than_jobs() -> None:
     assert [[j.number for j in share] for share in split([job(3, 1), job(4, 1)], 8)] == [[3], [4]]
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs affinity")
 @pytest.mark.parametrize("n_shares", [1, 2, 3, 7])
 def test_every_core_is_in_use_and_no_worker_without_one(n_shares: int) -> None:
     shares = cores_of(n_shares)

@@ -84,8 +84,7 @@ class Share:
             # torch, which is not imported yet, makes so many threads; ours count the affinity
             limit = int(os.environ.get("OMP_NUM_THREADS", len(self.cores)))
             os.environ["OMP_NUM_THREADS"] = str(min(limit, len(self.cores)))
-            if hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(0, self.cores)
+            os.sched_setaffinity(0, self.cores)
         hydra = self.jobs[0].config.hydra
         os.chdir(hydra.runtime.cwd)
         version.setbase(hydra.runtime.version_base)
@@ -115,10 +114,7 @@ def split(jobs: list[Job], n_shares: int) -> list[list[Job]]:
 
 def cores_of(n_shares: int) -> list[list[int]]:
     """This process' cores, split among the shares; a core serves several if there are too few."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-    else:
-        cores = list(range(os.cpu_count() or 1))
+    cores = sorted(os.sched_getaffinity(0))
     if len(cores) < n_shares:
         return [[cores[i % len(cores)]] for i in range(n_shares)]
     return [cores[slice(*threads.share(len(cores), i, n_shares))] for i in range(n_shares)]

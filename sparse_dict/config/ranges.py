@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import field, fields
-from typing import Any, ClassVar
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -68,7 +68,7 @@ def some_of(*choices: str) -> Any:
 class Checked:
     """A section of the config that checks its fields' ranges when it is made."""
 
-    section: ClassVar[str] = ""  # its name in the config
+    section = ""  # its name in the config
 
     def __init_subclass__(cls, section: str | None = None) -> None:
         if section is not None:

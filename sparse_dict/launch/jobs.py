@@ -76,7 +76,7 @@ def typed(config: DictConfig) -> Any:
     """
     for key in explain.unknown_keys(config):
         raise UserError(explain.no_key(key, config))
-    off = [name for name in ANALYSES if name in config and OmegaConf.is_missing(config, name)]
+    off = [name for name in ANALYSES if OmegaConf.is_missing(config, name)]
     with read_write(config):
         for name in off:
             config[name] = None

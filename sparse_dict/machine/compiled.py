@@ -8,7 +8,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -39,7 +38,7 @@ def _compiler() -> list[str] | None:
     except ValueError as error:
         log.warning("CC cannot be read (%s): %s", error, WITHOUT)
         return None
-    if sys.platform == "win32" or not words:
+    if not words:
         log.warning("no C compiler: %s", WITHOUT)
         return None
     return words
