@@ -291,7 +291,7 @@ def test_the_check_imports_neither_torch_nor_seaborn(tmp_path: Path):
         "import sys; from pathlib import Path; from types import SimpleNamespace as N; "
         "from sparse_dict.analysis import stage; "
         "tracking = N(mode='disabled'); "
-        f"config = N(sae_dirs=[Path({str(tmp_path / 'sae')!r})], tracking=tracking); "
+        f"config = N(sae_dirs=[Path({str(tmp_path / 'sae')!r})], tracking=tracking, analysis_dir='x'); "
         "config.settings = lambda kind: None; stage.check(config); "
         "sys.exit(bool({'torch', 'seaborn', 'matplotlib', 'pandas', 'scipy'} & set(sys.modules)))"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from sparse_dict.config.activations import (
     ActivationsConfig,
@@ -103,6 +103,14 @@ def _job_folder(*, _root_: DictConfig) -> str:
     return shortened(",".join(sorted(parts)) or "default", NAME_BYTES)
 
 
+def _analyze_schema() -> DictConfig:
+    """Stage 4's, with the analyses missing: Hydra says so where a key of one that is off is set."""
+    schema = OmegaConf.structured(analyze_schema())
+    for name in ANALYSES:
+        schema[name] = MISSING
+    return schema  # type: ignore[no-any-return]
+
+
 def register() -> None:
     """Make the schemas and the resolvers known to Hydra; every script does so by importing us."""
     store = ConfigStore.instance()
@@ -110,7 +118,7 @@ def register() -> None:
         "train_lm": TrainLMConfig,
         "harvest": HarvestStageConfig,
         "train_sae": TrainSAEConfig,
-        "analyze": analyze_schema(),
+        "analyze": _analyze_schema(),
         "data/docstrings": DocstringsData,
         "data/files": FilesData,
         "data/hub": HubData,

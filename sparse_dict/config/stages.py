@@ -155,6 +155,6 @@ class AnalyzeConfig(StudyConfig):
 
 
 def analyze_schema() -> type[AnalyzeConfig]:
-    """`AnalyzeConfig` with a section for each of ANALYSES, missing where it was not chosen."""
-    sections = [(name, kind | None, MISSING) for name, kind in ANALYSES.items()]
+    """`AnalyzeConfig` with a section for each of ANALYSES, None where it was not chosen."""
+    sections = [(name, kind | None, None) for name, kind in ANALYSES.items()]
     return make_dataclass("AnalyzeConfig", sections, bases=(AnalyzeConfig,))
