@@ -31,6 +31,7 @@ from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.report.curves import curves
 from sparse_dict.errors import UserError
+from sparse_dict.storage.output import MARK
 from sparse_dict.tools import verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +60,7 @@ def test_a_run_writes_figures_as_png_and_svg_tables_claims_and_the_report(analys
     names = {path.name for path in analysed.iterdir()}
     assert names == {f"{key}.{kind}" for key in keys for kind in ("png", "svg")} | {
         "dictionaries.csv", "mmcs.csv", "claims.json", "report.html", "analysis.json", "tables",
+        MARK,
     }  # fmt: skip
     written = {path.name for path in (analysed / "tables").iterdir()}
     assert written == {f"{name}.parquet" for name in ("dictionaries", "features", "pairs")}
@@ -103,7 +105,7 @@ def test_a_later_run_leaves_nothing_of_an_earlier_one_but_what_is_not_its_own(
         stage.run(config_of(tmp_path, "heatmap", comparison=comparison))
     record = json.loads((folder / "analysis.json").read_text())
     names = set(stage._made(folder))
-    assert names - {".lock"} == {*record["sha256"], "analysis.json", "mine.csv"}
+    assert names - {".lock", MARK} == {*record["sha256"], "analysis.json", "mine.csv"}
     assert not names & {"claims.json", "frontier.png"}
     assert "hungarian" in (folder / "mmcs.csv").read_text()
     assert caplog.messages[-1] == f"to open in a browser: {folder / 'report.html'}"
@@ -291,8 +293,8 @@ def test_the_check_imports_neither_torch_nor_seaborn(tmp_path: Path):
         "import sys; from pathlib import Path; from types import SimpleNamespace as N; "
         "from sparse_dict.analysis import stage; "
         "tracking = N(mode='disabled'); "
-        f"config = N(sae_dirs=[Path({str(tmp_path / 'sae')!r})], tracking=tracking, analysis_dir='x'); "
-        "config.settings = lambda kind: None; stage.check(config); "
+        f"config = N(sae_dirs=[Path({str(tmp_path / 'sae')!r})], tracking=tracking); "
+        "config.settings = lambda kind: None; config.analysis_dir = 'x'; stage.check(config); "
         "sys.exit(bool({'torch', 'seaborn', 'matplotlib', 'pandas', 'scipy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

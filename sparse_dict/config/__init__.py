@@ -108,7 +108,7 @@ def _analyze_schema() -> DictConfig:
     schema = OmegaConf.structured(analyze_schema())
     for name in ANALYSES:
         schema[name] = MISSING
-    return schema  # type: ignore[no-any-return]
+    return schema
 
 
 def register() -> None:
