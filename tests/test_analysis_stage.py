@@ -302,8 +302,8 @@ def test_the_check_imports_neither_torch_nor_seaborn(tmp_path: Path):
 
 def test_a_notebooks_backend_in_the_environment_is_not_loaded():
     code = (
-        "from sparse_dict.launch import cli; "
-        "cli.run(lambda: __import__('sparse_dict.analysis.report.figures'))"
+        "from sparse_dict.launch import script; "
+        "script.start(lambda: __import__('sparse_dict.analysis.report.figures'))"
     )
     environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     command = [sys.executable, "-c", code]
