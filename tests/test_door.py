@@ -28,7 +28,7 @@ from sparse_dict.analysis import study
 from sparse_dict.config import BPETokenizer
 from sparse_dict.errors import UserError
 from sparse_dict.launch.multirun import _reopened
-from sparse_dict.machine.ahead import ahead, aside
+from sparse_dict.machine.background import in_background, prefetched
 from sparse_dict.storage import door, lock
 from sparse_dict.text import bpe, corpus, files, tokenizer, tokens
 from sparse_dict.tools import status, verify
@@ -94,7 +94,7 @@ def test_rows_in_the_order_of_fortran_are_read_like_others(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "wait", [lambda call: aside(call), lambda call: list(ahead(iter(call, None)))]
+    "wait", [lambda call: in_background(call), lambda call: list(prefetched(iter(call, None)))]
 )
 def test_a_signal_is_heard_during_somebody_elses_long_call(wait: Callable[[object], object]):
     over = threading.Event()

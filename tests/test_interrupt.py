@@ -10,12 +10,12 @@ LONG = """
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sparse_dict.launch import script
-from sparse_dict.machine.ahead import aside
+from sparse_dict.machine.background import in_background
 
 def main():
     matrix = np.random.default_rng(0).standard_normal((2500, 2500))
     print("begun", flush=True)
-    aside(lambda: {call})
+    in_background(lambda: {call})
     print("done", flush=True)
 
 script.start(main)

@@ -17,7 +17,7 @@ from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm.interface import LanguageModel
 from sparse_dict.machine import distributed
-from sparse_dict.machine.ahead import mapped
+from sparse_dict.machine.background import mapped
 from sparse_dict.machine.progress import Progress
 from sparse_dict.text.tokens import TokenStream
 

@@ -18,7 +18,7 @@ from sparse_dict.config import HFModel
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import MALFORMED, UserError, one_line
 from sparse_dict.lm.interface import OpenLM
-from sparse_dict.machine.ahead import aside
+from sparse_dict.machine.background import in_background
 from sparse_dict.machine.network import reachable
 from sparse_dict.storage import files
 
@@ -119,7 +119,7 @@ def load(lm: HFModel, device: torch.device, start: Sequence[int] = ()) -> Model:
     """
     with _named(lm):
         load = partial(AutoModelForCausalLM.from_pretrained, dtype=getattr(torch, lm.dtype))
-        model = aside(partial(load, **_source(lm), use_safetensors=True))
+        model = in_background(partial(load, **_source(lm), use_safetensors=True))
     return Model(model.eval().to(device), start)
 
 
@@ -144,7 +144,7 @@ def load_tokenizer(lm: HFModel) -> Tokenizer:
         UserError: it cannot be loaded, is no fast one, or knows no end of sequence.
     """
     with _named(lm):
-        tokenizer = aside(partial(AutoTokenizer.from_pretrained, **_source(lm)))
+        tokenizer = in_background(partial(AutoTokenizer.from_pretrained, **_source(lm)))
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"{lm.name_or_path} has no fast tokenizer (tokenizer.json)")
     if tokenizer.eos_token_id is None:
@@ -174,7 +174,7 @@ def _online() -> bool:
 
 def _config(lm: HFModel) -> Any:
     with _named(lm):
-        return aside(partial(AutoConfig.from_pretrained, **_source(lm)))
+        return in_background(partial(AutoConfig.from_pretrained, **_source(lm)))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from sparse_dict.config import CONF_DIR
 from sparse_dict.errors import UserError, escape_logs
 from sparse_dict.launch import explain, jobs, overrides
-from sparse_dict.machine import ahead, distributed, interrupt
+from sparse_dict.machine import background, distributed, interrupt
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def start(main: Callable[[], None]) -> None:
     try:
         _until_the_end(main)
     except SystemExit as ended:
-        if ahead.left_behind():
+        if background.left_behind():
             interrupt.leave(ended.code if isinstance(ended.code, int) else int(bool(ended.code)))
         raise
     finally:

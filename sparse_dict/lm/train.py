@@ -19,7 +19,7 @@ from sparse_dict.lm.checkpoint import State
 from sparse_dict.lm.model import GPT
 from sparse_dict.lm.optimizer import learning_rate, make_optimizer, set_learning_rate
 from sparse_dict.machine import distributed, interrupt
-from sparse_dict.machine.ahead import ahead
+from sparse_dict.machine.background import prefetched
 from sparse_dict.machine.progress import Progress
 from sparse_dict.text.tokens import TokenStream
 
@@ -168,7 +168,7 @@ def train(model: GPT, job: Job, run: "Run") -> State:
             if job.lacks_validation(state):
                 raise interrupt.Interrupted(128 + _signal(stop))
         started = time.perf_counter()
-        for windows in ahead(map(windows_of, range(state.step, job.n_steps))):
+        for windows in prefetched(map(windows_of, range(state.step, job.n_steps))):
             lr = learning_rate(job.optimizer, state.step, job.n_steps)
             set_learning_rate(optimizer, lr)
             losses = []

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
-from sparse_dict.machine.ahead import aside
+from sparse_dict.machine.background import in_background
 from sparse_dict.storage import lock
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def joined() -> Iterator[None]:
 
 
 def _join() -> None:
-    """Join aside, so that the main thread can handle signals and report what it waits for."""
+    """Join in another thread: the main one handles signals and reports what it waits for."""
     import torch
     import torch.distributed as dist
 
@@ -138,7 +138,7 @@ def _join() -> None:
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     line = f"process {rank()}: waiting for {size()} processes at {where}\n"
-    aside(
+    in_background(
         lambda: dist.init_process_group(None if nccl else "gloo", timeout=PATIENCE),
         WAIT_S,
         cache(lambda: sys.stderr.write(line)),

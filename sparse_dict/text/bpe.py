@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 
-from sparse_dict.machine.ahead import aside
+from sparse_dict.machine.background import in_background
 from sparse_dict.machine.progress import LOG_EVERY_S, Progress
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def train_ranks(texts: Iterable[str], n_ranks: int, max_chars: int) -> dict[byte
     )
     started = time.monotonic()
     with Progress("vocabulary", max_chars, "characters") as progress:
-        aside(
+        in_background(
             lambda: trained.train_from_iterator(_head(texts, max_chars, progress), trainer=trainer),
             LOG_EVERY_S,
             lambda: log.info("vocabulary: %.0f s", time.monotonic() - started),

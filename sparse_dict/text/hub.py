@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sparse_dict.config import HubData
 from sparse_dict.errors import UserError, one_line
 from sparse_dict.machine import distributed
-from sparse_dict.machine.ahead import aside
+from sparse_dict.machine.background import in_background
 from sparse_dict.machine.network import status
 from sparse_dict.storage import door, files
 from sparse_dict.text.files import no_column, text_of
@@ -199,7 +199,7 @@ def _patiently(data: HubData, call: Callable[[], T]) -> T:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return aside(call)
+            return in_background(call)
         except UserError:
             raise
         except Exception as error:  # the client raises anything from ValueError to RuntimeError

@@ -16,7 +16,7 @@ import tiktoken
 
 from sparse_dict.config import BPETokenizer, DataConfig, GPT2Tokenizer
 from sparse_dict.errors import UserError, one_line, reading
-from sparse_dict.machine.ahead import aside
+from sparse_dict.machine.background import in_background
 from sparse_dict.machine.network import reachable
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files
@@ -180,7 +180,7 @@ def _gpt2() -> Tokenizer:
             raise UserError(f"{GPT2_HOST} does not answer")
 
     try:
-        found = aside(partial(tiktoken.get_encoding, "gpt2"), CACHED_S, see_that_it_comes)
+        found = in_background(partial(tiktoken.get_encoding, "gpt2"), CACHED_S, see_that_it_comes)
     except Exception as error:  # requests', the file system's, or a ValueError of a bad hash
         raise UserError(
             "GPT-2's vocabulary cannot be fetched: set TIKTOKEN_CACHE_DIR to a folder that holds "

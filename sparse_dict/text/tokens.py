@@ -14,7 +14,7 @@ import numpy as np
 from sparse_dict.config import DataConfig
 from sparse_dict.errors import UserError, reading
 from sparse_dict.machine import distributed
-from sparse_dict.machine.ahead import ahead
+from sparse_dict.machine.background import prefetched
 from sparse_dict.machine.progress import Progress
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files
@@ -336,7 +336,8 @@ class _Tokenisation:
         """The manifest's part on the splits."""
         # Reading, encoding (itself on all cores) and writing each work on another batch.
         encoded = (
-            (*batch, self._tokenizer.encode_batch(batch[0])) for batch in ahead(self._batches())
+            (*batch, self._tokenizer.encode_batch(batch[0]))
+            for batch in prefetched(self._batches())
         )
         before = sum(len(writer.starts) for writer in self._writers.values())
         if before:
@@ -345,7 +346,7 @@ class _Tokenisation:
         n_shards = self._n_shards()
         with Progress("encode", None, "documents", before) as progress:
             try:
-                for texts, after, all_ids in ahead(encoded):
+                for texts, after, all_ids in prefetched(encoded):
                     for text, ids in zip(texts, all_ids, strict=True):
                         held = in_validation(text, self._data.val_fraction)
                         writer = self._writers["validation" if held else "train"]

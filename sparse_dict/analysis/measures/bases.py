@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.errors import UserError
-from sparse_dict.machine.ahead import aside
+from sparse_dict.machine.background import in_background
 
 log = logging.getLogger(__name__)
 
@@ -200,10 +200,10 @@ def fit(method: str, rows: Rows, seed: int) -> Basis:
         case "random":
             # The QR factor of a Gaussian matrix, its signs aside, is uniform (Haar).
             gaussian = _rng(seed).standard_normal((d, d))
-            return _orthogonal(aside(lambda: np.linalg.qr(gaussian))[0], mean)
+            return _orthogonal(in_background(lambda: np.linalg.qr(gaussian))[0], mean)
         case "pca":
             scatter = rows.scatter(exact)
-            return _orthogonal(aside(lambda: np.linalg.eigh(scatter))[1].T[::-1], mean)
+            return _orthogonal(in_background(lambda: np.linalg.eigh(scatter))[1].T[::-1], mean)
         case "ica":
             return _ica(rows.first(IN_MEMORY), mean, seed)
     raise ValueError(f"unknown baseline {method!r}")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.errors import UserError
-from sparse_dict.machine.ahead import aside
+from sparse_dict.machine.background import in_background
 
 Floats = NDArray[np.floating[Any]]
 
@@ -87,7 +87,7 @@ def assign(similarity: Floats) -> tuple[NDArray[np.int64], Floats]:
     """One-to-one partners with the largest sum of `similarity` (n, m), n <= m, and the values."""
     from scipy.optimize import linear_sum_assignment
 
-    chosen, partners = aside(lambda: linear_sum_assignment(similarity, maximize=True))
+    chosen, partners = in_background(lambda: linear_sum_assignment(similarity, maximize=True))
     return partners, similarity[chosen, partners]
 
 

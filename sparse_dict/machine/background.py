@@ -16,11 +16,11 @@ from typing import TypeVar
 S = TypeVar("S")
 T = TypeVar("T")
 
-NAME = "sparse-dict ahead"
+NAME = "sparse-dict background"
 _END = object()
 
 
-def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+def prefetched(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     """The same items in order, each made by one thread while the caller is busy with earlier ones.
 
     At most `depth` items are made and not taken yet. What `items` raises is raised in its place.
@@ -34,14 +34,16 @@ def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
 
 
 def mapped(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
-    """`function` of each item in order, by `threads` threads; otherwise as `ahead`.
+    """`function` of each item in order, by `threads` threads; otherwise as `prefetched`.
 
     At most two results more than there are threads are made and not taken yet.
     """
     return _made(function, items, threads, threads + 1)
 
 
-def aside(call: Callable[[], T], every: float | None = None, say: Callable[[], object] = int) -> T:
+def in_background(
+    call: Callable[[], T], every: float | None = None, say: Callable[[], object] = int
+) -> T:
     """`call()`, made in a thread of its own; meanwhile `say()` is called each `every` seconds.
 
     Raises:
