@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import stopped_at_once
 from sae_helpers import (
     CPU,
     begun,
@@ -30,8 +31,8 @@ from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.machine.interrupt import Interrupted
-from sparse_dict.sae import ensemble, lm_weights, stage
 from sparse_dict.sae import folder as folders
+from sparse_dict.sae import lm_weights, stage
 from sparse_dict.sae.interventions import Moment
 from sparse_dict.sae.interventions.guide import Guide, gain, surcharge
 from sparse_dict.sae.state import State
@@ -245,12 +246,7 @@ def test_guided_dictionaries_are_the_same_interrupted_and_in_company(base, tmp_p
         assert results(tmp_path / guide) == results(together[i])
         assert results(tmp_path / guide) != plain
 
-    class StopsAtOnce(ensemble.interrupt.StopRequest):
-        def __init__(self) -> None:
-            self.signal = 15
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
+    with stopped_at_once(monkeypatch):
         for _ in range(4):  # beyond the selection, after three steps
             with pytest.raises(Interrupted):
                 stage.train_many([configs[3]], [tmp_path / "parts"])

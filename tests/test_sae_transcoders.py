@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import stopped_at_once
 from sae_helpers import (
     CPU,
     assert_same_parameters,
@@ -17,12 +18,13 @@ from site_harvest import harvest_of
 from sparse_dict.activations.store import Activations
 from sparse_dict.errors import UserError
 from sparse_dict.machine.interrupt import Interrupted
-from sparse_dict.sae import architectures, ensemble, stage
-from sparse_dict.sae.folder import WEIGHTS, read
+from sparse_dict.sae import architectures, stage
+from sparse_dict.sae.folder import CHECKPOINT, WEIGHTS, read, read_checkpoint_meta
 from sparse_dict.sae.interventions.resample import resample
 from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
 from sparse_dict.sae.step_torch import DenseStep
+from sparse_dict.storage import tensor_files
 from sparse_dict.storage.files import read_json
 
 SITES = {"site": "1/resid_mid", "target": "1/mlp_out"}
@@ -208,15 +210,30 @@ def test_an_interrupted_training_goes_on_bit_for_bit(tmp_path, monkeypatch, own)
     config.activations_dir = str(harvest_of(tmp_path / "a", {"1/resid_mid": x, "1/mlp_out": y}))
     stage.train_many([config], [tmp_path / "whole"])
 
-    class StopsAtOnce(ensemble.interrupt.StopRequest):
-        def __init__(self) -> None:
-            self.signal = 15
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
+    with stopped_at_once(monkeypatch):
         for _ in range(3):
             with pytest.raises(Interrupted):
                 stage.train_many([config], [tmp_path / "parts"])
+    stage.train_many([config], [tmp_path / "parts"])
+    whole, parts = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_a_checkpoint_with_the_columns_of_zeros_of_earlier_versions_goes_on(tmp_path, monkeypatch):
+    x, y, _ = planted(3000)
+    config = sae_config(**SITES)
+    config.activations_dir = str(harvest_of(tmp_path / "a", {"1/resid_mid": x, "1/mlp_out": y}))
+    stage.train_many([config], [tmp_path / "whole"])
+    with stopped_at_once(monkeypatch), pytest.raises(Interrupted):
+        stage.train_many([config], [tmp_path / "parts"])
+    path = tmp_path / "parts" / CHECKPOINT
+    arrays, meta = tensor_files.read_checkpoint(path), read_checkpoint_meta(tmp_path / "parts")
+    for name, array in arrays.items():
+        if name.endswith("dec"):  # the target's 16 columns were as many as the 32 that are read
+            wide = np.zeros((*array.shape[:-1], 32), "f4")
+            wide[..., :16] = array
+            arrays[name] = wide
+    tensor_files.write_checkpoint(path, arrays, meta)
     stage.train_many([config], [tmp_path / "parts"])
     whole, parts = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("whole", "parts"))
     assert whole == parts

@@ -14,7 +14,7 @@ from sparse_dict.analysis.measures import gaussian_rows, random_directions
 from sparse_dict.analysis.measures.mcs import distinct, match, match_codes, nearest, normalised
 from sparse_dict.analysis.study import LABELS, Chain, Entry, Study
 from sparse_dict.config import ComparisonConfig
-from sparse_dict.sae.verdict import ENOUGH, Metrics, recommended
+from sparse_dict.sae.usefulness import ENOUGH, Metrics, recommended
 
 Floats = NDArray[np.floating[Any]]
 Index = NDArray[np.int64]

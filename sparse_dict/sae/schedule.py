@@ -22,6 +22,11 @@ class Hyper:
     step: int  # counted from one, as Adam's bias correction wants it
     numbers: dict[str, float]  # those of its loss, after scaling and warm-up
 
+    @property
+    def corrected(self) -> tuple[float, float]:
+        """What Adam's moments are multiplied by for their bias: the first times lr, the root."""
+        return self.lr / (1 - self.beta1**self.step), (1 - self.beta2**self.step) ** -0.5
+
 
 def total_steps(config: TrainSAEConfig) -> int:
     """Optimiser steps of a whole training."""

@@ -12,7 +12,7 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig, identity
 from sparse_dict.errors import UserError, printable
 from sparse_dict.machine import runtime
-from sparse_dict.sae import architectures, interventions, jobs, schedule, shuffled, verdict
+from sparse_dict.sae import architectures, interventions, jobs, schedule, shuffled, usefulness
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.data import Data, settled
 from sparse_dict.sae.jobs import Job
@@ -211,5 +211,5 @@ def _show(paths: list[Path], outcomes: list[Outcome]) -> None:
                 f"{m['dead']:>6} {m['seconds']:>8.1f}  {path.name}"
             )
     log.info("\n".join(["dictionaries", *map(printable, lines)]))
-    if line := verdict.warning([m for m in outcomes if not isinstance(m, Exception)]):
+    if line := usefulness.warning([m for m in outcomes if not isinstance(m, Exception)]):
         log.warning("%s", line)

@@ -113,11 +113,12 @@ class SparseStep:
 
 
 def _numbers(hyper: Hyper, y: Tensor) -> NumbersStruct:
+    rate, root = hyper.corrected
     return NumbersStruct(
-        rate=hyper.lr / (1 - hyper.beta1**hyper.step),
+        rate=rate,
         beta1=hyper.beta1,
         beta2=hyper.beta2,
-        root=(1 - hyper.beta2**hyper.step) ** -0.5,
+        root=root,
         eps=hyper.eps,
         scale=2 / y.numel(),
         penalty=hyper.numbers["l1"] / len(y),

@@ -253,10 +253,8 @@ def _numbers(state: State, hyper: Hyper | None) -> list[float]:
     """What `train` needs to know of one dictionary: Adam's numbers, then those of its loss."""
     if hyper is None:  # nothing moves
         return [0.0, 1.0, 1.0, 0.0, 0.0, *([1.0] * len(state.architecture.numbers))]
-    lr = hyper.lr / (1 - hyper.beta1**hyper.step)
-    root = (1 - hyper.beta2**hyper.step) ** -0.5
     own = [hyper.numbers[name] for name in state.architecture.numbers]
-    return [lr, root, hyper.eps, 1 - hyper.beta1, 1 - hyper.beta2, *own]
+    return [*hyper.corrected, hyper.eps, 1 - hyper.beta1, 1 - hyper.beta2, *own]
 
 
 def _sent(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:

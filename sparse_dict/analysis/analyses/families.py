@@ -24,7 +24,7 @@ from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Section, Table
 from sparse_dict.analysis.seeds import SeedPair, estimate, shared_fraction
 from sparse_dict.analysis.study import Entry, Study, kinds
-from sparse_dict.sae.verdict import ENOUGH
+from sparse_dict.sae.usefulness import ENOUGH
 
 TITLE = "Kinds of dictionaries compared"
 PANELS = (  # column, title, whether it is a share

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from sparse_dict.config import ActivationsConfig
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae.verdict import ENOUGH, Metrics, axis, recommended
+from sparse_dict.sae.usefulness import ENOUGH, Metrics, axis, recommended
 
 # Overrides of the probe itself, which are no part of the command that it recommends.
 OWN = ("experiment", "sae", "seed", "sae.dict_size", "sae.l1", "sae.k", "sae.l0", "hydra.mode")

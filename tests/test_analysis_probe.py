@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from sae_helpers import sparse_rows
 from test_cli_errors import run
 
-from sparse_dict.sae import probe, verdict
+from sparse_dict.analysis import probe
+from sparse_dict.sae import usefulness
 from sparse_dict.storage.files import write_json
 
 
@@ -33,16 +34,16 @@ def rung(level, fvu, l0, dead=0, activation="relu", centering="none"):
     ],
 )
 def test_a_dictionary_of_no_use_is_told_with_what_to_change(bad, words, advice):
-    line = verdict.warning([rung(1, 0.2, 20), bad])
+    line = usefulness.warning([rung(1, 0.2, 20), bad])
     assert line.startswith("of 2 dictionaries, ")
     assert words in line
     assert f": {advice}" in line
-    assert verdict.warning([rung(1, 0.2, 20)]) is None
+    assert usefulness.warning([rung(1, 0.2, 20)]) is None
 
 
 def test_the_sparsest_rung_that_explains_nearly_all_is_recommended():
     rungs = [rung(0.5, 0.10, 90), rung(1, 0.15, 40), rung(2, 0.25, 12), rung(4, 0.6, 3)]
-    assert verdict.recommended(rungs) is rungs[2]
+    assert usefulness.recommended(rungs) is rungs[2]
     lines = probe.advice(rungs, ["experiment=probe", "name=a", "training.batch_size=9"], "gated")
     assert lines[-1] == (
         "python train_sae.py -m name=a sae=gated sae.dict_size=100,200,400 sae.l1=1,2,4 seed=0,1"
@@ -54,7 +55,7 @@ def test_the_sparsest_rung_that_explains_nearly_all_is_recommended():
 
 def test_dead_rungs_are_not_recommended_and_lower_ones_are_proposed():
     rungs = [rung(1, 0.5, 30, 80), rung(2, 2.1, 0, 100)]
-    assert verdict.recommended(rungs) is None
+    assert usefulness.recommended(rungs) is None
     command = "python train_sae.py experiment=probe name=a sae.l1=0.03125,0.0625"
     assert probe.advice(rungs, ["name=a"], "untied")[-1] == command
 
