@@ -15,12 +15,14 @@ from sparse_dict.machine import runtime
 from sparse_dict.sae import architectures, interventions, jobs, schedule, shuffled, usefulness
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.data import Data, settled
-from sparse_dict.sae.jobs import Job
+from sparse_dict.sae.jobs import Job, weight
 from sparse_dict.sae.rows import check_evaluation_rows, training_rows
 from sparse_dict.sae.run_names import end_values
 from sparse_dict.storage import lock
 from sparse_dict.storage.files import read_json
 from sparse_dict.storage.output import Output
+
+__all__ = ["check", "objective", "run", "train_many", "weight"]  # what launchers ask of a stage
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +48,6 @@ def _open(config: TrainSAEConfig) -> Activations:
     return _opened(*config.activations_dirs)
 
 
-_checked: set[tuple[str, str | None, int]] = set()
-
-
 @cache
 def _damage(activations: Activations) -> UserError | None:
     """What is wrong with the shards, which are read whole for it, once per process."""
@@ -60,6 +59,12 @@ def _damage(activations: Activations) -> UserError | None:
 
 
 _unlike = cache(shuffled.warning)  # of the rows that are kept for evaluation
+
+
+@cache
+def _check_last(activations: Activations, site: str | None, eval_rows: int) -> None:
+    """Check the evaluation rows, once for all jobs of a process that are measured on the same."""
+    check_evaluation_rows(activations.at(site), eval_rows)
 
 
 def _record(config: TrainSAEConfig, activations: Activations) -> dict[str, Any]:
@@ -80,20 +85,11 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     config = settled(config, activations)
     training_rows(activations, config.training.eval_rows, config.training.batch_size)
     data = Data.of(config, activations)
-    _check_last(config, activations.fingerprint)
+    _check_last(activations, config.sae.target or config.sae.site, config.training.eval_rows)
     for intervention in interventions.of(config.sae, Path(config.lm_dir), data.x.activations):
         intervention.check()
     OUTPUT.is_finished(folder, _record(config, activations), config)
     _check_companions(folder, activations)
-
-
-def _check_last(config: TrainSAEConfig, fingerprint: str) -> None:
-    """Check the evaluation rows, once for all jobs of a process that are measured on the same."""
-    site = config.sae.target or config.sae.site
-    known = fingerprint, site, config.training.eval_rows
-    if known not in _checked:
-        check_evaluation_rows(_open(config).at(site), config.training.eval_rows)
-        _checked.add(known)
 
 
 def _check_companions(folder: Path, activations: Activations) -> None:
@@ -112,11 +108,6 @@ def _check_companions(folder: Path, activations: Activations) -> None:
                 f"{activations.fingerprint} here): choose another name= or remove them"
             )
         return
-
-
-def weight(config: TrainSAEConfig) -> float:
-    """A dictionary's part of an ensemble's work, by which launchers split a grid."""
-    return jobs.weight(config)
 
 
 def objective(metrics: dict[str, Any]) -> tuple[float, float]:

@@ -114,17 +114,11 @@ class Trainee:
             self.state.add_stats(Stats(**meta["sums"]))
             if not 0 <= meta["step"] <= total_steps(self.config):
                 raise ValueError(f"step {meta['step']}")
-            self.history = [_row(row) for row in meta["history"]]
+            if any(tuple(row) != HISTORY for row in meta["history"]):
+                raise ValueError("a malformed history")
+            self.history = meta["history"]
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{path} is malformed ({one_line(error)}): remove it to start again"
             ) from None
         self.seconds, self.saved_step = meta["seconds"], int(meta["step"])
-
-
-def _row(row: dict[str, float]) -> dict[str, float]:
-    """A line of the history in today's format: older checkpoints named two columns otherwise."""
-    row = {{"dead": "inactive", "l1": "l1_norm"}.get(name, name): v for name, v in row.items()}
-    if tuple(row) != HISTORY:
-        raise ValueError("a malformed history")
-    return row
