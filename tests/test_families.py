@@ -68,6 +68,17 @@ def test_a_site_is_what_its_name_says_and_is_replaced_as_such(family):
                 model.read(tokens, [Site(name, 0)])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "bloom", "gemma2", "granite", "opt"])
+def test_names_do_not_depend_on_what_a_model_computes_in(family, dtype):
+    exact, coarse = (
+        Model(families.build(family).to(kind)).layout for kind in (torch.float32, dtype)
+    )
+    assert [block.places for block in coarse.blocks] == [block.places for block in exact.blocks]
+    assert coarse.head[0] == exact.head[0]
+    assert coarse.head[1] == pytest.approx(exact.head[1], rel=1e-3)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_the_direct_path_is_what_the_models_own_head_makes_of_a_direction(family):

@@ -104,18 +104,18 @@ def by_token(value: Any, tokens: Tensor) -> Tensor | None:
     return None
 
 
-def adds_up(whole: Tensor, *parts: Tensor, eps: float) -> Tensor:
-    """Whether `whole` (..., n) is the sum of `parts`, but for the rounding of the additions."""
+def adds_up(whole: Tensor, *parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether `whole` (..., n) is the sum of `parts`, but for the rounding of each in `dtype`."""
+    info = torch.finfo(dtype)
     exact = torch.stack(torch.broadcast_tensors(*parts)).double()
-    bound = 2 * eps * exact.abs().sum(0)
+    bound = 2 * info.eps * (exact.abs().sum(0) + info.smallest_normal)
     return ((exact.sum(0) - whole).abs() <= bound).all(-1)
 
 
 def true(values: Mapping[str, Tensor], whole: str, parts: Sequence[Part]) -> bool:
     """Whether the multiples of `parts` add up to `whole`, in other `values` of their places."""
-    eps = torch.finfo(values[whole].dtype).eps
     multiples = [factor * sample(values[place]) for place, factor in parts]
-    return bool(adds_up(sample(values[whole]), *multiples, eps=eps))
+    return bool(adds_up(sample(values[whole]), *multiples, dtype=values[whole].dtype))
 
 
 def sample(value: Tensor) -> Tensor:
@@ -196,19 +196,19 @@ def _factor(value: Tensor, multiple: Tensor) -> float | None:
     """By what `value` is multiplied to give `multiple`, if that is so."""
     if value.shape != multiple.shape:
         return None
-    zero = torch.zeros_like(sample(multiple))
-    eps = torch.finfo(multiple.dtype).eps
-    return next(_multiples(zero, sample(value)[None], sample(multiple), eps), (0, None))[1]
+    whole = sample(multiple)
+    found = _multiples(torch.zeros_like(whole), sample(value)[None], whole, multiple.dtype)
+    return next((factor for _, factor in found), None)
 
 
 def _multiples(
-    base: Tensor, values: Tensor, whole: Tensor, eps: float
+    base: Tensor, values: Tensor, whole: Tensor, dtype: torch.dtype
 ) -> Iterator[tuple[int, float]]:
     """Which rows of `values` (n, d), times a number, `base` needs to be `whole`; and the number."""
     rest = whole - base
     factors = (values @ rest) / values.square().sum(-1).clamp(min=torch.finfo(values.dtype).tiny)
-    plain = adds_up(whole, base, values, eps=eps)
-    scaled = adds_up(whole, base, factors[:, None] * values, eps=eps)
+    plain = adds_up(whole, base, values, dtype=dtype)
+    scaled = adds_up(whole, base, factors[:, None] * values, dtype=dtype)
     for i in torch.nonzero(plain | scaled).flatten().tolist():
         if factor := 1.0 if plain[i] else float(factors[i]):
             yield i, factor
@@ -224,7 +224,7 @@ class _Search:
         self.path = path
         self.ends = {"resid_pre": f"{path}:in", "resid_post": f"{path}:out"}
         post = seen[f"{path}:out"]
-        self.eps = torch.finfo(post.dtype).eps
+        self.dtype = post.dtype
         self.inner = {k: v for k, v in seen.items() if k.startswith(f"{path}.")}  # in their order
         self.modules = dict(model.get_submodule(path).named_modules(prefix=path))
         self.wide = [place for place, value in self.inner.items() if value.shape == post.shape]
@@ -296,7 +296,7 @@ class _Search:
         for i, place in enumerate(self.wide):
             if not self._attends(place):
                 continue
-            fit = adds_up(self.post, self.pre, self.values[i], self.values, eps=self.eps)
+            fit = adds_up(self.post, self.pre, self.values[i], self.values, dtype=self.dtype)
             for j in torch.nonzero(fit).flatten().tolist():
                 other = self.wide[j]
                 if not self._attends(other):
@@ -311,7 +311,7 @@ class _Search:
         wide = self.wide[among]
         found = [
             (factor != 1, wide[i].count("."), i, factor)
-            for i, factor in _multiples(base, self.values[among], whole, self.eps)
+            for i, factor in _multiples(base, self.values[among], whole, self.dtype)
         ]
         if not found:
             return None
@@ -366,7 +366,7 @@ class _Search:
             if any(True for _ in self.modules[path].parameters()):
                 continue
             products = (sample(earlier[place]) * sample(other) for other in others)
-            if any(adds_up(sample(post), product, eps=self.eps) for product in products):
+            if any(adds_up(sample(post), product, dtype=self.dtype) for product in products):
                 return next(p for p in same if torch.equal(earlier[p], read))
         return None
 
