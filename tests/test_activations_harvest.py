@@ -238,7 +238,7 @@ def test_small_pre_activations_are_in_the_linear_part_of_gelu(stream):
 
 def test_a_model_without_the_sites_or_with_infinite_values_has_none(model, stream):
     class Bare:
-        n_layers, device = 2, torch.device("cpu")
+        device = torch.device("cpu")
 
         def read(self, tokens, sites):
             raise UserError("no such site")

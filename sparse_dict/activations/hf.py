@@ -55,11 +55,6 @@ class Model:
         return False
 
     @property
-    def n_layers(self) -> int:
-        """How many layers its config speaks of, 0 if it does not say."""
-        return n_layers(self.model.config)
-
-    @property
     def remedy(self) -> str:
         """What helps where its values are not finite."""
         if self.model.dtype == torch.float16:
@@ -351,8 +346,3 @@ def _passed_by(blocks: Sequence[nn.Module], outputs: Sequence[Any]) -> Iterator[
 
 def _example(names: Iterable[str]) -> str:
     return max(sorted(names), key=lambda name: name.count("."))
-
-
-def n_layers(config: Any) -> int:
-    """How many layers a model's config speaks of, 0 if it does not say."""
-    return getattr(config.get_text_config(), "num_hidden_layers", None) or 0

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from sparse_dict.activations.hf import Model, n_layers
+from sparse_dict.activations.hf import Model
 from sparse_dict.activations.hf_tokenizer import Tokenizer
 from sparse_dict.config import HFModel
 from sparse_dict.config.sites import Site
@@ -33,7 +33,7 @@ def check(lm: HFModel, sites: Sequence[Site]) -> None:
             tokenizer has ids that it lacks.
     """
     config = _config(lm).get_text_config()
-    layers = n_layers(config)
+    layers = getattr(config, "num_hidden_layers", None)
     for site in sites:
         if layers and site.layer is not None and site.layer >= layers:
             raise UserError(
@@ -89,6 +89,7 @@ def fingerprint(lm: HFModel) -> str:
     paths = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     if len(paths) == 1:
         raise UserError(f"{folder} holds no .safetensors: other weights are not read")
+    log.info("reading the weights in %s to know them again", folder)
     return files.fingerprint([[path.name, files.sha256_file(path)] for path in paths])
 
 

@@ -31,10 +31,6 @@ class LanguageModel(Protocol):
         """Whether several threads may call `read` at once."""
 
     @property
-    def n_layers(self) -> int:
-        """How many layers the short names of sites may name."""
-
-    @property
     def remedy(self) -> str:
         """What helps where its values are not finite."""
 

@@ -89,11 +89,6 @@ class GPT(nn.Module):
         return True
 
     @property
-    def n_layers(self) -> int:
-        """How many blocks it has."""
-        return len(self.blocks)
-
-    @property
     def remedy(self) -> str:
         """What helps where its values are not finite."""
         return "train it again"
@@ -128,8 +123,8 @@ class GPT(nn.Module):
             UserError: there is no such site.
         """
         for site in sites:
-            if site.name not in SITES or site.layer not in range(self.n_layers):
-                raise UserError(f"{site} is not a site of this model of {self.n_layers} layers")
+            if site.name not in SITES or site.layer not in range(len(self.blocks)):
+                raise UserError(f"{site} is not a site of this model of {len(self.blocks)} layers")
         found: dict[Site, Tensor] = {}
 
         def keep(site: Site, value: Tensor) -> Tensor:
