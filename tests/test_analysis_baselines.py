@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -277,6 +280,26 @@ def test_without_the_activations_the_section_says_what_is_missing(made, tmp_path
         settings = config_of(made, baselines=SETTINGS, activations_dir=str(folder))
         (text,) = baselines.section(context_of(settings)).blocks
         assert why in text
+
+
+def test_the_activations_are_found_where_the_dictionaries_recorded_them(made, tmp_path):
+    """If they are the same; what else lies there is named with its fingerprint."""
+    shutil.copytree(made / "activations", tmp_path / "rows")
+    shutil.copytree(made / "sae", tmp_path / "study" / "sae")
+    for path in (tmp_path / "study" / "sae").glob("*/metrics.json"):
+        record = json.loads(path.read_text())
+        record["config"]["activations_dir"] = str(tmp_path / "rows")
+        path.write_text(json.dumps(record))
+    settings = config_of(tmp_path / "study", baselines=SETTINGS)
+    found = context_of(settings).activations
+    assert found.folder == tmp_path / "rows"
+    np.save(tmp_path / "rows" / "more.npy", mixed(100, seed=6)[0])
+    with pytest.raises(UserError) as refused:
+        _ = context_of(settings).activations
+    study = str(tmp_path / "study" / "activations")
+    assert f"{study} does not exist" in str(refused.value)
+    assert f"{tmp_path / 'rows'} (fingerprint " in str(refused.value)
+    assert f"(fingerprint {found.fingerprint})" in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,9 +24,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from sparse_dict.analysis import frame, stage
-from sparse_dict.analysis.analyses import heatmap
+from sparse_dict.analysis.analyses import heatmap, sizes
 from sparse_dict.analysis.comparison import VARIANTS
 from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.parts import files_in
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.report.curves import curves
@@ -60,7 +61,7 @@ def test_a_run_writes_figures_as_png_and_svg_tables_claims_and_the_report(analys
     names = {path.name for path in analysed.iterdir()}
     assert names == {f"{key}.{kind}" for key in keys for kind in ("png", "svg")} | {
         "dictionaries.csv", "mmcs.csv", "claims.json", "report.html", "analysis.json", "tables",
-        MARK,
+        MARK, "sections.json",
     }  # fmt: skip
     written = {path.name for path in (analysed / "tables").iterdir()}
     assert written == {f"{name}.parquet" for name in ("dictionaries", "features", "pairs")}
@@ -104,7 +105,7 @@ def test_a_later_run_leaves_nothing_of_an_earlier_one_but_what_is_not_its_own(
     with caplog.at_level(logging.INFO):
         stage.run(config_of(tmp_path, "heatmap", comparison=comparison))
     record = json.loads((folder / "analysis.json").read_text())
-    names = set(stage._made(folder))
+    names = set(files_in(folder))
     assert names - {".lock", MARK} == {*record["sha256"], "analysis.json", "mine.csv"}
     assert not names & {"claims.json", "frontier.png"}
     assert "hungarian" in (folder / "mmcs.csv").read_text()
@@ -114,20 +115,114 @@ def test_a_later_run_leaves_nothing_of_an_earlier_one_but_what_is_not_its_own(
     assert any("mine.csv is not of the analysis" in fault for fault in said.faults)
 
 
+def test_a_part_is_made_anew_and_the_others_of_the_same_dictionaries_are_kept(tmp_path: Path):
+    write_study(tmp_path / "sae", sizes=(8, 16, 32), l1s=(0.01, 0.1), seeds=(0, 1))
+    folder = tmp_path / "analysis"
+    stage.run(config_of(tmp_path, *ALONE))
+    before = {name: (folder / name).read_bytes() for name in files_in(folder)}
+    (folder / "heatmap_mmcs.png").write_bytes(b"")
+    stage.run(config_of(tmp_path, "heatmap"))
+    after = {name: (folder / name).read_bytes() for name in files_in(folder)}
+    changing = {"report.html", "analysis.json"}  # which hold the time that it took
+    assert {name for name in before if after.get(name) != before[name]} == changing
+    reports = [
+        re.sub(r"analysed in \d+ s", "", found["report.html"].decode()) for found in (before, after)
+    ]
+    shown = [re.findall(r"<h2>.*?</h2>|<figcaption>.*?</figcaption>", text) for text in reports]
+    assert shown[0] == shown[1]
+    tables = [re.findall(r"<td.*?</td>", text.split("<h2>All settings")[0]) for text in reports]
+    assert tables[0] == tables[1]
+    said = verify.Verification(tmp_path)
+    said.run()
+    assert not any("analysis" in fault for fault in said.faults), said.faults
+
+
+def test_verdicts_of_parts_that_are_kept_are_kept_too(tmp_path: Path):
+    write_study(tmp_path / "sae", sizes=(8, 16, 32), l1s=(0.01, 0.1), seeds=(0, 1))
+    path = tmp_path / "analysis" / "claims.json"
+    stage.run(config_of(tmp_path, *ALONE))
+    before = json.loads(path.read_text())
+    stage.run(config_of(tmp_path, "claims", "frontier"))
+    assert json.loads(path.read_text()) == before
+
+
+def test_what_is_of_other_dictionaries_goes_with_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    write_study(tmp_path / "sae", sizes=(8, 16))
+    stage.run(config_of(tmp_path, "heatmap", "frontier"))
+    stage.run(config_of(tmp_path, "heatmap"))
+    assert "removed" not in caplog.text
+    write_study(tmp_path / "sae", sizes=(8,), noise=0.1)
+    stage.run(config_of(tmp_path, "heatmap"))
+    (line,) = [line for line in caplog.messages if line.startswith("removed")]
+    assert "other dictionaries or settings: frontier.png, frontier.svg;" in line
+    assert not (tmp_path / "analysis" / "frontier.png").exists()
+
+
+@pytest.mark.parametrize("damage", ["{", '{"frontier": 3}', None])
+def test_a_kept_section_that_cannot_be_read_is_no_part(tmp_path: Path, damage: str | None):
+    write_study(tmp_path / "sae", sizes=(8, 16))
+    stage.run(config_of(tmp_path, "heatmap", "frontier"))
+    sections = tmp_path / "analysis" / "sections.json"
+    sections.write_text(damage) if damage else sections.unlink()
+    stage.run(config_of(tmp_path, "heatmap"))
+    assert not (tmp_path / "analysis" / "frontier.png").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError("two\nlines"), UserError("a user's mistake")])
+def test_an_error_within_a_part_is_told_and_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error
+):
+    write_study(tmp_path / "sae", sizes=(8, 16))
+
+    def fails(context: Context) -> None:
+        (context.folder / "half.csv").write_text("half")
+        raise error
+
+    broken = replace(heatmap.ANALYSIS, section=fails)
+    monkeypatch.setattr(heatmap, "ANALYSIS", broken)
+    with pytest.raises(UserError, match=r"parts have failed.*: heatmap; hence exit code 1"):
+        stage.run(config_of(tmp_path, "claims", "heatmap", "frontier"))
+    folder = tmp_path / "analysis"
+    page = (folder / "report.html").read_text()
+    why = "a user&#39;s mistake" if isinstance(error, UserError) else "ValueError: two lines"
+    assert f"This part is missing: {why}." in page
+    assert (folder / "frontier.png").exists()
+    assert (folder / "claims.json").exists()
+    assert not (folder / "half.csv").exists()
+    assert sum("heatmap: this part is missing" in line for line in caplog.messages) == 1
+
+
+def test_a_claim_that_cannot_be_judged_is_undecided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_study(tmp_path / "sae", sizes=(8, 16))
+    broken = replace(sizes.ANALYSIS, claims=mock.Mock(side_effect=IndexError("no such feature")))
+    monkeypatch.setattr(sizes, "ANALYSIS", broken)
+    with pytest.raises(UserError, match="claims of sizes"):
+        stage.run(config_of(tmp_path, "claims", "sizes"))
+    claims = json.loads((tmp_path / "analysis" / "claims.json").read_text())["claims"]
+    found = {claim["key"]: claim for claim in claims}
+    for text in sizes.ANALYSIS.statements:
+        assert found[text.key]["verdict"] == "undecided"
+        assert "cannot be judged: IndexError: no such feature" in found[text.key]["ours"]
+
+
 def test_an_analysis_that_fails_leaves_the_earlier_one_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     write_study(tmp_path / "sae", sizes=(8, 16))
     stage.run(config_of(tmp_path, "frontier"))
     folder = tmp_path / "analysis"
-    before = {name: (folder / name).read_bytes() for name in stage._made(folder)}
+    before = {name: (folder / name).read_bytes() for name in files_in(folder)}
     monkeypatch.setattr(report, "render", mock.Mock(side_effect=OSError))
     with pytest.raises(OSError):  # noqa: PT011
         stage.run(config_of(tmp_path, "heatmap"))
-    assert {name: (folder / name).read_bytes() for name in stage._made(folder)} == before
+    assert {name: (folder / name).read_bytes() for name in files_in(folder)} == before
     monkeypatch.undo()
     stage.run(config_of(tmp_path, "frontier"))
-    assert set(stage._made(folder)) == before.keys()
+    assert set(files_in(folder)) == before.keys()
 
 
 @pytest.mark.slow  # three seconds each

@@ -29,6 +29,7 @@ RATIO = "mean_to_spread"  # key of the manifest
 SPOOL = "partial"  # subfolder that is there from the first row to the manifest
 OURS = re.compile(r"(shard|origin)-\d{5}\.npy")
 SCAN_ROWS = 1 << 16
+WHAT = "activations are what harvest.py writes, or a folder of .npy arrays"
 CACHE_ROWS = 1 << 10  # few enough to stay in the cache as float64
 
 
@@ -69,14 +70,14 @@ class Activations:
                 malformed, truncated, or does not fit the others.
         """
         if not folder.is_dir():
-            raise UserError(f"{folder} does not exist: run harvest.py, or set activations_dir")
+            raise UserError(f"{folder} does not exist: {WHAT}")
         if (folder / MANIFEST).exists():
             return cls._open_ours(folder)
         paths = visible(folder, "*.npy")
         if (folder / SPOOL).is_dir() or any(OURS.fullmatch(path.name) for path in paths):
             raise UserError(f"{folder} is incomplete: the harvest was interrupted, run it again")
         if not paths:
-            raise UserError(f"{folder} holds no .npy files: run harvest.py, or set activations_dir")
+            raise UserError(f"{folder} holds no .npy files: {WHAT}")
         return cls._open_foreign(folder, paths)
 
     @classmethod

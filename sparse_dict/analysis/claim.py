@@ -6,7 +6,7 @@ more, else a bootstrap over features; nothing is decided on dictionaries that ex
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -153,6 +153,13 @@ class Judged:
         if self.interval is not None and not np.isfinite(self.interval).all():
             value["interval"] = None
         return value
+
+    @classmethod
+    def of_json(cls, value: Mapping[str, Any]) -> Self:
+        """The row that `as_json` wrote."""
+        plain = {key: part for key, part in value.items() if key != "agrees"}
+        ends = plain["interval"]
+        return cls(**plain | {"interval": None if ends is None else tuple(ends)})
 
 
 # --- judging --------------------------------------------------------------------------------------

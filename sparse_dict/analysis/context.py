@@ -1,6 +1,7 @@
 """What an analysis is, and its context: the study, with the results that several analyses share."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from sparse_dict.analysis.interp import ask
 from sparse_dict.analysis.measures import ridge
 from sparse_dict.analysis.measures.across_seeds import match_pair
 from sparse_dict.analysis.measures.bases import around
+from sparse_dict.analysis.parts import Part
 from sparse_dict.analysis.report import texts
 from sparse_dict.analysis.report.page import Draw, Picture, Section
 from sparse_dict.analysis.splitting import Splitting
@@ -54,6 +56,10 @@ class Context:
     # Filled before any section is made; empty if `claims` is off.
     claims: list[Claim] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)  # why an analysis was not measured
+    failed: dict[str, str] = field(default_factory=dict)  # errors that none of them foresaw
+    kept: Mapping[str, Part] = field(default_factory=dict)  # earlier parts that still hold
+    parts: dict[str, Part] = field(default_factory=dict)  # those made now
+    made: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # files, by part
     _known: dict[Any, Any] = field(default_factory=dict)
 
     def figure(self, key: str, figure: Figure, note: str = "") -> Picture:

@@ -5,10 +5,12 @@ whose `ANALYSIS` says what it measures, what it claims, and how it is shown.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,10 +20,11 @@ from sparse_dict.analysis import context as old
 from sparse_dict.analysis.claim import Claim, Found, Judged, Need, judge, judged
 from sparse_dict.analysis.columns import COLUMNS
 from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.parts import Part, files_in
 from sparse_dict.analysis.report import overview, texts
 from sparse_dict.analysis.report.page import MISSING, Block, Section
 from sparse_dict.config import ANALYSES
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, one_line
 from sparse_dict.machine.progress import Progress
 from sparse_dict.storage import files
 
@@ -73,18 +76,40 @@ def measure(context: Context) -> None:
     for analysis in chosen:
         if analysis.measure is None:
             continue
-        try:
-            found = analysis.measure(context)
-        except UserError as error:
-            log.warning("%s: %s", analysis.name, error)
-            context.missing[analysis.name] = str(error)
-            continue
-        for name, frame in found.items():
-            if name in COLUMNS:
-                joined = getattr(context.tables, name).merge(frame, how="left")
-                setattr(context.tables, name, joined)
-            else:
-                context.tables.others[name] = frame
+        with _making(context, analysis.name):
+            try:
+                found = analysis.measure(context)
+            except Exception as error:
+                context.missing[analysis.name] = _told(context, analysis.name, error)
+                continue
+            for name, frame in found.items():
+                if name in COLUMNS:
+                    joined = getattr(context.tables, name).merge(frame, how="left")
+                    setattr(context.tables, name, joined)
+                else:
+                    context.tables.others[name] = frame
+                    files.write_text(context.folder / f"{name}.csv", frame.to_csv(index=False))
+
+
+@contextmanager
+def _making(context: Context, name: str) -> Iterator[None]:
+    """Note the files that are made meanwhile as those of an analysis."""
+    there = files_in(context.folder)
+    yield
+    context.made[name] |= files_in(context.folder) - there
+
+
+def _told(context: Context, name: str, error: Exception) -> str:
+    """Why a part of the report is missing, which the log says too.
+
+    A `UserError` is what the study lacks; any other counts as a failure, with an exit code.
+    """
+    why = one_line(error, named=True)
+    log.warning("%s: this part is missing: %s", name, why)
+    if not isinstance(error, UserError):
+        log.debug("%s", name, exc_info=error)
+        context.failed[name] = why
+    return why
 
 
 def _pairs(context: Context, chosen: Iterable[Analysis]) -> bool:
@@ -97,7 +122,24 @@ def _is_on(context: Context, analysis: "Analysis | old.Analysis") -> bool:
 
 
 def verdicts(context: Context, analysis: "Analysis | old.Analysis") -> list[Judged]:
-    """The claims of an analysis: undecided where it is off or missing, none if it cannot apply."""
+    """The claims of an analysis: undecided where it is off or missing, none if it cannot apply.
+
+    Where it is off, but was judged on the same dictionaries, they are what they were.
+    """
+    kept = context.kept.get(analysis.name)
+    if kept and kept.claims and not context.config.is_on(analysis.name):
+        return [*kept.claims]
+    try:
+        return _verdicts(context, analysis)
+    except Exception as error:
+        why = f"cannot be judged: {_told(context, f'claims of {analysis.name}', error)}"
+        if isinstance(analysis, old.Analysis):
+            return [text.undecided(why) for text in analysis.statements]
+        given = context.tables.about.given
+        return [judged(claim, Found(why), given) for claim in analysis.claims]
+
+
+def _verdicts(context: Context, analysis: "Analysis | old.Analysis") -> list[Judged]:
     if isinstance(analysis, old.Analysis):
         return analyses.judge(context, analysis)
     if not analysis.applies(context):
@@ -118,15 +160,19 @@ def verdicts(context: Context, analysis: "Analysis | old.Analysis") -> list[Judg
 def shown(context: Context, analysis: "Analysis | old.Analysis") -> Section | None:
     """The section of an analysis; None if it has nothing to show."""
     if isinstance(analysis, old.Analysis):
-        return analysis.section(context)
+        try:
+            return analysis.section(context)
+        except Exception as error:  # what it lacks it says itself
+            context.failed[analysis.name] = why = _told(context, analysis.name, error)
+            return Section(f"The part {analysis.name}", [MISSING.format(why)])
     text = texts.section(analysis.name)
     if analysis.name in context.missing:
         return Section(text.title, [MISSING.format(context.missing[analysis.name])])
     blocks: list[Block] = [*text.paragraphs]
     try:
         blocks += analysis.show(context)
-    except UserError as error:
-        blocks.append(MISSING.format(error))
+    except Exception as error:
+        blocks.append(MISSING.format(_told(context, analysis.name, error)))
     return Section(text.title, blocks) if len(blocks) > len(text.paragraphs) else None
 
 
@@ -144,22 +190,63 @@ def make(context: Context) -> dict[str, Section]:
     with Progress("analyze", len(chosen) + 1, "analyses") as progress:
         progress.say("measuring")
         measure(context)
+        _keep_measured(context)
         tables.write(context.tables, context.folder)
-        for name, frame in context.tables.others.items():
-            files.write_text(context.folder / f"{name}.csv", frame.to_csv(index=False))
-        if config.is_on(claims.name):
-            context.claims += [row for analysis in others for row in verdicts(context, analysis)]
+        judged_by = {a.name: verdicts(context, a) for a in others if config.is_on(claims.name)}
+        context.claims += [row for rows in judged_by.values() for row in rows]
         progress.advance(1)
-        for analysis in chosen:
-            progress.say(analysis.name)
-            made[analysis.name] = shown(context, analysis)
-            progress.advance(1)
+        for analysis in others:
+            if analysis in chosen:
+                progress.say(analysis.name)
+                made[analysis.name] = _part(context, analysis, judged_by.get(analysis.name))
+                progress.advance(1)
+            elif analysis.name in context.kept:
+                made[analysis.name] = context.kept[analysis.name].section
+    if config.is_on(claims.name):
+        with _making(context, claims.name):
+            rows = [claim.as_json() for claim in context.claims]
+            files.write_json(context.folder / "claims.json", {"claims": rows})
+        first = _part(context, claims, None)  # made last: it links to what others write
+    else:
+        first = context.kept[claims.name].section if claims.name in context.kept else None
     sections = {
-        # shown first and made last: it links to what others write
-        claims.name: shown(context, claims) if config.is_on(claims.name) else None,
+        claims.name: first,
         "study": overview.section(study, config),
         **made,
         "left_out": overview.left_out(study),
         "configs": overview.configs(study, asdict(config)),
     }
     return {name: section for name, section in sections.items() if section is not None}
+
+
+def _part(
+    context: Context, analysis: "Analysis | old.Analysis", rows: list[Judged] | None
+) -> Section | None:
+    """The section of an analysis, which becomes one of `context.parts` unless it failed."""
+    name = analysis.name
+    with _making(context, name):
+        section = shown(context, analysis)
+    if name in context.failed:
+        for half in context.made[name]:
+            (context.folder / half).unlink()
+        return section
+    kept = context.kept.get(name)
+    claims = tuple(rows) if rows is not None else kept.claims if kept else ()
+    context.parts[name] = Part(tuple(sorted(context.made[name])), section, claims)
+    return section
+
+
+def _keep_measured(context: Context) -> None:
+    """Add to the tables what an earlier run measured of the same, and this one does not."""
+    if not context.kept:
+        return
+    try:
+        earlier, now = tables.read(Path(context.config.analysis_dir)), context.tables
+    except UserError:
+        return
+    for name, keys in tables.KEYS.items():
+        measured, frame = getattr(earlier, name), getattr(now, name)
+        if not len(frame.columns):
+            setattr(now, name, measured)
+        elif more := [column for column in measured if column not in frame]:
+            setattr(now, name, frame.merge(measured[[*keys, *more]], how="left", on=keys))

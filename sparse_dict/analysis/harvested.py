@@ -1,11 +1,12 @@
 """The language model, the text and the rows behind a study's activations.
 
-Each is looked for where the config says, then where the earlier stages' records say (folders of our
-own stages only if they lie beside the study), and used only if its fingerprint is the recorded one.
+Each is looked for where the config says, then where the earlier stages' records say (a language
+model of ours only if it lies beside the study), and used only if it has the recorded fingerprint.
 """
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -366,27 +367,41 @@ def _folders(names: Sequence[str | None]) -> list[Path]:
 
 
 def folders(config: AnalyzeConfig, study: Study) -> list[list[Path]]:
-    """Where to seek the activations of a study's dictionaries; several may lie side by side."""
-    recorded = beside(config, study.entries[0].metrics["config"].get("activations_dir"))
-    found = [config.activations_dirs, *([[Path(recorded)]] if recorded else [])]
+    """Where to seek the activations of a study's dictionaries; several may lie side by side.
+
+    Wherever the dictionaries recorded theirs to be, they are used only if their fingerprint fits.
+    """
+    found = [config.activations_dirs]
+    recorded = study.entries[0].metrics["config"].get("activations_dir")
+    names = recorded if isinstance(recorded, list) else [recorded]
+    with suppress(OSError, TypeError, ValueError):  # a record may hold what can be no path
+        for name in names:
+            Path(name).is_dir()
+        found += [[Path(name) for name in names]] if names else []
     if len(config.sae_dirs) > 1:
         found.insert(0, [study.folder.parent / "activations"])
-    return found
+    return [part for i, part in enumerate(found) if part not in found[:i]]
 
 
 def _harvest(config: AnalyzeConfig, study: Study) -> tuple[Path, dict[str, Any]]:
     """The folder and the record of the harvest that a study's dictionaries were trained on."""
     wanted = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
-    tried = dict.fromkeys(folder for found in folders(config, study) for folder in found)
-    for folder in tried:
+    reasons = []
+    for folder in dict.fromkeys(folder for found in folders(config, study) for folder in found):
         if (folder / MANIFEST).exists():
             manifest = files.read_json(folder / MANIFEST)
             prints = manifest.get("fingerprints")
-            if isinstance(prints, dict) and prints.get("activations") == wanted:
+            there = prints.get("activations") if isinstance(prints, dict) else None
+            if there == wanted:
                 return folder, manifest
+            reasons.append(f"{folder} holds others (fingerprint {there})")
+        elif folder.is_dir():
+            reasons.append(f"{folder} holds arrays without a record of a model and its text")
+        else:
+            reasons.append(f"{folder} does not exist")
     if len(config.activations_dirs) > 1:
         raise UserError("activations of several harvests side by side are of no one model")
     raise UserError(
-        f"the harvest that the dictionaries were trained on (fingerprint {wanted}) is not in "
-        f"{' or '.join(map(str, tried))}, or is a folder of foreign arrays; set activations_dir"
+        f"no harvest of the dictionaries' activations (fingerprint {wanted}) was found: "
+        + "; ".join(reasons)
     )

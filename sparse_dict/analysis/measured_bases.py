@@ -42,18 +42,18 @@ def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
         UserError: they are in none of these.
     """
     wanted = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
-    errors = []
+    reasons = []
     for folders in harvested.folders(config, study):
         try:
             found = open_all(*folders)
         except UserError as error:
-            errors.append(error)
+            reasons.append(str(error))
             continue
         if found.fingerprint == wanted:
             return found.at(study.site)
-        what = "holds other activations than the dictionaries were trained on"
-        errors.append(UserError(f"{' and '.join(map(str, folders))} {what}"))
-    raise errors[0]
+        there = f"{' and '.join(map(str, folders))} (fingerprint {found.fingerprint})"
+        reasons.append(f"{there} holds other activations than the dictionaries were trained on")
+    raise UserError(f"{'; '.join(reasons)} (fingerprint {wanted})")
 
 
 def targets_of(study: Study, config: AnalyzeConfig) -> Activations:

@@ -67,12 +67,24 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
     tracking.check(config.tracking)
 
 
+def _parts(value: Any) -> bool:
+    """What each part was made of, and its files."""
+    return door.mapping(value) and all(
+        door.mapping(part)
+        and door.text(part.get("of"))
+        and isinstance(part.get("files"), list)
+        and all(map(door.text, part["files"]))
+        for part in value.values()
+    )
+
+
 MANIFEST = "analysis.json"  # which dictionaries were compared, and files' hashes; written last
 VALUES: dict[str, door.Check] = {
     "dictionaries": door.texts,
     "left_out": door.listing,
     "seconds": door.amount,
     "sha256?": door.texts,
+    "parts?": _parts,
 }
 MADE = (".png", ".svg", ".csv", ".json", ".html", ".parquet")
 
@@ -99,11 +111,12 @@ OUTPUT = Output("analyze", "analysis_dir", MANIFEST, _made_from)
 def run(config: AnalyzeConfig) -> None:
     """Write figures, tables, `claims.json`, `report.html` and `analysis.json` to `analysis_dir`.
 
-    All of it is derived and takes the place of what an earlier run made, once it is whole.
+    All of it is derived and takes the place of what an earlier run made, once it is whole; parts
+    that this run does not make are kept where they are of the same dictionaries and comparison.
 
     Raises:
-        UserError: no dictionary can be read, one-to-one matching would not fit in memory, or
-            another process works in `analysis_dir`.
+        UserError: no dictionary can be read, one-to-one matching would not fit in memory, another
+            process works in `analysis_dir`, or, when all else is written, a part has failed.
     """
     check(config)
     from sparse_dict.analysis.context import PARTIAL
@@ -123,25 +136,33 @@ def run(config: AnalyzeConfig) -> None:
             raise
 
 
-def _made(folder: Path) -> list[str]:
-    """The files in a folder, and in those in it, by their path from there."""
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+def _replace(folder: Path, partial: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    """Put a whole analysis in the place of the one that `folder` records; the record comes last.
 
+    Files that `now` does not record are removed; where they were of a part that was not made anew,
+    the log says so.
+    """
+    from sparse_dict.analysis.parts import files_in
 
-def _replace(folder: Path, partial: Path) -> None:
-    """Put a whole analysis in the place of the one that `folder` records; the record comes last."""
-    earlier: set[str] = set()
-    with suppress(UserError, TypeError):
-        earlier = {*files.read_json(folder / MANIFEST).get("sha256", ())}
-    made = {*_made(partial)} - {MANIFEST}
-    for name in made:
+    parts = earlier.get("parts") or {}
+    renewed = {name for part in now["parts"].keys() & parts.keys() for name in parts[part]["files"]}
+    for name in files_in(partial) - {MANIFEST}:
         (folder / name).parent.mkdir(exist_ok=True)
         (partial / name).replace(folder / name)
-    for path in own_files(folder):  # not the record's names, which may lead elsewhere
-        if str(path.relative_to(folder)) in earlier - made:
+    gone = []
+    for path in sorted(own_files(folder)):  # not the record's names, which may lead elsewhere
+        name = str(path.relative_to(folder))
+        if name in (earlier.get("sha256") or {}) and name not in now["sha256"]:
             path.unlink()
+            gone.append(name)
     (partial / MANIFEST).replace(folder / MANIFEST)
     shutil.rmtree(partial)
+    if stale := [name for name in gone if name not in renewed]:
+        log.warning(
+            "removed, since it is of other dictionaries or settings: %s; the parts that made it "
+            "make it again",
+            ", ".join(stale),
+        )
 
 
 def own_files(folder: Path) -> list[Path]:
@@ -153,20 +174,17 @@ def own_files(folder: Path) -> list[Path]:
 
 
 def _run(config: AnalyzeConfig, folder: Path) -> None:
-    from sparse_dict.analysis import frame, study
-    from sparse_dict.analysis.comparison import VARIANTS
+    from sparse_dict.analysis import frame, parts, study
     from sparse_dict.analysis.context import Context
-    from sparse_dict.analysis.features.page import PAGE
-    from sparse_dict.analysis.report import figures, overview, page, summary
+    from sparse_dict.analysis.report import figures, page, summary
     from sparse_dict.analysis.restated import restate
     from sparse_dict.analysis.tables import fingerprints
     from sparse_dict.sae.folder import METRICS
 
     started, home = time.monotonic(), folder.parent
     features = config.comparison.features
-    site = config.comparison.site
     first, *rest = config.sae_dirs
-    loaded = study.load(first, features, site)
+    loaded = study.load(first, features, config.comparison.site)
     others = [study.load(sae_dir, features) for sae_dir in rest]
     for one in (loaded, *others):
         restate(one, config)
@@ -175,6 +193,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
     log.info("comparing %d dictionaries of %s", len(loaded.entries), loaded.folder)
 
     compared = fingerprints(loaded)
+    of = parts.made_of(config, [compared, *map(fingerprints, others)])
     name, prints = f"{config.name} analysis", {"dictionaries": files.fingerprint(compared)}
     with (
         tracking.open_run(config, "analyze", name, home, fingerprints=prints) as tracked,
@@ -188,21 +207,15 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
             tracked.image(key, folder / f"{key}.png")
             return page.Picture(key, title, caption, png)
 
-        context = Context(config, loaded, draw, others=tuple(others))
-        sections, comparison = frame.make(context), context.comparison
-        if context.claims:
-            found = [claim.as_json() for claim in context.claims]
-            files.write_json(folder / "claims.json", {"claims": found})
-        for name, section in sections.items():
-            for table in section.tables():
+        earlier = _made_from(home) or {}
+        kept = parts.kept(home, earlier, of)
+        context = Context(config, loaded, draw, others=tuple(others), kept=kept)
+        sections = frame.make(context)
+        _write_tables(context)
+        for key, section in sections.items():
+            for table in section.tables() if key in context.parts or key not in kept else ():
                 columns = [str(column) for column in table.frame.columns]
-                tracked.table(f"{name}/{table.key}", columns, table.frame.itertuples(index=False))
-
-        wanted = [v for v in VARIANTS if v.matching == "max" and v != comparison.shown]
-        files.write_text(folder / "dictionaries.csv", overview.overview(loaded).to_csv(index=False))
-        files.write_text(
-            folder / "mmcs.csv", comparison.table([comparison.shown, *wanted]).to_csv(index=False)
-        )
+                tracked.table(f"{key}/{table.key}", columns, table.frame.itertuples(index=False))
         tracked.summary(_summary(context))
         text = page.render(
             f"Sparse dictionaries of the study {config.name}",
@@ -213,17 +226,48 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
             alarm := summary.alarm(context),
         )
         files.write_text(folder / "report.html", text)
+        present = dict(sorted({**kept, **context.parts}.items()))
+        parts.write(folder, present)
+        still = {name for key in kept.keys() - context.parts.keys() for name in kept[key].files}
+        made = sorted(parts.files_in(folder))
         record = {
             "dictionaries": compared,
             "left_out": [asdict(item) for item in loaded.left_out],
             "beside": [str(other.folder) for other in others],
             "seconds": time.monotonic() - started,
-            "sha256": files.sha256_of(folder, _made(folder)),
+            "sha256": {n: earlier["sha256"][n] for n in still} | files.sha256_of(folder, made),
+            "parts": parts.record(present, of),
         }
         files.write_json(folder / MANIFEST, files.sealed(record))
-        _replace(home, folder)
+        _replace(home, folder, earlier, record)
         tracked.made("analysis", home / MANIFEST)
         _tell(context, tracked)
+        if context.failed:
+            tracked.finish(exit_code=1)
+    _say(context, home, sentences, alarm)
+
+
+def _write_tables(context: "Context") -> None:
+    """Write the tables that are of every study and no analysis."""
+    from sparse_dict.analysis.comparison import VARIANTS
+    from sparse_dict.analysis.report import overview
+
+    comparison = context.comparison
+    wanted = [v for v in VARIANTS if v.matching == "max" and v != comparison.shown]
+    cells = comparison.table([comparison.shown, *wanted])
+    dictionaries = overview.overview(context.study)
+    for name, table in {"dictionaries.csv": dictionaries, "mmcs.csv": cells}.items():
+        files.write_text(context.folder / name, table.to_csv(index=False))
+
+
+def _say(context: "Context", home: Path, sentences: list[str], alarm: str | None) -> None:
+    """Tell the log what was found and where.
+
+    Raises:
+        UserError: a part has failed.
+    """
+    from sparse_dict.analysis.features.page import PAGE
+
     for line in _counted(context.claims):
         log.info("%s", line)
     if alarm:
@@ -233,6 +277,9 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
     for file in ("report.html", PAGE):
         if (home / file).exists():
             log.info("to open in a browser: %s", home / file)
+    if context.failed:
+        named = ", ".join(context.failed)
+        raise UserError(f"parts have failed, the report says why: {named}; hence exit code 1")
 
 
 def _counted(claims: "Sequence[Judged]") -> list[str]:

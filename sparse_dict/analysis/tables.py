@@ -36,6 +36,11 @@ from sparse_dict.storage import door, files
 
 log = logging.getLogger(__name__)
 
+KEYS = {  # of a row
+    "dictionaries": ["dictionary"],
+    "features": ["dictionary", "feature"],
+    "pairs": ["first", "second", "feature"],
+}
 ABOUT = b"sparse_dict"  # in the files' metadata
 SEED, ROWS, BOTH = "seed", "rows", "both"  # in what two dictionaries of a pair differ
 MOST_SEEDS = 5  # of each setting that are compared, the lowest ones: ten pairs

@@ -144,4 +144,4 @@ def _drawn(
     style, script = (
         (FOLDER / name).read_text(encoding="utf-8") for name in ("features.css", "features.js")
     )
-    return Markup(html, style, script)
+    return Markup(html, style, script, PAGE)

@@ -135,6 +135,7 @@ class Markup:
     html: str
     style: str
     script: str
+    page: str  # a file beside the report that shows the same
 
 
 Block = str | Picture | Table | Link | Notes | Code | Markup
