@@ -227,9 +227,11 @@ def test_a_user_without_a_home_needs_none():
 def test_figures_do_not_depend_on_somebodys_matplotlib_settings(tmp_path: Path):
     (tmp_path / "matplotlibrc").write_text("axes.facecolor: red\nsavefig.transparent: True\n")
     code = (
-        "import hashlib, pathlib; from sparse_dict.analysis.report import figures\n"
-        "with figures.style():\n    figure, _ = figures.plt.subplots()\n"
-        "    print(hashlib.sha256(figures.save(figure, pathlib.Path(), 'x')).hexdigest())"
+        "import hashlib, pathlib; from sparse_dict.launch import script\n"
+        "def main():\n    from sparse_dict.analysis.report import figures\n"
+        "    with figures.style():\n        figure, _ = figures.plt.subplots()\n"
+        "        print(hashlib.sha256(figures.save(figure, pathlib.Path(), 'x')).hexdigest())\n"
+        "script.start(main)"
     )
     said = []
     for folder, backend in ((tmp_path, "nonsense"), (tmp_path.parent, "Agg")):

@@ -49,9 +49,16 @@ def in_background(
     Raises:
         BaseException: what `call` raises, or what a signal does meanwhile.
     """
-    pool = ThreadPoolExecutor(1, NAME)
-    future = pool.submit(call)
-    pool.shutdown(wait=False)
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    # no pool's thread: the end of the process would wait for it
+    threading.Thread(target=work, name=NAME, daemon=True).start()
     while True:
         try:
             return future.result(every)
