@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import torch_threads
+from rounding import assert_rounded, through
 
 from sparse_dict.activations import pre_activations
 from sparse_dict.activations.harvest import harvest, widths
@@ -21,6 +22,7 @@ from sparse_dict.tracking import Run
 N_VOCAB = 29
 N_CTX = 16
 MODEL = ModelConfig(n_layers=3, n_heads=2, d_model=8, d_mlp=12, n_ctx=N_CTX)
+TERMS = through(MODEL, N_VOCAB)
 ROWS = 40 * N_CTX
 
 
@@ -90,7 +92,7 @@ def test_each_row_is_what_the_full_model_computes_at_its_origin(tmp_path, model,
     place = stream.document_starts[document] + position  # in the stream
     assert sorted(place) == list(range(ROWS))
     assert (stream.window(0, ROWS)[place] == token).all()
-    np.testing.assert_allclose(found.read(0, ROWS), naive.numpy()[place], rtol=1e-4, atol=1e-5)
+    assert_rounded(found.read(0, ROWS).astype(float), naive[place], TERMS)
 
 
 @pytest.mark.parametrize("cores", [2, 3])
@@ -108,7 +110,7 @@ def test_the_batch_size_does_not_change_which_rows_are_taken(tmp_path, model, st
         in_text_order(harvested(tmp_path / str(n), model, stream, batch_size=n), stream)[0]
         for n in (1, 64)
     )
-    np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-5)
+    assert_rounded(one, many, TERMS)
 
 
 ORDER = list(SITES)
@@ -144,10 +146,10 @@ def test_every_site_is_what_the_blocks_modules_compute(model, stream):
     tokens = torch.from_numpy(stream.window(0, 2 * N_CTX)).view(2, N_CTX)
     naive = naive_sites(model, tokens)
     for site, value in naive.items():
-        torch.testing.assert_close(model.read(tokens, [site])[0], value)
+        assert_rounded(model.read(tokens, [site])[0], value, TERMS)
     many = [Site("mlp_post", 2), Site("resid_pre", 0), Site("attn_out", 1)]
     for site, value in zip(many, model.read(tokens, many), strict=True):
-        torch.testing.assert_close(value, naive[site])
+        assert_rounded(value, naive[site], TERMS)
 
 
 def test_nothing_behind_the_last_site_is_computed(model, stream):
@@ -169,7 +171,7 @@ def test_several_sites_lie_side_by_side_in_the_order_asked_for(tmp_path, model, 
     for name, columns in (("2/mlp_post", slice(D_MLP)), ("0/resid_mid", slice(D_MLP, None))):
         alone = harvested(tmp_path / name, model, stream, [name])
         rows, _ = in_text_order(alone, stream)
-        np.testing.assert_allclose(both[:, columns], rows, rtol=1e-6)
+        assert_rounded(both[:, columns], rows, TERMS)
         place = found.manifest["sites"][0 if columns.start is None else 1]
         assert place["rms"] == pytest.approx(np.sqrt((rows.astype(np.float64) ** 2).mean()))
 
@@ -180,7 +182,7 @@ def test_the_first_positions_of_each_context_are_read_but_not_written(tmp_path, 
     rows, places = in_text_order(found, stream)
     kept = [place for place in range(ROWS) if place % N_CTX >= 3]
     assert places.tolist() == kept
-    np.testing.assert_allclose(rows, every[kept], rtol=1e-6)
+    assert_rounded(rows, every[kept], TERMS)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from rounding import assert_rounded, through
 
 transformers = pytest.importorskip("transformers")
 
@@ -22,6 +23,7 @@ from sparse_dict.config import (  # noqa: E402
     HarvestConfig,
     HarvestStageConfig,
     HFModel,
+    ModelConfig,
     TrackingConfig,
 )
 from sparse_dict.config.sites import SITES, Site  # noqa: E402
@@ -31,6 +33,7 @@ from sparse_dict.text import tokens  # noqa: E402
 pytestmark = pytest.mark.slow
 
 N_CTX, D, D_MLP, LAYERS = 16, 12, 20, 3
+TERMS = through(ModelConfig(LAYERS, 2, D, D_MLP, N_CTX), 257)
 EOS = "<eos>"
 KINDS = ("gpt2", "neox", "serial_neox", "llama")
 
@@ -104,13 +107,13 @@ def test_the_residual_stream_is_what_the_model_outputs_as_hidden_states(loaded, 
     assert len(hidden) == LAYERS + 1
     for site, value in zip(sites, found, strict=True):
         wanted = hidden[site.layer + (site.name == "resid_post")]
-        torch.testing.assert_close(value, wanted, msg=str(site))
+        assert_rounded(value, wanted, TERMS)
     # The last hidden state is behind the final norm.
     (last,) = model.read(ids, [Site("resid_post", LAYERS - 1)])
     norm = {"gpt2": "transformer.ln_f", "llama": "model.norm"}.get(
         kind, "gpt_neox.final_layer_norm"
     )
-    torch.testing.assert_close(model.model.get_submodule(norm)(last), hidden[-1])
+    assert_rounded(model.model.get_submodule(norm)(last), hidden[-1], TERMS)
 
 
 @torch.no_grad()
@@ -141,11 +144,11 @@ def test_the_sites_of_a_block_fit_each_other_and_its_weights(loaded, kind):
         added = torch.nn.functional.linear(
             at["mlp_post"], block.mlp.dense_4h_to_h.weight, block.mlp.dense_4h_to_h.bias
         )
-    torch.testing.assert_close(at["mlp_pre"], pre)
-    torch.testing.assert_close(at["mlp_post"], gated)
+    assert_rounded(at["mlp_pre"], pre, TERMS)
+    assert_rounded(at["mlp_post"], gated, TERMS)
     if kind != "neox":
-        torch.testing.assert_close(at["resid_mid"], at["resid_pre"] + at["attn_out"])
-    torch.testing.assert_close(at["resid_post"], at["resid_pre"] + at["attn_out"] + added)
+        assert_rounded(at["resid_mid"], at["resid_pre"] + at["attn_out"], TERMS)
+    assert_rounded(at["resid_post"], at["resid_pre"] + at["attn_out"] + added, TERMS)
 
 
 @torch.no_grad()

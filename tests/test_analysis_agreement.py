@@ -8,6 +8,7 @@ import pytest
 from analysis_study import directions, settings_of, unit, write_dictionary, write_study
 from hypothesis import given
 from hypothesis import strategies as st
+from rounding import of_cosines
 
 from sparse_dict.analysis import study
 from sparse_dict.analysis.analyses.agreement import found_along
@@ -21,7 +22,7 @@ from sparse_dict.analysis.study import Entry
 def test_the_same_dictionary_in_another_order_agrees_fully():
     rows, order = directions(30, 16, 0), np.random.default_rng(1).permutation(30)
     cosine, shared = match_pair((rows, rows), (rows[order], rows[order]))
-    np.testing.assert_allclose(cosine, 1, atol=1e-6)
+    np.testing.assert_allclose(cosine, 1, rtol=0, atol=of_cosines(16))
     assert shared.all()
 
 
@@ -29,7 +30,8 @@ def test_pw_mcc_is_the_best_mean_cosine_over_all_one_to_one_matchings():
     first, second = directions(5, 3, 2), directions(5, 3, 3)
     cosines = first @ second.T
     best = max(cosines[np.arange(5), list(p)].mean() for p in permutations(range(5)))
-    assert match_pair((first, first), (second, second))[0].mean() == pytest.approx(best, abs=1e-6)
+    found = match_pair((first, first), (second, second))[0].mean()
+    assert found == pytest.approx(best, abs=of_cosines(3))
 
 
 def test_a_feature_is_shared_only_if_encoders_and_decoders_choose_the_same_close_partner():

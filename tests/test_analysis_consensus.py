@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from analysis_study import config_of, context_of, directions, settings_of, unit, write_dictionary
+from rounding import of_cosines, rounding
 from safetensors.numpy import save_file
 from test_toy import harvest_config
 
@@ -49,7 +50,7 @@ def test_directions_that_recur_in_more_than_the_share_are_kept_once_and_averaged
         0: 4, 1: 3, 2: 4, 3: 4, 4: 3, 5: 3,
     }  # fmt: skip
     assert cosines.max(1).min() > (members[0].W_dec[:6] @ truth.T).max(1).min()
-    np.testing.assert_allclose(np.linalg.norm(part.W_dec, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(part.W_dec, axis=1), 1, rtol=rounding(D))
     np.testing.assert_allclose(part.W_enc.shape, (D, 6))
 
 
@@ -57,7 +58,9 @@ def test_one_dictionary_is_its_own_consensus():
     rows = directions(20, D, 1)
     part, count = clustered([dictionary(rows)], [np.ones(20, bool)], cosine=0.9, share=0.5)
     assert count.tolist() == [1] * 20
-    np.testing.assert_allclose(sorted((part.W_dec @ rows.T).max(1)), np.ones(20), rtol=1e-5)
+    np.testing.assert_allclose(
+        sorted((part.W_dec @ rows.T).max(1)), np.ones(20), rtol=of_cosines(D)
+    )
 
 
 def test_a_refit_lowers_the_error_and_leaves_the_directions():

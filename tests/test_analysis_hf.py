@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from analysis_study import config_of, context_of, settings_of, unit, write_dictionary
+from rounding import assert_rounded
 
 transformers = pytest.importorskip("transformers")
 
@@ -20,6 +21,7 @@ from test_activations_hf import (  # noqa: E402, F401
     KINDS,
     LAYERS,
     N_CTX,
+    TERMS,
     D,
     folders,
     lm,
@@ -110,14 +112,14 @@ def test_an_activation_goes_back_into_the_model_at_its_very_site(loaded, kind, n
     for sites in ([site], [Site("resid_pre", 0), site], [Site("resid_post", 2), site]):
         found, follow = model.split(tokens, targets, sites)
         whole = F.cross_entropy(model.model(tokens).logits.mT, targets, reduction="none").mean(1)
-        torch.testing.assert_close(follow(found), whole)
+        assert_rounded(follow(found), whole, TERMS)
     found, follow = model.split(tokens, targets, [site])
     new = found[0].flip(0) + found[0].std() * torch.randn(found[0].shape)
     logits = direct_logits(model.model, kind, site, tokens, new)
     wanted = F.cross_entropy(logits.mT, targets, reduction="none").mean(1)
     assert ((wanted - whole).abs() > 1e-3).any()
-    torch.testing.assert_close(follow([new]), wanted)
-    torch.testing.assert_close(model.read(tokens, [site])[0], found[0])  # nothing is left behind
+    assert_rounded(follow([new]), wanted, TERMS)
+    assert_rounded(model.read(tokens, [site])[0], found[0], TERMS)  # nothing is left behind
 
 
 @torch.no_grad()
@@ -130,7 +132,7 @@ def test_the_loss_is_taken_on_few_logits_at_a_time(loaded, kind, monkeypatch):
     monkeypatch.setattr(hf, "LOGITS", 3 * 257 * N_CTX)
     model.model.register_forward_hook(lambda _, __, out: seen.append(len(out.logits)))
     _, again = model.split(text[:, :-1], text[:, 1:], sites)
-    torch.testing.assert_close(again([found[0] * 0]), whole)
+    assert_rounded(again([found[0] * 0]), whole, TERMS)
     assert seen == [3] * 13 + [1]
 
 

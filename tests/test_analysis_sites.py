@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from analysis_study import EVAL_ROWS, compared, config_of, context_of, directions, write_dictionary
+from rounding import rounding, through
 from site_harvest import harvest_of
 
 from sparse_dict.activations.store import Activations
@@ -118,7 +119,8 @@ def test_a_study_of_one_site_has_no_such_section(tmp_path):
 def test_a_transcoder_takes_the_place_of_the_mlp():
     """One whose skip is the MLP's last matrix changes nothing; one that is zero ablates it."""
     torch.manual_seed(0)
-    model = GPT(ModelConfig(n_layers=2, n_heads=2, d_model=8, d_mlp=12, n_ctx=16), 31).eval()
+    shape = ModelConfig(n_layers=2, n_heads=2, d_model=8, d_mlp=12, n_ctx=16)
+    model = GPT(shape, 31).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8)
@@ -130,6 +132,7 @@ def test_a_transcoder_takes_the_place_of_the_mlp():
         model, contexts, Place((Site("mlp_post", 1),), 1), np.zeros(8), [exact, nothing],
         Place((Site("mlp_out", 1),), 1),
     )  # fmt: skip
-    assert found["exact"] == pytest.approx(found[ORIGINAL], abs=1e-5)
-    assert found["nothing"] == pytest.approx(found[ZERO], abs=1e-6)
+    bar = rounding(through(shape, 31))
+    assert found["exact"] == pytest.approx(found[ORIGINAL], rel=bar)
+    assert found["nothing"] == pytest.approx(found[ZERO], rel=bar)
     assert abs(found["nothing"] - found[ORIGINAL]).max() > 1e-3

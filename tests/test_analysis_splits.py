@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from analysis_study import config_of, context_of, directions, unit, write_dictionary
+from rounding import of_cosines, rounding
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis.analyses import splits
@@ -59,7 +60,8 @@ def test_each_planted_fate_is_told_from_the_others():
     assert found.fate.tolist() == [KEPT, SPLIT, DRIFTED, ABSORBED, KEPT, LOST]
     assert found.parent.tolist() == [0, 1, 1, 2, 4, -1, -1]  # the last two are born
     assert set(found.children(1).tolist()) == {1, 2}
-    np.testing.assert_allclose(found.cosine[:3], [1, np.sqrt(0.5), np.sqrt(0.5)], atol=1e-6)
+    cosines = [1, np.sqrt(0.5), np.sqrt(0.5)]
+    np.testing.assert_allclose(found.cosine[:3], cosines, rtol=0, atol=of_cosines(D))
     assert found.given[1] == found.given[2] == 1
     assert np.isfinite(found.gain).tolist() == [False, True, False, False, False, False]
 
@@ -69,7 +71,8 @@ def test_children_that_explain_a_parents_rows_gain_nearly_all_of_its_error():
     x = sparse(2000, [1, 2])
     (gain,) = step(small, large, all_alive(small, large), x).gain
     error = [np.square(x - d.decode(d.encode(x))).sum() for d in (small, large)]
-    assert gain == pytest.approx(1 - error[1] / error[0], abs=1e-6)
+    left = float(error[1] / error[0])
+    assert gain == pytest.approx(1 - left, abs=rounding(x.size, left))
     assert gain > 0.99
 
 

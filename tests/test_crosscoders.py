@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from analysis_study import config_of, context_of, write_dictionary
+from rounding import of_cosines
 from sae_helpers import sae_config
 from site_harvest import harvest_of
 
@@ -61,7 +62,8 @@ def test_relative_norms_and_their_tests_tell_what_a_feature_is(tmp_path):
     entry, pairs = context.study.entries[0], crosscoders.sides(context)
     assert [str(pair) for pair in pairs] == ["1/mlp_out and 2/mlp_out"]
     (norms,) = crosscoders._norms(entry.decoder, pairs)
-    np.testing.assert_allclose(crosscoders.relative(norms), [0.5, 0.5, 0, 1, 0, 0, 1], atol=1e-6)
+    shares = [0.5, 0.5, 0, 1, 0, 0, 1]
+    np.testing.assert_allclose(crosscoders.relative(norms), shares, rtol=0, atol=of_cosines(2 * D))
     x = context.evaluation_rows()
     (tested,) = crosscoders.tests(entry, x, np.ones(2 * D, "f4"), pairs)
     only = tested.left[[2, 3, 4, 5, 6]]

@@ -4,6 +4,7 @@ import torch
 from conftest import torch_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import assert_rounded
 
 from sparse_dict.lm import attention
 
@@ -74,4 +75,4 @@ def test_without_a_compiler_torch_computes_the_same(monkeypatch):
     qkv = randn(1, 20, 3, 2, 8)
     y = attention.causal(qkv)
     monkeypatch.setattr(attention, "_kernel", lambda width: None)
-    torch.testing.assert_close(attention.causal(qkv), y)
+    assert_rounded(attention.causal(qkv), y, 8 + 2 * 20)  # a score, the softmax and the mean

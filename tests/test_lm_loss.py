@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from conftest import torch_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import assert_rounded, rounding
 
 from sparse_dict.lm import loss_cpu
 from sparse_dict.lm.loss import linear_cross_entropy
@@ -131,7 +132,7 @@ def test_extreme_logits_stay_exact(bf16, size):
     weight.requires_grad_()
     wanted, wanted_grads = in_float64(hidden, weight, targets)
     loss = linear_cross_entropy(hidden, weight, targets, bf16=bf16)
-    assert loss.item() == pytest.approx(wanted.item(), rel=3e-3 if bf16 else 1e-6)
+    assert loss.item() == pytest.approx(wanted.item(), rel=3e-3 if bf16 else rounding(8 + 70 + 130))
     # The likeliest class leads by e^100 or so: its probability is one in either type.
     for grad, right in zip(torch.autograd.grad(loss, (hidden, weight)), wanted_grads, strict=True):
         torch.testing.assert_close(grad.double(), right, rtol=1e-2, atol=1e-4 * right.abs().max())
@@ -156,4 +157,4 @@ def test_without_a_compiler_torch_computes_the_same(monkeypatch):
     hidden, weight, targets = problem(90, 8, 100, 0, 1.0, torch.float32)
     compiled = linear_cross_entropy(hidden, weight, targets)
     monkeypatch.setattr(loss_cpu, "load", lambda width, bf16: None)
-    torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets), compiled)
+    assert_rounded(linear_cross_entropy(hidden, weight, targets), compiled, 8 + 100 + 90)

@@ -158,8 +158,11 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path):
     small, large = new_model(), new_model()
     train.train(small, make_job(tmp_path / "a", n_steps=3), FakeRun())
     train.train(large, make_job(tmp_path / "b", n_steps=3, batch_size=8, accumulate=1), FakeRun())
+    before = weights(new_model())
     for name, value in weights(small).items():
-        torch.testing.assert_close(value, weights(large)[name], rtol=1e-4, atol=1e-6)
+        # By norms: where a gradient is hardly more than its rounding, AdamW moves by that.
+        wanted = weights(large)[name]
+        assert (value - wanted).norm() <= 1e-3 * (wanted - before[name]).norm()
 
 
 def test_batches_depend_on_seed_and_step_alone_and_hold_consecutive_tokens(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import stopped_at_once
+from rounding import rounding
 from sae_helpers import begun, config_in, results, sparse_rows
 
 from sparse_dict import tracking
@@ -45,7 +46,9 @@ def test_a_dictionary_on_disk_is_the_one_in_memory_on_raw_activations(activation
     (metrics,) = stage.train_many([config], [tmp_path / "sae"])
     assert isinstance(metrics, dict)
     trained = folder.read(tmp_path / "sae")
-    np.testing.assert_allclose(np.linalg.norm(trained.dictionary.W_dec, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(
+        np.linalg.norm(trained.dictionary.W_dec, axis=1), 1, rtol=rounding(D_IN)
+    )
     held_out = 7 * sparse_rows(ROWS, D_IN).numpy()[-config.training.eval_rows :]
     codes = trained.dictionary.encode(held_out)
     residual = trained.dictionary.decode(codes) - held_out

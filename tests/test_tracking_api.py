@@ -9,6 +9,7 @@ import fault_study
 import numpy as np
 import pytest
 from analysis_study import write_study
+from rounding import assert_rounded, of_cosines
 
 import sparse_dict
 
@@ -42,7 +43,7 @@ def test_the_examples_run_and_do_what_they_say(here: Path, monkeypatch: pytest.M
     assert names["x"].shape == names["restored"].shape == (500, 16)
     assert names["mcs"].shape == (128,)
     cosines = names["decoder"] @ names["larger"].dictionary.W_dec.T
-    assert names["mmcs"] == pytest.approx(cosines.max(axis=1).mean(), abs=1e-6)
+    assert names["mmcs"] == pytest.approx(cosines.max(axis=1).mean(), abs=of_cosines(16))
     assert [chain.level for chain in names["loaded"].chains] == [1.28, 1.28, 2.56, 2.56]
     features = names["features"]
     of_largest = features[features["dictionary"] == names["largest"]].set_index("feature")
@@ -56,7 +57,7 @@ def test_the_examples_run_and_do_what_they_say(here: Path, monkeypatch: pytest.M
     assert names["verdict"].interval is not None
     assert names["hidden"].shape == (1, names["tokens"].shape[1], 16)
     expected = np.maximum(names["hidden"][0].numpy() @ names["dictionary"].W_enc, 0)
-    np.testing.assert_allclose(names["codes"], expected, atol=1e-5)
+    assert_rounded(names["codes"], expected, 16)
     assert names["strongest"].shape == (names["tokens"].shape[1],)
 
 

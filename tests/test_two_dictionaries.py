@@ -15,6 +15,7 @@ from analysis_study import (
     settings_of,
     write_dictionary,
 )
+from rounding import of_cosines
 from scipy.stats import ortho_group
 
 from sparse_dict.activations.store import Activations
@@ -52,8 +53,8 @@ def test_two_folders_are_compared_both_ways_against_chance(tmp_path):
     assert found["smaller"]["above"] == found["larger"]["above"] == 30
     assert found["shared_fraction"] == pytest.approx(30 / 50, abs=0.1)
     cosines = small @ larger.T
-    assert found["smaller"]["mmcs"] == pytest.approx(cosines.max(1).mean(), abs=1e-6)
-    assert found["larger"]["mmcs"] == pytest.approx(cosines.max(0).mean(), abs=1e-6)
+    assert found["smaller"]["mmcs"] == pytest.approx(cosines.max(1).mean(), abs=of_cosines(D))
+    assert found["larger"]["mmcs"] == pytest.approx(cosines.max(0).mean(), abs=of_cosines(D))
     drawn = [(directions(50, D, s), directions(200, D, 100 + s)) for s in range(40)]
     random = np.mean([(one @ other.T).max(1).mean() for one, other in drawn])
     assert found["smaller"]["random_mmcs"] == pytest.approx(random, abs=0.01)
@@ -84,7 +85,7 @@ def test_features_are_matched_by_their_codes_where_directions_say_nothing(tmp_pa
     assert found["above"] == 12
     assert found["correlation"] == pytest.approx(1, abs=1e-5)
     expected = (directions(12, D, 5) * directions(20, D, 6)[np.argsort(order)[:12]]).sum(1).mean()
-    assert found["cosine"] == pytest.approx(expected, abs=1e-5)
+    assert found["cosine"] == pytest.approx(expected, abs=of_cosines(D))
 
 
 def test_correlations_of_codes_are_pearsons():
@@ -112,7 +113,8 @@ def test_a_study_can_be_matched_by_correlation(tmp_path):
     comparison = context_of(config).comparison
     small, large = comparison.study.entries
     mcs = comparison.mcs(small)  # feature i of the codes is i of the other, whose row is 15 - i
-    np.testing.assert_allclose(mcs, (encoder[:8][::-1] * encoder[::-1][:8]).sum(1), atol=1e-6)
+    wanted = (encoder[:8][::-1] * encoder[::-1][:8]).sum(1)
+    np.testing.assert_allclose(mcs, wanted, rtol=0, atol=of_cosines(D))
     assert small.size < large.size
     with pytest.raises(UserError, match=r"\.npy|does not exist"):
         compared(base / "sae", matching="correlation").cells  # noqa: B018
@@ -233,6 +235,6 @@ def test_the_comparison_of_a_dictionary_with_itself_is_perfect():
     rows = directions(30, D, 1)
     same = Dictionary(rows.T, np.zeros(30, np.float32), rows, np.zeros(D, np.float32))
     found = compare.compare(same, same)
-    assert found.pw_mcc == pytest.approx(1, abs=1e-6)
+    assert found.pw_mcc == pytest.approx(1, abs=of_cosines(D))
     assert found.shared_fraction == 1
     assert found.smaller.above == 30
