@@ -40,6 +40,6 @@ def through(model: ModelConfig, n_vocab: int) -> int:
 
 def assert_rounded(found: Any, wanted: Any, terms: int) -> None:
     """See that two results of `terms` terms differ by rounding, of the largest value wanted."""
-    found, wanted = torch.as_tensor(found), torch.as_tensor(wanted)
+    found, wanted = torch.as_tensor(found).detach(), torch.as_tensor(wanted).detach()
     bar = rounding(terms, float(wanted.abs().max()))
     torch.testing.assert_close(found, wanted, rtol=0, atol=bar)

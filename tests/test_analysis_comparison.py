@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from analysis_study import directions, settings_of, unit, write_dictionary, write_study
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rounding import of_cosines, rounding
 from safetensors.numpy import load_file
@@ -55,7 +55,6 @@ def test_blocks_of_any_size_give_the_maximum_of_the_whole_matrix(n, m, d, block,
 
 
 @given(n=st.integers(1, 5), extra=st.integers(0, 2), seed=st.integers(0, 99))
-@settings(deadline=None)
 def test_one_to_one_matching_equals_trying_all_assignments(n, extra, seed):
     rows, others = directions(n, 4, seed), directions(n + extra, 4, seed + 100)
     cosines = rows @ others.T

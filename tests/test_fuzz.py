@@ -237,7 +237,7 @@ def test_a_damaged_file_is_a_user_error_or_none(
 ):
 
     @settings(
-        max_examples=cases, deadline=None, derandomize=True, database=None,
+        max_examples=cases, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(st.randoms(use_true_random=False), VALUES)

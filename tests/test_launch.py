@@ -57,7 +57,7 @@ LETTERS = st.characters(exclude_characters="'\"{}\\,[]~\t", exclude_categories=[
 @example("-.5e-3")
 @example("a b=c")
 @example("NaN")
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200, derandomize=True, database=None)
 @given(st.text(LETTERS | st.sampled_from("0123456789._e-+ "), min_size=1).map(str.strip))
 def test_hydra_gives_a_text_key_any_text(text: str):
     if text and text != "null" and not text.startswith(("=", "@")):

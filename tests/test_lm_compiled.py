@@ -32,7 +32,7 @@ def both(function, x, upstream):
     scale=st.sampled_from([0.0, 1.0, 4.0]),
     n_threads=st.integers(1, 3),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_attention_equals_that_in_float64(batch, n, heads, width, seed, scale, n_threads):
     qkv = randn(batch, n, 3, heads, width, seed=seed, scale=scale)
     with torch_threads(n_threads):

@@ -27,7 +27,7 @@ def problem(n, d, v, seed, scale, dtype=torch.float64):
     scale=st.sampled_from([0.0, 1.0, 300.0]),
     upstream=st.sampled_from([1.0, -0.25]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_loss_and_gradients_equal_those_of_the_unfused_loss(n, d, v, rows, seed, scale, upstream):
     hidden, weight, targets = problem(n, d, v, seed, scale)
     expected = F.cross_entropy(hidden @ weight.T, targets)
@@ -105,7 +105,7 @@ def bf16(request):
     scale=st.sampled_from([0.0, 0.3, 3.0]),
     n_threads=st.integers(1, 3),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_compiled_loop_equals_the_loss_in_float64(bf16, n, d, v, seed, scale, n_threads):
     hidden, weight, targets = problem(n, d, v, seed, scale, torch.float32)
     wanted, wanted_grads = in_float64(hidden, weight, targets)

@@ -33,7 +33,7 @@ def stepped(gradient_scale=1.0, config=MUON, steps=3):
     log_scale=st.integers(-12, 6),
     seed=st.integers(0, 10_000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_update_has_singular_values_near_one_and_the_gradients_directions(
     rows, columns, log_scale, seed
 ):

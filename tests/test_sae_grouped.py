@@ -136,7 +136,7 @@ def test_bfloat16_products_stay_close_to_float32():
     assert not torch.equal(full.W_dec, low.W_dec)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     members=st.lists(st.tuples(st.sampled_from([8, 16, 17]), st.booleans()), min_size=1),
     max_features=st.integers(1, 100),
@@ -254,7 +254,7 @@ class CountedActivations:
         out[:] = np.arange(start, start + len(out))[:, None]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 40),
     share=st.floats(0, 1),

@@ -89,7 +89,7 @@ def test_some_features_are_dead_in_the_variants_above(variant):
     assert (treated.W_dec - left.W_dec).abs().max() > 1e-3
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     rows=st.integers(1, 530),
     d_in=st.integers(2, 40),

@@ -28,7 +28,7 @@ def data(tmp_path):
 
 
 @given(st.lists(st.text(), max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_text_is_encoded_and_decoded_without_loss(texts):
     for text, ids in zip(texts, TRAINED.encode_batch(texts), strict=True):
         assert TRAINED.decode(ids) == text

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from damage import edited, flip, written
 from fault_study import ROOT
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparse_dict.config import FilesData
@@ -90,7 +90,6 @@ def test_all_is_train_followed_by_validation(store):
 
 
 @given(st.lists(st.lists(st.integers(0, 65535), max_size=5), max_size=6), st.data())
-@settings(deadline=None)
 def test_windows_over_shard_borders_equal_the_concatenation(parts, draw):
     shards = [np.array(part, np.uint16) for part in parts]
     whole = np.concatenate([np.empty(0, np.int64), *shards])
