@@ -341,7 +341,8 @@ def _summary(context: "Context") -> dict[str, float | int | str]:
     if chain is not None:
         values[f"main_{chain.axis}"] = chain.level
         values["mmcs"] = comparison.chain_mean(chain)
+        found = context.tables.dictionaries.set_index("dictionary")
         for entry in chain.entries[:-1]:
-            mcs = comparison.counted(entry)
-            values[f"n_above/{entry.size}"] = int((mcs > comparison.settings.threshold).sum())
+            for key in ("n_above", "n_above_alive"):
+                values[f"{key}/{entry.size}"] = int(found[key][entry.name])
     return values

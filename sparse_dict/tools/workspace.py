@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 PINNED = tuple(
     f"summary:{key}"
     for key in (
-        "dict_size", "l1", "fvu", "l0", "dead", "mmcs", "n_above", "shared_fraction",
+        "dict_size", "l1", "fvu", "l0", "dead", "mmcs", "n_above", "n_above_alive",
+        "shared_fraction",
     )
 )  # fmt: skip
 PICTURES = ("heatmap_mmcs", "high_features", "frontier")  # keys that the analysis logs

@@ -1,6 +1,7 @@
 """MCS of each size: one hump or two, and where random directions lie (figures 2, 3 and 3.5)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -139,6 +140,7 @@ def bimodality_table(comparison: Comparison, chain: Chain) -> pd.DataFrame:
                 "size": entry.size,
                 "features": len(values),
                 f"above {threshold:g}": int((values > threshold).sum()),
+                "of those ever active": _above_alive(comparison, entry),
                 "dip": dip,
                 "p": p,
                 "lower hump": fit.means[0] if fit else np.nan,
@@ -153,6 +155,12 @@ def bimodality_table(comparison: Comparison, chain: Chain) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _above_alive(comparison: Comparison, entry: Entry) -> int:
+    """Features above the threshold of those that were ever active, among partners that were."""
+    mcs = comparison.counted(entry, replace(comparison.shown, features="alive"))
+    return int((mcs > comparison.settings.threshold).sum())
 
 
 def _simulation(context: Context, chain: Chain) -> Picture:
@@ -192,7 +200,7 @@ def _other_levels(context: Context, main: Chain) -> list[Picture]:
     picture = context.draw(
         "histograms_l1", histogram_grid(context.comparison, chosen), f"MCS by size and {swept}",
         f"Rows: sizes; columns: {swept} ({len(chosen)} of {len(alike)}, around the main one). "
-        "Titles give the number and share of features above the threshold.",
+        "Titles give the number of features above the threshold, and of those ever active.",
     )  # fmt: skip
     return [picture]
 
@@ -229,7 +237,7 @@ def _histogram(
         title = f"{entry.size} in {partners}: {above} of {known.sum()} {kind} above {threshold:g}"
         title += f" ({share:.0%})"
     else:
-        title = f"{above} ({share:.0%})"
+        title = f"{above} ({_above_alive(comparison, entry)} alive)"
     axis.set_title(title, loc="left", fontsize=8)
     axis.set_xlim(0, 1)
     # Room for the tallest bar of the data only: the random curve may leave the panel.

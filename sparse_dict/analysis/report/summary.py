@@ -56,13 +56,14 @@ def _found(context: Context) -> str:
         return f"Nothing was found: {why}."
     if chain is None:
         return "No two dictionaries differ only in size, so none was compared with a larger one."
-    values = np.concatenate([comparison.counted(entry) for entry in chain.entries[:-1]])
-    above, n = int((values > comparison.settings.threshold).sum()), len(values)
+    shown, threshold = context.tables.shown, comparison.settings.threshold
+    every, alive = shown["found"].dropna(), shown.loc[shown["alive"], "mcs_alive"] > threshold
     fvu, l0 = (float(np.mean([e.metrics[key] for e in chain.entries])) for key in ("fvu", "l0"))
     text = (
         f"At {chain.setting}, where {fvu:.0%} of the variance is left unexplained by {l0:.3g} "
-        f"active features a row, {above} of {n} features are found again in larger dictionaries, "
-        f"almost unchanged (cosine above {comparison.settings.threshold:g})"
+        f"active features a row, {every.sum():.0f} of {len(every)} features, {alive.sum()} of the "
+        f"{len(alive)} ever active, are found again in larger dictionaries, almost unchanged "
+        f"(cosine above {threshold:g})"
     )
     claims = context.claims
     if claims:
