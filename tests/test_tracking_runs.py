@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import ROOT, finished
+from processes import ROOT, finished, said, started
 from wandb_server import WandbServer
 
 from sparse_dict import tracking
@@ -292,6 +292,34 @@ def test_a_signal_while_runs_are_opened_ends_those_that_are_open(tmp_path: Path)
         raise AssertionError("it goes on as if nothing had happened")
     assert sorted(opened) == [0, 1, 2]
     assert codes == [tracking.KILLED] * 3
+
+
+CTRL_C = """
+import os, signal, threading
+
+def begins(event, values):
+    if event == "subprocess.Popen" and values[0] == sys.executable:  # wandb's own helper
+        threading.Timer(DELAY, os.killpg, (0, signal.SIGINT)).start()
+
+Path("record.json").write_text("x")
+sys.addaudithook(begins)
+try:
+    with open_run("run", "offline") as run:
+        run.used("language-model", Path("record.json"))
+        time.sleep(1)
+    print("no helper")
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.003, 0.01, 0.02])
+def test_ctrl_c_in_a_terminal_shows_no_traceback_of_a_helper_of_wandb(tmp_path: Path, delay: float):
+    bare = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    code = PRELUDE + CTRL_C.replace("DELAY", str(delay))
+    process = started([sys.executable, "-c", code], tmp_path, bare, start_new_session=True)
+    assert said(process) == "stopped\n"
 
 
 @pytest.mark.parametrize("mode", [{"mode": "disabled"}, {"WANDB_MODE": "disabled"}])

@@ -258,7 +258,7 @@ print(waited)
     "trouble",
     ["slow", "dies", "never answers", "accepts no run", "is not there", "no network", "no key"],
 )
-def test_a_bad_server_costs_15_seconds_and_the_command_it_names_sends_everything(
+def test_a_bad_server_costs_a_minute_at_most_and_the_command_it_names_sends_everything(
     tmp_path: Path, trouble: str
 ) -> None:
     (tmp_path / "picture.png").write_bytes(PNG)
@@ -277,7 +277,7 @@ def test_a_bad_server_costs_15_seconds_and_the_command_it_names_sends_everything
         server.delay = {"slow": 2.0, "never answers": 120.0}.get(trouble, 0.0)
         process = child(tmp_path, SIXTEEN, **env)
         assert process.returncode == 0, process.stderr
-        assert float(process.stdout) < 15
+        assert float(process.stdout) < 60
         assert {path.name for path in tmp_path.iterdir()} == {"picture.png", "study", "jobs"}
 
         server.delay, server.delays, server.status = 0.0, {}, 200  # it is back

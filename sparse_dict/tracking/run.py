@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ class Run(AbstractContextManager["Run"]):
 
     def used(self, kind: str, source: Path | str, digest: str | None = None) -> None:
         """Say what the run was made from: the file that records it, or an address and a digest."""
-        self._do("log what was used by", partial(_artifact, kind, source, digest, True))
+        self._do("log what was used by", lambda run: _artifact(run, kind, source, digest, True))
 
     def made(self, kind: str, record: Path) -> None:
         """Say what the run has made, by the file that records it; sent when it finishes well."""
@@ -89,27 +88,31 @@ class Run(AbstractContextManager["Run"]):
 
     def finish(self, exit_code: int = 0) -> None:
         """End the run; a second call does nothing."""
-        for kind, record in self._made.items() if exit_code == 0 else ():
-            self._do("log what was made by", partial(_artifact, kind, record, None, False))
-        self._do("finish", partial(self._finish, exit_code))
-        self._run = None
 
-    def _finish(self, exit_code: int, run: Any) -> None:
-        try:
-            with server.waiting():
+        def made(run: Any) -> None:
+            for kind, record in self._made.items():
+                _artifact(run, kind, record, None, False)
+
+        def end(run: Any) -> None:
+            try:
                 run.finish(exit_code=exit_code)
-        except Exception as error:
-            if not self.online:
-                raise
-            server.give_up(why := one_line(error, named=True))
-            server.say(
-                logging.WARNING,
-                f"the server is slow or gone ({why}); to send later what is missing: "
-                f"wandb sync --include-online {os.path.relpath(run.settings.wandb_dir)}",
-            )
-        else:
-            if exit_code == 0:
-                self._remember(run, DONE)
+            except Exception as error:
+                if not self.online:
+                    raise
+                server.give_up(why := one_line(error, named=True))
+                where = os.path.relpath(run.settings.wandb_dir)
+                server.say(
+                    logging.WARNING,
+                    f"the server is slow or gone ({why}); to send later what is missing: "
+                    f"wandb sync --include-online {where}",
+                )
+            else:
+                self._remember(run, "" if exit_code else DONE)
+
+        if exit_code == 0:
+            self._do("log what was made by", made)
+        self._do("finish", end)
+        self._run = None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.finish(exit_code(error))
@@ -122,7 +125,7 @@ def exit_code(error: BaseException | None) -> int:
     return KILLED if isinstance(error, KeyboardInterrupt | Interrupted) else 1
 
 
-def _artifact(kind: str, source: Path | str, digest: str | None, used: bool, run: Any) -> None:
+def _artifact(run: Any, kind: str, source: Path | str, digest: str | None, used: bool) -> None:
     """Log an artifact by reference: where it lies, and the SHA-256 of its record; no upload."""
     if isinstance(source, Path):
         source = source.absolute()

@@ -8,6 +8,7 @@ import resource
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from typing import Any
 from sparse_dict.config import StudyConfig, TrackingConfig
 from sparse_dict.config.ranges import shortened
 from sparse_dict.errors import UserError, one_line
+from sparse_dict.machine import interrupt
 from sparse_dict.storage.door import read_bytes
 from sparse_dict.tracking import server
 from sparse_dict.tracking.run import DONE, ID_FILE, NAME_BYTES, Run, exit_code
@@ -26,8 +28,6 @@ AT_ONCE = 32  # runs that are opened side by side
 FILES = 3  # that wandb's service keeps open for a run; here there is one, and a lock for each job
 SPARE = 64  # files that the work needs besides
 HEADER = 7  # bytes with which a .wandb file begins
-MODES = ("online", "offline", "disabled")
-
 SETTINGS = {
     "silent": True,
     "use_dot_wandb": False,
@@ -54,18 +54,17 @@ def together(openers: Sequence[Callable[[], Run]]) -> Iterator[list[Run]]:
         UserError: as `open_run`.
     """
     code = 0
-    pool = ThreadPoolExecutor(AT_ONCE)
-    opening = [pool.submit(opener) for opener in openers]
-    try:
-        yield [future.result() for future in opening]
-    except BaseException as error:
-        code = exit_code(error)
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)  # a signal may have come while some were opening
-        runs = [each.result() for each in opening if not each.cancelled() and not each.exception()]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda run: run.finish(code), runs))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        opening = [pool.submit(opener) for opener in openers]
+        try:
+            yield [future.result() for future in opening]
+        except BaseException as error:
+            code = exit_code(error)
+            raise
+        finally:
+            # a signal may have come while some were opening
+            begun = [each for each in opening if not each.cancel() and not each.exception()]
+            list(pool.map(lambda each: each.result().finish(code), begun))
 
 
 def check(tracking: TrackingConfig) -> None:
@@ -106,17 +105,10 @@ def open_run(
         UserError: `tracking.mode` is online and there is no key or no server.
     """
     tracking, wandb_dir = config.tracking, Path(config.study_dir) / "wandb"
-    id_file = folder / ID_FILE
-    mode, before = _mode(tracking), _remembered(id_file, finished is not None)
-    if mode == "disabled" or (finished is not None and before is None):
+    mode, before = _mode(tracking), _remembered(folder / ID_FILE, finished is not None)
+    if mode == "disabled" or (finished is not None and before is None) or not _room():
         return Run()
     check(tracking)
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    opened = list(Path("/proc/self/fd").glob("*"))
-    if FILES * len(opened) + SPARE > most:
-        say = f"no more runs are opened: only {most} files may be open, see ulimit -n"
-        server.say(logging.WARNING, say)
-        return Run()
     about = {"folder": folder.name, "commit": _commit(), "fingerprints": fingerprints}
     there = asdict(tracking) | ((finished or {}).get("tracking") or {})
     identity: dict[str, Any] = {
@@ -127,13 +119,12 @@ def open_run(
         "name": shortened(name, NAME_BYTES),
         "config": finished or {**asdict(config), **about},
     }
-    remembers = None if finished else id_file
+    id_file = None if finished else folder / ID_FILE
     why_not = "tracking.mode=offline" if mode == "offline" else server.why_offline()
     if not why_not:
         try:
-            resume = "allow" if before else None
-            run = _init("online", {**identity, "resume": resume}, wandb_dir, step_metric)
-            return Run(run, True, remembers)
+            run = _init("online", identity, wandb_dir, step_metric, "allow" if before else None)
+            return Run(run, True, id_file)
         except Exception as error:
             if mode == "online":
                 why = one_line(error, named=True)
@@ -150,16 +141,25 @@ def open_run(
         for file in wandb_dir.glob(f"*run-*-{identity['id']}/*.wandb"):
             if file.stat().st_size <= HEADER:  # died without a record: stops `wandb sync` of others
                 shutil.rmtree(file.parent, ignore_errors=True)
-        # so that `wandb sync` adds it to what the server has of the run by then
-        run = _init("offline", {**identity, "resume": "allow"}, wandb_dir, step_metric)
-        return Run(run, False, remembers)
+        # "allow", so that `wandb sync` adds it to what the server has of the run by then
+        return Run(_init("offline", identity, wandb_dir, step_metric, "allow"), False, id_file)
     return Run()
+
+
+def _room() -> bool:
+    """Whether one run more may have its files open."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if room := FILES * len(list(Path("/proc/self/fd").glob("*"))) + SPARE <= most:
+        return room
+    say = f"no more runs are opened: only {most} files may be open, see ulimit -n"
+    server.say(logging.WARNING, say)
+    return False
 
 
 def _mode(tracking: TrackingConfig) -> str:
     """The mode asked for; where that is auto, WANDB_MODE may ask for another one."""
-    asked = os.environ.get("WANDB_MODE")
-    return asked if asked in MODES and tracking.mode == "auto" else tracking.mode
+    asked = os.environ.get("WANDB_MODE") if tracking.mode == "auto" else None
+    return asked if asked in ("online", "offline", "disabled") else tracking.mode
 
 
 def unfinished(folder: Path) -> bool:
@@ -187,21 +187,33 @@ def _commit() -> str | None:
     return None
 
 
-def _init(mode: str, identity: dict[str, Any], wandb_dir: Path, step_metric: str | None) -> Any:
+def _init(
+    mode: str,
+    identity: dict[str, Any],
+    wandb_dir: Path,
+    step_metric: str | None,
+    resume: str | None,
+) -> Any:
     folder = wandb_dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     for key in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         os.environ.setdefault(key, str(folder / ".cache"))  # else the user's home
     wandb = server.client()
+    from wandb.sdk.artifacts.artifact_file_cache import get_artifact_file_cache
+
+    with interrupt.not_heard():  # it asks another process for the umask, which Ctrl-C would reach
+        get_artifact_file_cache()
     wanted = SETTINGS | {"mode": mode, "root_dir": str(folder.parent)}
     if mode == "online":
-        wanted |= {"init_timeout": server.OPEN_S, "finish_timeout": server.FINISH_S}
+        wanted |= server.LIMITS
     known = wandb.Settings.model_fields  # those that begin with x_ come and go
     # a fresh one each time, because init changes it
     settings = wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
-    with server.waiting():
-        run = wandb.init(reinit="create_new", settings=settings, **identity)
+    started = time.monotonic()
+    run = wandb.init(reinit="create_new", settings=settings, resume=resume, **identity)
     if mode == "online":
+        if time.monotonic() - started > server.SLOW_S:
+            server.give_up("the server is slow")
         run._log_artifact = functools.partial(_deliver, run)
     if step_metric is not None:
         run.define_metric(step_metric)
@@ -210,15 +222,7 @@ def _init(mode: str, identity: dict[str, Any], wandb_dir: Path, step_metric: str
 
 
 def _deliver(run: Any, artifact: Any, use_after_commit: bool = False, **_: Any) -> Any:
-    """Log an artifact (a table is one, too) online, if the server answers.
-
-    wandb itself would ask it first and wait 20 seconds for an answer; and while it has not taken an
-    artifact, no run finishes, in whatever time.
-    """
+    """Log an artifact (a table is one, too) online: wandb itself would wait 20 s for an answer."""
     artifact.finalize()
-    if why_not := server.why_offline(again=True):
-        server.say(logging.WARNING, f"what runs made and used is left out ({why_not})")
-    else:
-        send = run._interface.deliver_artifact
-        send(run, artifact, ["latest"], use_after_commit=use_after_commit)
+    run._interface.publish_artifact(run, artifact, ["latest"], use_after_commit=use_after_commit)
     return artifact

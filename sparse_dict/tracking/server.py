@@ -1,16 +1,13 @@
-"""Whether wandb's server is used, how long it is waited for, and what is said of it.
+"""Whether wandb's server is used: it is asked once, and left alone once it was slow or gone.
 
-A bad server costs a process at most 15 seconds more than a good one: `PROBE_S` for the first
-question, `OPEN_S` for runs opened side by side, `FINISH_S` for their end. A server that has cost
-more than `LIMIT_S` by the next runs is left alone: what follows is written offline.
+wandb's own time limits bound what a bad server costs a command: `PROBE_S` for the first question,
+and then `LIMITS`, for runs that are opened and finished side by side.
 """
 
 import base64
-import functools
 import logging
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,48 +15,28 @@ from typing import Any
 from sparse_dict.errors import one_line
 from sparse_dict.machine import network
 
-PROBE_S = 3.0
-OPEN_S = 6.0
-FINISH_S = 4.0  # SIGTERM leaves us 10 in all
-LIMIT_S = 2.0
-GOOD_S = 1.0  # in which a good server opens or ends runs: does not count
-ANSWER_S = 0.3  # the same for an answer
+PROBE_S = 5.0
+SLOW_S = 8.0  # for opening runs: what follows is written offline
+LIMITS = {
+    "init_timeout": 15.0,
+    "finish_timeout": 5.0,  # SIGTERM leaves us 10 in all
+    # The end of a run waits for its artifacts (a table is one) beyond that, for as long as these
+    # are tried again.
+    "x_graphql_timeout_seconds": 5.0,
+    "x_graphql_retry_max": 2,
+    "x_graphql_retry_wait_max_seconds": 2.0,
+}
 QUESTION = b'{"query": "query Viewer { viewer { id } }"}'
 
 _lock = threading.RLock()  # one asks the server or says something, the others wait for it
 _trouble: str | None = None  # why the server is not used; "": it is; None: nobody has asked yet
-_waited = 0.0  # seconds beyond what a good server takes
-_waiting, _since = 0, 0.0  # how many wait for it now, and since when
+_said: set[str] = set()
 
 
-@contextmanager
-def waiting(free: float = GOOD_S) -> Iterator[None]:
-    """Count the seconds in which anybody waits for the server, beyond `free`."""
-    global _waited, _waiting, _since
+def why_offline() -> str:
+    """Why the server cannot be used, or "" if it can."""
     with _lock:
-        _since = _since if _waiting else time.monotonic()
-        _waiting += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _waiting -= 1
-            if not _waiting:
-                _waited += max(0.0, time.monotonic() - _since - free)
-
-
-def why_offline(again: bool = False) -> str:
-    """Why the server cannot be used, or "" if it can; it is asked once, or `again`."""
-    global _trouble
-    with _lock:
-        if _trouble is None:
-            _trouble = _ask(PROBE_S)
-        elif not _trouble and _waited > LIMIT_S:
-            _trouble = "the server is too slow"
-        elif not _trouble and again:
-            with waiting(ANSWER_S):
-                _trouble = _ask(LIMIT_S)
-        return _trouble
+        return give_up(_ask()) if _trouble is None else _trouble
 
 
 def give_up(why: str) -> str:
@@ -83,7 +60,7 @@ def client() -> Any:
     return wandb
 
 
-def _ask(seconds: float) -> str:
+def _ask() -> str:
     """Ask the server who we are; what speaks against using it, or ""."""
     try:
         client()
@@ -98,7 +75,7 @@ def _ask(seconds: float) -> str:
         return f"no API key for {url}"
     code = base64.b64encode(f"api:{getattr(key, 'api_key', '')}".encode()).decode()
     headers = {"Authorization": f"Basic {code}", "Content-Type": "application/json"}
-    status = network.status(f"{url}/graphql", seconds, headers, QUESTION)
+    status = network.status(f"{url}/graphql", PROBE_S, headers, QUESTION)
     if status in (401, 403) and hasattr(key, "api_key"):  # other credentials are not tried
         return f"{url} refuses the API key"
     if status is None or status >= 500:
@@ -118,7 +95,6 @@ def harmless(action: str) -> Iterator[None]:
 def say(level: int, message: str) -> None:
     """Log a message once in a process."""
     with _lock:
-        _log(level, f"wandb: {message}")
-
-
-_log = functools.cache(logging.getLogger("sparse_dict.tracking").log)
+        if message not in _said:
+            _said.add(message)
+            logging.getLogger("sparse_dict.tracking").log(level, "wandb: %s", message)
