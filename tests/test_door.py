@@ -5,21 +5,26 @@ import logging
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fault_study
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from damage import edited
 from fault_study import ENVIRONMENT, ROOT
+from safetensors.numpy import save_file
 from test_text_files import data, read
 from test_text_tokens import make_data, make_tokenizer
+from typing_extensions import TypedDict
 from wandb_server import WandbServer
 
 from sparse_dict import errors
@@ -29,7 +34,7 @@ from sparse_dict.config import BPETokenizer
 from sparse_dict.errors import UserError
 from sparse_dict.launch.multirun import _reopened
 from sparse_dict.machine.background import in_background, prefetched
-from sparse_dict.storage import door, lock
+from sparse_dict.storage import door, lock, records
 from sparse_dict.text import bpe, corpus, files, tokenizer, tokens
 from sparse_dict.tools import status, verify
 
@@ -182,28 +187,103 @@ def test_links_within_a_study_and_to_a_study_are_the_users_own(tmp_path: Path):
         door.refuse_links(base / "lm", base)
 
 
+def test_a_copy_by_hard_links_shares_no_file_that_is_written_on(tmp_path: Path):
+    """As `cp -al` makes it; all other files are replaced."""
+    original = tmp_path / "study" / "sae" / "one"
+    (original / ".hydra").mkdir(parents=True)
+    names = ("train_sae.log", ".hydra/config.yaml", "metrics.json")
+    for name in names:
+        (original / name).write_text("theirs")
+    mine = tmp_path / "copy" / "sae" / "one"
+    shutil.copytree(original, mine, copy_function=os.link)
+    with lock.holding(mine):
+        shared = [name for name in names if (mine / name).samefile(original / name)]
+    assert shared == ["metrics.json"]
+    assert {(mine / name).read_text() for name in names} == {"theirs"}
+
+
+@pytest.mark.parametrize("name", ["train_sae.log", ".hydra/config.yaml", "x"])
+def test_a_pipe_where_something_is_written_is_refused(tmp_path: Path, name: str):
+    path = tmp_path / "study" / "sae" / name
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    with (
+        pytest.raises(UserError, match="is a pipe, a socket or a device"),
+        lock.holding(path.parent),
+    ):
+        pass
+
+
 # --- values and names -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("value", "checks"),
+    ("value", "kinds"),
     [
-        (-1, [door.count, door.amount]),
-        (2**62, [door.count]),
-        (1e300, [door.count, door.number, door.amount]),
-        (float("nan"), [door.number]),
-        (True, [door.count, door.number]),
-        ("a\x00b", [door.text]),
-        ("\ud800", [door.text]),
-        ("x\n[ERROR] forged", [door.text]),
-        ([1], [door.listing, door.mapping, door.texts]),
+        (-1, [records.Count, records.Amount]),
+        (2**62, [records.Count]),
+        (10**400, [records.Count, records.Whole, records.Number]),
+        (1e300, [records.Count, records.Number, records.Amount]),
+        (float("nan"), [records.Number, records.Amount]),
+        (True, [records.Count, records.Number]),
+        ("a\x00b", [records.Line]),
+        ("\ud800", [records.Line]),
+        ("x\n[ERROR] forged", [records.Line]),
+        ("$x", [records.Shown]),
+        ("../x.npy", [records.ArrayName]),
+        ([1], [records.Texts]),
     ],
 )
-def test_a_value_out_of_its_kind_or_range_is_named(value: object, checks: list[door.Check]):
-    for wrong in checks:
-        with pytest.raises(UserError, match=r"r\.json is malformed: a\.b is .*, not a") as caught:
-            door.checked({"a": {"b": value}}, Path("r.json"), {"a.b": wrong})
+def test_a_value_out_of_its_kind_or_range_is_named(tmp_path: Path, value: object, kinds: list[Any]):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"a": {"b": value}}))
+    for kind in kinds:
+        with pytest.raises(
+            UserError, match=r"r\.json is malformed \(a\.b\S* is .*, not "
+        ) as caught:
+            records.read(path, dict[str, dict[str, kind]])
         assert str(caught.value).isprintable()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "metrics.json is malformed (fvu is 1000": lambda f: edited(fvu=10**400)(f / "metrics.json"),
+    "metrics.json is malformed (config.sae is": lambda f: edited("config", sae="x")(
+        f / "metrics.json"
+    ),
+    "metrics.json is larger than": lambda f: os.truncate(f / "metrics.json", 40 << 30),
+    "features.safetensors cannot be read": lambda f: os.truncate(
+        f / "features.safetensors", 40 << 30
+    ),
+    "fire_count holds negative numbers": lambda f: save_file(
+        {"fire_count": np.full(16, -1)}, f / "features.safetensors"
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", DAMAGES)
+def test_one_damaged_dictionary_is_left_out_by_name_whoever_reads_it(
+    tmp_path: Path, reason: str, capsys: pytest.CaptureFixture[str]
+):
+    from analysis_study import write_study
+
+    write_study(tmp_path / "sae", sizes=(8, 16))
+    folder = next(path for path in (tmp_path / "sae").glob("*dict_size=16*"))
+    DAMAGES[reason](folder)
+    (left,) = study.load(tmp_path / "sae").left_out
+    assert left.name == folder.name
+    assert reason in left.reason
+    verify.main([str(tmp_path)])
+    assert reason in capsys.readouterr().out
+    row = re.search(rf"{re.escape(folder.name)} +damaged", status.table(tmp_path))
+    assert bool(row) == reason.startswith("metrics")
+
+
+def test_a_record_keeps_the_keys_of_other_versions(tmp_path: Path):
+    class Record(TypedDict):
+        a: records.Number
+
+    (tmp_path / "r.json").write_text('{"a": 1, "of a later one": 2}')
+    assert json.dumps(records.read(tmp_path / "r.json", Record)) == '{"a": 1, "of a later one": 2}'
 
 
 def test_a_name_that_is_no_utf_8_is_left_out_and_shown(tmp_path: Path):
@@ -228,6 +308,24 @@ def test_no_text_from_a_file_steers_the_terminal_or_begins_a_line_of_a_log():
 # --- formats --------------------------------------------------------------------------------------
 
 
+def with_header(path: Path, version: tuple[int, int], shape: object) -> None:
+    """An array of 400 numbers under a header of another version or shape."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    length = len(header).to_bytes(4 if version[0] > 1 else 2, "little")
+    path.write_bytes(b"\x93NUMPY" + bytes(version) + length + header.encode() + bytes(1600))
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_arrays_of_every_version_of_the_format_are_read(tmp_path: Path, version: tuple[int, int]):
+    with_header(tmp_path / "a.npy", version, (100, 4))
+    assert Activations.open(tmp_path).read(98, 100).shape == (2, 4)
+    with_header(tmp_path / "a.npy", version, (400, True))
+    with pytest.raises(
+        UserError, match=r"a\.npy is truncated or not an array of numbers: it holds"
+    ):
+        Activations.open(tmp_path)
+
+
 def test_what_numpy_cannot_name_is_named(tmp_path: Path):
     for rows, message in (
         (np.zeros((9, 4), "V2"), r"numpy has no bfloat16; save them \.float\(\)"),
@@ -245,6 +343,19 @@ def test_columns_of_polars_are_read_and_two_of_one_name_are_named(tmp_path: Path
     pq.write_table(pa.table([pa.array(["x"]), pa.array(["y"])], ["text", "text"]), path)
     with pytest.raises(UserError, match="2 columns have the name 'text'"):
         corpus.check(data(str(path)))
+
+
+def test_a_parquet_file_that_breaks_off_is_named(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [str(i) for i in range(9999)]}), path, compression="snappy")
+    whole = path.read_bytes()
+    for damaged in (whole[:2000] + bytes(2000) + whole[4000:], whole[:9000]):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=r"a\.parquet cannot be read as parquet: \S{2,}"
+        ) as caught:
+            read(str(path), tmp_path)
+        assert "None" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])

@@ -172,8 +172,8 @@ def test_a_corpus_shorter_than_a_context_is_named(tmp_path):
         ("model.safetensors", written(b"x"), "not the file that lm.json"),
         ("lm.json", written(b"[]"), "not a JSON object"),
         ("lm.json", edited(config={}), "malformed"),
-        ("lm.json", edited(fingerprints={}), "fingerprints.model is missing"),
-        ("lm.json", edited(format_version=7), "format version 7"),
+        ("lm.json", edited(fingerprints={}), "it lacks 'fingerprints.model'"),
+        ("lm.json", edited(format_version=7), "format_version is 7, not 1"),
         ("tokenizer/tokenizer.json", Path.unlink, "does not exist"),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_planted_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
 def test_a_checkpoint_comes_back_with_its_record(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     tensor_files.write_checkpoint(path, ARRAYS, {"step": 3, "loss": float("inf")})
-    assert tensor_files.read_record(path) == {"step": 3, "loss": float("inf")}
+    assert tensor_files.read_record(path, dict[str, float]) == {"step": 3, "loss": float("inf")}
     found = tensor_files.read_checkpoint(path)
     assert found.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
@@ -81,6 +81,6 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path, data: bytes | None) -> N
         tensor_files.write(path, ARRAYS)  # without a record
     else:
         path.write_bytes(data)
-    for read in (tensor_files.read_record, tensor_files.read_checkpoint):
+    for read in (lambda path: tensor_files.read_record(path, dict), tensor_files.read_checkpoint):
         with pytest.raises(UserError, match=r"x\.safetensors is damaged"):
             read(path)

@@ -36,7 +36,7 @@ def make_data(folder: Path, texts: list[str] = TEXTS, val_fraction: float = 0.3)
 
 def prepare_in(folder: str) -> str:
     data = FilesData(val_fraction=0.3, files=f"{folder}/corpus.jsonl", text_column="text")
-    return tokens.prepare(data, make_tokenizer(), Path(folder)).fingerprint
+    return tokens.prepare(data, make_tokenizer(), Path(folder)).manifest["fingerprint"]
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_each_split_holds_its_documents_each_followed_by_the_end_of_text(store):
 def test_origins_count_documents_and_positions_from_zero_with_the_end_of_text_last(store):
     stream = store.split("validation")
     ids = stream.window(0, len(stream))
-    ends = np.flatnonzero(ids == store.eot)
+    ends = np.flatnonzero(ids == store.manifest["eot"])
     document, position = stream.origins(0, len(stream))
     lengths = np.diff(np.concatenate([[-1], ends]))
     np.testing.assert_array_equal(document, np.repeat(np.arange(len(lengths)), lengths))
@@ -141,14 +141,14 @@ def test_corpus_split_and_vocabulary_each_make_another_store(tmp_path):
         tokens.prepare(make_data(tmp_path, val_fraction=0.4), make_tokenizer(), tmp_path),
         tokens.prepare(make_data(tmp_path), make_tokenizer(270), tmp_path),
     ]
-    assert len({store.fingerprint for store in stores}) == 4
+    assert len({store.manifest["fingerprint"] for store in stores}) == 4
 
 
 def test_the_manifest_tells_what_the_store_was_made_of(store):
     manifest = store.manifest
     assert manifest["tokenizer"] == make_tokenizer().fingerprint
     assert manifest["corpus"]["kind"] == "files"
-    assert (store.n_vocab, store.eot, manifest["dtype"]) == (281, 280, "uint16")
+    assert (manifest["n_vocab"], manifest["eot"], manifest["dtype"]) == (281, 280, "uint16")
     for split in manifest["splits"].values():
         for shard in split["shards"]:
             from sparse_dict.storage.files import sha256_file
@@ -249,15 +249,15 @@ def saved(array):
         ("validation-documents.npy", flip, "validation-documents.npy has changed since it was"),
         ("train-00001.npy", saved(np.zeros(99, np.uint16)), r"uint16 \(99,\), its manifest says"),
         ("train-documents.npy", saved(np.zeros(3, np.int64)), r"int64 \(3,\), its manifest says"),
-        (MANIFEST, edited(format=0), "format 0, expected 1"),
-        (MANIFEST, edited(dtype="float64"), "dtype 'float64' is not"),
+        (MANIFEST, edited(format=0), "format is 0, not 1"),
+        (MANIFEST, edited(dtype="float64"), "dtype is 'float64', not"),
         (MANIFEST, edited(eot=-1), "eot is -1"),
-        (MANIFEST, edited(splits={}), "it lacks 'train'"),
+        (MANIFEST, edited(splits={}), "it lacks 'splits.train'"),
         (MANIFEST, edited(*TRAIN, documents=True), "documents is True"),
         (MANIFEST, edited(*TRAIN, shards="x"), "is malformed"),
-        (MANIFEST, edited(*TRAIN, "shards", 0, name="../x.npy"), "'../x.npy' is not the name"),
-        (MANIFEST, edited(*TRAIN, "document_starts", name="/etc/x"), "'/etc/x' is not the name"),
-        (MANIFEST, edited(*TRAIN, tokens=1), "the train shards do not add up"),
+        (MANIFEST, edited(*TRAIN, "shards", 0, name="../x.npy"), "'../x.npy', not the name of"),
+        (MANIFEST, edited(*TRAIN, "document_starts", name="/etc/x"), "'/etc/x', not the name of"),
+        (MANIFEST, edited(*TRAIN, tokens=1), "the shards of train-documents.npy do not add up"),
     ],
 )
 def test_a_damaged_store_is_named_with_the_way_out(store, name, change, message):

@@ -7,16 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, NotRequired, Self
 
 import numpy as np
+from annotated_types import Len
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError, reading
-from sparse_dict.storage import door, files
-from sparse_dict.storage.arrays import Joined, Stored, count, file_name, stored
+from sparse_dict.storage import files, records
+from sparse_dict.storage.arrays import Joined, Stored, stored
 from sparse_dict.storage.door import visible
+from sparse_dict.storage.records import Amount, ArrayName, Count, Line, Number, Positive
 
 Rows = NDArray[np.floating[Any]]
 Floats = NDArray[np.float32]
@@ -31,6 +34,50 @@ OURS = re.compile(r"(shard|origin)-\d{5}\.npy")
 SCAN_ROWS = 1 << 16
 WHAT = "activations are what harvest.py writes, or a folder of .npy arrays"
 CACHE_ROWS = 1 << 10  # few enough to stay in the cache as float64
+SCAN_VALUES = 1 << 23  # values that are read at once
+
+
+class ShardRecord(TypedDict):
+    """A file of rows, and the one that says where they come from."""
+
+    file: ArrayName
+    rows: Positive
+    sha256: Line
+    origin_file: ArrayName
+    origin_sha256: Line
+
+
+class Place(TypedDict):
+    """The columns of one site."""
+
+    site: NotRequired[Line]
+    columns: Annotated[list[Count], Len(2, 2)]  # the first, and one behind the last
+    rms: Amount
+
+
+class Regime(TypedDict):
+    """What was measured of a layer: see `pre_activations.measure`."""
+
+    layer: Count
+    std: Number
+    linear: Number
+
+
+class Manifest(TypedDict):
+    """`manifest.json`."""
+
+    format_version: Literal[1]
+    rows: Positive
+    d_in: Positive
+    dtype: Literal["float16", "float32"]
+    mean: list[Number]
+    rms: Amount
+    shards: list[ShardRecord]
+    fingerprints: records.Texts
+    site: NotRequired[Line]  # where there is one
+    layer: NotRequired[Count]
+    sites: NotRequired[list[Place]]  # where there are several
+    pre_activations: NotRequired[list[Regime]]
 
 
 @dataclass(frozen=True)
@@ -83,10 +130,10 @@ class Activations:
     @classmethod
     def _open_ours(cls, folder: Path) -> Self:
         path = folder / MANIFEST
-        manifest = files.read_json(path)
+        manifest = records.read(path, Manifest, "harvest again")
         with reading(path, "harvest again"):
-            shards, d_in = _parsed(folder, manifest)
-            dtype = np.dtype(manifest["dtype"])
+            shards = _parsed(folder, manifest)
+        d_in, dtype = manifest["d_in"], np.dtype(manifest["dtype"])
         try:
             for shard in shards:
                 stored(shard.path, dtype, (shard.rows, d_in))
@@ -94,7 +141,7 @@ class Activations:
                     stored(shard.origin_path, np.dtype(np.int32), (shard.rows, 3))
         except UserError as error:
             raise UserError(f"{error}: harvest again") from None
-        return cls(folder, shards, d_in, manifest)
+        return cls(folder, shards, d_in, dict(manifest))
 
     @classmethod
     def _open_foreign(cls, folder: Path, paths: list[Path]) -> Self:
@@ -184,11 +231,12 @@ class Activations:
             fingerprint = self.manifest["fingerprints"]["activations"]
             return np.array(self.manifest["mean"]), float(self.manifest["rms"]), fingerprint
         moments = Moments(self.d_in)
+        scanned = moments.at_once * max(1, SCAN_VALUES // (moments.at_once * self.d_in))
         digests = []
         for shard, array in zip(self.shards, self._rows.arrays, strict=True):
             digest = hashlib.sha256()
-            for start in range(0, shard.rows, SCAN_ROWS):
-                stored = np.ascontiguousarray(array[start : start + SCAN_ROWS])
+            for start in range(0, shard.rows, scanned):
+                stored = np.ascontiguousarray(array[start : start + scanned])
                 digest.update(stored.data)
                 with np.errstate(over="ignore"):  # of float64 values, found below
                     rows = stored.astype(np.float32)
@@ -298,6 +346,7 @@ class Moments:
     """Means and mean squares of the columns of rows, summed in float64 as they come."""
 
     def __init__(self, d_in: int) -> None:
+        self.at_once = min(CACHE_ROWS, max(1, SCAN_VALUES // d_in))  # rows that are converted
         self.n = 0
         self.sum = np.zeros(d_in)
         self.squares = np.zeros(d_in)
@@ -306,8 +355,8 @@ class Moments:
         """Count `rows`, (n, d_in)."""
         import torch  # fifteen times as fast as numpy at converting float16
 
-        for start in range(0, len(rows), CACHE_ROWS):
-            part = np.ascontiguousarray(rows[start : start + CACHE_ROWS])
+        for start in range(0, len(rows), self.at_once):
+            part = np.ascontiguousarray(rows[start : start + self.at_once])
             wide = torch.from_numpy(part).double().numpy()
             self.n += len(wide)
             self.sum += wide.sum(0)
@@ -328,43 +377,35 @@ class Moments:
         return math.sqrt(float(self.squares[start:stop].mean()) / self.n)
 
 
-def _parsed(folder: Path, manifest: dict[str, Any]) -> tuple[list[Shard], int]:
-    """Shards and width of a manifest.
+def _parsed(folder: Path, manifest: Manifest) -> list[Shard]:
+    """The shards of a manifest.
 
     Raises:
-        KeyError, TypeError, ValueError, OverflowError: the manifest is malformed.
+        ValueError: its parts do not fit each other.
     """
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format version {manifest['format_version']!r} is not {FORMAT_VERSION}")
-    d_in = count(manifest, "d_in", 1)
-    if manifest["dtype"] not in ("float16", "float32"):
-        raise ValueError(f"dtype is {manifest['dtype']!r}")
     shards = [
         Shard(
-            path=folder / file_name(entry["file"], OURS.pattern),
-            rows=count(entry, "rows", 1),
-            origin_path=folder / file_name(entry["origin_file"], OURS.pattern),
-            sha256=str(entry["sha256"]),
-            origin_sha256=str(entry["origin_sha256"]),
+            path=folder / entry["file"],
+            rows=entry["rows"],
+            origin_path=folder / entry["origin_file"],
+            sha256=entry["sha256"],
+            origin_sha256=entry["origin_sha256"],
         )
         for entry in manifest["shards"]
     ]
     if len({shard.path for shard in shards}) != len(shards):
         raise ValueError("a shard is listed twice")
-    if sum(shard.rows for shard in shards) != count(manifest, "rows", 1):
+    if sum(shard.rows for shard in shards) != manifest["rows"]:
         raise ValueError("the shards' rows do not add up")
-    mean = np.array(manifest["mean"], np.float64)
-    if mean.shape != (d_in,) or not all(map(door.number, mean.tolist())):
-        raise ValueError(f"mean is not {d_in} finite numbers")
-    if not door.amount(manifest["rms"]):
-        raise ValueError(f"rms is {manifest['rms']!r}")
+    if len(manifest["mean"]) != manifest["d_in"]:
+        raise ValueError(f"mean is not {manifest['d_in']} numbers")
     for place in manifest.get("sites", []):
         first, last = place["columns"]
-        if not (0 <= first < last <= d_in and door.amount(place["rms"])):
+        if not first < last <= manifest["d_in"]:
             raise ValueError(f"a site is {place!r}")
-    if not door.texts(manifest["fingerprints"]) or "activations" not in manifest["fingerprints"]:
-        raise TypeError("the fingerprints are not texts")
-    return shards, d_in
+    if "activations" not in manifest["fingerprints"]:
+        raise ValueError("the rows have no fingerprint")
+    return shards
 
 
 def _unlike_rows(array: Stored) -> str | None:

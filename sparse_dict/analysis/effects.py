@@ -10,12 +10,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from annotated_types import Len
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from sparse_dict.analysis.harvested import Source, put_back, rows_of
 from sparse_dict.analysis.measures.mcs import normalised
@@ -26,8 +28,8 @@ from sparse_dict.errors import UserError
 from sparse_dict.lm.interface import finite
 from sparse_dict.machine.progress import Progress
 from sparse_dict.sae.folder import WEIGHTS
-from sparse_dict.storage import door
-from sparse_dict.storage.files import fingerprint, read_json, sha256_file, write_json
+from sparse_dict.storage import records
+from sparse_dict.storage.files import fingerprint, sha256_file, write_json
 
 Floats = NDArray[np.floating[Any]]
 Rows = NDArray[np.float32]
@@ -139,20 +141,20 @@ def measure(
     return table.sort_values("feature", ignore_index=True)
 
 
-def _pairs(value: Any) -> bool:
-    """Whether `value`, read from JSON, is a list of pairs of numbers."""
-    return isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(map(door.number, pair)) for pair in value
-    )
+class _Kept(TypedDict):
+    """What was measured: of what, and for each feature its two effects."""
+
+    of: records.Line
+    effects: list[Annotated[list[records.Number], Len(2, 2)]]
 
 
 def _known(kept: Path, of: str) -> list[list[float]]:
     """The saved pairs of effects of the measurement with hash `of`: those of its first features."""
     try:
-        found = door.checked(read_json(kept), kept, {"of": door.text, "effects": _pairs})
+        found = records.read(kept, _Kept)
     except UserError:
         return []
-    return list(found["effects"]) if found["of"] == of else []
+    return found["effects"] if found["of"] == of else []
 
 
 def _codes(

@@ -253,7 +253,7 @@ def is_ours(manifest: dict[str, Any]) -> bool:
     return not (isinstance(config, dict) and "lm" in config)
 
 
-def model_record(manifest: dict[str, Any], config: AnalyzeConfig) -> tuple[Path, dict[str, Any]]:
+def model_record(manifest: dict[str, Any], config: AnalyzeConfig) -> tuple[Path, lm_folder.Record]:
     """The folder of the language model that the activations were taken from, and its record.
 
     Raises:

@@ -161,7 +161,7 @@ class Recommend(Callback):
         folder = Path(str(config.hydra.sweep.dir))
         found: dict[tuple[str, bool, int, str], list[Metrics]] = defaultdict(list)
         for path in sorted(folder.glob(f"*/{folders.METRICS}")):
-            m = folders.read_metrics(path.parent)
+            m: Metrics = folders.read_metrics(path.parent)
             sae = m["config"]["sae"]
             at = " to ".join(sae[key] for key in ("site", "target") if sae.get(key))
             found[m["activation"], m["tied"], m["dict_size"], at].append(m)

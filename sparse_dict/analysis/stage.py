@@ -3,18 +3,22 @@
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from sparse_dict import tracking
 from sparse_dict.config import AnalyzeConfig, InterpConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.run_names import end_values, run_name
-from sparse_dict.storage import door, files, lock
+from sparse_dict.storage import files, lock, records
 from sparse_dict.storage.output import Output
+from sparse_dict.storage.records import Amount, Line, Texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,38 +71,37 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
     tracking.check(config.tracking)
 
 
-def _parts(value: Any) -> bool:
-    """What each part was made of, and its files."""
-    return door.mapping(value) and all(
-        door.mapping(part)
-        and door.text(part.get("of"))
-        and isinstance(part.get("files"), list)
-        and all(map(door.text, part["files"]))
-        for part in value.values()
-    )
-
-
 MANIFEST = "analysis.json"  # which dictionaries were compared, and files' hashes; written last
-VALUES: dict[str, door.Check] = {
-    "dictionaries": door.texts,
-    "left_out": door.listing,
-    "seconds": door.amount,
-    "sha256?": door.texts,
-    "parts?": _parts,
-}
 MADE = (".png", ".svg", ".csv", ".json", ".html", ".parquet")
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+class Part(TypedDict):
+    """What a part of the report was made of, and its files."""
+
+    of: Line
+    files: list[Line]
+
+
+class Record(TypedDict):
+    """`analysis.json`."""
+
+    dictionaries: Texts  # those that were compared: the fingerprint of each one's weights
+    left_out: list[dict[str, Any]]
+    seconds: Amount
+    sha256: NotRequired[Texts | None]  # earlier versions recorded none, and no parts
+    parts: NotRequired[dict[str, Part] | None]
+
+
+def read_record(folder: Path) -> Record:
     """`analysis.json` of a finished analysis, its values checked.
 
     Raises:
         UserError: there is none, or a value has the wrong type or is out of range.
     """
-    return door.checked(files.read_json(folder / MANIFEST), folder / MANIFEST, VALUES)
+    return records.read(folder / MANIFEST, Record)
 
 
-def _made_from(folder: Path) -> dict[str, Any] | None:
+def _made_from(folder: Path) -> Mapping[str, Any] | None:
     """The record of an analysis, if it can be read: a damaged one is made anew, like the rest."""
     with suppress(UserError):
         return read_record(folder)
@@ -136,7 +139,9 @@ def run(config: AnalyzeConfig) -> None:
             raise
 
 
-def _replace(folder: Path, partial: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+def _replace(
+    folder: Path, partial: Path, earlier: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
     """Put a whole analysis in the place of the one that `folder` records; the record comes last.
 
     Files that `now` does not record are removed; where they were of a part that was not made anew,

@@ -1,11 +1,12 @@
 """Find and load the dictionaries of a study, and sort them into chains of sizes."""
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from sparse_dict.config.identity import NEUTRAL, SOURCES
 from sparse_dict.config.sites import SITES
 from sparse_dict.errors import UserError, printable
 from sparse_dict.sae.architectures import Architecture, known
-from sparse_dict.storage import door, files
+from sparse_dict.storage import files
+from sparse_dict.storage.records import a_line_of_text, a_line_without_a_formula
 
 if TYPE_CHECKING:
     from sparse_dict.sae.folder import Trained
@@ -56,7 +58,7 @@ class Entry:
     @property
     def metrics(self) -> dict[str, Any]:
         """The dictionary's final metrics, config and fingerprints."""
-        return self.trained.metrics
+        return cast(dict[str, Any], self.trained.metrics)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -277,13 +279,13 @@ def finished(folder: Path) -> list[Path]:
 
 def unfinished(folder: Path, done: list[Path]) -> list[Path]:
     """Folders that look like a dictionary's (Hydra's config or weights) without `metrics.json`."""
-    marks = (".hydra", "sae_weights.safetensors", "checkpoint.safetensors")
+    marks, known = (".hydra", "sae_weights.safetensors", "checkpoint.safetensors"), {*done}
     return sorted(
         path
         for pattern in ("*", "*/*")
         for path in folder.glob(pattern)
-        if path.is_dir() and path not in done
-        if any((path / mark).exists() for mark in marks)
+        if path not in known and path.is_dir()
+        if any(os.path.exists(path / mark) for mark in marks)  # noqa: PTH110  # of mode 000: no
     )
 
 
@@ -371,10 +373,10 @@ def _origin(trained: "Trained") -> tuple[str, int]:
 
 def _wrong(name: str, metrics: Mapping[str, Any]) -> str | None:
     """What keeps a readable dictionary out of the analysis, if anything."""
-    if not door.text(name):
+    if not a_line_of_text(name):
         return "its folder's name cannot be printed"
     for key, value in character(metrics).items():
-        if not door.shown(value):
+        if not a_line_without_a_formula(value):
             return f"metrics.json: {key} is {value!r}"
     return None
 

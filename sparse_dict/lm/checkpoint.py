@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 from sparse_dict.storage import tensor_files
+from sparse_dict.storage.records import Amount, Count, Number
 
 if TYPE_CHECKING:
     import torch
@@ -35,13 +38,30 @@ class State:
         return bool(self.history) and self.history[-1]["step"] == self.step
 
 
+class StateRecord(TypedDict):
+    """A `State`."""
+
+    step: Count
+    seconds: Amount
+    loss_sum: Number
+    loss_steps: Count
+    history: list[dict[str, Number]]
+
+
+class Record(TypedDict):
+    """What a checkpoint holds besides tensors."""
+
+    state: StateRecord
+    identity: dict[str, Any]  # of what run it is
+
+
 def identity(path: Path) -> dict[str, Any] | None:
     """What the checkpoint at `path` is a checkpoint of, or None if there is none.
 
     Raises:
         UserError: the file is damaged.
     """
-    return _record(path)["identity"] if path.exists() else None
+    return tensor_files.read_record(path, Record)["identity"] if path.exists() else None
 
 
 def save(
@@ -70,8 +90,8 @@ def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
     import torch
 
     arrays = tensor_files.read_checkpoint(path)
+    state = State(**tensor_files.read_record(path, Record)["state"])
     try:
-        state = State(**_record(path)["state"])
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         kept = [(name, moments) for name, _, moments in _parameters(model, optimizer)]
         model.load_state_dict({name: tensors[f"model.{name}"] for name, _ in kept})
@@ -82,7 +102,7 @@ def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
         }
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError) as error:
         raise tensor_files.damaged(path, error) from None
     return state
 
@@ -95,10 +115,3 @@ def _parameters(
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             yield names[parameter], parameter, MUON if "momentum" in group else ADAMW
-
-
-def _record(path: Path) -> dict[str, Any]:
-    record = tensor_files.read_record(path)
-    if not all(isinstance(record.get(key), dict) for key in ("state", "identity")):
-        raise tensor_files.damaged(path, ValueError("another program wrote it"))
-    return record

@@ -1,12 +1,15 @@
 """The folder of a language model: what is in it, and how it is loaded."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 from sparse_dict.config import ModelConfig
-from sparse_dict.errors import MALFORMED, UserError, one_line, reading
-from sparse_dict.storage import door, files, tensor_files
+from sparse_dict.errors import MALFORMED, UserError, one_line
+from sparse_dict.storage import files, records, tensor_files
+from sparse_dict.storage.records import Amount, Count, Line, Number, Positive
 
 if TYPE_CHECKING:
     import torch
@@ -23,18 +26,50 @@ HISTORY = "history.csv"
 HASHED = (HISTORY,)  # their SHA-256 is in the record; weights and tokenizer have fingerprints
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 
-SIZES = [field.name for field in fields(ModelConfig)]
-VALUES: dict[str, door.Check] = {
-    "format_version": door.count,
-    "n_vocab": door.count,
-    "corpus": door.mapping,
-    **{f"config.model.{name}": door.positive for name in SIZES},
-    **{f"fingerprints.{key}": door.text for key in ("model", "tokenizer", "corpus")},
-    **{f"losses.{key}?": door.number for key in ("train_loss", "val_loss")},
-    "steps?": door.count,
-    "seconds?": door.amount,
-    "sha256?": door.texts,
-}
+
+class Shape(TypedDict):
+    """The keys of `ModelConfig`."""
+
+    n_layers: Positive
+    d_model: Positive
+    n_heads: Positive
+    d_mlp: Positive
+    n_ctx: Positive
+
+
+class Config(TypedDict):
+    """What was asked for; the sections that are read back."""
+
+    model: Shape
+
+
+class Losses(TypedDict):
+    """In nats a token."""
+
+    train_loss: Number
+    val_loss: Number
+
+
+class Prints(TypedDict):
+    """What the model is, and what it was made from."""
+
+    model: Line
+    tokenizer: Line
+    corpus: Line
+
+
+class Record(TypedDict):
+    """`lm.json`; what only `status` and `verify` read may be missing."""
+
+    format_version: Literal[1]
+    n_vocab: Count
+    config: Config
+    corpus: dict[str, Any]
+    fingerprints: Prints
+    losses: NotRequired[Losses]
+    steps: NotRequired[Count]
+    seconds: NotRequired[Amount]
+    sha256: NotRequired[records.Texts]
 
 
 @dataclass
@@ -43,7 +78,7 @@ class LoadedLM:
 
     model: "GPT"
     tokenizer: "Tokenizer"
-    record: dict[str, Any]  # lm.json
+    record: Record
 
     @property
     def config(self) -> ModelConfig:
@@ -58,7 +93,7 @@ class LoadedLM:
         return OpenLM(self.model, self.tokenizer, self.config.n_ctx)
 
 
-def read_record(lm_dir: Path) -> dict[str, Any]:
+def read_record(lm_dir: Path) -> Record:
     """`lm.json` of a finished language model, its types checked.
 
     Raises:
@@ -69,15 +104,7 @@ def read_record(lm_dir: Path) -> dict[str, Any]:
         if (lm_dir / CHECKPOINT).exists():
             raise UserError(f"{lm_dir} is not trained to the end: run train_lm.py again")
         raise UserError(f"{lm_dir} holds no language model ({RECORD}): run train_lm.py first")
-    record = door.checked(files.read_json(path), path, VALUES)
-    with reading(path, "train it again"):
-        ModelConfig(**record["config"]["model"])
-    if record["format_version"] != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format version {record['format_version']}; this program reads "
-            f"{FORMAT_VERSION}"
-        )
-    return record
+    return records.read(path, Record, "train it again")
 
 
 def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
@@ -96,8 +123,8 @@ def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
     if fingerprint(path) != record["fingerprints"]["model"]:
         raise UserError(f"{path} is not the file that {RECORD} describes: train it again")
     arrays = tensor_files.read(path)
-    shape = ModelConfig(**record["config"]["model"])
     try:
+        shape = ModelConfig(**record["config"]["model"])
         tensors = {name: torch.tensor(array) for name, array in arrays.items()}  # aligned
         if shape.n_layers > len(tensors):
             raise RuntimeError(f"{len(tensors)} tensors for {shape.n_layers} layers")

@@ -2,16 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import TypedDict
 
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.sae.origin import UNKNOWN, site_of
-from sparse_dict.storage import door, tensor_files
+from sparse_dict.storage import records, tensor_files
 from sparse_dict.storage.files import read_json, sealed, sha256_file, sha256_of, write_json
+from sparse_dict.storage.records import Amount, Count, Number, Shown, Texts, Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,29 +28,55 @@ SNAPSHOTS = "snapshots"
 CONFIG = "cfg.json"
 HISTORY = "history.csv"
 HASHED = (WEIGHTS, CONFIG, FEATURES, HISTORY)  # and snapshots: their SHA-256 is in metrics.json
-VALUES: dict[str, door.Check] = {
-    "config": door.mapping,
-    "config.sae?": door.mapping,
-    **{f"config.sae.{key}?": door.number for key in ("k", "l0")},
-    **{key: door.count for key in ("dict_size", "eval_rows")},
-    "seed": door.whole,
-    **{key: door.number for key in ("fvu", "l0", "l1")},
-    **{f"{key}?": door.number for key in ("mse", "l1_norm")},
-    "variance?": door.amount,
-    **{f"{key}?": door.count for key in ("dead", "n_activations", "trained_together")},
-    "seconds?": door.amount,
-    "fingerprints?": door.texts,
-    "sha256?": door.texts,
-    **{f"{key}?": door.shown for key in ("tied", "l1_scaling", "activation")},
-}
-CHECKPOINT_VALUES: dict[str, door.Check] = {
-    "step": door.count,
-    "record": door.mapping,
-    "history": door.listing,
-    "sums": door.mapping,
-    "seconds": door.amount,
-}
 WEIGHT_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+
+
+class Settings(TypedDict):
+    """The section `sae` of a config, as far as it is read back."""
+
+    k: NotRequired[Number | None]
+    l0: NotRequired[Number | None]
+
+
+class Config(TypedDict):
+    """A config's sections."""
+
+    sae: NotRequired[Settings | None]  # which an imported dictionary has not
+    training: NotRequired[dict[str, Any] | None]
+
+
+class Metrics(TypedDict):
+    """`metrics.json`; earlier versions recorded less of it."""
+
+    config: Config
+    dict_size: Count
+    eval_rows: Count
+    seed: Whole
+    fvu: Number
+    l0: Number
+    l1: Number
+    mse: NotRequired[Number | None]
+    l1_norm: NotRequired[Number | None]
+    variance: NotRequired[Amount | None]
+    dead: NotRequired[Count | None]
+    n_activations: NotRequired[Count | None]
+    trained_together: NotRequired[Count | None]
+    seconds: NotRequired[Amount | None]
+    fingerprints: NotRequired[Texts | None]
+    sha256: NotRequired[Texts | None]
+    tied: NotRequired[Shown | None]
+    l1_scaling: NotRequired[Shown | None]
+    activation: NotRequired[Shown | None]
+
+
+class CheckpointMeta(TypedDict):
+    """What a checkpoint holds besides tensors."""
+
+    step: Count
+    record: dict[str, Any]  # what identifies the result
+    history: list[dict[str, Any]]
+    sums: dict[str, Any]
+    seconds: Amount
 
 
 @dataclass
@@ -106,7 +134,7 @@ class Trained:
     folder: Path
     dictionary: Dictionary
     fire_count: npt.NDArray[np.int64]  # (dict_size,) active rows among the evaluation rows
-    metrics: dict[str, Any]
+    metrics: Metrics
     site: Site | None = None  # what it reads, where that is one site that has a name
 
 
@@ -170,13 +198,13 @@ def _kind(dictionary: Dictionary, transcodes: bool) -> dict[str, Any]:
     return kind
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: Path) -> Metrics:
     """`metrics.json` of a finished dictionary, its values checked.
 
     Raises:
         UserError: there is none, or a value has the wrong type or is out of range.
     """
-    return door.checked(read_json(folder / METRICS), folder / METRICS, VALUES)
+    return records.read(folder / METRICS, Metrics)
 
 
 def read(folder: Path) -> Trained:
@@ -217,15 +245,21 @@ def read(folder: Path) -> Trained:
         raise UserError(f"{folder / 'cfg.json'}: k is {k}, with {dict_size} features")
     if fire_count.shape != (dict_size,):
         raise UserError(f"{folder / FEATURES}: fire_count does not have the shape {(dict_size,)}")
+    if (fire_count < 0).any():
+        raise UserError(f"{folder / FEATURES}: fire_count holds negative numbers")
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise UserError(f"{folder / WEIGHTS} holds values that are not finite")
-    hashes = metrics.get("sha256") or {}  # earlier versions recorded none
     for name in (WEIGHTS, CONFIG, FEATURES):
-        if hashes.get(name) not in (None, sha256_file(folder / name)):
-            raise UserError(f"{folder / name} has changed since it was written (SHA-256)")
+        _refuse_change(folder / name, (metrics.get("sha256") or {}).get(name))
     metadata = config.get("metadata")
     site = site_of(metadata.get("hook_name")) if isinstance(metadata, dict) else None
     return Trained(folder, dictionary, fire_count, metrics, site)
+
+
+def _refuse_change(path: Path, recorded: str | None) -> None:
+    """See that a file has the SHA-256 that was recorded; earlier versions recorded none."""
+    if recorded not in (None, sha256_file(path)):
+        raise UserError(f"{path} has changed since it was written (SHA-256)")
 
 
 def write_snapshot(folder: Path, W_dec: Array, seen: int) -> None:
@@ -242,10 +276,11 @@ def read_snapshots(folder: Path) -> dict[int, Array]:
     """Decoders by the number of rows seen, in that order.
 
     Raises:
-        UserError: a snapshot is broken.
+        UserError: a snapshot is broken, or has changed since the dictionary was finished.
     """
-    snapshots = {}
+    snapshots, hashes = {}, read_metrics(folder).get("sha256") or {}
     for path in snapshot_paths(folder):
+        _refuse_change(path, hashes.get(str(path.relative_to(folder))))
         W_dec = tensor_files.read(path).get("W_dec")
         if W_dec is None or W_dec.ndim != 2 or not path.stem.isdecimal():
             raise UserError(f"{path} is not a snapshot of a decoder")
@@ -253,14 +288,7 @@ def read_snapshots(folder: Path) -> dict[int, Array]:
     return snapshots
 
 
-def read_checkpoint_meta(folder: Path) -> dict[str, Any] | None:
+def read_checkpoint_meta(folder: Path) -> CheckpointMeta | None:
     """What was noted beside a checkpoint's tensors, or None if there is no checkpoint."""
     path = folder / CHECKPOINT
-    if not path.exists():
-        return None
-    meta = tensor_files.read_record(path)
-    try:
-        door.checked(meta, path, CHECKPOINT_VALUES)
-    except UserError as error:
-        raise tensor_files.damaged(path, error) from None
-    return meta
+    return tensor_files.read_record(path, CheckpointMeta) if path.exists() else None

@@ -32,7 +32,7 @@ def run_name(config: Mapping[str, Any]) -> str:
     return str(_joined(named | places))
 
 
-def end_values(metrics: dict[str, Any]) -> dict[str, int | float]:
+def end_values(metrics: Mapping[str, Any]) -> dict[str, int | float]:
     """The numbers among a dictionary's metrics."""
     return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
 

@@ -1,11 +1,11 @@
 """Whether trained dictionaries are of any use, and what to change if not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparse_dict.sae.architectures import Architecture, known
 
-Metrics = dict[str, Any]  # a dictionary's metrics.json
+Metrics = Mapping[str, Any]  # a dictionary's metrics.json
 
 # A sparser dictionary is preferred as long as it explains this share of what the best one does.
 ENOUGH = 0.8

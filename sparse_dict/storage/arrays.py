@@ -2,8 +2,7 @@
 
 import io
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.errors import UserError, one_line
-from sparse_dict.storage import door
 from sparse_dict.storage.door import opened
 
 
@@ -34,13 +32,14 @@ class Stored:
         with opened(path) as file:
             try:
                 version = np.lib.format.read_magic(file)
-                reader = f"read_array_header_{version[0]}_0"
+                # versions 2 and 3 differ in names of columns alone
+                reader = f"read_array_header_{min(version[0], 2)}_0"
                 self.shape, self._fortran, self.dtype = getattr(np.lib.format, reader)(file)
+                if any(type(n) is not int or n < 0 for n in self.shape) or self.dtype.hasobject:
+                    raise ValueError(f"it holds {self.dtype} {self.shape}")
                 self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
                 self._offset = file.tell()
                 size = self._offset + self.shape[0] * self._row_bytes
-                if self.dtype.hasobject or min(self.shape) < 0 or size >= 2**63:
-                    raise ValueError(f"it holds {self.dtype} {self.shape}")
                 if (there := file.seek(0, io.SEEK_END)) < size:
                     raise ValueError(f"it has {there} of {size} bytes")
             except UserError:
@@ -116,26 +115,3 @@ class Joined:
                 yield self.arrays[i][first : first + n], slice(done, done + n)
             done += n
             i += 1
-
-
-def count(record: Mapping[str, Any], key: str, least: int = 0) -> int:
-    """A whole number of a manifest.
-
-    Raises:
-        KeyError, ValueError: it is not there, or not a number of at least `least`.
-    """
-    value = record[key]
-    if not door.count(value) or value < least:
-        raise ValueError(f"{key} is {value!r}")
-    return value
-
-
-def file_name(name: Any, pattern: str = r"[\w-]+\.npy") -> str:
-    """The name of a file beside a manifest.
-
-    Raises:
-        ValueError: it is not like `pattern`, which matches nothing that leads elsewhere.
-    """
-    if not isinstance(name, str) or not re.fullmatch(pattern, name, re.ASCII):
-        raise ValueError(f"{name!r} is not the name of an .npy file beside it")
-    return name

@@ -98,7 +98,7 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
     return record | {SEAL: fingerprint(record)}
 
 
-def is_sealed(record: dict[str, Any]) -> bool:
+def is_sealed(record: Mapping[str, Any]) -> bool:
     """Whether a record is unchanged since `sealed`; True for older ones, which have no seal."""
     rest = {key: value for key, value in record.items() if key != SEAL}
     return record.get(SEAL, fingerprint(rest)) == fingerprint(rest)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from sparse_dict.errors import MALFORMED, UserError, one_line
-from sparse_dict.storage import files
+from sparse_dict.storage import files, records
 from sparse_dict.storage.door import opened
 
 Arrays = dict[str, NDArray[Any]]
+T = TypeVar("T")
 
 RECORD, DIGEST = "record", "sha256"  # in a checkpoint's header
 UNREADABLE = (SafetensorError, OSError, *MALFORMED)
@@ -53,20 +54,17 @@ def read(path: Path) -> Arrays:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path, kind: type[T]) -> T:
     """The record of a checkpoint, whose arrays are not read.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is not of its `kind`.
     """
     try:
         with _header(path) as file:
-            record = json.loads(file.metadata()[RECORD])
-        if not isinstance(record, dict):
-            raise TypeError(f"the record is {type(record).__name__}")
+            return records.fitting(json.loads(file.metadata()[RECORD]), kind)
     except UNREADABLE as error:
         raise damaged(path, error) from None
-    return record
 
 
 def read_checkpoint(path: Path) -> Arrays:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sparse_dict.errors import UserError
-from sparse_dict.storage import door, files, lock
+from sparse_dict.storage import files, lock, records
 
 STALE_S = 7 * 24 * 3600.0
 HASHES = "sha256.json"  # of a folder's files, where they do not say so themselves
@@ -28,7 +28,7 @@ def ensure_sealed(folder: Path, make: Callable[[Path], None]) -> None:
 
     path = folder / HASHES
     if path.exists():  # not in the folders of earlier versions
-        for name, sha256 in door.checked(files.read_json(path), path, {"": door.texts}).items():
+        for name, sha256 in records.read(path, records.Texts).items():
             path = folder / Path(name).name
             if not path.is_file() or files.sha256_file(path) != sha256:
                 raise UserError(f"{path} has changed since it was written: delete {folder}")

@@ -95,24 +95,20 @@ def _extract(data: DocstringsData) -> list[str]:
     """
     paths = _sources(data)
     tasks = [paths[i : i + FILES_A_TASK] for i in range(0, len(paths), FILES_A_TASK)]
-    workers = min(available_cores(), len(tasks))
+    workers = max(1, min(available_cores(), len(tasks)))
     found: list[str] = []
-    with Progress("extract docstrings", len(paths), "files") as progress:
-        if workers < 2:
-            for task in tasks:
-                found += extract(task, data.min_chars)
-                progress.advance(len(task))
-        else:
-            # Spawned, since a fork of a process with threads may hang. Syntax trees have no
-            # cycles, and without the collector they are built a quarter faster.
-            with ProcessPoolExecutor(
-                workers, multiprocessing.get_context("spawn"), initializer=gc.disable
-            ) as pool:
-                with interrupt.not_heard():
-                    extracted = pool.map(extract, tasks, repeat(data.min_chars))
-                for task, texts in zip(tasks, extracted, strict=True):
-                    found += texts
-                    progress.advance(len(task))
+    # Spawned, since a fork of a process with threads may hang. Syntax trees have no cycles, and
+    # without the collector they are built a quarter faster.
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        Progress("extract docstrings", len(paths), "files") as progress,
+        ProcessPoolExecutor(workers, spawn, initializer=gc.disable) as pool,
+    ):
+        with interrupt.not_heard():
+            extracted = pool.map(extract, tasks, repeat(data.min_chars))
+        for task, texts in zip(tasks, extracted, strict=True):
+            found += texts
+            progress.advance(len(task))
     return sorted(Unique(found), key=lambda text: hashlib.blake2b(text.encode()).digest())
 
 

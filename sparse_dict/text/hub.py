@@ -1,30 +1,34 @@
 """Data sets of the Hugging Face hub: a data set is looked up once, and one commit of it is read."""
 
 import logging
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+from urllib.parse import quote
+
+from typing_extensions import TypedDict
 
 from sparse_dict.config import HubData
 from sparse_dict.errors import UserError, one_line
 from sparse_dict.machine import distributed
 from sparse_dict.machine.background import in_background
 from sparse_dict.machine.network import status
-from sparse_dict.storage import door, files
+from sparse_dict.storage import files, records
 from sparse_dict.text.files import no_column, text_of
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 INSTEAD = "use data=docstrings, or data=files data.files=... with a copy of your own"
 CONVERTED = "refs/convert/parquet"  # the branch to which the hub converts a data set by itself
 ANSWER_S = 15.0  # within which a hub answers its first request
-PATIENCE_S = 600.0  # for a hub that asks us to wait
-BUSY = (429, 503)
+HIDDEN = ("RepositoryNotFoundError", "GatedRepoError", "DatasetNotFoundError")
+
+
+class Note(TypedDict):
+    """Which commit a name stood for when it was first looked up."""
+
+    commit: records.Line
 
 
 def check(data: HubData) -> None:
@@ -111,17 +115,18 @@ def _commit(data: HubData, cache_dir: Path) -> str | None:
 
     None of a local folder, and where there is neither a note nor a network.
     """
-    import datasets
-
-    if Path(data.path).expanduser().is_dir():
+    if _local(data):
         return None
-    asked = [datasets.config.HF_ENDPOINT, data.path, data.revision]
+    asked = [_endpoint(), data.path, data.revision]
     path = cache_dir / "hub" / f"{files.fingerprint(asked)}.json"
     if path.exists():
-        return str(door.checked(files.read_json(path), path, {"commit": door.text})["commit"])
+        return records.read(path, Note)["commit"]
     if not _online():
         return None
-    commit = _patiently(data, lambda: _looked_up(data))
+    try:
+        commit = in_background(lambda: _looked_up(data))
+    except Exception as error:
+        raise _told(data, error) from None
     note = {"endpoint": asked[0], "path": asked[1], "revision": asked[2], "commit": commit}
     if distributed.main():
         files.write_json(path, note)
@@ -134,111 +139,87 @@ def _looked_up(data: HubData) -> str:
 
     `datasets` no longer runs the script that some data sets have on their main branch.
     """
-    import datasets
-    import huggingface_hub
     from huggingface_hub.errors import RevisionNotFoundError
 
-    api = huggingface_hub.HfApi(datasets.config.HF_ENDPOINT)
     try:
-        info = api.dataset_info(data.path, revision=data.revision)
+        info = _info(data.path, data.revision)
     except RevisionNotFoundError:
         if data.revision != CONVERTED:
             raise
-        info = api.dataset_info(data.path)
-    names = {file.rfilename for file in info.siblings or ()}
+        info = _info(data.path, None)
+    names = {file["rfilename"] for file in info.get("siblings", ())}
     if f"{data.path.rpartition('/')[2]}.py" in names:
         try:
-            info = api.dataset_info(data.path, revision=CONVERTED)
+            info = _info(data.path, CONVERTED)
         except RevisionNotFoundError:
             raise UserError(
                 f"{data.path} is a script, which datasets does not run, and the hub has not "
                 f"converted it to Parquet; {INSTEAD}"
             ) from None
-    return str(info.sha)
+    return str(info["sha"])
+
+
+def _info(path: str, revision: str | None) -> dict[str, Any]:
+    """What the hub says of a data set: as `HfApi.dataset_info`, which does not try again."""
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+    at = f"/revision/{quote(revision, safe='')}" if revision else ""
+    url = f"{_endpoint()}/api/datasets/{path}{at}"
+    response = http_backoff("GET", url, headers=build_hf_headers(), timeout=ANSWER_S)
+    hf_raise_for_status(response)
+    found: dict[str, Any] = response.json()
+    return found
 
 
 def _open(data: HubData, commit: str | None) -> Any:
     """The data set, a stream if `data.streaming`; from the local cache if there is no network."""
     import datasets
+    from huggingface_hub import constants
 
-    local = Path(data.path).expanduser().is_dir()
+    reached = _local(data) or _online()
     where = {"name": data.name, "revision": commit or data.revision, "split": data.split}
-    if local or _online():
-        streaming = data.streaming
-        return _patiently(
-            data, lambda: datasets.load_dataset(data.path, streaming=streaming, **where)
-        )
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    if not reached:  # the client would try for half a minute
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
-        with _offline():
-            dataset = datasets.load_dataset(data.path, **where)
-    except OSError:
-        why = "offline mode is on" if datasets.config.HF_HUB_OFFLINE else "there is no network"
+        return in_background(
+            lambda: datasets.load_dataset(data.path, streaming=data.streaming and reached, **where)
+        )
+    except Exception as error:
+        if reached or not isinstance(error, OSError):
+            raise _told(data, error) from None
+        why = "offline mode is on" if before[0] else "there is no network"
         raise UserError(
-            f"{data.path} cannot be fetched from {datasets.config.HF_ENDPOINT}: {why}, and it is "
-            f"not in the local cache; {INSTEAD}"
+            f"{data.path} cannot be fetched from {_endpoint()}: {why}, and it is not in the local "
+            f"cache; {INSTEAD}"
         ) from None
-    except Exception as error:  # the client raises anything from ValueError to RuntimeError
-        raise UserError(f"{data.path}: {one_line(error)}") from None
-    log.info("%s: no network, reading the local copy", data.path)
-    return dataset
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+
+
+def _local(data: HubData) -> bool:
+    return Path(data.path).expanduser().is_dir()
+
+
+def _endpoint() -> str:
+    import datasets
+
+    return str(datasets.config.HF_ENDPOINT)
 
 
 def _online() -> bool:
     import datasets
 
-    endpoint = datasets.config.HF_ENDPOINT
-    return not datasets.config.HF_HUB_OFFLINE and status(endpoint, ANSWER_S) is not None
+    return not datasets.config.HF_HUB_OFFLINE and status(_endpoint(), ANSWER_S) is not None
 
 
-def _patiently(data: HubData, call: Callable[[], T]) -> T:
-    """`call()`, again and again while the hub asks us to wait.
-
-    Raises:
-        UserError: it does so for more than `PATIENCE_S`, or `call` fails otherwise.
-    """
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return in_background(call)
-        except UserError:
-            raise
-        except Exception as error:  # the client raises anything from ValueError to RuntimeError
-            response = _response(error)
-            code = getattr(response, "status_code", None)
-            if code in (401, 403) or type(error).__name__ == "GatedRepoError":
-                raise UserError(
-                    f"{data.path}: the hub has no such data set, or only for those who accepted "
-                    f"its terms there and ran `hf auth login` ({one_line(error, 100)})"
-                ) from None
-            asked = getattr(response, "headers", {}).get("Retry-After", "")
-            seconds = float(asked) if asked.isdecimal() else 10.0
-            if code not in BUSY or time.monotonic() + seconds > deadline:
-                raise UserError(f"{data.path}: {one_line(error)}") from None
-            log.info("%s: the hub asks to wait %.0f s (HTTP %d)", data.path, seconds, code)
-            time.sleep(seconds)
-
-
-def _response(error: BaseException | None) -> Any:
-    """The HTTP response that an error of the hub's client, or one of its causes, came from."""
-    while error is not None:
-        if (response := getattr(error, "response", None)) is not None:
-            return response
-        error = error.__cause__ or error.__context__
-    return None
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Keep the hub's client from trying the network, which takes it half a minute."""
-    import datasets
-    import huggingface_hub
-
-    modules: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in modules]
-    for module in modules:
-        module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(modules, before, strict=True):
-            module.HF_HUB_OFFLINE = value
+def _told(data: HubData, error: Exception) -> UserError:
+    """One line on what the hub's client has raised: anything from ValueError to RuntimeError."""
+    if isinstance(error, UserError):
+        return error
+    if type(error).__name__ in HIDDEN:
+        return UserError(
+            f"{data.path}: the hub has no such data set, or only for those who accepted its terms "
+            f"there and ran `hf auth login` ({one_line(error, 100)})"
+        )
+    return UserError(f"{data.path}: {one_line(error)}")

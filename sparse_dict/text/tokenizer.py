@@ -13,13 +13,14 @@ from typing import Any, Self
 import numpy as np
 import regex  # tiktoken's
 import tiktoken
+from typing_extensions import TypedDict
 
 from sparse_dict.config import BPETokenizer, DataConfig, GPT2Tokenizer
 from sparse_dict.errors import UserError, one_line, reading
 from sparse_dict.machine.background import in_background
 from sparse_dict.machine.network import reachable
 from sparse_dict.machine.threads import available_cores
-from sparse_dict.storage import files
+from sparse_dict.storage import files, records
 from sparse_dict.storage.door import read_bytes
 from sparse_dict.text import bpe, corpus
 from sparse_dict.text.cache import ensure_sealed
@@ -35,6 +36,15 @@ DOWNLOAD_S = 120.0
 PROBE = "It's  1 \té_!\n"
 BLANKS = re.compile(r"(\s{100000})")  # a run that is encoded in pieces
 BPE_RULES = 2  # increased when the same corpus and settings give another vocabulary
+
+
+class Record(TypedDict):
+    """`tokenizer.json`."""
+
+    name: records.Line
+    pat_str: str
+    special_tokens: dict[str, records.Count]
+    n_vocab: records.Count
 
 
 class Tokenizer:
@@ -103,15 +113,15 @@ class Tokenizer:
             UserError: a file is missing or malformed, or the two do not fit each other.
         """
         path = folder / "tokenizer.json"
-        record, ranks = files.read_json(path), _read_ranks(folder / "ranks.tiktoken")
+        record, ranks = records.read(path, Record), _read_ranks(folder / "ranks.tiktoken")
         with reading(path):
             expected = {"special_tokens": {END_OF_TEXT: len(ranks)}, "n_vocab": len(ranks) + 1}
             for key, value in expected.items():
-                if record[key] != value:
-                    raise ValueError(f"{key} is {record[key]!r}, but the ranks say {value}")
+                if (there := record.get(key)) != value:
+                    raise ValueError(f"{key} is {there!r}, but the ranks say {value}")
             if not _splits(record["pat_str"]):  # tiktoken would panic
                 raise ValueError("pat_str does not split a text into words")
-            return cls(str(record["name"]), ranks, record["pat_str"])
+            return cls(record["name"], ranks, record["pat_str"])
 
     def _encode(self, text: str) -> np.ndarray:
         # on a million blanks tiktoken would fail, and name no document

@@ -7,18 +7,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from sparse_dict.config import DataConfig
-from sparse_dict.errors import UserError, reading
+from sparse_dict.errors import UserError
 from sparse_dict.machine import distributed
 from sparse_dict.machine.background import prefetched
 from sparse_dict.machine.progress import Progress
 from sparse_dict.machine.threads import available_cores
-from sparse_dict.storage import files
-from sparse_dict.storage.arrays import Joined, Stored, count, file_name, stored
+from sparse_dict.storage import files, records
+from sparse_dict.storage.arrays import Joined, Stored, stored
+from sparse_dict.storage.records import ArrayName, Count, Line
 from sparse_dict.storage.tensor_files import read_checkpoint, read_record, write_checkpoint
 from sparse_dict.text import corpus
 from sparse_dict.text.cache import RESUME, ensure
@@ -32,6 +34,63 @@ BATCH_DOCUMENTS = 2048
 BATCH_CHARS = 2**23
 
 _End = tuple[dict[str, Any] | None, int]  # a stream's state, and how many documents it gave
+
+
+class FileRecord(TypedDict):
+    """A file beside the manifest."""
+
+    name: ArrayName
+    sha256: Line
+
+
+class ShardRecord(FileRecord):
+    """A file of ids."""
+
+    tokens: Count
+
+
+class WriterRecord(TypedDict):
+    """One part of the corpus, half written."""
+
+    shards: list[ShardRecord]
+    tokens: Count
+    bytes: Count
+
+
+class SplitRecord(WriterRecord):
+    """One part of the corpus."""
+
+    documents: Count
+    document_starts: FileRecord
+
+
+class Splits(TypedDict):
+    """Those of a store."""
+
+    train: SplitRecord
+    validation: SplitRecord
+
+
+class Manifest(TypedDict):
+    """`manifest.json` of a store."""
+
+    format: Literal[1]
+    fingerprint: Line
+    corpus: dict[str, Any]
+    val_fraction: float
+    tokenizer: Line
+    dtype: Literal["uint16", "uint32"]
+    n_vocab: Count
+    eot: Count
+    splits: Splits
+
+
+class Resume(TypedDict):
+    """Where a stream broke off."""
+
+    state: dict[str, Any]
+    train: WriterRecord
+    validation: WriterRecord
 
 
 class Encoder(Protocol):
@@ -142,16 +201,12 @@ class TokenStore:
     """The folder that `prepare` makes.
 
     Attributes:
-        fingerprint: identifies corpus, split and tokenizer.
-        manifest: all of ``manifest.json``.
+        manifest: all of ``manifest.json``; its fingerprint identifies corpus, split and tokenizer.
         streams: "train" and "validation"; one of them may be empty.
     """
 
     folder: Path
-    fingerprint: str
-    n_vocab: int
-    eot: int
-    manifest: dict[str, Any]
+    manifest: Manifest
     streams: dict[str, TokenStream]
 
     @classmethod
@@ -165,26 +220,18 @@ class TokenStore:
         """
         path = folder / "manifest.json"
         try:
-            manifest = files.read_json(path)
-            with reading(path):
-                if manifest["format"] != FORMAT:
-                    raise ValueError(f"format {manifest['format']!r}, expected {FORMAT}")
-                if manifest["dtype"] not in ("uint16", "uint32"):
-                    raise ValueError(f"dtype {manifest['dtype']!r} is not uint16 or uint32")
-                hashes: dict[str, str] = {}
-                store = cls(
-                    folder=folder,
-                    fingerprint=str(manifest["fingerprint"]),
-                    n_vocab=count(manifest, "n_vocab"),
-                    eot=count(manifest, "eot"),
-                    manifest=manifest,
-                    streams={name: _stream(folder, manifest, name, hashes) for name in SPLITS},
-                )
+            manifest = records.read(path, Manifest)
+            splits, dtype = manifest["splits"], np.dtype(manifest["dtype"])
+            hashes: dict[str, str] = {}
+            streams = {
+                "train": _stream(folder, splits["train"], dtype, hashes),
+                "validation": _stream(folder, splits["validation"], dtype, hashes),
+            }
             if distributed.main():
                 _verify(folder, hashes)
         except UserError as error:
             raise UserError(f"{error}; delete {folder} to have it made again") from None
-        return store
+        return cls(folder, manifest, streams)
 
     def split(self, name: str) -> TokenStream:
         """The stream of "train" or "validation", or of "all": the one after the other.
@@ -198,29 +245,26 @@ class TokenStore:
             total = len(train.document_starts) + len(validation.document_starts)
             raise UserError(
                 f"the {name} part of the corpus is empty: of its {total} documents none falls "
-                f"there with data.val_fraction={self.manifest.get('val_fraction')}; give more or "
+                f"there with data.val_fraction={self.manifest['val_fraction']}; give more or "
                 "shorter documents, or another data.val_fraction"
             )
         return stream
 
 
 def _stream(
-    folder: Path, manifest: dict[str, Any], name: str, hashes: dict[str, str]
+    folder: Path, split: SplitRecord, dtype: np.dtype[Any], hashes: dict[str, str]
 ) -> TokenStream:
-    """The split `name` of a manifest, whose files' recorded hashes are added to `hashes`."""
-    split = manifest["splits"][name]
+    """One split of a manifest, whose files' recorded hashes are added to `hashes`."""
     shards = []
     for shard in split["shards"]:
-        path = folder / file_name(shard["name"])
-        shards.append(stored(path, np.dtype(manifest["dtype"]), (count(shard, "tokens"),)))
-        hashes[path.name] = shard["sha256"]
+        shards.append(stored(folder / shard["name"], dtype, (shard["tokens"],)))
+        hashes[shard["name"]] = shard["sha256"]
     record = split["document_starts"]
-    path = folder / file_name(record["name"])
-    starts = stored(path, np.dtype(np.int64), (count(split, "documents"),))[:]
-    hashes[path.name] = record["sha256"]
+    starts = stored(folder / record["name"], np.dtype(np.int64), (split["documents"],))[:]
+    hashes[record["name"]] = record["sha256"]
     stream = TokenStream(shards, starts)
-    if count(split, "tokens") != len(stream):
-        raise ValueError(f"the {name} shards do not add up")
+    if split["tokens"] != len(stream):
+        raise UserError(f"{folder}: the shards of {record['name']} do not add up")
     return stream
 
 
@@ -245,7 +289,7 @@ class _SplitWriter:
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         self._name = name
-        self.shards: list[dict[str, Any]] = []
+        self.shards: list[ShardRecord] = []
         self.pending: list[np.ndarray] = []
         self.starts = array("q")
         self.tokens = 0
@@ -265,7 +309,7 @@ class _SplitWriter:
         """Tokens in no shard."""
         return self.tokens - sum(shard["tokens"] for shard in self.shards)
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> SplitRecord:
         """Write what is left; the split's part of the manifest."""
         if self._left:
             self._flush(self._left)
@@ -285,11 +329,11 @@ class _SplitWriter:
         starts = np.array(self.starts, np.int64)
         return dict(zip(self._names, (starts, *self.pending), strict=False))
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> WriterRecord:
         """See `arrays`."""
         return {"shards": self.shards, "tokens": self.tokens, "bytes": self.bytes}
 
-    def go_on(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    def go_on(self, record: WriterRecord, arrays: dict[str, np.ndarray]) -> None:
         """Take the state that another writer had."""
         starts, pending = self._names
         self.shards, self.tokens, self.bytes = record["shards"], record["tokens"], record["bytes"]
@@ -325,14 +369,13 @@ class _Tokenisation:
         self._writers = {name: _SplitWriter(folder, name) for name in SPLITS}
         state, keys = None, np.empty(0, np.uint64)
         if self._path.exists():
-            arrays, record = read_checkpoint(self._path), read_record(self._path)
-            with reading(self._path, "delete it"):
-                state, keys = record["state"], arrays["keys"]
-                for name, writer in self._writers.items():
-                    writer.go_on(record[name], arrays)
+            arrays, record = read_checkpoint(self._path), read_record(self._path, Resume)
+            state, keys = record["state"], arrays["keys"]
+            for name, kept in (("train", record["train"]), ("validation", record["validation"])):
+                self._writers[name].go_on(kept, arrays)
         self._documents = corpus.Documents(data, cache_dir, state, keys.tolist())
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> dict[str, SplitRecord]:
         """The manifest's part on the splits."""
         # Reading, encoding (itself on all cores) and writing each work on another batch.
         encoded = (

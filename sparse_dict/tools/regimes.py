@@ -15,21 +15,42 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from typing_extensions import TypedDict
 
-from sparse_dict.activations.store import MANIFEST, PRE_ACTIVATIONS
+from sparse_dict.activations.store import MANIFEST, Regime
 from sparse_dict.analysis import study
 from sparse_dict.analysis.measures.effective_neurons import Floats, random_simpson, simpson_neurons
 from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.analysis.report import figures
-from sparse_dict.errors import UserError, reading
+from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
-from sparse_dict.storage import files
+from sparse_dict.storage import files, records
 
 THRESHOLD = 0.9  # an MCS above it is high, as in the post
 # Columns of mean effective neurons.
 HIGH, LOW, DEAD = "neurons_high", "neurons_low", "neurons_dead"
 RANDOM = "neurons_random"
 FEW = 5  # means over fewer features are not shown
+
+
+class Harvest(TypedDict, total=False):
+    """What is read of a harvest's manifest."""
+
+    layer: records.Count
+    site: records.Line
+    pre_activations: list[Regime]
+
+
+class Losses(TypedDict):
+    """What is read of a language model's losses."""
+
+    val_loss: records.Number
+
+
+class Trained(TypedDict):
+    """What is read of a language model's record."""
+
+    losses: Losses
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,14 +96,12 @@ def dictionaries(folder: Path) -> pd.DataFrame:
 
 def _study(folder: Path) -> Iterator[dict[str, object]]:
     path = folder / "activations" / MANIFEST
-    manifest = files.read_json(path)
-    regimes = {m["layer"]: m for m in manifest.get(PRE_ACTIVATIONS, [])}
+    manifest = records.read(path, Harvest)
+    regimes = {m["layer"]: m for m in manifest.get("pre_activations", [])}
     layer = manifest.get("layer")
     if layer not in regimes or manifest.get("site") != "mlp_post":
         raise UserError(f"{path} records no pre-activations of an mlp_post: harvest again")
-    record = folder / "lm" / lm_folder.RECORD
-    with reading(record, "train it again"):
-        loss = float(files.read_json(record)["losses"]["val_loss"])
+    loss = records.read(folder / "lm" / lm_folder.RECORD, Trained)["losses"]["val_loss"]
     found = study.load(folder / "sae")
     for entry, larger in (pair for chain in found.chains for pair in pairwise(chain.entries)):
         mcs = max_cosine(normalised(entry.decoder), normalised(larger.decoder))

@@ -8,7 +8,8 @@ fault is named; the exit code is 1 if there is one.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ class Verification:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.lines: list[str] = []
-        self.faults: list[str] = []
-        self.lm: dict[str, str] | None = None  # the model's fingerprints
+        self.faults: dict[str, None] = {}  # in the order in which they were found
+        self.lm: lm_folder.Prints | None = None  # the model's fingerprints
         self.activations: dict[str, str] | None = None
         self.weights: dict[str, str] = {}  # of the finished dictionaries
 
@@ -80,14 +81,13 @@ class Verification:
             self._fault(lacking(error) or f"{path}: {error}")
 
     def _fault(self, text: str) -> None:
-        if text not in self.faults:
-            self.faults.append(text)
+        self.faults[text] = None
 
     def _expect(self, fits: object, text: str) -> None:
         if not fits:
             self._fault(text)
 
-    def _only(self, folder: Path, pattern: str) -> None:
+    def _only(self, folder: Path, pattern: str, known: Container[str] = ()) -> None:
         """Name what does not belong in `folder`."""
         root = self.folder.resolve()
         for path in sorted(folder.iterdir()):
@@ -95,7 +95,7 @@ class Verification:
                 self._fault(f"{path} is half a file that a killed process left: delete it")
             elif path.is_symlink() and not path.resolve().is_relative_to(root):
                 self._fault(f"{path} leads out of the study, to {path.resolve()}")
-            elif not re.fullmatch(pattern, path.name):
+            elif path.name not in known and not re.fullmatch(pattern, path.name):
                 self._fault(f"{path} does not belong there")
 
     # --- stages -----------------------------------------------------------------------------------
@@ -121,8 +121,7 @@ class Verification:
         opened = store.Activations.open(folder)
         manifest = opened.manifest or {}
         names = {path.name for s in opened.shards for path in (s.path, s.origin_path) if path}
-        known = "|".join(re.escape(name) for name in (*sorted(names), store.MANIFEST, toy.TRUTH))
-        self._only(folder, rf"{known}|{ANYWHERE}")
+        self._only(folder, ANYWHERE, {*names, store.MANIFEST, toy.TRUTH})
         for changed in opened.changed():
             self._fault(f"{changed} has changed since it was written (its hash does not fit)")
         path = folder / store.MANIFEST
@@ -139,10 +138,10 @@ class Verification:
             )
         if self.lm is None:
             return f"{own} from model {inputs.get('model')}, which this study does not hold"
-        for key in ("model", "tokenizer"):
+        for key, own_print in self.lm.items():
             self._expect(
-                inputs.get(key) == self.lm[key],
-                f"{path}: made from the {key} {inputs.get(key)}, but the study's is {self.lm[key]}",
+                key == "corpus" or inputs.get(key) == own_print,
+                f"{path}: made from the {key} {inputs.get(key)}, but the study's is {own_print}",
             )
         return f"{own} from model {inputs.get('model')}"
 
@@ -154,9 +153,11 @@ class Verification:
             return
         jobs = {*done, *others}
         parents = {path.parent for path in jobs} | {sae_dir}
+        names = defaultdict(set)
+        for path in jobs | parents:
+            names[path.parent].add(path.name)
         for parent in sorted(parents - jobs):
-            inside = [path for path in jobs | parents if path.parent == parent]
-            self._only(parent, "|".join([SAE, *(re.escape(path.name) for path in inside)]))
+            self._only(parent, SAE, names[parent])
         for path in others:
             if holder := lock.holder(path):
                 self._fault(f"{path} is being written by {holder}: verify it again later")
@@ -173,7 +174,7 @@ class Verification:
         path = folder / sae_folder.METRICS
         trained = sae_folder.read(folder)
         metrics = trained.metrics
-        made_from = metrics["fingerprints"]["activations"]
+        made_from = (metrics.get("fingerprints") or {})["activations"]
         snapshots = [str(p.relative_to(folder)) for p in sae_folder.snapshot_paths(folder)]
         unhashed = self._hashes(folder, [*sae_folder.HASHED, *snapshots], metrics.get("sha256"))
         self._sealed(path, metrics)
@@ -218,7 +219,7 @@ class Verification:
 
     # --- files ------------------------------------------------------------------------------------
 
-    def _sealed(self, path: Path, record: dict[str, Any]) -> None:
+    def _sealed(self, path: Path, record: Mapping[str, Any]) -> None:
         """See that a record is the one that was written."""
         fits = files.is_sealed(record)
         self._expect(fits, f"{path} has changed since it was written: its fingerprint does not fit")
@@ -264,7 +265,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "study", type=Path, nargs="+", help="a study's folder, such as outputs/demo"
     )
     folders: list[Path] = parser.parse_args(argv).study
-    lines, faults = [], []
+    lines: list[str] = []
+    faults: list[str] = []
     for folder in folders:
         if not folder.is_dir():
             parser.error(f"{folder} is not a folder")

@@ -1,0 +1,83 @@
+"""Records that are read back: JSON whose keys, types and ranges are declared by a `TypedDict`.
+
+pydantic checks them, once, where they are read. A record stays the dict that was read, with the
+keys that other versions write, since its seal covers them all.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+from annotated_types import Interval, Predicate
+
+from sparse_dict.errors import reading
+from sparse_dict.storage.files import read_json
+
+T = TypeVar("T")
+
+Count = Annotated[int, Interval(ge=0, lt=1 << 48)]
+Positive = Annotated[int, Interval(ge=1, lt=1 << 48)]
+Whole = Annotated[int, Interval(ge=-(1 << 63), lt=1 << 64)]
+Number = Annotated[float, Interval(gt=-1e18, lt=1e18)]
+Amount = Annotated[float, Interval(ge=0, lt=1e18)]
+
+
+def a_line_of_text(value: str) -> bool:
+    """Without what would steer a terminal, or begin a line of its own in a log."""
+    return value.isprintable()
+
+
+def a_line_without_a_formula(value: str) -> bool:
+    """Without a $, which begins one in a figure."""
+    return value.isprintable() and "$" not in value
+
+
+def the_name_of_an_npy_file_beside_it(value: str) -> bool:
+    """Matches nothing that leads elsewhere."""
+    return re.fullmatch(r"[\w-]+\.npy", value, re.ASCII) is not None
+
+
+Line = Annotated[str, Predicate(a_line_of_text)]
+Shown = bool | Annotated[str, Predicate(a_line_without_a_formula)]
+ArrayName = Annotated[str, Predicate(the_name_of_an_npy_file_beside_it)]
+Texts = dict[Line, Line]
+
+
+def read(path: Path, kind: type[T], advice: str = "") -> T:
+    """The record in a JSON file.
+
+    Raises:
+        UserError: there is none, or it is not of its `kind`; ends with `advice`.
+    """
+    with reading(path, advice):
+        return fitting(read_json(path), kind)
+
+
+def fitting(value: Any, kind: type[T]) -> T:
+    """`value`, if it is of its `kind`.
+
+    Raises:
+        ValueError: it is not; says what is wrong with which key.
+    """
+    from pydantic import ValidationError
+
+    try:
+        _adapter(cast(Any, kind)).validate_python(value, strict=True)
+    except ValidationError as errors:
+        error = errors.errors(include_url=False, include_context=False)[0]
+        key = ".".join(map(str, error["loc"])) or "it"
+        if error["type"] == "missing":
+            raise ValueError(f"it lacks {key!r}") from None
+        what = error["msg"].removeprefix("Input should be ")
+        if error["type"] == "predicate_failed":
+            what = what.split()[1].strip("'").rpartition(".")[2].replace("_", " ")
+        raise ValueError(f"{key} is {error['input']!r:.60}, not {what}") from None
+    return cast(T, value)
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
