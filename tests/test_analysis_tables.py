@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from analysis_study import compared, directions, write_dictionary, write_study
+from omegaconf import OmegaConf
 from rounding import rounding
 
 import sparse_dict
@@ -16,6 +17,8 @@ from sparse_dict.analysis.comparison import Variant
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.mcs import normalised
 from sparse_dict.analysis.tables import Tables
+from sparse_dict.config import CONF_DIR, ComparisonConfig
+from sparse_dict.config.analysis import STANDARD_COMPARISON
 from sparse_dict.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +38,11 @@ def study(home: Path) -> Tables:
 
 def test_the_page_of_columns_is_made_from_the_list() -> None:
     assert (ROOT / "docs" / "tables.md").read_text() == page()
+
+
+def test_open_study_compares_as_analyze_does_by_default() -> None:
+    values = OmegaConf.load(CONF_DIR / "analyze.yaml")["comparison"]
+    assert ComparisonConfig(**values) == STANDARD_COMPARISON
 
 
 def test_every_listed_column_is_measured_in_its_order_and_no_other(study: Tables) -> None:

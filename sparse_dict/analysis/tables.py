@@ -19,7 +19,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
 from sparse_dict.analysis import study as studies
 from sparse_dict.analysis.columns import COLUMNS, FOLDER
@@ -29,7 +28,7 @@ from sparse_dict.analysis.measures.across_seeds import match_features
 from sparse_dict.analysis.measures.effective_neurons import entropy, simpson_neurons
 from sparse_dict.analysis.measures.mcs import normalised
 from sparse_dict.analysis.study import Entry, Study
-from sparse_dict.config import CONF_DIR, ComparisonConfig
+from sparse_dict.config.analysis import STANDARD_COMPARISON
 from sparse_dict.errors import UserError
 from sparse_dict.sae.folder import WEIGHTS
 from sparse_dict.storage import door, files
@@ -467,8 +466,7 @@ def open_study(folder: str | Path) -> Tables:
             if len(found.pairs.columns):
                 return found
             log.info("%s holds no pairs: measuring them", home / "analysis" / FOLDER)
-    config = OmegaConf.load(CONF_DIR / "analyze.yaml")
-    settings = ComparisonConfig(**OmegaConf.to_object(config.comparison))  # type: ignore[arg-type]
+    settings = STANDARD_COMPARISON
     loaded = studies.load(sae_dir, settings.features, settings.site)
     comparisons = [Comparison(one, settings) for one in (loaded, *loaded.beside)]
     return measure(comparisons, home.resolve().name, True, fingerprints(loaded))

@@ -40,6 +40,10 @@ class ComparisonConfig(Checked, section="comparison"):
     site: str | None = None
 
 
+# What conf/analyze.yaml says, for `open_study`: an installed package has no conf/.
+STANDARD_COMPARISON = ComparisonConfig("max", "next", "all", 0.9, 2048, 2048, 0.25)
+
+
 @dataclass
 class NoSettings:
     """An analysis that has no settings of its own."""
