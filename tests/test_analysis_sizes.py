@@ -6,26 +6,27 @@ import numpy as np
 import pytest
 from analysis_study import compared, directions, grown, unit, write_dictionary, write_study
 
-from sparse_dict.analysis.analyses import sizes
-from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, Claim
+from sparse_dict.analysis import frame
+from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, Judged, judge
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.mcs import distinct
+from sparse_dict.analysis.sections import sizes
 
 
-def judged(context: Context) -> dict[str, Claim]:
-    return {claim.key: claim for claim in sizes.claims(context)}
+def judged(context: Context) -> dict[str, Judged]:
+    frame.measure(context)
+    return {claim.key: judge(claim, context.tables) for claim in sizes.CLAIMS}
 
 
 def test_each_sort_of_feature_is_counted_at_each_size(tmp_path: Path):
     context = grown(tmp_path, {64: 40, 128: 50, 256: 50}, dead=0.5)
-    chain = context.comparison.main
-    assert chain is not None
-    table = sizes.counts(sizes.features(context.comparison, chain), 0.9)
+    frame.measure(context)
+    table = sizes.counts(context.tables)
     assert table["above 0.9"].tolist() == table["one to one"].tolist() == [40, 50]
     assert table["without an analogue"].tolist() == pytest.approx([24, 78], abs=4)
     assert table["of these never active"].tolist() == pytest.approx([12, 39], abs=3)
-    titles = [getattr(block, "title", "") for block in sizes.section(context).blocks]
+    titles = [getattr(block, "title", "") for block in sizes.show(context)]
     assert "MMCS and numbers of features by size" in titles
 
 
@@ -69,7 +70,7 @@ def test_features_that_share_a_partner_do_not_exceed_the_dimensions(tmp_path: Pa
         write_dictionary(tmp_path / str(size), rows[:size], np.ones(size, np.int64))
     context = compared(tmp_path)
     claim = judged(context)["more_than_dimensions"]
-    assert claim.ours.startswith("4 of 64, for 16 dimensions")
+    assert claim.ours.startswith("0.25 times")
     assert claim.verdict == FAILS
     first, second = context.study.entries
     assert (context.comparison.pair(first, second, "max", "all") > 0.9).sum() == 40
@@ -100,16 +101,15 @@ def test_sizes_that_a_study_lacks_are_named(tmp_path: Path):
     write_study(tmp_path, sizes=(16, 32), d=32)
     found = judged(compared(tmp_path))
     assert {claim.verdict for claim in found.values()} == {OPEN}
-    assert {key: claim.ours for key, claim in found.items()} == {
-        "more_than_dimensions": "needs two sizes above 32, the width of the activations",
-        "mmcs_rises_then_level": "needs four sizes",
-        "mmcs_falls_with_size": "needs three sizes",
-        "nearly_identical_at_512": "needs sizes 512 and a larger one",
-        "no_analogue_at_2048": "needs sizes 2048 and 4096",
-        "no_analogue_dead_at_2048": "needs sizes 2048 and 4096",
-        "more_similar_at_2048": "needs sizes 512, 2048 and a larger one",
-        "similar_grow_slower": "needs three sizes with 5 features above the threshold and 5 "
-        "without an analogue; there are 0",
+    assert {key: claim.needs for key, claim in found.items()} == {
+        "more_than_dimensions": "dictionaries wider than the activations, and larger ones",
+        "mmcs_rises_then_level": "4 dictionary sizes",
+        "mmcs_falls_with_size": "3 dictionary sizes",
+        "nearly_identical_at_512": "size 512 and a larger one",
+        "no_analogue_at_2048": "the sizes 2048 and 4096",
+        "no_analogue_dead_at_2048": "the sizes 2048 and 4096",
+        "more_similar_at_2048": "size 512 and 2048 and a larger one",
+        "similar_grow_slower": "4 dictionary sizes",
     }
 
 

@@ -24,13 +24,14 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from sparse_dict.analysis import frame, stage
-from sparse_dict.analysis.analyses import heatmap, sizes
+from sparse_dict.analysis.analyses import ridge
 from sparse_dict.analysis.comparison import VARIANTS
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.parts import files_in
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.report.curves import curves
+from sparse_dict.analysis.sections import heatmap
 from sparse_dict.errors import UserError
 from sparse_dict.storage.output import MARK
 from sparse_dict.tools import verify
@@ -180,10 +181,10 @@ def test_an_error_within_a_part_is_told_and_ends_no_other(
         (context.folder / "half.csv").write_text("half")
         raise error
 
-    broken = replace(heatmap.ANALYSIS, section=fails)
-    monkeypatch.setattr(heatmap, "ANALYSIS", broken)
-    with pytest.raises(UserError, match=r"parts have failed.*: heatmap; hence exit code 1"):
-        stage.run(config_of(tmp_path, "claims", "heatmap", "frontier"))
+    broken = replace(ridge.ANALYSIS, section=fails)
+    monkeypatch.setattr(ridge, "ANALYSIS", broken)
+    with pytest.raises(UserError, match=r"parts have failed.*: ridge; hence exit code 1"):
+        stage.run(config_of(tmp_path, "claims", "ridge", "frontier"))
     folder = tmp_path / "analysis"
     page = (folder / "report.html").read_text()
     why = "a user&#39;s mistake" if isinstance(error, UserError) else "ValueError: two lines"
@@ -191,20 +192,20 @@ def test_an_error_within_a_part_is_told_and_ends_no_other(
     assert (folder / "frontier.png").exists()
     assert (folder / "claims.json").exists()
     assert not (folder / "half.csv").exists()
-    assert sum("heatmap: this part is missing" in line for line in caplog.messages) == 1
+    assert sum("ridge: this part is missing" in line for line in caplog.messages) == 1
 
 
 def test_a_claim_that_cannot_be_judged_is_undecided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     write_study(tmp_path / "sae", sizes=(8, 16))
-    broken = replace(sizes.ANALYSIS, claims=mock.Mock(side_effect=IndexError("no such feature")))
-    monkeypatch.setattr(sizes, "ANALYSIS", broken)
-    with pytest.raises(UserError, match="claims of sizes"):
-        stage.run(config_of(tmp_path, "claims", "sizes"))
+    broken = replace(ridge.ANALYSIS, claims=mock.Mock(side_effect=IndexError("no such feature")))
+    monkeypatch.setattr(ridge, "ANALYSIS", broken)
+    with pytest.raises(UserError, match="claims of ridge"):
+        stage.run(config_of(tmp_path, "claims", "ridge"))
     claims = json.loads((tmp_path / "analysis" / "claims.json").read_text())["claims"]
     found = {claim["key"]: claim for claim in claims}
-    for text in sizes.ANALYSIS.statements:
+    for text in ridge.ANALYSIS.statements:
         assert found[text.key]["verdict"] == "undecided"
         assert "cannot be judged: IndexError: no such feature" in found[text.key]["ours"]
 
@@ -260,10 +261,19 @@ def test_a_single_dictionary_gives_a_report_that_says_what_is_missing(tmp_path: 
 
 
 def heat_map(context: Context) -> Figure:
-    with figures.style():
-        figure = heatmap.heatmap(context.cells, context.study.families, context.comparison.shown)
+    drawn = []
+
+    def draw(key: str, figure: Any, title: str, caption: str) -> report.Picture:
+        figure.canvas.draw()
+        drawn.append(figure)
         figures.plt.close(figure)
-    return figure
+        return report.Picture(key, title, caption, b"")
+
+    context.draw = draw
+    frame.measure(context)
+    with figures.style():
+        assert list(heatmap.show(context))
+    return drawn[0]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

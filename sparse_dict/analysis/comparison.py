@@ -1,7 +1,7 @@
 """MCS and MMCS of a study's dictionaries with their larger ones, in every variant."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -41,6 +41,10 @@ class Variant:
     matching: str
     against: str
     features: str
+
+    def of(self, features: str) -> "Variant":
+        """The same with other features: "all", or those ever "alive"."""
+        return replace(self, features=features)
 
     def __str__(self) -> str:
         return ", ".join([MATCHING[self.matching], AGAINST[self.against], FEATURES[self.features]])

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sparse_dict.analysis import seeds
-from sparse_dict.analysis.analyses.heatmap import heatmap
-from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.comparison import Comparison, Variant
 from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.mcs import match_codes, max_cosine, normalised
@@ -51,7 +50,7 @@ def section(context: Context) -> Section:
         names = [name for name in compared if (cells["family"] == name).any()]
         result.blocks.append(
             context.draw(
-                "sites_mmcs", heatmap(cells, names, shown), "MMCS with larger dictionaries by site",
+                "sites_mmcs", _drawn(cells, names, shown), "MMCS with larger dictionaries by site",
                 "A panel a site; as in the heat map of one site, each cell is one dictionary.",
             )
         )  # fmt: skip
@@ -83,6 +82,13 @@ def section(context: Context) -> Section:
         Table("Features of one site in the next", agreement),
     ]  # fmt: skip
     return result
+
+
+def _drawn(cells: pd.DataFrame, names: Sequence[str], shown: Variant) -> Figure:
+    renamed = cells.rename(columns={"dict_size": "size", "family": "panel"})
+    title = f"MMCS with larger dictionaries\n{shown}"
+    ordered = renamed.sort_values("panel", key=lambda part: part.map(list(names).index))
+    return figures.heatmaps(ordered, "mmcs", title, "MMCS", ".2f", 1.0)
 
 
 def _comparison(context: Context, study: Study) -> Comparison:

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.analyses.histograms import GOOD_PART, HIGH_SHARE
-from sparse_dict.analysis.analyses.sizes import IDENTICAL, MOST
 from sparse_dict.analysis.claims import (
     FAILS,
     HOLDS,
@@ -230,7 +229,7 @@ def plateaus(shares: Sequence[Grown], steps: int) -> pd.DataFrame:
 
 def prospects(shares: Sequence[Grown]) -> pd.DataFrame:
     """One row per claim on the share found again: would more training carry it over its bar?"""
-    cases = {None: (HIGH_SHARE, GOOD_PART), 512: (IDENTICAL, MOST)}
+    cases = {None: (HIGH_SHARE, GOOD_PART)}
     return pd.DataFrame(
         [
             {
