@@ -4,6 +4,7 @@ A figure is at most 7 inches wide with text of 8 points or more, so that it can 
 own size. `save` writes PNG and SVG.
 """
 
+import logging
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ def style() -> Iterator[None]:
         "figure.constrained_layout.use": True,
     }
     plt.switch_backend("Agg")  # no display is needed, and none must be looked for
+    logging.getLogger("matplotlib.category").setLevel(logging.WARNING)  # of sizes as names
     with mpl.rc_context():
         mpl.rcdefaults()  # whatever a matplotlibrc says
         mpl.rcParams.update(theme)
