@@ -45,7 +45,7 @@ def test_a_sweep_over_k_says_so_and_leaves_the_claims_on_l1_open(tmp_path: Path)
             )  # fmt: skip
     found = assess(tmp_path)
     assert found["mmcs_above_random"].verdict == HOLDS
-    assert found["interior_l1"].ours == "k was swept, not L1"
+    assert found["interior_l1"].needs == "three L1 values, each with all sizes"
     assert found["ridge_vertical"].verdict == OPEN
     context = compared(tmp_path)
     context.claims = list(found.values())

@@ -56,7 +56,8 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_writes_figures_as_png_and_svg_tables_claims_and_the_report(analysed: Path):
     keys = {
-        "heatmap_mmcs", "high_features", "histograms", "histograms_l1", "random_directions",
+        "heatmap_mmcs", "high_features", "high_features_alive", "histograms", "histograms_l1",
+        "random_directions",
         "sizes", "agreement_sizes", "agreement_seeds", "ridge", "effective_neurons", "frontier",
     }  # fmt: skip
     names = {path.name for path in analysed.iterdir()}
@@ -78,7 +79,7 @@ def test_the_report_needs_no_other_file_and_no_network(analysed: Path):
     assert links
     assert all(link.startswith("data:image/png;base64,") for link in links)
     assert not re.search(r"<script|<link|@import|url\(", page)
-    assert page.count("<figure") == 11
+    assert page.count("<figure") == 12
 
 
 def test_names_are_escaped_in_the_report(analysed: Path):
@@ -299,7 +300,7 @@ def test_every_text_of_every_figure_is_legible_in_print(tmp_path: Path):
 
     with figures.style():
         frame.make(compared(tmp_path, *ALONE, draw=draw))
-    assert len(seen) == 11
+    assert len(seen) == 12
 
 
 def test_a_sweep_over_k_has_its_heat_map_over_k_and_one_over_l1_over_l1(tmp_path: Path):
