@@ -28,13 +28,6 @@ from sparse_dict.analysis.tables import Tables
 MATCH_TABLE_SIZE = 4096  # the table of all variants matches dictionaries up to this size
 
 
-def measure(context: Context) -> dict[str, pd.DataFrame]:
-    """MMCS of every dictionary in every variant of the plain maximum."""
-    shown = context.comparison.shown
-    others = [v for v in VARIANTS if v.matching == "max" and v != shown]
-    return {"mmcs": context.comparison.table([shown, *others])}
-
-
 def show(context: Context) -> Iterator[Block]:
     """MMCS over size and sparsity, the number of high features, and a table of all variants."""
     comparison, chain, study = context.comparison, context.comparison.main, context.tables
@@ -150,4 +143,4 @@ CLAIMS = (
         judge=_interior, needs=(LARGER, OVER_L1),
     ),
 )  # fmt: skip
-ANALYSIS = Analysis("heatmap", show, CLAIMS, measure)
+ANALYSIS = Analysis("heatmap", show, CLAIMS)
