@@ -160,8 +160,12 @@ def _of_both(_found: Estimate, seeds: Sequence[Sizes]) -> str:
 
 def _on_few(study: Tables) -> Found:
     bar = FEW * random_simpson(study.about.d_in)
-    number = lambda sizes: float((_part(sizes, True) < bar).mean())  # noqa: E731
-    found, seeds = estimate(replace(OUTLIERS, number=number), study)
+
+    def few_of(sizes: Sizes) -> float:
+        values = _part(sizes, True)
+        return float((values < bar).mean()) if len(values) else np.nan
+
+    found, seeds = estimate(replace(OUTLIERS, number=few_of), study)
     if found is None:
         return Found(OUTLIERS.too_few)
     every = np.concatenate([_part(sizes, True) for sizes in seeds])
