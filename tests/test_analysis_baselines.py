@@ -9,12 +9,12 @@ from rounding import of_cosines, rounding
 from scipy import stats
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis import study
-from sparse_dict.analysis.analyses import baselines
+from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.measures import bases
 from sparse_dict.analysis.measures.bases import Moments, Rows, at_sparsity, fit, mmcs_between
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.curves import curves
+from sparse_dict.analysis.sections import baselines
 from sparse_dict.config import BASELINES, BaselinesConfig
 from sparse_dict.errors import UserError
 
@@ -54,7 +54,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(made):
-    return context_of(config_of(made, baselines=SETTINGS)).bases
+    return context_of(config_of(made, baselines=SETTINGS)).once(baselines.fitted)
 
 
 def test_kurtosis_is_that_of_scipy_and_of_the_laws_it_is_known_for():
@@ -71,7 +71,6 @@ def test_kurtosis_is_that_of_scipy_and_of_the_laws_it_is_known_for():
         found, stats.kurtosis(codes.astype(np.float64)), rtol=1e-6, atol=1e-6
     )
     np.testing.assert_allclose(found, [0, 3, (1 - 6 * p * (1 - p)) / (p * (1 - p))], atol=0.4)
-    assert moments.l0 == pytest.approx(2 + p, abs=0.01)
 
 
 def test_kurtosis_of_a_feature_that_never_varies_is_not_a_number():
@@ -194,7 +193,7 @@ def test_a_perfect_dictionary_has_no_error_and_an_arbitrary_one_its_own(made, me
 
 def test_baselines_are_measured_on_rows_that_they_were_not_fitted_to(made, measured):
     found = Activations.open(made / "activations")
-    assert measured.rows == (750, 750)
+    assert (measured.summary[["fitted_rows", "rows"]] == 750).all(axis=None)
     basis = fit("pca", Rows(found.read, 0, 750, D), 0)
     x = found.read(3250, 4000)
     (wanted,) = basis.sparse(x, [4])
@@ -253,7 +252,7 @@ def test_dictionaries_are_compared_between_seeds_where_there_are_several(made, m
 def test_lines_join_levels_of_what_was_swept_and_kinds_have_markers_of_their_own():
     frame = pd.DataFrame(
         {
-            "family": ["topk"] * 3 + ["relu"] * 2, "dict_size": 8, "seed": 0, "l1": 0.0,
+            "family": ["topk"] * 3 + ["relu"] * 2, "size": 8, "seed": 0, "l1": 0.0,
             "level": [8, 2, 4, 1, 2], "l0": [8.0, 2.0, 4.0, 3.0, 5.0],
             "fvu": [0.1, 0.3, 0.2, 0.4, 0.3],
         }
@@ -266,23 +265,27 @@ def test_lines_join_levels_of_what_was_swept_and_kinds_have_markers_of_their_own
     assert {"relu", "topk"} <= labels
 
 
-def test_the_section_holds_a_figure_and_tables_that_are_also_on_disk(made):
+def section(made, **changes):
+    context = context_of(config_of(made, **{"baselines": SETTINGS, **changes}))
+    frame.measure(context)
     with figures.style():
-        section = baselines.section(context_of(config_of(made, baselines=SETTINGS)))
-    assert [type(block).__name__ for block in section.blocks] == [
-        "str", "Picture", "str", "Table", "Table",
-    ]  # fmt: skip
-    front = pd.read_csv(made / "analysis" / "partial" / "baselines.csv")
-    assert set(front["baseline"]) == set(bases.LABELS.values())
-    assert len(pd.read_csv(made / "analysis" / "partial" / "baselines_matched.csv")) == 2
+        return frame.shown(context, baselines.ANALYSIS).blocks, context.tables.others
+
+
+def test_the_section_holds_a_figure_and_tables_that_are_also_on_disk(made):
+    blocks, others = section(made)
+    kinds = [type(block).__name__ for block in blocks]
+    assert kinds == ["str", "str", "Picture", "Table", "Table"]
+    assert set(others["baselines"]["baseline"]) == set(bases.LABELS.values())
+    assert len(others["baselines_matched"]) == 2
 
 
 def test_without_the_activations_the_section_says_what_is_missing(made, tmp_path):
     np.save(tmp_path / "a.npy", mixed(3000, seed=5)[0])
     for folder, why in ((made / "none", "does not exist"), (tmp_path, "other activations")):
-        settings = config_of(made, baselines=SETTINGS, activations_dir=str(folder))
-        (text,) = baselines.section(context_of(settings)).blocks
+        (text,), others = section(made, activations_dir=str(folder))
         assert why in text
+        assert not others
 
 
 def test_the_activations_are_found_where_the_dictionaries_recorded_them(made, tmp_path):
@@ -336,16 +339,12 @@ def test_ica_and_nmf_take_fewer_of_wide_rows_and_are_left_out_of_the_widest(monk
 
 def test_rows_too_wide_for_every_method_leave_the_section_empty_with_the_reason(made, monkeypatch):
     monkeypatch.setattr(bases, "WIDEST", 0.01)
-    settings = BaselinesConfig(methods=["ica"], rows=1500, ks=[1])
-    section = baselines.section(context_of(config_of(made, baselines=settings)))
-    assert section.blocks == [
-        "This part is missing: rows of 12 values are too wide for these methods."
-    ]
+    blocks, _ = section(made, baselines=BaselinesConfig(methods=["ica"], rows=1500, ks=[1]))
+    assert blocks == ["This part is missing: rows of 12 values are too wide for these methods."]
 
 
 def test_a_method_left_out_is_named_beside_those_that_were_made(made, monkeypatch):
     monkeypatch.setattr(bases, "WIDEST", 0.01)
-    section = baselines.section(context_of(config_of(made, baselines=SETTINGS)))
-    text, *_ = section.blocks
-    assert isinstance(text, str)
-    assert text.endswith("ICA and NMF would take too long on rows of 12 values.")
+    blocks, _ = section(made)
+    (picture,) = (block for block in blocks if type(block).__name__ == "Picture")
+    assert picture.caption.endswith("ICA and NMF would take too long on rows of 12 values.")

@@ -1,5 +1,4 @@
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +9,7 @@ from safetensors.torch import save_file
 
 from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.writer import ShardWriter
-from sparse_dict.analysis import study
-from sparse_dict.analysis.analyses import loss_recovered
+from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.harvested import Place
 from sparse_dict.analysis.measures import bases
 from sparse_dict.analysis.reconstruction_loss import (
@@ -23,6 +21,8 @@ from sparse_dict.analysis.reconstruction_loss import (
     recovered,
 )
 from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.sections import baselines as simpler
+from sparse_dict.analysis.sections import loss_recovered
 from sparse_dict.config import (
     BaselinesConfig,
     FilesData,
@@ -31,7 +31,6 @@ from sparse_dict.config import (
     ModelConfig,
 )
 from sparse_dict.config.sites import SITES, Site
-from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.model import GPT
 from sparse_dict.storage import files
@@ -301,22 +300,36 @@ def test_without_a_validation_part_it_is_said_that_the_text_may_have_been_traine
     assert "not harvested" in what
 
 
+def measured(base, **changes):
+    context = context_of(config(base, **changes))
+    frame.measure(context)
+    return context
+
+
 def test_the_section_holds_every_dictionary_and_every_baseline(base):
+    context = measured(base)
     with figures.style():
-        loss_recovered.section(context_of(config(base)))
-    table = pd.read_csv(base / "analysis" / "partial" / "loss_recovered.csv")
+        frame.shown(context, loss_recovered.ANALYSIS)
+    table = context.tables.others["loss_recovered"]
     assert table["dictionary"].dropna().tolist() == ["size=16", "size=24"]
     assert table.dropna(subset=["baseline"])[["baseline", "l0"]].to_numpy().tolist() == [
         [basis, k] for basis in ("neuron basis", "PCA") for k in (1, 4, 7, 8)
     ]  # and what lies around the dictionaries' L0, 7.5
     assert np.isfinite(table["loss"]).all()
     assert {"recovered_mean", "recovered_zero"} <= set(table.columns)
+    column = context.tables.dictionaries["loss_recovered"]
+    assert column.tolist() == table["recovered_mean"][:2].tolist()
 
 
 def test_dictionaries_are_judged_against_the_best_basis_at_their_own_sparsity(base):
-    context = context_of(config(base))
-    (claim,) = loss_recovered.claims(context)
-    found, _ = context.losses
+    context = measured(base)
+    (claim,) = frame.verdicts(context, loss_recovered.ANALYSIS)
+    fitted, sizes = context.once(simpler.fitted).bases, context.study.entries
+    contexts, _ = held_out(context.activations.manifest, base / "cache", N_CTX, 320)
+    replacements = [of_dictionary(entry) for entry in sizes]
+    replacements += [of_basis(method, basis, [7, 8]) for method, basis in fitted.items()]
+    model = lm_folder.load(base / "lm", torch.device("cpu")).opened.model
+    found = taken(model, contexts, context.activations.mean, *replacements)
     harm = (found["mean"] - found["original"]).sum()
     left = {
         basis: sum((found[f"{basis}:{k}"] - found["original"]).sum() for k in (7, 8)) / 2 / harm
@@ -327,16 +340,16 @@ def test_dictionaries_are_judged_against_the_best_basis_at_their_own_sparsity(ba
     assert claim.ours == (f"{1 - ours:.1%} recovered, {1 - left[best]:.1%} by {bases.LABELS[best]}")
     assert claim.interval[0] <= left[best] - ours <= claim.interval[1]
     assert claim.over == "contexts (bootstrap)"
-    (alone,) = loss_recovered.claims(context_of(config(base, baselines=None)))
-    assert (alone.ours, alone.verdict) == ("baselines is off", "undecided")
 
 
 @pytest.mark.parametrize("baselines", [None, BaselinesConfig(["pca"], 10, [1])])
 def test_without_baselines_the_dictionaries_stand_alone(base, baselines):
     """They are off, or have too few rows."""
-    with figures.style():
-        loss_recovered.section(context_of(config(base, baselines=baselines)))
-    assert len(pd.read_csv(base / "analysis" / "partial" / "loss_recovered.csv")) == 2
+    context = measured(base, baselines=baselines)
+    assert len(context.tables.others["loss_recovered"]) == 2
+    (claim,) = frame.verdicts(context, loss_recovered.ANALYSIS)
+    assert (claim.verdict, claim.needs) == ("undecided", "simpler bases that could be fitted")
+    assert "baselines" in claim.command
 
 
 @pytest.mark.parametrize(
@@ -348,7 +361,8 @@ def test_without_baselines_the_dictionaries_stand_alone(base, baselines):
     ],
 )
 def test_what_is_missing_is_named_and_not_fatal(base, missing, why):
-    (text,) = loss_recovered.section(context_of(config(base, baselines=None, **missing))).blocks
+    context = measured(base, baselines=None, **missing)
+    (text,) = frame.shown(context, loss_recovered.ANALYSIS).blocks
     assert "This part is missing" in text
     assert why in text
 
@@ -362,5 +376,5 @@ def test_another_model_than_the_harvested_one_is_refused(base, tmp_path):
     record = files.read_json(tmp_path / "lm" / "lm.json")
     record["fingerprints"]["model"] = lm_folder.fingerprint(tmp_path / "lm" / "model.safetensors")
     files.write_json(tmp_path / "lm" / "lm.json", record)
-    with pytest.raises(UserError, match="language model that was harvested"):
-        _ = context_of(config(base, lm_dir=str(tmp_path / "lm"))).losses
+    context = measured(base, lm_dir=str(tmp_path / "lm"))
+    assert "language model that was harvested" in context.missing["loss_recovered"]

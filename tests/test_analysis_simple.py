@@ -7,9 +7,10 @@ import pytest
 from analysis_study import config_of, context_of, unit, write_dictionary
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis.analyses import baselines, judge, loss_recovered
+from sparse_dict.analysis import frame
 from sparse_dict.analysis.report import summary
 from sparse_dict.analysis.restated import restate
+from sparse_dict.analysis.sections import baselines, loss_recovered
 from sparse_dict.config import BaselinesConfig, LossRecoveredConfig
 
 D, ROWS, EVAL = 12, 4000, 1000
@@ -53,7 +54,8 @@ def settings(folder, **changes):
 
 def told(folder, **changes):
     context = context_of(settings(folder, **changes))
-    (claim,) = judge(context, baselines.ANALYSIS)
+    frame.measure(context)
+    (claim,) = frame.verdicts(context, baselines.ANALYSIS)
     return claim, summary.sentences(context)[2], context
 
 
@@ -64,7 +66,7 @@ def test_dictionaries_with_the_true_directions_beat_every_basis(tmp_path, seeds,
     assert (claim.verdict, claim.over, claim.agrees) == ("holds", over, None)
     fvu = np.mean([entry.metrics["fvu"] for entry in context.study.entries])
     columns = ["fvu_neurons", "fvu_pca"]
-    best = context.bases.dictionaries[columns].mean().min()
+    best = context.once(baselines.fitted).dictionaries[columns].mean().min()
     assert claim.ours.startswith(f"FVU {fvu:.3f}, {best:.3f} of ")
     assert claim.interval[0] < best - fvu < claim.interval[1]
     assert (
@@ -96,7 +98,8 @@ def test_without_baselines_or_activations_it_is_said_that_it_was_not_measured(tm
     assert sentence.startswith(f"{unknown}: ")
     assert "does not exist" in sentence
     context = context_of(settings(folder, loss_recovered=LossRecoveredConfig(320, [1])))
-    (claim,) = judge(context, loss_recovered.ANALYSIS)
+    frame.measure(context)
+    (claim,) = frame.verdicts(context, loss_recovered.ANALYSIS)
     assert claim.ours == "these activations do not come from a language model"
 
 
@@ -116,6 +119,7 @@ def test_a_study_of_an_earlier_version_gets_one_definition_of_fvu(tmp_path, capl
     assert found[1] == pytest.approx(today["fvu"], rel=1e-6)
     assert found[1] < 0.6 * old["fvu"]
     assert "FVU of 1 dictionaries of an earlier version" in caplog.text
-    measured = context.bases.errors["seed=1"].sum() / context.bases.deviations.sum()
-    assert measured == pytest.approx(found[1], rel=0.1)  # on fewer rows
+    measured = context.once(baselines.fitted)
+    share = measured.errors["seed=1"].sum() / measured.deviations.sum()
+    assert share == pytest.approx(found[1], rel=0.1)  # on fewer rows
     assert json.loads(path.read_text()) == old

@@ -341,7 +341,7 @@ def test_every_family_has_its_heat_map_the_study_s_first_family_first(tmp_path: 
 def test_the_frontiers_l0_is_written_in_plain_numbers(highest: float):
     table = pd.DataFrame(
         {
-            "family": "", "dict_size": 64, "seed": 0, "level": [3.0, 2.0, 1.0],
+            "family": "", "size": 64, "seed": 0, "level": [3.0, 2.0, 1.0],
             "l0": np.geomspace(0.7, highest, 3), "fvu": [0.3, 0.2, 0.1],
         }
     )  # fmt: skip

@@ -62,6 +62,12 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("n_above_alive", "features", "the same of `mcs_alive`"),
         Column("pw_mcc", "cosine", "mean of `cosine` over its pairs of other seeds", "pairs"),
         Column("shared", "share", "of features that are `same` in these, mean", "pairs"),
+        Column(
+            "loss_recovered",
+            "share",
+            "of what mean-ablation does to the model's loss: 1 for a perfect reconstruction",
+            "loss_recovered",
+        ),
     ),
     "features": (
         DICTIONARY,
@@ -80,6 +86,10 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("entropy", "nats", "of the shares that neurons have of its decoder row"),
         Column("encoder_cosine", "cosine", "of its encoder row with its decoder row"),
         Column("recurs", "share", "of its dictionary's partners in `pairs` that have it", "pairs"),
+        Column("ablated", "nats", "change of the model's mean loss without it", "effects"),
+        Column(
+            "substituted", "nats", "the same with its nearest of another seed instead", "effects"
+        ),
     ),
     "pairs": (
         Column("first", "folder", "a dictionary"),

@@ -14,26 +14,22 @@ from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import (
-    effects,
     harvested,
-    measured_bases,
-    reconstruction_loss,
     seeds,
     trajectory,
 )
-from sparse_dict.analysis.claims import Claim, Statement, counted_chains
+from sparse_dict.analysis.claims import Claim, Statement
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.interp import ask
 from sparse_dict.analysis.measures import ridge
 from sparse_dict.analysis.measures.across_seeds import match_pair
-from sparse_dict.analysis.measures.bases import around
 from sparse_dict.analysis.parts import Part
 from sparse_dict.analysis.report import texts
 from sparse_dict.analysis.report.page import Draw, Picture, Section
 from sparse_dict.analysis.splitting import Splitting
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.analysis.tables import Tables, fingerprints
-from sparse_dict.config import AnalyzeConfig, BaselinesConfig, EffectsConfig, LossRecoveredConfig
+from sparse_dict.config import AnalyzeConfig
 from sparse_dict.errors import MALFORMED, UserError
 from sparse_dict.sae import architectures, interventions, schema
 
@@ -120,7 +116,7 @@ class Context:
         Raises:
             UserError: the activations are not in `activations_dir`.
         """
-        return _last(self.study, measured_bases.activations_of(study, self.config), SAMPLE)
+        return _last(self.study, harvested.activations_of(study, self.config), SAMPLE)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -153,25 +149,6 @@ class Context:
         limit = self.config.comparison.match_limit
         return seeds.by_difference(self.study, limit, self.seed_pairs)
 
-    @cached_property
-    def recurring(self) -> effects.Compared | None:
-        """The largest of the main dictionaries that has others to compare with, and these."""
-        return effects.largest(self.comparison.main, self.row_pairs)
-
-    @cached_property
-    def effects(self) -> tuple[pd.DataFrame, int]:
-        """The effects on the loss of features of `recurring`, and how many tokens were searched.
-
-        Raises:
-            UserError: the activations, their language model or its text are not there.
-        """
-        assert self.recurring is not None
-        settings = self.settings(EffectsConfig)
-        source = harvested.open_source(self.config, self.study, settings.n_tokens)
-        kept = Path(self.config.analysis_dir) / effects.KEPT
-        table = effects.measure(self.recurring, source, settings, self.config.seed, kept)
-        return table, source.text.size
-
     def at_step_0(self, pair: seeds.SeedPair) -> tuple[float, float]:
         """PW-MCC and shared fraction of what two dictionaries began with.
 
@@ -197,25 +174,6 @@ class Context:
         widths = entry.encoder.shape[1], entry.decoder.shape[1]
         drawn = drawn_from(entry.seed, architectures.known()[name](sae), *widths, changes)
         return drawn.get("W_enc", drawn["W_dec"]).numpy(), drawn["W_dec"].numpy()
-
-    @cached_property
-    def losses(self) -> tuple[dict[str, reconstruction_loss.Losses], str]:
-        """The model's loss with each dictionary's and baseline's reconstructions, and on what text.
-
-        Raises:
-            UserError: the activations, their language model or its text are not there.
-        """
-        read, settings = self.activations, self.settings(LossRecoveredConfig)
-        comparison = self.comparison
-        judged = counted_chains(comparison, comparison.shown_chain)
-        also = around(float(e.metrics["l0"]) for chain in judged for e in chain.entries)
-        try:
-            bases = self.bases.bases if self.config.is_on("baselines") else {}
-        except UserError:  # they cannot be fitted, as their section explains
-            bases = {}
-        return reconstruction_loss.measure(
-            self.config, settings, self.study, read, self.targets, bases, also
-        )
 
     @cached_property
     def ridges(self) -> list[ridge.Ridge]:
@@ -246,7 +204,7 @@ class Context:
         Raises:
             UserError: they are not in `activations_dir`.
         """
-        return measured_bases.activations_of(self.study, self.config)
+        return harvested.activations_of(self.study, self.config)
 
     @cached_property
     def targets(self) -> Activations:
@@ -255,20 +213,7 @@ class Context:
         Raises:
             UserError: as `activations`.
         """
-        return measured_bases.targets_of(self.study, self.config)
-
-    @cached_property
-    def bases(self) -> measured_bases.Measured:
-        """The simpler bases, fitted and measured on the activations.
-
-        Raises:
-            UserError: the activations are not there, are damaged or too few.
-        """
-        if self.study.target is not None:
-            raise UserError("a basis maps no site to another, as transcoders do")
-        self.activations.verify()
-        settings = self.settings(BaselinesConfig)
-        return measured_bases.measure(self.study, self.activations, settings, self.config.seed)
+        return harvested.targets_of(self.study, self.config)
 
 
 def _last(study: Study, activations: Activations, most: int) -> NDArray[np.float32]:

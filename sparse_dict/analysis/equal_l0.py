@@ -18,12 +18,10 @@ from matplotlib.ticker import PercentFormatter
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
 from sparse_dict.analysis.measures.intervals import Estimate
-from sparse_dict.analysis.reconstruction_loss import MEAN, ORIGINAL, recovered
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Picture, Table
 from sparse_dict.analysis.seeds import FEWEST_SEEDS, SeedPair, common_seeds, estimate, shared
 from sparse_dict.analysis.study import Entry
-from sparse_dict.errors import UserError
 from sparse_dict.storage import files
 
 REACH = 1.05  # factor beyond the lowest and the highest L0 of a kind that counts as the same
@@ -72,13 +70,10 @@ MEASURES = (
 def measures(context: Context) -> list[Measure]:
     """MEASURES, and the loss recovered of mean-ablation where that analysis is on and possible."""
     found = [*MEASURES]
-    if context.config.is_on("loss_recovered"):
-        try:
-            losses, _ = context.losses
-        except UserError:  # which that analysis' own section says
-            return found
-        original, mean = losses[ORIGINAL], losses[MEAN]
-        share = of_both(lambda e: recovered(losses[e.name], original, mean).value)
+    on = context.config.is_on("loss_recovered")
+    if on and "loss_recovered" in (known := context.tables.dictionaries):
+        shares = known.set_index("dictionary")["loss_recovered"].to_dict()
+        share = of_both(lambda entry: float(shares[entry.name]))
         found.append(Measure("recovered", "loss recovered", share, share=True))
     return found
 

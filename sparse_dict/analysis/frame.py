@@ -7,7 +7,7 @@ whose `ANALYSIS` says what it measures, what it claims, and how it is shown.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,7 +85,8 @@ def measure(context: Context) -> None:
             for name, frame in found.items():
                 if name in COLUMNS:
                     joined = getattr(context.tables, name).merge(frame, how="left")
-                    setattr(context.tables, name, joined)
+                    # new ones, which know nothing of what was derived from fewer columns
+                    context.tables = replace(context.tables, **{name: joined})
                 else:
                     context.tables.others[name] = frame
                     files.write_text(context.folder / f"{name}.csv", frame.to_csv(index=False))
@@ -244,9 +245,11 @@ def _keep_measured(context: Context) -> None:
         earlier, now = tables.read(Path(context.config.analysis_dir)), context.tables
     except UserError:
         return
+    changes = {}
     for name, keys in tables.KEYS.items():
         measured, frame = getattr(earlier, name), getattr(now, name)
         if not len(frame.columns):
-            setattr(now, name, measured)
+            changes[name] = measured
         elif more := [column for column in measured if column not in frame]:
-            setattr(now, name, frame.merge(measured[[*keys, *more]], how="left", on=keys))
+            changes[name] = frame.merge(measured[[*keys, *more]], how="left", on=keys)
+    context.tables = replace(now, **changes)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_dict.activations.harvest import widths
-from sparse_dict.activations.side_by_side import TOGETHER
+from sparse_dict.activations.side_by_side import TOGETHER, open_all
 from sparse_dict.activations.stage import hf
 from sparse_dict.activations.store import MANIFEST, Activations, Rows
 from sparse_dict.analysis.study import Study
@@ -381,6 +381,39 @@ def folders(config: AnalyzeConfig, study: Study) -> list[list[Path]]:
     if len(config.sae_dirs) > 1:
         found.insert(0, [study.folder.parent / "activations"])
     return [part for i, part in enumerate(found) if part not in found[:i]]
+
+
+def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
+    """The activations that the study's dictionaries read: the columns of their site.
+
+    They may be arrays that no language model made.
+
+    Raises:
+        UserError: they are in none of these.
+    """
+    wanted = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
+    reasons = []
+    for together in folders(config, study):
+        try:
+            found = open_all(*together)
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        if found.fingerprint == wanted:
+            return found.at(study.site)
+        there = f"{' and '.join(map(str, together))} (fingerprint {found.fingerprint})"
+        reasons.append(f"{there} holds other activations than the dictionaries were trained on")
+    raise UserError(f"{'; '.join(reasons)} (fingerprint {wanted})")
+
+
+def targets_of(study: Study, config: AnalyzeConfig) -> Activations:
+    """What the study's dictionaries reconstruct.
+
+    Raises:
+        UserError: as `activations_of`.
+    """
+    read = activations_of(study, config)
+    return read if study.target is None else open_all(*read.folders).at(study.target)
 
 
 def _harvest(config: AnalyzeConfig, study: Study) -> tuple[Path, dict[str, Any]]:

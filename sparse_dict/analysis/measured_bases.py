@@ -1,15 +1,13 @@
 """The simpler bases of `measures.bases` on a study's activations, beside its dictionaries."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from sparse_dict.activations.side_by_side import open_all
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis import harvested
 from sparse_dict.analysis.measures.bases import (
     CHUNK,
     LABELS,
@@ -17,6 +15,7 @@ from sparse_dict.analysis.measures.bases import (
     Floats,
     Moments,
     Rows,
+    Wide,
     affordable,
     around,
     at_sparsity,
@@ -25,45 +24,12 @@ from sparse_dict.analysis.measures.bases import (
 )
 from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.analysis.study import Entry, Study, seed_groups
-from sparse_dict.config import ActivationsConfig, AnalyzeConfig, BaselinesConfig
+from sparse_dict.config import ActivationsConfig, BaselinesConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress
 from sparse_dict.sae.scaling import Scaling
 
-Wide = NDArray[np.float64]
-
-
-def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
-    """The activations that the study's dictionaries read: the columns of their site.
-
-    They are looked for where `harvested` looks for their record, and may be arrays without one.
-
-    Raises:
-        UserError: they are in none of these.
-    """
-    wanted = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
-    reasons = []
-    for folders in harvested.folders(config, study):
-        try:
-            found = open_all(*folders)
-        except UserError as error:
-            reasons.append(str(error))
-            continue
-        if found.fingerprint == wanted:
-            return found.at(study.site)
-        there = f"{' and '.join(map(str, folders))} (fingerprint {found.fingerprint})"
-        reasons.append(f"{there} holds other activations than the dictionaries were trained on")
-    raise UserError(f"{'; '.join(reasons)} (fingerprint {wanted})")
-
-
-def targets_of(study: Study, config: AnalyzeConfig) -> Activations:
-    """What the study's dictionaries reconstruct.
-
-    Raises:
-        UserError: as `activations_of`.
-    """
-    read = activations_of(study, config)
-    return read if study.target is None else open_all(*read.folders).at(study.target)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +37,10 @@ class Measured:
     """All numbers of one study."""
 
     bases: dict[str, Basis]  # fitted on the first half, by method
-    summary: pd.DataFrame  # one row per baseline
+    summary: pd.DataFrame  # one row per baseline: rows fitted in each half, and measured
     front: pd.DataFrame  # one row per baseline and k
     # one row per dictionary, with its final FVU and L0, and each baseline's FVU at that L0
     dictionaries: pd.DataFrame
-    rows: tuple[int, int]  # fitted in each half, and measured
     ks: list[int]
     # squared errors of each row measured: of dictionaries (n,), by name; of baselines (n, len(ks))
     errors: dict[str, Wide]
@@ -107,6 +72,10 @@ def measure(
     mean = unseen.mean()
     deviations = np.concatenate([np.square(part - mean).sum(1) for part in unseen.chunks()])
 
+    log.info(
+        "baselines: %s of two halves of %s rows, measured on %s others beside the dictionaries",
+        ", ".join(LABELS[method] for method in methods), f"{half:,}", f"{n:,}",
+    )  # fmt: skip
     errors: dict[str, Wide] = {}
     dictionaries = []
     for entry in study.entries:
@@ -130,6 +99,8 @@ def measure(
                 {
                     "baseline": LABELS[method],
                     "directions": len(first.directions),
+                    "fitted_rows": half,
+                    "rows": n,
                     "mmcs_between_halves": mmcs_between(first, second),
                     "kurtosis": _median(moments.kurtosis()),
                 }
@@ -146,9 +117,7 @@ def measure(
             row[f"fvu_{method}"] = float(left / deviations.sum())
     frame = pd.DataFrame(dictionaries).drop(columns="axis")
     frame.insert(8, "mmcs_between_seeds", frame["dictionary"].map(_between_seeds(study)))
-    return Measured(
-        bases, pd.DataFrame(summary), table, frame, (half, n), ks, errors, of_bases, deviations
-    )
+    return Measured(bases, pd.DataFrame(summary), table, frame, ks, errors, of_bases, deviations)
 
 
 def _balance(study: Study, activations: Activations) -> Floats | None:

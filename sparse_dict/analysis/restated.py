@@ -3,7 +3,7 @@
 import logging
 
 from sparse_dict.activations.store import Moments
-from sparse_dict.analysis.measured_bases import targets_of
+from sparse_dict.analysis.harvested import targets_of
 from sparse_dict.analysis.study import Study, everywhere
 from sparse_dict.config import ActivationsConfig, AnalyzeConfig
 from sparse_dict.errors import UserError

@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis import measured_bases
+from sparse_dict.analysis import harvested
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.measures import alignment
@@ -41,7 +41,7 @@ def section(context: Context) -> Section:
     for other in context.others:
         try:
             x, y = paired(
-                context.activations, measured_bases.activations_of(other, context.config), ROWS
+                context.activations, harvested.activations_of(other, context.config), ROWS
             )
         except UserError as error:
             result.blocks.append(MISSING.format(error))

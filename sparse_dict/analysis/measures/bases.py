@@ -292,24 +292,17 @@ class Moments:
 
     def __init__(self, n: int) -> None:
         self._rows = 0
-        self._active = 0
         self._sums = np.zeros((4, n))
 
     def add(self, codes: Floats) -> None:
         """Count `codes`, (rows, n)."""
         self._rows += len(codes)
         row, feature = np.nonzero(codes)  # a dictionary's are mostly zero
-        self._active += len(row)
         values = codes[row, feature].astype(np.float64)
         powers = values.copy()
         for sums in self._sums:
             sums += np.bincount(feature, weights=powers, minlength=len(sums))
             powers *= values
-
-    @property
-    def l0(self) -> float:
-        """The mean number of codes in a row that are not zero."""
-        return self._active / self._rows
 
     def kurtosis(self) -> Wide:
         """Excess kurtosis m4 / m2^2 - 3 of each feature, (n,); nan where codes never vary."""

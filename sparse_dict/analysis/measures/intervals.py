@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 
 RESAMPLES = 1000
+BLOCK = 1 << 18  # numbers that are drawn at once
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,14 @@ def bootstrap(
 
 def ratio(top: Floats, bottom: Floats, over: str, seed: int = 0) -> Estimate:
     """The sum of `top` over that of `bottom`, both (n,) of the same things, resampled together."""
-    rng = np.random.default_rng(seed)
-
-    def draw() -> float:
-        chosen = rng.integers(0, len(top), len(top))
-        return float(top[chosen].sum() / bottom[chosen].sum())
-
-    return percentiles(float(top.sum() / bottom.sum()), draw, over)
+    rng, n, found = np.random.default_rng(seed), len(top), []
+    at_once = max(1, BLOCK // n)
+    for start in range(0, RESAMPLES, at_once):
+        chosen = rng.integers(0, n, (min(at_once, RESAMPLES - start), n))
+        found.append(top[chosen].sum(1) / bottom[chosen].sum(1))
+    low, high = np.nanpercentile(np.concatenate(found), [2.5, 97.5])
+    value = float(top.sum() / bottom.sum())
+    return Estimate(value, float(low), float(high), f"{over} (bootstrap)")
 
 
 def percentiles(value: float, draw: Callable[[], float], over: str = "features") -> Estimate:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparse_dict.analysis import simple
-from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, undecidable, verdict
+from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, Lies
+from sparse_dict.analysis.claims import undecidable
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.report import provenance
+from sparse_dict.analysis.sections.baselines import standing
 from sparse_dict.analysis.study import LABELS, number
-from sparse_dict.errors import UserError
 
 # What to change where too few features are active, by the axis of the study.
 REMEDY = {"l1": "a lower L1", "l0": "a lower L0 penalty", "k": "a larger k"}
@@ -78,33 +78,27 @@ def _found(context: Context) -> str:
 
 def _against_simple(context: Context) -> str:
     """How dictionaries stand to the best simple basis, or why that is not known."""
-    text = "How dictionaries stand to simple bases (neurons, PCA, ICA, NMF) was not measured"
-    if not context.config.is_on("baselines"):
-        return f"{text}: baselines is off."
-    try:
-        found = simple.reconstruction(context)
-    except UserError as error:
-        return f"{text}: {error}."
-    than = f"{found.ours:.2f} of the variance unexplained against {found.theirs:.2f}"
-    text = (
-        f"Beside the best simple basis at equal sparsity ({found.basis}), {_stands(found)} ({than})"
-    )
-    if not context.config.is_on("loss_recovered"):
-        return f"{text}; by the model's loss this was not measured."
-    try:
-        lost = simple.loss(context)
-    except UserError:
-        return f"{text}; by the model's loss this was not measured."
-    better = {HOLDS: "more", FAILS: "less", OPEN: "neither more nor less"}[verdict(lost.less, 0)]
-    return (
-        f"{text}, and {better} of the model's loss is recovered than by {lost.basis} "
-        f"({1 - lost.ours:.0%} against {1 - lost.theirs:.0%})."
-    )
-
-
-def _stands(found: simple.Stand) -> str:
+    by_fvu = standing(context.tables, "baselines")
+    if not by_fvu:
+        on = context.config.is_on("baselines")
+        why = context.missing.get("baselines", "none was fitted" if on else "baselines is off")
+        simple = "simple bases (neurons, PCA, ICA, NMF)"
+        return f"How dictionaries stand to {simple} was not measured: {why}."
+    best, less = by_fvu
     words = {HOLDS: "better", FAILS: "worse", OPEN: "neither better nor worse, that one could tell"}
-    return f"the dictionaries at this level reconstruct {words[verdict(found.less, 0)]}"
+    text = (
+        f"Beside the best simple basis at equal sparsity ({best['basis']}), the dictionaries at "
+        f"this level reconstruct {words[Lies(0)(less)]} ({best['ours']:.2f} of the variance "
+        f"unexplained against {best['theirs']:.2f})"
+    )
+    if not (by_loss := standing(context.tables, "loss_recovered")):
+        return f"{text}; by the model's loss this was not measured."
+    best, less = by_loss
+    better = {HOLDS: "more", FAILS: "less", OPEN: "neither more nor less"}[Lies(0)(less)]
+    return (
+        f"{text}, and {better} of the model's loss is recovered than by {best['basis']} "
+        f"({1 - best['ours']:.0%} against {1 - best['theirs']:.0%})."
+    )
 
 
 def _unsaid(context: Context) -> str:

@@ -7,10 +7,10 @@ import hashlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -21,8 +21,7 @@ from typing_extensions import TypedDict
 
 from sparse_dict.analysis.harvested import Source, put_back, rows_of
 from sparse_dict.analysis.measures.mcs import normalised
-from sparse_dict.analysis.seeds import SeedPair, matched
-from sparse_dict.analysis.study import Chain, Entry
+from sparse_dict.analysis.study import Entry
 from sparse_dict.config import EffectsConfig
 from sparse_dict.errors import UserError
 from sparse_dict.lm.interface import finite
@@ -31,7 +30,6 @@ from sparse_dict.sae.folder import WEIGHTS
 from sparse_dict.storage import records
 from sparse_dict.storage.files import fingerprint, sha256_file, write_json
 
-Floats = NDArray[np.floating[Any]]
 Rows = NDArray[np.float32]
 
 log = logging.getLogger(__name__)
@@ -41,46 +39,15 @@ TOKENS = 4096  # in one forward pass
 SAVE_S = 20.0  # seconds between two savings of what is measured
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A dictionary and those that differ from it in seed, rows or both, matched."""
-
-    entry: Entry
-    pairs: list[SeedPair]  # `entry` is the first of each
-
-    @property
-    def recurrence(self) -> Floats:
-        """Share of the others that share each feature, (size,)."""
-        return np.mean([pair.shared for pair in self.pairs], axis=0)
-
-
-def largest(chain: Chain | None, known: Mapping[str, Sequence[SeedPair]]) -> Compared | None:
-    """The largest dictionary of a chain that is among `known` pairs, with all its partners.
-
-    Without a chain, as in a study of one size, the largest of all.
-    """
-    pairs = [pair for kind in known.values() for pair in kind]
-    entries = chain.entries if chain else sorted((p.first for p in pairs), key=lambda e: e.size)
-    for entry in reversed(entries):
-        own = [
-            pair if pair.first is entry else matched(entry, pair.first)
-            for pair in pairs
-            if entry in (pair.first, pair.second)
-        ]
-        if own:
-            return Compared(entry, own)
-    return None
-
-
 def measure(
-    compared: Compared, source: Source, settings: EffectsConfig, seed: int, kept: Path
+    entry: Entry, other: Entry, source: Source, settings: EffectsConfig, seed: int, kept: Path
 ) -> pd.DataFrame:
-    """A row per feature, with its effects: change of the loss in nats, mean over all tokens.
+    """A row a feature of `entry`: changes of the loss in nats, means over all tokens.
 
-    Results are saved in the file `kept`, from which a measurement goes on that was interrupted or
-    reached `settings.minutes`.
+    `ablated` without it, `substituted` with its nearest feature of `other` in its place, and the
+    `cosine` of the two. Results are saved in the file `kept`, from which a measurement goes on that
+    was interrupted or reached `settings.minutes`.
     """
-    entry, other = compared.entry, compared.pairs[0].second
     active = np.stack(  # (contexts, size)
         [
             (entry.trained.dictionary.encode(source.rows(slice(i, i + 1))[0]) > 0).any(0)
@@ -94,6 +61,10 @@ def measure(
     partners = cosines.argmax(axis=1)
     where = [np.flatnonzero(active[:, feature]) for feature in features]
     chosen = [np.sort(rng.permutation(found)[: settings.contexts]) for found in where]
+    log.info(
+        "effects of %d of %d features of %s, each in up to %d contexts of %s tokens",
+        len(features), entry.size, entry.name, settings.contexts, f"{source.text.size:,}",
+    )  # fmt: skip
     weights = [sha256_file(e.trained.folder / WEIGHTS) for e in (entry, other)]
     text = hashlib.sha256(source.text.tobytes()).hexdigest()
     of = fingerprint([weights, text, settings.features, settings.contexts, seed])
@@ -103,17 +74,17 @@ def measure(
     todo, done = order[len(effects) :], len(effects)
     own = _codes(entry, features[todo], [chosen[i] for i in todo], source)
     theirs = _codes(other, partners[todo], [chosen[i] for i in todo], source)
-    originals = _Originals(source)
+    # One by one, so that it does not depend on what was measured in an earlier run.
+    original = cache(lambda context: losses(source, np.array([context]), [None]).item())
     saved = started = time.monotonic()
     with Progress("effects", len(features), "features", done) as progress:
         for i, ours, match in zip(todo, own, theirs, strict=True):
             without = -ours[..., None] * entry.decoder[features[i]]
             instead = without + match[..., None] * other.decoder[partners[i]]
-            original = originals.mean(chosen[i])
+            whole = np.mean([original(context) for context in chosen[i].tolist()])
+            changed = losses(source, chosen[i], [without, instead]).mean(1) - whole
             share = len(where[i]) / len(active)  # elsewhere nothing changes
-            effects.append(
-                [share * (loss(source, chosen[i], c) - original) for c in (without, instead)]
-            )
+            effects.append((share * changed).tolist())
             progress.advance(1)
             now = time.monotonic()
             late = now - started > 60 * settings.minutes
@@ -128,16 +99,9 @@ def measure(
                 break
     measured = order[: len(effects)]
     ablated, substituted = np.reshape(effects, (-1, 2)).T
-    table = pd.DataFrame(
-        {
-            "feature": features[measured],
-            "frequency": entry.frequency[features[measured]],
-            "recurrence": compared.recurrence[features[measured]],
-            "ablated": ablated,
-            "substituted": substituted,
-            "cosine": cosines.max(axis=1, initial=-1)[measured],
-        }
-    )
+    found = {"feature": features, "cosine": cosines.max(axis=1, initial=-1)}
+    table = pd.DataFrame(found).iloc[measured]
+    table = table.assign(ablated=ablated, substituted=substituted)
     return table.sort_values("feature", ignore_index=True)
 
 
@@ -176,33 +140,25 @@ def _codes(
     return [np.stack(rows) for rows in found]
 
 
-class _Originals:
-    """The model's own loss on each context, computed when it is first asked for."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._known: dict[int, float] = {}
-
-    def mean(self, contexts: NDArray[np.int64]) -> float:
-        """The mean loss on some contexts."""
-        for context in contexts.tolist():
-            if context not in self._known:
-                self._known[context] = loss(self._source, np.array([context]), None)
-        return float(np.mean([self._known[context] for context in contexts.tolist()]))
-
-
 @torch.inference_mode()
-def loss(source: Source, contexts: NDArray[np.int64], change: Rows | None) -> float:
-    """The mean loss on contexts in nats, with `change` (contexts, kept, d_in) added to the rows."""
+def losses(
+    source: Source, contexts: NDArray[np.int64], changes: Sequence[Rows | None]
+) -> NDArray[np.float64]:
+    """The loss in nats on each context with each change of its rows, (changes, contexts).
+
+    A change (contexts, kept, d_in) is added to the rows.
+    """
     model, skip = source.lm.model, source.place.skip_first
-    total, at_once = 0.0, max(1, TOKENS // source.text.shape[1])
+    found, at_once = np.empty((len(changes), len(contexts))), max(1, TOKENS // source.text.shape[1])
     for start in range(0, len(contexts), at_once):
         some = slice(start, start + at_once)
         text = source.text[contexts[some]]
         tokens = torch.from_numpy(text.astype(np.int64)).to(model.device)
         values, follow = model.split(tokens[:, :-1], tokens[:, 1:], source.place.sites)
-        if change is not None:
-            x = rows_of(values, skip)
-            values = put_back(values, x + change[some, :-1].reshape(x.shape), skip)
-        total += float(finite(follow(values), model).sum())
-    return total / len(contexts)
+        x = rows_of(values, skip)
+        for i, change in enumerate(changes):
+            new = values
+            if change is not None:
+                new = put_back(values, x + change[some, :-1].reshape(x.shape), skip)
+            found[i, some] = finite(follow(new), model).cpu()
+    return found
