@@ -19,7 +19,6 @@ from typing import Any
 from sparse_dict.config import StudyConfig, TrackingConfig
 from sparse_dict.config.ranges import shortened
 from sparse_dict.errors import UserError, one_line
-from sparse_dict.machine import interrupt
 from sparse_dict.storage.door import read_bytes
 from sparse_dict.tracking import server
 from sparse_dict.tracking.run import DONE, ID_FILE, NAME_BYTES, Run, exit_code
@@ -199,10 +198,6 @@ def _init(
     for key in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         os.environ.setdefault(key, str(folder / ".cache"))  # else the user's home
     wandb = server.client()
-    from wandb.sdk.artifacts.artifact_file_cache import get_artifact_file_cache
-
-    with interrupt.not_heard():  # it asks another process for the umask, which Ctrl-C would reach
-        get_artifact_file_cache()
     wanted = SETTINGS | {"mode": mode, "root_dir": str(folder.parent)}
     if mode == "online":
         wanted |= server.LIMITS
