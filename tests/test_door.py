@@ -187,6 +187,13 @@ def test_links_within_a_study_and_to_a_study_are_the_users_own(tmp_path: Path):
         door.refuse_links(base / "lm", base)
 
 
+def test_what_wandb_links_in_a_run_that_ended_does_not_bind_a_copy_of_the_study(tmp_path: Path):
+    run = tmp_path / "copy" / "wandb" / "offline-run-20261130_144740-f1b8be6b6c88d936" / "logs"
+    run.mkdir(parents=True)
+    (run / "debug-core.log").symlink_to(tmp_path / "original" / "core.log")
+    door.refuse_links(tmp_path / "copy" / "wandb")
+
+
 def test_a_copy_by_hard_links_shares_no_file_that_is_written_on(tmp_path: Path):
     """As `cp -al` makes it; all other files are replaced."""
     original = tmp_path / "study" / "sae" / "one"

@@ -6,6 +6,7 @@ checked by `records`.
 """
 
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -65,6 +66,11 @@ def visible(folder: Path, pattern: str) -> list[Path]:
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
+# A run of wandb's, which another one never writes to. Its link to a log is absolute, so that in a
+# copy of the study it leads out.
+ENDED = re.compile(r"(offline-)?run-\d{8}_\d{6}-")
+
+
 def refuse_links(path: Path, study: Path | None = None) -> None:
     """See that what is written to `path`, or to a folder in it, stays inside the study.
 
@@ -80,6 +86,7 @@ def refuse_links(path: Path, study: Path | None = None) -> None:
     root = top.resolve()
     between = [p for p in (path, *path.parents) if top in p.parents]
     for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not ENDED.match(name)]
         between += [Path(folder, name) for name in (*folders, *names)]
     for found in between:
         if found.is_symlink() and not found.resolve().is_relative_to(root):
