@@ -129,19 +129,13 @@ def _over_features(table: pd.DataFrame, number: Callable[[NDArray[Any]], float])
 
 def by_recurrence(table: pd.DataFrame) -> pd.DataFrame:
     """Number and effect of the features that recur, and of the others."""
-    names = {True: "recur", False: "do not"}
-    sums = table.groupby(table["recurrence"] >= RECURS)[["ablated", "substituted"]]
-    found = sums.sum().assign(n=sums.size()).reindex([True, False], fill_value=0)
-    left = found["substituted"] / found["ablated"].where(found["ablated"] != 0)
-    return pd.DataFrame(
-        {
-            "features": found.index.map(names),
-            "n": found["n"].to_numpy(),
-            "share of features": (found["n"] / len(table)).to_numpy(),
-            "share of effect": (found["ablated"] / found["ablated"].sum()).to_numpy(),
-            "left with the match": left.to_numpy(),
-        }
-    )
+    recur, rows = table["recurrence"] >= RECURS, []
+    for name, part in (("recur", table[recur]), ("do not", table[~recur])):
+        effect, left = part["ablated"].sum(), part["substituted"].sum()
+        share = effect / table["ablated"].sum()
+        rows.append((name, len(part), len(part) / len(table), share, left / (effect or np.nan)))
+    columns = ["n", "share of features", "share of effect", "left with the match"]
+    return pd.DataFrame(rows, columns=["features", *columns])
 
 
 def draw(table: pd.DataFrame) -> Figure:
