@@ -1,9 +1,12 @@
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sparse_dict.analysis.measures import effective_neurons as neurons
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.sections.sparsity import draw
 
 
 @given(d=st.integers(1, 300), k=st.integers(1, 300), scale=st.floats(1e-3, 1e3))
@@ -50,3 +53,10 @@ def test_outliers_lie_beyond_the_outer_fences_most_extreme_first():
     values = np.r_[np.linspace(80, 84, 50), 30.0, 120.0, np.nan, 83.0]
     assert neurons.outliers(values).tolist() == [50, 51]
     assert len(neurons.outliers(np.array([1.0, 99.0]))) == 0
+
+
+def test_effective_neurons_are_drawn_where_all_features_are_of_one_sort():
+    known = pd.DataFrame({"size": 32, "neurons": np.linspace(5.0, 9.0, 32), "MCS": "above 0.9"})
+    figure = draw(known, 16)
+    figures.plt.close(figure)
+    assert len(figure.axes[1].patches) > 0

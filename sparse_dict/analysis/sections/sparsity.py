@@ -97,7 +97,8 @@ def draw(known: pd.DataFrame, d: int) -> Figure:
     mean, (sd, _) = random_simpson(d), random_spread(d)
     colours = {sort: COLOURS[sort == "the others"] for sort in known["MCS"].unique()}
     sns.pointplot(
-        known, x="size", y="neurons", hue="MCS", palette=colours, errorbar=("se", 1.96), dodge=0.2,
+        known, x="size", y="neurons", hue="MCS", palette=colours, errorbar=("se", 1.96),
+        dodge=0.2 if len(colours) > 1 else False,
         linestyles="none", markersize=4, err_kws={"lw": 1}, legend=False, ax=left,
     )  # fmt: skip
     left.axhline(mean, color="black", lw=1)
