@@ -130,8 +130,10 @@ class Model:
 
         if before and self._resumes is None:
             whole = F.cross_entropy(self._run(tokens[:1], []).logits[0, skip:].float(), targets[0])
+            near = max(1e-4, torch.finfo(self.model.dtype).eps)
             with suppress(Exception):  # what later blocks ask of earlier ones fails in many ways
-                self._resumes = bool(torch.isclose(follow(found[: len(sites)], 1), whole))
+                loss = follow(found[: len(sites)], 1)
+                self._resumes = bool(torch.isclose(loss, whole, rtol=near))
             if not self._resumes:
                 self._resumes = False
                 return self.split(tokens, targets, sites)
@@ -251,7 +253,7 @@ class Model:
         at += [(place, partial(keep, place)) for place in places - {own}]
         self._run(hf_layout.some_tokens(self.device), at)
         for whole, parts in sums:
-            if not hf_layout.true(found, whole, parts):
+            if not hf_layout.holds(found, whole, parts):
                 raise UserError(
                     f"{type(self.model).__name__} does not go on from what is put at {site}"
                 )

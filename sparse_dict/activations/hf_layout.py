@@ -72,8 +72,8 @@ def measure(model: Any) -> Layout:
     if not logits.isfinite().all():
         raise FloatingPointError
     lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    path, n = max(((name, _chained(seen, name)) for name in lists), key=lambda x: x[1])
-    if not n:
+    path = max(lists, key=lambda name: _chained(seen, name), default="")
+    if not (n := _chained(seen, path)):
         return Layout()
     blocks = tuple(_Search(model, seen, f"{path}.{i}").block() for i in range(n))
     outside = {k: v for k, v in seen.items() if not k.startswith(f"{path}.")}
@@ -112,19 +112,19 @@ def adds_up(whole: Tensor, *parts: Tensor, dtype: torch.dtype) -> Tensor:
     return ((exact.sum(0) - whole).abs() <= bound).all(-1)
 
 
-def true(values: Mapping[str, Tensor], whole: str, parts: Sequence[Part]) -> bool:
+def holds(values: Mapping[str, Tensor], whole: str, parts: Sequence[Part]) -> bool:
     """Whether the multiples of `parts` add up to `whole`, in other `values` of their places."""
     multiples = [factor * sample(values[place]) for place, factor in parts]
     return bool(adds_up(sample(values[whole]), *multiples, dtype=values[whole].dtype))
 
 
 def sample(value: Tensor) -> Tensor:
-    """Some values of (CONTEXTS, LENGTH, d), float64 (n,).
+    """Some values of (CONTEXTS, LENGTH, d), float64 (n,) on the CPU: not every GPU has float64.
 
     The first position is left out: its activations can be so large that no others count.
     """
     step = max(1, value.shape[-1] * CONTEXTS * (LENGTH - 1) // VALUES)
-    return value[:, 1:, ::step].double().flatten()
+    return value[:, 1:, ::step].cpu().double().flatten()
 
 
 def _everything(model: Any) -> tuple[dict[str, Tensor], Tensor]:
