@@ -94,8 +94,8 @@ def test_the_log_ends_and_the_report_begins_with_what_was_trained_found_and_left
         stage.run(config_of(tmp_path, "claims", "heatmap", comparison=settings_of()))
     *_, trained, found, simple, unsaid, path = caplog.messages
     assert trained == (
-        "12 sparse dictionaries of 16 to 64 features (L1 0.01 to 0.03; 2 seeds) learned from "
-        "1,000,000 rows of 32 values."
+        "12 sparse dictionaries of 16 to 64 features (L1 0.01 to 0.03; 2 seeds) learned in "
+        "1,000,000 visits to rows of 32 values."
     )
     claims = json.loads((tmp_path / "analysis" / "claims.json").read_text())["claims"]
     n = [sum(c["verdict"] == verdict for c in claims) for verdict in (HOLDS, FAILS, OPEN)]

@@ -42,11 +42,12 @@ def _trained(context: Context) -> str:
         if (values := sorted({e.level for e in entries if e.axis == axis}))
     ]
     seeds, n = len({e.seed for e in entries}), len(entries)
-    rows = max(int(e.metrics.get("n_activations") or 0) for e in entries)
+    # Of rows, each of which may be seen several times.
+    visits = max(int(e.metrics.get("n_activations") or 0) for e in entries)
     return (
         f"{n} sparse {'dictionary' if n == 1 else 'dictionaries'} of {_span(sizes)} features "
-        f"({'; '.join(levels)}; {seeds} {'seed' if seeds == 1 else 'seeds'}) learned from "
-        f"{rows:,} {provenance.subject(context.config, context.study)}."
+        f"({'; '.join(levels)}; {seeds} {'seed' if seeds == 1 else 'seeds'}) learned in {visits:,} "
+        f"visits to {provenance.subject(context.config, context.study)}."
     )
 
 
