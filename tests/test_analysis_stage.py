@@ -134,6 +134,8 @@ def test_a_part_is_made_anew_and_the_others_of_the_same_dictionaries_are_kept(tm
     assert shown[0] == shown[1]
     tables = [re.findall(r"<td.*?</td>", text.split("<h2>All settings")[0]) for text in reports]
     assert tables[0] == tables[1]
+    leads = [re.findall(r'<p class="lead">.*?</p>', text) for text in reports]
+    assert leads[0] == leads[1]
     said = verify.Verification(tmp_path)
     said.run()
     assert not any("analysis" in fault for fault in said.faults), said.faults

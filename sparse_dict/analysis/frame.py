@@ -193,13 +193,14 @@ def make(context: Context) -> dict[str, Section]:
         measure(context)
         _keep_measured(context)
         tables.write(context.tables, context.folder)
-        judged_by = {a.name: verdicts(context, a) for a in others if config.is_on(claims.name)}
+        judging = config.is_on(claims.name) or claims.name in context.kept
+        judged_by = {a.name: verdicts(context, a) for a in others if judging}
         context.claims += [row for rows in judged_by.values() for row in rows]
         progress.advance(1)
         for analysis in others:
             if analysis in chosen:
                 progress.say(analysis.name)
-                made[analysis.name] = _part(context, analysis, judged_by.get(analysis.name))
+                made[analysis.name] = _part(context, analysis, judged_by.get(analysis.name, []))
                 progress.advance(1)
             elif analysis.name in context.kept:
                 made[analysis.name] = context.kept[analysis.name].section
@@ -207,7 +208,7 @@ def make(context: Context) -> dict[str, Section]:
         with _making(context, claims.name):
             rows = [claim.as_json() for claim in context.claims]
             files.write_json(context.folder / "claims.json", {"claims": rows})
-        first = _part(context, claims, None)  # made last: it links to what others write
+        first = _part(context, claims, [])  # made last: it links to what others write
     else:
         first = context.kept[claims.name].section if claims.name in context.kept else None
     sections = {
@@ -221,7 +222,7 @@ def make(context: Context) -> dict[str, Section]:
 
 
 def _part(
-    context: Context, analysis: "Analysis | old.Analysis", rows: list[Judged] | None
+    context: Context, analysis: "Analysis | old.Analysis", rows: list[Judged]
 ) -> Section | None:
     """The section of an analysis, which becomes one of `context.parts` unless it failed."""
     name = analysis.name
@@ -231,9 +232,7 @@ def _part(
         for half in context.made[name]:
             (context.folder / half).unlink()
         return section
-    kept = context.kept.get(name)
-    claims = tuple(rows) if rows is not None else kept.claims if kept else ()
-    context.parts[name] = Part(tuple(sorted(context.made[name])), section, claims)
+    context.parts[name] = Part(tuple(sorted(context.made[name])), section, tuple(rows))
     return section
 
 

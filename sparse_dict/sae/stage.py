@@ -12,7 +12,7 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig, identity
 from sparse_dict.errors import UserError, printable
 from sparse_dict.machine import runtime
-from sparse_dict.sae import architectures, interventions, jobs, schedule, shuffled, usefulness
+from sparse_dict.sae import architectures, interventions, jobs, schedule, usefulness
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.data import Data, settled
 from sparse_dict.sae.jobs import Job, weight
@@ -56,9 +56,6 @@ def _damage(activations: Activations) -> UserError | None:
     except UserError as error:
         return error
     return None
-
-
-_unlike = cache(shuffled.warning)  # of the rows that are kept for evaluation
 
 
 @cache
@@ -168,10 +165,7 @@ def _train_many(
     for number, group in enumerate(groups, start=1):
         if len(groups) > 1:
             log.info("pass %d of %d: %d dictionaries", number, len(groups), len(group))
-        first = group[0].config
-        if line := _unlike(_open(first), first.training.eval_rows):
-            log.warning("%s", line)
-        results = passes.train(group, _open(first))
+        results = passes.train(group, _open(group[0].config))
         outcomes.update(zip(map(waiting.__getitem__, group), results, strict=True))
     finished = [outcomes[i] for i in range(len(configs))]
     _show(folders_, finished)

@@ -16,9 +16,9 @@ import numpy as np
 from sparse_dict.activations.store import Activations
 from sparse_dict.errors import UserError, printable
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae import formats, shuffled
+from sparse_dict.sae import formats
 from sparse_dict.sae.formats.parts import scaled
-from sparse_dict.sae.measured import EVAL_ROWS, measured
+from sparse_dict.sae.measured import measured
 from sparse_dict.sae.origin import of_activations
 from sparse_dict.storage import lock
 
@@ -71,12 +71,11 @@ def run(source: str, dest: Path, activations_dir: Path, seed: int | None = None)
         scaled(foreign.dictionary, d_in**0.5 / _mean_norm(activations))
     said, rows = foreign.origin, of_activations(activations)
     if said.differs(rows):
-        _warn(
-            f"{source} says that it is of {said}, but {activations_dir} holds rows of {rows}: "
-            "unless both are the same, its numbers here say nothing about it"
+        told = f"{source} says that it is of {said}, but {activations_dir} holds rows of {rows}"
+        sys.stderr.write(
+            f"import_sae: WARNING: {printable(told)}: unless both are the same, its numbers here "
+            "say nothing about it\n"
         )
-    if unlike := shuffled.warning(activations, min(EVAL_ROWS, activations.rows)):
-        _warn(unlike)
     hook = None if said.elsewhere(rows) else rows.hook or said.hook
     seed = foreign.seed if seed is None else seed
     metrics, fire_count = measured(
@@ -86,10 +85,6 @@ def run(source: str, dest: Path, activations_dir: Path, seed: int | None = None)
     metrics["source"] = source
     folders.write(dest, foreign.dictionary, fire_count, metrics, hook)
     return metrics
-
-
-def _warn(line: str) -> None:
-    sys.stderr.write(f"import_sae: WARNING: {printable(line)}\n")
 
 
 def _mean_norm(activations: Activations) -> float:
