@@ -238,13 +238,17 @@ def _part(
 
 def _keep_measured(context: Context) -> None:
     """Add to the tables what an earlier run measured of the same, and this one does not."""
-    if not context.kept:
+    home, now = Path(context.config.analysis_dir), context.tables
+    off = [part for name, part in context.kept.items() if not context.config.is_on(name)]
+    if not off:
         return
     try:
-        earlier, now = tables.read(Path(context.config.analysis_dir)), context.tables
-    except UserError:
+        earlier = tables.read(home)
+        found = [home / name for part in off for name in part.files if name.endswith(".csv")]
+        others = {path.stem: pd.read_csv(path) for path in found}
+    except (UserError, ValueError):  # damaged
         return
-    changes = {}
+    changes: dict[str, Any] = {"others": others | now.others}
     for name, keys in tables.KEYS.items():
         measured, frame = getattr(earlier, name), getattr(now, name)
         if not len(frame.columns):
