@@ -10,7 +10,7 @@ from test_toy import harvest_config
 from sparse_dict.activations import stage as harvest_stage
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import Toy
-from sparse_dict.analysis import effects, study
+from sparse_dict.analysis import feature_effects, study
 from sparse_dict.analysis.analyses import consensus
 from sparse_dict.analysis.context import PARTIAL
 from sparse_dict.analysis.measures import consensus as measures
@@ -125,7 +125,11 @@ def test_consensus_of_planted_features_is_true_and_agrees_ever_better(base, monk
 
 
 def test_verify_knows_the_folders_of_an_analysis(tmp_path):
-    for folder in (consensus.FOLDER, effects.KEPT.parent, PARTIAL):  # the last: it was killed
+    for folder in (
+        consensus.FOLDER,
+        feature_effects.KEPT.parent,
+        PARTIAL,
+    ):  # the last: it was killed
         (tmp_path / "analysis" / folder).mkdir(parents=True)
     save_file({"a": np.zeros(1)}, tmp_path / "analysis" / "stray.safetensors")
     found = verify.Verification(tmp_path)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,14 +31,13 @@ from test_activations_hf import (  # noqa: E402, F401
 from test_analysis_interp import settings_of as interp_settings  # noqa: E402
 
 from sparse_dict.activations import hf, hf_source, hf_tokenizer, stage  # noqa: E402
-from sparse_dict.analysis import harvested, study  # noqa: E402
-from sparse_dict.analysis.analyses import loss_recovered  # noqa: E402
+from sparse_dict.analysis import frame, harvested, study  # noqa: E402
 from sparse_dict.analysis.comparison import Comparison  # noqa: E402
 from sparse_dict.analysis.features import contexts, page  # noqa: E402
 from sparse_dict.analysis.harvested import Place  # noqa: E402
 from sparse_dict.analysis.interp import cases  # noqa: E402
 from sparse_dict.analysis.reconstruction_loss import Replacement, losses, recovered  # noqa: E402
-from sparse_dict.analysis.report import figures, provenance  # noqa: E402
+from sparse_dict.analysis.report import provenance  # noqa: E402
 from sparse_dict.config import ContextsConfig, LossRecoveredConfig  # noqa: E402
 from sparse_dict.config.sites import SITES, Site  # noqa: E402
 from sparse_dict.errors import UserError  # noqa: E402
@@ -327,11 +325,11 @@ def test_the_loss_is_taken_on_text_that_was_not_harvested(folders, tmp_path, kin
     config = studied(
         folders, tmp_path, kind, sites=SITES_OF[kind], split="validation", n_tokens=200
     )
-    with figures.style():
-        section = loss_recovered.section(context := context_of(config))
-    assert "of the validation text, not harvested" in section.blocks[0]
-    table = pd.read_csv(context.folder / "loss_recovered.csv").set_index("dictionary")
-    original = float(section.blocks[0].split("It is ")[1].split()[0])
+    frame.measure(context := context_of(config))
+    measured = context.tables.others
+    (model,) = measured["loss_recovered_model"].itertuples()
+    assert "of the validation text, not harvested" in model.text
+    table, original = measured["loss_recovered"].set_index("dictionary"), model.original
     assert table.loss["perfect"] == pytest.approx(original, abs=1e-4)
     assert abs(table.loss["random"] - original) > 1e-3
 
