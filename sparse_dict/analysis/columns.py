@@ -85,6 +85,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("neurons", "neurons", "effective ones of its decoder row (inverse Simpson index)"),
         Column("entropy", "nats", "of the shares that neurons have of its decoder row"),
         Column("encoder_cosine", "cosine", "of its encoder row with its decoder row"),
+        Column("half_mcs", "cosine", "`next_mcs` at half of the training", "undertraining"),
         Column("recurs", "share", "of its dictionary's partners in `pairs` that have it", "pairs"),
         Column("ablated", "nats", "change of the model's mean loss without it", "effects"),
         Column(

@@ -16,7 +16,6 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import (
     harvested,
     seeds,
-    trajectory,
 )
 from sparse_dict.analysis.claims import Claim, Statement
 from sparse_dict.analysis.comparison import Comparison
@@ -186,11 +185,6 @@ class Context:
             agreed = cells["mmcs"].where(cells["fvu"] < 1, cells["random_mmcs"])
             cells = cells.assign(mmcs=agreed)
         return ridge.fit(cells, self.study.families)
-
-    @cached_property
-    def trajectory(self) -> trajectory.Trajectory:
-        """Agreement with the next size while the dictionaries were trained."""
-        return trajectory.follow(self.comparison)
 
     @cached_property
     def explanations(self) -> ask.Found:
