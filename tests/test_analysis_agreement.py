@@ -1,22 +1,18 @@
-from collections.abc import Sequence
 from itertools import combinations, permutations
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pytest
-from analysis_study import directions, settings_of, unit, write_dictionary, write_study
+from analysis_study import compared, directions, unit, write_dictionary, write_study
 from hypothesis import given
 from hypothesis import strategies as st
 from rounding import of_cosines
 
-from sparse_dict.analysis import study
-from sparse_dict.analysis.analyses.agreement import found_along
-from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis import frame, study
+from sparse_dict.analysis.claim import Sample, mean_of_means, over_pairs
 from sparse_dict.analysis.measures.across_seeds import match_pair
 from sparse_dict.analysis.report.frequency import by_frequency
-from sparse_dict.analysis.seeds import SeedPair, compare, estimate, shared_fraction
-from sparse_dict.analysis.study import Entry
+from sparse_dict.analysis.tables import matched_pairs
 
 
 def test_the_same_dictionary_in_another_order_agrees_fully():
@@ -45,57 +41,51 @@ def test_a_feature_is_shared_only_if_encoders_and_decoders_choose_the_same_close
 
 def test_all_pairs_of_seeds_are_compared_at_sizes_within_the_limit(tmp_path: Path):
     write_study(tmp_path, sizes=(16, 32), seeds=(0, 1, 2, 5))
-    pairs = compare(study.load(tmp_path), match_limit=16)
-    assert [(p.first.seed, p.second.seed) for p in pairs] == list(combinations((0, 1, 2, 5), 2))
-    assert {p.first.size for p in pairs} == {16}
+    loaded = study.load(tmp_path)
+    named = {entry.name: entry for entry in loaded.entries}
+    pairs = matched_pairs([loaded], 16)[["first", "second"]].drop_duplicates()
+    found = [(named[a], named[b]) for a, b in pairs.itertuples(index=False)]
+    assert [(a.seed, b.seed) for a, b in found] == list(combinations((0, 1, 2, 5), 2))
+    assert {a.size for a, _ in found} == {16}
 
 
 def test_of_many_seeds_ten_pairs_are_compared(tmp_path: Path):
     write_study(tmp_path, sizes=(8,), seeds=range(7))
-    assert len(compare(study.load(tmp_path), match_limit=16)) == 10
+    pairs = matched_pairs([study.load(tmp_path)], 16)
+    assert len(pairs[["first", "second"]].drop_duplicates()) == 10
 
 
 def fake_pairs(rng: np.random.Generator, n_seeds: int, quality: float, noise: float):
     """Pairs of seeds whose PW-MCC is the sum of what either seed brings, and noise of the pair."""
     brings = rng.normal(0, quality, n_seeds)
-    entries = [Entry(f"{seed}", "", 4, "l1", 0.1, seed, cast(Any, None)) for seed in range(n_seeds)]
     return [
-        SeedPair(
-            entries[a], entries[b], np.full(4, 0.5 + brings[a] + brings[b] + rng.normal(0, noise)),
-            np.ones(4, bool), np.ones(4),
-        )
+        Sample(4, frozenset((a, b)), np.full(4, 0.5 + brings[a] + brings[b] + rng.normal(0, noise)))
         for a, b in combinations(range(n_seeds), 2)
-    ]  # fmt: skip
-
-
-def mean_pw_mcc(pairs: Sequence[SeedPair]) -> float:
-    return float(np.mean([pair.pw_mcc for pair in pairs]))
+    ]
 
 
 @pytest.mark.parametrize("n_seeds", [3, 5])
 def test_intervals_over_seeds_hold_the_truth_though_pairs_have_seeds_in_common(n_seeds: int):
     rng, inside = np.random.default_rng(0), 0
     for _ in range(400):
-        found = estimate(fake_pairs(rng, n_seeds, 0.05, 0.01), mean_pw_mcc)
+        found = over_pairs(fake_pairs(rng, n_seeds, 0.05, 0.01), mean_of_means)
         inside += found.low < 0.5 < found.high
     assert found.over == f"{n_seeds} seeds"
     assert 0.92 < inside / 400 < 0.98
 
 
-def test_two_seeds_give_an_interval_over_features(tmp_path: Path):
-    (pair,) = fake_pairs(np.random.default_rng(0), 2, 0.0, 0.0)
-    shared = np.array([True, False, True, False])
-    pair = SeedPair(pair.first, pair.second, pair.cosine, shared, pair.frequency)
-    found = estimate([pair], shared_fraction)
+def test_two_seeds_give_an_interval_over_features():
+    shared = np.array([1.0, 0, 1, 0])
+    found = over_pairs([Sample(4, frozenset((0, 1)), shared)], mean_of_means)
     assert (found.value, found.over) == (0.5, "features (bootstrap)")
     assert found.low < 0.5 < found.high
 
 
 def test_two_seeds_are_compared_once_and_share_what_was_put_into_both(tmp_path: Path):
     write_study(tmp_path, sizes=(64,), seeds=(0, 1), d=128, noise=0.01)
-    (pair,) = compare(study.load(tmp_path), match_limit=100)
-    assert pair.shared.sum() == int(0.75 * 64)
-    assert pair.pw_mcc == pytest.approx(pair.cosine.mean())
+    pairs = matched_pairs([study.load(tmp_path)], 100)
+    assert len(pairs) == 64
+    assert pairs["same"].sum() == int(0.75 * 64)
 
 
 @given(
@@ -124,7 +114,8 @@ def test_a_chain_ends_at_the_first_dictionary_that_lacks_the_feature(tmp_path: P
     decoders = {3: eye[:3], 4: eye[[0, 1, 7, 8]], 5: eye[[0, 2, 9, 10, 11]]}
     for size, decoder in decoders.items():
         write_dictionary(tmp_path / str(size), decoder, count[:size])
-    compared = Comparison(study.load(tmp_path), settings_of())
-    assert compared.main is not None
+    context = compared(tmp_path, "agreement")
+    frame.measure(context)
+    first = context.tables.main[context.tables.main["size"] == 3]
     # Feature 0 is in both, 1 in the next only, 2 in the last only, which does not count.
-    assert found_along(compared, compared.main).tolist() == [2, 1, 0]
+    assert first["run"].tolist() == [2, 1, 0]

@@ -11,11 +11,11 @@ from analysis_study import compared, directions, grown, unit, write_dictionary, 
 from safetensors.numpy import save_file
 
 from sparse_dict.analysis import frame
-from sparse_dict.analysis.analyses import agreement_seeds, ridge
+from sparse_dict.analysis.analyses import ridge
 from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, Claim, verdict
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures.intervals import Estimate
-from sparse_dict.analysis.sections import claims
+from sparse_dict.analysis.sections import claims, seeds
 from sparse_dict.config import ANALYSES, NoSettings
 
 Array = Callable[[np.random.Generator, int], Any]
@@ -74,7 +74,9 @@ def test_a_study_with_shared_features_confirms_what_was_put_into_it(tmp_path: Pa
     assert found["ridge_diagonal"].verdict == OPEN
     assert found["relu_steadier_than_topk"].verdict == OPEN
     # 75 % of the smallest dictionary's features are true ones, and all of these are found.
-    assert found["found_along_chain"].ours == "100% (72 of 72 in 3 seeds)"
+    assert found["found_along_chain"].ours == (
+        "100% (72 of 72 in 3 seeds); of those ever active the same"
+    )
 
 
 def test_a_ridge_that_moves_with_the_size_is_told_from_one_that_does_not(tmp_path: Path):
@@ -237,11 +239,14 @@ def test_a_kind_that_is_matched_several_times_makes_no_interval_narrower(tmp_pat
 
 def test_sizes_too_large_to_match_are_named_in_the_claims(tmp_path: Path):
     seeded(tmp_path, {32: [0.1], 64: [0.1], 128: [0.1]}, (0, 1))
-    why = "above comparison.match_limit=64, not matched: size 128"
-    found = agreement_seeds.claims(compared(tmp_path, match_limit=64))
-    assert all(claim.ours.endswith(why) for claim in found[:3])
-    found = agreement_seeds.claims(compared(tmp_path, match_limit=8))
-    assert all(claim.ours.endswith("not matched: size 32, 64, 128") for claim in found)
+    found = assess(tmp_path, match_limit=64)
+    assert found["shared_across_seeds"].ours == "100% (100% at 32, 100% at 64)"
+    found = assess(tmp_path, match_limit=8)
+    needs = "needs several seeds of sizes up to comparison.match_limit"
+    assert found["shared_falls_with_size"].ours == needs
+    context = compared(tmp_path, "agreement", match_limit=64)
+    frame.measure(context)
+    assert any("not compared: size 128" in str(block) for block in seeds.show(context))
 
 
 def neurons(folder: Path, found: Array, others: Array, sizes=(64, 128)) -> None:

@@ -53,7 +53,9 @@ def test_every_listed_column_is_measured_in_its_order_and_no_other(study: Tables
 
 def test_columns_that_nobody_asked_for_are_absent(home: Path) -> None:
     context = compared(home / "sae")
-    found = tables.measure([context.comparison], "x", False, tables.fingerprints(context.study))
+    found = tables.measure(
+        [context.comparison], "x", pd.DataFrame(), tables.fingerprints(context.study)
+    )
     for name in ("dictionaries", "features"):
         always = [column.name for column in COLUMNS[name] if not column.by]
         assert list(getattr(found, name).columns) == always

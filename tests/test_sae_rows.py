@@ -12,17 +12,19 @@ from hypothesis import strategies as st
 from rounding import of_cosines
 from sae_helpers import sae_config, sparse_rows
 
+from sparse_dict.analysis import frame
 from sparse_dict.analysis.analyses import consensus
-from sparse_dict.analysis.analyses import rows as analysis
-from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN
-from sparse_dict.analysis.seeds import BOTH, DATA, INITIAL
-from sparse_dict.analysis.seeds import rows as rows_of
+from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, judge
+from sparse_dict.analysis.sections import rows as section
+from sparse_dict.analysis.study import rows as rows_of
+from sparse_dict.analysis.tables import BOTH
 from sparse_dict.errors import UserError
 from sparse_dict.sae import rows as module
 from sparse_dict.sae import stage
 from sparse_dict.sae.rows import Rows
 
 D_IN = 16
+INITIAL, DATA = "initial values", "data"  # as the section names what differs
 
 
 class Numbered:
@@ -135,13 +137,13 @@ def planted(tmp_path: Path, of_seed: int, of_rows: int) -> dict[str, float]:
             ]
             write(tmp_path / f"{seed}{half}", seed, half, np.concatenate(parts))
     context = compared(tmp_path, "rows")
-    table = analysis.agreement(context, context.row_pairs).set_index("differs")
+    frame.measure(context)
+    table = context.tables.others["rows"].set_index("differs")
     assert table["pairs"].to_dict() == {INITIAL: 6, DATA: 3, BOTH: 6}
     assert table.at[DATA, "pw_mcc_at_step_0"] == pytest.approx(1, abs=of_cosines(32))
     assert table.at[INITIAL, "pw_mcc_at_step_0"] < 0.6
-    assert analysis.section(context) is not None
-    (claim,) = analysis.claims(context)
-    assert claim.verdict == FAILS
+    assert len([*section.show(context)]) == 2
+    assert judge(section.CLAIMS[0], context.tables).verdict == FAILS
     sides = consensus._sides(context)  # the largest group is that of both halves
     assert [[entry.seed for entry in side] for side in sides] == [[0, 1, 2], [2, 1, 0]]
     assert [{rows_of(entry)[0] for entry in side} for side in sides] == [{"half_a"}, {"half_b"}]
@@ -165,13 +167,13 @@ def test_rows_that_overlap_are_not_compared_and_bootstraps_are(tmp_path: Path):
     write(tmp_path / "a", 1, "half_a", decoder)
     write(tmp_path / "other split", 1, "half_b", decoder, rows_seed=1)
     context = compared(tmp_path, "rows")
-    assert not any(context.row_pairs.values())
-    assert analysis.section(context) is None
-    assert [claim.verdict for claim in analysis.claims(context)] == [OPEN]
+    frame.measure(context)
+    assert context.tables.pairs.empty
+    assert not [*section.show(context)]
+    assert judge(section.CLAIMS[0], context.tables).verdict == OPEN
     write(tmp_path / "boot 0", 0, "bootstrap", decoder)
     write(tmp_path / "boot 1", 2, "bootstrap", decoder, rows_seed=1)
     context = compared(tmp_path, "rows")
-    assert {kind: len(pairs) for kind, pairs in context.row_pairs.items()} == {
-        INITIAL: 0, DATA: 0, BOTH: 1,
-    }  # fmt: skip
-    assert [claim.verdict for claim in analysis.claims(context)] == [HOLDS]
+    frame.measure(context)
+    assert context.tables.pairs["differ"].tolist() == [BOTH] * 20
+    assert judge(section.CLAIMS[0], context.tables).verdict == HOLDS

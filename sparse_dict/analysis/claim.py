@@ -18,7 +18,7 @@ from sparse_dict.errors import UserError
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 Array = NDArray[Any]
-Sizes = Mapping[int, Array]  # values of each dictionary size, rising
+Sizes = Mapping[Any, Array]  # values of each dictionary size, rising; or of another group
 
 
 # --- what a claim is made of ----------------------------------------------------------------------
@@ -203,10 +203,10 @@ def judged(claim: Claim, found: Found, given: str) -> Judged:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class Sample:
     """The values of one dictionary, or of one pair of them."""
 
-    size: int
+    size: Any  # of the dictionary; or what else groups are made by
     seeds: frozenset[int]
     values: Array
 
@@ -231,7 +231,7 @@ def estimate(claim: Claim, study: Tables) -> tuple[Estimate | None, Sequence[Siz
     return over(claim, samples, study.with_intervals)
 
 
-def _samples(claim: Claim, table: pd.DataFrame) -> list[_Sample]:
+def _samples(claim: Claim, table: pd.DataFrame) -> list[Sample]:
     assert claim.values is not None
     if table.empty:
         return []
@@ -244,34 +244,36 @@ def _samples(claim: Claim, table: pd.DataFrame) -> list[_Sample]:
     array = values.to_numpy(float)
     rows = {name: keys.iloc[place[0]] for name, place in places.items()}
     found = [
-        _Sample(int(rows[name]["size"]), frozenset(rows[name][ends].astype(int)), array[place])
+        Sample(int(rows[name]["size"]), frozenset(rows[name][ends].astype(int)), array[place])
         for name, place in places.items()
         if len(place) >= claim.fewest
     ]
     return sorted(found, key=lambda sample: (sample.size, sorted(sample.seeds)))
 
 
-def _by_size(samples: Sequence[_Sample], values: Sequence[Array]) -> Sizes:
+def _by_size(samples: Sequence[Sample], values: Sequence[Array]) -> Sizes:
     parts: dict[int, list[Array]] = {}
     for sample, array in zip(samples, values, strict=True):
         parts.setdefault(sample.size, []).append(array)
     return {size: np.concatenate(arrays) for size, arrays in parts.items()}
 
 
-def _sizes(samples: Sequence[_Sample]) -> Sizes:
+def _sizes(samples: Sequence[Sample]) -> Sizes:
     return _by_size(samples, [sample.values for sample in samples])
 
 
-def _resampled(claim: Claim, samples: Sequence[_Sample], with_interval: bool) -> Estimate:
+def _resampled(
+    number: Callable[[Sizes], float], samples: Sequence[Sample], with_interval: bool
+) -> Estimate:
     """Each dictionary's features, or each pair's, are drawn anew."""
     if not with_interval:
-        return Estimate(claim.number(_sizes(samples)), np.nan, np.nan, "")
+        return Estimate(number(_sizes(samples)), np.nan, np.nan, "")
     arrays = [sample.values for sample in samples]
-    return bootstrap(arrays, lambda drawn: claim.number(_by_size(samples, drawn)))
+    return bootstrap(arrays, lambda drawn: number(_by_size(samples, drawn)))
 
 
 def _over_features(
-    claim: Claim, samples: Sequence[_Sample], with_interval: bool
+    claim: Claim, samples: Sequence[Sample], with_interval: bool
 ) -> tuple[Estimate | None, Sequence[Sizes]]:
     seeds = sorted({seed for sample in samples for seed in sample.seeds})
     own = [[sample for sample in samples if seed in sample.seeds] for seed in seeds]
@@ -280,28 +282,37 @@ def _over_features(
         return None, sizes
     if len(seeds) > 1:
         return over_seeds([claim.number(part) for part in sizes]), sizes
-    return _resampled(claim, own[0], with_interval), sizes
+    return _resampled(claim.number, own[0], with_interval), sizes
 
 
 def _over_pairs(
-    claim: Claim, samples: Sequence[_Sample], with_interval: bool
+    claim: Claim, samples: Sequence[Sample], with_interval: bool
 ) -> tuple[Estimate | None, Sequence[Sizes]]:
-    """Pairs that share a seed depend on each other: so each seed is left out, not each pair."""
     sizes = _sizes(samples)
     if len(sizes) < claim.sizes:
         return None, [sizes]
-    every = [
-        frozenset[int]().union(*(s.seeds for s in samples if s.size == size)) for size in sizes
-    ]
-    common = sorted(frozenset.intersection(*every))
+    return over_pairs(samples, claim.number, with_interval), [sizes]
+
+
+def over_pairs(
+    samples: Sequence[Sample], number: Callable[[Sizes], float], with_interval: bool = True
+) -> Estimate:
+    """A number of pairs of dictionaries with its 95 % interval.
+
+    Where all groups have three or more seeds in common, a jackknife over these (pairs that share a
+    seed depend on each other); else a bootstrap of the features of each pair.
+    """
+    seeds: dict[Any, frozenset[int]] = {}
+    for sample in samples:
+        seeds[sample.size] = seeds.get(sample.size, frozenset()) | sample.seeds
+    common = sorted(frozenset.intersection(*seeds.values()))
     if len(common) < FEWEST_SEEDS:
-        return _resampled(claim, samples, with_interval), [sizes]
+        return _resampled(number, samples, with_interval)
     kept = [sample for sample in samples if sample.seeds <= {*common}]
     without = [
-        claim.number(_sizes([sample for sample in kept if seed not in sample.seeds]))
-        for seed in common
+        number(_sizes([sample for sample in kept if seed not in sample.seeds])) for seed in common
     ]
-    return jackknife(claim.number(_sizes(kept)), without), [sizes]
+    return jackknife(number(_sizes(kept)), without)
 
 
 def _told(claim: Claim, estimate: Estimate, seeds: Sequence[Sizes]) -> str:

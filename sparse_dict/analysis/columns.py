@@ -41,6 +41,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("l1_scaling", "name", "what the L1 term is divided by"),
         Column("tied", "yes or no", "whether the encoder is the decoder's transpose"),
         Column("activation", "name", "its activation function"),
+        Column("strategy", "name", "what is done to it in training: plain, or an intervention"),
+        Column("alike", "key", "the same for those that differ in size, seed and rows alone"),
         Column("n_activations", "rows", "seen in training"),
         Column("eval_rows", "rows", "that the following were measured on"),
         Column("fvu", "share", "of variance unexplained"),
@@ -86,6 +88,13 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("entropy", "nats", "of the shares that neurons have of its decoder row"),
         Column("encoder_cosine", "cosine", "of its encoder row with its decoder row"),
         Column("half_mcs", "cosine", "`next_mcs` at half of the training", "undertraining"),
+        Column(
+            "run",
+            "sizes",
+            "in how many larger dictionaries it is found, the next first, in a row",
+            "agreement",
+        ),
+        Column("run_alive", "sizes", "the same among features that are alive", "agreement"),
         Column("recurs", "share", "of its dictionary's partners in `pairs` that have it", "pairs"),
         Column("ablated", "nats", "change of the model's mean loss without it", "effects"),
         Column(

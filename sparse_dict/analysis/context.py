@@ -27,7 +27,7 @@ from sparse_dict.analysis.report import texts
 from sparse_dict.analysis.report.page import Draw, Picture, Section
 from sparse_dict.analysis.splitting import Splitting
 from sparse_dict.analysis.study import Entry, Study
-from sparse_dict.analysis.tables import Tables, fingerprints
+from sparse_dict.analysis.tables import MOST_SEEDS, Tables, fingerprints, matched_pairs
 from sparse_dict.config import AnalyzeConfig
 from sparse_dict.errors import MALFORMED, UserError
 from sparse_dict.sae import architectures, interventions, schema
@@ -123,9 +123,15 @@ class Context:
         return self.comparison.cells()
 
     @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """`Tables.pairs`, of all sites, whether or not an analysis asked for it."""
+        limit = self.config.comparison.match_limit
+        return matched_pairs((self.study, *self.study.beside), limit)
+
+    @cached_property
     def seed_pairs(self) -> list[seeds.SeedPair]:
         """Dictionaries that differ only in the seed, matched."""
-        return seeds.compare(self.study, self.config.comparison.match_limit)
+        return seeds.of_table(self.pairs, self.study)
 
     @cached_property
     def splitting(self) -> Splitting | None:
@@ -140,22 +146,16 @@ class Context:
         chains = [chain, *(c for c in self.comparison.same_but_seed(chain) if c is not chain)]
         x = self.evaluation_rows()
         y = x if self.study.target is None else _last(self.study, self.targets, SAMPLE)
-        return Splitting(tuple(chains[: seeds.MOST_SEEDS]), x, y)
+        return Splitting(tuple(chains[:MOST_SEEDS]), x, y)
 
-    @cached_property
-    def row_pairs(self) -> dict[str, list[seeds.SeedPair]]:
-        """Dictionaries that differ in the seed, in their rows, or in both, matched."""
-        limit = self.config.comparison.match_limit
-        return seeds.by_difference(self.study, limit, self.seed_pairs)
-
-    def at_step_0(self, pair: seeds.SeedPair) -> tuple[float, float]:
+    def at_step_0(self, first: Entry, second: Entry) -> tuple[float, float]:
         """PW-MCC and shared fraction of what two dictionaries began with.
 
         Nan where that is not known: of dictionaries made elsewhere, and where the language model's
         weights decided part of it and cannot be read.
         """
         try:
-            cosine, shared = match_pair(self._begun(pair.first), self._begun(pair.second))
+            cosine, shared = match_pair(self._begun(first), self._begun(second))
         except (UserError, *MALFORMED):
             return float("nan"), float("nan")
         return float(cosine.mean()), float(shared.mean())

@@ -142,7 +142,7 @@ def table(
         l0 = float(np.mean(there)) if there else 0.0
         if l0 <= 0 or np.isnan(at(own, _l0, l0)):
             continue
-        before = context.at_step_0(own[0])[0]
+        before = context.at_step_0(own[0].first, own[0].second)[0]
         for measure in of:
             found, change = value(own, measure, l0), difference(own, usual, measure, l0)
             rows.append(

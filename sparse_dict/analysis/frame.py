@@ -70,9 +70,8 @@ def measure(context: Context) -> None:
     """
     chosen = [a for a in load() if isinstance(a, Analysis) and _is_on(context, a)]
     comparisons = [context.comparison, *map(context.comparison_of, context.study.beside)]
-    context.tables = tables.measure(
-        comparisons, context.config.name, _pairs(context, chosen), context.fingerprints
-    )
+    pairs = context.pairs if any(a.pairs for a in chosen) else pd.DataFrame()
+    context.tables = tables.measure(comparisons, context.config.name, pairs, context.fingerprints)
     for analysis in chosen:
         if analysis.measure is None:
             continue
@@ -111,11 +110,6 @@ def _told(context: Context, name: str, error: Exception) -> str:
         log.debug("%s", name, exc_info=error)
         context.failed[name] = why
     return why
-
-
-def _pairs(context: Context, chosen: Iterable[Analysis]) -> bool:
-    """Whether an analysis that is on needs pairs; `agreement` is one that is to be ported."""
-    return context.config.is_on("agreement") or any(a.pairs for a in chosen)
 
 
 def _is_on(context: Context, analysis: "Analysis | old.Analysis") -> bool:

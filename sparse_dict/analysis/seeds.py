@@ -1,25 +1,20 @@
-"""Dictionaries that differ in seed, rows or both, matched pair by pair; intervals over seeds."""
+"""Pairs of dictionaries that differ in the seed alone; intervals over seeds."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.measures.across_seeds import match_pair
 from sparse_dict.analysis.measures.intervals import Estimate, over_seeds, percentiles
 from sparse_dict.analysis.study import Entry, Study, kin, rows, seed_groups
+from sparse_dict.analysis.tables import FEWEST_SEEDS, SEED
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
-
-INITIAL, DATA, BOTH = "initial values", "data", "both"  # in what two dictionaries differ
-FEWEST_SEEDS = 3  # over which an interval is taken
-MOST_SEEDS = 5  # seeds of each setting that are compared, the lowest ones: ten pairs
 
 
 @dataclass(frozen=True)
@@ -43,46 +38,17 @@ class SeedPair:
         return SeedPair(self.first, self.second, self.cosine[i], self.shared[i], self.frequency[i])
 
 
-def compare(study: Study, match_limit: int) -> list[SeedPair]:
-    """Match each dictionary with those that differ in the seed alone, for the five lowest seeds.
-
-    Sizes above `match_limit` are skipped (see `skipped`): exact matching takes time and memory that
-    grow steeply.
-    """
-    pairs = []
-    for group in seed_groups(study):
-        if group[0].size > match_limit:
-            continue
-        for first, second in combinations(group[:MOST_SEEDS], 2):
-            pairs.append(matched(first, second))
-    return pairs
-
-
-def matched(first: Entry, second: Entry) -> SeedPair:
-    """Two dictionaries of one size, matched."""
-    cosine, shared = match_pair((first.encoder, first.decoder), (second.encoder, second.decoder))
-    return SeedPair(first, second, cosine, shared, first.frequency)
-
-
-def by_difference(
-    study: Study, match_limit: int, same_rows: list[SeedPair]
-) -> dict[str, list[SeedPair]]:
-    """Dictionaries of up to `match_limit` features that are equal in all but seed and rows.
-
-    `same_rows` are those that differ in the seed alone (`compare`). Of more than five seeds the
-    lowest five are compared.
-    """
-    alike: dict[tuple[int, str], list[Entry]] = defaultdict(list)
-    for entry in study.entries:
-        if entry.size <= match_limit:
-            alike[entry.size, kin(entry)].append(entry)
-    found: dict[str, list[SeedPair]] = {INITIAL: same_rows, DATA: [], BOTH: []}
-    for entries in alike.values():
-        counted = sorted({entry.seed for entry in entries})[:MOST_SEEDS]
-        for first, second in combinations([e for e in entries if e.seed in counted], 2):
-            if kind := _difference(first, second):
-                found[kind].append(matched(first, second))
-    return found
+def of_table(pairs: pd.DataFrame, study: Study) -> list[SeedPair]:
+    """The dictionaries of a study that differ in the seed alone, from the table of pairs."""
+    named = {entry.name: entry for entry in study.entries}
+    own = pairs[(pairs["differ"] == SEED) & pairs["first"].isin(named)]
+    return [
+        SeedPair(
+            named[str(first)], named[str(second)], part["cosine"].to_numpy(),
+            part["same"].to_numpy(bool), named[str(first)].frequency,
+        )
+        for (first, second), part in own.groupby(["first", "second"], sort=False)
+    ]  # fmt: skip
 
 
 def sides(study: Study) -> list[tuple[list[Entry], list[Entry]]]:
@@ -98,26 +64,6 @@ def sides(study: Study) -> list[tuple[list[Entry], list[Entry]]]:
         halves[entry.size, kin(entry), split][half].append(entry)
     both = [(of["half_a"], of["half_b"][::-1]) for of in halves.values()]
     return found + [(a, b) for a, b in both if a and b]
-
-
-def _difference(first: Entry, second: Entry) -> str | None:
-    """Whether two dictionaries differ in data or both; None if rows are the same or overlap."""
-    (own, split), (others, other_split) = rows(first), rows(second)
-    if (own, split) == (others, other_split):
-        return None
-    halves = {own, others} == {"half_a", "half_b"} and split == other_split
-    if not (halves or own == others == "bootstrap"):
-        return None
-    return DATA if first.seed == second.seed else BOTH
-
-
-def skipped(comparison: Comparison) -> str:
-    """Says which sizes have several seeds but are too large to match; empty if there is none."""
-    limit = comparison.settings.match_limit
-    large = sorted({g[0].size for g in seed_groups(comparison.study) if g[0].size > limit})
-    if not large:
-        return ""
-    return f"above comparison.match_limit={limit}, not matched: size {', '.join(map(str, large))}"
 
 
 def common_seeds(pairs: Sequence[SeedPair]) -> set[int]:

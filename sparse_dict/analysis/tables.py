@@ -134,7 +134,7 @@ class Tables:
         """
         if self.main["alive"].all():
             return None
-        names = ("mcs", "next_mcs", "own")
+        names = [str(name) for name in self.features if f"{name}_alive" in self.features]
         features = self.features[self.features["alive"]]
         features = features.assign(**{name: features[f"{name}_alive"] for name in names})
         keys = features[["dictionary", "feature"]].rename(columns={"dictionary": "first"})
@@ -173,7 +173,10 @@ def _useless(dictionaries: pd.DataFrame, where: str) -> str:
 
 
 def measure(
-    comparisons: Sequence[Comparison], name: str, pairs: bool, fingerprints: Mapping[str, str]
+    comparisons: Sequence[Comparison],
+    name: str,
+    pairs: pd.DataFrame,
+    fingerprints: Mapping[str, str],
 ) -> Tables:
     """Measure a study: its sites' comparisons, that of the main figures first.
 
@@ -184,17 +187,15 @@ def measure(
     every = [entry for one in comparisons for entry in one.study.entries]
     dictionaries = pd.concat([_dictionaries(one) for one in comparisons], ignore_index=True)
     features = _features(comparisons, every)
-    table = pd.DataFrame()
-    if pairs:
-        table = _pairs([one.study for one in comparisons], main.settings.match_limit)
-        dictionaries, features = _with_pairs(dictionaries, features, table)
+    if len(pairs.columns):
+        dictionaries, features = _with_pairs(dictionaries, features, pairs)
     about = About(
         name, main.study.at, _family(main), main.study.plain, main.study.d_in,
         main.rule if main.main else "", _given(main.study, name), asdict(main.settings),
         {entry.name: fingerprints[entry.name] for entry in every},
         [item.name for item in main.study.left_out],
     )  # fmt: skip
-    return Tables(about, dictionaries, features, table)
+    return Tables(about, dictionaries, features, pairs)
 
 
 def _family(comparison: Comparison) -> str:
@@ -236,6 +237,8 @@ def _dictionaries(comparison: Comparison) -> pd.DataFrame:
             "d_in": study.d_in, "l1": entry.l1,
         }  # fmt: skip
         row |= {key: str(metrics.get(key)) for key in ("l1_scaling", "activation")}
+        row["strategy"] = (metrics["config"].get("sae") or {}).get("strategy", "plain")
+        row["alike"] = studies.kin(entry)
         row["tied"] = bool(metrics.get("tied"))
         row |= {
             key: float(metrics[key]) if metrics.get(key) is not None else np.nan
@@ -334,7 +337,8 @@ def partners(study: Study, limit: int) -> Iterator[tuple[Entry, Entry, str]]:
                 yield first, second, ROWS if first.seed == second.seed else BOTH
 
 
-def _pairs(found: Sequence[Study], limit: int) -> pd.DataFrame:
+def matched_pairs(found: Sequence[Study], limit: int) -> pd.DataFrame:
+    """The table of pairs of some studies: dictionaries that `partners` names, matched."""
     matched = [
         (first, second, differ, match_features((first.encoder, first.decoder),
                                                (second.encoder, second.decoder)))
@@ -469,4 +473,5 @@ def open_study(folder: str | Path) -> Tables:
     settings = STANDARD_COMPARISON
     loaded = studies.load(sae_dir, settings.features, settings.site)
     comparisons = [Comparison(one, settings) for one in (loaded, *loaded.beside)]
-    return measure(comparisons, home.resolve().name, True, fingerprints(loaded))
+    pairs = matched_pairs((loaded, *loaded.beside), settings.match_limit)
+    return measure(comparisons, home.resolve().name, pairs, fingerprints(loaded))

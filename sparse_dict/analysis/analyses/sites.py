@@ -119,8 +119,8 @@ def shown(comparison: Comparison) -> tuple[Entry, ...]:
 
 def _rows(context: Context, comparison: Comparison) -> list[dict[str, Any]]:
     """A row a size of one site."""
-    study, limit = comparison.study, context.config.comparison.match_limit
-    pairs = context.seed_pairs if study is context.study else seeds.compare(study, limit)
+    study = comparison.study
+    pairs = seeds.of_table(context.pairs, study)
     rows = []
     for entry in shown(comparison):
         alike = [

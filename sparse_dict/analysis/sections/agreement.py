@@ -1,0 +1,129 @@
+"""Features found again in larger dictionaries, along chains of sizes, and by other seeds."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from sparse_dict.analysis.claim import LARGER, Claim, Lies, some_sizes
+from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.report import figures, frequency
+from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.sections import seeds
+from sparse_dict.analysis.study import Entry
+from sparse_dict.analysis.tables import Tables
+
+NEARLY_ALL = 0.9
+
+
+def measure(context: Context) -> dict[str, pd.DataFrame]:
+    """In how many successive larger dictionaries each feature of the chosen level is found."""
+    shown, level = context.comparison.shown, context.tables.level
+    names = {*level.loc[level["next_size"] > 0, "dictionary"]}
+    parts = [
+        pd.DataFrame(
+            {
+                "dictionary": entry.name,
+                "feature": np.arange(entry.size),
+                "run": _run(context, entry, shown.features),
+                "run_alive": _run(context, entry, "alive"),
+            }
+        )
+        for entry in context.study.entries
+        if entry.name in names
+    ]
+    return {"features": pd.concat(parts, ignore_index=True)} if parts else {}
+
+
+def _run(context: Context, entry: Entry, features: str) -> NDArray[np.float64]:
+    """Larger dictionaries up to the first that lacks a feature, (size,); nan: it does not count."""
+    comparison = context.comparison
+    larger = comparison.partners(entry, "all_larger")
+    matching = comparison.shown.matching
+    values = np.stack([comparison.pair(entry, e, matching, features) for e in larger], axis=1)
+    run = np.cumprod(values > comparison.settings.threshold, axis=1).sum(axis=1)
+    return np.where(np.isfinite(values).all(axis=1), run, np.nan)
+
+
+def show(context: Context) -> Iterator[Block]:
+    """Features found again across sizes and seeds."""
+    study = context.tables
+    if not study.shown.empty:
+        yield context.figure("agreement_sizes", draw(study))
+        yield Table("Chains of sizes", chains(study))
+    yield from seeds.show(context)
+
+
+def _sizes(study: Tables) -> list[int]:
+    return sorted(study.level.loc[study.level["seed"] == study.shown["seed"].min(), "size"])
+
+
+def chains(study: Tables) -> pd.DataFrame:
+    """How many features of each size are found in the next size and in all larger ones."""
+    sizes, rows = _sizes(study), []
+    for start, (size, part) in enumerate(study.shown.groupby("size")):
+        run, larger = part["run"].dropna(), len(sizes) - 1 - start
+        rows.append(
+            {
+                "size": size,
+                "features": len(run),
+                "larger dictionaries": larger,
+                "found in the next": int((run >= 1).sum()),
+                "found in all larger": int((run == larger).sum()),
+                "share in all larger": float((run == larger).mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def draw(study: Tables) -> Figure:
+    """Found again in larger dictionaries: by firing frequency, and along the chain of sizes."""
+    figure, axes = figures.grid(1, 2, 3.2)
+    left, right = axes[0]
+    sizes, own = _sizes(study), [part for _, part in study.shown.groupby("size")]
+    known = [part.dropna(subset="found") for part in own]
+    groups = [
+        (str(size), part["frequency"].to_numpy(), part["found"].to_numpy(bool))
+        for size, part in zip(sizes, known, strict=False)
+    ]
+    frequency.draw(left, groups)
+    left.set_ylabel(f"features with MCS above {study.threshold:g}")
+    left.set_title("Found again, by firing frequency")
+    for start, (part, colour) in enumerate(zip(own, figures.shades(len(own)), strict=True)):
+        run, steps = part["run"].dropna(), range(len(sizes) - start)
+        share = [float((run >= k).mean()) for k in steps]
+        right.plot(range(start, len(sizes)), share, color=colour, marker="o", ms=3, lw=1)
+    right.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+    right.tick_params(axis="x", rotation=0 if len(sizes) <= 6 else 45)
+    right.set_ylim(-0.03, 1.03)
+    figures.percent_axis(right)
+    right.set_xlabel("up to this dictionary size")
+    right.set_ylabel("found in every larger one")
+    right.set_title("Chains of sizes")
+    figures.below(figure, left, 8, "dictionary size")
+    figure.suptitle(f"Features found again in larger dictionaries, {figures.titled(study)}")
+    return figure
+
+
+def _in_all(f: pd.DataFrame) -> "pd.Series[float]":
+    """Of the smallest size's features that the next one has, whether all larger ones have them."""
+    everywhere = (f["run"] == f["size"].nunique()).astype(float)
+    return everywhere.where((f["run"] >= 1) & (f["size"] == f["size"].min()))
+
+
+CLAIMS = (
+    Claim(
+        "found_along_chain",
+        "A feature found again once is found again in every larger dictionary",
+        "-", "expected of true features",
+        "Of the smallest dictionary's features found in the next size, the share found in all "
+        "larger ones (a cosine near the threshold may fall on either side of it)",
+        _in_all, Lies(NEARLY_ALL), needs=(LARGER, some_sizes(3)), fewest=20,
+        too_few="fewer than 20 features are found in the next size", says=None,
+    ),
+    *seeds.CLAIMS,
+)  # fmt: skip
+ANALYSIS = Analysis("agreement", show, CLAIMS, measure, pairs=True)

@@ -1,0 +1,294 @@
+"""How much of what one dictionary learned another seed learned too: part of `agreement`."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need, Sample, Sizes, over_pairs
+from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.measures.across_seeds import random_pw_mcc
+from sparse_dict.analysis.report import figures, frequency
+from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.study import LABELS, number, setting
+from sparse_dict.analysis.tables import MOST_SEEDS, SEED, Tables
+
+FEWEST = 15  # features of a dictionary whose thirds by frequency are compared
+ALIKE_L0 = 1.5  # two kinds are compared if their L0 differ by at most this factor
+SETTING = ["family", "level", "size"]
+
+
+def matched(study: Tables) -> pd.DataFrame:
+    """The pairs of the main site, a row a feature, with the first one's columns and `other_seed`.
+
+    `l0` is the mean of both; `useless` is whether either explains nothing.
+    """
+    here = study.dictionaries[study.dictionaries["site"] == study.about.site]
+    if study.pairs.empty:
+        return pd.DataFrame(columns=[*here, "first", "second", "differ", "other_seed", "useless"])
+    second = here[["dictionary", "seed", "l0", "fault"]].add_prefix("other_")
+    joined = study.pairs.merge(here, left_on="first", right_on="dictionary").merge(
+        second, left_on="second", right_on="other_dictionary"
+    )
+    useless = (joined["fault"] != "") | (joined["other_fault"] != "")
+    return joined.assign(l0=(joined["l0"] + joined["other_l0"]) / 2, useless=useless)
+
+
+def samples(pairs: pd.DataFrame, value: str, by: list[str]) -> list[Sample]:
+    """A column of each pair of dictionaries, grouped by some of their columns."""
+    found = []
+    for _, part in pairs.groupby(["first", "second"], sort=False):
+        one = part.iloc[0]
+        both = frozenset((int(one["seed"]), int(one["other_seed"])))
+        found.append(Sample(tuple(one[by]), both, part[value].to_numpy(float)))
+    return found
+
+
+def show(context: Context) -> Iterator[Block]:
+    """PW-MCC and the shared fraction of pairs of seeds."""
+    study = context.tables
+    pairs = matched(study)
+    pairs = pairs[pairs["differ"] == SEED]
+    limit = study.about.comparison["match_limit"]
+    known = study.dictionaries[study.dictionaries["site"] == study.about.site]
+    several = known.groupby(SETTING)["seed"].transform("nunique") > 1
+    large = sorted({*known.loc[several & (known["size"] > limit), "size"]})
+    if large:
+        named = ", ".join(map(str, large))
+        yield f"Above comparison.match_limit={limit}, so seeds were not compared: size {named}."
+    if pairs.empty:
+        if not large:
+            yield (
+                "The study has one seed for each setting, so agreement across seeds is not shown; "
+                "train with -m seed=0,1,2 to see it."
+            )
+        return
+    own = pairs[pairs["family"] == study.about.family]
+    shown = own if len(own) else pairs
+    several_families = known["family"].nunique() > 1
+    kind = f"Shown: {study.about.family}." if several_families else ""
+    random = random_pw_mcc(study.about.d_in, {*pairs["size"]})
+    yield context.figure("agreement_seeds", draw(study, shown, random), kind)
+    yield Table("Pairs of seeds", listed(pairs), fold=pairs["first"].nunique() > 12)
+
+
+def listed(pairs: pd.DataFrame) -> pd.DataFrame:
+    """PW-MCC and shared fraction of each pair."""
+    each = pairs.groupby(["first", "second"], sort=False)
+    ones, means = each.first(), each[["cosine", "same"]].mean()
+    one_axis = ones["axis"].nunique() == 1
+    levels = ones["level"]
+    if not one_axis:
+        levels = ones.apply(lambda one: setting(one["axis"], one["level"]), axis=1)
+    return pd.DataFrame(
+        {
+            "family": ones["family"],
+            "dict_size": ones["size"],
+            LABELS[ones["axis"].iloc[0]] if one_axis else "sparsity": levels,
+            "seeds": ones["seed"].astype(str) + ", " + ones["other_seed"].astype(str),
+            "l0": ones["l0"],
+            "pw_mcc": means["cosine"],
+            "shared_fraction": means["same"],
+        }
+    ).reset_index(drop=True)
+
+
+def draw(study: Tables, pairs: pd.DataFrame, random: Mapping[int, float]) -> Figure:
+    """PW-MCC and shared fraction by size, and at the chosen level by firing frequency."""
+    means = pairs.groupby(["first", "second", *SETTING, "axis"])[["cosine", "same"]].mean()
+    rows = means.reset_index().sort_values(["level", "family", "size"])
+    rows = rows.assign(value=rows["level"].map(number))
+    levels, several = [*rows["value"].unique()], rows["family"].nunique() > 1
+    figure, axes = figures.grid(1, 3, 3.6)
+    left, middle, right = axes[0]
+    for axis, value, title in ((left, "cosine", "PW-MCC"), (middle, "same", "shared fraction")):
+        sns.lineplot(
+            rows, x="size", y=value, hue="value", hue_order=levels,
+            style="family" if several else None, palette=figures.shades(len(levels)),
+            markers=several, marker=None if several else "o", markersize=5,
+            errorbar=("pi", 100), ax=axis,
+        )  # fmt: skip
+        figures.size_axis(axis, sorted(rows["size"].unique()), rotation=45)
+        axis.set(ylim=(0, 1.03), ylabel="", title=title)
+    sizes = sorted({*rows["size"]} & {*random})
+    left.plot(sizes, [random[n] for n in sizes], color="0.5", ls=":", label="random directions")
+    chosen = study.main_pairs[study.main_pairs["differ"] == SEED]
+    if chosen.empty:
+        features = study.features[["dictionary", "feature", "frequency"]]
+        chosen = pairs.merge(features, on=["dictionary", "feature"])
+    groups = [
+        (str(size), part["frequency"].to_numpy(), part["same"].to_numpy(bool))
+        for size, part in chosen.groupby("size")
+    ]
+    frequency.draw(right, groups, "plasma")
+    right.set(xlabel="share of rows active", title="shared fraction by frequency")
+    swept = LABELS[rows["axis"].iloc[0]]
+    for axis, title, side in (
+        (left, f"{swept} (left and middle)", "left"), (right, "size (right)", "right")
+    ):  # fmt: skip
+        handles, labels = axis.get_legend_handles_labels()
+        place: Any = f"outside lower {side}"
+        figure.legend(handles, labels, title=title, loc=place, ncols=-(-len(labels) // 3))
+    for axis in (left, middle):
+        axis.get_legend().remove()
+    figure.suptitle("How much another seed would have learned")
+    return figure
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+
+def _same(f: pd.DataFrame) -> "pd.Series[float]":
+    return f["same"].astype(float).where(f["differ"] == SEED)
+
+
+def _of_ends(f: pd.DataFrame) -> "pd.Series[float]":
+    sizes = f.loc[f["differ"] == SEED, "size"]
+    return _same(f).where(f["size"].isin([sizes.min(), sizes.max()]))
+
+
+def _thirds(f: pd.DataFrame) -> pd.DataFrame:
+    """Whether features are shared, and whether they are of the upper third by frequency, or lower.
+
+    Thirds of each pair; the middle one is nan.
+    """
+    of = f.groupby(["dictionary", "second"])["frequency"]
+    rank, n = of.rank(method="first") - 1, of.transform("size")
+    often, third = (rank >= n - n // 3).astype(float), n // 3
+    outer = (n >= FEWEST) & ((rank < third) | (rank >= n - third))
+    return pd.DataFrame({"same": _same(f), "often": often.where(outer)})
+
+
+def _third(sizes: Sizes, often: bool) -> float:
+    return float(np.mean([values[values[:, 1] == often, 0].mean() for values in sizes.values()]))
+
+
+def _fall(sizes: Sizes) -> float:
+    return float(sizes[min(sizes)].mean() - sizes[max(sizes)].mean())
+
+
+def _by_size(sizes: Sizes) -> str:
+    return ", ".join(f"{values.mean():.0%} at {size}" for size, values in sizes.items())
+
+
+def _kinds(value: str, sign: int, form: str, study: Tables) -> Found:
+    """ReLU less TopK, or with `sign` -1 TopK less ReLU; BatchTopK beside."""
+    pairs = matched(study)
+    pairs = pairs[(pairs["differ"] == SEED) & ~pairs["useless"].astype(bool)]
+    every = samples(pairs, value, SETTING)
+    shown, apart = {}, None
+    for kind in ("topk", "batch_topk"):
+        if not (found := _nearest(pairs, kind)):
+            continue
+        settings = {setting for match in found for setting in match}
+        own = [sample for sample in every if sample.size in settings]
+        sides: list[Callable[[Sizes], float]] = [
+            partial(_mean_of, settings=[match[side] for match in found]) for side in (0, 1)
+        ]
+        values: dict[Any, list[float]] = {}
+        for sample in own:
+            values.setdefault(sample.size, []).append(float(sample.values.mean()))
+        means = {setting: np.array(of) for setting, of in values.items()}
+        shown[kind] = " against ".join(form.format(side(means)) for side in sides[::sign])
+        if kind == "topk":
+            apart = over_pairs(own, partial(_apart, sides=sides[::sign]))
+    aside = f"; BatchTopK: {shown['batch_topk']}" if "batch_topk" in shown else ""
+    if apart is None:
+        return Found(f"needs {KINDS.what}{aside}", need=KINDS)
+    return Found(shown["topk"] + aside, Lies(0)(apart), apart)
+
+
+def _apart(values: Sizes, sides: list[Callable[[Sizes], float]]) -> float:
+    return sides[0](values) - sides[1](values)
+
+
+def _mean_of(values: Sizes, settings: list[Any]) -> float:
+    return float(np.mean([values[setting].mean() for setting in settings]))
+
+
+def _nearest(pairs: pd.DataFrame, activation: str) -> list[tuple[Any, Any]]:
+    """Each setting of plain untied ReLU with that of the other kind that is nearest in L0."""
+    plain = pairs[(pairs["strategy"] == "plain") & ~pairs["tied"].astype(bool)]
+    of = {
+        kind: part.groupby(SETTING)["l0"].mean().astype(float).clip(lower=1e-9)
+        for kind, part in plain.groupby("activation")
+    }
+    if not {"relu", activation} <= {*of}:
+        return []
+    found = []
+    other = of[activation]
+    theirs = {tuple(key): level for key, level in zip(other.index, other, strict=True)}
+    for one, level in zip(of["relu"].index, of["relu"], strict=True):
+        distance = {key: abs(np.log(l0 / level)) for key, l0 in theirs.items() if key[2] == one[2]}
+        nearest = min(distance, key=lambda key: distance[key], default=None)
+        if nearest is not None and distance[nearest] < np.log(ALIKE_L0):
+            found.append((tuple(one), nearest))
+    return found
+
+
+PAIRS = Need(
+    "several seeds of sizes up to comparison.match_limit", f"{TRAIN}seed=0,1,2",
+    lambda study: not study.main_pairs.empty and bool((study.main_pairs["differ"] == SEED).any()),
+)  # fmt: skip
+KINDS = Need(
+    "several seeds of ReLU and TopK dictionaries of similar L0",
+    "python train_sae.py -m {given} sae.activation=topk sae.k=4,8,16 seed=0,1,2",
+    lambda study: bool(_nearest(matched(study), "topk")),
+)
+WHERE = f"over all pairs of seeds (of at most {MOST_SEEDS}, up to comparison.match_limit) and sizes"
+MATCHED = (
+    "Each setting of plain untied ReLU against the TopK one of its size with the nearest L0, "
+    f"within a factor {ALIKE_L0}, averaged. BatchTopK is shown beside it and does not count. The "
+    "interval is over seeds where there are three or more, else over features."
+)
+SOURCE = "Paulo and Belrose"
+OnPairs: Callable[..., Claim] = partial(Claim, of="main_pairs", needs=(PAIRS,))
+CLAIMS = (
+    OnPairs(
+        "shared_across_seeds", "Another seed would have learned most of the same features",
+        SOURCE, "30 % shared at 131k latents (not most)",
+        "Share of features for which the matchings of encoders and decoders agree with both "
+        f"cosines above 0.7, {WHERE}",
+        _same, Lies(0.5), says="does not hold",
+        shown=lambda found, seeds: f"{found.value:.0%} ({_by_size(seeds[0])})",
+    ),
+    OnPairs(
+        "shared_falls_with_size",
+        "Another seed would have learned a smaller share of the largest size than of the smallest",
+        SOURCE, "falls with size",
+        f"Shared fraction of the smallest size less that of the largest, {WHERE}",
+        _of_ends, Lies(0), _fall, lambda _found, seeds: _by_size(seeds[0]),
+        sizes=2, too_few="needs two sizes",
+    ),
+    OnPairs(
+        "shared_rises_with_frequency",
+        "Features that fire often are shared between seeds more than those that fire rarely",
+        SOURCE, "rises with frequency",
+        "Shared fraction of the upper third of a dictionary's features by firing frequency less "
+        f"that of the lower third, {WHERE}",
+        _thirds, Lies(0), lambda sizes: _third(sizes, True) - _third(sizes, False),
+        lambda _found, seeds: f"{_third(seeds[0], True):.0%} against {_third(seeds[0], False):.0%}",
+        too_few=f"fewer than {FEWEST} features",
+    ),
+    Claim(
+        "relu_steadier_than_topk",
+        "ReLU dictionaries with an L1 penalty agree more across seeds than TopK ones",
+        SOURCE, "ReLU steadier",
+        "Shared fraction of ReLU less that of TopK dictionaries: holds if the 95 % interval lies "
+        f"above 0. {MATCHED}",
+        judge=partial(_kinds, "same", 1, "{:.0%}"), needs=(), of_all=True,
+    ),
+    # Abstract of arXiv 2505.20254: about .80 for TopK, as the reward of the right architecture.
+    Claim(
+        "topk_higher_pw_mcc",
+        "TopK dictionaries have a higher PW-MCC across seeds than ReLU ones with an L1 penalty",
+        "Song et al.", "TopK higher, about .80",
+        "PW-MCC of TopK less that of ReLU dictionaries: holds if the 95 % interval lies above 0. "
+        f"{MATCHED}",
+        judge=partial(_kinds, "cosine", -1, "{:.2f}"), needs=(), of_all=True,
+    ),
+)  # fmt: skip
