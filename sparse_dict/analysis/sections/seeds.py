@@ -164,7 +164,9 @@ def _thirds(f: pd.DataFrame) -> pd.DataFrame:
 
 
 def _third(sizes: Sizes, often: bool) -> float:
-    return float(np.mean([values[values[:, 1] == often, 0].mean() for values in sizes.values()]))
+    """The mean of either third of each size, averaged; nan where a resample has none of it."""
+    parts = [values[values[:, 1] == often, 0] for values in sizes.values()]
+    return float(np.mean([part.mean() for part in parts])) if all(map(len, parts)) else np.nan
 
 
 def _fall(sizes: Sizes) -> float:
