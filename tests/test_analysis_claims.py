@@ -11,11 +11,11 @@ from analysis_study import compared, directions, grown, unit, write_dictionary, 
 from safetensors.numpy import save_file
 
 from sparse_dict.analysis import frame
-from sparse_dict.analysis.analyses import ridge
+from sparse_dict.analysis.claim import judge
 from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, Claim, verdict
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures.intervals import Estimate
-from sparse_dict.analysis.sections import claims, seeds
+from sparse_dict.analysis.sections import claims, ridge, seeds
 from sparse_dict.config import ANALYSES, NoSettings
 
 Array = Callable[[np.random.Generator, int], Any]
@@ -393,9 +393,11 @@ def test_the_slope_is_that_of_the_main_kind_which_is_named(tmp_path: Path):
         tmp_path, sizes=sizes, l1s=grid[1:-1], noise=0.02, d=64, prefix="a",
         extra={"tied": True, "activation": "jumprelu"},
     )  # fmt: skip
-    context = compared(tmp_path)
-    assert [item.family for item in context.ridges] == list(context.study.families)
-    assert context.comparison.main is not None
-    assert ridge.claims(context)[0].ours.endswith(f"({context.comparison.main.family})")
-    context.ridges = context.ridges[::-1]
-    assert ridge.claims(context)[0].ours.endswith(f"({context.ridges[0].family})")
+    context = compared(tmp_path, "ridge")
+    frame.measure(context)
+    vertical, study = ridge.CLAIMS[0], context.tables
+    ridges = study.others["ridges"]
+    assert ridges["family"].tolist() == list(context.study.families)
+    assert judge(vertical, study).ours.endswith(f"({study.about.family})")
+    study.others["ridges"] = ridges[::-1]
+    assert judge(vertical, study).ours.endswith(f"({ridges['family'].iloc[-1]})")

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_dict.analysis.analyses.ridge import best_l1
 from sparse_dict.analysis.measures import ridge
 from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.sections.ridge import best_l1
 
 GRID = 10 ** np.arange(-3, 0.1, 0.25)
 
@@ -15,7 +15,7 @@ def cells(power: float, sizes=(64, 128, 256, 512), scaling: str = "none") -> pd.
     """MMCS that is a parabola in ln L1 with its best L1 growing as size^power."""
     rows = [
         {
-            "family": scaling, "l1_scaling": scaling, "dict_size": size, "axis": "l1", "l1": l1,
+            "family": scaling, "l1_scaling": scaling, "size": size, "axis": "l1", "l1": l1,
             "mmcs": 0.9 - 0.02 * np.log(l1 / (0.03 * (size / 128) ** power)) ** 2,
         }
         for size in sizes
@@ -39,10 +39,11 @@ def test_a_peak_at_the_end_of_the_grid_is_not_taken_for_a_maximum():
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_the_slope_of_a_vertical_and_of_a_diagonal_ridge_is_recovered(power: float):
-    (found,) = ridge.fit(cells(power), ["none"])
-    assert found.slope == pytest.approx(power, abs=1e-6)
-    assert found.interval == pytest.approx((power, power), abs=1e-5)
-    assert all(peak.interior for peak in found.peaks)
+    ridges, peaks = ridge.fit(cells(power))
+    (found,) = ridges.to_dict("records")
+    assert found["slope"] == pytest.approx(power, abs=1e-6)
+    assert (found["low"], found["high"]) == pytest.approx((power, power), abs=1e-5)
+    assert peaks["interior"].all()
 
 
 def test_the_jackknife_interval_widens_with_the_scatter_of_the_peaks():
@@ -53,30 +54,29 @@ def test_the_jackknife_interval_widens_with_the_scatter_of_the_peaks():
 
 
 def test_without_three_peaks_inside_the_grid_no_slope_is_given():
-    (found,) = ridge.fit(cells(0.0, sizes=(64, 128)), ["none"])
-    assert found.slope is None
-    assert len(found.peaks) == 2
+    ridges, peaks = ridge.fit(cells(0.0, sizes=(64, 128)))
+    assert ridges["slope"].isna().tolist() == [True]
+    assert len(peaks) == 2
 
 
 def test_without_three_l1_there_is_no_ridge():
     table = cells(0.0)
-    assert ridge.fit(table[table["l1"] < 2e-3], ["none"]) == []
-    assert ridge.fit(pd.DataFrame(), []) == []
+    for few in (table[table["l1"] < 2e-3], table[:0]):
+        assert all(frame.empty for frame in ridge.fit(few))
 
 
 def test_each_family_has_its_own_ridge():
-    both = pd.concat([cells(0.0), cells(1.0, scaling="dict_size")])
-    ridges = ridge.fit(both, ["none", "dict_size"])
-    assert [found.family for found in ridges] == ["none", "dict_size"]
-    slopes = {found.divided: found.slope for found in ridges}
-    assert slopes == pytest.approx({False: 0.0, True: 1.0}, abs=1e-6)
+    ridges, _ = ridge.fit(pd.concat([cells(0.0), cells(1.0, scaling="dict_size")]))
+    assert ridges["family"].tolist() == ["none", "dict_size"]
+    assert ridges["divided"].tolist() == [False, True]
+    assert ridges["slope"].tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
 
 
 def test_no_ridge_is_left_out_of_the_figure():
     names = [f"kind {i}" for i in range(7)]
     every = pd.concat([cells(0.0).assign(family=name) for name in names])
     with figures.style():
-        figure = best_l1(ridge.fit(every, names))
+        figure = best_l1(*ridge.fit(every), [*GRID])
         figure.canvas.draw()
         legend = figure.axes[0].get_legend()
         assert legend is not None

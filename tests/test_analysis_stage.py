@@ -24,14 +24,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from sparse_dict.analysis import frame, stage
-from sparse_dict.analysis.analyses import ridge
 from sparse_dict.analysis.comparison import VARIANTS
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.parts import files_in
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.report.curves import curves
-from sparse_dict.analysis.sections import heatmap
+from sparse_dict.analysis.sections import heatmap, ridge
 from sparse_dict.errors import UserError
 from sparse_dict.storage.output import MARK
 from sparse_dict.tools import verify
@@ -174,24 +173,22 @@ def test_a_kept_section_that_cannot_be_read_is_no_part(tmp_path: Path, damage: s
     assert not (tmp_path / "analysis" / "frontier.png").exists()
 
 
-@pytest.mark.parametrize("error", [ValueError("two\nlines"), UserError("a user's mistake")])
 def test_an_error_within_a_part_is_told_and_ends_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     write_study(tmp_path / "sae", sizes=(8, 16))
 
     def fails(context: Context) -> None:
         (context.folder / "half.csv").write_text("half")
-        raise error
+        raise ValueError("two\nlines")
 
-    broken = replace(ridge.ANALYSIS, section=fails)
+    broken = replace(ridge.ANALYSIS, show=fails)
     monkeypatch.setattr(ridge, "ANALYSIS", broken)
     with pytest.raises(UserError, match=r"parts have failed.*: ridge; hence exit code 1"):
         stage.run(config_of(tmp_path, "claims", "ridge", "frontier"))
     folder = tmp_path / "analysis"
     page = (folder / "report.html").read_text()
-    why = "a user&#39;s mistake" if isinstance(error, UserError) else "ValueError: two lines"
-    assert f"This part is missing: {why}." in page
+    assert "This part is missing: ValueError: two lines." in page
     assert (folder / "frontier.png").exists()
     assert (folder / "claims.json").exists()
     assert not (folder / "half.csv").exists()
@@ -202,13 +199,15 @@ def test_a_claim_that_cannot_be_judged_is_undecided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     write_study(tmp_path / "sae", sizes=(8, 16))
-    broken = replace(ridge.ANALYSIS, claims=mock.Mock(side_effect=IndexError("no such feature")))
+    fails = mock.Mock(side_effect=IndexError("no such feature"))
+    of = tuple(replace(claim, judge=fails, needs=()) for claim in ridge.CLAIMS)
+    broken = replace(ridge.ANALYSIS, claims=of)
     monkeypatch.setattr(ridge, "ANALYSIS", broken)
     with pytest.raises(UserError, match="claims of ridge"):
         stage.run(config_of(tmp_path, "claims", "ridge"))
     claims = json.loads((tmp_path / "analysis" / "claims.json").read_text())["claims"]
     found = {claim["key"]: claim for claim in claims}
-    for text in ridge.ANALYSIS.statements:
+    for text in ridge.CLAIMS:
         assert found[text.key]["verdict"] == "undecided"
         assert "cannot be judged: IndexError: no such feature" in found[text.key]["ours"]
 

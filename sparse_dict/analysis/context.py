@@ -20,7 +20,6 @@ from sparse_dict.analysis import (
 from sparse_dict.analysis.claims import Claim, Statement
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.interp import ask
-from sparse_dict.analysis.measures import ridge
 from sparse_dict.analysis.measures.across_seeds import match_pair
 from sparse_dict.analysis.parts import Part
 from sparse_dict.analysis.report import texts
@@ -118,11 +117,6 @@ class Context:
         return _last(self.study, harvested.activations_of(study, self.config), SAMPLE)
 
     @cached_property
-    def cells(self) -> pd.DataFrame:
-        """MMCS of each dictionary in the variant that is shown (`Comparison.cells`)."""
-        return self.comparison.cells()
-
-    @cached_property
     def pairs(self) -> pd.DataFrame:
         """`Tables.pairs`, of all sites, whether or not an analysis asked for it."""
         limit = self.config.comparison.match_limit
@@ -173,18 +167,6 @@ class Context:
         widths = entry.encoder.shape[1], entry.decoder.shape[1]
         drawn = drawn_from(entry.seed, architectures.known()[name](sae), *widths, changes)
         return drawn.get("W_enc", drawn["W_dec"]).numpy(), drawn["W_dec"].numpy()
-
-    @cached_property
-    def ridges(self) -> list[ridge.Ridge]:
-        """The best L1 by dictionary size, one ridge per family.
-
-        A dictionary that explains nothing counts as random directions, so that it makes no peak.
-        """
-        cells = self.cells
-        if not cells.empty:
-            agreed = cells["mmcs"].where(cells["fvu"] < 1, cells["random_mmcs"])
-            cells = cells.assign(mmcs=agreed)
-        return ridge.fit(cells, self.study.families)
 
     @cached_property
     def explanations(self) -> ask.Found:

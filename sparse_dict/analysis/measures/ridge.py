@@ -5,7 +5,6 @@ to the size: a diagonal ridge, which the post's figure 4 shows and its figure 5 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,28 +15,9 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.floating[Any]]
 
-
-@dataclass(frozen=True)
-class Peak:
-    """The L1 with the best MMCS at one dictionary size."""
-
-    dict_size: int
-    l1: float
-    mmcs: float
-    interior: bool  # False: the best MMCS lies at the edge of the grid, the peak perhaps beyond
-
-
-@dataclass(frozen=True)
-class Ridge:
-    """Peaks of one family, and the slope of log L1 against log size through the interior ones."""
-
-    family: str
-    divided: bool  # whether the L1 term is divided by the dictionary's size
-    grid: tuple[float, ...]  # the L1 that were tried
-    peaks: tuple[Peak, ...]
-    slope: float | None  # 0: vertical in the heat map, 1: diagonal; None: fewer than three peaks
-    intercept: float | None  # natural log of L1 at size 1
-    interval: tuple[float, float] | None  # 95 %, jackknife over sizes
+FEWEST = 3  # L1 values of a peak, and peaks inside the grid of a slope
+PEAKS = ["family", "size", "l1", "mmcs", "interior"]
+RIDGES = ["family", "divided", "slope", "intercept", "low", "high"]
 
 
 def peak(l1: Sequence[float], mmcs: Sequence[float]) -> tuple[float, float, bool]:
@@ -76,47 +56,34 @@ def jackknife(sizes: Floats, l1: Floats) -> tuple[float, float]:
     return middle - reach, middle + reach
 
 
-def fit(cells: "pd.DataFrame", families: Sequence[str]) -> list[Ridge]:
-    """One ridge per family that has three or more L1, from `Comparison.cells` (means over seeds).
+def fit(cells: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.DataFrame"]:
+    """A ridge per family that has three or more L1, and the peaks that it goes through.
 
-    In the order of `families`.
+    `cells` has a row a dictionary (family, size, axis, l1, l1_scaling, mmcs), of which means over
+    seeds are taken; families keep its order. RIDGES: `divided` is whether the L1 term is divided by
+    the dictionary's size; slope of ln L1 against ln size through the interior peaks (0: vertical in
+    the heat map, 1: diagonal), the intercept, ln L1 at size 1, and the slope's 95 % interval; nan
+    with fewer than three peaks. PEAKS: interior is whether the best L1 is inside the grid; at its
+    edge the peak is perhaps beyond.
     """
-    ridges: list[Ridge] = []
-    if cells.empty:
-        return ridges
-    means = (
-        cells[(cells["axis"] == "l1") & (cells["l1"] > 0)]
-        .groupby(["family", "dict_size", "l1"])["mmcs"]
-        .mean()
-        .dropna()
-    )
-    divided = cells.groupby("family")["l1_scaling"].first() == "dict_size"
-    known = set(means.index.get_level_values("family"))
-    for family in (name for name in families if name in known):
-        peaks = []
-        grid = tuple(sorted(set(means[family].index.get_level_values("l1"))))
-        for size, row in means[family].groupby(level="dict_size"):
-            if len(row) >= 3:
-                l1 = row.index.get_level_values("l1").to_numpy()
-                peaks.append(Peak(int(size), *peak(l1, row.to_numpy())))
-        if not peaks:
+    import pandas as pd
+
+    ridges, peaks = [], []
+    swept = cells[(cells["axis"] == "l1") & (cells["l1"] > 0)]
+    for family, part in swept.groupby("family", sort=False):
+        means = part.groupby(["size", "l1"])["mmcs"].mean().dropna()
+        own = [
+            (family, size, *peak([*row.index.get_level_values("l1")], row.to_numpy()))
+            for size, row in means.groupby("size")
+            if len(row) >= FEWEST
+        ]
+        if not own:
             continue
-        good = [p for p in peaks if p.interior]
-        if len(good) < 3:
-            ridges.append(
-                Ridge(family, bool(divided[family]), grid, tuple(peaks), None, None, None)
-            )
-            continue
-        sizes = np.array([p.dict_size for p in good], dtype=float)
-        best = np.array([p.l1 for p in good])
-        ridges.append(
-            Ridge(
-                family,
-                bool(divided[family]),
-                grid,
-                tuple(peaks),
-                *slope(sizes, best),
-                jackknife(sizes, best),
-            )
-        )
-    return ridges
+        peaks += own
+        inside = np.array([(size, l1) for _, size, l1, _, interior in own if interior], float)
+        line = (np.nan,) * 4
+        if len(inside) >= FEWEST:
+            sizes, best = inside.T
+            line = (*slope(sizes, best), *jackknife(sizes, best))
+        ridges.append((family, part["l1_scaling"].iloc[0] == "dict_size", *line))
+    return pd.DataFrame(ridges, columns=RIDGES), pd.DataFrame(peaks, columns=PEAKS)

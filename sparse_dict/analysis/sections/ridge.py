@@ -1,0 +1,171 @@
+"""The best L1 by dictionary size, on the heat map of MMCS (the post's figures 4 and 5)."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need
+from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.measures import ridge
+from sparse_dict.analysis.measures.intervals import Estimate
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.page import MISSING, Block, Table
+from sparse_dict.analysis.sections.heatmap import by_family
+from sparse_dict.analysis.study import number
+from sparse_dict.analysis.tables import Tables
+
+
+def measure(context: Context) -> dict[str, pd.DataFrame]:
+    """The best L1 of each size, and the line through them, for each family in order."""
+    ridges, peaks = ridge.fit(cells(context))
+    return {"ridges": ridges, "ridge_peaks": peaks}
+
+
+def cells(context: Context) -> pd.DataFrame:
+    """The dictionaries of the main site that have a larger one.
+
+    One that explains nothing counts as random directions, so that it makes no peak.
+    """
+    known = by_family(context.tables, context.study.families)
+    return known.assign(mmcs=known["mmcs"].where(known["fvu"] < 1, known["random_mmcs"]))
+
+
+def show(context: Context) -> Iterator[Block]:
+    """Where MMCS peaks in L1, by size."""
+    ridges, peaks = (context.tables.others[name] for name in ("ridges", "ridge_peaks"))
+    if ridges.empty:
+        yield MISSING.format("needs three or more L1 values at each size")
+        return
+    known = cells(context)
+    grid = known.loc[known["family"].isin(ridges["family"]) & (known["l1"] > 0), "l1"]
+    yield context.figure("ridge", best_l1(ridges, peaks, sorted(grid.unique())))
+    if ridges["divided"].nunique() > 1:
+        both = ridges.drop_duplicates("divided").sort_values("divided")
+        figure = ridge_heatmaps(known, both, peaks, str(context.comparison.shown))
+        yield context.figure("ridge_heatmaps", figure)
+    names = {"l1": "best L1", "mmcs": "MMCS there", "interior": "inside the grid"}
+    table = peaks.assign(interior=peaks["interior"].map({True: "yes", False: "no"}))
+    yield Table("Peaks", table.rename(columns=names), fold=len(table) > 12)
+
+
+def _slope(row: Any) -> str:
+    """Its slope as a line of a label; empty if there is none."""
+    known = np.isfinite(row.slope)
+    return f"\nslope {row.slope:.2f} [{row.low:.2f}, {row.high:.2f}]" if known else ""
+
+
+def best_l1(ridges: pd.DataFrame, peaks: pd.DataFrame, grid: list[float]) -> Figure:
+    """Where MMCS peaks: L1 against dictionary size, with the fitted line (figs. 4 and 5)."""
+    figure, axes = figures.grid(1, 1, max(3.2, 0.6 + 0.34 * len(ridges)))
+    axis: Axes = axes[0, 0]
+    # The colour-blind palette has ten colours.
+    palette = sns.color_palette("colorblind" if len(ridges) <= 10 else "husl", len(ridges)).as_hex()
+    for row, colour in zip(ridges.itertuples(), palette, strict=True):
+        of = peaks[peaks["family"] == row.family]
+        label = f"{row.family or 'best L1'}{_slope(row)}"
+        if np.isfinite(row.slope):
+            axis.plot(of["size"], np.exp(row.intercept) * of["size"] ** row.slope, color=colour)
+        for inside, part in of.groupby("interior"):
+            axis.plot(part["size"], part["l1"], "o", color=colour, ms=5,
+                      mfc=colour if inside else "none")  # fmt: skip
+        axis.plot([], [], "o", color=colour, ms=5, label=label)
+    figures.size_axis(axis, sorted(peaks["size"].unique()))
+    axis.set_yscale("log")
+    axis.set_ylim(grid[0] / 1.3, grid[-1] * 1.3)
+    ticks = grid[:: -(-len(grid) // 9)]
+    axis.set_yticks(ticks, [number(l1) for l1 in ticks])
+    axis.minorticks_off()
+    axis.set_ylabel("L1 with the best MMCS")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axis.set_title("Ridge of the heat map (open circles: at the edge of the grid, not fitted)")
+    return figure
+
+
+def ridge_heatmaps(
+    known: pd.DataFrame, ridges: pd.DataFrame, peaks: pd.DataFrame, shown: str
+) -> Figure:
+    """MMCS by size and L1, a panel per ridge, with its peaks and its line (figs. 4 and 5)."""
+    tables = [
+        known[known["family"] == family].pivot_table(index="size", columns="l1", values="mmcs")
+        for family in ridges["family"]
+    ]
+    figure, axes = figures.grid(
+        1, len(tables), 1.7 + 0.42 * len(tables[0]), width_ratios=[len(t.columns) for t in tables]
+    )
+    for axis, row, table in zip(axes[0], ridges.itertuples(), tables, strict=True):
+        figures.heat(axis, table, ".2f")
+        # Cells are one wide with their centres at .5, so logarithms become positions by rank.
+        ranks, places = np.arange(len(table.columns)) + 0.5, np.arange(len(table)) + 0.83
+        grid = np.log(table.columns.to_numpy(float))
+        for peak in peaks[peaks["family"] == row.family].itertuples():
+            axis.plot(
+                np.interp(np.log(peak.l1), grid, ranks), places[table.index.get_loc(peak.size)],
+                "o", color=figures.RED, ms=5, mfc=figures.RED if peak.interior else "none",
+                clip_on=False,
+            )  # fmt: skip
+        line = row.intercept + row.slope * np.log(table.index.to_numpy(float))
+        xs = np.interp(line, grid, ranks, left=np.nan, right=np.nan)
+        axis.plot(xs, places, color=figures.RED, lw=1.2)
+        axis.set(title=f"{row.family}{_slope(row)}", xlabel="L1 coefficient")
+        axis.set_ylabel("dictionary size" if axis is axes[0, 0] else "")
+        axis.tick_params(axis="x", rotation=45)
+    figure.suptitle(f"MMCS with larger dictionaries\n{shown}")
+    return figure
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+
+def _fitted(study: Tables, divided: bool) -> pd.DataFrame:
+    """The ridges with a slope whose L1 term is, or is not, divided by the dictionary's size."""
+    ridges = study.others["ridges"]
+    return ridges[(ridges["divided"] == divided) & ridges["slope"].notna()]
+
+
+def _judge(divided: bool) -> Callable[[Tables], Found]:
+    def judge(study: Tables) -> Found:
+        row = _fitted(study, divided).iloc[0]
+        named = f" ({row['family']})" if len(study.others["ridges"]) > 1 else ""
+        found = Estimate(row["slope"], row["low"], row["high"], "sizes (jackknife)")
+        rule = Lies(divided - 0.5, divided + 0.5)
+        return Found(f"slope {row['slope']:.2f}{named}", rule(found), found)
+
+    return judge
+
+
+def _need(divided: bool) -> Need:
+    scaling = "dict_size" if divided else "none"
+    return Need(
+        f"an L1 {'' if divided else 'not '}divided by the dictionary's size, and three sizes whose "
+        "best L1 is not at an end of the grid",
+        f"{TRAIN}sae.l1_scaling={scaling} sae.dict_size=64,128,256,512 sae.l1=0.32,0.64,1.28,2.56",
+        lambda study: not _fitted(study, divided).empty,
+    )
+
+
+CLAIMS = (
+    Claim(
+        "ridge_vertical",
+        "With an undivided L1 term, the best L1 does not depend on the dictionary's size",
+        "5", "vertical (slope 0)",
+        "Slope of ln best L1 against ln size, l1_scaling=none or d_in: holds if the 95 % interval "
+        "lies within -0.5 to 0.5, does not hold if outside. Of several kinds, the main one, else "
+        "the first in the study's order that has a slope; it is named.",
+        judge=_judge(False), needs=(_need(False),), of_all=True,
+    ),
+    Claim(
+        "ridge_diagonal",
+        "With the L1 term divided by the dictionary's size, the best L1 grows in proportion to it",
+        "4", "diagonal (slope 1)",
+        "The same slope for l1_scaling=dict_size: holds if the 95 % interval lies within 0.5 to "
+        "1.5, does not hold if outside.",
+        judge=_judge(True), needs=(_need(True),), of_all=True,
+    ),
+)  # fmt: skip
+ANALYSIS = Analysis("ridge", show, CLAIMS, measure)
