@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,11 @@ from safetensors.numpy import load_file, save_file
 from sparse_dict.activations import stage as harvest_stage
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import TRUTH, Toy, correlation_matrix, probabilities
+from sparse_dict.analysis import frame, study
 from sparse_dict.analysis import stage as analysis_stage
-from sparse_dict.analysis import study
-from sparse_dict.analysis.analyses import truth
+from sparse_dict.analysis.claim import judge
 from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.sections import truth
 from sparse_dict.config import (
     CONF_DIR,
     HarvestConfig,
@@ -242,18 +244,26 @@ def known(tmp_path):
     return tmp_path
 
 
+def measured(folder, **changes):
+    """The context of a study whose truth was measured."""
+    context = context_of(config_of(folder, "truth", **changes))
+    frame.measure(context)
+    return context
+
+
+def judged(context):
+    return frame.verdicts(context, truth.ANALYSIS)
+
+
 def test_mmcs_with_the_truth_is_the_mean_over_the_true_features(known):
-    context = context_of(config_of(known))
-    features = truth.read(context)
-    frame = truth.table(context.comparison, features).set_index("dict_size")
+    context = measured(known)
+    features, of = truth.read(context), context.tables.dictionaries.set_index("size")
     small = context.study.entries[0].decoder
     wanted = np.mean([max(feature @ row for row in small) for feature in features])
-    assert frame["truth_mmcs"][20] == pytest.approx(wanted, abs=of_cosines(32))
-    assert frame["truth_found"][20] == 0.5
-    assert frame["truth_mmcs"][64] == pytest.approx(1, abs=of_cosines(32))
-    assert frame["larger_mmcs"][20] == pytest.approx(1, abs=of_cosines(32))
-    assert np.isnan(frame["larger_mmcs"][64])
-    assert frame["dead"].tolist() == [1, 1]
+    assert of["truth_mmcs"][20] == pytest.approx(wanted, abs=of_cosines(32))
+    assert of["truth_found"][20] == 0.5
+    assert of["truth_mmcs"][64] == pytest.approx(1, abs=of_cosines(32))
+    assert of["mmcs"][20] == pytest.approx(1, abs=of_cosines(32))
 
 
 def test_correlations_of_the_two_mmcs_are_scipys():
@@ -261,10 +271,10 @@ def test_correlations_of_the_two_mmcs_are_scipys():
 
     rng = np.random.default_rng(0)
     larger = rng.random(12)
-    frame = pd.DataFrame({"larger_mmcs": larger, "truth_mmcs": larger + rng.random(12)})
-    frame.loc[12] = [np.nan, 0.5]
-    known = frame.dropna()
-    pearson, spearman = truth.correlations(frame)
+    table = pd.DataFrame({"mmcs": larger, "truth_mmcs": larger + rng.random(12)})
+    table.loc[12] = [np.nan, 0.5]
+    known = table.dropna()
+    pearson, spearman = truth.correlations(table)
     x, y = known.iloc[:, 0], known.iloc[:, 1]
     assert pearson.value == pytest.approx(stats.pearsonr(x, y)[0])
     assert spearman.value == pytest.approx(stats.spearmanr(x, y)[0])
@@ -276,35 +286,37 @@ def test_correlations_of_the_two_mmcs_are_scipys():
 
 def test_predictions_are_listed_for_all_for_each_kind_and_for_those_large_enough():
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame(
+    table = pd.DataFrame(
         {
-            "larger_mmcs": rng.random(16), "truth_mmcs": rng.random(16),
-            "family": ["a", "b"] * 8, "dict_size": [8] * 10 + [16] * 6,
+            "mmcs": rng.random(16), "truth_mmcs": rng.random(16),
+            "family": ["a", "b"] * 8, "size": [8] * 10 + [16] * 6,
         }
     )  # fmt: skip
-    found = truth.predictions(frame, 16)
+    found = truth.predictions(table, 16)
     assert found["of"].tolist() == ["all", "a", "b", "16 features or more"]
     assert found["dictionaries"].tolist() == [16, 8, 8, 6]
-    one, _ = truth.correlations(frame[frame["dict_size"] == 16])
+    one, _ = truth.correlations(table[table["size"] == 16])
     assert found["Pearson"].iloc[-1] == f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
 
 
 def test_the_section_writes_its_table_and_heat_maps(known):
     with figures.style():
-        section = truth.section(context_of(config_of(known)))
-    assert [type(block).__name__ for block in section.blocks] == ["str", "Picture", "Table"]
+        section = frame.shown(measured(known), truth.ANALYSIS)
+    kinds = [type(block).__name__ for block in section.blocks]
+    assert kinds == ["str", "str", "Picture", "Table"]
     assert len(pd.read_csv(known / "analysis" / "partial" / "truth.csv")) == 2
 
 
 def test_without_known_features_or_with_changed_ones_nothing_is_claimed(known, tmp_path):
-    context = context_of(config_of(known))
     path = known / "activations" / TRUTH
     save_file({"features": np.eye(3, dtype=np.float32)}, path)
-    for why in ("not the file that the manifest describes", "does not exist"):
-        (text,) = truth.section(context).blocks
-        assert why in text
-        assert [claim.verdict for claim in truth.claims(context)] == ["undecided"] * 2
-        path.unlink(missing_ok=True)
+    context = measured(known)
+    (text,) = frame.shown(context, truth.ANALYSIS).blocks
+    assert "not the file that the manifest describes" in text
+    assert [claim.verdict for claim in judged(context)] == ["undecided"] * 2
+    path.unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        truth.read(context)
 
     (tmp_path / "plain").mkdir()
     np.save(tmp_path / "plain" / "a.npy", np.ones((50, 4), np.float32))
@@ -316,30 +328,39 @@ def test_without_known_features_or_with_changed_ones_nothing_is_claimed(known, t
 
 
 def test_the_claims_on_the_truth_follow_from_what_is_known(known):
-    found, predicted = truth.claims(context_of(config_of(known)))
+    context = measured(known)
+    found, predicted = judged(context)
     assert found.verdict == "holds"  # the larger one holds all features
     assert "64: 1.000" in found.ours
     assert predicted.verdict == "undecided"
     assert "needs 8" in predicted.ours
 
 
-def test_a_correlation_is_judged_by_its_interval():
-    rng = np.random.default_rng(0)
+def of_mmcs(tables, larger, with_truth):
+    """A study with these MMCS, and its verdict on the prediction."""
+    row = tables.dictionaries.iloc[[0] * len(larger)]
+    many = row.assign(mmcs=larger, truth_mmcs=with_truth)
+    return judge(truth.CLAIMS[1], replace(tables, dictionaries=many)).verdict
+
+
+def test_a_correlation_is_judged_by_its_interval(known):
+    tables, rng = measured(known).tables, np.random.default_rng(0)
     x = rng.random(400)
-    for y, verdict in ((x, "holds"), (-x, "does not hold"), (rng.random(400), "does not hold")):
-        frame = pd.DataFrame({"larger_mmcs": x, "truth_mmcs": y})
-        assert truth._predicted(frame).verdict == verdict
-    few = pd.DataFrame({"larger_mmcs": x[:7], "truth_mmcs": x[:7]})
-    assert truth._predicted(few).verdict == "undecided"
+    assert of_mmcs(tables, x, x) == "holds"
+    assert of_mmcs(tables, x, -x) == "does not hold"
+    assert of_mmcs(tables, x, rng.random(400)) == "does not hold"
+    assert of_mmcs(tables, x[:7], x[:7]) == "undecided"
 
 
-def test_features_that_no_dictionary_finds_or_could_find_are_not_said_to_be_found(known, tmp_path):
-    context = context_of(config_of(known))
-    comparison, features = context.comparison, truth.read(context)
+def test_features_that_no_dictionary_finds_or_could_find_are_not_said_to_be_found(
+    known, monkeypatch
+):
+    features = truth.read(context_of(config_of(known)))
     others = unit(np.random.default_rng(1).standard_normal((64, 32)))
-    assert truth._found(comparison, others).verdict == "does not hold"
-    many = np.concatenate([features, others])
-    assert "no dictionary has 104 features" in truth._found(comparison, many).ours
+    monkeypatch.setattr(truth, "read", lambda _: others)
+    assert judged(measured(known))[0].verdict == "does not hold"
+    monkeypatch.setattr(truth, "read", lambda _: np.concatenate([features, others]))
+    assert "no dictionary has 104 features" in judged(measured(known))[0].ours
 
 
 def composed(script, folder, *overrides):

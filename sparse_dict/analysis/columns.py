@@ -64,6 +64,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("n_above_alive", "features", "the same of `mcs_alive`"),
         Column("pw_mcc", "cosine", "mean of `cosine` over its pairs of other seeds", "pairs"),
         Column("shared", "share", "of features that are `same` in these, mean", "pairs"),
+        Column("truth_mmcs", "cosine", "of a toy's true features with its own, mean", "truth"),
+        Column("truth_found", "share", "of these with a cosine above the threshold", "truth"),
         Column(
             "loss_recovered",
             "share",

@@ -10,7 +10,6 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from sparse_dict.analysis import harvested, seeds
-from sparse_dict.analysis.analyses import truth
 from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.consensus import (
@@ -34,6 +33,7 @@ from sparse_dict.analysis.reconstruction_loss import (
 from sparse_dict.analysis.reconstruction_loss import recovered as recovered_share
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Section, Table
+from sparse_dict.analysis.sections import truth
 from sparse_dict.analysis.study import Entry
 from sparse_dict.config import ConsensusConfig
 from sparse_dict.errors import UserError

@@ -1,0 +1,247 @@
+"""Dictionaries of toy activations against the features that made them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from sparse_dict.activations.toy import TRUTH
+from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need
+from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.measures import random_directions
+from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
+from sparse_dict.analysis.measures.mcs import max_cosine, normalised
+from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.study import NAMES, setting
+from sparse_dict.analysis.tables import Tables
+from sparse_dict.errors import UserError
+from sparse_dict.storage import files, tensor_files
+
+Floats = NDArray[np.float32]
+Wide = NDArray[np.floating[Any]]
+
+FEWEST = 8  # dictionaries that a correlation needs
+PANELS = (  # column, title and format of its heat map
+    ("truth_mmcs", "MMCS with the truth", ".2f"),
+    ("truth_found", "share of true features found", ".0%"),
+    ("fvu", "FVU", ".3f"),
+    ("dead", "share of dead features", ".0%"),
+)
+
+
+def is_toy(context: Context) -> bool:
+    """Whether the features of the study's activations are known."""
+    return (context.config.activations_dirs[0] / TRUTH).exists()
+
+
+def read(context: Context) -> Floats:
+    """The true features (n_features, d_in) of the activations.
+
+    Raises:
+        UserError: the study's activations are not there, or have no known features.
+    """
+    study, folder = context.study, context.config.activations_dirs[0]
+    manifest = context.activations.manifest or {"fingerprints": {}}
+    if "truth" not in manifest["fingerprints"]:
+        raise UserError("the features of these activations are not known, as in a toy model")
+    path = folder / TRUTH
+    features = tensor_files.read(path).get("features")
+    if files.fingerprint(files.sha256_file(path)) != manifest["fingerprints"]["truth"]:
+        raise UserError(f"{path} is not the file that the manifest describes")
+    if (
+        features is None
+        or features.dtype != np.float32
+        or features.ndim != 2
+        or features.shape[1] != study.d_in
+    ):
+        raise UserError(f"{path} holds no float32 directions of {study.d_in} dimensions")
+    return features
+
+
+def mcs(truth: Floats, decoder: Floats, block_rows: int) -> Floats:
+    """Largest cosine of each true feature (n, d) with any decoder row (m, d): shape (n,).
+
+    MMCS with the truth is its mean. Since that is over the *true* features, a dictionary gains
+    nothing by finding a few of them many times.
+    """
+    return max_cosine(normalised(truth), normalised(decoder), block_rows)
+
+
+def measure(context: Context) -> dict[str, pd.DataFrame]:
+    """Agreement with the truth; MCS of each true feature with the best dictionary of each size."""
+    settings, truth = context.comparison.settings, read(context)
+    rows, best = [], dict[int, tuple[float, pd.DataFrame]]()
+    for entry in context.study.entries:
+        values = mcs(truth, entry.decoder, settings.block_rows)
+        mean, above = float(values.mean(dtype=np.float64)), values > settings.threshold
+        rows.append((entry.name, mean, float(above.mean())))
+        if entry.size not in best or mean > best[entry.size][0]:
+            of = {"dictionary": entry.name, "size": entry.size}
+            best[entry.size] = mean, pd.DataFrame(of | {"true": range(len(truth)), "mcs": values})
+    found = pd.DataFrame(rows, columns=["dictionary", "truth_mmcs", "truth_found"])
+    beside = ["dictionary", "family", "axis", "level", "size", "seed", "mmcs", "fvu", "l0", "dead"]
+    return {
+        "dictionaries": found,
+        "truth": context.tables.dictionaries[beside].merge(found),
+        "truth_best": pd.concat(frame for _, (_, frame) in sorted(best.items())),
+    }
+
+
+def known(study: Tables) -> pd.DataFrame:
+    """The dictionaries that were compared with the truth."""
+    return study.dictionaries.dropna(subset="truth_mmcs")
+
+
+def show(context: Context) -> Iterator[Block]:
+    """What was found of the known features."""
+    study, d = context.tables, context.study.d_in
+    frame, n = known(study), study.others["truth_best"]["true"].nunique()
+    chance = ", ".join(
+        f"{random_directions.max_mean(d, size):.2f} for {size}"
+        for size in sorted(frame["size"].unique())
+    )
+    yield (
+        f"There are {n} true features in {d} dimensions, and one is found if its MCS exceeds "
+        f"{study.threshold:g}. Random dictionaries would reach {chance}."
+    )
+    yield context.figure("truth_heatmaps", heatmaps(frame, n))
+    if frame["mmcs"].count() > 2:
+        figure = predictor(frame.dropna(subset="mmcs"), str(context.comparison.shown))
+        yield context.figure("truth_predictor", figure)
+        title = "Correlation of the two, with 95 % intervals over dictionaries"
+        yield Table(title, predictions(frame, n))
+    columns = ["dictionary", "truth_mmcs", "truth_found", "mmcs", "fvu", "l0", "dead"]
+    table = frame[columns].rename(columns={"mmcs": "larger_mmcs"})
+    yield Table("All dictionaries against the truth", table, fold=len(table) > 12)
+
+
+def heatmaps(frame: pd.DataFrame, n_features: int) -> Figure:
+    """Agreement with the truth, FVU and dead features by size and L1; mean over seeds.
+
+    Each family has two rows of panels.
+    """
+    families = frame["family"].unique()
+    grid = int(frame.groupby("family")["level"].nunique().max())
+    height = (1.9 + 0.62 * frame["size"].nunique()) * len(families)
+    figure, axes = plt.subplots(2 * len(families), 2, figsize=(figures.WIDTH, height))
+    panels = [(family, panel) for family in families for panel in PANELS]
+    for axis, (family, (value, title, fmt)) in zip(axes.flat, panels, strict=True):
+        part = frame[frame["family"] == family]
+        cells = part.pivot_table(index="size", columns="level", values=value)
+        figures.heat(axis, cells, fmt, letters=8 if grid <= 6 else 6)
+        axis.set_title(f"{title}\n{family}" if family else title)
+        axis.set(xlabel=NAMES[part["axis"].iloc[0]], ylabel="dictionary size")
+        axis.tick_params(axis="x", rotation=0 if grid <= 5 else 45)
+    figure.suptitle(f"Dictionaries of {n_features} known features")
+    return figure
+
+
+def predictor(frame: pd.DataFrame, shown: str) -> Figure:
+    """MMCS-with-truth against MMCS-with-larger, a point per dictionary."""
+    figure, axis = plt.subplots(figsize=(5.2, 3.8))
+    sizes = sorted(frame["size"].unique())
+    several = frame["family"].nunique() > 1
+    sns.scatterplot(
+        frame.rename(columns={"family": "kind ", "size": "size "}), x="mmcs", y="truth_mmcs",
+        hue="size ", hue_order=sizes, palette=figures.shades(len(sizes)),
+        style="kind " if several else None, s=36, ax=axis,
+    )  # fmt: skip
+    axis.axline((0, 0), slope=1, color="0.7", lw=0.8, ls="--")
+    axis.set(xlabel="MMCS with larger dictionaries", ylabel="MMCS with the truth")
+    axis.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title="dictionary")
+    figure.suptitle(f"Agreement with larger dictionaries, and with the truth\n{shown}")
+    return figure
+
+
+def correlations(frame: pd.DataFrame) -> tuple[Estimate, Estimate]:
+    """Pearson's and Spearman's correlation of the two MMCS, bootstrap over dictionaries."""
+    from scipy.stats import rankdata
+
+    pair = frame[["mmcs", "truth_mmcs"]].dropna().to_numpy(float)
+
+    def pearson(samples: Sequence[Wide]) -> float:
+        x, y = samples[0].T
+        flat = np.ptp(x) == 0 or np.ptp(y) == 0  # a resample may repeat one dictionary
+        return float("nan") if flat else float(np.corrcoef(x, y)[0, 1])
+
+    def spearman(samples: Sequence[Wide]) -> float:
+        return pearson([np.asarray(rankdata(samples[0], axis=0))])
+
+    return bootstrap([pair], pearson), bootstrap([pair], spearman)
+
+
+def predictions(frame: pd.DataFrame, n_features: int) -> pd.DataFrame:
+    """`correlations` of all dictionaries, of each family, and of those that can hold the truth."""
+    parts = {"all": frame}
+    if frame["family"].nunique() > 1:
+        parts |= {str(family): part for family, part in frame.groupby("family")}
+    parts[f"{n_features} features or more"] = frame[frame["size"] >= n_features]
+    rows = []
+    for name, part in parts.items():
+        if (n := int(part["mmcs"].count())) > 2:
+            shown = [f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in correlations(part)]
+            rows.append([name, n, *shown])
+    return pd.DataFrame(rows, columns=["of", "dictionaries", "Pearson", "Spearman"])
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+
+def _found(study: Tables) -> Found:
+    best = study.others["truth_best"]
+    n = best["true"].nunique()
+    large = best[best["size"] >= n]
+    if large.empty:
+        return Found(f"no dictionary has {n} features or more")
+    values = large.pivot_table(index="true", columns="size", values="mcs").to_numpy()
+    found = bootstrap([values], lambda samples: float(samples[0].mean(dtype=np.float64)))
+    of = study.dictionaries.set_index("dictionary").loc[large["dictionary"].unique()]
+    each = "; ".join(
+        f"{row['size']}: {row['truth_mmcs']:.3f} "
+        f"({', '.join(filter(None, [setting(row['axis'], row['level']), row['family']]))})"
+        for _, row in of.iterrows()
+    )
+    return Found(each, Lies(0.9)(found), found)
+
+
+def _predicted(study: Tables) -> Found:
+    n = int(known(study)["mmcs"].count())
+    found = replace(correlations(known(study))[0], over=f"{n} dictionaries (bootstrap)")
+    return Found(f"r = {found.value:.2f}", Lies(0.5)(found), found)
+
+
+ENOUGH = Need(
+    f"{FEWEST} dictionaries that have a larger one",
+    f"{TRAIN}sae.dict_size=128,256,512 sae.l1=0.0003,0.001,0.003,0.01",
+    lambda study: known(study)["mmcs"].count() >= FEWEST,
+)
+CLAIMS = (
+    Claim(
+        "truth_found",
+        "The best dictionaries as large as the number of true features have an MMCS with them near "
+        "1", "predecessor", "toy models (the post's predecessor): MMCS with the truth near 1",
+        "Of each size that is at least the number of true features, the dictionary with the "
+        "highest MMCS with the truth: holds if the mean of their MMCS has its 95 % interval "
+        "(bootstrap over the true features) above 0.9, does not if below. Taking the best one "
+        "favours the claim, which then asks that some L1 does it.",
+        judge=_found, needs=(), of_all=True,
+    ),
+    Claim(
+        "truth_predicted", "MMCS with larger dictionaries predicts MMCS with the truth",
+        "-", "expected: where there is no truth, the post goes by the former",
+        "Pearson's correlation of the two over dictionaries that have a larger one: holds if its "
+        "95 % interval (bootstrap over dictionaries) lies above 0.5, does not if below. Needs "
+        f"{FEWEST}.",
+        judge=_predicted, needs=(ENOUGH,), says=None, of_all=True,
+    ),
+)  # fmt: skip
+ANALYSIS = Analysis("truth", show, CLAIMS, measure, applies=is_toy)
