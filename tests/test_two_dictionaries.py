@@ -117,7 +117,7 @@ def test_a_study_can_be_matched_by_correlation(tmp_path):
     np.testing.assert_allclose(mcs, wanted, rtol=0, atol=of_cosines(D))
     assert small.size < large.size
     with pytest.raises(UserError, match=r"\.npy|does not exist"):
-        compared(base / "sae", matching="correlation").cells  # noqa: B018
+        compared(base / "sae", matching="correlation").comparison.cells()
 
 
 # --- alignments -----------------------------------------------------------------------------------
