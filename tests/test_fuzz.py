@@ -23,8 +23,8 @@ from safetensors.numpy import save_file
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import TRUTH
 from sparse_dict.analysis import harvested, study
-from sparse_dict.analysis.analyses import truth
 from sparse_dict.analysis.interp import llm
+from sparse_dict.analysis.sections import truth
 from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint
 from sparse_dict.lm import folder as lm_folder
