@@ -73,7 +73,7 @@ def fit(cells: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.DataFrame"]:
     for family, part in swept.groupby("family", sort=False):
         means = part.groupby(["size", "l1"])["mmcs"].mean().dropna()
         own = [
-            (family, size, *peak([*row.index.get_level_values("l1")], row.to_numpy()))
+            (family, size, *peak([*row.index.get_level_values("l1")], [*row]))
             for size, row in means.groupby("size")
             if len(row) >= FEWEST
         ]

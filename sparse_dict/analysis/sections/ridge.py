@@ -1,6 +1,6 @@
 """The best L1 by dictionary size, on the heat map of MMCS (the post's figures 4 and 5)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,8 @@ def best_l1(ridges: pd.DataFrame, peaks: pd.DataFrame, grid: list[float]) -> Fig
     axis: Axes = axes[0, 0]
     # The colour-blind palette has ten colours.
     palette = sns.color_palette("colorblind" if len(ridges) <= 10 else "husl", len(ridges)).as_hex()
-    for row, colour in zip(ridges.itertuples(), palette, strict=True):
+    rows: Iterable[Any] = ridges.itertuples()
+    for row, colour in zip(rows, palette, strict=True):
         of = peaks[peaks["family"] == row.family]
         label = f"{row.family or 'best L1'}{_slope(row)}"
         if np.isfinite(row.slope):
@@ -98,12 +99,14 @@ def ridge_heatmaps(
     figure, axes = figures.grid(
         1, len(tables), 1.7 + 0.42 * len(tables[0]), width_ratios=[len(t.columns) for t in tables]
     )
-    for axis, row, table in zip(axes[0], ridges.itertuples(), tables, strict=True):
+    rows: Iterable[Any] = ridges.itertuples()
+    for axis, row, table in zip(axes[0], rows, tables, strict=True):
         figures.heat(axis, table, ".2f")
         # Cells are one wide with their centres at .5, so logarithms become positions by rank.
         ranks, places = np.arange(len(table.columns)) + 0.5, np.arange(len(table)) + 0.83
         grid = np.log(table.columns.to_numpy(float))
-        for peak in peaks[peaks["family"] == row.family].itertuples():
+        found: Iterable[Any] = peaks[peaks["family"] == row.family].itertuples()
+        for peak in found:
             axis.plot(
                 np.interp(np.log(peak.l1), grid, ranks), places[table.index.get_loc(peak.size)],
                 "o", color=figures.RED, ms=5, mfc=figures.RED if peak.interior else "none",
