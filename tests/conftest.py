@@ -11,6 +11,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+from sparse_dict.machine import compiled
+
 # Hypothesis would fail an example that takes longer than 200 ms: a busy machine is no fault.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
@@ -69,3 +71,15 @@ def stopped_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(ensemble.interrupt, "StopRequest", StopsAtOnce)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _the_compiled_step_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that make a compiled step are skipped where there is none; training does without."""
+    if compiled._compiler() is None:
+        from sparse_dict.sae.step_cpu import SparseStep
+
+        def skip(*_args: object, **_kwargs: object) -> None:
+            pytest.skip("needs a C compiler")
+
+        monkeypatch.setattr(SparseStep, "__init__", skip)
