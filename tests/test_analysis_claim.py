@@ -1,13 +1,18 @@
 """The engine of claims: what is judged, over what, and what a study lacks."""
 
+import re
+import shlex
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 from analysis_study import directions, unit, write_dictionary
 
 import sparse_dict
+from sparse_dict.analysis import frame, sections
 from sparse_dict.analysis.claim import (
     FAILS,
     HOLDS,
@@ -16,12 +21,15 @@ from sparse_dict.analysis.claim import (
     Claim,
     Found,
     Lies,
+    Need,
     judge,
     some_sizes,
 )
 from sparse_dict.analysis.measures.intervals import Estimate, over_seeds
-from sparse_dict.analysis.tables import Tables
+from sparse_dict.analysis.tables import About, Tables
+from sparse_dict.config import CONF_DIR
 from sparse_dict.errors import UserError
+from sparse_dict.launch.jobs import typed
 
 SHARE = Claim(
     "share", "Most features are found again", "1", "most", "Share of features found again",
@@ -175,3 +183,36 @@ def test_the_jackknife_leaves_out_one_seed_at_a_time(tmp_path: Path) -> None:
     without = [shares.loc[pair].mean() for pair in ((1, 2), (0, 2), (0, 1))]
     expected = over_seeds([3 * value - 2 * part for part in without])
     assert judge(PAIRS, of).interval == pytest.approx((expected.low, expected.high))
+
+
+def about(given: list[str]) -> About:
+    return About("a study", "", "", "", 1, "", given, {}, {}, [])
+
+
+def needs() -> dict[str, Need]:
+    """All that a section's module or one of its claims names, and that an analysis is on."""
+    found = [frame.switched_on("effects")]
+    for path in Path(sections.__path__[0]).glob("[a-z]*.py"):
+        module = import_module(f"{sections.__name__}.{path.stem}")
+        found += [value for value in vars(module).values() if isinstance(value, Need)]
+        found += [need for claim in getattr(module, "CLAIMS", ()) for need in claim.needs]
+    return {need.command: need for need in found}
+
+
+@pytest.mark.parametrize("need", needs().values(), ids=needs())
+def test_the_command_that_adds_what_a_study_lacks_is_one_that_its_script_takes(
+    need: Need,
+) -> None:
+    given = ["name=a study", "training.n_activations=400000"]
+    python, script, *arguments = shlex.split(need.told(about(given)))
+    overrides = [
+        re.sub("=([^[,]*),.*", r"=\1", argument) for argument in arguments if argument != "-m"
+    ]
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        typed(hydra.compose(script.removesuffix(".py"), overrides))
+    assert python == "python"
+
+
+def test_what_a_command_sets_itself_is_not_given_twice() -> None:
+    told = SEVERAL_SEEDS.told(about(["name=x", "sae.dict_size=128", "seed=3"]))
+    assert told == "python train_sae.py -m name=x sae.dict_size=128 seed=0,1,2"

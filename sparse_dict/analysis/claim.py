@@ -4,6 +4,7 @@
 more, else a bootstrap over features; nothing is decided on dictionaries that explain nothing.
 """
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
@@ -13,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, jackknife, over_seeds
-from sparse_dict.analysis.tables import FEWEST_SEEDS, Tables
+from sparse_dict.analysis.tables import FEWEST_SEEDS, About, Tables
 from sparse_dict.errors import UserError
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
@@ -48,8 +49,14 @@ class Need:
     """What a study must have for a claim, and the command that adds it to one that lacks it."""
 
     what: str
-    command: str  # {given}: the overrides that the study's dictionaries were trained with
+    command: str  # {given}: what the study's dictionaries were trained with; {name}: its name=
     there: Callable[[Tables], bool]
+
+    def told(self, about: About) -> str:
+        """The command for a study; what it sets itself is not given twice."""
+        own = {word.partition("=")[0] for word in self.command.split()}
+        given = [override for override in about.given if override.partition("=")[0] not in own]
+        return self.command.format(given=shlex.join(given), name=shlex.quote(f"name={about.study}"))
 
 
 TRAIN = "python train_sae.py -m {given} "
@@ -174,7 +181,7 @@ def judge(claim: Claim, study: Tables) -> Judged:
         found = replace(found, here=f"{found.here}; of those ever active {same}")
     if not found.need and (why := study.useless(claim.of_all)):
         found = replace(found, here=f"cannot be decided: {why}; {found.here}", verdict=OPEN)
-    return judged(claim, found, study.about.given)
+    return judged(claim, found, study.about)
 
 
 def _found(claim: Claim, study: Tables) -> Found:
@@ -191,14 +198,14 @@ def lacking(need: Need) -> Found:
     return Found(f"needs {need.what}", need=need)
 
 
-def judged(claim: Claim, found: Found, given: str) -> Judged:
+def judged(claim: Claim, found: Found, about: About) -> Judged:
     """A claim's row."""
     estimate, need = found.estimate, found.need
     return Judged(
         claim.key, claim.text, claim.source, claim.said, found.here,
         (estimate.low, estimate.high) if estimate else None, estimate.over if estimate else "",
         found.verdict, f"{claim.what}: {claim.rule}." if claim.rule else claim.what, claim.says,
-        need.what if need else "", need.command.format(given=given) if need else "",
+        need.what if need else "", need.told(about) if need else "",
     )  # fmt: skip
 
 

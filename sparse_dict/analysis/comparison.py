@@ -293,13 +293,6 @@ class Comparison:
         family = next(f for f in self.study.families if any(c.family == f for c in chains))
         return min(self.chosen(family), key=lambda chain: chain.seed)
 
-    @cached_property
-    def shown_chain(self) -> Chain:
-        """The main chain; where no dictionary has a larger one, that of `chosen` all the same."""
-        if self.main is not None:
-            return self.main
-        return min(self.chosen(self.study.families[0]), key=lambda chain: chain.seed)
-
     def chosen(self, family: str) -> list[Chain]:
         """The chains of a family at the level of sparsity at which it is shown, one a seed.
 

@@ -13,10 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis import (
-    harvested,
-    seeds,
-)
+from sparse_dict.analysis import harvested, seeds
 from sparse_dict.analysis.claims import Claim, Statement
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.interp import ask

@@ -130,8 +130,14 @@ def verdicts(context: Context, analysis: "Analysis | old.Analysis") -> list[Judg
         why = f"cannot be judged: {_told(context, f'claims of {analysis.name}', error)}"
         if isinstance(analysis, old.Analysis):
             return [text.undecided(why) for text in analysis.statements]
-        given = context.tables.about.given
-        return [judged(claim, Found(why), given) for claim in analysis.claims]
+        about = context.tables.about
+        return [judged(claim, Found(why), about) for claim in analysis.claims]
+
+
+def switched_on(name: str) -> Need:
+    """What a claim needs whose analysis is off."""
+    command = f"python analyze.py {{name}} 'analysis=[claims,{name}]'"
+    return Need(f"the analysis {name}", command, bool)
 
 
 def _verdicts(context: Context, analysis: "Analysis | old.Analysis") -> list[Judged]:
@@ -139,15 +145,14 @@ def _verdicts(context: Context, analysis: "Analysis | old.Analysis") -> list[Jud
         return analyses.judge(context, analysis)
     if not analysis.applies(context):
         return []
-    name, given = analysis.name, context.tables.about.given
+    name, about = analysis.name, context.tables.about
     found = None
     if not context.config.is_on(name):
-        command = f"python analyze.py {{given}} 'analysis=[claims,{name}]'"
-        found = Found(f"{name} is off", need=Need(f"the analysis {name}", command, bool))
+        found = Found(f"{name} is off", need=switched_on(name))
     elif name in context.missing:
         found = Found(context.missing[name])
     return [
-        judged(claim, found, given) if found else judge(claim, context.tables)
+        judged(claim, found, about) if found else judge(claim, context.tables)
         for claim in analysis.claims
     ]
 

@@ -57,7 +57,9 @@ class About:
     plain: str  # the family nearest to the post's dictionaries
     d_in: int  # width of decoder rows at that site
     rule: str  # a sentence on how the level of the main figures was chosen
-    given: str  # overrides that all its dictionaries were trained with: for commands that add some
+    given: list[
+        str
+    ]  # overrides that all its dictionaries were trained with: for commands that add some
     comparison: dict[str, Any]  # the settings of `ComparisonConfig`
     weights: dict[str, str]  # fingerprints of its dictionaries' weights, by their folder
     left_out: list[str]  # folders that are not in the tables
@@ -202,7 +204,7 @@ def _family(comparison: Comparison) -> str:
     return comparison.main.family if comparison.main else comparison.study.families[0]
 
 
-def _given(study: Study, name: str) -> str:
+def _given(study: Study, name: str) -> list[str]:
     """The overrides that all dictionaries were trained with, as Hydra recorded them."""
     common: list[str] | None = None
     for entry in study.entries:
@@ -212,8 +214,7 @@ def _given(study: Study, name: str) -> str:
         except (UserError, ValueError):  # made elsewhere
             given = []
         common = given if common is None else [key for key in common if key in given]
-    kept = [key for key in common or [] if not key.startswith(("sae.dict_size=", "seed="))]
-    return " ".join(kept) or f"name={name}"
+    return common or [f"name={name}"]
 
 
 def _dictionaries(comparison: Comparison) -> pd.DataFrame:

@@ -110,7 +110,7 @@ def show(context: Context) -> Iterator[Block]:
 
 BASES = Need(
     "simpler bases that could be fitted",
-    "python analyze.py {given} 'analysis=[claims,baselines,loss_recovered]'",
+    "python analyze.py {name} 'analysis=[claims,baselines,loss_recovered]'",
     lambda study: standing(study, "baselines") is not None,
 )
 

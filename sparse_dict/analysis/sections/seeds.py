@@ -238,7 +238,7 @@ PAIRS = Need(
 )  # fmt: skip
 KINDS = Need(
     "several seeds of ReLU and TopK dictionaries of similar L0",
-    "python train_sae.py -m {given} sae.activation=topk sae.k=4,8,16 seed=0,1,2",
+    f"{TRAIN}sae=topk sae.k=4,8,16 seed=0,1,2",
     lambda study: bool(_nearest(matched(study), "topk")),
 )
 WHERE = f"over all pairs of seeds (of at most {MOST_SEEDS}, up to comparison.match_limit) and sizes"
