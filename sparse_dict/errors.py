@@ -83,11 +83,7 @@ def one_line(error: BaseException, limit: int = 300, *, named: bool = False) -> 
 
 @contextmanager
 def reading(path: Path, advice: str = "") -> Iterator[None]:
-    """Say in one line that the record at `path` is malformed, and what to do.
-
-    Raises:
-        UserError: what is done with the record raises one of `MALFORMED`.
-    """
+    """Say in one line that the record at `path` is malformed, and what to do."""
     try:
         yield
     except MALFORMED as error:

@@ -39,11 +39,7 @@ class EnsembleLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what Hydra gives.
-
-        Raises:
-            UserError: the stage trains no jobs together.
-        """
+        """Keep what Hydra gives."""
         self.hydra_context = hydra_context
         self.config = config
         self.stage = MODULES[config.hydra.job.name]
@@ -56,9 +52,6 @@ class EnsembleLauncher(Launcher):
         """Train the jobs; the results are in their order.
 
         Hydra's own sweeper is not given failed ones: it would not launch the batches that follow.
-
-        Raises:
-            UserError: a job's input is wrong.
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)

@@ -139,11 +139,7 @@ class ShareLauncher(EnsembleLauncher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """As `EnsembleLauncher.setup`.
-
-        Raises:
-            UserError: this launcher cannot work here.
-        """
+        """As `EnsembleLauncher.setup`."""
         if wrong := self.trouble():
             raise UserError(
                 f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']} {wrong}"

@@ -60,9 +60,6 @@ def harvest(
     writing. On a CPU each core has a thread with a batch of its own: cores need not wait for each
     other at each operation, and rows do not depend on their number. Several processes each take a
     contiguous part of the batches.
-
-    Raises:
-        UserError: an activation is not finite, or cannot be stored.
     """
     sites, skip = config.places(), config.skip_first
     kept = n_ctx - skip

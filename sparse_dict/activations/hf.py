@@ -65,22 +65,14 @@ class Model:
 
     @cached_property
     def layout(self) -> Layout:
-        """Where the places are that short names mean; from one forward pass of a few tokens.
-
-        Raises:
-            UserError: its values are not finite.
-        """
+        """Where the places are that short names mean; from one forward pass of a few tokens."""
         try:
             return hf_layout.measure(self.model)
         except FloatingPointError:
             raise UserError(f"the language model's values are not finite: {self.remedy}") from None
 
     def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
-        """What each of `sites` computes, float32 (batch, n_ctx, d); stops behind the last.
-
-        Raises:
-            UserError: the model has no such site, or what is there is no row for each token.
-        """
+        """What each of `sites` computes, float32 (batch, n_ctx, d); stops behind the last."""
         return [value[:, len(self.start) :] for value in self._read(tokens, sites)]
 
     def split(
@@ -90,9 +82,6 @@ class Model:
 
         The second part takes as many contexts at a time as LOGITS allow. Blocks before the first
         site are not run again, unless a site has no short name.
-
-        Raises:
-            UserError: as `read`, or the model does not go on from what is put at a site.
         """
         sites = [self.short_name(site) for site in sites]
         for site in sites:
@@ -140,11 +129,7 @@ class Model:
         return [value[:, skip:] for value in found[: len(sites)]], follow
 
     def direct(self, site: Site, rows: Tensor) -> Tensor:
-        """What activations `rows` (n, d) add to the logits by the direct path; see `interface`.
-
-        Raises:
-            UserError: no such path is known.
-        """
+        """What activations `rows` (n, d) add to the logits by the direct path; see `interface`."""
         short, kind, layout = self.short_name(site), type(self.model).__name__, self.layout
         if short.layer is None:
             raise UserError(f"how {site} adds to the residual stream is not known")
@@ -179,11 +164,7 @@ class Model:
         return site
 
     def place(self, site: Site) -> str:
-        """The path of the module that `site` means, and ":in" or ":out".
-
-        Raises:
-            UserError: there is none, or no module does what the short name says.
-        """
+        """The path of the module that `site` means, and ":in" or ":out"."""
         if site.layer is None:
             return site.name if ":" in site.name else f"{site.name}:out"
         kind, layout = type(self.model).__name__, self.layout
@@ -226,11 +207,7 @@ class Model:
         return [found[site] for site in sites]
 
     def _check_replaceable(self, site: Site) -> None:
-        """See that the model goes on from what is put at a site: that its sums still are true.
-
-        Raises:
-            UserError: it does not.
-        """
+        """See that the model goes on from what is put at a site: that its sums still are true."""
         if site.layer is None or site in self._checked:
             return
         own, noise = self.place(site), torch.Generator().manual_seed(0)

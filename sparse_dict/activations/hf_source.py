@@ -26,12 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def check(lm: HFModel, sites: Sequence[Site]) -> None:
-    """Test by the model's ``config.json`` and tokenizer whether it is there and is large enough.
-
-    Raises:
-        UserError: it is not, it has no such layer, it takes no contexts of `lm.n_ctx`, or its
-            tokenizer has ids that it lacks.
-    """
+    """Test by the model's ``config.json`` and tokenizer whether it is there and is large enough."""
     config = _config(lm).get_text_config()
     layers = getattr(config, "num_hidden_layers", None)
     for site in sites:
@@ -58,11 +53,7 @@ def check(lm: HFModel, sites: Sequence[Site]) -> None:
 
 
 def with_start(lm: HFModel) -> HFModel:
-    """The model with `bos` as it is meant.
-
-    Raises:
-        UserError: as `check`, or its tokenizer has no beginning of text.
-    """
+    """The model with `bos` as it is meant."""
     return replace(lm, bos=bool(_start(lm, load_tokenizer(lm))))
 
 
@@ -78,11 +69,7 @@ def _start(lm: HFModel, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def fingerprint(lm: HFModel) -> str:
-    """What identifies the weights: the files of a folder, the commit of a name on the hub.
-
-    Raises:
-        UserError: there are none that can be read.
-    """
+    """What identifies the weights: the files of a folder, the commit of a name on the hub."""
     folder = _folder(lm)
     if not folder.is_dir():
         return files.fingerprint([lm.name_or_path, commit(lm)])
@@ -113,11 +100,7 @@ def source(lm: HFModel) -> Path | str:
 
 
 def load(lm: HFModel, device: torch.device, start: Sequence[int] = ()) -> Model:
-    """The model in evaluation mode; each context begins with `start`.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
+    """The model in evaluation mode; each context begins with `start`."""
     with _named(lm):
         load = partial(AutoModelForCausalLM.from_pretrained, dtype=getattr(torch, lm.dtype))
         model = in_background(partial(load, **_source(lm), use_safetensors=True))
@@ -125,11 +108,7 @@ def load(lm: HFModel, device: torch.device, start: Sequence[int] = ()) -> Model:
 
 
 def opened(lm: HFModel, device: torch.device) -> OpenLM:
-    """The model on `device`, with its tokenizer.
-
-    Raises:
-        UserError: as `load` and `load_tokenizer`.
-    """
+    """The model on `device`, with its tokenizer."""
     tokenizer = load_tokenizer(lm)
     if start := _start(lm, tokenizer):
         shown = "".join(tokenizer.token_bytes(token).decode() for token in start)
@@ -139,11 +118,7 @@ def opened(lm: HFModel, device: torch.device) -> OpenLM:
 
 
 def load_tokenizer(lm: HFModel) -> Tokenizer:
-    """The model's tokenizer.
-
-    Raises:
-        UserError: it cannot be loaded, is no fast one, or knows no end of sequence.
-    """
+    """The model's tokenizer."""
     with _named(lm):
         tokenizer = in_background(partial(AutoTokenizer.from_pretrained, **_source(lm)))
     if getattr(tokenizer, "backend_tokenizer", None) is None:

@@ -16,11 +16,7 @@ TOGETHER = "side_by_side"  # key of the manifest: the harvests' fingerprints
 
 
 def open_all(*folders: Path) -> Activations:
-    """The activations in a folder, or those of several side by side.
-
-    Raises:
-        UserError: a folder cannot be read, or row i of two harvests is not of the same token.
-    """
+    """The activations in a folder, or those of several side by side."""
     parts = [Activations.open(folder) for folder in folders]
     return parts[0] if len(parts) == 1 else SideBySide(parts)
 
@@ -29,11 +25,7 @@ class SideBySide(Activations):
     """Rows of several harvests of the same tokens; each one's sites are named after its study."""
 
     def __init__(self, parts: list[Activations]) -> None:
-        """Join `parts`.
-
-        Raises:
-            UserError: they are not of the same tokens, row for row.
-        """
+        """Join `parts`."""
         for part in parts[1:]:
             refuse_other_tokens(parts[0], part)
         self.parts = parts
@@ -70,11 +62,7 @@ class SideBySide(Activations):
         return mean, math.sqrt(square), self.manifest["fingerprints"]["activations"]
 
     def at(self, site: Site | str | None, key: str | None = None) -> Activations:
-        """All columns; a single site can only be read from its own harvest.
-
-        Raises:
-            UserError: a site is asked for.
-        """
+        """All columns; a single site can only be read from its own harvest."""
         if site is not None:
             asked = f"{key}={site}" if key else f"the site {site}"
             raise UserError(f"{asked}: of harvests side by side all columns are read")
@@ -102,11 +90,7 @@ def _only_site(part: Activations) -> str:
 
 
 def refuse_other_tokens(one: Activations, other: Activations) -> None:
-    """See that row i of two harvests is of the same token of the same text, for every i.
-
-    Raises:
-        UserError: it is not, or they are not harvests of ours.
-    """
+    """See that row i of two harvests is of the same token of the same text, for every i."""
     if one.rows != other.rows:
         raise UserError(
             f"{one.folder} holds {one.rows:,} rows, {other.folder} {other.rows:,}: not the same"

@@ -46,10 +46,6 @@ def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
     """Find wrong input within seconds, before anything is written.
 
     Hydra's folder of the job does not matter: what is made goes to `activations_dir`.
-
-    Raises:
-        UserError: there is no finished language model, it has no such layer, the corpus or the
-            device is not there, or `activations_dir` was made from other inputs.
     """
     config, of_text = _resolved(config), not isinstance(config.data, ToyData)
     if of_text:
@@ -67,12 +63,7 @@ def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
 
 
 def run(config: HarvestStageConfig) -> None:
-    """Harvest, unless the same activations are there already.
-
-    Raises:
-        UserError: as `check`; the corpus has changed or holds less than one context, an activation
-            cannot be stored, or another process works in `activations_dir`.
-    """
+    """Harvest, unless the same activations are there already."""
     check(config)
     with distributed.working_in(Path(config.activations_dir)):
         _run(config)
@@ -116,11 +107,7 @@ def _run(config: HarvestStageConfig) -> None:
 
 
 def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
-    """What a language model computes on the corpus; `inputs` identify both.
-
-    Raises:
-        UserError: the corpus holds less than one context.
-    """
+    """What a language model computes on the corpus; `inputs` identify both."""
     from sparse_dict.activations import pre_activations
     from sparse_dict.activations.harvest import harvest, widths
     from sparse_dict.text import tokens
@@ -176,11 +163,7 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
 
 
 def _try(model: "LanguageModel", context: NDArray[np.int64]) -> None:
-    """See that the model computes a loss on the first `context` (n_ctx,) of the text.
-
-    Raises:
-        UserError: it is not finite.
-    """
+    """See that the model computes a loss on the first `context` (n_ctx,) of the text."""
     import torch
 
     from sparse_dict.lm.interface import finite
@@ -250,11 +233,7 @@ def _load(config: HarvestStageConfig) -> "OpenLM":
 
 
 def hf() -> ModuleType:
-    """The module that reads models of transformers.
-
-    Raises:
-        UserError: transformers is not installed.
-    """
+    """The module that reads models of transformers."""
     try:
         from sparse_dict.activations import hf_source as module
     except ImportError as error:

@@ -110,12 +110,7 @@ class Activations:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open `folder`; files' headers are checked, their contents are not (see `verify`).
-
-        Raises:
-            UserError: the folder is missing, empty or incomplete, or a file or the manifest is
-                malformed, truncated, or does not fit the others.
-        """
+        """Open `folder`; files' headers are checked, their contents are not (see `verify`)."""
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist: {WHAT}")
         if (folder / MANIFEST).exists():
@@ -191,11 +186,7 @@ class Activations:
         return [(slice(*place["columns"]), float(place["rms"])) for place in places]
 
     def at(self, site: Site | str | None, key: str | None = None) -> "Activations":
-        """The same rows, with the columns of one site, or all for None.
-
-        Raises:
-            UserError: there is no such site; `key` is what the user set, if that is what named it.
-        """
+        """The same rows, with the columns of one site, or all for None."""
         if site is None:
             return self
         site = str(site)
@@ -289,11 +280,7 @@ class Activations:
                     yield path
 
     def verify(self) -> None:
-        """See that there are no `changed` files.
-
-        Raises:
-            UserError: a file is not the one that the manifest describes.
-        """
+        """See that there are no `changed` files."""
         for path in self.changed():
             raise UserError(f"{path} has changed since it was written: harvest again")
 

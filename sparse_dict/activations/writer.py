@@ -99,11 +99,7 @@ class ShardWriter:
         self._next = row
 
     def add(self, rows: Rows, origins: Origins) -> None:
-        """Take the next `rows`, float32 or as the files hold them, (n, d_in); `origins` (n, 3).
-
-        Raises:
-            UserError: a value is not finite, or too large for the files' dtype.
-        """
+        """Take the next `rows`, float32 or as the files hold them, (n, d_in); `origins` (n, 3)."""
         with np.errstate(over="ignore"):  # found below
             stored = rows.astype(self.dtype, copy=False)
         if not _finite(stored):

@@ -32,11 +32,7 @@ class Site:
 
 
 def parse(text: str, layer: int | None, key: str) -> Site:
-    """The site that `text` names; `layer` is the layer of a short name that is given without one.
-
-    Raises:
-        UserError: it is neither a short name nor a module's path; `key` is what the user set.
-    """
+    """The site that `text` names; `layer` is that of a short name that is given without one."""
     number, slash, name = text.rpartition("/")
     if slash and number.isascii() and number.isdigit() and name in SITES:
         return Site(name, int(number))

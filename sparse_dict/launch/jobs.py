@@ -69,11 +69,7 @@ def task_config(config: DictConfig) -> DictConfig:
 
 
 def typed(config: DictConfig) -> Any:
-    """The config as its dataclass, ranges checked.
-
-    Raises:
-        UserError: a value is missing or out of range, or a key means nothing.
-    """
+    """The config as its dataclass, ranges checked."""
     for key in explain.unknown_keys(config):
         raise UserError(explain.no_key(key, config))
     off = [name for name in ANALYSES if OmegaConf.is_missing(config, name)]
@@ -107,11 +103,7 @@ _checked: dict[tuple[int, tuple[str, ...]], Job] = {}  # by `check_grid`, for th
 
 
 def check_grid(config: DictConfig) -> list[Job]:
-    """The jobs of a whole grid.
-
-    Raises:
-        UserError: a job's input is wrong, two jobs would write to one folder, or there is no job.
-    """
+    """The jobs of a whole grid."""
     overrides = grid(config)
     if not overrides:
         raise UserError("the grid is empty: a swept key has no value")
@@ -134,11 +126,7 @@ def check_grid(config: DictConfig) -> list[Job]:
 
 
 def compose_jobs(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
-    """The job of each list of overrides, composed and checked unless `check_grid` has done so.
-
-    Raises:
-        UserError: a job's input is wrong.
-    """
+    """The job of each list of overrides, composed and checked unless `check_grid` has done so."""
     before = HydraConfig.instance().cfg
     jobs = []
     try:
@@ -160,11 +148,7 @@ def compose_jobs(config: DictConfig, overrides: Sequence[Sequence[str]], first: 
 
 
 def check_job(job: Job, task: Any) -> None:
-    """Let the stage check and weigh a job, whose config Hydra holds; `task` is the stage's part.
-
-    Raises:
-        UserError: its input is wrong.
-    """
+    """Let the stage check and weigh a job, whose config Hydra holds; `task` is the stage's part."""
     stage = module(job.config.hydra.job.name)
     stage.check(task, job.folder)
     if stage.OUTPUT.key is not None:

@@ -56,11 +56,7 @@ class Record(TypedDict):
 
 
 def identity(path: Path) -> dict[str, Any] | None:
-    """What the checkpoint at `path` is a checkpoint of, or None if there is none.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """What the checkpoint at `path` is a checkpoint of, or None if there is none."""
     return tensor_files.read_record(path, Record)["identity"] if path.exists() else None
 
 
@@ -82,11 +78,7 @@ def save(
 
 
 def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
-    """Put `model` and `optimizer` where the checkpoint at `path` was.
-
-    Raises:
-        UserError: the file is damaged or belongs to a model of another shape.
-    """
+    """Put `model` and `optimizer` where the checkpoint at `path` was."""
     import torch
 
     arrays = tensor_files.read_checkpoint(path)

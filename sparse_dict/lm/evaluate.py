@@ -39,9 +39,6 @@ def on_files(lm: folder.LoadedLM, files: Sequence[str], text_column: str = "text
     """The loss on every whole context of `files` (txt, jsonl, parquet; globs too).
 
     Documents stand one after another, each followed by the end of text, as in training.
-
-    Raises:
-        UserError: a file is missing or broken, or there is too little text for two blocks.
     """
     import torch
 

@@ -94,11 +94,7 @@ class LoadedLM:
 
 
 def read_record(lm_dir: Path) -> Record:
-    """`lm.json` of a finished language model, its types checked.
-
-    Raises:
-        UserError: there is none, it is unfinished, or the record is malformed.
-    """
+    """`lm.json` of a finished language model, its types checked."""
     path = lm_dir / RECORD
     if not path.exists():
         if (lm_dir / CHECKPOINT).exists():
@@ -108,11 +104,7 @@ def read_record(lm_dir: Path) -> Record:
 
 
 def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
-    """The language model in `lm_dir`, in evaluation mode on `device`.
-
-    Raises:
-        UserError: the folder is missing, unfinished, or a file in it is damaged.
-    """
+    """The language model in `lm_dir`, in evaluation mode on `device`."""
     import torch
 
     from sparse_dict.lm.model import GPT

@@ -52,18 +52,11 @@ class LanguageModel(Protocol):
         By the direct path alone: what they add to the residual stream, then the centring (if it has
         any) and gain of the final norm, the unembedding and the logits' scale. The norm's division
         is left out, as are all later blocks, and a cap on the logits.
-
-        Raises:
-            UserError: there is no such path, or it is not known.
         """
 
 
 def finite(losses: Tensor, model: LanguageModel) -> Tensor:
-    """Losses that the model computed, if they are numbers.
-
-    Raises:
-        UserError: one is none.
-    """
+    """Losses that the model computed, if they are numbers."""
     if not losses.isfinite().all():
         raise UserError(f"the language model's loss is not finite: {model.remedy}")
     return losses

@@ -117,11 +117,7 @@ class GPT(nn.Module):
         return linear_cross_entropy(hidden.float(), self.embed.weight, targets.flatten(), bf16=bf16)
 
     def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
-        """What each of `sites` computes, (batch, n_ctx, d); what follows the last is not run.
-
-        Raises:
-            UserError: there is no such site.
-        """
+        """What each of `sites` computes, (batch, n_ctx, d); what follows the last is not run."""
         for site in sites:
             if site.name not in SITES or site.layer not in range(len(self.blocks)):
                 raise UserError(f"{site} is not a site of this model of {len(self.blocks)} layers")
@@ -154,11 +150,7 @@ class GPT(nn.Module):
         return found, follow
 
     def direct(self, site: Site, rows: Tensor) -> Tensor:
-        """What activations `rows` (n, d) add to the logits by the direct path; see `interface`.
-
-        Raises:
-            UserError: the site is within the MLP, before its non-linearity.
-        """
+        """What activations `rows` (n, d) add to the logits by the direct path; see `interface`."""
         if site.name == "mlp_pre":
             raise UserError(f"a non-linearity follows {site}")
         if site.name == "mlp_post":

@@ -16,9 +16,6 @@ def without_division(norm: nn.Module, rows: Tensor) -> Tensor:
     That is its gain, and its centring if it has any. Of rows of RMS LARGE it gives them divided by
     their RMS (that of what centring leaves), times its gain, and its bias, which is what it gives
     of zero.
-
-    Raises:
-        UserError: the module does something else.
     """
     norm, exact = copy.deepcopy(norm).double().cpu(), rows.double().cpu()
     bias = norm(torch.zeros_like(exact))

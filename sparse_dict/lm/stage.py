@@ -36,9 +36,6 @@ def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
     """Find wrong input within seconds, before anything is written.
 
     Hydra's folder of the job does not matter: what is made goes to `lm_dir`.
-
-    Raises:
-        UserError: the corpus or the device is not there, or `lm_dir` was made with another config.
     """
     OUTPUT.is_finished(Path(config.lm_dir), {"config": identity.record(config)}, config)
     if config.training.batch_size % distributed.size():
@@ -52,12 +49,7 @@ def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
 
 
 def run(config: TrainLMConfig) -> None:
-    """Train the language model, or go on with it, and write its folder.
-
-    Raises:
-        UserError: as `check`; the corpus has changed or is too short for one context, or another
-            process works in `lm_dir`.
-    """
+    """Train the language model, or go on with it, and write its folder."""
     check(config)
     with distributed.working_in(Path(config.lm_dir)):
         _run(config)

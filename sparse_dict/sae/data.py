@@ -31,11 +31,7 @@ class Data:
 
     @classmethod
     def of(cls, config: TrainSAEConfig, activations: Activations) -> Self:
-        """Those of a dictionary whose config is settled.
-
-        Raises:
-            UserError: a site is not there, or its rows are all the same.
-        """
+        """Those of a dictionary whose config is settled."""
         read, written = _sites(config, activations)
         x = Columns(read, Scaling.of(config.activations, read))
         if read is written:
@@ -51,11 +47,7 @@ def _sites(config: TrainSAEConfig, activations: Activations) -> tuple[Activation
 
 
 def settled(config: TrainSAEConfig, activations: Activations) -> TrainSAEConfig:
-    """`config` as a record keeps it: what depends on the activations decided.
-
-    Raises:
-        UserError: the folder cannot be read, or a site is not there.
-    """
+    """`config` as a record keeps it: what depends on the activations decided."""
     read, written = _sites(config, activations)
     widths = [columns.stop - columns.start for columns, _ in read.sites]
     return replace(

@@ -199,20 +199,12 @@ def _kind(dictionary: Dictionary, transcodes: bool) -> dict[str, Any]:
 
 
 def read_metrics(folder: Path) -> Metrics:
-    """`metrics.json` of a finished dictionary, its values checked.
-
-    Raises:
-        UserError: there is none, or a value has the wrong type or is out of range.
-    """
+    """`metrics.json` of a finished dictionary, its values checked."""
     return records.read(folder / METRICS, Metrics)
 
 
 def read(folder: Path) -> Trained:
-    """Read a finished dictionary.
-
-    Raises:
-        UserError: a file is missing or broken, or shapes do not fit each other.
-    """
+    """Read a finished dictionary."""
     metrics = read_metrics(folder)
     tensors = tensor_files.read(folder / WEIGHTS)
     if missing := {"W_enc", "b_enc", "W_dec", "b_dec"} - tensors.keys():
@@ -273,11 +265,7 @@ def snapshot_paths(folder: Path) -> list[Path]:
 
 
 def read_snapshots(folder: Path) -> dict[int, Array]:
-    """Decoders by the number of rows seen, in that order.
-
-    Raises:
-        UserError: a snapshot is broken, or has changed since the dictionary was finished.
-    """
+    """Decoders by the number of rows seen, in that order."""
     snapshots, hashes = {}, read_metrics(folder).get("sha256") or {}
     for path in snapshot_paths(folder):
         _refuse_change(path, hashes.get(str(path.relative_to(folder))))

@@ -63,9 +63,6 @@ def first_contexts(activations: Activations, n_ctx: int) -> NDArray[np.int64]:
 
     They are the harvested ones unless it left out positions (`harvest.skip_first`): then the tokens
     that were kept follow each other.
-
-    Raises:
-        UserError: the harvest is shorter than a context.
     """
     first = np.empty((0, 3), np.int32)
     for start in range(0, activations.rows, PIECE):

@@ -29,9 +29,6 @@ def measured(
     The last rows, at most `EVAL_ROWS`, are those that a dictionary trained here would be measured
     on. `kind` is as `sae.activation` names it; `made` goes into the config and distinguishes the
     dictionary's family from others.
-
-    Raises:
-        UserError: these rows are all the same.
     """
     started = time.perf_counter()
     rows = min(activations.rows, EVAL_ROWS)

@@ -26,11 +26,7 @@ FAR, MEAN_ERRORS, SPREAD = 0.1, 5, 1.5
 
 
 def training_rows(activations: Activations, eval_rows: int, batch_size: int) -> int:
-    """How many rows at the beginning of the harvest are for training.
-
-    Raises:
-        UserError: the harvest is too small for the batch size and the evaluation rows.
-    """
+    """How many rows at the beginning of the harvest are for training."""
     rows = activations.rows - eval_rows
     if rows < batch_size:
         raise UserError(
@@ -49,11 +45,7 @@ def moments_of(activations: Activations, start: int, stop: int) -> Moments:
 
 
 def check_evaluation_rows(activations: Activations, eval_rows: int) -> None:
-    """See that the last rows vary, and tell where they are unlike the rest.
-
-    Raises:
-        UserError: they are all the same, which leaves no variance to explain.
-    """
+    """See that the last rows vary, and tell where they are unlike the rest."""
     last = moments_of(activations, activations.rows - eval_rows, activations.rows)
     variance = float(last.variance.mean())
     if variance <= 1e-12 * activations.rms**2:
@@ -80,9 +72,6 @@ class Rows:
     Attributes:
         rows: how many there are; one that is selected several times counts each time.
         d_in: their width.
-
-    Raises:
-        UserError: there are too few.
     """
 
     def __init__(self, activations: Activations, training: SAETrainingConfig) -> None:

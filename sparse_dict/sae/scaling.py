@@ -26,11 +26,7 @@ class Scaling:
 
     @classmethod
     def of(cls, config: ActivationsConfig, activations: Activations) -> Self:
-        """What `config`, with its choices settled, makes of `activations`.
-
-        Raises:
-            UserError: the rows of a site are all the same.
-        """
+        """What `config`, with its choices settled, makes of `activations`."""
         d_in, by_site = activations.d_in, config.scaling == "rms_by_site"
         sites = activations.sites if by_site else [(slice(0, d_in), activations.rms)]
         centred = config.centering == "mean"
@@ -82,11 +78,7 @@ def undone(d: Dictionary, x: Scaling, y: Scaling) -> Dictionary:
 
 
 def settled(config: ActivationsConfig, *seen: Activations) -> ActivationsConfig:
-    """`config` as a record keeps it, with ``auto`` decided by all the activations that are `seen`.
-
-    Raises:
-        UserError: the folder cannot be read.
-    """
+    """`config` as a record keeps it, with ``auto`` decided by all activations that are `seen`."""
     scaling, centering = config.scaling, config.centering
     if scaling == "rms_by_site" and all(len(found.sites) == 1 for found in seen):
         scaling = "rms"

@@ -46,11 +46,7 @@ def settled(optimizer: AdamConfig, d_in: int) -> AdamConfig:
 
 
 def check(config: TrainSAEConfig) -> None:
-    """See that what rises at first has risen before the training ends.
-
-    Raises:
-        UserError: a dictionary would be of a penalty or a learning rate that it never had.
-    """
+    """See that what rises at first has risen before the training ends."""
     steps = total_steps(config)
     warmups = {
         "optimizer.warmup_steps": config.optimizer.warmup_steps,

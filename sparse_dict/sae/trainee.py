@@ -96,11 +96,7 @@ class Trainee:
         self.saved_step = step
 
     def load_checkpoint(self) -> None:
-        """Take its state from its folder, if there is one.
-
-        Raises:
-            UserError: it is malformed.
-        """
+        """Take its state from its folder, if there is one."""
         meta = folders.read_checkpoint_meta(self.job.folder)
         if meta is None:
             return

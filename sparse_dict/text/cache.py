@@ -15,11 +15,7 @@ RESUME = "resume.safetensors"  # in a folder that is half made: what it takes to
 
 
 def ensure_sealed(folder: Path, make: Callable[[Path], None]) -> None:
-    """As `ensure`, with a note of the SHA-256 of all files, which are hashed anew if it is there.
-
-    Raises:
-        UserError: a file has changed since it was written.
-    """
+    """As `ensure`, with a note of the SHA-256 of all files, which is compared if it is there."""
 
     def make_and_seal(fresh: Path) -> None:
         make(fresh)

@@ -24,9 +24,6 @@ def check(data: DataConfig, validated: bool = False) -> None:
     """Test in under a second that the corpus is there; writes nothing, asks no network.
 
     `validated`: some of it is to be held out.
-
-    Raises:
-        UserError: what is missing.
     """
     _source(data).check(data)
     if validated and isinstance(data, FilesData):
@@ -34,21 +31,13 @@ def check(data: DataConfig, validated: bool = False) -> None:
 
 
 def describe(data: DataConfig, cache_dir: Path) -> dict[str, Any]:
-    """What identifies the corpus, as JSON; two equal descriptions give the same documents.
-
-    Raises:
-        UserError: what is missing.
-    """
+    """What identifies the corpus, as JSON; two equal descriptions give the same documents."""
     described: dict[str, Any] = _source(data).describe(data, cache_dir)
     return described
 
 
 def refuse_change(described: dict[str, Any], now: dict[str, Any]) -> None:
-    """See that a corpus that was `described` before it was read is the same afterwards.
-
-    Raises:
-        UserError: it is not.
-    """
+    """See that a corpus that was `described` before it was read is the same afterwards."""
     if described != now:
         before = described.get("files", [])
         names = [file["name"] for file in now.get("files", []) if file not in before]
@@ -63,9 +52,6 @@ class Documents:
 
     Args:
         state, keys: of a stream that broke off, to go on behind the last document it gave.
-
-    Raises:
-        UserError: here or while iterating, when a source is missing or broken.
     """
 
     def __init__(

@@ -35,11 +35,7 @@ FILES_A_TASK = 100
 
 
 def check(data: DocstringsData) -> None:
-    """Quick test of the config.
-
-    Raises:
-        UserError: a name in `data.packages` is not an installed library.
-    """
+    """Quick test of the config."""
     if data.packages is None:
         return
     if not data.packages:
@@ -66,11 +62,7 @@ def describe(data: DocstringsData, _cache_dir: Path) -> dict[str, Any]:
 
 
 def documents(data: DocstringsData, cache_dir: Path) -> Iterator[str]:
-    """The docstrings in an order that is random but fixed; extracted once, then cached.
-
-    Raises:
-        UserError: see `check`.
-    """
+    """The docstrings in an order that is random but fixed; extracted once, then cached."""
     folder = cache_dir / "corpus" / whole_files.fingerprint(describe(data, cache_dir))
     ensure_sealed(folder, lambda fresh: _make(data, fresh))
     return read_jsonl(folder / "documents.jsonl", "text")

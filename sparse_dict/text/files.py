@@ -20,11 +20,7 @@ CUT = "too much for one document: cut it into several"
 
 
 def check(data: FilesData) -> None:
-    """Quick test: the files exist, have a known suffix, and their first line or schema fits.
-
-    Raises:
-        UserError: names the file and what is wrong with it.
-    """
+    """Quick test: the files exist, have a known suffix, and their first line or schema fits."""
     for path in paths(data):
         if path.suffix.lower() == ".parquet":
             _check_parquet(path, data.text_column)
@@ -36,11 +32,7 @@ def check(data: FilesData) -> None:
 
 
 def refuse_one_document(data: FilesData) -> None:
-    """See that there may be documents both to train on and to validate on.
-
-    Raises:
-        UserError: there is but one ``.txt``.
-    """
+    """See that there may be documents both to train on and to validate on."""
     (first, *others) = paths(data)
     if not others and first.suffix.lower() == ".txt":
         raise UserError(
@@ -56,11 +48,7 @@ def describe(data: FilesData, _cache_dir: Path) -> dict[str, Any]:
 
 
 def documents(data: FilesData, _cache_dir: Path) -> Iterator[str]:
-    """The documents, file by file in the given order, a glob's matches sorted.
-
-    Raises:
-        UserError: a file is missing, unreadable, not UTF-8, or lacks the text column.
-    """
+    """The documents, file by file in the given order, a glob's matches sorted."""
     for path in paths(data):
         match path.suffix.lower():
             case ".txt":
@@ -72,11 +60,7 @@ def documents(data: FilesData, _cache_dir: Path) -> Iterator[str]:
 
 
 def paths(data: FilesData) -> list[Path]:
-    """The files that `data.files` means, each once.
-
-    Raises:
-        UserError: none are given, one is missing or no text file, or a glob matches nothing.
-    """
+    """The files that `data.files` means, each once."""
     given = data.files if isinstance(data.files, list) else [data.files]
     if not given or not all(isinstance(item, str) and item for item in given):
         raise UserError(f"data.files must be a path or glob, or a list of them, not {data.files!r}")
@@ -88,11 +72,7 @@ def paths(data: FilesData) -> list[Path]:
 
 
 def read_jsonl(path: Path, column: str) -> Iterator[str]:
-    """The strings under `column`, a line each; blank lines and nulls are passed over.
-
-    Raises:
-        UserError: names the line that is not UTF-8, not a JSON object, or lacks the key.
-    """
+    """The strings under `column`, a line each; blank lines and nulls are passed over."""
     with opened(path) as file:
         for number in itertools.count(1):
             line = file.readline(MOST_BYTES + 1)
@@ -116,11 +96,7 @@ def read_jsonl(path: Path, column: str) -> Iterator[str]:
 
 
 def text_of(row: Mapping[str, Any], column: str, where: str) -> str | None:
-    """The text in a row of data; None if it is empty.
-
-    Raises:
-        UserError: there is no such column, or it holds something else; begins with `where`.
-    """
+    """The text in a row of data; None if it is empty."""
     if column not in row:
         raise UserError(f"{where}: {no_column(column, row)}")
     text = row[column]
@@ -222,11 +198,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
 
 
 def _rows_at_once(path: Path, group: Any, column: str) -> int:
-    """So many rows of a row group as take `BATCH_BYTES`.
-
-    Raises:
-        UserError: its texts are too long for documents.
-    """
+    """So many rows of a row group as take `BATCH_BYTES`."""
     parts = map(group.column, range(group.num_columns))
     (part,) = (part for part in parts if part.path_in_schema == column)
     mean = part.total_uncompressed_size // max(part.num_values, 1)

@@ -32,11 +32,7 @@ class Note(TypedDict):
 
 
 def check(data: HubData) -> None:
-    """Quick test of the config; does not ask the network.
-
-    Raises:
-        UserError: the path is empty, or `max_documents` is not positive.
-    """
+    """Quick test of the config; does not ask the network."""
     if not data.path:
         raise UserError("data.path is empty: give a data set of the hub, e.g. NeelNanda/pile-10k")
     if data.max_documents is not None and data.max_documents < 1:
@@ -46,11 +42,7 @@ def check(data: HubData) -> None:
 
 
 def describe(data: HubData, cache_dir: Path) -> dict[str, Any]:
-    """Where the data set comes from. Streaming or not gives the same documents.
-
-    Raises:
-        UserError: there is no such data set, or it cannot be read.
-    """
+    """Where the data set comes from. Streaming or not gives the same documents."""
     check(data)
     keys = ("path", "name", "revision", "split", "text_column", "max_documents")
     described = {"kind": "hub", **{key: getattr(data, key) for key in keys}}
@@ -59,21 +51,13 @@ def describe(data: HubData, cache_dir: Path) -> dict[str, Any]:
 
 
 def documents(data: HubData, cache_dir: Path, state: dict[str, Any] | None = None) -> "Stream":
-    """The documents in the data set's order, or those behind `state`.
-
-    Raises:
-        UserError: no network and no local copy, or no such data set, split or column.
-    """
+    """The documents in the data set's order, or those behind `state`."""
     check(data)
     return Stream(data, _open(data, _commit(data, cache_dir)), state)
 
 
 class Stream:
-    """The documents of an opened data set.
-
-    Raises:
-        UserError: while iterating, if there is no such column or reading breaks off.
-    """
+    """The documents of an opened data set."""
 
     def __init__(self, data: HubData, dataset: Any, state: dict[str, Any] | None) -> None:
         column = data.text_column

@@ -107,11 +107,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: a file is missing or malformed, or the two do not fit each other.
-        """
+        """Read what `save` wrote."""
         path = folder / "tokenizer.json"
         record, ranks = records.read(path, Record), _read_ranks(folder / "ranks.tiktoken")
         with reading(path):
@@ -135,11 +131,7 @@ class Tokenizer:
 
 
 def build(config: GPT2Tokenizer | BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokenizer:
-    """The vocabulary that `config` asks for; a trained one is cached by corpus and settings.
-
-    Raises:
-        UserError: GPT-2's cannot be fetched, or the corpus is missing or empty.
-    """
+    """The vocabulary that `config` asks for; a trained one is cached by corpus and settings."""
     match config:
         case GPT2Tokenizer():
             return _gpt2()

@@ -110,10 +110,6 @@ def prepare(data: DataConfig, tokenizer: Encoder, cache_dir: Path) -> "TokenStor
 
     Every document is followed by `tokenizer.eot`, which counts as its last token. Which split a
     document belongs to depends on its text and `data.val_fraction` alone.
-
-    Raises:
-        UserError: the corpus is missing, broken or empty, it changed while it was read, or an
-            existing store is damaged.
     """
     described: dict[str, Any] = {
         "format": FORMAT,
@@ -214,9 +210,6 @@ class TokenStore:
         """Open a store and check that its files are those of its manifest, every byte of them.
 
         The hashes take a second for 2 GB; of several processes only rank 0 takes them.
-
-        Raises:
-            UserError: what is missing or does not fit, and that the folder can be deleted.
         """
         path = folder / "manifest.json"
         try:
@@ -234,11 +227,7 @@ class TokenStore:
         return cls(folder, manifest, streams)
 
     def split(self, name: str) -> TokenStream:
-        """The stream of "train" or "validation", or of "all": the one after the other.
-
-        Raises:
-            UserError: that part holds no document.
-        """
+        """The stream of "train" or "validation", or of "all": the one after the other."""
         train, validation = (self.streams[part] for part in SPLITS)
         stream = train.followed_by(validation) if name == "all" else self.streams[name]
         if not len(stream):

@@ -21,11 +21,7 @@ def known() -> dict[str, type[Architecture]]:
 
 
 def of(sae: SAEConfig) -> Architecture:
-    """The kind that a config is of.
-
-    Raises:
-        UserError: `sae.activation` was set directly instead of by ``sae=NAME``.
-    """
+    """The kind that a config is of."""
     kind = known().get(sae.activation)
     if kind is None or kind.Config not in (type(sae), type(sae).__base__):
         raise UserError(

@@ -24,9 +24,6 @@ def read(source: str) -> Foreign:
 
     Args:
         source: its folder, or a name on the Hugging Face hub: OWNER/REPOSITORY/FOLDER/IN/IT.
-
-    Raises:
-        UserError: there is none, or what it does cannot be represented by a `Dictionary`.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -44,11 +41,7 @@ def read(source: str) -> Foreign:
 
 
 def read_any(source: str) -> Dictionary:
-    """A dictionary of our own, or as `read`.
-
-    Raises:
-        UserError: as `read`, or our own cannot be read.
-    """
+    """A dictionary of our own, or as `read`."""
     if (Path(source) / ours.METRICS).is_file():
         return ours.read(Path(source)).dictionary
     return read(source).dictionary

@@ -40,11 +40,7 @@ def refuse(path: Path, what: str) -> UserError:
 
 
 def only(path: Path, config: dict[str, Any], **usual: Any) -> None:
-    """Take these keys out of `config`, and see that they have their usual values.
-
-    Raises:
-        UserError: one has not.
-    """
+    """Take these keys out of `config`, and see that they have their usual values."""
     for key, value in usual.items():
         if (found := config.pop(key, value)) not in (value, None):
             raise refuse(path, f"{key}={found!r}")
@@ -54,9 +50,6 @@ def nothing_else(path: Path, left: Mapping[str, Any], harmless: str = "") -> Non
     """See that what no reader has taken out of a config, or of the tensors, changes nothing.
 
     `harmless` are the keys that say how a dictionary was trained or stored, not what it computes.
-
-    Raises:
-        UserError: a key is not known.
     """
     for key in sorted(left.keys() - {*harmless.split()}):
         value = left[key]
@@ -68,11 +61,7 @@ def nothing_else(path: Path, left: Mapping[str, Any], harmless: str = "") -> Non
 
 
 def tensors(path: Path) -> dict[str, Wide]:
-    """The tensors of a safetensors file, as `arrays`.
-
-    Raises:
-        UserError: it is not such a file.
-    """
+    """The tensors of a safetensors file, as `arrays`."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

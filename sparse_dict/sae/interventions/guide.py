@@ -67,11 +67,7 @@ class Guide(Intervention[GuideConfig]):
             )
 
     def site(self) -> Site:
-        """The site whose weights are read.
-
-        Raises:
-            UserError: they cannot be read, or do not say it.
-        """
+        """The site whose weights are read."""
         from sparse_dict.lm.folder import read_record
 
         guide, manifest, folder = self.sae.guide, self.activations.manifest, self.activations.folder
