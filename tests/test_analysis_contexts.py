@@ -31,7 +31,7 @@ from sparse_dict.analysis.features.chosen import (
     Chosen,
     choose,
 )
-from sparse_dict.analysis.features.contexts import Context, Feature, Gallery, Missing
+from sparse_dict.analysis.features.contexts import Context, Feature, Gallery
 from sparse_dict.analysis.features.logit_effects import EFFECTS
 from sparse_dict.analysis.harvested import Place, open_source, printable
 from sparse_dict.analysis.report import page as report
@@ -333,7 +333,7 @@ def test_a_feature_without_name_and_index_is_refused_by_the_config(name):
 
 
 @pytest.mark.parametrize("key", ["activations_dir", "lm_dir", "cache_dir"])
-def test_what_is_missing_is_named_and_not_fatal(base, tmp_path, key, monkeypatch):
+def test_what_is_missing_is_named(base, tmp_path, key, monkeypatch):
     elsewhere = config(base, **{key: str(tmp_path / "none")})
     if key == "lm_dir":  # the harvest's record would still lead to it
         original = files.read_json
@@ -342,16 +342,12 @@ def test_what_is_missing_is_named_and_not_fatal(base, tmp_path, key, monkeypatch
             return {k: v for k, v in original(path).items() if k != "lm_dir"}
 
         monkeypatch.setattr(files, "read_json", without_record)
-    found = contexts.gather(elsewhere, compared(base))
-    assert isinstance(found, Missing)
-    assert str(tmp_path / "none") in found.reason
-    page = report.render("t", "s", [features_page.section(found)])
-    assert "This part is missing" in page
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "none"))):
+        contexts.gather(elsewhere, compared(base))
 
 
 def test_the_harvests_record_leads_to_a_model_that_is_not_in_the_study(base, tmp_path):
-    found = contexts.gather(config(base, lm_dir=str(tmp_path)), compared(base))
-    assert isinstance(found, Gallery)
+    assert contexts.gather(config(base, lm_dir=str(tmp_path)), compared(base)).features
 
 
 def test_another_model_in_the_folder_is_not_taken_for_the_harvested_one(base, tmp_path):
@@ -395,7 +391,9 @@ def hostile(token, name="x"):
 
 def pages(gallery):
     """The features page, and a report with their section."""
-    return features_page.page(gallery), report.render("t", "s", [features_page.section(gallery)])
+    return features_page.page(gallery), report.render(
+        "t", "s", [report.Section("t", [features_page.sample(gallery)])]
+    )
 
 
 @pytest.mark.parametrize("text", [EVIL, "<!--<script>", "</SCRIPT >", "&lt;\u2028'\"\\"])

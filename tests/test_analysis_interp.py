@@ -16,9 +16,8 @@ from analysis_study import context_of
 from http_server import Handler, LocalServer
 from test_analysis_contexts import D, base, compared, config  # noqa: F401
 
-from sparse_dict.analysis import harvested, stage
-from sparse_dict.analysis.analyses import interp as interp_analysis
-from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN
+from sparse_dict.analysis import frame, harvested, stage
+from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, judge
 from sparse_dict.analysis.interp import ask as interp
 from sparse_dict.analysis.interp import cases as interp_cases
 from sparse_dict.analysis.interp import llm
@@ -27,6 +26,7 @@ from sparse_dict.analysis.interp.questions import Case, Excerpt
 from sparse_dict.analysis.measures import bases
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.sections import claims
+from sparse_dict.analysis.sections import interp as section
 from sparse_dict.config import InterpConfig, TrackingConfig
 from sparse_dict.errors import UserError
 
@@ -381,10 +381,10 @@ def test_after_an_interrupt_nothing_more_is_sent_and_the_same_command_goes_on(
 
 def test_means_have_their_intervals():
     results = [interp_questions.Result(case(), "x", s, 0.5) for s in (0.1, 0.2, 0.6)]
-    table = interp.means(interp.each(results))
+    table = section.means(interp.each(results))
     assert re.fullmatch(r"0\.30 \[0\.1\d?, 0\.\d+\]", table["simulation"][0])
     assert table["detection"][0] == "0.50 [0.50, 0.50]"
-    assert interp.means(interp.each(results[:1]))["detection"][0] == "0.50"
+    assert section.means(interp.each(results[:1]))["detection"][0] == "0.50"
 
 
 @pytest.mark.parametrize(
@@ -397,30 +397,30 @@ def test_text_is_readable_if_explanations_of_features_beat_those_of_random_direc
     random,
     expected,
 ):
-    context = context_of(full_config(base, base / "none", "http://localhost:1/v1"))
+    context = context_of(config(base))
+    frame.measure(context)
     spread = np.linspace(-0.1, 0.1, 8)
     groups = {"features, MCS above 0.9": high, "random directions": random, "features, other": 1.0}
-    context.explanations = interp.Found(
-        [
-            interp_questions.Result(replace(case(), group=group), "x", 0.3, mean + shift)
-            for group, mean in groups.items()
-            for shift in spread
-        ]
-    )
-    (claim,) = interp_analysis.claims(context)
+    results = [
+        interp_questions.Result(replace(case(), group=group), "x", 0.3, mean + shift)
+        for group, mean in groups.items()
+        for shift in spread
+    ]
+    context.tables.others["interp"] = interp.each(results)
+    claim = judge(section.CLAIMS[0], context.tables)
     assert claim.verdict == expected
     assert f"detection {high:.2f} against {random:.2f}" in claim.ours
-    context.explanations = interp.Found(context.explanations.results[:10])
-    (claim,) = interp_analysis.claims(context)
+    context.tables.others["interp"] = interp.each(results[:10])
+    claim = judge(section.CLAIMS[0], context.tables)
     assert claim.ours.startswith("only 8 features and 2 random directions")
-    context.explanations = interp.Found(missing="no text")
-    assert interp_analysis.claims(context)[0].ours == "no text"
 
 
 def test_without_a_chat_model_the_reader_is_sent_to_the_text(base, tmp_path):  # noqa: F811
     context = context_of(full_config(base, tmp_path, None))
-    (claim,) = context.claims = interp_analysis.claims(context)
-    assert claim.ours.startswith("cannot be decided here")
+    frame.measure(context)
+    (claim,) = context.claims = frame.verdicts(context, section.ANALYSIS)
+    assert (claim.verdict, claim.interval) == (OPEN, None)
+    assert "interp.base_url=" in claim.command
     assert not [b for b in claims.show(context) if isinstance(b, report.Link)]
     (tmp_path / "partial").mkdir()
     (tmp_path / "partial" / "features.html").write_text("x")
@@ -504,15 +504,17 @@ def test_the_report_has_explanations_and_means_and_escapes_them(base, server, tm
         return "<script>alert(1)" if system == interp_questions.EXPLAIN else constant(system, user)
 
     server.answer = hostile
-    settings = full_config(base, tmp_path, server.url)
-    section = interp.section(interp.about(compared(base), settings), settings.interp, tmp_path)
-    page = report.render("t", "s", [section])
+    context = context_of(full_config(base, tmp_path, server.url))
+    context.folder.mkdir()
+    frame.measure(context)
+    shown = frame.shown(context, section.ANALYSIS)
+    page = report.render("t", "s", [shown])
     assert "&lt;script&gt;alert(1)" in page
     assert "<script>" not in page
-    table = pd.read_csv(tmp_path / "interp.csv")
+    table = pd.read_csv(context.folder / "interp.csv")
     assert len(table) == 6
     assert (table["detection"] == 0.5).all()
-    means = next(b for b in section.blocks if isinstance(b, report.Table)).frame
+    means = shown.tables()[0].frame
     assert means["features"].tolist() == [2, 2, 2]
     assert means["detection"].tolist() == ["0.50 [0.50, 0.50]"] * 3
     assert (tmp_path / interp.ANSWERS).exists()

@@ -16,7 +16,6 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import harvested, seeds
 from sparse_dict.analysis.claims import Claim, Statement
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.interp import ask
 from sparse_dict.analysis.measures.across_seeds import match_pair
 from sparse_dict.analysis.parts import Part
 from sparse_dict.analysis.report import texts
@@ -164,11 +163,6 @@ class Context:
         widths = entry.encoder.shape[1], entry.decoder.shape[1]
         drawn = drawn_from(entry.seed, architectures.known()[name](sae), *widths, changes)
         return drawn.get("W_enc", drawn["W_dec"]).numpy(), drawn["W_dec"].numpy()
-
-    @cached_property
-    def explanations(self) -> ask.Found:
-        """What the chat model of `interp.base_url` said, which is asked at the first use."""
-        return ask.about(self.comparison, self.config)
 
     @cached_property
     def activations(self) -> Activations:

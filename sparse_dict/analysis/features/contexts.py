@@ -20,7 +20,6 @@ from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
 from sparse_dict.analysis.study import Entry
 from sparse_dict.config import AnalyzeConfig, ContextsConfig
 from sparse_dict.config.sites import Site
-from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -91,29 +90,17 @@ class Gallery:
         return "neuron" if self.place.of_neurons else "coordinate"
 
 
-@dataclass(frozen=True)
-class Missing:
-    """Why there is no gallery."""
-
-    reason: str
-
-
-def gather(
-    config: AnalyzeConfig, comparison: Comparison, also: Sequence[Chosen] = ()
-) -> Gallery | Missing:
+def gather(config: AnalyzeConfig, comparison: Comparison, also: Sequence[Chosen] = ()) -> Gallery:
     """Choose features, those of `also` too, and find their contexts.
 
     Raises:
-        UserError: `contexts.features` names a feature that does not exist.
+        UserError: `contexts.features` names a feature that does not exist, or the text, the model
+            or the activations are not there.
     """
     settings = config.settings(ContextsConfig)
     assert settings is not None
     chosen = choose(comparison, settings, config.seed, also)
-    try:
-        source = open_source(config, comparison.study, settings.n_tokens)
-    except UserError as error:
-        log.warning("no contexts: %s", error)
-        return Missing(str(error))
+    source = open_source(config, comparison.study, settings.n_tokens)
     log.info("contexts: %d features on %s tokens", len(chosen), f"{source.text.size:,}")
     found, effects = describe(chosen, source, settings, config.seed)
     shown = {token for f in found for c in [*f.top, *f.spread] for token in c.tokens.tolist()}

@@ -1,4 +1,4 @@
-"""The page of features with their contexts, and the section of the report that shows a few.
+"""The page of features with their contexts, and the few of them that the report shows.
 
 Both hold their data as JSON and the same script that draws it; neither needs a network.
 """
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from sparse_dict.analysis.features.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
-from sparse_dict.analysis.features.contexts import Context, Feature, Gallery, Missing
+from sparse_dict.analysis.features.contexts import Context, Feature, Gallery
 from sparse_dict.analysis.report import page as report
-from sparse_dict.analysis.report.page import MISSING, Markup, Section
+from sparse_dict.analysis.report.page import Markup
 from sparse_dict.analysis.study import Entry
 from sparse_dict.storage import files
 
@@ -24,10 +24,10 @@ IN_REPORT = {TOP: 2, RANDOM: 1, LOW: 1, OUTLIER: 2}  # how many of each
 FOLDER = Path(__file__).parent
 
 
-def write(gathered: Gallery, folder: Path) -> None:
+def write(gallery: Gallery, folder: Path) -> None:
     """Write PAGE and DATA to `folder`."""
-    files.write_text(folder / PAGE, page(gathered))
-    data = payload(gathered, gathered.features, ())
+    files.write_text(folder / PAGE, page(gallery))
+    data = payload(gallery, gallery.features, ())
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     files.write_text(folder / DATA, text + "\n")
 
@@ -38,19 +38,16 @@ def page(gallery: Gallery) -> str:
     return report.page("Features and their text", drawn.html, [drawn.style], [drawn.script])
 
 
-def section(gathered: Gallery | Missing) -> Section:
-    """The report's section: a few features beside the neurons nearest to them."""
-    title = "What features respond to"
-    if isinstance(gathered, Missing):
-        return Section(title, [MISSING.format(gathered.reason)])
-    shown = pick(gathered.features)
+def sample(gallery: Gallery) -> Markup:
+    """What the report shows: a few features beside the neurons nearest to them."""
+    shown = pick(gallery.features)
     neurons = {f.neuron[0] for f in shown if f.neuron}
     beside = [
         f
-        for f in gathered.features
+        for f in gallery.features
         if f.chosen.entry is None and f.chosen.index in neurons and f not in shown
     ]
-    return Section(title, [_drawn("sample", gathered, [*shown, *beside], shown)])
+    return _drawn("sample", gallery, [*shown, *beside], shown)
 
 
 def pick(features: Sequence[Feature]) -> list[Feature]:
@@ -73,7 +70,7 @@ def pick(features: Sequence[Feature]) -> list[Feature]:
 def payload(
     gallery: Gallery, features: Sequence[Feature], shown: Sequence[Feature]
 ) -> dict[str, Any]:
-    """What the script draws; `shown` are those that the report's section puts on the left."""
+    """What the script draws; `shown` are those that the report puts on the left."""
     entries = list(dict.fromkeys(f.chosen.entry for f in features))
     neurons = {f.chosen.index: i for i, f in enumerate(features) if f.chosen.entry is None}
     used = sorted(

@@ -1,0 +1,115 @@
+"""Explanations of features by a chat model, where `interp.base_url` names one."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sparse_dict.analysis.claim import Claim, Found, Lies, Need
+from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.interp import ask
+from sparse_dict.analysis.interp.cases import found_again
+from sparse_dict.analysis.measures import bases
+from sparse_dict.analysis.measures.intervals import bootstrap
+from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.tables import Tables
+from sparse_dict.config import InterpConfig
+
+KEY = "interp"
+FEWEST = 5  # features of each sort with a score
+UNREADABLE = "unreadable answers"
+
+
+def asked(context: Context) -> ask.Found:
+    """What the chat model says, which costs money: it is asked where this is measured alone."""
+    return ask.about(context.comparison, context.config)
+
+
+def measure(context: Context) -> dict[str, pd.DataFrame]:
+    """Explanations and scores, a row a feature; none without a chat model."""
+    if context.settings(InterpConfig).base_url is None:
+        return {}
+    return {KEY: ask.each(context.once(asked).results)}
+
+
+def show(context: Context) -> Iterator[Block]:
+    """Who was asked what, mean scores, and all explanations."""
+    if KEY not in context.tables.others:
+        return
+    settings, found, table = (
+        context.settings(InterpConfig), context.once(asked), context.tables.others[KEY]
+    )  # fmt: skip
+    yield (
+        f"{settings.model} read {settings.examples} excerpts of {settings.width} tokens for each "
+        f"explanation, predicted activations in {settings.simulate} others, and told "
+        f"{settings.detect // 2} with the feature from as many without. All prompts and answers "
+        f"are in {ask.ANSWERS}; at the configured prices they cost {found.spent:.4g}."
+    )
+    if found.stopped is not None:
+        yield (
+            f"Only {len(found.results)} of {found.chosen} were finished: {found.stopped}. What is "
+            "there is kept; the same command goes on from here."
+        )
+    if len(table):
+        yield Table("Mean scores, with 95 % intervals over features", means(table))
+        every = table.drop(columns=UNREADABLE)
+        yield Table("All explanations", every, fold=len(table) > 12)
+
+
+def means(features: pd.DataFrame) -> pd.DataFrame:
+    """Mean scores of each group with 95 % intervals, bootstrap over features."""
+    columns: dict[str, Any] = {
+        "features": ("feature", "size"),
+        "simulation": ("simulation", _mean),
+        "detection": ("detection", _mean),
+        UNREADABLE: (UNREADABLE, "sum"),
+    }
+    return features.groupby("group", sort=False).agg(**columns).reset_index()
+
+
+def _mean(scores: "pd.Series[Any]") -> str:
+    values = scores.dropna().to_numpy(float)
+    if len(values) < 2:
+        return f"{values.mean():.2f}" if len(values) else "nan"
+    interval = bootstrap([values], lambda samples: float(samples[0].mean()))
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _readable(study: Tables) -> Found:
+    table = study.others[KEY]
+    groups = (found_again(study.threshold), bases.LABELS["random"])
+    parts = [table[table["group"] == group] for group in groups]
+    high, random = (part["detection"].dropna().to_numpy(float) for part in parts)
+    if min(len(high), len(random)) < FEWEST:
+        numbers = f"{len(high)} features and {len(random)} random directions"
+        return Found(f"only {numbers} have a score; needs {FEWEST} of each")
+    found = bootstrap([high, random], lambda drawn: float(drawn[0].mean() - drawn[1].mean()))
+    simulation = [float(np.nanmean(part["simulation"])) for part in parts]
+    here = (
+        f"detection {high.mean():.2f} against {random.mean():.2f} of random directions, "
+        "simulation {:.2f} against {:.2f}".format(*simulation)
+    )
+    return Found(here, Lies(0)(found), found)
+
+
+CHAT = Need(
+    "a chat model to ask; the text itself is in features.html",
+    "python analyze.py {name} interp.base_url=http://localhost:8000/v1 interp.model=MODEL",
+    lambda study: KEY in study.others,
+)
+CLAIMS = (
+    Claim(
+        "text_readable",
+        "The text that features found again are active on has something in common, in words",
+        "7", "readable",
+        "A chat model explains features from the text that they are most active on. Its mean "
+        "detection score (balanced accuracy in telling held-out excerpts with the feature from "
+        "others) for features with MCS above the threshold, less that for random directions: holds "
+        "if the 95 % interval lies above 0, does not hold if below. Needs random "
+        f"directions among interp.baselines, and {FEWEST} scores of each.",
+        judge=_readable, needs=(CHAT,), living=False,
+    ),
+)  # fmt: skip
+ANALYSIS = Analysis(KEY, show, CLAIMS, measure)
