@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from damage import edited
+from damage import edited, flip
 from fault_study import ENVIRONMENT, ROOT
 from safetensors.numpy import save_file
 from test_text_files import data, read
@@ -34,6 +34,7 @@ from sparse_dict.config import BPETokenizer
 from sparse_dict.errors import UserError
 from sparse_dict.launch.multirun import _reopened
 from sparse_dict.machine.background import in_background, prefetched
+from sparse_dict.sae import folder as folders
 from sparse_dict.storage import door, lock, records
 from sparse_dict.text import bpe, corpus, files, tokenizer, tokens
 from sparse_dict.tools import status, verify
@@ -219,6 +220,59 @@ def test_a_pipe_where_something_is_written_is_refused(tmp_path: Path, name: str)
         lock.holding(path.parent),
     ):
         pass
+
+
+READ = ["sae_weights.safetensors", "cfg.json", "features.safetensors", "snapshots/*.safetensors"]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_hash_that_was_recorded_is_checked_where_the_file_is_read(tmp_path: Path, name: str):
+    draw = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    made = folders.Dictionary(draw, draw[0], draw.T.copy(), draw[:, 0])
+    folders.write_snapshot(tmp_path, made.W_dec, 64)
+    asked = dict.fromkeys(("dict_size", "eval_rows", "seed", "fvu", "l0", "l1"), 1)
+    folders.write(tmp_path, made, np.arange(8), {"config": {}, **asked}, None)
+
+    def read() -> None:
+        folders.read(tmp_path)
+        assert len(folders.read_snapshots(tmp_path)) == 1
+
+    read()
+    (path,) = tmp_path.glob(name)
+    edited(device="cuda")(path) if name == "cfg.json" else flip(path)
+    with pytest.raises(UserError, match=rf"{path.name} has changed since it was written"):
+        read()
+
+
+def test_looking_at_dictionaries_takes_as_long_for_each_however_many_there_are(tmp_path: Path):
+    """By the calls that Python makes, which do not depend on the machine."""
+    from analysis_study import write_dictionary
+
+    def calls(look: Callable[[], object]) -> int:
+        count = 0
+
+        def counted(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        sys.setprofile(counted)
+        try:
+            look()
+        finally:
+            sys.setprofile(None)
+        return count
+
+    sae, eye = tmp_path / "sae", np.eye(4, dtype=np.float32)
+    found: dict[str, list[int]] = {"status": [], "verify": []}
+    for n in (0, 20, 40, 60):
+        for i in range(n - 20, n) if n else (98, 99):  # the first look imports and caches
+            write_dictionary(sae / f"done-{i:02}", eye, np.ones(4, np.int64))
+            (sae / f"begun-{i:02}" / ".hydra").mkdir(parents=True)
+        found["status"].append(calls(lambda: status.table(tmp_path)))
+        found["verify"].append(calls(lambda: verify.Verification(tmp_path).run()))
+    for counts in found.values():
+        _, a, b, c = counts
+        assert abs((c - b) - (b - a)) < 0.05 * (b - a)
 
 
 # --- values and names -----------------------------------------------------------------------------
