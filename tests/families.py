@@ -14,8 +14,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 
-from sparse_dict.activations import hf_layout
 from sparse_dict.config.sites import SITES
+from sparse_dict.lm import hf_layout
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "families.md"
 NAMES = """

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 
-from sparse_dict.activations import hf_source, stage  # noqa: E402
+from sparse_dict.activations import stage  # noqa: E402
 from sparse_dict.activations.store import Activations  # noqa: E402
 from sparse_dict.analysis import harvested  # noqa: E402
 from sparse_dict.config import (  # noqa: E402
@@ -28,6 +28,7 @@ from sparse_dict.config import (  # noqa: E402
 )
 from sparse_dict.config.sites import SITES, Site  # noqa: E402
 from sparse_dict.errors import UserError  # noqa: E402
+from sparse_dict.lm import hf_source  # noqa: E402
 from sparse_dict.text import tokens  # noqa: E402
 
 pytestmark = pytest.mark.slow

@@ -30,7 +30,7 @@ from test_activations_hf import (  # noqa: E402, F401
 )
 from test_analysis_interp import settings_of as interp_settings  # noqa: E402
 
-from sparse_dict.activations import hf, hf_source, hf_tokenizer, stage  # noqa: E402
+from sparse_dict.activations import stage  # noqa: E402
 from sparse_dict.analysis import frame, harvested, study  # noqa: E402
 from sparse_dict.analysis.comparison import Comparison  # noqa: E402
 from sparse_dict.analysis.features import contexts, page  # noqa: E402
@@ -41,6 +41,7 @@ from sparse_dict.analysis.report import provenance  # noqa: E402
 from sparse_dict.config import ContextsConfig, LossRecoveredConfig  # noqa: E402
 from sparse_dict.config.sites import SITES, Site  # noqa: E402
 from sparse_dict.errors import UserError  # noqa: E402
+from sparse_dict.lm import hf, hf_source, hf_tokenizer  # noqa: E402
 from sparse_dict.storage import files  # noqa: E402
 from sparse_dict.tools.notebook import show_feature  # noqa: E402
 

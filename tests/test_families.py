@@ -7,9 +7,9 @@ pytest.importorskip("transformers")
 
 import families
 
-from sparse_dict.activations.hf import Model
 from sparse_dict.config.sites import SITES, Site
 from sparse_dict.errors import UserError
+from sparse_dict.lm.hf import Model
 
 pytestmark = pytest.mark.slow
 

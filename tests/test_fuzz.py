@@ -29,7 +29,7 @@ from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
-from sparse_dict.sae import formats
+from sparse_dict.sae import imported
 from sparse_dict.storage import tensor_files
 from sparse_dict.storage.files import fingerprint, sha256_file
 from sparse_dict.text.tokens import TokenStore
@@ -157,7 +157,7 @@ def read_answers(base: Path) -> None:
 
 
 def read_foreign(base: Path) -> None:
-    found = formats.read(str(base / ONE)).dictionary
+    found = imported.read(str(base / ONE)).dictionary
     found.decode(found.encode(np.zeros((2, len(found.W_enc)), np.float32)))
 
 

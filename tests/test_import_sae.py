@@ -18,7 +18,7 @@ from sparse_dict.analysis import study
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae import formats
+from sparse_dict.sae import imported
 from sparse_dict.sae.origin import Origin
 from sparse_dict.tools import import_sae, verify
 
@@ -122,22 +122,22 @@ WRITERS = (saelens, sparsify_folder, dictionary_learning_folder)
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_key_or_a_tensor_that_is_not_known_is_refused_by_name(tmp_path, write):
-    found = formats.read(write(tmp_path / "plain", weights())).dictionary
+    found = imported.read(write(tmp_path / "plain", weights())).dictionary
     assert found.W_dec.shape == (N, D)
     with pytest.raises(UserError, match="mystery=False is not known, and may change"):
-        formats.read(write(tmp_path / "key", weights(), mystery=False))
+        imported.read(write(tmp_path / "key", weights(), mystery=False))
     with pytest.raises(UserError, match="the tensor W_mystery is not known"):
-        formats.read(write(tmp_path / "tensor", weights() | {"W_mystery": torch.ones(D, D)}))
+        imported.read(write(tmp_path / "tensor", weights() | {"W_mystery": torch.ones(D, D)}))
 
 
 @pytest.mark.parametrize(
     "key", ["signed", "embed_skip", "gram_lookup", "skip_connection", "transcode"]
 )
 def test_what_sparsify_adds_to_topk_is_refused_and_harmless_where_it_is_off(tmp_path, key):
-    found = formats.read(sparsify_folder(tmp_path / "off", weights(), **{key: False}))
+    found = imported.read(sparsify_folder(tmp_path / "off", weights(), **{key: False}))
     assert found.dictionary.k == 5
     with pytest.raises(UserError, match=f"{key}=True cannot be represented"):
-        formats.read(sparsify_folder(tmp_path / "on", weights(), **{key: True}))
+        imported.read(sparsify_folder(tmp_path / "on", weights(), **{key: True}))
 
 
 def test_a_dictionary_of_another_place_is_told_before_its_fvu(tmp_path, capsys):
@@ -205,7 +205,7 @@ def test_places_are_compared_as_far_as_their_names_tell(one, other, differs):
 def test_what_cannot_be_represented_is_named(tmp_path, config, message):
     source = saelens(tmp_path / "a", weights(), **config)
     with pytest.raises(UserError, match=message):
-        formats.read(source)
+        imported.read(source)
 
 
 def test_torn_and_missing_files_are_one_line(rows, tmp_path, capsys):
@@ -213,12 +213,12 @@ def test_torn_and_missing_files_are_one_line(rows, tmp_path, capsys):
     assert import_sae.main([source, str(tmp_path / "out"), "--activations", str(rows)]) == 1
     assert "malformed (it lacks 'b_enc')" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds none of"):
-        formats.read(str(tmp_path))
+        imported.read(str(tmp_path))
     with pytest.raises(UserError, match="is not a folder, nor a name"):
-        formats.read("nothing")
+        imported.read("nothing")
     other = weights() | {"W_dec": torch.zeros(N, D + 1)}
     with pytest.raises(UserError, match="shape"):
-        formats.read(saelens(tmp_path / "b", other))
+        imported.read(saelens(tmp_path / "b", other))
 
 
 def test_a_pickle_that_holds_more_than_tensors_is_refused(tmp_path):
@@ -226,7 +226,7 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused(tmp_path):
     trainer = {"dict_class": "AutoEncoder"}
     (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer}))
     with pytest.raises(UserError, match="cannot be read as tensors"):
-        formats.read(str(tmp_path))
+        imported.read(str(tmp_path))
 
 
 @pytest.mark.slow  # two seconds
@@ -238,8 +238,8 @@ def test_a_name_on_the_hub_is_read_from_the_local_cache_without_a_network(tmp_pa
     (repo / "refs" / "main").write_text("0" * 40)
     env = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "."}
     code = (
-        "import sys; from sparse_dict.sae import formats; "
-        "print(formats.read(sys.argv[1]).dictionary.W_dec.shape)"
+        "import sys; from sparse_dict.sae import imported; "
+        "print(imported.read(sys.argv[1]).dictionary.W_dec.shape)"
     )
     command = [sys.executable, "-c", code, "someone/saes/layer_1/x"]
     root = Path(__file__).resolve().parent.parent
@@ -293,7 +293,7 @@ def test_a_dictionary_of_saelens_computes_the_same(tmp_path, rows, kind, centred
         restored = sae(torch.from_numpy(x)).numpy()
     for folder in (tmp_path / "a", tmp_path / "b"):
         if folder.exists():
-            same_function(formats.read(str(folder)).dictionary, x, restored)
+            same_function(imported.read(str(folder)).dictionary, x, restored)
 
 
 @pytest.mark.slow
@@ -318,7 +318,7 @@ def test_a_dictionary_of_dictionary_learning_computes_the_same(tmp_path, rows, n
     x = read_rows(rows)
     with torch.no_grad():
         restored = ae(torch.from_numpy(x)).numpy()
-    found = formats.read(str(tmp_path))
+    found = imported.read(str(tmp_path))
     same_function(found.dictionary, x, restored)
     assert (found.seed, found.l1) == (3, 0.1)
 
@@ -350,7 +350,7 @@ def test_what_a_trainer_of_dictionary_learning_saves_is_read(tmp_path, name):
     torch.save(trainer.ae.state_dict(), tmp_path / "ae.pt")  # noqa: TID251
     saved = {"trainer": trainer.config, "buffer": {"io": "out"}}
     (tmp_path / "config.json").write_text(json.dumps(saved))
-    found = formats.read(str(tmp_path))
+    found = imported.read(str(tmp_path))
     assert found.origin.model == "gpt2"
     assert "3" in found.origin.hook
 
@@ -364,8 +364,8 @@ def test_a_dictionary_of_sparsify_computes_the_same(tmp_path, rows):
     x = read_rows(rows)
     with torch.no_grad():
         restored = coder(torch.from_numpy(x)).sae_out.numpy()
-    same_function(formats.read(str(tmp_path / "layers.1")).dictionary, x, restored)
+    same_function(imported.read(str(tmp_path / "layers.1")).dictionary, x, restored)
     skip = sparsify.SparseCoderConfig(num_latents=N, k=5, skip_connection=True)
     sparsify.SparseCoder(D, skip).save_to_disk(tmp_path / "skip")
     with pytest.raises(UserError, match="skip_connection=True cannot be represented"):
-        formats.read(str(tmp_path / "skip"))
+        imported.read(str(tmp_path / "skip"))

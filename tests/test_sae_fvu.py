@@ -12,7 +12,7 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.errors import UserError
 from sparse_dict.machine.interrupt import Interrupted
 from sparse_dict.sae import folder, stage
-from sparse_dict.sae.measured import measured
+from sparse_dict.sae.imported.measured import measured
 from sparse_dict.sae.rows import check_evaluation_rows
 
 D_IN, ROWS, EVAL = 16, 4000, 256
@@ -46,7 +46,7 @@ def test_the_final_fvu_is_of_the_evaluation_rows_alone(drifting, tmp_path):
 
 
 def test_a_dictionary_from_elsewhere_is_measured_likewise(drifting, monkeypatch):
-    monkeypatch.setattr("sparse_dict.sae.measured.EVAL_ROWS", EVAL)
+    monkeypatch.setattr("sparse_dict.sae.imported.measured.EVAL_ROWS", EVAL)
     rows = np.eye(D_IN, dtype=np.float32)
     identity = folder.Dictionary(rows, np.zeros(D_IN, "f4"), rows, np.zeros(D_IN, "f4"))
     found, _ = measured(identity, Activations.open(drifting), "relu", {})

@@ -235,7 +235,7 @@ def _load(config: HarvestStageConfig) -> "OpenLM":
 def hf() -> ModuleType:
     """The module that reads models of transformers."""
     try:
-        from sparse_dict.activations import hf_source as module
+        from sparse_dict.lm import hf_source as module
     except ImportError as error:
         raise UserError(
             f"lm=hf needs transformers: pip install 'sparse-dict[hf]' ({error.name} is missing)"

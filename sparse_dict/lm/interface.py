@@ -1,6 +1,6 @@
 """What the harvest and the analyses ask of a language model, whether it is ours or another's.
 
-`lm.model.GPT` answers for ours, `activations.hf.Model` for those of Hugging Face's transformers.
+`lm.model.GPT` answers for ours, `lm.hf.Model` for those of Hugging Face's transformers.
 """
 
 from collections.abc import Callable, Sequence

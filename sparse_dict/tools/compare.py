@@ -16,7 +16,7 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.analysis.measures.mcs import match_codes, normalised
 from sparse_dict.analysis.measures.two_dictionaries import Agreement, agree
 from sparse_dict.errors import UserError
-from sparse_dict.sae import formats
+from sparse_dict.sae import imported
 from sparse_dict.sae.folder import Dictionary
 
 CODE_ROWS = 16_384  # the last ones of the activations
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(argv)
     try:
-        found = {"A": formats.read_any(given.a), "B": formats.read_any(given.b)}
+        found = {"A": imported.read_any(given.a), "B": imported.read_any(given.b)}
         names = sorted(found, key=lambda name: len(found[name].b_enc))  # the smaller one first
         smaller, larger = (found[name] for name in names)
         compared, folder = compare(smaller, larger), given.activations

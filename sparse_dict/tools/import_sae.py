@@ -16,9 +16,9 @@ import numpy as np
 from sparse_dict.activations.store import Activations
 from sparse_dict.errors import UserError, printable
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae import formats
-from sparse_dict.sae.formats.parts import scaled
-from sparse_dict.sae.measured import measured
+from sparse_dict.sae import imported
+from sparse_dict.sae.imported.measured import measured
+from sparse_dict.sae.imported.parts import scaled
 from sparse_dict.sae.origin import of_activations
 from sparse_dict.storage import lock
 
@@ -60,7 +60,7 @@ def run(source: str, dest: Path, activations_dir: Path, seed: int | None = None)
     """
     if (dest / folders.METRICS).exists():
         raise UserError(f"{dest} holds a dictionary already: choose another folder, or delete it")
-    foreign, activations = formats.read(source), Activations.open(activations_dir)
+    foreign, activations = imported.read(source), Activations.open(activations_dir)
     d_in = len(foreign.dictionary.W_enc)
     if d_in != activations.d_in:
         raise UserError(

@@ -40,7 +40,7 @@ from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.folder import Dictionary
-from sparse_dict.sae.measured import measured
+from sparse_dict.sae.imported.measured import measured
 from sparse_dict.storage import files
 
 TOGETHER, SINGLE, POOLED = "consensus", "single, as large", "pooled, as large"

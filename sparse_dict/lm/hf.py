@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparse_dict.activations import hf_layout
-from sparse_dict.activations.hf_layout import Layout, by_token, given_by, read_by
 from sparse_dict.config.sites import SITES, Site
 from sparse_dict.errors import UserError
+from sparse_dict.lm import hf_layout
+from sparse_dict.lm.hf_layout import Layout, by_token, given_by, read_by
 from sparse_dict.lm.interface import Follow, Seen
 from sparse_dict.lm.norm import without_division
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from sparse_dict.errors import UserError, one_line, reading
 from sparse_dict.sae import folder as ours
 from sparse_dict.sae.folder import Dictionary
-from sparse_dict.sae.formats import dictionary_learning, saelens, sparsify
-from sparse_dict.sae.formats.parts import Foreign
+from sparse_dict.sae.imported import dictionary_learning, saelens, sparsify
+from sparse_dict.sae.imported.parts import Foreign
 from sparse_dict.storage.files import read_json
 
 # By the file that holds the weights, which no two formats share.

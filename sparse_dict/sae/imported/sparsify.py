@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sparse_dict.sae.formats.parts import Foreign, folded, nothing_else, only, tensors
+from sparse_dict.sae.imported.parts import Foreign, folded, nothing_else, only, tensors
 from sparse_dict.sae.origin import IN_A_BLOCK, Origin
 
 CONFIG = "cfg.json"

@@ -12,11 +12,11 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from sparse_dict.activations.hf import Model
-from sparse_dict.activations.hf_tokenizer import Tokenizer
 from sparse_dict.config import HFModel
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import MALFORMED, UserError, one_line
+from sparse_dict.lm.hf import Model
+from sparse_dict.lm.hf_tokenizer import Tokenizer
 from sparse_dict.lm.interface import OpenLM
 from sparse_dict.machine.background import in_background
 from sparse_dict.machine.network import reachable

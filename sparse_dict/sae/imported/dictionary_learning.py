@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_dict.errors import UserError, one_line
-from sparse_dict.sae.formats.parts import Foreign, arrays, folded, gated, nothing_else, refuse
+from sparse_dict.sae.imported.parts import Foreign, arrays, folded, gated, nothing_else, refuse
 from sparse_dict.sae.origin import Origin
 from sparse_dict.storage.door import opened
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_dict.sae.formats.parts import (
+from sparse_dict.sae.imported.parts import (
     Foreign,
     folded,
     gated,
