@@ -1,6 +1,7 @@
 # make demo   the four stages on real text, about six minutes on two cores, installation included
 # make test   what CI runs
 # make check  ruff and mypy
+# make docs   the documentation as a site with a search box, site/index.html
 # Each makes .venv on first use. PYTHON=python3.12 make demo chooses another interpreter.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ RUN := $(BIN)/python
 
 DEMO_GRID := sae.dict_size=64,128,256,512 sae.l1=1.28,2.56,5.12,10.24 seed=0,1
 
-.PHONY: demo test check
+.PHONY: demo test check docs
 
 demo: .venv/demo
 	$(RUN) train_lm.py experiment=demo
@@ -28,6 +29,10 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@echo 'To open: site/index.html'
+
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
@@ -35,4 +40,8 @@ check: .venv/dev
 
 .venv/dev: .venv/demo
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/docs: .venv/demo
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $@

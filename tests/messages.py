@@ -1,4 +1,4 @@
-"""What the four scripts answer to wrong commands and inputs: docs/messages.md lists them.
+"""What the four scripts answer to wrong commands and inputs: tests/messages.md lists them.
 
 `python tests/messages.py` runs each command of the page and writes its answer there. Each runs in a
 process of its own, forked from one that has imported Hydra, in a folder of its own. A new command
@@ -33,7 +33,7 @@ from sparse_dict.lm import stage as _lm  # noqa: F401
 from sparse_dict.sae import stage as _sae  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "messages.md"
+PAGE = ROOT / "tests" / "messages.md"
 LATER = "What only the work itself can find"  # the page's last section
 
 
