@@ -6,7 +6,8 @@ from analysis_study import config_of, context_of, directions, unit, write_dictio
 from rounding import of_cosines, rounding
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis.analyses import splits
+from sparse_dict.analysis import frame
+from sparse_dict.analysis.claim import judge
 from sparse_dict.analysis.features import tree
 from sparse_dict.analysis.measures.splitting import (
     ABSORBED,
@@ -19,6 +20,7 @@ from sparse_dict.analysis.measures.splitting import (
     repeated,
     step,
 )  # fmt: skip
+from sparse_dict.analysis.sections import splits
 from sparse_dict.sae.folder import Dictionary
 
 D = 32
@@ -56,7 +58,8 @@ def test_each_planted_fate_is_told_from_the_others():
     large = dictionary(
         [AXES[0], AXES[1], AXES[2], AXES[3], AXES[5] + 0.9 * AXES[6], AXES[9], AXES[10]]
     )
-    found = step(small, large, all_alive(small, large), sparse(4000, [0, 1, 2, 3, 5, 6, 9, 10]))
+    x = sparse(4000, [0, 1, 2, 3, 5, 6, 9, 10])
+    found = step(small, large, all_alive(small, large), x, x)
     assert found.fate.tolist() == [KEPT, SPLIT, DRIFTED, ABSORBED, KEPT, LOST]
     assert found.parent.tolist() == [0, 1, 1, 2, 4, -1, -1]  # the last two are born
     assert set(found.children(1).tolist()) == {1, 2}
@@ -69,7 +72,7 @@ def test_each_planted_fate_is_told_from_the_others():
 def test_children_that_explain_a_parents_rows_gain_nearly_all_of_its_error():
     small, large = dictionary([AXES[1] + AXES[2]]), dictionary([AXES[1], AXES[2]])
     x = sparse(2000, [1, 2])
-    (gain,) = step(small, large, all_alive(small, large), x).gain
+    (gain,) = step(small, large, all_alive(small, large), x, x).gain
     error = [np.square(x - d.decode(d.encode(x))).sum() for d in (small, large)]
     left = float(error[1] / error[0])
     assert gain == pytest.approx(1 - left, abs=rounding(x.size, left))
@@ -80,7 +83,7 @@ def test_a_near_feature_that_fires_elsewhere_is_no_child():
     near = AXES[1] + 1.2 * AXES[2]  # cosine .64, active where the parent is not
     small, large = dictionary([AXES[1]]), dictionary([AXES[1], near])
     x = np.concatenate([sparse(500, [1]), -3 * AXES[:1] + sparse(4000, [2])])
-    found = step(small, large, all_alive(small, large), x)
+    found = step(small, large, all_alive(small, large), x, x)
     assert found.given[1] < 0.5
     assert found.parent.tolist() == [0, -1]
     assert found.fate.tolist() == [KEPT]
@@ -89,7 +92,8 @@ def test_a_near_feature_that_fires_elsewhere_is_no_child():
 def test_dead_features_are_neither_parents_nor_children():
     small, large = dictionary(AXES[:2]), dictionary(AXES[:3])
     alive = np.array([True, False]), np.array([False, True, True])
-    found = step(small, large, alive, sparse(300, [0, 1]))
+    x = sparse(300, [0, 1])
+    found = step(small, large, alive, x, x)
     assert found.fate.tolist() == [LOST, "dead"]
     assert found.parent.tolist() == [-1, -1, -1]
     assert np.isnan(found.cosine[0])
@@ -117,14 +121,17 @@ def test_the_same_split_needs_two_children_with_counterparts_of_their_own():
     one = made([SPLIT, SPLIT, KEPT], [0, 0, 1, 1, 2], 5)
     order = np.array([4, 2, 0, 3, 1])  # the other seed's children: the same in another order
     same = made([SPLIT, SPLIT, KEPT], [2, 1, 0, 1, 0], 5)
-    found = repeated(one, same, (parents, parents), (children, children[order]), 0.7)
-    assert [part.tolist() for part in found] == [[True, True], [True, True], [False]]
+    counts = dict(splits=2, counterpart=2, splits_too=2, same=2, unsplit=1, unsplit_too=0)
+    assert repeated(one, same, (parents, parents), (children, children[order])) == counts
     apart = AXES[10:15]  # splits too, into something else
-    found = repeated(one, same, (parents, parents), (children, apart), 0.7)
-    assert [part.tolist() for part in found] == [[True, True], [False, False], [False]]
+    found = repeated(one, same, (parents, parents), (children, apart))
+    assert found == counts | dict(same=0)
     none = made([KEPT, KEPT, SPLIT], [0, 1, 2, 2, -1], 5)
-    found = repeated(one, none, (parents, parents), (children, children), 0.7)
-    assert [part.tolist() for part in found] == [[False, False], [False, False], [True]]
+    found = repeated(one, none, (parents, parents), (children, children))
+    assert found == counts | dict(splits_too=0, same=0, unsplit_too=1)
+    away = unit(np.stack([AXES[10], AXES[11], AXES[12]]))
+    found = repeated(one, same, (parents, away), (children, apart))
+    assert found == dict.fromkeys(counts, 0) | dict(splits=2)
 
 
 @pytest.fixture(scope="module")
@@ -150,27 +157,28 @@ def base(tmp_path_factory):
     return base
 
 
-def test_planted_splits_replicate_and_are_counted(base):
-    context = context_of(config_of(base, "splits", "claims"))
-    (claim,) = splits.claims(context)
+def test_planted_splits_replicate_and_are_counted(base, tmp_path):
+    context = context_of(config_of(base, "splits", "claims", analysis_dir=str(tmp_path)))
+    context.folder.mkdir()
+    frame.measure(context)
+    claim = judge(splits.CLAIMS[0], context.tables)
     assert claim.verdict == "holds"
     assert claim.ours.startswith("100% of 36;")  # six splits, six ordered pairs of seeds
-    section = splits.section(context)
-    table = section.tables()[0].frame
+    table = context.tables.others["splits"]
     assert table["split"].tolist() == pytest.approx([6 / 14] * 3)
     assert table["kept"].tolist() == pytest.approx([4 / 14] * 3, abs=1 / 14)
+    assert (table["of split"] == 12 / 28).all()
     assert (table["gain"] > 0.8).all()  # random features leave errors of their own
     assert table["children"].tolist() == [2, 2, 2]
     assert (table["stays"] == 0).all()
+    of = context.tables.features.groupby("fate")
+    assert of["children"].agg(["min", "max"]).loc[SPLIT].tolist() == [2, 2]
+    section = frame.shown(context, splits.ANALYSIS)
     assert "without text" in " ".join(b for b in section.blocks if isinstance(b, str))
 
-
-def test_the_trees_shown_are_those_that_split(base):
-    found = context_of(config_of(base)).splitting
-    assert found is not None
-    roots = found.trees(most=3, largest=5)
+    roots = tree.roots(context.tables, most=3, largest=5)
     assert [(root.splits, root.size) for root in roots] == [(1, 3)] * 3
-    texts = {(0, roots[0].index): [("before $x$ ", "token", " after")] * 2}
+    texts = {id(roots[0]): [("before $x$ ", "token", " after")] * 2}
     figure = tree.picture(roots[0], [14, 28], texts)
     figure.canvas.draw()
     drawn = [text.get_text() for text in figure.axes[0].texts]
@@ -178,11 +186,12 @@ def test_the_trees_shown_are_those_that_split(base):
     assert drawn.count("token") == 2
 
 
-def test_one_seed_cannot_tell_and_a_study_without_rows_says_so(tmp_path):
+def test_a_study_without_rows_says_so(tmp_path):
     for size in (8, 16):
         count = np.full(size, 5, np.int64)
         write_dictionary(tmp_path / "sae" / str(size), directions(size, D, 1), count)
-    context = context_of(config_of(tmp_path))
-    assert "does not exist" in splits.claims(context)[0].ours
-    (text,) = splits.section(context).blocks
+    context = context_of(config_of(tmp_path, "splits"))
+    frame.measure(context)
+    assert "does not exist" in frame.verdicts(context, splits.ANALYSIS)[0].ours
+    (*_, text) = frame.shown(context, splits.ANALYSIS).blocks
     assert "This part is missing" in text

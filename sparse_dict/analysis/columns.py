@@ -97,6 +97,12 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
             "agreement",
         ),
         Column("run_alive", "sizes", "the same among features that are alive", "agreement"),
+        Column("parent", "number", "feature of the next smaller size; -1: none, or dead", "splits"),
+        Column("parent_cosine", "cosine", "with the nearest feature of that size", "splits"),
+        Column("parent_active", "share", "of its rows on which that is active as well", "splits"),
+        Column("fate", "name", "in the next size: kept, drifted, split, absorbed, lost", "splits"),
+        Column("children", "features", "of the next size whose parent it is", "splits"),
+        Column("split_gain", "share", "of the error that children in its place save", "splits"),
         Column("recurs", "share", "of its dictionary's partners in `pairs` that have it", "pairs"),
         Column("ablated", "nats", "change of the model's mean loss without it", "effects"),
         Column(

@@ -20,9 +20,8 @@ from sparse_dict.analysis.measures.across_seeds import match_pair
 from sparse_dict.analysis.parts import Part
 from sparse_dict.analysis.report import texts
 from sparse_dict.analysis.report.page import Draw, Picture, Section
-from sparse_dict.analysis.splitting import Splitting
 from sparse_dict.analysis.study import Entry, Study
-from sparse_dict.analysis.tables import MOST_SEEDS, Tables, fingerprints, matched_pairs
+from sparse_dict.analysis.tables import Tables, fingerprints, matched_pairs
 from sparse_dict.config import AnalyzeConfig
 from sparse_dict.errors import MALFORMED, UserError
 from sparse_dict.sae import architectures, interventions, schema
@@ -96,13 +95,17 @@ class Context:
         """MCS of the dictionaries of another site."""
         return Comparison(study, self.config.comparison, lambda: self.sample_of(study))
 
-    def evaluation_rows(self, most: int = SAMPLE) -> NDArray[np.float32]:
+    def evaluation_rows(
+        self, most: int = SAMPLE, of: Activations | None = None
+    ) -> NDArray[np.float32]:
         """The last rows of the activations (n, d_in), on which no dictionary was trained.
+
+        Or `of` others of the same tokens: `targets`.
 
         Raises:
             UserError: the activations are not in `activations_dir`.
         """
-        return _last(self.study, self.activations, most)
+        return _last(self.study, of or self.activations, most)
 
     def sample_of(self, study: Study) -> NDArray[np.float32]:
         """The last rows that the dictionaries of `study`, another site, read: of the same tokens.
@@ -122,21 +125,6 @@ class Context:
     def seed_pairs(self) -> list[seeds.SeedPair]:
         """Dictionaries that differ only in the seed, matched."""
         return seeds.of_table(self.pairs, self.study)
-
-    @cached_property
-    def splitting(self) -> Splitting | None:
-        """How features split in the main chain and those of other seeds; None without a chain.
-
-        Raises:
-            UserError: the activations are not in `activations_dir`.
-        """
-        chain = self.comparison.main
-        if chain is None:
-            return None
-        chains = [chain, *(c for c in self.comparison.same_but_seed(chain) if c is not chain)]
-        x = self.evaluation_rows()
-        y = x if self.study.target is None else _last(self.study, self.targets, SAMPLE)
-        return Splitting(tuple(chains[:MOST_SEEDS]), x, y)
 
     def at_step_0(self, first: Entry, second: Entry) -> tuple[float, float]:
         """PW-MCC and shared fraction of what two dictionaries began with.

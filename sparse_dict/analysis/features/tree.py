@@ -1,5 +1,8 @@
 """A picture of one feature's tree: what it splits into, each with the text it is most active on."""
 
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,9 +15,10 @@ from sparse_dict.analysis.features.chosen import Chosen
 from sparse_dict.analysis.features.contexts import Context as Stretch
 from sparse_dict.analysis.features.contexts import describe
 from sparse_dict.analysis.harvested import Source, open_source
+from sparse_dict.analysis.measures.splitting import SPLIT
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Picture
-from sparse_dict.analysis.splitting import Node, Splitting
+from sparse_dict.analysis.tables import Tables
 from sparse_dict.config import ContextsConfig
 from sparse_dict.errors import UserError
 
@@ -29,52 +33,85 @@ BEFORE, AFTER = 34, 22  # letters of a context
 Lines = list[tuple[str, str, str]]  # text before the token, the token, text after it
 
 
-def nodes(context: Context) -> list[Chosen]:
-    """The features of the trees that `splits` draws, for the features page; none if it is off."""
-    try:
-        found = context.splitting if context.config.is_on("splits") else None
-    except UserError:
+@dataclass(frozen=True)
+class Node:
+    """A feature in a tree, with the rows of the features table that it is made of."""
+
+    level: int  # which dictionary of the main chain
+    index: int
+    frequency: float  # share of the evaluation rows
+    cosine: float  # with its parent
+    given: float  # P(parent active | this active)
+    parent: int
+    fate: str  # in the next larger dictionary; nan in the largest
+    children: tuple["Node", ...]  # the nearest first
+
+    @property
+    def size(self) -> int:
+        """Features in the tree."""
+        return len(self.walk())
+
+    @property
+    def splits(self) -> int:
+        """Features in the tree that split."""
+        return sum(node.fate == SPLIT for node in self.walk())
+
+    def walk(self) -> list["Node"]:
+        """All nodes, parents before children."""
+        return [self, *(node for child in self.children for node in child.walk())]
+
+
+def roots(study: Tables, most: int = TREES, largest: int = LARGEST) -> list[Node]:
+    """Trees of features of the smallest dictionary, at most `most`, most splits first.
+
+    Of trees of at most `largest` features, those with the most splits, then the most features. None
+    where `splits` was not measured.
+    """
+    if "fate" not in study.features:
         return []
-    if found is None:
-        return []
-    trees = found.trees(TREES, LARGEST)
-    entries = found.chains[0].entries
+    main = study.level[study.level["seed"] == study.level["seed"].min()].sort_values("size")
+    columns = ["feature", "frequency", "parent_cosine", "parent_active", "parent", "fate"]
+    nodes: list[Node] = []
+    for level, name in reversed([*enumerate(main["dictionary"])]):
+        of: dict[int, list[Node]] = defaultdict(list)
+        for node in sorted(nodes, key=lambda node: -node.cosine):
+            of[node.parent].append(node)
+        rows = study.features.loc[study.features["dictionary"] == name, columns]
+        rows = rows[rows["parent"] >= 0] if level else rows
+        nodes = [Node(level, *row, tuple(of[row[0]])) for row in rows.itertuples(index=False)]
+    fitting = [root for root in nodes if root.size <= largest and root.splits]
+    return sorted(fitting, key=lambda r: (-r.splits, -r.size, r.index))[:most]
+
+
+def shown(context: Context) -> list[Chosen]:
+    """The features of the trees, for the features page."""
+    main = context.comparison.main
+    entries = main.entries if main else ()
     return [
         Chosen(entries[node.level], node.index, (f"tree of {entries[0].size}/{root.index}",))
-        for root in trees
+        for root in roots(context.tables)
         for node in root.walk()
     ]
 
 
-def pictures(context: Context, found: Splitting) -> list[str | Picture]:
+def pictures(context: Context) -> Iterator[str | Picture]:
     """The trees with the most splits, and what is missing where their text is not there."""
-    roots = found.trees(TREES, LARGEST)
-    if not roots:
-        return []
-    shown = [node for root in roots for node in root.walk()]
-    notes: list[str | Picture] = []
+    found, chosen = roots(context.tables), shown(context)
+    if not found:
+        return
+    nodes = [node for root in found for node in root.walk()]
     try:
-        texts = _texts(context, found, shown)
+        of = dict(zip(map(id, nodes), _texts(context, chosen), strict=True))
     except UserError as error:
-        texts = {}
-        notes.append(f"The trees are drawn without text: {error}.")
-    entries = found.chains[0].entries
-    for number, root in enumerate(roots, 1):
-        name = f"{entries[0].size}/{root.index}"
-        notes.append(
-            context.draw(
-                f"splits_tree_{number}", picture(root, [e.size for e in entries], texts),
-                f"What feature {name} becomes",
-                "Each line is a feature (SIZE/INDEX), below its parent. Disc: how often it is "
-                "active; cos: cosine with the parent; P: share of its active rows on which the "
-                "parent is active. Right: the text where it is most active, the token in orange.",
-            )
-        )  # fmt: skip
-    return notes
+        of = {}
+        yield f"The trees are drawn without text: {error}."
+    sizes = sorted(context.tables.level["size"].unique())
+    for number, root in enumerate(found, 1):
+        yield context.figure(f"splits_tree_{number}", picture(root, sizes, of))
 
 
-def _texts(context: Context, found: Splitting, shown: list[Node]) -> dict[tuple[int, int], Lines]:
-    """The strongest contexts of each node, by level and index.
+def _texts(context: Context, chosen: list[Chosen]) -> list[Lines]:
+    """The strongest contexts of each feature.
 
     Raises:
         UserError: the language model or its text is not there.
@@ -83,13 +120,8 @@ def _texts(context: Context, found: Splitting, shown: list[Node]) -> dict[tuple[
         features=None, per_group=1, n_tokens=TOKENS, top=TEXTS, spread=0, width=24
     )
     source = open_source(context.config, context.study, settings.n_tokens)
-    entries = found.chains[0].entries
-    chosen = [Chosen(entries[node.level], node.index, ()) for node in shown]
     described, _ = describe(chosen, source, settings, context.config.seed)
-    return {
-        (node.level, node.index): [_line(c, source) for c in feature.top]
-        for node, feature in zip(shown, described, strict=True)
-    }
+    return [[_line(c, source) for c in feature.top] for feature in described]
 
 
 def _line(found: Stretch, source: Source) -> tuple[str, str, str]:
@@ -98,10 +130,10 @@ def _line(found: Stretch, source: Source) -> tuple[str, str, str]:
     return "".join(text[: found.peak]), text[found.peak], "".join(text[found.peak + 1 :])
 
 
-def picture(root: Node, sizes: list[int], texts: dict[tuple[int, int], Lines]) -> Figure:
-    """The tree as lines, a feature each or, with text, a context each."""
+def picture(root: Node, sizes: list[int], texts: dict[int, Lines]) -> Figure:
+    """The tree as lines, a feature each or, with text (by the node's `id`), a context each."""
     nodes = root.walk()
-    rows = {id(node): max(len(texts.get((node.level, node.index), [])), 1) for node in nodes}
+    rows = {id(node): max(len(texts.get(id(node), [])), 1) for node in nodes}
     total = sum(rows.values())
     figure, axis = plt.subplots(figsize=(figures.WIDTH, 0.5 + LINE * total))
     axis.set_xlim(0, figures.WIDTH)
@@ -120,7 +152,7 @@ def picture(root: Node, sizes: list[int], texts: dict[tuple[int, int], Lines]) -
         detail = "" if node.level == 0 else f" cos {node.cosine:.2f} P {node.given:.2f}"
         start = 0.28 + 0.16 * (len(sizes) - 1)
         axis.text(start, y, label + detail, va="center", fontsize=8, family="DejaVu Sans Mono")
-        for number, line in enumerate(texts.get((node.level, node.index), [])):
+        for number, line in enumerate(texts.get(id(node), [])):
             _write(axis, line, start + 27 * LETTER, y + number)
         y += rows[id(node)]
     for node in nodes:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_dict.analysis.measures.across_seeds import SHARED_ABOVE
 from sparse_dict.analysis.measures.mcs import normalised
 from sparse_dict.sae.folder import Dictionary
 
@@ -47,11 +48,7 @@ class Step:
 
 
 def step(
-    smaller: Dictionary,
-    larger: Dictionary,
-    alive: tuple[Bools, Bools],
-    x: Floats,
-    y: Floats | None = None,
+    smaller: Dictionary, larger: Dictionary, alive: tuple[Bools, Bools], x: Floats, y: Floats
 ) -> Step:
     """Parents, fates and gains, by the rows `x` (rows, d_in) and what is reconstructed, `y`.
 
@@ -59,7 +56,6 @@ def step(
     *drifted* if it has one below, *split* if it has several, *absorbed* if the features near it are
     all another one's children, and *lost* if none is near.
     """
-    y = x if y is None else y
     n, m = len(smaller.b_enc), len(larger.b_enc)
     joint, active = np.zeros((m, n)), np.zeros(m)
     for _, codes, others in _encoded(smaller, larger, x, y):
@@ -130,57 +126,48 @@ def lives(steps: list[Step]) -> tuple[NDArray[np.str_], Index]:
     n = len(steps[0].fate)
     fate, when, at = np.full(n, KEPT, "<U8"), np.full(n, len(steps)), np.arange(n)
     for number, found in enumerate(steps):
-        going = when == len(steps)
+        going = np.flatnonzero(when == len(steps))
         fate[going] = found.fate[at[going]]
-        ended = going & (fate != KEPT)
-        when[ended] = number
-        child = np.full(n, -1)
+        when[going[fate[going] != KEPT]] = number
+        child = np.full(len(found.fate), -1)  # of what is kept, the only one
         linked = np.flatnonzero(found.parent >= 0)
-        child_of = dict(zip(found.parent[linked].tolist(), linked.tolist(), strict=True))
-        still = going & ~ended
-        child[still] = [child_of[i] for i in at[still].tolist()]
-        at = child
+        child[found.parent[linked]] = linked
+        at = child[at]
     return fate, when
 
 
 def repeated(
-    one: Step, other: Step, parents: tuple[Floats, Floats], children: tuple[Floats, Floats],
-    bar: float,
-) -> tuple[Bools, Bools, Bools]:  # fmt: skip
-    """Which splits of one seed another seed makes too, and which other features it splits.
+    one: Step, other: Step, parents: tuple[Floats, Floats], children: tuple[Floats, Floats]
+) -> dict[str, int]:
+    """How many splits of one seed another seed makes too, and how many other features it splits.
 
-    A feature's counterpart is the other seed's nearest, with a cosine above `bar`. The other seed
-    makes the same split if the counterpart splits and two children have counterparts of their own
-    among its children.
+    A feature's counterpart is the other seed's nearest, with a cosine above `SHARED_ABOVE`. The
+    other seed makes the same split if the counterpart splits and two children have counterparts of
+    their own among its children.
 
     Args:
         one: of the first seed.
         other: of the other one.
         parents: decoder rows of the smaller dictionaries of both, (n, d), (k, d).
         children: of the larger ones.
-        bar: cosine of a counterpart.
 
     Returns:
-        Of the splits of the first whose parent has a counterpart: whether that splits too, and
-        whether in the same way. Of its living features that do not split and have one: whether
-        that splits.
+        Of the first seed's `splits`, those whose parent has a `counterpart`, of these those where
+        that `splits_too`, and those where in the `same` way; of its living features that do not
+        split, those with a counterpart (`unsplit`), and where that splits (`unsplit_too`).
     """
     cosines = normalised(parents[0]) @ normalised(parents[1]).T
     cosines[:, other.fate == DEAD] = -1
-    nearest = cosines.argmax(1)
-    has = cosines.max(1) > bar
-    splits = other.fate[nearest] == SPLIT
-    parted = np.flatnonzero((one.fate == SPLIT) & has)
-    same = []
-    for feature in parted.tolist():
-        mine, theirs = one.children(feature), other.children(int(nearest[feature]))
-        near = normalised(children[0][mine]) @ normalised(children[1][theirs]).T > bar
-        same.append(_two_apart(near))
+    nearest, has = cosines.argmax(1), cosines.max(1) > SHARED_ABOVE
+    too, parted = other.fate[nearest] == SPLIT, (one.fate == SPLIT) & has
     rest = has & (one.fate != SPLIT) & (one.fate != DEAD)
-    return splits[parted], np.array(same, bool) & splits[parted], splits[rest]
-
-
-def _two_apart(near: Bools) -> bool:
-    """Whether two rows have partners in two different columns."""
-    rows, columns = near.any(1).sum(), near.any(0).sum()
-    return bool(rows >= 2 and columns >= 2)
+    same = 0
+    for feature in np.flatnonzero(parted & too).tolist():
+        mine, theirs = one.children(feature), other.children(int(nearest[feature]))
+        near = normalised(children[0][mine]) @ normalised(children[1][theirs]).T > SHARED_ABOVE
+        same += min(near.any(0).sum(), near.any(1).sum()) >= 2
+    return {
+        "splits": int((one.fate == SPLIT).sum()), "counterpart": int(parted.sum()),
+        "splits_too": int((parted & too).sum()), "same": int(same),
+        "unsplit": int(rest.sum()), "unsplit_too": int((rest & too).sum()),
+    }  # fmt: skip
