@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from sparse_dict.analysis.claim import (
     Found,
     Lies,
     Need,
+    both,
+    either,
     judge,
     some_sizes,
 )
@@ -131,6 +134,20 @@ def test_too_few_values_are_no_verdict(tmp_path: Path) -> None:
     claim = Claim("k", "t", "1", "s", "w", SHARE.values, Lies(0), fewest=100, sizes=2)
     found = judge(claim, study(tmp_path, 0.5))
     assert (found.verdict, found.ours) == (OPEN, claim.too_few)
+
+
+@pytest.mark.parametrize(
+    ("other", "of_both", "of_either"),
+    [(1.0, HOLDS, HOLDS), (0.5, OPEN, HOLDS), (0.0, FAILS, HOLDS)],
+)
+def test_a_second_number_must_pass_as_well_or_be_enough(
+    tmp_path: Path, other: float, of_both: str, of_either: str
+) -> None:
+    of = study(tmp_path, 1.0)
+    for joined, expected in ((both, of_both), (either, of_either)):
+        claim = replace(SHARE, second=(lambda _sizes: other, joined))
+        assert judge(claim, of).verdict == expected
+        assert judge(claim, of).interval == judge(SHARE, of).interval
 
 
 def test_a_claim_of_another_form_judges_itself(tmp_path: Path) -> None:

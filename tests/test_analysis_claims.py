@@ -312,7 +312,8 @@ def test_a_few_features_on_one_neuron_are_outliers_and_many_are_not(
 def test_the_lower_hump_is_made_of_dead_features_or_not(tmp_path: Path, dead: float, expected: str):
     grown(tmp_path, {128: 64, 256: 128, 512: 128}, dead=dead)
     claim = assess(tmp_path)["low_hump_dead"]
-    assert (claim.verdict, claim.ours) == (expected, f"{dead:.0%} never active")
+    assert claim.verdict == expected
+    assert claim.ours.startswith(f"{dead:.0%} never active")
     alive = assess(tmp_path, features="alive")["low_hump_dead"]
     assert alive.verdict == OPEN
 

@@ -7,9 +7,10 @@ import pytest
 from analysis_study import compared, directions, write_dictionary
 
 from sparse_dict.analysis import frame, stage
-from sparse_dict.analysis.analyses import histograms
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.report import figures, summary
+from sparse_dict.analysis.report.page import Table
+from sparse_dict.analysis.sections import histograms
 
 ALL, ALIVE = 40, 30  # features that all sizes have, and how many of them were ever active
 
@@ -22,7 +23,7 @@ def context(tmp_path: Path) -> Context:
         fired[ALIVE:ALL] = 0
         decoder = np.concatenate([truth, directions(size - ALL, 64, size)])
         write_dictionary(tmp_path / str(size), decoder, fired)
-    context = compared(tmp_path)
+    context = compared(tmp_path, "histograms")
     frame.measure(context)
     return context
 
@@ -40,8 +41,7 @@ def test_the_pictures_of_the_first_page_and_their_table_tell_both_numbers(contex
     main = context.comparison.main
     assert main is not None
     with figures.style():
-        figure = histograms.histogram_grid(context.comparison, context.study.chains)
+        figure = histograms.by_level(context.comparison, [main], (64, 128))
+        (table,) = [block for block in histograms.show(context) if isinstance(block, Table)]
     assert figure.axes[0].get_title("left").endswith("40 (30 alive)")
-    table = histograms.bimodality_table(context.comparison, main)
-    assert table["above 0.9"].tolist() == [ALL] * 2
-    assert table["of those ever active"].tolist() == [ALIVE] * 2
+    assert table.frame[["of", "above 0.9"]].values.tolist() == [["all", ALL], ["alive", ALIVE]] * 2

@@ -62,7 +62,7 @@ def test_a_run_writes_figures_as_png_and_svg_tables_claims_and_the_report(analys
     names = {path.name for path in analysed.iterdir()}
     assert names == {f"{key}.{kind}" for key in keys for kind in ("png", "svg")} | {
         "dictionaries.csv", "mmcs.csv", "claims.json", "report.html", "analysis.json", "tables",
-        "ridges.csv", "ridge_peaks.csv", MARK, "sections.json",
+        "humps.csv", "ridges.csv", "ridge_peaks.csv", MARK, "sections.json",
     }  # fmt: skip
     written = {path.name for path in (analysed / "tables").iterdir()}
     assert written == {f"{name}.parquet" for name in ("dictionaries", "features", "pairs")}

@@ -44,6 +44,16 @@ class Lies:
         return f"holds if the 95 % interval lies {where}, does not hold if it lies beyond"
 
 
+def both(*verdicts: str) -> str:
+    """That of a claim that says several things: all must hold."""
+    return FAILS if FAILS in verdicts else OPEN if OPEN in verdicts else HOLDS
+
+
+def either(*verdicts: str) -> str:
+    """That of a claim for which one of several things is enough."""
+    return HOLDS if HOLDS in verdicts else OPEN if OPEN in verdicts else FAILS
+
+
 @dataclass(frozen=True)
 class Need:
     """What a study must have for a claim, and the command that adds it to one that lacks it."""
@@ -119,6 +129,8 @@ class Claim:
     number: Callable[[Sizes], float] = mean_of_means
     # How it is told: a format of the number, or a text from it and the values of each seed.
     shown: str | Callable[[Estimate, Sequence[Sizes]], str] = "{:.0%}"
+    # Another number that `rule` judges, and how both verdicts make that of the claim.
+    second: tuple[Callable[[Sizes], float], Callable[[str, str], str]] | None = None
     of: str = "main"  # the table that `values` sees: `Tables.main` or `Tables.main_pairs`
     needs: tuple[Need, ...] = (LARGER,)
     sizes: int = 1  # sizes with values that it needs
@@ -221,11 +233,14 @@ class Sample:
 def _measured(claim: Claim, study: Tables) -> Found:
     found, seeds = estimate(claim, study)
     assert claim.rule is not None
-    return (
-        Found(_told(claim, found, seeds), claim.rule(found), found)
-        if found
-        else Found(claim.too_few)
-    )
+    if not found:
+        return Found(claim.too_few)
+    verdict = claim.rule(found)
+    if claim.second:
+        number, joined = claim.second
+        other, _ = estimate(replace(claim, number=number), study)
+        verdict = joined(verdict, claim.rule(other or found))
+    return Found(_told(claim, found, seeds), verdict, found)
 
 
 def estimate(claim: Claim, study: Tables) -> tuple[Estimate | None, Sequence[Sizes]]:

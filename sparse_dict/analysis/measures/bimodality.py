@@ -3,6 +3,7 @@
 Hartigan's dip test, a two-component Gaussian fit, and the mass above the random-direction curve.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,7 +24,7 @@ def _uniform_dips(n: int) -> Floats:
     return np.array([dipstat(rng.random(n)) for _ in range(DIP_SIMULATIONS)])
 
 
-def dip_test(values: Floats) -> tuple[float, float]:
+def dip_test(values: Floats) -> tuple[float, ...]:
     """The dip and its p-value: how often a uniform sample of the same size has as large a dip.
 
     The dip is the smallest sup-distance between the sample and a unimodal distribution (J. A.
@@ -45,10 +46,9 @@ def dip_test(values: Floats) -> tuple[float, float]:
 class Mixture:
     """Two Gaussian components, the one with the lower mean first, against one Gaussian."""
 
-    weights: tuple[float, float]
-    means: tuple[float, float]
-    sds: tuple[float, float]
-    log_likelihood: float
+    weights: tuple[float, ...]
+    means: tuple[float, ...]
+    sds: tuple[float, ...]
     bic_gain: float  # BIC of one component less BIC of two: positive favours two
 
     @property
@@ -59,49 +59,73 @@ class Mixture:
         )
 
 
-def _log_normal(x: Floats, mean: Floats, sd: Floats) -> Floats:
-    return -0.5 * ((x - mean) / sd) ** 2 - np.log(sd) - 0.5 * np.log(2 * np.pi)
-
-
-def _em(x: Floats, upper: NDArray[np.bool_], floor: float, steps: int = 300) -> Mixture:
-    """Expectation-maximisation from a hard split; `floor` keeps a spike's sd away from zero."""
-    part = np.stack([~upper, upper], axis=1).astype(np.float64)
-    before = -np.inf
-    for _ in range(steps):
-        mass = part.sum(axis=0) + 1e-12
-        mean = (part * x[:, None]).sum(axis=0) / mass
-        sd = np.sqrt((part * (x[:, None] - mean) ** 2).sum(axis=0) / mass + floor**2)
-        joint = np.log(mass / len(x)) + _log_normal(x[:, None], mean, sd)
-        top = joint.max(axis=1, keepdims=True)
-        total = top[:, 0] + np.log(np.exp(joint - top).sum(axis=1))
-        part = np.exp(joint - total[:, None])
-        likelihood = float(total.sum())
-        if likelihood - before < 1e-7 * len(x):
-            break
-        before = likelihood
-    one = float(_log_normal(x, x.mean(), np.sqrt(x.var() + floor**2)).sum())
-    a, b = np.argsort(mean)
-    weight = mass / mass.sum()
-    return Mixture(
-        (float(weight[a]), float(weight[b])),
-        (float(mean[a]), float(mean[b])),
-        (float(sd[a]), float(sd[b])),
-        likelihood,
-        2 * (likelihood - one) - 3 * float(np.log(len(x))),
-    )
-
-
 def fit_mixture(values: Floats, floor: float = 0.005) -> Mixture | None:
     """The likeliest of several two-Gaussian fits; None for fewer than 8 values.
 
-    `floor` is the smallest standard deviation, about the width of one histogram bin.
+    `floor` keeps a spike's standard deviation away from zero; it is about half a histogram's bin.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     x = values.astype(np.float64)
     if len(x) < 8 or x.min() == x.max():
         return None
-    splits = [*np.quantile(x, [0.1, 0.25, 0.5, 0.75, 0.9]), (x.min() + x.max()) / 2]
-    fits = [_em(x, x > split, floor) for split in splits if x.min() <= split < x.max()]
-    return max(fits, key=lambda fit: fit.log_likelihood)
+    one = GaussianMixture(1, reg_covar=floor**2).fit(x[:, None])
+    fits = []
+    for split in (*np.quantile(x, [0.1, 0.25, 0.5, 0.75, 0.9]), (x.min() + x.max()) / 2):
+        parts = x[x <= split], x[x > split]
+        if all(map(len, parts)):  # from which the fit begins
+            fit = GaussianMixture(
+                2, reg_covar=floor**2, tol=1e-7, max_iter=300,
+                weights_init=[len(part) / len(x) for part in parts],
+                means_init=[[part.mean()] for part in parts],
+                precisions_init=[[[1 / (part.var() + floor**2)]] for part in parts],
+            )  # fmt: skip
+            with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+                fits.append(fit.fit(x[:, None]))
+    best = max(fits, key=lambda fit: float(fit.score(x[:, None])))
+    order = np.argsort(best.means_.ravel())
+    weights, means, variances = (
+        tuple(map(float, array.ravel()[order]))
+        for array in (best.weights_, best.means_, best.covariances_)
+    )
+    gain = float(one.bic(x[:, None]) - best.bic(x[:, None]))
+    return Mixture(weights, means, tuple(np.sqrt(variances).tolist()), gain)
+
+
+@dataclass(frozen=True, eq=False)
+class Humps:
+    """Whether a sample has two humps."""
+
+    dip: float
+    p: float  # of the dip test
+    fit: Mixture | None
+
+    @classmethod
+    def of(cls, values: Floats) -> "Humps":
+        """Those of a sample (n,)."""
+        return cls(*dip_test(values), fit_mixture(values))
+
+    @property
+    def between(self) -> float:
+        """The middle between both humps; nan where two Gaussians could not be fitted."""
+        return sum(self.fit.means) / 2 if self.fit else float("nan")
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The tests, and the fit where there is one, with the names of a table."""
+        found = {"dip": self.dip, "p": self.p}
+        if self.fit:
+            found |= {"lower hump": self.fit.means[0], "upper hump": self.fit.means[1]}
+            found |= {"upper weight": self.fit.weights[1], "separation": self.fit.separation}
+            found |= {"BIC gain": self.fit.bic_gain}
+        return found
+
+    @property
+    def two(self) -> bool:
+        """Whether the dip test rejects one, two Gaussians fit better, and they lie apart."""
+        apart = self.fit is not None and self.fit.bic_gain > 0 and self.fit.separation > 2
+        return apart and self.p < 0.01
 
 
 def shared_excess(values: Floats, random_cdf: Floats) -> float:

@@ -1,6 +1,7 @@
 """MMCS with larger dictionaries by size and sparsity: the post's figure 1."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sparse_dict.analysis.claim import (
     Lies,
     Need,
     Sizes,
+    both,
     mean_of_means,
 )
 from sparse_dict.analysis.comparison import GAUSSIAN, VARIANTS, Comparison, Variant
@@ -116,6 +118,11 @@ def _means(sizes: Sizes) -> Any:
     return np.mean([values.mean(0) for values in sizes.values()], axis=0)
 
 
+def _excess(sizes: Sizes, null: int = 1) -> float:
+    means = _means(sizes)
+    return float(means[0] - means[null])
+
+
 def _mmcs(_found: Estimate, seeds: Sequence[Sizes]) -> str:
     mmcs, random, like = np.mean([_means(sizes) for sizes in seeds], axis=0)
     return f"MMCS {mmcs:.3f}, {mmcs - random:+.3f} from random, {mmcs - like:+.3f} from {GAUSSIAN}"
@@ -128,11 +135,13 @@ OVER_L1 = Need(
 CLAIMS = (
     Claim(
         "mmcs_above_random",
-        "Features agree with those of larger dictionaries far better than random directions do",
+        "Features agree with those of larger dictionaries far better than random directions do, "
+        f"and than {GAUSSIAN}",
         "1", "clearly above the random .27 to .33",
-        "MMCS less its exact random expectation, averaged over sizes",
-        lambda f: f[["mcs", "random_mmcs", "gaussian_mmcs"]], Lies(0.1),
-        lambda sizes: float(np.subtract(*_means(sizes)[:2])), _mmcs,
+        "MMCS less its exact random expectation, averaged over sizes; and less that of Gaussian "
+        "rows (both must pass; the interval shown is of the former)",
+        lambda f: f[["mcs", "random_mmcs", "gaussian_mmcs"]], Lies(0.1), _excess, _mmcs,
+        second=(partial(_excess, null=2), both),
     ),
     Claim(
         "interior_l1", "MMCS depends on L1 and is best at an intermediate value", "1, 4",

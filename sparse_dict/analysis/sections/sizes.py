@@ -14,16 +14,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claim import (
-    FAILS,
-    HOLDS,
     LARGER,
-    OPEN,
     TRAIN,
     Claim,
     Found,
     Lies,
     Need,
     Sizes,
+    both,
     estimate,
     of_sizes,
     some_sizes,
@@ -136,19 +134,18 @@ def _most(features: pd.DataFrame) -> "pd.Series[Any]":
 
 
 def _rises_then_level(study: Tables) -> Found:
-    both, spans = [], []
+    estimates, spans = [], []
     for larger in (False, True):
         number = partial(lambda larger, sizes: slope(half(sizes, larger)), larger)
         found, seeds = estimate(replace(PLATEAU, number=number), study)
         if found is None:
             return Found(PLATEAU.too_few)
-        both.append(found)
+        estimates.append(found)
         first, *_, last = half(seeds[0], larger)
         interval = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
         spans.append(f"{interval} a doubling from {first} to {last}")
-    rises, level = Lies(STEEP)(both[0]), Lies(-STEEP, STEEP)(both[1])
-    verdict = HOLDS if rises == level == HOLDS else FAILS if FAILS in (rises, level) else OPEN
-    return Found(", ".join(spans), verdict, both[1])
+    rises, level = Lies(STEEP)(estimates[0]), Lies(-STEEP, STEEP)(estimates[1])
+    return Found(", ".join(spans), both(rises, level), estimates[1])
 
 
 def _at(*sizes: int) -> Need:
