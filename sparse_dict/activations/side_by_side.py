@@ -1,13 +1,13 @@
 """Harvests of the same tokens, such as two models' of one text, read as one: side by side."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sparse_dict.activations.store import SCAN_ROWS, Activations, Floats, Origins
+from sparse_dict.activations.store import SCAN_ROWS, Activations, Floats
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.storage.files import fingerprint
@@ -35,11 +35,10 @@ class SideBySide(Activations):
             names = [str(part.folder) for part in parts]
         sites = []
         for name, part, stop in zip(names, parts, self._stops, strict=True):
-            own = (part.manifest or {}).get("sites") or [{"site": _only_site(part)}]
-            for place, (columns, rms) in zip(own, part.sites, strict=True):
+            for site, (columns, rms) in zip(part.site_names or ["rows"], part.sites, strict=True):
                 first = stop - part.d_in
                 ends = [first + columns.start, first + columns.stop]
-                sites.append({"site": f"{name}: {place['site']}", "columns": ends, "rms": rms})
+                sites.append({"site": f"{name}: {site}", "columns": ends, "rms": rms})
         prints = [part.fingerprint for part in parts]
         manifest = {
             "sites": sites,
@@ -48,18 +47,10 @@ class SideBySide(Activations):
             "fingerprints": {"activations": fingerprint(prints)},
         }
         super().__init__(parts[0].folder, parts[0].shards, self._stops[-1], manifest)
-
-    @property
-    def folders(self) -> list[Path]:
-        """The folders of all harvests."""
-        return [part.folder for part in self.parts]
-
-    @property
-    def _moments(self) -> tuple[NDArray[np.float64], float, str]:
-        assert self.manifest is not None
-        square = sum(part.d_in * part.rms**2 for part in self.parts) / self.d_in
-        mean = np.concatenate([part.mean for part in self.parts])
-        return mean, math.sqrt(square), self.manifest["fingerprints"]["activations"]
+        self.folders = [part.folder for part in parts]
+        square = sum(part.d_in * part.rms**2 for part in parts) / self.d_in
+        mean = np.concatenate([part.mean for part in parts])
+        self._moments = mean, math.sqrt(square), fingerprint(prints)
 
     def at(self, site: Site | str | None, key: str | None = None) -> Activations:
         """All columns; a single site can only be read from its own harvest."""
@@ -73,20 +64,9 @@ class SideBySide(Activations):
         for part, stop in zip(self.parts, self._stops, strict=True):
             out[:, stop - part.d_in : stop] = part.read(start, start + len(out))
 
-    def origins(self, start: int, stop: int) -> Origins | None:
-        """Document, position in it and token of each row, (stop - start, 3)."""
-        return self.parts[0].origins(start, stop)
-
     def changed(self) -> Iterator[Path]:
         """Files of all harvests that are not those of their manifests."""
-        for part in self.parts:
-            yield from part.changed()
-
-
-def _only_site(part: Activations) -> str:
-    manifest = part.manifest or {}
-    layer, name = manifest.get("layer"), manifest.get("site", "rows")
-    return str(name) if layer is None else f"{layer}/{name}"
+        return itertools.chain.from_iterable(part.changed() for part in self.parts)
 
 
 def refuse_other_tokens(one: Activations, other: Activations) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,26 +88,26 @@ class Shard:
     path: Path
     rows: int
     origin_path: Path | None = None
-    sha256: str | None = None
-    origin_sha256: str | None = None
 
 
 class Activations:
     """Rows of activations, one after another across shards, read when they are asked for.
 
-    Our own rows were shuffled over the whole harvest. A folder of ``.npy`` files made elsewhere is
-    read in the order of the files' names and its rows are taken to be shuffled already; its mean,
-    RMS and fingerprint cost one pass over it when first asked for.
+    Our own were shuffled over the whole harvest. A folder of ``.npy`` files made elsewhere is read
+    in the order of their names; its mean, RMS and fingerprint cost a pass.
     """
 
     def __init__(
         self, folder: Path, shards: list[Shard], d_in: int, manifest: dict[str, Any] | None
     ) -> None:
         self.folder = folder
+        self.folders = [folder]  # of each harvest that is read side by side
         self.shards = shards
         self.d_in = d_in
         self.manifest = manifest
         self._rows = Joined([Stored(shard.path) for shard in shards])
+        self._columns = slice(None)  # of the files', those that are seen
+        self._sites: list[tuple[slice, float]] | None = None  # where they are not the manifest's
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -140,27 +141,19 @@ class Activations:
 
     @classmethod
     def _open_foreign(cls, folder: Path, paths: list[Path]) -> Self:
-        shards = []
-        width = None
+        shards, widths = [], []
         for path in paths:
             array = Stored(path)
             if (advice := _unlike_rows(array)) is not None:
-                raise UserError(
-                    f"{path} is {array.dtype} {array.shape}, not float16, float32 or float64 rows"
-                    + advice
-                )
-            width = array.shape[1] if width is None else width
-            if array.shape[1] != width:
-                raise UserError(f"{path} is {array.shape[1]} wide, {paths[0].name} is {width}")
+                what = f"{array.dtype} {array.shape}"
+                raise UserError(f"{path} is {what}, not float16, float32 or float64 rows{advice}")
             shards.append(Shard(path, len(array)))
-        if not width or not sum(shard.rows for shard in shards):
+            widths.append(array.shape[1])
+            if widths[-1] != widths[0]:
+                raise UserError(f"{path} is {widths[-1]} wide, {paths[0].name} is {widths[0]}")
+        if not widths[0] or not sum(shard.rows for shard in shards):
             raise UserError(f"{folder} holds .npy files without a single value")
-        return cls(folder, shards, width, None)
-
-    @property
-    def folders(self) -> list[Path]:
-        """The folder of each harvest: one, unless several are read side by side."""
-        return [self.folder]
+        return cls(folder, shards, widths[0], None)
 
     @property
     def rows(self) -> int:
@@ -180,35 +173,41 @@ class Activations:
     @property
     def sites(self) -> list[tuple[slice, float]]:
         """The columns and the RMS of each site; foreign arrays count as one site."""
-        places = (self.manifest or {}).get("sites") or [
-            {"columns": [0, self.d_in], "rms": self.rms}
-        ]
+        if self._sites is not None:
+            return self._sites
+        whole = {"columns": [0, self.d_in], "rms": self.rms}
+        places = (self.manifest or {}).get("sites") or [whole]
         return [(slice(*place["columns"]), float(place["rms"])) for place in places]
 
+    @property
+    def site_names(self) -> list[str]:
+        """As `sae.site` names them, LAYER/SITE; none of foreign arrays."""
+        manifest = self.manifest or {}
+        places = manifest.get("sites") or [manifest] * ("site" in manifest)
+        layers = [f"{p['layer']}/" if p.get("layer") is not None else "" for p in places]
+        return [f"{layer}{p['site']}" for layer, p in zip(layers, places, strict=True)]
+
     def at(self, site: Site | str | None, key: str | None = None) -> "Activations":
-        """The same rows, with the columns of one site, or all for None."""
+        """The same rows, with the columns of one site, or all for None; `key` is what names it."""
         if site is None:
             return self
-        site = str(site)
-        manifest = self.manifest or {}
-        layer, name = manifest.get("layer"), str(manifest.get("site"))
-        names = [place["site"] for place in manifest.get("sites", [])]
-        alone = name if layer is None else f"{layer}/{name}"
-        if not names and site == alone:
+        site, names = str(site), self.site_names
+        if names == [site]:
             return self
         if site not in names:
-            there = ", ".join(names) or (alone if "site" in manifest else "sites that have no name")
+            there = ", ".join(names) or "sites that have no name"
             asked = f"{key}={site}" if key else f"the site {site}"
             raise UserError(f"{asked} is not in {self.folder}, which holds {there}")
-        return _AtSite(self, *self.sites[names.index(site)])
+        columns, rms = self.sites[names.index(site)]
+        one = copy(self)
+        one.d_in = columns.stop - columns.start
+        one._columns, one._sites = columns, [(slice(0, one.d_in), rms)]
+        one._moments = self.mean[columns], rms, self.fingerprint
+        return one
 
     @property
     def mean_to_spread(self) -> float:
-        """The norm of the mean row over the root of the summed variances; the largest of the sites.
-
-        A dictionary in which nothing is active has an FVU of one plus its square, unless
-        activations are centred.
-        """
+        """The largest of the sites': see `mean_to_spread`."""
         return max(mean_to_spread(self.mean[columns], rms) for columns, rms in self.sites)
 
     @property
@@ -247,7 +246,7 @@ class Activations:
     def read_into(self, start: int, out: Floats) -> None:
         """Fill `out`, (n, d_in) float32, with rows start..start+n-1."""
         for part, where in self._rows.pieces(start, start + len(out)):
-            _convert(part, out[where])
+            _convert(part[:, self._columns], out[where])
 
     def origins(self, start: int, stop: int) -> Origins | None:
         """Document, position in it and token of each row, (stop - start, 3); None if unknown."""
@@ -263,21 +262,16 @@ class Activations:
         return Joined([Stored(shard.origin_path) for shard in self.shards if shard.origin_path])
 
     def changed(self) -> Iterator[Path]:
-        """Files that differ from what the manifest records; all are read whole and hashed anew.
-
-        The manifest is one of them if its own fingerprint does not fit.
-        """
+        """Files that differ from what the manifest records, all of them hashed anew; or itself."""
         if self.manifest is not None:
             prints = self.manifest["fingerprints"]
             if fingerprint_of(self.manifest, prints) != prints["activations"]:
                 yield self.folder / MANIFEST
-        for shard in self.shards:
-            for path, wanted in (
-                (shard.path, shard.sha256),
-                (shard.origin_path, shard.origin_sha256),
-            ):
-                if path and wanted and files.sha256_file(path) != wanted:
-                    yield path
+            for shard in self.manifest["shards"]:
+                for kind in ("", "origin_"):
+                    path = self.folder / shard[f"{kind}file"]
+                    if files.sha256_file(path) != shard[f"{kind}sha256"]:
+                        yield path
 
     def verify(self) -> None:
         """See that there are no `changed` files."""
@@ -285,33 +279,8 @@ class Activations:
             raise UserError(f"{path} has changed since it was written: harvest again")
 
 
-class _AtSite(Activations):
-    """Activations of several sites, of which the columns of one are seen."""
-
-    def __init__(self, whole: Activations, columns: slice, rms: float) -> None:
-        width = columns.stop - columns.start
-        super().__init__(whole.folder, whole.shards, width, whole.manifest)
-        self._columns = columns
-        self._seen = whole.mean[columns], rms, whole.fingerprint
-
-    @property
-    def _moments(self) -> tuple[NDArray[np.float64], float, str]:
-        return self._seen
-
-    @property
-    def sites(self) -> list[tuple[slice, float]]:
-        return [(slice(0, self.d_in), self.rms)]
-
-    def read_into(self, start: int, out: Floats) -> None:
-        for part, where in self._rows.pieces(start, start + len(out)):
-            _convert(part[:, self._columns], out[where])
-
-
 def mean_to_spread(mean: NDArray[np.float64], rms: float) -> float:
-    """The norm of the mean row (d_in,) over the spread about it, of rows with this RMS.
-
-    Zero where nothing varies.
-    """
+    """The norm of the mean row (d_in,) over the spread about it (0: none), of rows with this RMS."""
     square = float((mean**2).mean())
     variance = rms**2 - square
     return math.sqrt(square / variance) if variance > 0 else 0.0
@@ -320,8 +289,7 @@ def mean_to_spread(mean: NDArray[np.float64], rms: float) -> float:
 def fingerprint_of(manifest: dict[str, Any], inputs: dict[str, str]) -> str:
     """The fingerprint of rows that were made from `inputs`, as the rest of their manifest says.
 
-    What the manifest says of pre-activations describes the model, not the rows, and does not count;
-    nor does the ratio, which follows from the rest, and which older harvests lack.
+    Pre-activations describe the model, not the rows, and the ratio follows from the rest.
     """
     apart = ("fingerprints", PRE_ACTIVATIONS, RATIO)
     rest = {key: value for key, value in manifest.items() if key not in apart}
@@ -365,19 +333,9 @@ class Moments:
 
 
 def _parsed(folder: Path, manifest: Manifest) -> list[Shard]:
-    """The shards of a manifest.
-
-    Raises:
-        ValueError: its parts do not fit each other.
-    """
+    """The shards of a manifest; ValueError if its parts do not fit each other."""
     shards = [
-        Shard(
-            path=folder / entry["file"],
-            rows=entry["rows"],
-            origin_path=folder / entry["origin_file"],
-            sha256=entry["sha256"],
-            origin_sha256=entry["origin_sha256"],
-        )
+        Shard(folder / entry["file"], entry["rows"], folder / entry["origin_file"])
         for entry in manifest["shards"]
     ]
     if len({shard.path for shard in shards}) != len(shards):
