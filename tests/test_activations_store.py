@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rounding import rounding
 
 from sparse_dict.activations import store
-from sparse_dict.activations.deck import Deck
+from sparse_dict.activations.shuffle import Shuffle
 from sparse_dict.activations.store import Activations, Moments
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.errors import UserError
@@ -95,7 +95,7 @@ def test_neighbours_share_a_document_no_more_often_than_chance(
     tmp_path, monkeypatch, n, length, shard_rows, cards
 ):
     monkeypatch.setattr("os.fsync", lambda handle: None)
-    monkeypatch.setattr("sparse_dict.activations.writer.Deck", partial(Deck, cards=cards))
+    monkeypatch.setattr("sparse_dict.activations.writer.Shuffle", partial(Shuffle, cards=cards))
     origins = np.zeros((n, 3), np.int32)
     origins[:, 0] = np.arange(n) // length
     origins[:, 2] = np.arange(n)
@@ -117,13 +117,13 @@ def test_neighbours_share_a_document_no_more_often_than_chance(
     assert abs(np.corrcoef(row, np.arange(n))[0, 1]) < 4 / math.sqrt(n)
 
 
-def test_a_deck_dealt_in_pieces_gives_all_permutations_alike():
+def test_an_order_dealt_in_pieces_gives_all_permutations_alike():
     times = 1200
     seen: Counter = Counter()
     for seed in range(times):
-        deck = Deck(4, 2, seed, cards=3)
-        shards = np.concatenate([deck.deal(0, 1), deck.deal(1, 4)])
-        rows = [np.flatnonzero(shards == i)[deck.order(i)] for i in range(2)]
+        shuffle = Shuffle(4, 2, seed, cards=3)
+        shards = np.concatenate([shuffle.deal(0, 1), shuffle.deal(1, 4)])
+        rows = [np.flatnonzero(shards == i)[shuffle.order(i)] for i in range(2)]
         seen[tuple(np.concatenate(rows).tolist())] += 1
     chi_square = sum((seen[p] - times / 24) ** 2 / (times / 24) for p in permutations(range(4)))
     assert chi_square < 49.7  # 0.1 % for 23 degrees of freedom
@@ -133,16 +133,16 @@ def test_a_deck_dealt_in_pieces_gives_all_permutations_alike():
     rows=st.integers(1, 300), shard_rows=st.integers(1, 90), cards=st.integers(1, 400),
     cuts=st.lists(st.integers(0, 300), max_size=4),
 )  # fmt: skip
-def test_who_deals_which_part_of_a_deck_does_not_matter(rows, shard_rows, cards, cuts):
-    whole = Deck(rows, shard_rows, 7, cards).deal(0, rows)
+def test_who_deals_which_part_does_not_matter(rows, shard_rows, cards, cuts):
+    whole = Shuffle(rows, shard_rows, 7, cards).deal(0, rows)
     bounds = [0, *sorted(min(cut, rows) for cut in cuts), rows]
     parts = [
-        Deck(rows, shard_rows, 7, cards).deal(start, stop)
+        Shuffle(rows, shard_rows, 7, cards).deal(start, stop)
         for start, stop in itertools.pairwise(bounds)
     ]
     assert (np.concatenate(parts) == whole).all()
     sizes = np.bincount(whole, minlength=-(-rows // shard_rows))
-    assert (sizes == Deck(rows, shard_rows, 7).sizes).all()
+    assert (sizes == Shuffle(rows, shard_rows, 7).sizes).all()
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_rows(tmp_path, monkeypatch):

@@ -54,12 +54,10 @@ def harvest(
 ) -> None:
     """Write one row for each position of as many contexts as `writer.rows` asks for.
 
-    Contexts are consecutive pieces of the stream, so a context may span documents, as in training,
-    and none is padded. The model reads their first `skip_first` positions, which give no rows. A
-    row holds the sites side by side, as they are: nothing is scaled. The model runs ahead of the
-    writing. On a CPU each core has a thread with a batch of its own: cores need not wait for each
-    other at each operation, and rows do not depend on their number. Several processes each take a
-    contiguous part of the batches.
+    Contexts are consecutive pieces of the stream, so one may span documents, as in training, and none
+    is padded; their first `skip_first` positions give no rows. A row holds the sites side by side,
+    unscaled. On a CPU each core has a thread with a batch of its own, which need not wait for the
+    others at each operation. Several processes each take a contiguous part of the batches.
     """
     sites, skip = config.places(), config.skip_first
     kept = n_ctx - skip

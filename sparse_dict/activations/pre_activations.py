@@ -32,19 +32,16 @@ def measure(
     batch_size: int,
     skip: int = 0,
 ) -> list[dict[str, Any]] | None:
-    """Spread and linearity of pre-activations z = `mlp_pre` and h = `mlp_post`.
+    """Spread and linearity of pre-activations z = `mlp_pre` and h = `mlp_post`, for layers of `places`.
 
-    A value for each layer of `places`, with four significant digits, from `SAMPLE_TOKENS` tokens or
-    one context at least, of contexts that are spread evenly over the first `n_contexts` of the
-    stream; their first `skip` positions do not count. Memory is that of a harvest of one `mlp_post`
-    in batches of `batch_size` contexts. None if no place says its layer, or one of the layers lacks
-    these sites; a layer whose values are not finite is left out.
+    From `SAMPLE_TOKENS` tokens, or one context at least, of contexts spread evenly over the first
+    `n_contexts` of the stream; their first `skip` positions do not count. None if no place says its
+    layer, or one of the layers lacks these sites; a layer that is not finite is left out.
 
     Returns:
-        For each layer ``layer``, ``std`` (the standard deviation of z over all rows and neurons)
-        and ``linear``, the share of the variance of h that is linear in z: each neuron's h_j is
-        regressed on its own z_j, and the share is 1 - (sum over j of the residual variances) /
-        (sum over j of the variances of h_j). In a gated MLP, h_j also depends on a second matrix.
+        For each layer ``layer``, ``std`` (of z over all rows and neurons) and ``linear``: each h_j is
+        regressed on its own z_j, and this is 1 - (sum of the residual variances) / (sum of the
+        variances of h_j). In a gated MLP, h_j also depends on a second matrix.
     """
     numbers = sorted({place.layer for place in places if place.layer is not None})
     sites = [Site(name, i) for i in numbers for name in ("mlp_pre", "mlp_post")]

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import fields as fields_of
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from sparse_dict import tracking
 from sparse_dict.activations import store, toy
 from sparse_dict.activations.writer import ShardWriter, Source, remove_spools
 from sparse_dict.config import HarvestStageConfig, HFModel, ToyData, identity
+from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.machine import distributed, runtime
@@ -24,7 +24,7 @@ from sparse_dict.storage.output import Output
 from sparse_dict.text import corpus
 
 if TYPE_CHECKING:
-    from sparse_dict.lm.interface import LanguageModel, OpenLM
+    from sparse_dict.lm.interface import LanguageModel
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +43,19 @@ OUTPUT = Output("harvest", "activations_dir", store.MANIFEST, _made_from)
 
 
 def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
-    """Find wrong input within seconds, before anything is written.
+    """Raise `UserError` for wrong input within seconds, before anything is written.
 
     Hydra's folder of the job does not matter: what is made goes to `activations_dir`.
     """
     config, of_text = _resolved(config), not isinstance(config.data, ToyData)
     if of_text:
-        _check_lengths(config, _check_lm(config))
+        module, model = _lm(config)
+        _check_lengths(config, module.check(model, config.harvest.places()))
     elif distributed.size() > 1:
         raise UserError("data=toy is written by one process: start it without torchrun")
     # The weights of a model that is not ours take long to read: `run` compares them.
     quick = not of_text or isinstance(config.lm, HFModel)
-    wanted = {"config": _deciding(config)} | ({} if quick else _model_prints(config))
+    wanted = {"config": _deciding(config)} | ({} if quick else module.prints(model))
     OUTPUT.is_finished(Path(config.activations_dir), wanted, config)
     if of_text:
         runtime.check_device(config.device)
@@ -76,7 +77,8 @@ def _run(config: HarvestStageConfig) -> None:
     inputs: dict[str, Any] = {}
     if of_text:
         described = corpus.describe(config.data, Path(config.cache_dir))
-        inputs = _model_prints(config) | {"corpus": described}
+        module, model = _lm(config)
+        inputs = module.prints(model) | {"corpus": described}
     if OUTPUT.is_finished(target, {"config": _deciding(config), **inputs}, config):
         if distributed.main():
             remove_spools(target)  # a kill may have left it, empty, beside the manifest
@@ -91,10 +93,9 @@ def _run(config: HarvestStageConfig) -> None:
     name = f"{config.name} activations"
     prints: dict[str, Any] = {k: inputs[k] for k in ("model", "tokenizer") if k in inputs}
     with tracking.open_run(config, "harvest", name, target, "rows", prints) as run:
-        if of_text and isinstance(config.lm, HFModel):
-            run.used("language-model", hf().source(config.lm), inputs["model"])
-        elif of_text:
-            run.used("language-model", Path(config.lm_dir) / lm_folder.RECORD)
+        if of_text:
+            digest = inputs["model"] if isinstance(config.lm, HFModel) else None
+            run.used("language-model", module.source(model), digest)
         started = time.perf_counter()
         numbers = source.fill(writer, run)
         writer.finish(source.fields | {"config": _deciding(config)}, source.fingerprints())
@@ -113,8 +114,8 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
     from sparse_dict.text import tokens
 
     runtime.allocator()
-    settings = config.harvest
-    lm = _load(config)
+    settings, (module, named) = config.harvest, _lm(config)
+    lm = module.opened(named, distributed.device(config.device))
     model, n_ctx = lm.model, lm.n_ctx
     columns = widths(model, settings.places())
     with distributed.main_first():
@@ -145,19 +146,21 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
 
     def fill(writer: ShardWriter, run: "tracking.Run") -> dict[str, Any]:
         harvest(model, stream, settings, n_ctx, writer, run)
-        return {"site": "+".join(map(str, settings.places()))} | _flat(measured or [])
+        spreads = {
+            f"{store.PRE_ACTIVATIONS}/{of_layer['layer']}/{key}": of_layer[key]
+            for of_layer in measured or ()
+            for key in ("std", "linear")
+        }
+        return {"site": "+".join(map(str, settings.places()))} | spreads
 
-    fields = _places(config, columns) | {"corpus": inputs["corpus"]}
+    fields = _columns(settings.places(), columns) | module.noted(named)
+    fields["corpus"] = inputs["corpus"]
     if measured:
         log.info(
             "pre-activations, std and linear share of the hidden activation: %s",
             ", ".join(f"layer {m['layer']} {m['std']:.2f} {m['linear']:.0%}" for m in measured),
         )
         fields[store.PRE_ACTIVATIONS] = measured
-    if not isinstance(config.lm, HFModel):
-        fields["lm_dir"] = str(Path(config.lm_dir))
-    elif commit := hf().commit(config.lm):
-        fields["lm_commit"] = commit  # what a name on the hub stood for
     prints = inputs | {"corpus": files.fingerprint(inputs["corpus"])}
     return Source(rows, sum(columns), fields, fill, lambda: prints)
 
@@ -175,20 +178,11 @@ def _try(model: "LanguageModel", context: NDArray[np.int64]) -> None:
     log.info("the language model's loss on the first context: %.2f nats", loss)
 
 
-def _flat(measured: list[dict[str, Any]]) -> dict[str, float]:
-    """What was measured of the pre-activations, as values of a run's summary."""
-    return {
-        f"{store.PRE_ACTIVATIONS}/{of_layer['layer']}/{key}": of_layer[key]
-        for of_layer in measured
-        for key in ("std", "linear")
-    }
-
-
 def _resolved(config: HarvestStageConfig) -> HarvestStageConfig:
     """The config with `lm.bos` as it is meant, which is what decides the rows."""
     if isinstance(config.data, ToyData) or not isinstance(config.lm, HFModel):
         return config
-    return replace(config, lm=hf().with_start(config.lm))
+    return replace(config, lm=lm_folder.hf().with_start(config.lm))
 
 
 def _check_lengths(config: HarvestStageConfig, n_ctx: int) -> None:
@@ -204,48 +198,15 @@ def _check_lengths(config: HarvestStageConfig, n_ctx: int) -> None:
         )
 
 
-def _check_lm(config: HarvestStageConfig) -> int:
-    """See that the language model is there and has the sites; the length of its contexts."""
-    sites = config.harvest.places()
+def _lm(config: HarvestStageConfig) -> tuple[ModuleType, Any]:
+    """The module that knows the language model, and what names it there."""
     if isinstance(config.lm, HFModel):
-        hf().check(config.lm, sites)
-        return config.lm.n_ctx
-    record = lm_folder.read_record(Path(config.lm_dir))
-    n_layers, n_ctx = (record["config"]["model"][key] for key in ("n_layers", "n_ctx"))
-    for site in sites:
-        if site.layer is None:
-            raise UserError(f"harvest: {site} is a module's path, which needs lm=hf")
-        if site.layer >= n_layers:
-            raise UserError(
-                f"harvest: {site} does not exist: the model in {config.lm_dir} has layers 0 to "
-                f"{n_layers - 1}"
-            )
-    return int(n_ctx)
+        return lm_folder.hf(), config.lm
+    return lm_folder, Path(config.lm_dir)
 
 
-def _load(config: HarvestStageConfig) -> "OpenLM":
-    """The language model on its device."""
-    device = distributed.device(config.device)
-    if isinstance(config.lm, HFModel):
-        opened: OpenLM = hf().opened(config.lm, device)
-        return opened
-    return lm_folder.load(Path(config.lm_dir), device).opened
-
-
-def hf() -> ModuleType:
-    """The module that reads models of transformers."""
-    try:
-        from sparse_dict.lm import hf_source as module
-    except ImportError as error:
-        raise UserError(
-            f"lm=hf needs transformers: pip install 'sparse-dict[hf]' ({error.name} is missing)"
-        ) from None
-    return module
-
-
-def _places(config: HarvestStageConfig, widths: Sequence[int]) -> dict[str, Any]:
+def _columns(sites: list[Site], widths: list[int]) -> dict[str, Any]:
     """What the manifest says of a row: `layer` and `site`, or the columns of `sites`."""
-    sites = config.harvest.places()
     if len(sites) == 1:
         layer = sites[0].layer
         return ({} if layer is None else {"layer": layer}) | {"site": sites[0].name}
@@ -256,15 +217,6 @@ def _places(config: HarvestStageConfig, widths: Sequence[int]) -> dict[str, Any]
             for site, width, stop in zip(sites, widths, stops, strict=True)
         ]
     }
-
-
-def _model_prints(config: HarvestStageConfig) -> dict[str, str]:
-    """The fingerprints of the language model and of its tokenizer."""
-    if isinstance(config.lm, HFModel):
-        tokenizer = hf().load_tokenizer(config.lm)
-        return {"model": hf().fingerprint(config.lm), "tokenizer": tokenizer.fingerprint}
-    prints = lm_folder.read_record(Path(config.lm_dir))["fingerprints"]
-    return {key: prints[key] for key in ("model", "tokenizer")}
 
 
 def _deciding(config: HarvestStageConfig) -> dict[str, Any]:

@@ -280,7 +280,7 @@ class Activations:
 
 
 def mean_to_spread(mean: NDArray[np.float64], rms: float) -> float:
-    """The norm of the mean row (d_in,) over the spread about it (0: none), of rows with this RMS."""
+    """The norm of the mean row (d_in,) over the spread about it, or 0; `rms` is of the rows."""
     square = float((mean**2).mean())
     variance = rms**2 - square
     return math.sqrt(square / variance) if variance > 0 else 0.0

@@ -70,8 +70,7 @@ def correlation_matrix(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """A random positive-definite correlation matrix, (n, n).
 
     As in the published code: a symmetrised matrix of U(0, 1) entries whose diagonal is raised until
-    the smallest eigenvalue is positive; here divided to have ones on the diagonal. Correlations are
-    positive and weak, about 0.1 at n = 128.
+    the smallest eigenvalue is positive; here divided to have ones on the diagonal.
     """
     matrix = rng.random((n, n))
     matrix = (matrix + matrix.T) / 2
@@ -88,10 +87,7 @@ def source(config: HarvestStageConfig) -> Source:
     path = Path(config.activations_dir) / TRUTH
 
     def fill(writer: ShardWriter, _run: "tracking.Run") -> dict[str, Any]:
-        truth: dict[str, NDArray[Any]] = {
-            "features": toy.features,
-            "probabilities": toy.probabilities,
-        }
+        truth = {"features": toy.features, "probabilities": toy.probabilities}
         tensor_files.write(path, truth)
         active = 0
         with Progress("toy activations", rows, "rows") as progress:

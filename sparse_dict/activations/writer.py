@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.activations.deck import Deck
+from sparse_dict.activations.shuffle import Shuffle
 from sparse_dict.activations.store import (
     CACHE_ROWS,
     FORMAT_VERSION,
@@ -39,34 +39,24 @@ KINDS = ("shard", "origin")  # rows, and where they come from
 
 @dataclass
 class Source:
-    """Rows to be written: how many, how wide, and what makes them.
-
-    Attributes:
-        fields: what the manifest says of them.
-        fill: adds all rows to a writer and logs to a run; returns values for the run's summary.
-        fingerprints: those of what the rows were made from, called when all rows are added.
-    """
+    """Rows to be written: how many, how wide, and what makes them."""
 
     rows: int
     d_in: int
-    fields: dict[str, Any]
+    fields: dict[str, Any]  # what the manifest says of them
+    # Adds all rows to a writer and logs to a run; returns values for the run's summary.
     fill: "Callable[[ShardWriter, Run], dict[str, Any]]"
-    fingerprints: Callable[[], dict[str, str]]
+    fingerprints: Callable[[], dict[str, str]]  # of what they were made from, when all are added
 
 
 class ShardWriter:
     """Writes rows to shards in a uniformly random order, in the memory of two shards.
 
-    A `Deck` assigns a shard to each incoming row. Rows are kept until they would fill a shard, then
-    appended to a spool file of each shard. At the end each spool is read, put into the deck's
-    order, written as ``.npy`` and deleted. However many rows there are, at most two shards are in
-    memory (the rows kept and those on their way to a spool; at the end two spools), and the disk
-    holds each row once, except for two shards. All orders of all rows are equally likely.
-
-    Of several processes (`distributed`) each adds one contiguous part of the rows, the parts in the
-    order of the ranks, to spools of its own; then each makes every `size`-th shard from the spools
-    of all ranks. Since the deck gives the place of every row, the files are the same, byte for
-    byte, whatever the number of processes.
+    A `Shuffle` assigns a shard to each incoming row. Rows are kept until they would fill a shard, then
+    appended to a spool file of each shard. At the end each spool is read, put in order, written as
+    ``.npy`` and deleted. The disk holds each row once, except for two shards. Of several processes
+    each adds a contiguous part of the rows, in the order of the ranks, to spools of its own, then makes
+    every `size`-th shard from those of all ranks: the files are the same, byte for byte.
 
     No file is valid until `finish` has written the manifest; a new writer starts afresh.
     """
@@ -78,7 +68,7 @@ class ShardWriter:
         self.rows = rows
         self.d_in = d_in
         self.dtype = np.dtype(dtype)
-        self._deck = Deck(rows, shard_rows, seed)
+        self._shuffle = Shuffle(rows, shard_rows, seed)
         kept = min(rows, shard_rows)
         self._kept = [np.empty((kept, d_in), self.dtype), np.empty((kept, 3), np.int32)]
         self._n_kept = 0
@@ -118,10 +108,10 @@ class ShardWriter:
 
     def _spool_kept(self) -> None:
         """Append the rows that are kept to the spools."""
-        shards = self._deck.deal(self._next, self._next + self._n_kept)
+        shards = self._shuffle.deal(self._next, self._next + self._n_kept)
         self._next += self._n_kept
         self._n_kept = 0
-        counts = np.bincount(shards, minlength=len(self._deck.sizes))
+        counts = np.bincount(shards, minlength=len(self._shuffle.sizes))
         # a stable order, and for few shards by radix
         order = np.argsort(shards.astype(np.min_scalar_type(len(counts))), kind="stable")
         stops = np.cumsum(counts)
@@ -132,17 +122,13 @@ class ShardWriter:
                     file.write(kept[chosen].data)  # `tofile` is silent when the disk is full
 
     def finish(self, fields: dict[str, Any], inputs: dict[str, str]) -> None:
-        """Write the shards and, last, the manifest: `fields`, ours, and the fingerprints.
-
-        Where `fields` has several `sites`, each is given its RMS. `inputs` are the fingerprints of
-        what the activations were made from.
-        """
+        """Write the shards and, last, the manifest: `fields`, ours, and the fingerprints of `inputs`."""
         self._spool_kept()
         self._kept = []
         missing = self.rows - round(sum(distributed.gather(self._added)))
         if missing:
             raise ValueError(f"{missing} of {self.rows} rows are missing")
-        own = range(distributed.rank(), len(self._deck.sizes), distributed.size())
+        own = range(distributed.rank(), len(self._shuffle.sizes), distributed.size())
         with ThreadPoolExecutor(WRITERS) as pool:
             list(pool.map(self._write_shard, own))
         distributed.barrier()
@@ -152,7 +138,7 @@ class ShardWriter:
 
     def _write_shard(self, i: int) -> None:
         """Make a shard from its spools, and a note for the manifest."""
-        order = self._deck.order(i)
+        order = self._shuffle.order(i)
         note: dict[str, Any] = {"rows": len(order)}
         for kind, prefix, width, dtype in zip(
             KINDS, ("", "origin_"), (self.d_in, 3), (self.dtype, np.dtype(np.int32)), strict=True
@@ -172,7 +158,7 @@ class ShardWriter:
     def _write_manifest(self, fields: dict[str, Any], inputs: dict[str, str]) -> None:
         moments = Moments(self.d_in)
         shards = []
-        notes = [self._note(i) for i in range(len(self._deck.sizes))]
+        notes = [self._note(i) for i in range(len(self._shuffle.sizes))]
         for note in map(files.read_json, notes):
             moments.n += note["rows"]
             moments.sum += note.pop("sum")

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from sparse_dict.activations.harvest import widths
 from sparse_dict.activations.side_by_side import TOGETHER, open_all
-from sparse_dict.activations.stage import hf
 from sparse_dict.activations.store import MANIFEST, Activations, Rows
 from sparse_dict.analysis.study import Study
 from sparse_dict.config import AnalyzeConfig, HFModel
@@ -220,7 +219,7 @@ def model(manifest: dict[str, Any], config: AnalyzeConfig) -> OpenLM:
     """
     device = runtime.device(config.device)
     if is_ours(manifest):
-        return lm_folder.load(model_record(manifest, config)[0], device).opened
+        return lm_folder.opened(model_record(manifest, config)[0], device)
     wanted, recorded = manifest["fingerprints"]["model"], manifest["config"]["lm"]
     try:
         texts = [recorded["name_or_path"], recorded["dtype"]]
@@ -238,12 +237,12 @@ def model(manifest: dict[str, Any], config: AnalyzeConfig) -> OpenLM:
     moved = Path(config.lm_dir)
     if (moved / "config.json").is_file():
         found.name_or_path, found.revision = str(moved), None
-    if hf().fingerprint(found) != wanted:
+    if lm_folder.hf().fingerprint(found) != wanted:
         raise UserError(
             f"{found.name_or_path} is not the model that was harvested (fingerprint {wanted}); "
             "set lm_dir to that model's folder"
         )
-    opened: OpenLM = hf().opened(found, device)
+    opened: OpenLM = lm_folder.hf().opened(found, device)
     return opened
 
 

@@ -1,12 +1,15 @@
 """The folder of a language model: what is in it, and how it is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
 from sparse_dict.config import ModelConfig
+from sparse_dict.config.sites import Site
 from sparse_dict.errors import MALFORMED, UserError, one_line
 from sparse_dict.storage import files, records, tensor_files
 from sparse_dict.storage.records import Amount, Count, Line, Number, Positive
@@ -85,13 +88,6 @@ class LoadedLM:
         """The model's shape."""
         return ModelConfig(**self.record["config"]["model"])
 
-    @property
-    def opened(self) -> "OpenLM":
-        """What the harvest and the analyses ask of it."""
-        from sparse_dict.lm.interface import OpenLM
-
-        return OpenLM(self.model, self.tokenizer, self.config.n_ctx)
-
 
 def read_record(lm_dir: Path) -> Record:
     """`lm.json` of a finished language model, its types checked."""
@@ -131,6 +127,55 @@ def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
     if tokenizer.n_vocab != record["n_vocab"]:
         raise UserError(f"{lm_dir / RECORD}: n_vocab is not the tokenizer's {tokenizer.n_vocab}")
     return LoadedLM(model.eval().to(device), tokenizer, record)
+
+
+def hf() -> ModuleType:
+    """The module that knows models of transformers; it has the functions below as well."""
+    try:
+        from sparse_dict.lm import hf_source as module
+    except ImportError as error:
+        raise UserError(
+            f"lm=hf needs transformers: pip install 'sparse-dict[hf]' ({error.name} is missing)"
+        ) from None
+    return module
+
+
+def check(lm_dir: Path, sites: Sequence[Site]) -> int:
+    """See that the language model is there and has the sites; the length of its contexts."""
+    n_layers, n_ctx = (read_record(lm_dir)["config"]["model"][k] for k in ("n_layers", "n_ctx"))
+    for site in sites:
+        if site.layer is None:
+            raise UserError(f"harvest: {site} is a module's path, which needs lm=hf")
+        if site.layer >= n_layers:
+            raise UserError(
+                f"harvest: {site} does not exist: the model in {lm_dir} has layers 0 to "
+                f"{n_layers - 1}"
+            )
+    return n_ctx
+
+
+def prints(lm_dir: Path) -> dict[str, str]:
+    """The fingerprints of the language model and of its tokenizer."""
+    found = read_record(lm_dir)["fingerprints"]
+    return {"model": found["model"], "tokenizer": found["tokenizer"]}
+
+
+def opened(lm_dir: Path, device: "torch.device | str" = "cpu") -> "OpenLM":
+    """The language model, with its tokenizer, as the harvest and the analyses ask of it."""
+    from sparse_dict.lm.interface import OpenLM
+
+    lm = load(lm_dir, device)
+    return OpenLM(lm.model, lm.tokenizer, lm.config.n_ctx)
+
+
+def noted(lm_dir: Path) -> dict[str, str]:
+    """What a harvest's manifest says of where the model lies."""
+    return {"lm_dir": str(lm_dir)}
+
+
+def source(lm_dir: Path) -> Path:
+    """What there is to see of the model."""
+    return lm_dir / RECORD
 
 
 def fingerprint(weights: Path) -> str:

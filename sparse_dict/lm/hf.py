@@ -1,9 +1,8 @@
 """Causal language models of Hugging Face's transformers, read and changed by forward hooks.
 
 The forward pass is left as soon as the last site is known. What a short name means in a model is
-measured (`hf_layout.py`); any module's input or output can be named by its path. Text is packed
-into whole contexts, so there is no padding on either side. Where a model is read with a token that
-begins a text, each context begins with it; it has no row, and no analysis sees it.
+measured (`hf_layout.py`); any module's input or output can be named by its path. Where a model is
+read with a token that begins a text, each context begins with it; it has no row.
 """
 
 import copy
@@ -80,8 +79,8 @@ class Model:
     ) -> tuple[list[Tensor], Follow]:
         """What `sites` compute, and what leads from other values there to the loss.
 
-        The second part takes as many contexts at a time as LOGITS allow. Blocks before the first
-        site are not run again, unless a site has no short name.
+        The second part takes as many contexts at a time as LOGITS allow. Blocks before the first site are
+        not run again, unless a site has no short name.
         """
         sites = [self.short_name(site) for site in sites]
         for site in sites:

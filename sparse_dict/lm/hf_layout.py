@@ -2,8 +2,7 @@
 
 One forward pass of a few tokens shows what each module reads and gives. A name then means the
 module for which what it promises is true: resid_pre + attn_out = resid_mid and resid_mid + mlp_out
-= resid_post, or in parallel blocks resid_pre + attn_out + mlp_out = resid_post. What modules are
-called decides only which of two parts is the attention.
+= resid_post, or in parallel blocks resid_pre + attn_out + mlp_out = resid_post.
 """
 
 from collections import Counter
@@ -25,19 +24,13 @@ Part = tuple[str, float]  # a place, and what its value is multiplied by in a su
 
 @dataclass(frozen=True)
 class Block:
-    """One block of a model.
+    """One block of a model."""
 
-    Attributes:
-        places: the path of a module of the model and ":in" or ":out", for each short name it has.
-        lacking: for a short name that it lacks, why, if more is known than that there is none.
-        sums: what was found to be true: a place, and those whose multiples add up to it.
-        down: path of the MLP's last matrix, and by what its output is multiplied before it is
-            added to the residual stream; None where it is not added as it is, or unknown.
-    """
-
-    places: dict[str, str]
-    lacking: dict[str, str] = field(default_factory=dict)
-    sums: tuple[tuple[str, tuple[Part, ...]], ...] = ()
+    places: dict[str, str]  # of each short name it has: a module's path and ":in" or ":out"
+    lacking: dict[str, str] = field(default_factory=dict)  # why it lacks a name, where known
+    sums: tuple[tuple[str, tuple[Part, ...]], ...] = ()  # found true: a place, and what adds up
+    # Path of the MLP's last matrix, and by what its output is multiplied before it is added to the
+    # residual stream; None where it is not added as it is, or unknown.
     down: Part | None = None
 
     @property
@@ -48,26 +41,18 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a model's places are.
+    """Where a model's places are."""
 
-    Attributes:
-        path: of the list of its blocks; empty if there is no such list.
-        head: path of the norm between the last block and the unembedding (empty if there is none)
-            and the factor of the logits; None if something else lies there.
-    """
-
-    path: str = ""
+    path: str = ""  # of the list of its blocks; empty if there is no such list
     blocks: tuple[Block, ...] = ()
+    # Path of the norm between the last block and the unembedding (empty if there is none) and the
+    # factor of the logits; None if something else lies there.
     head: tuple[str, float] | None = None
 
 
 @torch.inference_mode()
 def measure(model: Any) -> Layout:
-    """The layout of a causal language model of transformers.
-
-    Raises:
-        FloatingPointError: its values are not finite.
-    """
+    """The layout of a causal language model of transformers; FloatingPointError if it is not finite."""
     seen, logits = _everything(model)
     if not logits.isfinite().all():
         raise FloatingPointError

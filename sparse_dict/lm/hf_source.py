@@ -25,8 +25,8 @@ from sparse_dict.storage import files
 log = logging.getLogger(__name__)
 
 
-def check(lm: HFModel, sites: Sequence[Site]) -> None:
-    """Test by the model's ``config.json`` and tokenizer whether it is there and is large enough."""
+def check(lm: HFModel, sites: Sequence[Site]) -> int:
+    """See by ``config.json`` and tokenizer that it is there and has all; its contexts' length."""
     config = _config(lm).get_text_config()
     layers = getattr(config, "num_hidden_layers", None)
     for site in sites:
@@ -50,6 +50,17 @@ def check(lm: HFModel, sites: Sequence[Site]) -> None:
             f"{tokenizer.n_rows - 1}, but the model has rows for {rows} tokens only: it was not "
             "resized when tokens were added, or the tokenizer is another model's"
         )
+    return lm.n_ctx
+
+
+def prints(lm: HFModel) -> dict[str, str]:
+    """The fingerprints of the language model and of its tokenizer."""
+    return {"model": fingerprint(lm), "tokenizer": load_tokenizer(lm).fingerprint}
+
+
+def noted(lm: HFModel) -> dict[str, str]:
+    """What a harvest's manifest says of it: what a name on the hub stood for."""
+    return {"lm_commit": found} if (found := commit(lm)) else {}
 
 
 def with_start(lm: HFModel) -> HFModel:

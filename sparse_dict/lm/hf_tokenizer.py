@@ -14,19 +14,14 @@ BYTES = bytes_by_character()  # of tokenizers that show each byte as a character
 
 
 class Tokenizer:
-    """A model's own fast tokenizer, as `text.tokens.prepare` wants it.
+    """A model's own fast tokenizer, as `text.tokens.prepare` wants it: see `Encoder`.
 
-    Nothing is added to a text: no beginning of sequence, no truncation, no padding. The name of a
-    special token in a text is ordinary text.
+    Nothing is added to a text, and the name of a special token in one is ordinary text.
 
     Attributes:
-        n_vocab: ids in all.
         n_rows: how many rows a model needs for the ids that a text can have, `eot` and `start`.
         start: what the tokenizer itself puts before a text: nothing, or ids of special tokens.
         bos: id of the beginning of sequence, which a text need not have; None if there is none.
-        eot: id of the end of sequence, which follows each document.
-        dtype: smallest of uint16 and uint32 that holds every id.
-        fingerprint: identifies the vocabulary and how text is split.
     """
 
     def __init__(self, tokenizer: Any) -> None:

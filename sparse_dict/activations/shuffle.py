@@ -6,15 +6,13 @@ from numpy.typing import NDArray
 CARDS = 1 << 16  # dealt at once
 
 
-class Deck:
+class Shuffle:
     """Assigns a shard to each of `rows` rows, and an order to the rows of each shard.
 
-    Think of a deck of cards, one for each row, that names a shard, each shard as often as it has
-    places. Row i gets the i-th card of the shuffled deck. The deck is dealt in pieces of `cards`:
-    how many of each shard are among them (multivariate hypergeometric, without replacement), then
-    in which order. All ways to deal it are equally likely, and so are all orders within a shard:
-    hence each of the rows! permutations is as likely as any other. It follows from the arguments
-    alone, so that several processes which deal to rows of their own agree.
+    Row i gets the i-th card of a shuffled deck that names each shard as often as it has places; the
+    deck is dealt in pieces of `cards`: how many of each shard are among them (multivariate
+    hypergeometric), then in which order. So each of the rows! permutations is as likely as any other,
+    and it follows from the arguments alone: processes that deal to rows of their own agree.
 
     Attributes:
         sizes: rows of each shard, int64 (n_shards,).
