@@ -54,10 +54,10 @@ def harvest(
 ) -> None:
     """Write one row for each position of as many contexts as `writer.rows` asks for.
 
-    Contexts are consecutive pieces of the stream, so one may span documents, as in training, and none
-    is padded; their first `skip_first` positions give no rows. A row holds the sites side by side,
-    unscaled. On a CPU each core has a thread with a batch of its own, which need not wait for the
-    others at each operation. Several processes each take a contiguous part of the batches.
+    Contexts are consecutive pieces of the stream, so one may span documents, as in training, and
+    none is padded; their first `skip_first` positions give no rows. A row holds the sites side by
+    side, unscaled. On a CPU each core has a thread with a batch of its own, which need not wait for
+    the others at each operation. Several processes each take a contiguous part of the batches.
     """
     sites, skip = config.places(), config.skip_first
     kept = n_ctx - skip

@@ -32,15 +32,15 @@ def measure(
     batch_size: int,
     skip: int = 0,
 ) -> list[dict[str, Any]] | None:
-    """Spread and linearity of pre-activations z = `mlp_pre` and h = `mlp_post`, for layers of `places`.
+    """Spread and linearity of pre-activations z = `mlp_pre` and h = `mlp_post` of each layer.
 
     From `SAMPLE_TOKENS` tokens, or one context at least, of contexts spread evenly over the first
-    `n_contexts` of the stream; their first `skip` positions do not count. None if no place says its
-    layer, or one of the layers lacks these sites; a layer that is not finite is left out.
+    `n_contexts` of the stream; their first `skip` positions do not count. None if none of `places`
+    says its layer, or a layer lacks these sites; a layer that is not finite is left out.
 
     Returns:
-        For each layer ``layer``, ``std`` (of z over all rows and neurons) and ``linear``: each h_j is
-        regressed on its own z_j, and this is 1 - (sum of the residual variances) / (sum of the
+        For each layer ``layer``, ``std`` (of z over all rows and neurons) and ``linear``: each h_j
+        is regressed on its own z_j, and this is 1 - (sum of the residual variances) / (sum of the
         variances of h_j). In a gated MLP, h_j also depends on a second matrix.
     """
     numbers = sorted({place.layer for place in places if place.layer is not None})

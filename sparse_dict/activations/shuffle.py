@@ -11,8 +11,8 @@ class Shuffle:
 
     Row i gets the i-th card of a shuffled deck that names each shard as often as it has places; the
     deck is dealt in pieces of `cards`: how many of each shard are among them (multivariate
-    hypergeometric), then in which order. So each of the rows! permutations is as likely as any other,
-    and it follows from the arguments alone: processes that deal to rows of their own agree.
+    hypergeometric), then in which order. So each of the rows! permutations is as likely as any
+    other, and it follows from the arguments alone: processes that deal to rows of their own agree.
 
     Attributes:
         sizes: rows of each shard, int64 (n_shards,).

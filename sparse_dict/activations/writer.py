@@ -52,11 +52,12 @@ class Source:
 class ShardWriter:
     """Writes rows to shards in a uniformly random order, in the memory of two shards.
 
-    A `Shuffle` assigns a shard to each incoming row. Rows are kept until they would fill a shard, then
-    appended to a spool file of each shard. At the end each spool is read, put in order, written as
-    ``.npy`` and deleted. The disk holds each row once, except for two shards. Of several processes
-    each adds a contiguous part of the rows, in the order of the ranks, to spools of its own, then makes
-    every `size`-th shard from those of all ranks: the files are the same, byte for byte.
+    A `Shuffle` assigns a shard to each incoming row. Rows are kept until they would fill a shard,
+    then appended to a spool file of each shard. At the end each spool is read, put in order,
+    written as ``.npy`` and deleted. The disk holds each row once, except for two shards. Of several
+    processes each adds a contiguous part of the rows, in the order of the ranks, to spools of its
+    own, then makes every `size`-th shard from those of all ranks: the files are the same, byte for
+    byte.
 
     No file is valid until `finish` has written the manifest; a new writer starts afresh.
     """
@@ -122,7 +123,7 @@ class ShardWriter:
                     file.write(kept[chosen].data)  # `tofile` is silent when the disk is full
 
     def finish(self, fields: dict[str, Any], inputs: dict[str, str]) -> None:
-        """Write the shards and, last, the manifest: `fields`, ours, and the fingerprints of `inputs`."""
+        """Write the shards and, last, the manifest of `fields` and the fingerprints of `inputs`."""
         self._spool_kept()
         self._kept = []
         missing = self.rows - round(sum(distributed.gather(self._added)))

@@ -79,8 +79,8 @@ class Model:
     ) -> tuple[list[Tensor], Follow]:
         """What `sites` compute, and what leads from other values there to the loss.
 
-        The second part takes as many contexts at a time as LOGITS allow. Blocks before the first site are
-        not run again, unless a site has no short name.
+        The second part takes as many contexts at a time as LOGITS allow. Blocks before the first
+        site are not run again, unless a site has no short name.
         """
         sites = [self.short_name(site) for site in sites]
         for site in sites:

@@ -52,7 +52,7 @@ class Layout:
 
 @torch.inference_mode()
 def measure(model: Any) -> Layout:
-    """The layout of a causal language model of transformers; FloatingPointError if it is not finite."""
+    """The layout of a causal language model of transformers; FloatingPointError if not finite."""
     seen, logits = _everything(model)
     if not logits.isfinite().all():
         raise FloatingPointError
