@@ -3,9 +3,15 @@
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
+import keys
 import pytest
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from sparse_dict.config import ANALYSES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -44,6 +50,25 @@ def test_every_page_that_the_code_names_is_there() -> None:
     }
     assert len(named) > 10
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_page_of_keys_has_every_field_of_every_schema_with_a_line() -> None:
+    shown = keys.PAGE.read_text(encoding="utf-8")
+    assert keys.page() == shown, "python tests/keys.py writes it anew"
+    listed = dict(re.findall(r"^- `([\w.]+)` \(.*?`\): (.*)$", shown, re.MULTILINE))
+    assert [key for key, line in listed.items() if not line.strip()] == []
+    nodes = [ConfigStore.instance().repo["schema"]]
+    declared: set[str] = set()
+    while nodes:
+        for node in nodes.pop().values():
+            if isinstance(node, dict):
+                nodes.append(node)
+            else:
+                declared |= {field.name for field in fields(OmegaConf.get_type(node.node))}
+    assert len(declared) > 100
+    names = {key.rpartition(".")[2] for key in listed}
+    sections = {key.partition(".")[0] for key in listed}
+    assert declared - names - sections - {*ANALYSES} == {"_target_", "kind"}
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ class HFModel(Checked, section="lm"):
     """A causal language model of the transformers library, with its own tokenizer."""
 
     name_or_path: str = MISSING  # a folder, or a name on the Hugging Face hub
-    revision: str | None = MISSING
+    revision: str | None = MISSING  # branch or commit; null: the main branch
     n_ctx: int = positive()  # tokens of text in one context
     dtype: str = one_of("float32", "bfloat16", "float16")  # what the model computes in
     # Whether each context begins with the token that begins a text, which has no row; null: if the
@@ -36,8 +36,8 @@ class HarvestConfig(Checked, section="harvest"):
     n_tokens: int = positive()  # rows to write; the corpus may hold fewer
     split: str = one_of("validation", "train", "all")  # part of the corpus
     batch_size: int = positive()  # sequences of n_ctx tokens in one forward pass
-    shard_rows: int = positive()
-    dtype: str = one_of("float16", "float32")
+    shard_rows: int = positive()  # rows in a file
+    dtype: str = one_of("float16", "float32")  # of the rows on disk
     # LAYER/SITE or modules' paths, side by side in one row; null: layer and site alone
     sites: list[str] | None = None
     skip_first: int = not_negative(0)  # positions at each context's start: attention sinks
@@ -61,9 +61,8 @@ class HarvestConfig(Checked, section="harvest"):
 class ActivationsConfig(Checked, section="activations"):
     """How a dictionary sees the activations."""
 
-    # What they are divided by, so that their mean square is one: rms, one number | rms_by_site, one
-    # for each of several sites side by side | none
+    # what they are divided by, so that their mean square is one: rms, one number; rms_by_site, one
+    # for each of several sites; none
     scaling: str = one_of("rms", "rms_by_site", "none")
-    # Whether the mean row is subtracted first: mean | none | auto, as sae/scaling.py decides. Older
-    # studies, which recorded nothing, did not subtract it.
+    # whether the mean row is subtracted first; auto: if it is large against the spread
     centering: str = one_of("auto", "mean", "none", default="none")

@@ -35,8 +35,8 @@ class ComparisonConfig(Checked, section="comparison"):
     block_rows: int = positive()  # features compared at a time; bounds the memory
     match_limit: int = positive()  # dictionaries of different seeds above this size are not matched
     max_fvu: float = positive()  # main figures show the sparsest level with an FVU of at most this
-    # Where a study has dictionaries of several sites: those that all figures but `sites` show, such
-    # as 2/mlp_post, or of transcoders "2/resid_mid to 2/mlp_out"; null: most dictionaries
+    # of dictionaries of several sites those that all figures but `sites` show, such as 2/mlp_post,
+    # or of transcoders "2/resid_mid to 2/mlp_out"; null: those of which there are most
     site: str | None = None
 
 
@@ -53,7 +53,7 @@ class NoSettings:
 class BaselinesConfig(Checked, section="baselines"):
     """Simpler bases that dictionaries are measured against."""
 
-    methods: list[str] = some_of(*BASELINES)
+    methods: list[str] = some_of(*BASELINES)  # which
     rows: int = positive()  # for two fits, each to one half; half as many others are measured
     ks: list[int] = counts()  # codes kept in a row: the points of a baseline's curves
 
@@ -80,8 +80,8 @@ class EffectsConfig(Checked, section="effects"):
 class ContextsConfig(Checked, section="contexts"):
     """Which features are shown with the text that they are active on, and how much of it."""
 
-    # null: some of each kind. Or a list of NAME/INDEX, where NAME is a dictionary's folder, a size
-    # in the main chain, or "neuron".
+    # null: some of each kind; or a list of NAME/INDEX, where NAME is a dictionary's folder, a size
+    # in the main chain, or "neuron"
     features: list[str] | None = MISSING
     per_group: int = positive()  # of each dictionary: top MCS, low MCS, random, outliers, dead
     n_tokens: int = positive()  # of the harvested text, read again to find contexts
@@ -124,7 +124,7 @@ class InterpConfig(Checked, section="interp"):
     price_out: float | None = not_negative()  # of a million tokens of answer; likewise
     max_cost: float = not_negative()  # never exceeded, all runs together; in the prices' currency
     per_group: int = positive()  # features explained of each group and baseline
-    baselines: list[str] = some_of(*BASELINES)
+    baselines: list[str] = some_of(*BASELINES)  # bases whose directions are explained as well
     rows: int = positive()  # to fit these
     n_tokens: int = positive()  # of the harvested text, read again for excerpts
     width: int = positive()  # tokens of an excerpt
@@ -132,7 +132,7 @@ class InterpConfig(Checked, section="interp"):
     simulate: int = even()  # held-out excerpts simulated, half the highest and half random
     detect: int = even()  # held-out excerpts to tell apart, half active and half not
     parallel: int = positive()  # requests at a time
-    timeout_s: float = positive()
+    timeout_s: float = positive()  # seconds after which a request is given up
     retries: int = not_negative()  # of a request, when the server is busy or fails
 
     def __post_init__(self) -> None:

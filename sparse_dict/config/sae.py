@@ -17,20 +17,19 @@ class SAEConfig(Checked, section="sae"):
     to dictionaries beside training them.
     """
 
-    dict_size: int = positive()
+    dict_size: int = positive()  # number of features
     activation: str = MISSING  # the kind, a module of sae/architectures/; chosen by sae=NAME
     tied: bool = MISSING  # encoder = decoder transposed
     init: str = one_of("independent", "aligned")  # aligned: the encoder starts as the decoder
     l1: float = not_negative()  # coefficient of the L1 penalty
-    # What l1 is divided by: d_in, so that one l1 gives a similar L0 at any width | none, as the
-    # post | dict_size, the dictionary's size
+    # what l1 is divided by: d_in, so that one l1 gives a similar L0 at any width; none, as the
+    # post; dict_size, the dictionary's size
     l1_scaling: str = one_of("none", "d_in", "dict_size")
-    dead: str = one_of("none", "resample", "auxk")  # about features that stay inactive
+    dead: str = one_of("none", "resample", "auxk")  # what is done about features that stay inactive
     aux_k: int = positive()  # auxk: inactive features that model the residual of a row
     aux_coefficient: float = not_negative()  # auxk: weight of that loss
     precision: str = one_of("fp32", "bf16")  # of products; on a CPU, of the one that selects codes
     project_gradient: bool = MISSING  # drop the decoder gradient's part along its unit rows
-    # Older studies recorded none of these.
     encoder_norm: bool = False  # keep each encoder row times its decoder row at one
     # LAYER/SITE or a module's path, of a harvest of several: whose columns are read; null: all
     site: str | None = None
@@ -68,15 +67,14 @@ class SparsityConfig:
 class AdamConfig(Checked, section="optimizer"):
     """Adam for dictionaries: a linear warm-up, and a decay at the end if there is a schedule."""
 
-    lr: float = positive()
-    # What becomes of lr where activations are wider than the post's 128 columns: d_in, times
-    # sqrt(128 / d_in) | none, nothing, as in older studies. A record has the rate that was used.
+    lr: float = positive()  # learning rate
+    # what becomes of lr where activations are wider than 128 columns: d_in, times sqrt(128 / d_in);
+    # none, nothing. A record has the rate that was used
     lr_scaling: str = one_of("none", "d_in", default="none")
-    beta1: float = between(0, 1, "[)")
-    beta2: float = between(0, 1, "[)")
-    eps: float = positive()
-    warmup_steps: int = not_negative()
-    # Older studies recorded no schedule: it was constant.
+    beta1: float = between(0, 1, "[)")  # decay of the mean gradient
+    beta2: float = between(0, 1, "[)")  # decay of its mean square
+    eps: float = positive()  # added to the root of that
+    warmup_steps: int = not_negative()  # optimiser steps over which the rate rises
     schedule: str = one_of("constant", "linear", "cosine", default="constant")  # how the rate ends
     decay_fraction: float = between(0, 1, "(]", default=0.2)  # of the training, in which it falls
 
@@ -89,10 +87,10 @@ class SAETrainingConfig(Checked, section="training"):
     batch_size: int = positive()  # rows in one optimiser step
     eval_rows: int = positive()  # rows at the end of the harvest, kept for the final numbers
     l1_warmup_steps: int = not_negative()  # optimiser steps over which l1 rises from zero
-    # A feature is inactive if none of the last so many rows, or half of the training, activated it
+    # a feature is inactive if none of the last so many rows, or half of the training, activated it
     dead_window: int = positive()
-    snapshots: int = not_negative()  # decoders kept at the end, half, a quarter ... of the training
+    snapshots: int = not_negative()  # decoders kept: at the end, half of it, a quarter and so on
     log_every: int = positive()  # optimiser steps between logged values
     checkpoint_every: int = positive()  # optimiser steps between checkpoints
-    rows: str = one_of("all", "half_a", "half_b", "bootstrap", default="all")  # which are seen
+    rows: str = one_of("all", "half_a", "half_b", "bootstrap", default="all")  # which rows are seen
     rows_seed: int = not_negative(0)  # of the split into halves, or of the bootstrap

@@ -18,10 +18,11 @@ from sparse_dict.errors import UserError
 class TrackingConfig(Checked, section="tracking"):
     """Weights & Biases."""
 
+    # whether runs are sent; auto: if there is a key and the server answers
     mode: str = one_of("auto", "online", "offline", "disabled")
-    project: str = MISSING
-    entity: str | None = MISSING
-    tags: list[str] = MISSING
+    project: str = MISSING  # to which the runs belong
+    entity: str | None = MISSING  # user or team; null: the key's own
+    tags: list[str] = MISSING  # of every run
     label: str | None = None  # name of a dictionary's run; null: what varies in its grid
 
     def __post_init__(self) -> None:
@@ -40,10 +41,10 @@ class TrackingConfig(Checked, section="tracking"):
 class StudyConfig(Checked):
     """What all four stages share."""
 
-    name: str = MISSING  # the study
-    study_dir: str = MISSING
-    device: str = MISSING  # auto | cpu | cuda | cuda:1
-    seed: int = not_negative()
+    name: str = MISSING  # of the study
+    study_dir: str = MISSING  # where all four stages put what they make
+    device: str = MISSING  # auto (all GPUs, or else the CPU), cpu, cuda or cuda:1
+    seed: int = not_negative()  # of initial values, and of what else is drawn
     tracking: TrackingConfig = MISSING
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class StudyConfig(Checked):
 class TrainLMConfig(StudyConfig):
     """Stage 1."""
 
-    lm_dir: str = MISSING
+    lm_dir: str = MISSING  # of the language model
     cache_dir: str = MISSING  # corpora, vocabularies and token shards, shared by all studies
     data: Any = MISSING
     tokenizer: Any = MISSING
@@ -75,7 +76,7 @@ class HarvestStageConfig(StudyConfig):
     """Stage 2."""
 
     lm_dir: str = MISSING
-    activations_dir: str = MISSING
+    activations_dir: str = MISSING  # of the harvest
     cache_dir: str = MISSING
     data: Any = MISSING
     harvest: HarvestConfig = MISSING
@@ -122,7 +123,7 @@ class AnalyzeConfig(StudyConfig):
     """Stage 4 without the analyses, for each of which `analyze_schema` adds a section."""
 
     sae_dir: Any = MISSING  # a folder, or a list: the first is analysed, the others beside it
-    analysis_dir: str = MISSING
+    analysis_dir: str = MISSING  # of the report
     activations_dir: Any = MISSING  # what the dictionaries were trained on; a folder, or a list
     lm_dir: str = MISSING
     cache_dir: str = MISSING

@@ -13,7 +13,7 @@ from sparse_dict.errors import UserError
 class DataConfig(Checked, section="data"):
     """What every corpus has: the share of its documents held out for validation and harvest."""
 
-    val_fraction: float = between(0, 1)
+    val_fraction: float = between(0, 1)  # share of the documents that is held out
 
 
 @dataclass
@@ -36,12 +36,12 @@ class FilesData(DataConfig):
 class HubData(DataConfig):
     """A data set of the Hugging Face hub."""
 
-    path: str = MISSING
-    name: str | None = MISSING
-    revision: str | None = MISSING
-    split: str = MISSING
-    streaming: bool = MISSING
-    text_column: str = MISSING
+    path: str = MISSING  # OWNER/NAME on the hub
+    name: str | None = MISSING  # a configuration of it; null: the only one
+    revision: str | None = MISSING  # branch or commit; null: the main branch
+    split: str = MISSING  # part of the data set
+    streaming: bool = MISSING  # whether it is read as it is downloaded
+    text_column: str = MISSING  # the column that holds the text
     max_documents: int | None = MISSING  # null takes all
 
 
@@ -49,8 +49,8 @@ class HubData(DataConfig):
 class ToyData(Checked, section="data"):
     """Synthetic activations whose features are known, in place of a text and a language model."""
 
-    d_in: int = positive()
-    n_features: int = positive()
+    d_in: int = positive()  # columns
+    n_features: int = positive()  # the true ones
     n_active: float = positive()  # features active in a row, mean
     decay: float = between(0, 1, "(]")  # a feature's probability as a share of the one before it
     correlated: bool = MISSING  # whether features are active together
@@ -70,7 +70,7 @@ class ToyData(Checked, section="data"):
 class GPT2Tokenizer:
     """GPT-2's byte-pair vocabulary, through tiktoken."""
 
-    kind: str = "gpt2"
+    kind: str = "gpt2"  # follows from the choice
 
 
 @dataclass
@@ -80,4 +80,4 @@ class BPETokenizer(Checked, section="tokenizer"):
     # ids in all: bytes, merges and the end-of-text token
     vocab_size: int = at_least(258, " (256 bytes, one merge, end of text)")
     train_chars: int = positive()  # characters of the corpus that the trainer sees
-    kind: str = "bpe"
+    kind: str = "bpe"  # follows from the choice

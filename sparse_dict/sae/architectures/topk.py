@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class TopKConfig(SAEConfig):
     """How many codes of a row are kept."""
 
-    k: int = positive()
+    k: int = positive()  # codes kept of a row
 
     def __post_init__(self) -> None:
         super().__post_init__()
