@@ -10,12 +10,12 @@ from test_toy import harvest_config
 from sparse_dict.activations import stage as harvest_stage
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import Toy
-from sparse_dict.analysis import feature_effects, study
-from sparse_dict.analysis.analyses import consensus
+from sparse_dict.analysis import feature_effects, frame, study
 from sparse_dict.analysis.context import PARTIAL
 from sparse_dict.analysis.measures import consensus as measures
 from sparse_dict.analysis.measures.consensus import Part, fvu, refit
 from sparse_dict.analysis.measures.consensus import consensus as clustered
+from sparse_dict.analysis.sections import consensus
 from sparse_dict.config import ConsensusConfig
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.folder import Dictionary
@@ -104,7 +104,9 @@ def base(tmp_path_factory):
 def test_consensus_of_planted_features_is_true_and_agrees_ever_better(base, monkeypatch):
     monkeypatch.setattr(measures, "STEPS", 30)  # the encoders matter little here
     context = context_of(config_of(base, comparison=settings_of(), consensus=SETTINGS))
-    section = consensus.section(context)
+    context.folder.mkdir(parents=True)
+    frame.measure(context)
+    section = frame.shown(context, consensus.ANALYSIS)
     table = section.tables()[0].frame.set_index(["of", "seeds"])
     together = table.loc[consensus.TOGETHER]
     assert together.index.tolist() == [1, 2, 4]
@@ -112,8 +114,10 @@ def test_consensus_of_planted_features_is_true_and_agrees_ever_better(base, monk
     assert together["precision"][4] == 1 > together["precision"][1]
     assert together["pw_mcc"][4] > table.loc[(consensus.SINGLE, 4), "pw_mcc"] + 0.03
     assert table.loc[(consensus.POOLED, 4), "features"] == together["features"][4]
-    answer = section.blocks[1]
-    assert "features; 20 recur in every seed" in answer
+    assert (together["gaussian"] >= together["random"] - 0.02).all()
+    (of,) = context.tables.others["consensus_of_all"].itertuples()
+    assert of.everywhere == 20
+    assert of.missed_alive == of.missed
     home = base / "analysis" / consensus.FOLDER
     written = folders.read(home)
     assert written.dictionary.k == 3
@@ -140,9 +144,12 @@ def test_verify_knows_the_folders_of_an_analysis(tmp_path):
 
 
 def test_one_seed_or_no_activations_are_said_and_not_fatal(tmp_path):
+    def last():
+        context = context_of(config_of(tmp_path, consensus=SETTINGS))
+        frame.measure(context)
+        return frame.shown(context, consensus.ANALYSIS).blocks[-1]
+
     write_dictionary(tmp_path / "sae" / "0", directions(8, D, 1), np.ones(8, np.int64))
-    (text,) = consensus.section(context_of(config_of(tmp_path, consensus=SETTINGS))).blocks
-    assert "one seed" in text
+    assert "several seeds" in last()
     write_dictionary(tmp_path / "sae" / "1", directions(8, D, 2), np.ones(8, np.int64), seed=1)
-    (text,) = consensus.section(context_of(config_of(tmp_path, consensus=SETTINGS))).blocks
-    assert "This part is missing" in text
+    assert "activations does not exist" in last()
