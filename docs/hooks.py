@@ -14,6 +14,8 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
+# What a page shows below its own text, and which page shows a file.
+BELOW = {"figures.md": "sparse_dict/analysis/figures.md"}
 LINK = re.compile(r"(!?)\[([^]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -25,14 +27,17 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links as the site has them; of a link to a file that is no page, its text."""
+    """Add what stands below, and write links as the site has them; to files, their text alone."""
+    if below := BELOW.get(page.file.src_uri):
+        markdown += (ROOT / below).read_text("utf-8").partition("\n")[2]
+    pages = PAGES | {path: name for name, path in BELOW.items()}
     sources = {name: path for path, name in PAGES.items()}
     folder = PurePosixPath(sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")).parent
 
     def on_site(link: re.Match[str]) -> str:
         mark, text, target, anchor = link.groups()
         path = normpath(folder / target)
-        name = PAGES.get(path, path.removeprefix("docs/") if path.startswith("docs/") else None)
+        name = pages.get(path, path.removeprefix("docs/") if path.startswith("docs/") else None)
         return f"{mark}[{text}]({name}{anchor or ''})" if name else text
 
     return LINK.sub(on_site, markdown)

@@ -1,4 +1,4 @@
-"""What the report says of sections and figures: `figures.md`, to which docs/figures.md leads.
+"""What the report says of sections and figures: `figures.md`, which docs/figures.md shows.
 
 A heading ``## NAME: TITLE`` begins a section, with its introduction; ``### KEY: TITLE`` a figure of
 it, with its caption. What stands before the first of these is for the documentation alone.
