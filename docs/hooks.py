@@ -13,6 +13,7 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "benchmarks/README.md": "benchmarks.md",
 }
 # What a page shows below its own text, and which page shows a file.
 BELOW = {"figures.md": "sparse_dict/analysis/figures.md"}
