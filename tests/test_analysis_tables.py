@@ -12,7 +12,7 @@ from rounding import rounding
 
 import sparse_dict
 from sparse_dict.analysis import tables
-from sparse_dict.analysis.columns import COLUMNS, page
+from sparse_dict.analysis.columns import COLUMNS
 from sparse_dict.analysis.comparison import Variant
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.mcs import normalised
@@ -20,8 +20,6 @@ from sparse_dict.analysis.tables import Tables
 from sparse_dict.config import CONF_DIR, ComparisonConfig
 from sparse_dict.config.analysis import STANDARD_COMPARISON
 from sparse_dict.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +32,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def study(home: Path) -> Tables:
     return sparse_dict.open_study(home)
-
-
-def test_the_page_of_columns_is_made_from_the_list() -> None:
-    assert (ROOT / "docs" / "tables.md").read_text() == page()
 
 
 def test_open_study_compares_as_analyze_does_by_default() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keys
 import pytest
+import tables
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
@@ -50,6 +51,10 @@ def test_every_page_that_the_code_names_is_there() -> None:
     }
     assert len(named) > 10
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_page_of_columns_is_made_from_their_list() -> None:
+    assert tables.page() == tables.PAGE.read_text("utf-8"), "python tests/tables.py writes it anew"
 
 
 def test_the_page_of_keys_has_every_field_of_every_schema_with_a_line() -> None:

@@ -1,4 +1,4 @@
-"""The columns of a study's three tables; docs/tables.md is made from them (`page`)."""
+"""The columns of a study's three tables; `python tests/tables.py` makes docs/tables.md of them."""
 
 from dataclasses import dataclass
 
@@ -122,23 +122,3 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("same", "yes or no", "both matchings agree and both cosines exceed 0.7"),
     ),
 }
-
-
-def page() -> str:
-    """docs/tables.md."""
-    lines = [
-        "# What is measured of each dictionary, feature and pair",
-        "",
-        "`analyze.py` writes three tables to `outputs/NAME/analysis/tables/`, as Parquet, before",
-        "it draws anything; figures and claims are made from them. From Python:",
-        '`sparse_dict.open_study("outputs/NAME")` ([api.md](api.md)). Empty where a number has no',
-        "meaning, such as the MCS of the largest dictionary. A column that names an analysis is",
-        "there if that is on. This page is made from the list in `analysis/columns.py`.",
-    ]
-    for table, columns in COLUMNS.items():
-        lines += ["", f"## {table}", "", TABLES[table], "", "| column | unit | what it is |"]
-        lines += ["|---|---|---|"]
-        for column in columns:
-            by = f" ({column.by})" if column.by else ""
-            lines.append(f"| `{column.name}` | {column.unit} | {column.text}{by} |")
-    return "\n".join(lines) + "\n"
