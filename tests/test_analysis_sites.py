@@ -10,10 +10,10 @@ from rounding import rounding, through
 from site_harvest import harvest_of
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis import study
-from sparse_dict.analysis.analyses import sites
+from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.harvested import Place
 from sparse_dict.analysis.reconstruction_loss import ORIGINAL, ZERO, Replacement, losses
+from sparse_dict.analysis.sections import elsewhere
 from sparse_dict.config import ModelConfig
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
@@ -84,25 +84,19 @@ def test_a_site_s_analyses_are_given_its_columns(folder):
 
 
 def test_features_are_followed_by_their_codes_and_in_the_residual_stream_by_direction(folder):
-    context = context_of(config_of(folder))
-    every = study.everywhere(context.study)
-    both = {one.at: sites._comparison(context, one) for one in every}
-    first, second = sites.following(context, every, both)
+    context = context_of(config_of(folder, "elsewhere"))
+    context.folder.mkdir(parents=True)
+    frame.measure(context)
+    (_, first), (_, second) = context.tables.others["sites"].iterrows()
     assert (first["site"], first["next"]) == ("1/resid_mid", "1/resid_post")
     assert first["correlation"] == pytest.approx(1, abs=1e-3)
     assert first["other_seed"] == pytest.approx(1, abs=1e-3)
     assert first["chance"] < 0.2
-    assert first["above"] == pytest.approx(0.5)
+    assert first["above"] == first["above_alive"] == pytest.approx(0.5)
     assert first["mmcs"] > first["random_mmcs"]
     assert second["correlation"] < 0.2
     assert np.isnan(second["mmcs"])
-
-
-def test_the_section_shows_every_site(folder):
-    section = sites.section(context_of(config_of(folder)))
-    assert {table.title for table in section.tables()} == {
-        "Every site at its chosen level, means over seeds", "Features of one site in the next",
-    }  # fmt: skip
+    section = frame.shown(context, elsewhere.ANALYSIS)
     pictures = [block.key for block in section.blocks if hasattr(block, "png")]
     assert pictures == ["sites_mmcs", "sites_agreement"]
     table, _ = section.tables()
@@ -113,7 +107,7 @@ def test_the_section_shows_every_site(folder):
 
 def test_a_study_of_one_site_has_no_such_section(tmp_path):
     write_dictionary(tmp_path / "sae" / "a", directions(4, 8, 0), np.ones(4, np.int64))
-    assert not sites.ANALYSIS.applies(compared(tmp_path / "sae"))
+    assert not elsewhere.ANALYSIS.applies(compared(tmp_path / "sae"))
 
 
 def test_a_transcoder_takes_the_place_of_the_mlp():

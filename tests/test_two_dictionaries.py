@@ -20,11 +20,11 @@ from scipy.stats import ortho_group
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.writer import ShardWriter
-from sparse_dict.analysis import study
-from sparse_dict.analysis.analyses import studies
+from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.measures import alignment
 from sparse_dict.analysis.measures.mcs import match_codes
 from sparse_dict.analysis.same_tokens import paired
+from sparse_dict.analysis.sections import elsewhere
 from sparse_dict.config import NoSettings
 from sparse_dict.errors import UserError
 from sparse_dict.sae.folder import Dictionary
@@ -190,22 +190,25 @@ def two_studies(base, turn):
 def test_a_study_that_is_another_one_turned_agrees_after_the_rotation_alone(tmp_path):
     two_studies(tmp_path, ortho_group.rvs(D, random_state=3))
     folders = [str(tmp_path / name / "sae") for name in ("one", "two")]
-    config = config_of(tmp_path / "both", "studies", sae_dir=folders)
     context = context_of(config_of(tmp_path / "both", sae_dir=folders[0]))
-    context.config, context.others = config, (study.load(Path(folders[1])),)
-    section = studies.section(context)
-    maps, found = (table.frame for table in section.tables())
+    context.config = config_of(tmp_path / "both", "elsewhere", sae_dir=folders)
+    context.others = (study.load(Path(folders[1])),)
+    context.folder.mkdir(parents=True)
+    frame.measure(context)
+    maps, table = (context.tables.others[name] for name in ("studies_maps", "studies"))
     explained = maps.set_index("map")["explained"]
     assert explained["rotation"] > 0.999 > 0.5 > explained["identity"]
-    found = found[found["study"] == "two"].set_index(["map", "size"])
+    found = table[table["study"] == "two"].set_index(["map", "size"])
     for size in (16, 32):
         assert found.loc[("rotation", size), "above"] == 1
+        assert found.loc[("rotation", size), "above_alive"] == 1
         assert found.loc[("rotation", size), "shared_fraction"] == 1
         assert found.loc[("identity", size), "above"] < 0.2
         assert found.loc[("codes", size), "correlated"] == 1
-    twins = section.tables()[1].frame.query("study == @studies.SEEDS")
+    twins = table[table["study"] == elsewhere.SEEDS]
     assert set(twins["map"]) == {"identity", "codes"}
     assert twins["above"].dropna().max() < 0.2
+    assert len(frame.shown(context, elsewhere.ANALYSIS).tables()) == 2
 
 
 @pytest.mark.slow  # four seconds
@@ -215,12 +218,12 @@ def test_the_script_takes_a_list_of_studies(tmp_path):
     listed = ",".join(str(tmp_path / name / "sae") for name in ("one", "two"))
     done = subprocess.run(
         [sys.executable, str(root / "analyze.py"), "name=both", f"study_dir={tmp_path / 'both'}",
-         f"sae_dir=[{listed}]", "analysis=[studies]", "tracking.mode=disabled"],
+         f"sae_dir=[{listed}]", "analysis=[elsewhere]", "tracking.mode=disabled"],
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "both" / "analysis" / "report.html").read_text()
-    assert "Against other studies" in text
+    assert "Other sites and other studies" in text
     assert "permutation" in text
     record = json.loads((tmp_path / "both" / "analysis" / "analysis.json").read_text())
     assert record["beside"] == [str(tmp_path / "two" / "sae")]
@@ -228,7 +231,7 @@ def test_the_script_takes_a_list_of_studies(tmp_path):
 
 def test_a_list_of_studies_holds_folders():
     with pytest.raises(UserError, match="sae_dir must be a folder, or a list"):
-        config_of(Path("x"), studies=NoSettings(), sae_dir=[3])
+        config_of(Path("x"), elsewhere=NoSettings(), sae_dir=[3])
 
 
 def test_the_comparison_of_a_dictionary_with_itself_is_perfect():

@@ -293,6 +293,15 @@ class Comparison:
         family = next(f for f in self.study.families if any(c.family == f for c in chains))
         return min(self.chosen(family), key=lambda chain: chain.seed)
 
+    @property
+    def family(self) -> str:
+        """The family that main figures show."""
+        return self.main.family if self.main else self.study.families[0]
+
+    def shown_of(self, family: str | None = None) -> tuple[Entry, ...]:
+        """The dictionaries that figures show of a family: at its level, of the lowest seed."""
+        return min(self.chosen(family or self.family), key=lambda chain: chain.seed).entries
+
     def chosen(self, family: str) -> list[Chain]:
         """The chains of a family at the level of sparsity at which it is shown, one a seed.
 

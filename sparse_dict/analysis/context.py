@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -86,14 +86,18 @@ class Context:
         assert found is not None
         return found
 
-    @cached_property
+    @property
     def comparison(self) -> Comparison:
         """MCS of all dictionaries with their larger ones."""
-        return Comparison(self.study, self.config.comparison, self.evaluation_rows)
+        return self.comparisons[self.study.at]
 
-    def comparison_of(self, study: Study) -> Comparison:
-        """MCS of the dictionaries of another site."""
-        return Comparison(study, self.config.comparison, lambda: self.sample_of(study))
+    @cached_property
+    def comparisons(self) -> dict[str, Comparison]:
+        """The same of each site, by `Study.at`; that of the main figures first."""
+        return {
+            study.at: Comparison(study, self.config.comparison, partial(self.sample_of, study))
+            for study in (self.study, *self.study.beside)
+        }
 
     def evaluation_rows(
         self, most: int = SAMPLE, of: Activations | None = None
@@ -108,7 +112,7 @@ class Context:
         return _last(self.study, of or self.activations, most)
 
     def sample_of(self, study: Study) -> NDArray[np.float32]:
-        """The last rows that the dictionaries of `study`, another site, read: of the same tokens.
+        """The last rows that the dictionaries of `study`, a site, read: of the same tokens.
 
         Raises:
             UserError: the activations are not in `activations_dir`.

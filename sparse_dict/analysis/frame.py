@@ -69,7 +69,7 @@ def measure(context: Context) -> None:
         UserError: one-to-one matching would not fit in memory, or lacks activations.
     """
     chosen = [a for a in load() if isinstance(a, Analysis) and _is_on(context, a)]
-    comparisons = [context.comparison, *map(context.comparison_of, context.study.beside)]
+    comparisons = [*context.comparisons.values()]
     pairs = context.pairs if any(a.pairs for a in chosen) else pd.DataFrame()
     context.tables = tables.measure(comparisons, context.config.name, pairs, context.fingerprints)
     for analysis in chosen:

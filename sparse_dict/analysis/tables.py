@@ -192,16 +192,12 @@ def measure(
     if len(pairs.columns):
         dictionaries, features = _with_pairs(dictionaries, features, pairs)
     about = About(
-        name, main.study.at, _family(main), main.study.plain, main.study.d_in,
+        name, main.study.at, main.family, main.study.plain, main.study.d_in,
         main.rule if main.main else "", _given(main.study, name), asdict(main.settings),
         {entry.name: fingerprints[entry.name] for entry in every},
         [item.name for item in main.study.left_out],
     )  # fmt: skip
     return Tables(about, dictionaries, features, pairs)
-
-
-def _family(comparison: Comparison) -> str:
-    return comparison.main.family if comparison.main else comparison.study.families[0]
 
 
 def _given(study: Study, name: str) -> list[str]:

@@ -35,8 +35,8 @@ class ComparisonConfig(Checked, section="comparison"):
     block_rows: int = positive()  # features compared at a time; bounds the memory
     match_limit: int = positive()  # dictionaries of different seeds above this size are not matched
     max_fvu: float = positive()  # main figures show the sparsest level with an FVU of at most this
-    # of dictionaries of several sites those that all figures but `sites` show, such as 2/mlp_post,
-    # or of transcoders "2/resid_mid to 2/mlp_out"; null: those of which there are most
+    # of dictionaries of several sites those that all sections but `elsewhere` show, such as
+    # 2/mlp_post, or of transcoders "2/resid_mid to 2/mlp_out"; null: those of which there are most
     site: str | None = None
 
 
@@ -172,8 +172,7 @@ ANALYSES: dict[str, type[Any]] = {
     "rows": NoSettings,  # agreement of other initial values, other rows, and both
     "consensus": ConsensusConfig,  # what recurs over seeds, as a dictionary; split halves
     "splits": NoSettings,  # what features of one size become in the next, in every seed
-    "studies": NoSettings,  # other studies' dictionaries: layers, models, checkpoints
-    "sites": NoSettings,  # dictionaries of several sites of one harvest: heat maps, agreement
+    "elsewhere": NoSettings,  # dictionaries of other sites of the harvest, and of other studies
     "crosscoders": NoSettings,  # features that several sites, or two models, share or have alone
     "families": NoSettings,  # kinds of dictionaries side by side at equal size
     "ridge": NoSettings,  # the best L1 by dictionary size (figures 4, 5)
