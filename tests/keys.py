@@ -28,14 +28,14 @@ ANALYSIS = re.compile(r'"(\w+)": (\w+),(?:  # (.*))?')
 GROUPS = {
     "train_lm": ("data", "tokenizer", "model", "optimizer", "tracking"),
     "harvest": ("lm",),
-    "train_sae": ("sae", "intervention", "hydra/launcher"),
+    "train_sae": ("sae", "intervention"),
     "analyze": (),
 }
 HEAD = """# Every config key
 
 Each with its default and what it is; [overriding](overriding.md) says how they are set. `${...}` is
 the value of another key, `???` must be given, `null` is no value. This page is made of the
-dataclasses and `conf/` by `python tests/keys.py`.
+dataclasses and `conf/` by `python tests/keys.py`. Launchers' keys lie in `conf/hydra/launcher/`.
 """
 
 
@@ -98,10 +98,8 @@ def keys() -> dict[tuple[str, str], dict[str, Key]]:
         for stage in GROUPS:
             known = {key for part in found.values() for key in part}
             for choice in ["", *choices(stage)]:
-                composed = hydra.compose(stage, [choice] * bool(choice), return_hydra_config=True)
-                for key, owner, value in leaves(composed):
-                    hidden = key.startswith("hydra.") and not key.startswith("hydra.launcher.")
-                    if hidden or key.endswith(("_target_", "tokenizer.kind")):
+                for key, owner, value in leaves(hydra.compose(stage, [choice] * bool(choice))):
+                    if key.endswith("tokenizer.kind"):
                         continue
                     if key in known and not key.startswith(OWN):
                         continue

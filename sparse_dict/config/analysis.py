@@ -28,9 +28,9 @@ BASELINES = ("neurons", "random", "pca", "ica", "nmf")
 class ComparisonConfig(Checked, section="comparison"):
     """How dictionaries are compared, in every analysis."""
 
-    matching: str = one_of("max", "hungarian", "correlation")  # how a feature is matched
-    against: str = one_of("next", "next_two", "all_larger")  # where it is sought
-    features: str = one_of("all", "alive")  # which count
+    matching: str = one_of("max", "hungarian", "correlation")  # how a feature finds its partner
+    against: str = one_of("next", "next_two", "all_larger")  # in which larger dictionaries
+    features: str = one_of("all", "alive")  # which features count
     threshold: float = between(-1, 1, "[]")  # an MCS above it is called high
     block_rows: int = positive()  # features compared at a time; bounds the memory
     match_limit: int = positive()  # dictionaries of different seeds above this size are not matched

@@ -48,7 +48,7 @@ class SubmititConf(ShareConf):
     """What submitit's executors share."""
 
     folder: str = MISSING  # where submitit keeps what it sends, and the workers' output
-    timeout_min: int = MISSING  # minutes that a job may take
+    timeout_min: int = MISSING
 
 
 @dataclass
@@ -65,13 +65,13 @@ class SubmititSlurmConf(SubmititConf):
 
     _target_: str = SHARES + "SubmititSlurmLauncher"
     max_num_timeout: int = MISSING  # how often a share that ran out of time is queued again
-    partition: str | None = MISSING  # of the cluster
-    account: str | None = MISSING  # that is charged
-    qos: str | None = MISSING  # quality of service
-    constraint: str | None = MISSING  # on nodes
-    gpus_per_node: int | None = MISSING  # of a job
-    cpus_per_task: int | None = MISSING  # of a job
-    mem_gb: float | None = MISSING  # memory of a job
+    partition: str | None = MISSING
+    account: str | None = MISSING
+    qos: str | None = MISSING
+    constraint: str | None = MISSING
+    gpus_per_node: int | None = MISSING
+    cpus_per_task: int | None = MISSING
+    mem_gb: float | None = MISSING
     setup: list[str] = MISSING  # shell commands before the worker starts
     additional_parameters: dict[str, Any] = MISSING  # any other option of sbatch
 
