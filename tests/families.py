@@ -1,4 +1,4 @@
-"""Which short names of sites each family of transformers has: docs/families.md lists them.
+"""Which short names of sites each family of transformers has: tests/families.md lists them.
 
 `python tests/families.py` builds a small random model of each of `FAMILIES` from its config, and
 writes what `hf_layout` finds in them to the page's table.
@@ -17,7 +17,7 @@ import torch
 from sparse_dict.config.sites import SITES
 from sparse_dict.lm import hf_layout
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "families.md"
+PAGE = Path(__file__).resolve().parent / "families.md"
 NAMES = """
 afmoe apertus arcee bart biogpt bitnet blenderbot bloom codegen cohere cohere2 ctrl cwm
 deepseek_v2 deepseek_v3 diffllama doge ernie4_5 ernie4_5_moe exaone4 falcon falcon_mamba flex_olmo
