@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ class Task:
     keep: str | None = None  # ours: where dictionaries are left
     sample_memory: bool = False
     device: str = "cpu"  # or cuda, for `sae_gpu.py`, which leaves `warm` at 0
+
+    @cached_property
+    def width(self) -> int:
+        """Columns of the activations."""
+        from sparse_dict.activations.store import Activations
+
+        return Activations.open(Path(self.activations)).d_in
 
 
 class Clock:
@@ -64,30 +72,33 @@ class Clock:
         return {"seconds": wall, "cpu_seconds": cpu}
 
 
-def configs(task: Task, study_dir: str, tracking: str = "disabled", **sae: Any) -> list[Any]:
-    """One of our configs per dictionary; keyword arguments are values of `sae`."""
+def configs(
+    task: Task, study_dir: str, tracking: str = "disabled", kind: str = "untied", **sae: Any
+) -> list[Any]:
+    """One of our configs per dictionary of a kind; keyword arguments are values of `sae`."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
     import sparse_dict.launch.jobs  # noqa: F401  makes the schemas known
 
     overrides = [
-        "name=bench", f"study_dir={study_dir}", f"device={task.device}",
+        f"sae={kind}", "name=bench", f"study_dir={study_dir}", f"device={task.device}",
         f"tracking.mode={tracking}",
         f"activations_dir={task.activations}", "sae.project_gradient=true",
         "sae.l1_scaling=none", "activations.centering=none",
         f"training.n_activations={(task.warm + task.steps) * task.batch}",
         f"training.batch_size={task.batch}", f"training.eval_rows={task.eval_rows}",
         "training.snapshots=0", "training.checkpoint_every=1_000_000", "training.log_every=100",
-        "optimizer.lr=1e-3", "optimizer.schedule=constant",
+        "optimizer.lr=1e-3", "optimizer.lr_scaling=none", "optimizer.schedule=constant",
         *(f"sae.{key}={value}" for key, value in sae.items()),
     ]  # fmt: skip
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         first = OmegaConf.to_object(compose("train_sae", overrides))
+    l1_of = [{"l1": l1} if hasattr(first.sae, "l1") else {} for l1 in task.l1]  # type: ignore
     return [
-        replace(first, seed=seed, sae=replace(first.sae, dict_size=size, l1=l1))  # type: ignore
+        replace(first, seed=seed, sae=replace(first.sae, dict_size=size, **l1))  # type: ignore
         for size in task.sizes
-        for l1 in task.l1
+        for l1 in l1_of
         for seed in range(SEED, SEED + task.repeat)
     ]
 
@@ -102,7 +113,7 @@ def starts(task: Task) -> list[Any]:
     tensors = load_file(task.start) if task.start else None
     states = []
     for i, config in enumerate(configs(task, "unused")):
-        state = State.initial(config, 128, 128, torch.device("cpu"))
+        state = State.initial(config, task.width, task.width, torch.device("cpu"))
         if tensors is not None:
             state.load({name: tensors[f"{i}.{name}"] for name in state.tensors()})
         states.append(state)
@@ -148,7 +159,7 @@ def ours(
     if dense:
         kernel.load = lambda width: None
     else:
-        kernel.load(128)
+        kernel.load(task.width)
     if compiled:  # in this process, before the clock starts
         ensemble.COMPILE_FROM = 0
         with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +219,7 @@ def floor(task: Task) -> dict:
             "products": multiply,
             "Adam": lambda x, step: adam.step(),
             "ours, nothing active": lambda x, step: ours_idle(
-                x, x, [hyper(config, task.warm + step, 128) for config in grid], task.batch
+                x, x, [hyper(config, task.warm + step, task.width) for config in grid], task.batch
             ),
         }
         times: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -273,13 +284,13 @@ class Fed:
         self._variance = float((self._held_out / self._scale).var(0, correction=0).mean())
 
     def batches(self) -> Iterator[Any]:
-        """(batch, 128) each."""
+        """(batch, width) each."""
         for step in range(self.task.warm, self.task.warm + self.task.steps):
             at = step * self.task.batch % self._rows - self._offset
             yield self._data[at : at + self.task.batch]
 
     def numbers(self, weights: list[tuple[Any, Any, Any]]) -> dict[str, list[float]]:
-        """L0 and FVU of (W_enc (K, 128), b (K,), W_dec (K, 128)) on the held-out rows."""
+        """L0 and FVU of (W_enc (K, width), b (K,), W_dec (K, width)) on the held-out rows."""
         import torch
 
         x, l0, fvu = self._held_out / self._scale, [], []
@@ -374,18 +385,18 @@ def dictionary_learning(task: Task) -> dict:
             ae.bias.requires_grad_(False)
             if task.warm:
                 self.optimizer.state |= {
-                    ae.encoder.weight: adam_state(task.warm, state, "W_enc", factor=128),
+                    ae.encoder.weight: adam_state(task.warm, state, "W_enc", factor=task.width),
                     ae.decoder.weight: adam_state(
-                        task.warm, state, "W_dec", factor=128, transposed=True
+                        task.warm, state, "W_dec", factor=task.width, transposed=True
                     ),
-                    ae.encoder.bias: adam_state(task.warm, state, "b", factor=128),
+                    ae.encoder.bias: adam_state(task.warm, state, "b", factor=task.width),
                 }
             made.append(ae)
 
     trainers = [
         dict(
-            trainer=Same, steps=task.steps, activation_dim=128, dict_size=c.sae.dict_size,
-            layer=2, lm_name="x", lr=1e-3, l1_penalty=c.sae.l1 * 128, warmup_steps=0,
+            trainer=Same, steps=task.steps, activation_dim=task.width, dict_size=c.sae.dict_size,
+            layer=2, lm_name="x", lr=1e-3, l1_penalty=c.sae.l1 * task.width, warmup_steps=0,
             sparsity_warmup_steps=None, seed=SEED, device=task.device,
         )
         for c in configs(task, "unused")
@@ -416,15 +427,15 @@ def sae_lens(task: Task) -> dict:
 
         def training_forward_pass(self, step_input: Any) -> Any:
             output = super().training_forward_pass(step_input)
-            output.loss = output.loss / 128
+            output.loss = output.loss / task.width
             return output
 
     fed, saes, initial = Fed(task), {}, starts(task)
     for i, (config, state) in enumerate(zip(configs(task, "unused"), initial, strict=True)):
         sae = Divided(
             StandardTrainingSAEConfig(
-                d_in=128, d_sae=config.sae.dict_size, l1_coefficient=config.sae.l1 * 128,
-                apply_b_dec_to_input=False,
+                d_in=task.width, d_sae=config.sae.dict_size,
+                l1_coefficient=config.sae.l1 * task.width, apply_b_dec_to_input=False,
             )
         )  # fmt: skip
         with torch.no_grad():
@@ -482,6 +493,9 @@ def sae_lens(task: Task) -> dict:
 CONTESTANTS: dict[str, Callable[[Task], dict]] = {
     "ours": ours,
     "ours, bf16 selection": lambda task: ours(task, precision="bf16"),
+    # From the dense start: what `--warm` leaves is ReLU's.
+    "ours, TopK": lambda task: ours(replace(task, start=None, warm=0), kind="topk", k=32),
+    "ours, gated": lambda task: ours(replace(task, start=None, warm=0), kind="gated"),
     "ours, one thread": lambda task: ours(task, threads=1),
     "closed form, dense": lambda task: ours(task, dense=True),
     "ours, compiled": lambda task: ours(task, compiled=True),

@@ -7,6 +7,7 @@
     python benchmarks/sae_cpu.py --curve               # cost per dictionary, 1 to 64 of them
     python benchmarks/sae_cpu.py --memory              # peak memory at two lengths of training
     python benchmarks/sae_cpu.py --precision           # what bf16 selection changes
+    python benchmarks/sae_cpu.py --kinds               # other kinds of dictionaries, without peers
 
 Needs the activations of `make demo` and, for the peers, `pip install sae-lens
 dictionary-learning`. Every contestant (`sae_contestants.py`) runs in a process of its own, one at
@@ -42,6 +43,7 @@ LADDER = [
     "autograd", "autograd, memory kept", "closed form, dense", "ours, one thread", "ours",
     "ours, bf16 selection",
 ]  # fmt: skip
+KINDS = ["ours", "ours, bf16 selection", "ours, TopK", "ours, gated"]
 MIB = 2**20
 
 
@@ -157,8 +159,10 @@ def memory(task: Task) -> dict[str, Any]:
     ``own`` is what the process allocated; files that are mapped, the activations, come on top in
     ``with files``: the kernel takes those pages back when it needs them.
     """
-    parameters = 4 * sum(size * (2 * 128 + 1) for size in task.sizes) * len(task.l1) / MIB
-    chunk = 4 * task.batch * 128 * 3 / MIB  # the batch, the one read ahead, and its stored form
+    parameters = 4 * sum(size * (2 * task.width + 1) for size in task.sizes) * len(task.l1) / MIB
+    chunk = (
+        4 * task.batch * task.width * 3 / MIB
+    )  # the batch, the one read ahead, and its stored form
     allowed = chunk + 6 * parameters + 256
     result: dict[str, Any] = {"allowed_mib": allowed, "parameters_mib": parameters}
     print(f"parameters {parameters:.0f} MiB; chunk + 6 x parameters + 256 = {allowed:.0f} MiB")
@@ -242,7 +246,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="keep the state behind --warm, or use it again")
     parser.add_argument("--rounds", type=int, default=3)
     mode = parser.add_mutually_exclusive_group()
-    for name in ("ladder", "curve", "memory", "precision"):
+    for name in ("ladder", "curve", "memory", "precision", "kinds"):
         mode.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/sae_cpu.jsonl")
     parser.add_argument("--activations", type=Path, default=ROOT / "outputs/demo/activations")
@@ -253,6 +257,7 @@ def main() -> None:
         batch=2048, steps=args.steps, warm=args.warm, activations=str(args.activations),
     )  # fmt: skip
     tasks = [at_batch(task, batch) for batch in args.batch]
+    contestants = LADDER if args.ladder else KINDS if args.kinds else PEERS
     results = []
     for task in tasks:
         if args.curve:
@@ -268,7 +273,7 @@ def main() -> None:
                     task.start = str(path)
                     if not path.exists():
                         run("warm-up", task)
-                results.append(compare(task, LADDER if args.ladder else PEERS, args.rounds))
+                results.append(compare(task, contestants, args.rounds))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("a") as file:
         for result in results:

@@ -42,8 +42,9 @@ static inline uint64_t valid_rows(int64_t rows) {
 }
 
 static void transpose(const float *X, int64_t rows, float *X_t) {
-  for (int j = 0; j < D; j++)
-    for (int64_t r = 0; r < PANEL; r++) X_t[j * PANEL + r] = r < rows ? X[r * D + j] : 0.0f;
+  for (int first = 0; first < D; first += 16) /* a cache line of each row at a time */
+    for (int64_t r = 0; r < PANEL; r++)
+      for (int j = first; j < first + 16; j++) X_t[j * PANEL + r] = r < rows ? X[r * D + j] : 0.0f;
 }
 
 static void round_panel(const float *X_t, int32_t *low) {
@@ -126,7 +127,8 @@ static inline void round_rows(const float *W, int count, int32_t *low) {
 static void products(const struct dictionary *d, int64_t first, int count, const struct panel *p,
                      float *z) {
   const float *W = d->W_enc + first * D, *b = d->b + first;
-  prefetch(W + count * D, AT_ONCE); /* past the last feature it does no harm */
+  /* Past the last feature it does no harm; wider rows would push out what is being read. */
+  if (D <= 512) prefetch(W + count * D, AT_ONCE);
   if (d->bf16) {
     int32_t low[AT_ONCE * D / 2];
     round_rows(W, count, low);

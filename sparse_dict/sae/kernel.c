@@ -19,10 +19,6 @@
 #include "threads.h"
 #include "update.h"
 
-/* Panels whose inputs and residuals stay in the second-level cache; their rows are a multiple of
-   what BatchTopK chooses over (`codes.SELECTION`). */
-#define SLAB 8
-
 /* The buffers of one dictionary's step while it is being made. */
 struct buffers {
   struct entries entries[SLAB];

@@ -9,6 +9,10 @@
 /* Features of a task: as many as keep their gradients in the first-level cache. */
 #define BLOCK (D <= 128 ? 32 : D <= 2048 ? 4096 / D : 2)
 
+/* Panels whose inputs and residuals stay in the second-level cache; their rows are a multiple of
+   what BatchTopK chooses over (`codes.SELECTION`). */
+#define SLAB 8
+
 /* Consecutive panels of a batch with what is known of them. */
 struct slab {
   const struct panel *panels;
@@ -22,10 +26,33 @@ struct gradients {
   float *enc, *dec, *b, *threshold;
 };
 
-static inline void put(vec *to, const vec *row, int added) {
-  for (int j = 0; j < VECS; j++)
-    if (added) to[j] += row[j];
-    else to[j] = row[j];
+/* What an active entry adds to its feature's gradients: rows of R and X, each times a number. */
+struct share {
+  const vec *r, *x;
+  float dec, enc;
+};
+
+/* Vectors of a gradient that are summed in registers. */
+#define CHUNK (VECS % 8 == 0 ? 8 : VECS % 4 == 0 ? 4 : VECS % 2 == 0 ? 2 : 1)
+
+static inline void put(vec *to, const vec *sums, int added) {
+  for (int i = 0; i < CHUNK; i++)
+    if (added) to[i] += sums[i];
+    else to[i] = sums[i];
+}
+
+/* CHUNK vectors, from the j-th on, of the sums of a feature's shares. */
+static inline void add_shares(const struct share *shares, int count, int j, vec *to_enc,
+                              vec *to_dec, int added, int tied) {
+  vec enc[CHUNK] = {{0}}, dec[CHUNK] = {{0}};
+  for (int e = 0; e < count; e++)
+#pragma GCC unroll 8
+    for (int i = 0; i < CHUNK; i++) {
+      dec[i] += shares[e].dec * shares[e].r[j + i];
+      enc[i] += shares[e].enc * shares[e].x[j + i];
+    }
+  put(to_dec, dec, added);
+  put(to_enc, enc, added || tied);
 }
 
 /* The gradients of feature k, row `i` of G, of what a slab contributes to
@@ -40,37 +67,31 @@ static inline int add_gradients(const struct dictionary *d, const struct numbers
                                 const float *thresholds, int64_t k, const struct slab *s,
                                 const struct gradients *G, int64_t i, int added) {
   const float threshold = thresholds ? thresholds[k] : 0.0f;
-  vec w[VECS], enc[VECS] = {{0}}, dec[VECS] = {{0}};
+  struct share shares[SLAB * PANEL];
   float bias = 0, of_threshold = 0;
-  int fired = 0;
-  memcpy(w, d->W_dec + k * D, sizeof w);
+  int count = 0;
   for (int64_t p = 0; p < s->count; p++) {
     const float *R = s->R + p * PANEL * D, *X = s->panels[p].X;
     const struct entries *found = s->entries + p;
     const float *codes = found->codes + found->start[k];
     for (uint64_t left = found->rows[k]; left; left &= left - 1) {
       const int64_t at = (int64_t)__builtin_ctzll(left) * D;
-      const vec *r = (const vec *)(R + at), *x = (const vec *)(X + at);
       const float code = *codes++;
-      const float g_code = n->scale * dot((const float *)r, (const float *)w);
+      const float g_code = n->scale * dot(R + at, d->W_dec + k * D);
       if (thresholds && fabsf(code - threshold) < d->band)
         of_threshold -= (threshold * g_code + n->l0) / (2 * d->band);
       if (code <= threshold) continue;
-      const float for_dec = n->scale * code, for_enc = g_code + n->penalty;
-      for (int j = 0; j < VECS; j++) {
-        dec[j] += for_dec * r[j];
-        enc[j] += for_enc * x[j];
-      }
-      bias += for_enc;
-      fired = 1;
+      shares[count++] = (struct share){(const vec *)(R + at), (const vec *)(X + at),
+                                       n->scale * code, g_code + n->penalty};
+      bias += g_code + n->penalty;
     }
   }
   vec *to_enc = (vec *)(G->enc + i * D), *to_dec = (vec *)(G->dec + i * D);
-  put(to_dec, dec, added);
-  put(to_enc, enc, added || G->enc == G->dec);
+  for (int j = 0; j < VECS; j += CHUNK)
+    add_shares(shares, count, j, to_enc + j, to_dec + j, added, G->enc == G->dec);
   G->b[i] = added ? G->b[i] + bias : bias;
   if (thresholds) G->threshold[i] = added ? G->threshold[i] + of_threshold : of_threshold;
-  return fired;
+  return count > 0;
 }
 
 /* One Adam update (Kingma and Ba 2015, algorithm 1, with torch.optim.Adam's placing of eps) of
