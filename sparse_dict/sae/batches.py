@@ -24,16 +24,13 @@ def batches(
     last_step: int,
     room: int | None = None,
 ) -> Generator[Tensor, None, None]:
-    """Batches of steps `first_step` to `last_step` - 1, counted from zero.
+    """Batches of steps `first_step` to `last_step` - 1, counted from zero; to be closed.
 
-    Step s holds `rows` s * batch_size, ... in order, beginning again after the last; so a
-    resumed run finds its place without any state. Each is (batch_size, d_in) float32, scaled, and
-    valid until the next one is asked for. Close it before it goes out of use.
-
-    Rows that will be seen again stay on the device, if all of them take at most `room` bytes:
-    as they come past for the first time they are kept, and from then on nothing is read. By
-    default that is a share of what is free on a GPU once the first step has been made, and
-    nothing elsewhere.
+    Step s holds `rows` s * batch_size, ... in order, beginning again after the last: a resumed run
+    needs no state. Each is (batch_size, d_in) float32, scaled, and valid until the next one is
+    asked for. Rows that will be seen again stay on the device as they come past for the first time,
+    if all of them take at most `room` bytes: by default a share of what is free on a GPU after the
+    first step.
     """
     whole_pass = -(-rows.rows // batch_size)  # steps, of which the last may begin again
     kept: Tensor | None = None
@@ -90,11 +87,7 @@ def _streamed(
     first_step: int,
     last_step: int,
 ) -> Generator[Tensor, None, None]:
-    """What `batches` yields, all of it from disk, in blocks of several batches.
-
-    For a GPU each is copied through pinned memory on a stream of its own while the one before is in
-    use.
-    """
+    """What `batches` yields, from disk in blocks of several; a GPU gets each in the background."""
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     steps = min(_block(device, 4 * rows.d_in * batch_size), last_step - first_step)
     shape = steps * batch_size, rows.d_in

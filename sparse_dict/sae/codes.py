@@ -34,8 +34,7 @@ def keep_largest(codes: "Tensor", k: int) -> "Tensor":
 def keep_largest_of_all(codes: "Tensor", k: int) -> "tuple[Tensor, list[Tensor]]":
     """The k * rows largest of `SELECTION` rows of codes (..., rows, dict_size) at a time.
 
-    Returns:
-        The codes with all others zero, and the smallest one kept of each selection, (...,).
+    All others are zero; with them the smallest one kept of each selection, (...,).
     """
     import torch
 

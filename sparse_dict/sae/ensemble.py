@@ -1,9 +1,7 @@
 """Trains many dictionaries in one pass over the activations; one dictionary is an ensemble of one.
 
-All see the same batches in the same order, and the result of each depends on its own config alone:
-see `step_cpu` and `state.drawn_from`.
-
-With several GPUs each trains a part of them, on batches of its own. One thread enqueues the work of
+All see the same batches in the same order, and the result of each depends on its own config alone.
+With several GPUs each trains a part of them, on batches of its own; one thread enqueues the work of
 all, and waits for them only when values are logged or saved.
 """
 
@@ -42,12 +40,7 @@ Step = SparseStep | DenseStep
 
 
 def make_steps(states: list[State], n_steps: int) -> list[tuple[list[int], Step]]:
-    """The fastest step for each of `states`, with the indices of those that it trains.
-
-    Args:
-        states: dictionaries on one device, of the same rows.
-        n_steps: optimiser steps of a whole training.
-    """
+    """The fastest step for each of `states`, which see the same rows, and the indices it trains."""
     device, width = states[0].b.device.type, max(states[0].d_in, states[0].d_out)
     in_c = device == "cpu" and kernel.load(width) is not None
     fast = [i for i, s in enumerate(states) if in_c and s.is_fast and "W_skip" not in s.params]
@@ -130,17 +123,10 @@ class _Part:
 
 
 def train(groups: list[list[Trainee]], first_step: int) -> None:
-    """Train dictionaries from `first_step` on, whose harvest and `training` are equal.
+    """Train dictionaries of one harvest from `first_step` on; a group shares device and batches.
 
-    A dictionary that is found non-finite when values are logged or saved gets an `error` and is
-    trained no further.
-
-    Args:
-        groups: dictionaries on one device that see the same rows and columns.
-        first_step: optimiser steps that all have behind them.
-
-    Raises:
-        Interrupted: a signal asked to stop; checkpoints are written.
+    One that is found non-finite when values are logged or saved gets an `error` and is trained no
+    further. A signal raises `Interrupted` when checkpoints are written.
     """
     trainees = [trainee for group in groups for trainee in group]
     config = trainees[0].config

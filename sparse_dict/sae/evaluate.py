@@ -51,11 +51,7 @@ def evaluate(
 ) -> list[Evaluation]:
     """Numbers of every dictionary on the rows from `start` to the end, read once.
 
-    Args:
-        dictionaries: on raw activations.
-        sides: what each reads and what it reconstructs.
-        start: the first row of all that counts.
-        device: where products are made.
+    `sides` are what each reads and what it reconstructs, raw.
     """
     weights = [
         tuple(torch.from_numpy(a).to(device) for a in (d.W_enc, d.b_enc, d.W_dec, d.b_dec))

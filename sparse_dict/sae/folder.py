@@ -148,8 +148,8 @@ def write(
 ) -> None:
     """Write a finished dictionary; `metrics.json` comes last and says that the rest is there.
 
-    `hook` names where the activations come from, if that has a name, for SAELens' metadata, and
-    `hook_out` what a transcoder reconstructs.
+    `hook` is SAELens' name of what it reads, if there is one, `hook_out` of what a transcoder
+    makes.
     """
     d_in, dict_size = dictionary.W_enc.shape
     tensors = {

@@ -1,8 +1,4 @@
-"""What a language model's own weights say of the directions of a site.
-
-Three things can be asked of them: which directions what follows the site reads, which ones what
-comes before it writes, and how strongly a direction acts on the logits.
-"""
+"""What a language model's own weights say of the directions of a site."""
 
 from typing import Any
 
@@ -45,9 +41,9 @@ def writing(lm: LoadedLM, site: Site, activations: Activations) -> Tensor:
 def metric(lm: LoadedLM, site: Site, activations: Activations) -> Tensor:
     """How strongly directions act, (d_in, d_in), symmetric.
 
-    For a unit direction d, d^T M d is the variance of the logits that it adds, over that of all
-    directions, whose mean is one. By the direct path, without the final norm's division, which is
-    the same for all directions. Logits are relative to their mean over the vocabulary.
+    For a unit direction d, d^T M d is the variance of the logits (about their mean over the
+    vocabulary) that it adds by the direct path, without the final norm's division, over that of all
+    directions.
     """
     logits = lm.model.direct(site, torch.eye(activations.d_in, dtype=torch.float64))
     logits -= logits.mean(1, keepdim=True)
@@ -61,8 +57,8 @@ OF = {"init_read": reading, "init_write": writing}  # the directions that `sae.g
 def first_contexts(activations: Activations, n_ctx: int) -> NDArray[np.int64]:
     """Contexts (n, n_ctx) of the text that was harvested, from its beginning; as its rows say.
 
-    They are the harvested ones unless it left out positions (`harvest.skip_first`): then the tokens
-    that were kept follow each other.
+    Where positions were left out (`harvest.skip_first`), the tokens that were kept follow each
+    other.
     """
     first = np.empty((0, 3), np.int32)
     for start in range(0, activations.rows, PIECE):

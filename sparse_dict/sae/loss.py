@@ -5,17 +5,14 @@ For a batch x of activations, codes c = encode(x) and the reconstruction x_hat =
     loss = mean (x_hat - y)^2  +  l1 * mean_rows sum_k |c_k|  +  what the architecture adds,
 
 where y is x, or for a transcoder what another site computes on the same token (with `sae.skip`,
-less x W_skip, so that features explain what a linear map does not). What is added is nothing for
-ReLU (the post's loss), TopK and BatchTopK (for which l1 is zero by default), an L0 penalty for
-JumpReLU, a loss of the gate for Gated, and the error of each prefix for Matryoshka. Each kind's
-`loss` puts it together from the terms below; `Architecture.objective` is the whole: it adds the
-auxiliary loss that `sae.dead=auxk` asks for, and the terms of interventions. The coefficients of
-each step come from `schedule.hyper`, and x is what `scaling.Scaling` makes of the activations.
+less x W_skip). Each kind's `loss` puts it together from the terms below; `Architecture.objective`
+is the whole: it adds the auxiliary loss that `sae.dead=auxk` asks for, and the terms of
+interventions. The coefficients of each step come from `schedule.hyper`, and x is what
+`scaling.Scaling` makes of the activations.
 
-Everything is differentiable, for dictionaries that are stacked along leading axes too. The fast
-steps (`kernel.c`, `step_torch.closed_form`) compute the same gradients by hand, and are tested
-against what autograd makes of these functions. This file is imported while Hydra composes the
-config, so it imports no torch.
+All is differentiable, for dictionaries stacked along leading axes too. The fast steps (`kernel.c`,
+`step_torch.closed_form`) compute the same gradients by hand. It is imported while Hydra composes
+the config, so it imports no torch.
 """
 
 from collections.abc import Callable
@@ -77,10 +74,8 @@ def _near(z: "Tensor", threshold: "Tensor", bandwidth: "Tensor") -> "Tensor":
 def jump(z: "Tensor", threshold: "Tensor", bandwidth: "Tensor") -> "Tensor":
     """JumpReLU: z where it exceeds the threshold, else zero (arXiv 2407.14435, equations 1, 11).
 
-    Args:
-        z: (..., batch, dict_size) pre-activations.
-        threshold: (..., 1, dict_size), positive.
-        bandwidth: (...,) width of the kernel by which the threshold gets a gradient.
+    `z` (..., batch, dict_size), `threshold` (..., 1, dict_size); `bandwidth` (...,) is the width of
+    the kernel by which the threshold gets a gradient.
     """
     near = threshold.detach() * _near(z, threshold, bandwidth)
     return z.relu() * (z > threshold) - _through(threshold, near)
@@ -95,15 +90,9 @@ def l0(z: "Tensor", threshold: "Tensor", bandwidth: "Tensor") -> "Tensor":
 def auxiliary(p: Params, fit: Fit, y: "Tensor", inactive: "Tensor", k: int) -> "Tensor":
     """The error of reconstructing the residual from inactive features alone, (...,).
 
-    The mean squared error with which the `k` largest codes among inactive features reconstruct the
-    residual, which is detached (Gao et al. 2024, arXiv 2406.04093, appendix A.2).
-
-    Args:
-        p: the dictionary's parameters.
-        fit: what it made of the batch.
-        y: what is to be reconstructed, (batch, d_out).
-        inactive: (..., dict_size) bool.
-        k: codes kept in a row.
+    The mean squared error with which the `k` largest codes of a row among the `inactive`, (...,
+    dict_size) bool, reconstruct what `fit` leaves of y (batch, d_out), which is detached (Gao et
+    al. 2024, arXiv 2406.04093, appendix A.2).
     """
     codes = keep_largest(fit.encoded.z.relu() * inactive[..., None, :], k)
     return squared_error(codes @ p["W_dec"], (y - fit.x_hat).detach())

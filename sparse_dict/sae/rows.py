@@ -67,12 +67,7 @@ def check_evaluation_rows(activations: Activations, eval_rows: int) -> None:
 
 
 class Rows:
-    """The rows that `training.rows` selects, in the order in which they are seen.
-
-    Attributes:
-        rows: how many there are; one that is selected several times counts each time.
-        d_in: their width.
-    """
+    """The rows that `training.rows` selects, in the order in which they are seen."""
 
     def __init__(self, activations: Activations, training: SAETrainingConfig) -> None:
         self._activations = activations
@@ -90,7 +85,7 @@ class Rows:
                 f"training.rows={training.rows}, which takes blocks of {self._block:,}; "
                 "harvest more, or lower training.batch_size"
             )
-        self.rows = len(self._blocks) * self._block
+        self.rows = len(self._blocks) * self._block  # each as often as it is selected
 
     def read_into(self, start: int, out: NDArray[Any]) -> None:
         """Put the selected rows from `start` on into `out`, (n, d_in)."""

@@ -57,8 +57,8 @@ class Scaling:
 def undone(d: Dictionary, x: Scaling, y: Scaling) -> Dictionary:
     """A dictionary of raw activations, made of one of (x - mean) / scale times `y.unit`.
 
-    Its decoder rows are no longer unit rows where sites were scaled apart: codes stay what they
-    were, so that TopK keeps the same ones. What is reconstructed has a scaling of its own, `y`.
+    Codes stay what they were, so that TopK keeps the same ones: decoder rows are no longer unit
+    rows where sites were scaled apart. What is reconstructed has a scaling of its own, `y`.
     """
     gain, mean = (x.scale / y.unit).astype(np.float32), x.mean.astype(np.float64)
     W_enc = d.W_enc / gain[:, None]

@@ -64,8 +64,8 @@ def rate(optimizer: AdamConfig, step: int, last_step: int) -> float:
     """The learning rate of optimiser step `step` of `last_step`, counted from one.
 
     It rises linearly over `warmup_steps`; with a schedule it falls towards zero over the last
-    `decay_fraction` of the training, in a straight line (as in SAELens and
-    dictionary_learning, over the last fifth) or along half a cosine.
+    `decay_fraction` of the training, linearly (as in SAELens and dictionary_learning) or as a
+    cosine.
     """
     o = optimizer
     warm = min(1.0, step / o.warmup_steps) if o.warmup_steps else 1.0
@@ -79,12 +79,10 @@ def rate(optimizer: AdamConfig, step: int, last_step: int) -> float:
 def hyper(config: TrainSAEConfig, step: int, d_out: int) -> Hyper:
     """The numbers of optimiser step `step`, counted from one, where rows are `d_out` wide.
 
-    With L1 divided by the width, the loss is 1/d_out times that with a summed squared error, and
-    Adam does not depend on such a factor: these are the coefficients of SAELens and
-    dictionary_learning.
-
-    Penalties rise linearly from zero at first, as in Anthropic's Circuits Updates of April 2024
-    ("Update on how we train SAEs"), there for L1.
+    With L1 divided by the width, the loss is 1/d_out times that with a summed squared error, to
+    which Adam is blind: coefficients are those of SAELens and dictionary_learning. Penalties rise
+    linearly at first, as in Anthropic's Circuits Updates of April 2024 ("Update on how we train
+    SAEs").
     """
     o, sae = config.optimizer, config.sae
     rise = config.training.l1_warmup_steps

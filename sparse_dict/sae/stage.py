@@ -123,13 +123,10 @@ def run(config: TrainSAEConfig) -> dict[str, Any]:
 
 
 def train_many(configs: list[TrainSAEConfig], folders_: list[Path]) -> list[Outcome]:
-    """Train a dictionary per config, those that can share a pass together.
+    """Train a dictionary per config, those that can share a pass together; outcomes in order.
 
-    Finished ones are skipped, interrupted ones go on. A dictionary that fails, or in whose folder
-    another process works, gives its exception and leaves the others alone.
-
-    Returns:
-        Metrics or exception of each, in the order given.
+    Finished ones are skipped, interrupted ones go on. One that fails, or in whose folder another
+    process works, leaves the others alone.
     """
     with ExitStack() as locks:
         return _train_many(configs, folders_, locks)

@@ -35,20 +35,16 @@ def drawn_from(
 
 
 def align(W_enc: Tensor, W_dec: Tensor) -> None:
-    """Move encoder rows along the unit decoder rows until each has a product of one with its own.
-
-    In place.
-    """
+    """Move encoder rows along unit decoder rows until each has a product of one with its own."""
     W_enc.add_((1 - (W_enc * W_dec).sum(dim=-1, keepdim=True)) * W_dec)
 
 
 def keep_aligned(W_enc: Tensor, W_dec: Tensor, g_enc: Tensor, g_dec: Tensor) -> None:
     """The gradients where a product of one is kept, from those of free rows, in place.
 
-    That is where W_enc stands for V + (1 - V W_dec) W_dec with a free V, at V = W_enc: a
-    reparametrisation with the constraint of Aligned Training (arXiv 2605.18629). Moving encoder
-    rows back after each step (`align`) would keep the constraint by itself, but would come to rest
-    where the decoder's share of the gradient is not zero.
+    W_enc stands for V + (1 - V W_dec) W_dec with a free V, at V = W_enc: a reparametrisation with
+    the constraint of Aligned Training (arXiv 2605.18629). Moving encoder rows back after each step
+    (`align`) alone would come to rest where the decoder's share of the gradient is not zero.
     """
     along = (g_enc * W_dec).sum(dim=-1, keepdim=True)
     g_enc.sub_(along * W_dec)
@@ -172,11 +168,7 @@ class State:
         return named
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take the values that `tensors()` gave.
-
-        Earlier versions added columns of zeros, up to a multiple of 16 or the wider side of a
-        transcoder.
-        """
+        """Take the values that `tensors()` gave; earlier versions added columns of zeros."""
         for name, tensor in self.tensors().items():
             given = tensors[name]
             kept = given[tuple(slice(n) for n in tensor.shape)]

@@ -63,15 +63,10 @@ class SparseStep:
         torch.set_num_threads(self._torch_threads)
 
     def __call__(self, x: Tensor, y: Tensor, hypers: Sequence[Hyper | None], seen: int) -> None:
-        """Train every dictionary whose hyper is not None on a batch.
+        """Train each dictionary with a hyper on a batch, x (batch, d_in) and y (batch, d_out).
 
-        Each state's sums grow by the batch's values from before the update.
-
-        Args:
-            x: (batch, d_in), what is read.
-            y: (batch, d_out), what is reconstructed.
-            hypers: the numbers of the step, of each dictionary.
-            seen: rows seen with this batch; features active in it are marked with it.
+        Each state's sums grow by the batch's values from before the update; `seen` are rows with
+        this batch, with which features that are active in it are marked.
         """
         live = [i for i in self._order if hypers[i] is not None]
         for at, i in enumerate(live):
@@ -127,11 +122,7 @@ def _numbers(hyper: Hyper, y: Tensor) -> NumbersStruct:
 
 
 def _padded(state: State, width: int) -> dict[str, Tensor]:
-    """Let a state's rows lie `width` values apart, zeros behind them.
-
-    Returns:
-        Room for gradients, named as in `kernel.DictionaryStruct`.
-    """
+    """Let a state's rows lie `width` values apart; returns room for gradients, named as in C."""
     for group in (state.params, state.m, state.v):
         for name, tensor in group.items():
             if name in ("W_enc", "W_dec", "b_dec") and tensor.shape[-1] != width:
@@ -169,16 +160,9 @@ def _entry(state: State, gradients: dict[str, Tensor]) -> DictionaryStruct:
 def auxiliary_gradients(
     state: State, x: Tensor, y: Tensor, inactive: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `loss.auxiliary`, times its coefficient, for the inactive features alone.
+    """Gradients of `loss.auxiliary`, times its coefficient, of W_enc, W_dec, b at `inactive`.
 
-    Args:
-        state: the dictionary before its update.
-        x: (batch, d_in), scaled.
-        y: (batch, d_out), what is reconstructed.
-        inactive: (dict_size,) bool.
-
-    Returns:
-        Gradients of the rows of W_enc, W_dec and b at `inactive`.
+    `state` is the dictionary before its update, x (batch, d_in), y (batch, d_out).
     """
     W_enc, W_dec, b = state.W_enc[inactive], state.W_dec[inactive], state.b[inactive]
     g_enc, g_dec, g_b = torch.zeros_like(W_enc), torch.zeros_like(W_dec), torch.zeros_like(b)

@@ -1,16 +1,14 @@
 """One optimiser step of many dictionaries with dense products, on any device.
 
 For GPUs, CPUs without a C compiler, and every kind that `kernel.c` does not have. Same interface
-and same numbers, within rounding, as `step_cpu`. Dictionaries of one kind are stacked: each product
-is one batched product and Adam a few operations on whole stacks, with what differs between members
-(learning rate, penalty ...) as vectors. Other sizes are other stacks, so no features are padded.
-Gradients are written by hand where a dictionary `is_fast`, else autograd computes those of
-`Architecture.objective`.
+and same numbers, within rounding, as `step_cpu`. Dictionaries of one kind and size are stacked:
+each product is one batched product and Adam a few operations on whole stacks, with what differs
+between them (learning rate, penalty ...) as vectors. Gradients are written by hand where a
+dictionary `is_fast`, else autograd computes those of `Architecture.objective`.
 
-A step does not wait for the device, so that one thread keeps several GPUs busy; sums stay there
-until they are asked for. On a GPU the first steps run as they are written,
-then the work of a whole step of all stacks is recorded as one CUDA graph, which later steps replay:
-a step is hundreds of small kernels, and starting them one by one takes longer than running them.
+A step does not wait for the device, so that one thread keeps several GPUs busy. On a GPU the first
+steps run as they are written, then the work of a whole step of all stacks is recorded as one CUDA
+graph: starting hundreds of small kernels one by one takes longer than running them.
 """
 
 import logging
@@ -54,12 +52,10 @@ class DenseStep:
         compiled: bool = False,
         max_features: int | None = None,
     ) -> None:
-        """Stack `states`; their tensors become parts of the stacks'.
+        """Stack `states`, all on one device; their tensors become parts of the stacks'.
 
-        Args:
-            states: dictionaries on one device.
-            compiled: use `torch.compile`, which takes tens of seconds for each stack.
-            max_features: of one stack, unless a single dictionary has more.
+        `compiled` uses `torch.compile`, tens of seconds for each stack, which has at most
+        `max_features` unless a single dictionary has more.
         """
         self.states = states
         if max_features is None:
@@ -98,11 +94,7 @@ class DenseStep:
 
 
 def _grouped(states: list[State], max_features: int) -> list[list[int]]:
-    """Indices of dictionaries that one stack can hold.
-
-    The keys of their kind agree in everything but `OWN` and the numbers of their loss, so that a
-    key which nobody has thought of here can only split a stack.
-    """
+    """Indices of dictionaries that one stack can hold: keys agree in all but `OWN` and numbers."""
     alike: dict[Hashable, list[int]] = defaultdict(list)
     for i, state in enumerate(states):
         architecture = state.architecture
@@ -276,17 +268,12 @@ class Gradients:
 
 
 def train(stack: State, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor) -> None:
-    """One step of n stacked dictionaries, in place.
+    """One step of n stacked dictionaries, in place, on x (batch, d_in) and y (batch, d_out).
 
-    With `project_gradient` the decoder's gradient first loses its part along each feature
-    (Bricken et al. 2023, "Towards Monosemanticity", appendix on the autoencoder's training).
-
-    Args:
-        stack: as `_stacked` gives it.
-        x: (batch, d_in), scaled.
-        y: (batch, d_out), what is reconstructed.
-        numbers: (..., n) float32, `_numbers` of each.
-        counts: (2,) int64: rows seen with this batch, and after how many a feature is inactive.
+    With `project_gradient` the decoder's gradient first loses its part along each feature (Bricken
+    et al. 2023, "Towards Monosemanticity", appendix on the autoencoder's training). `numbers` (...,
+    n) are `_numbers` of each; `counts` (2,) int64: rows seen, and after how many a feature is
+    inactive.
     """
     seen, window = counts.unbind()
     sae = stack.architecture.sae

@@ -24,8 +24,7 @@ def mostly_dead(m: Metrics) -> bool:
 def recommended(rungs: Sequence[Metrics]) -> Metrics | None:
     """The sparsest that explains nearly as much as any does; None if all are of no use.
 
-    Of each, `fvu`, `l0`, `dead` and `dict_size` count: those of a dictionary, or means over those
-    that are equally sparse.
+    Each is a dictionary's `fvu`, `l0`, `dead` and `dict_size`, or means over equally sparse ones.
     """
     living = [m for m in rungs if not useless(m) and not mostly_dead(m)]
     best = max((1 - m["fvu"] for m in living), default=0.0)

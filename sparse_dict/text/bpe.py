@@ -16,10 +16,9 @@ MIN_PAIRS = 2  # a merge is learned from a pair seen at least this often
 
 
 def train_ranks(texts: Iterable[str], n_ranks: int, max_chars: int) -> dict[bytes, int]:
-    """Ranks 0..n-1 of the 256 bytes and up to ``n_ranks - 256`` merges.
+    """Ranks 0..n-1 of the 256 bytes and up to ``n_ranks - 256`` merges (texts may repeat little).
 
-    Sees the first `max_chars` characters of `texts`. Empty if there are none; fewer than
-    `n_ranks` if the text repeats too little.
+    Sees the first `max_chars` characters of `texts`. Empty if there are none.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -61,7 +60,7 @@ def _head(texts: Iterable[str], max_chars: int, progress: Progress) -> Iterator[
 def pieces(text: str) -> list[str]:
     """`text`, with words and stretches of blanks of more than `MOST_RUN` characters cut up.
 
-    GPT-2's expression makes one word of an unbroken run; the trainer's time is quadratic in a word.
+    GPT-2's expression makes one word of them; the trainer's time is quadratic in a word.
     """
     words = list(map(len, text.split()))
     blanks = len(text) - sum(words) - len(words)  # beyond one for each word

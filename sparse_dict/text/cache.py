@@ -1,7 +1,6 @@
 """Cache folders that are either whole or absent, though several processes may want one."""
 
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files, lock, records
 
-STALE_S = 7 * 24 * 3600.0
 HASHES = "sha256.json"  # of a folder's files, where they do not say so themselves
 RESUME = "resume.safetensors"  # in a folder that is half made: what it takes to go on with it
 
@@ -43,7 +41,6 @@ def ensure(folder: Path, make: Callable[[Path], None]) -> None:
     fresh = place / "fresh"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock.holding(place, wait=True):
-        _remove_stale(folder.parent)
         if not folder.is_dir():
             _remove_useless(fresh)
             fresh.mkdir(exist_ok=True)
@@ -59,12 +56,3 @@ def ensure(folder: Path, make: Callable[[Path], None]) -> None:
 def _remove_useless(fresh: Path) -> None:
     if not (fresh / RESUME).exists():
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _remove_stale(parent: Path) -> None:
-    """Remove what killed processes left behind: hidden folders untouched for a week."""
-    for left in parent.glob(".*"):
-        with suppress(FileNotFoundError):  # another process has removed it
-            old = time.time() - max(path.lstat().st_mtime for path in (left, *left.glob("*")))
-            if left.is_dir() and not left.is_symlink() and old > STALE_S and not lock.holder(left):
-                shutil.rmtree(left, ignore_errors=True)

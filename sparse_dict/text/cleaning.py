@@ -12,11 +12,11 @@ SETTLE = 2**20
 class Unique:
     """Documents in order, without blank ones and without repetitions.
 
-    Texts that differ in white space only count as one; the first is kept. Lone surrogates, which
-    no UTF-8 holds, become U+FFFD. Memory: sixteen bytes a document, and a set of the last million.
+    Texts that differ in white space only count as one. Lone surrogates, which no UTF-8 holds,
+    become U+FFFD. Memory: sixteen bytes a document, and a set of the last million.
 
     Attributes:
-        keys: a hash of each text that was kept, in order; `seen` are those of earlier texts.
+        keys: a hash of each text that was kept, in order, behind those that were `seen` earlier.
     """
 
     def __init__(self, texts: Iterable[str], seen: Iterable[int] = ()) -> None:

@@ -21,10 +21,7 @@ def _source(data: DataConfig | ToyData) -> ModuleType:
 
 
 def check(data: DataConfig, validated: bool = False) -> None:
-    """Test in under a second that the corpus is there; writes nothing, asks no network.
-
-    `validated`: some of it is to be held out.
-    """
+    """Test in under a second that the corpus is there; `validated`: some is to be held out."""
     _source(data).check(data)
     if validated and isinstance(data, FilesData):
         files.refuse_one_document(data)
@@ -50,8 +47,7 @@ def refuse_change(described: dict[str, Any], now: dict[str, Any]) -> None:
 class Documents:
     """The corpus as a stream in a fixed order: no blank document, none twice, all valid UTF-8.
 
-    Args:
-        state, keys: of a stream that broke off, to go on behind the last document it gave.
+    `state` and `keys` are of a stream that broke off, to go on behind the last document it gave.
     """
 
     def __init__(

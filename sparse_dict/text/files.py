@@ -2,7 +2,6 @@
 
 import functools
 import glob
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import Any
 
 from sparse_dict.config import FilesData
 from sparse_dict.errors import UserError, one_line
-from sparse_dict.storage.door import MOST_BYTES, opened, read_bytes
+from sparse_dict.storage.door import opened, read_bytes
 from sparse_dict.storage.files import sha256_file
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 BATCH_ROWS = 512
-BATCH_BYTES = 2**26
 CUT = "too much for one document: cut it into several"
 
 
@@ -32,7 +30,7 @@ def check(data: FilesData) -> None:
 
 
 def refuse_one_document(data: FilesData) -> None:
-    """See that there may be documents both to train on and to validate on."""
+    """Refuse a single ``.txt``: there must be documents both to train on and to validate on."""
     (first, *others) = paths(data)
     if not others and first.suffix.lower() == ".txt":
         raise UserError(
@@ -74,15 +72,10 @@ def paths(data: FilesData) -> list[Path]:
 def read_jsonl(path: Path, column: str) -> Iterator[str]:
     """The strings under `column`, a line each; blank lines and nulls are passed over."""
     with opened(path) as file:
-        for number in itertools.count(1):
-            line = file.readline(MOST_BYTES + 1)
-            if not line:
-                return
+        for number, line in enumerate(file, start=1):
             if line.isspace():
                 continue
             where = f"{path}, line {number}"
-            if len(line) > MOST_BYTES:
-                raise UserError(f"{where}: larger than {MOST_BYTES >> 20} MiB, {CUT}")
             try:
                 row = json.loads(line.decode("utf-8-sig"))
             except UnicodeDecodeError:
@@ -96,7 +89,7 @@ def read_jsonl(path: Path, column: str) -> Iterator[str]:
 
 
 def text_of(row: Mapping[str, Any], column: str, where: str) -> str | None:
-    """The text in a row of data; None if it is empty."""
+    """The text in a row of data, None if it is empty; a complaint begins with `where`."""
     if column not in row:
         raise UserError(f"{where}: {no_column(column, row)}")
     text = row[column]
@@ -180,29 +173,11 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
 
     _check_parquet(path, column)
     try:
-        # As a dictionary, texts that repeat are in memory once.
-        file = pq.ParquetFile(path, read_dictionary=[column])
-        for group in range(file.num_row_groups):
-            for batch in file.iter_batches(
-                _rows_at_once(path, file.metadata.row_group(group), column),
-                row_groups=[group],
-                columns=[column],
-            ):
-                for value in batch.column(0):
-                    if (text := value.as_py()) is not None:
-                        yield text
+        for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=[column]):
+            for value in batch.column(0):
+                if (text := value.as_py()) is not None:
+                    yield text
     except UnicodeDecodeError:
         raise UserError(f"{path}: column {column!r} is not UTF-8") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as parquet: {one_line(error)}") from None
-
-
-def _rows_at_once(path: Path, group: Any, column: str) -> int:
-    """So many rows of a row group as take `BATCH_BYTES`."""
-    parts = map(group.column, range(group.num_columns))
-    (part,) = (part for part in parts if part.path_in_schema == column)
-    mean = part.total_uncompressed_size // max(part.num_values, 1)
-    if mean > MOST_BYTES:
-        size = f"{mean >> 20:,} MiB a row"
-        raise UserError(f"{path}: column {column!r} holds {size}, {CUT}")
-    return max(1, min(BATCH_ROWS, BATCH_BYTES // max(mean, 1)))

@@ -119,10 +119,7 @@ def _commit(data: HubData, cache_dir: Path) -> str | None:
 
 
 def _looked_up(data: HubData) -> str:
-    """The commit of the revision that is asked for, or of one that can be read in its place.
-
-    `datasets` no longer runs the script that some data sets have on their main branch.
-    """
+    """The commit of the revision asked for; where it is a script, of what the hub made of it."""
     from huggingface_hub.errors import RevisionNotFoundError
 
     try:

@@ -48,20 +48,13 @@ class Record(TypedDict):
 
 
 class Tokenizer:
-    """Text to ids and back.
-
-    Attributes:
-        n_vocab: ids in all, the end of text included.
-        eot: id of the end of text, the last one.
-        dtype: smallest of uint16 and uint32 that holds every id.
-        fingerprint: identifies ranks and splitting expression.
-    """
+    """Text to ids and back."""
 
     def __init__(self, name: str, ranks: dict[bytes, int], pat_str: str) -> None:
         self.name = name
-        self.eot = len(ranks)
-        self.n_vocab = len(ranks) + 1
-        self.dtype = np.dtype(np.uint16 if self.n_vocab <= 2**16 else np.uint32)
+        self.eot = len(ranks)  # id of the end of text, the last one
+        self.n_vocab = len(ranks) + 1  # ids in all
+        self.dtype = np.dtype(np.uint16 if self.n_vocab <= 2**16 else np.uint32)  # holds each id
         self._ranks = ranks
         self._pat_str = pat_str
         self._encoding = tiktoken.Encoding(

@@ -173,11 +173,9 @@ class TokenStream:
         return out
 
     def origins(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the tokens of a window come from.
+        """Document in the stream and position in it of a window's tokens, int64 (length,) each.
 
-        Returns:
-            Index of the document in the stream and position in it, int64 (length,) each. The end
-            of text is the last position of the document it follows.
+        The end of text is the last position of the document it follows.
         """
         first, last = np.searchsorted(self.document_starts, [start, start + length - 1], "right")
         documents = np.arange(first - 1, last)
@@ -194,23 +192,15 @@ class TokenStream:
 
 @dataclass(frozen=True)
 class TokenStore:
-    """The folder that `prepare` makes.
-
-    Attributes:
-        manifest: all of ``manifest.json``; its fingerprint identifies corpus, split and tokenizer.
-        streams: "train" and "validation"; one of them may be empty.
-    """
+    """The folder that `prepare` makes."""
 
     folder: Path
-    manifest: Manifest
-    streams: dict[str, TokenStream]
+    manifest: Manifest  # its fingerprint identifies corpus, split and tokenizer
+    streams: dict[str, TokenStream]  # of `SPLITS`; one of them may be empty
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open a store and check that its files are those of its manifest, every byte of them.
-
-        The hashes take a second for 2 GB; of several processes only rank 0 takes them.
-        """
+        """Open a store, every byte of whose files is checked; of several processes by rank 0."""
         path = folder / "manifest.json"
         try:
             manifest = records.read(path, Manifest)
@@ -266,21 +256,14 @@ def _verify(folder: Path, hashes: dict[str, str]) -> None:
 
 
 class _SplitWriter:
-    """Writes one split's shards as they fill, and its document starts at the end.
-
-    Attributes:
-        shards: those that are written, as the manifest lists them.
-        pending: what is in no shard yet.
-        starts: where each document begins.
-        tokens, bytes: taken so far.
-    """
+    """Writes one split's shards as they fill, and its document starts at the end."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         self._name = name
-        self.shards: list[ShardRecord] = []
-        self.pending: list[np.ndarray] = []
-        self.starts = array("q")
+        self.shards: list[ShardRecord] = []  # written, as the manifest lists them
+        self.pending: list[np.ndarray] = []  # what is in no shard yet
+        self.starts = array("q")  # where each document begins
         self.tokens = 0
         self.bytes = 0
 

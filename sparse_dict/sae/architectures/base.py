@@ -55,16 +55,11 @@ class Architecture(Generic[C]):
         return {}
 
     def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
-        """Random unit decoder rows; an encoder as `sae.init` says.
+        """Random unit decoder rows; an encoder as `sae.init` says, drawn by the CPU's `generator`.
 
         ``independent``: encoder and bias uniform in +-1/sqrt(width), as `torch.nn.Linear` has them,
         as in the post. ``aligned``: the encoder equal to the decoder, zero bias. A transcoder's
         output bias and skip are zero.
-
-        Args:
-            d_in: columns that are read.
-            d_out: columns that are reconstructed.
-            generator: of the CPU.
         """
         import torch
 
@@ -131,13 +126,10 @@ class Architecture(Generic[C]):
     ) -> Fit:
         """The whole loss of one dictionary on one batch, or of several that are stacked.
 
-        Args:
-            p: parameters by name, (..., dict_size, d_in) or (..., dict_size).
-            x: (batch, d_in), scaled.
-            y: (batch, d_out), what is reconstructed.
-            numbers: coefficients by name, (...,) each.
-            inactive: (..., dict_size) bool: which features `sae.dead=auxk` trains on the residual.
-            terms: what interventions add.
+        Of parameters `p`, (..., dict_size, d_in) or (..., dict_size) each, x (batch, d_in), scaled,
+        and what is reconstructed, y (batch, d_out), with coefficients (...,). `inactive` (...,
+        dict_size) are the features that `sae.dead=auxk` trains on the residual, `terms` what
+        interventions add.
         """
         if (skipped := self.skipped(p, x)) is not None:
             y = y - skipped
@@ -155,12 +147,8 @@ class Architecture(Generic[C]):
         """The dictionary for activations that are not divided by `scale`, in SAELens' terms.
 
         relu(W x + s b) = s relu(W x / s + b): scaling the bias alone scales the codes by s, and
-        with them the reconstruction, while the decoder keeps its unit rows. ``W_skip`` stays.
-
-        Args:
-            p: parameters, on the CPU.
-            scale: s.
-            floor: with `keeps_floor`, the threshold that replaces that of each batch.
+        with them the reconstruction, while the decoder keeps its unit rows. `p` are on the CPU;
+        `floor` is, where it `keeps_floor`, the threshold that replaces that of each batch.
         """
         import numpy as np
 

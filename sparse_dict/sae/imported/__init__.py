@@ -22,8 +22,7 @@ HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<inside>[\w.-]+(?:/[\w.-]+)*)
 def read(source: str) -> Foreign:
     """Read a dictionary of SAELens, dictionary_learning or sparsify.
 
-    Args:
-        source: its folder, or a name on the Hugging Face hub: OWNER/REPOSITORY/FOLDER/IN/IT.
+    `source` is its folder, or a name on the Hugging Face hub: OWNER/REPOSITORY/FOLDER/IN/IT.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():

@@ -24,11 +24,9 @@ def measured(
     l1: float = 0.0,
     seed: int = 0,
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    """The metrics of a dictionary on raw activations, and its `fire_count`.
+    """The metrics of a dictionary on the last rows of raw activations, and its `fire_count`.
 
-    The last rows, at most `EVAL_ROWS`, are those that a dictionary trained here would be measured
-    on. `kind` is as `sae.activation` names it; `made` goes into the config and distinguishes the
-    dictionary's family from others.
+    `kind` is as `sae.activation` names it; `made` goes into the config and tells families apart.
     """
     started = time.perf_counter()
     rows = min(activations.rows, EVAL_ROWS)

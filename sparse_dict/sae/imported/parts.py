@@ -100,19 +100,11 @@ def folded(
 ) -> Dictionary:
     """The same function with `b_dec` taken out of the encoder and, where possible, unit rows.
 
-    A code times its row stays what it is if the row is divided by its norm and the code, that is
-    encoder, bias and threshold, multiplied by it. TopK chooses among codes, which that would
-    change: its rows stay as they are, unless it chooses by code times norm.
-
-    Args:
-        W_enc: (d_in, n).
-        b_enc: (n,).
-        W_dec: (n, d_in).
-        b_dec: (d_in,).
-        centred: whether `b_dec` is subtracted from the input.
-        threshold: for all features or each, (n,).
-        k: of TopK.
-        by_norm: whether `k` and `threshold` are of codes times the norms of their rows.
+    Of W_enc (d_in, n), b_enc (n,), W_dec (n, d_in), b_dec (d_in,), which is subtracted from the
+    input if `centred`; a `threshold` is of all features or of each, (n,). A code times its row
+    stays what it is if the row is divided by its norm and the code multiplied by it. TopK chooses
+    among codes, which that would change: its rows stay, unless it chooses, as thresholds then do,
+    `by_norm` times code.
     """
     if centred:
         b_enc = b_enc - b_dec @ W_enc

@@ -176,12 +176,7 @@ def charge(strength: float, metric: "Tensor") -> Term:
 
 
 def gain(W_dec: "Tensor", metric: "Tensor") -> "Tensor":
-    """How strongly each direction acts, root of d^T M d / d^T d, (..., dict_size).
-
-    Args:
-        W_dec: (..., dict_size, d_in).
-        metric: M, (d_in, d_in), as `lm_weights.metric` gives it.
-    """
+    """How strongly directions W_dec (..., dict_size, d_in) act: root of d^T M d / d^T d."""
     squares = ((W_dec @ metric) * W_dec).sum(dim=-1) / W_dec.square().sum(dim=-1)
     return squares.clamp(min=0).sqrt()
 
@@ -190,8 +185,7 @@ def surcharge(codes: "Tensor", W_dec: "Tensor", metric: "Tensor") -> "Tensor":
     """What the codes of features with little effect cost beside their L1; mean over rows, (...,).
 
     A code costs 1 / (1 + gain^2): as much as its L1 in a direction without any effect, half of it
-    in an average one, next to nothing in one that acts strongly. The gradient moves decoder rows
-    too, towards what acts on the logits.
+    in an average one. The gradient moves decoder rows too, towards what acts on the logits.
     """
     return (codes.mean(dim=-2) / (1 + gain(W_dec, metric).square())).sum(dim=-1)
 

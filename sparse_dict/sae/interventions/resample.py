@@ -39,19 +39,13 @@ class Resample(Intervention[ResampleConfig]):
 
 
 def resample(state: "State", inactive: "Tensor", x: "Tensor", y: "Tensor", step: int) -> None:
-    """Give inactive features new directions, in place.
+    """Give inactive features, (dict_size,) bool, new directions, in place.
 
-    Rows are drawn with probability proportional to their squared loss; the decoder row becomes the
-    row's direction, the encoder row the same at a fifth of the living ones' mean norm, the bias and
-    the moments zero (Bricken et al. 2023, "Towards Monosemanticity", appendix on resampling). A
-    transcoder's decoder row becomes the direction of what the row is to be mapped to.
-
-    Args:
-        state: the dictionary.
-        inactive: (dict_size,) bool.
-        x: (batch, d_in), scaled, from which rows are drawn.
-        y: (batch, d_out), what is reconstructed.
-        step: the optimiser step; with the seed it decides the draw.
+    Rows of the batch x, y are drawn with probability proportional to their squared loss; the
+    decoder row becomes the row's direction, the encoder row the same at a fifth of the living ones'
+    mean norm, the bias and the moments zero (Bricken et al. 2023, "Towards Monosemanticity",
+    appendix on resampling). A transcoder's decoder row becomes the direction of what the row is to
+    be mapped to. `step` decides the draw, with the seed.
     """
     import torch
 
