@@ -10,7 +10,8 @@ from sae_helpers import sae_config
 from site_harvest import harvest_of
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis.analyses import crosscoders
+from sparse_dict.analysis import frame
+from sparse_dict.analysis.sections import crosscoders
 from sparse_dict.sae import stage
 from sparse_dict.sae.folder import read
 from sparse_dict.sae.scaling import Scaling
@@ -47,7 +48,7 @@ def study_of(folder: Path, parts: np.ndarray, rows: dict[str, np.ndarray]):
         '"training":', '"activations": {"scaling": "none"}, "training":'
     )
     path.write_text(text)
-    return context_of(config_of(folder))
+    return context_of(config_of(folder, "crosscoders"))
 
 
 def test_relative_norms_and_their_tests_tell_what_a_feature_is(tmp_path):
@@ -59,18 +60,17 @@ def test_relative_norms_and_their_tests_tell_what_a_feature_is(tmp_path):
     # and of the last one, which is there twice
     twice = both[5] * np.repeat([[1, 0], [0, 1]], D, axis=1)
     context = study_of(tmp_path, np.concatenate([both[:5], twice]), rows)
-    entry, pairs = context.study.entries[0], crosscoders.sides(context)
+    entry, pairs = context.study.entries[0], crosscoders.neighbours(context)
     assert [str(pair) for pair in pairs] == ["1/mlp_out and 2/mlp_out"]
-    (norms,) = crosscoders._norms(entry.decoder, pairs)
-    shares = [0.5, 0.5, 0, 1, 0, 0, 1]
-    np.testing.assert_allclose(crosscoders.relative(norms), shares, rtol=0, atol=of_cosines(2 * D))
     x = context.evaluation_rows()
-    (tested,) = crosscoders.tests(entry, x, np.ones(2 * D, "f4"), pairs)
-    only = tested.left[[2, 3, 4, 5, 6]]
-    assert (only > crosscoders.LEFT).tolist() == [False, False, True, False, False]
+    (tested,) = crosscoders.tested(entry, x, np.ones(2 * D, "f4"), pairs)
+    shares = [0.5, 0.5, 0, 1, 0, 0, 1]
+    np.testing.assert_allclose(tested["relative"], shares, rtol=0, atol=of_cosines(2 * D))
+    only = tested["left_over"][2:].tolist()
+    assert [left > crosscoders.LEFT for left in only] == [False, False, True, False, False]
     assert only[2] == pytest.approx(0.8, abs=0.1)
-    assert (tested.chance < crosscoders.LEFT).all()
-    assert (tested.twin > 0.95).tolist() == [False] * 5 + [True] * 2
+    assert (tested["left_over_chance"] < crosscoders.LEFT).all()
+    assert (tested["twin"] > 0.95).tolist() == [False] * 5 + [True] * 2
 
 
 def test_the_section_counts_shared_and_exclusive_features(tmp_path):
@@ -78,10 +78,14 @@ def test_the_section_counts_shared_and_exclusive_features(tmp_path):
     rows, parts, _ = planted(3000, gains)
     context = study_of(tmp_path, np.concatenate(parts, axis=1), rows)
     assert crosscoders.ANALYSIS.applies(context)
-    counted, doubtful = crosscoders.section(context).tables()
-    row = counted.frame.iloc[0]
-    assert [row[k] for k in ("first_only", "shared", "second_only", "between")] == [3, 4, 2, 1]
-    assert doubtful.frame.iloc[0][["left_over", "twins"]].tolist() == [0, 0]
+    context.folder.mkdir(parents=True)
+    frame.measure(context)
+    (row,) = context.tables.others["crosscoders"].to_dict("records")
+    assert [row[k] for k in crosscoders.SORTS] == [3, 4, 2, 1]
+    assert (row["alive"], row["exclusive"], row["left_over"], row["twins"]) == (10, 5, 0, 0)
+    counted, doubtful = frame.shown(context, crosscoders.ANALYSIS).tables()
+    assert "twins" in doubtful.frame
+    assert "twins" not in counted.frame
 
 
 @pytest.mark.slow
@@ -102,12 +106,12 @@ def test_planted_features_are_found_and_known_as_what_they_are(tmp_path, kind):
     trained = read(tmp_path / "d")
     scaling = Scaling.of(config.activations, Activations.open(tmp_path / "a"))
     W = trained.dictionary.W_dec / scaling.balance
-    pairs = [crosscoders.Sides(*SITES, (slice(0, D), slice(D, 2 * D)))]
-    (norms,) = crosscoders._norms(W, pairs)
-    share = crosscoders.relative(norms)
+    pair = crosscoders.Neighbours(*SITES, (slice(0, D), slice(D, 2 * D)))
+    norms = pair.norms(W)
+    share = norms[1] / norms.sum(0)
     cosines = [
-        (norm > 0.1)[:, None] * (unit(W[:, pair]) @ unit(np.where(part == 0, 1e-9, part)).T)
-        for norm, pair, part in zip(norms, pairs[0].columns, parts, strict=True)
+        (norm > 0.1)[:, None] * (unit(W[:, columns]) @ unit(np.where(part == 0, 1e-9, part)).T)
+        for norm, columns, part in zip(norms, pair.columns, parts, strict=True)
     ]
     living = trained.fire_count > 30
     found = [np.flatnonzero(living & (cosine > 0.9)) for cosine in np.maximum(*cosines).T]
