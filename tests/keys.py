@@ -19,12 +19,11 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from sparse_dict import config
-from sparse_dict.config import analysis
+from sparse_dict.config import ANALYSES
 from sparse_dict.sae import schema
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "keys.md"
-ANALYSIS = re.compile(r'"(\w+)": (\w+),(?:  # (.*))?')
 GROUPS = {
     "train_lm": ("data", "tokenizer", "model", "optimizer", "tracking"),
     "harvest": ("lm",),
@@ -155,10 +154,11 @@ def page() -> str:
             known = [one for one in choices(stage) if one.startswith(f"{group}=")]
             lines += [f"Choices: `{joined(known)}`", ""] if len(known) > 1 else []
         if stage == "analyze":
-            lines += ["`analysis=[...]` is a list of these, by default of all:", ""]
-            for name, kind, about in ANALYSIS.findall(inspect.getsource(analysis)):
-                lines.append(f"- `{name}`: {about or getattr(analysis, kind).__doc__}")
-            lines.append("")
+            names = "`, `".join(ANALYSES)
+            lines += [
+                f"`analysis=[...]` holds any of `{names}` ([which](figures.md)), else all.",
+                "",
+            ]
         sections: dict[str, list[str]] = {}
         for (script, _), part in keys().items():
             if script == stage:
