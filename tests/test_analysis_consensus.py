@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 from analysis_study import config_of, context_of, directions, settings_of, unit, write_dictionary
 from rounding import of_cosines, rounding
-from safetensors.numpy import save_file
 from test_toy import harvest_config
 
 from sparse_dict.activations import stage as harvest_stage
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import Toy
-from sparse_dict.analysis import feature_effects, frame, study
-from sparse_dict.analysis.context import PARTIAL
+from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.measures import consensus as measures
 from sparse_dict.analysis.measures.consensus import Part, fvu, refit
 from sparse_dict.analysis.measures.consensus import consensus as clustered
@@ -19,7 +17,6 @@ from sparse_dict.analysis.sections import consensus
 from sparse_dict.config import ConsensusConfig
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.folder import Dictionary
-from sparse_dict.tools import verify
 
 D = 48
 SETTINGS = ConsensusConfig(cosine=0.8, share=0.5, halves=2, tokens=1000)
@@ -126,21 +123,6 @@ def test_consensus_of_planted_features_is_true_and_agrees_ever_better(base, monk
     assert entry.metrics["fvu"] < 0.7
     truth = Toy(harvest_config(base, d_in=D, n_features=40, n_active=3.0).data, 0).features
     assert ((entry.decoder @ truth.T).max(1) > 0.9).all()
-
-
-def test_verify_knows_the_folders_of_an_analysis(tmp_path):
-    for folder in (
-        consensus.FOLDER,
-        feature_effects.KEPT.parent,
-        PARTIAL,
-    ):  # the last: it was killed
-        (tmp_path / "analysis" / folder).mkdir(parents=True)
-    save_file({"a": np.zeros(1)}, tmp_path / "analysis" / "stray.safetensors")
-    found = verify.Verification(tmp_path)
-    found._only(tmp_path / "analysis", verify.ANALYSIS)
-    assert [fault.partition(" ")[0] for fault in found.faults] == [
-        str(tmp_path / "analysis" / "stray.safetensors")
-    ]
 
 
 def test_one_seed_or_no_activations_are_said_and_not_fatal(tmp_path):

@@ -111,9 +111,13 @@ def test_a_later_run_leaves_nothing_of_an_earlier_one_but_what_is_not_its_own(
     assert not names & {"claims.json", "frontier.png"}
     assert "hungarian" in (folder / "mmcs.csv").read_text()
     assert caplog.messages[-1] == f"to open in a browser: {folder / 'report.html'}"
+    (folder / "effects").mkdir()  # what an analysis goes on from, and what another tool left
+    (folder / "effects" / "measured.json").touch()
+    (folder / "stray.safetensors").touch()
     said = verify.Verification(tmp_path)
     said.run()
-    assert any("mine.csv is not of the analysis" in fault for fault in said.faults)
+    strays = [fault.partition(" does not belong")[0] for fault in said.faults if "belong" in fault]
+    assert strays == [str(folder / name) for name in ("mine.csv", "stray.safetensors")]
 
 
 def test_a_part_is_made_anew_and_the_others_of_the_same_dictionaries_are_kept(tmp_path: Path):

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from analysis_study import write_study
 
+from benchmarks import regimes
 from sparse_dict.analysis import study
 from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
-from sparse_dict.tools import regimes
+from sparse_dict.errors import UserError
 
 L1S = (0.01, 0.03, 0.1)
 
@@ -43,8 +44,8 @@ def test_each_dictionary_with_a_larger_one_has_its_row(folder):
     mcs = (small.decoder @ large.decoder.T).max(1)
     neurons = simpson_neurons(small.decoder)
     assert row["high"] == (mcs > 0.9).sum() > 5
-    assert row[regimes.HIGH] == pytest.approx(neurons[mcs > 0.9].mean())
-    assert row[regimes.LOW] == pytest.approx(neurons[(mcs <= 0.9) & small.alive].mean())
+    assert row["neurons_high"] == pytest.approx(neurons[mcs > 0.9].mean())
+    assert row["neurons_low"] == pytest.approx(neurons[(mcs <= 0.9) & small.alive].mean())
 
 
 def test_values_at_one_l0_are_interpolated_and_never_extrapolated():
@@ -52,28 +53,18 @@ def test_values_at_one_l0_are_interpolated_and_never_extrapolated():
         {
             "study": "s", "val_loss": 5.0, "std": 1.0, "linear": 0.5, "size": 64,
             "l0": [16.0, 4.0, 1.0], "fvu": [0.1, 0.2, 0.4], "mmcs": 0.9, "high": [10, 20, 60],
-            "dead": 0, regimes.HIGH: [40.0, 50.0, np.nan], regimes.LOW: 70.0,
-            regimes.DEAD: np.nan,
+            "dead": 0, "neurons_high": [40.0, 50.0, np.nan], "neurons_low": 70.0,
+            "neurons_dead": np.nan,
         }
     )  # fmt: skip
     row = regimes.at_l0(table, 2.0).iloc[0]
     assert (row["fvu"], row["high"]) == (pytest.approx(0.3), pytest.approx(40))
-    assert np.isnan(row[regimes.HIGH])  # below the lowest L0 at which it is known
-    assert np.isnan(row[regimes.DEAD])
-    assert regimes.at_l0(table, 8.0)[regimes.HIGH].iloc[0] == pytest.approx(45)
+    assert np.isnan(row["neurons_high"])  # below the lowest L0 at which it is known
+    assert np.isnan(row["neurons_dead"])
+    assert regimes.at_l0(table, 8.0)["neurons_high"].iloc[0] == pytest.approx(45)
 
 
-def test_the_command_prints_tables_and_writes_its_files(folder, capsys):
-    assert regimes.main([str(folder), "--l0", "3"]) == 0
-    printed = capsys.readouterr().out
-    assert "| straight | 5.25 | 0.50 | 95% | 64 |" in printed
-    names = {path.name for path in folder.glob("regimes.*")}
-    assert names == {"regimes.csv", "regimes.png", "regimes.svg"}
-
-
-def test_what_cannot_be_compared_is_one_line(tmp_path, capsys):
-    assert regimes.main([str(tmp_path)]) == 1
-    assert "holds no study" in capsys.readouterr().err
+def test_what_was_not_harvested_from_one_mlp_is_refused(tmp_path):
     write(tmp_path / "other", 0.5, layer=7)
-    assert regimes.main([str(tmp_path)]) == 1
-    assert "harvest again" in capsys.readouterr().err
+    with pytest.raises(UserError, match="harvest again"):
+        regimes.dictionaries(tmp_path)

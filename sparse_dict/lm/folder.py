@@ -26,7 +26,8 @@ RECORD = "lm.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer"
 HISTORY = "history.csv"
-HASHED = (HISTORY,)  # their SHA-256 is in the record; weights and tokenizer have fingerprints
+HASHED = (HISTORY,)  # their SHA-256 is in the record
+PRINTED = (WEIGHTS, *(f"{TOKENIZER}/{name}" for name in ("ranks.tiktoken", "tokenizer.json")))
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 
 

@@ -18,7 +18,7 @@ from sparse_dict.storage import door, files
 
 MARK = ".sparse-dict"  # holds the name of the stage
 # What may lie in any job's folder: hidden files, logs, what Hydra and wandb note.
-ANYWHERE = r"\..*|.*\.log|multirun\.yaml|wandb_run_id\.txt"
+ANYWHERE = r"\..*|.*\.log|multirun\.yaml|optimization_results\.yaml|wandb_run_id\.txt"
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,31 @@
 """`python -m sparse_dict.verify outputs/NAME`: is every file of a study what it should be?
 
-Reads all files whole, hashes them anew, and follows the fingerprints from stage to stage. Of
-several studies, it also sees whether their activations are of the same text, row for row. Every
-fault is named; the exit code is 1 if there is one.
+Reads all files whole, hashes them anew, and follows the fingerprints from stage to stage. What no
+record lists does not belong there. Of several studies, it also sees whether their activations are
+of the same text, row for row. Every fault is named; the exit code is 1 if there is one.
 """
 
 import argparse
+import os
 import re
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparse_dict.activations import store, toy
 from sparse_dict.activations.side_by_side import refuse_other_tokens
+from sparse_dict.analysis import columns
 from sparse_dict.analysis import stage as analysis_stage
 from sparse_dict.errors import UserError, lacking, printable, reading
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
 from sparse_dict.storage import files, lock, tensor_files
-from sparse_dict.storage.output import MARK
+from sparse_dict.storage.output import ANYWHERE
 from sparse_dict.tools import status
-from sparse_dict.tracking import ID_FILE
 
-ANYWHERE = rf"\.hydra|\.lock|\{MARK}|[^.].*\.log|multirun\.yaml|{re.escape(ID_FILE)}"
-STUDY = rf"lm|activations|sae|analysis|wandb|{ANYWHERE}"
-LM = rf"lm\.json|model\.safetensors|tokenizer|history\.csv|checkpoint|{ANYWHERE}"
-TOKENIZER = r"ranks\.tiktoken|tokenizer\.json"
-SAE = rf"\.submitit|optimization_results\.yaml|{ANYWHERE}"
-DICTIONARY = (
-    rf"sae_weights\.safetensors|features\.safetensors|checkpoint\.safetensors|cfg\.json|"
-    rf"metrics\.json|history\.csv|snapshots|{ANYWHERE}"
-)
-SNAPSHOTS = r"\d+\.safetensors"
-ANALYSIS = rf"[^.].*\.(png|svg|csv|json|html)|interp|consensus|effects|tables|partial|{ANYWHERE}"
+STAGES = ("lm", "activations", "sae", "analysis")
 
 
 class Verification:
@@ -48,37 +38,48 @@ class Verification:
         self.lm: lm_folder.Prints | None = None  # the model's fingerprints
         self.activations: dict[str, str] | None = None
         self.weights: dict[str, str] = {}  # of the finished dictionaries
+        self.listed: set[Path] = set()  # files that a record lists, with their folders
+        self.unlisted = {folder / "wandb"}  # folders of whose files there is no list
 
     def run(self) -> None:
         """Check everything."""
-        self._only(self.folder, STUDY)
         self._stage("lm", lm_folder.RECORD, self._lm)
         self._stage("activations", store.MANIFEST, self._activations)
         self._dictionaries()
         self._stage("analysis", analysis_stage.MANIFEST, self._analysis)
+        self._strays()
 
     def _stage(self, name: str, manifest: str, check: Callable[[Path], str]) -> None:
         """Check a folder that should hold `manifest`, if it is there."""
         folder = self.folder / name
         if not folder.is_dir():
             self.lines.append(f"{name}: not made")
-        elif holder := lock.holder(folder):
+        elif self._is_finished(folder, manifest):
+            self._attempt(folder, lambda: self.lines.append(f"{name}: {check(folder)}"))
+
+    def _is_finished(self, folder: Path, manifest: str) -> bool:
+        """Whether a folder can be checked; that it is not finished is a fault."""
+        if holder := lock.holder(folder):
             self._fault(f"{folder} is being written by {holder}: verify it again when it has ended")
         elif not (folder / manifest).is_file():
             self._fault(f"{folder} is not finished (no {manifest}): run its stage again")
             self._checkpoints(folder)
         else:
-            self._attempt(folder, lambda: self.lines.append(f"{name}: {check(folder)}"))
+            return True
+        self.unlisted.add(folder)
+        return False
 
     def _attempt(self, path: Path, check: Callable[[], object]) -> None:
-        """Run `check`; what it raises is a fault of `path`."""
+        """Run `check`; what it raises is a fault of `path`, whose files it did not list."""
         try:
             with reading(path):
                 check()
+            return
         except UserError as error:
             self._fault(str(error))
         except OSError as error:
             self._fault(lacking(error) or f"{path}: {error}")
+        self.unlisted.add(path)
 
     def _fault(self, text: str) -> None:
         self.faults[text] = None
@@ -87,22 +88,9 @@ class Verification:
         if not fits:
             self._fault(text)
 
-    def _only(self, folder: Path, pattern: str, known: Container[str] = ()) -> None:
-        """Name what does not belong in `folder`."""
-        root = self.folder.resolve()
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") and path.name.endswith(".tmp"):
-                self._fault(f"{path} is half a file that a killed process left: delete it")
-            elif path.is_symlink() and not path.resolve().is_relative_to(root):
-                self._fault(f"{path} leads out of the study, to {path.resolve()}")
-            elif path.name not in known and not re.fullmatch(pattern, path.name):
-                self._fault(f"{path} does not belong there")
-
     # --- stages -----------------------------------------------------------------------------------
 
     def _lm(self, folder: Path) -> str:
-        self._only(folder, LM)
-        self._only(folder / lm_folder.TOKENIZER, TOKENIZER)
         record = lm_folder.read_record(folder)
         self.lm = record["fingerprints"]
         lm_folder.load(folder)  # compares the fingerprints of model and tokenizer
@@ -113,6 +101,7 @@ class Verification:
             files.fingerprint(record["corpus"]) == corpus,
             f"{path}: the corpus it describes is not that of its fingerprint",
         )
+        self._list(folder, [lm_folder.RECORD, *lm_folder.PRINTED])
         unhashed = self._hashes(folder, lm_folder.HASHED, record.get("sha256"))
         self._checkpoints(folder)
         return f"model {record['fingerprints']['model']} from corpus {corpus}{unhashed}"
@@ -120,12 +109,12 @@ class Verification:
     def _activations(self, folder: Path) -> str:
         opened = store.Activations.open(folder)
         manifest = opened.manifest or {}
-        names = {path.name for s in opened.shards for path in (s.path, s.origin_path) if path}
-        self._only(folder, ANYWHERE, {*names, store.MANIFEST, toy.TRUTH})
+        inputs = self.activations = manifest["fingerprints"]
+        names = [path.name for s in opened.shards for path in (s.path, s.origin_path) if path]
+        self._list(folder, [*names, store.MANIFEST, *([toy.TRUTH] if "truth" in inputs else [])])
         for changed in opened.changed():
             self._fault(f"{changed} has changed since it was written (its hash does not fit)")
         path = folder / store.MANIFEST
-        inputs = self.activations = manifest["fingerprints"]
         own = inputs["activations"]
         if "truth" in inputs:
             digest = files.fingerprint(files.sha256_file(folder / toy.TRUTH))
@@ -147,35 +136,24 @@ class Verification:
 
     def _dictionaries(self) -> None:
         sae_dir = self.folder / "sae"
-        done, others = status.dictionaries(sae_dir)
         if not sae_dir.is_dir():
             self.lines.append("sae: not made")
             return
-        jobs = {*done, *others}
-        parents = {path.parent for path in jobs} | {sae_dir}
-        names = defaultdict(set)
-        for path in jobs | parents:
-            names[path.parent].add(path.name)
-        for parent in sorted(parents - jobs):
-            self._only(parent, SAE, names[parent])
+        done, others = status.dictionaries(sae_dir)
+        self.listed |= {sae_dir, *(path.parent for path in (*done, *others)), *done, *others}
         for path in others:
-            if holder := lock.holder(path):
-                self._fault(f"{path} is being written by {holder}: verify it again later")
-            else:
-                self._fault(f"{path} is not finished: run its stage again")
-            self._only(path, DICTIONARY)
-            self._checkpoints(path)
+            self._is_finished(path, sae_folder.METRICS)
         for path in done:
             self._attempt(path, partial(self._dictionary, path))
 
     def _dictionary(self, folder: Path) -> None:
         name = str(folder.relative_to(self.folder / "sae"))
-        self._only(folder, DICTIONARY)
         path = folder / sae_folder.METRICS
         trained = sae_folder.read(folder)
         metrics = trained.metrics
         made_from = (metrics.get("fingerprints") or {})["activations"]
         snapshots = [str(p.relative_to(folder)) for p in sae_folder.snapshot_paths(folder)]
+        self._list(folder, [sae_folder.METRICS])
         unhashed = self._hashes(folder, [*sae_folder.HASHED, *snapshots], metrics.get("sha256"))
         self._sealed(path, metrics)
         self.weights[name] = files.fingerprint(files.sha256_file(folder / sae_folder.WEIGHTS))
@@ -189,15 +167,12 @@ class Verification:
             f"sae/{name}: {self.weights[name]} from activations {made_from}{where}{unhashed}"
         )
         self._checkpoints(folder)
-        if (folder / sae_folder.SNAPSHOTS).is_dir():
-            self._only(folder / sae_folder.SNAPSHOTS, SNAPSHOTS)
-            shape = trained.dictionary.W_dec.shape
-            for seen, decoder in sae_folder.read_snapshots(folder).items():
-                fits = decoder.shape == shape
-                self._expect(fits, f"{folder}: snapshot {seen} has the shape {decoder.shape}")
+        shape = trained.dictionary.W_dec.shape
+        for seen, decoder in sae_folder.read_snapshots(folder).items():
+            fits = decoder.shape == shape
+            self._expect(fits, f"{folder}: snapshot {seen} has the shape {decoder.shape}")
 
     def _analysis(self, folder: Path) -> str:
-        self._only(folder, ANALYSIS)
         path = folder / analysis_stage.MANIFEST
         record = analysis_stage.read_record(folder)
         self._sealed(path, record)
@@ -209,10 +184,14 @@ class Verification:
                 there is None or there == weights,
                 f"{path}: {name!r} was compared as {weights}, and is {there} now: analyse again",
             )
-        made = [str(file.relative_to(folder)) for file in analysis_stage.own_files(folder)]
-        unhashed = self._hashes(folder, made, recorded := record.get("sha256"))
-        for name in sorted({*made} - {*recorded}) if recorded else ():
-            self._fault(f"{folder / name} is not of the analysis that {path.name} records")
+        recorded = record.get("sha256")
+        older = () if recorded else analysis_stage.own_files(folder)
+        self._list(folder, [analysis_stage.MANIFEST])
+        unhashed = self._hashes(folder, [str(p.relative_to(folder)) for p in older], recorded)
+        # What an analysis goes on from another time, each kind in a folder of its own.
+        kept = {there for there in folder.iterdir() if there.is_dir()} - {folder / columns.FOLDER}
+        self.listed |= kept
+        self.unlisted |= kept
         later = sorted(self.weights.keys() - compared.keys())
         more = f"; {len(later)} more are there, {later[0]} first" if later else ""
         return f"of {len(compared)} dictionaries{more}{unhashed}"
@@ -224,27 +203,48 @@ class Verification:
         fits = files.is_sealed(record)
         self._expect(fits, f"{path} has changed since it was written: its fingerprint does not fit")
 
-    def _hashes(self, folder: Path, there: Iterable[str], recorded: dict[str, str] | None) -> str:
-        """Compare files of `folder` with their SHA-256; returns a note on those without one.
+    def _hashes(self, folder: Path, names: Iterable[str], recorded: dict[str, str] | None) -> str:
+        """Compare files of `folder` with the SHA-256 that its record lists.
 
-        Folders that an earlier version made have no hashes, or fewer.
+        Returns a note on those of `names` without one: folders that an earlier version made have
+        no hashes, or fewer.
         """
         recorded = recorded or {}
-        for name in sorted(recorded.keys() - {*there}):
-            self._fault(f"{folder / name} is missing")
-        for name in sorted(recorded.keys() & {*there}):
-            self._expect(
-                files.sha256_file(folder / name) == recorded[name],
-                f"{folder / name} has changed since it was written (SHA-256)",
-            )
-        unhashed = sorted({*there} - recorded.keys())
+        there = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+        self._list(folder, [*names, *recorded])
+        for name, hashed in sorted(recorded.items()):
+            if name not in there:
+                self._fault(f"{folder / name} is missing")
+            elif files.sha256_file(folder / name) != hashed:
+                self._fault(f"{folder / name} has changed since it was written (SHA-256)")
+        unhashed = sorted({*names} & there - recorded.keys())
         return f" (no hash recorded, not checked: {', '.join(unhashed)})" if unhashed else ""
 
     def _checkpoints(self, folder: Path) -> None:
         """Read whatever checkpoint is there."""
-        for path in (folder / lm_folder.CHECKPOINT, folder / sae_folder.CHECKPOINT):
-            if path.exists():
+        for name in (lm_folder.CHECKPOINT, Path(sae_folder.CHECKPOINT)):
+            if (path := folder / name).exists():
+                self._list(folder, [str(name)])
                 self._attempt(path, partial(tensor_files.read_checkpoint, path))
+
+    def _list(self, folder: Path, names: Iterable[str]) -> None:
+        """Note that a record lists these files of `folder`."""
+        for name in names:
+            self.listed |= {folder / name, *(folder / name).parents}
+
+    def _strays(self) -> None:
+        """Name half files, links out of the study, and what no record lists."""
+        root = self.folder.resolve()
+        known = self.listed | self.unlisted | {self.folder / name for name in STAGES}
+        for at, folders, names in os.walk(self.folder):
+            for path in (Path(at) / name for name in sorted([*folders, *names])):
+                if path.name.startswith(".") and path.name.endswith(".tmp"):
+                    self._fault(f"{path} is half a file that a killed process left: delete it")
+                elif path.is_symlink() and not path.resolve().is_relative_to(root):
+                    self._fault(f"{path} leads out of the study, to {path.resolve()}")
+                elif path not in known and not re.fullmatch(ANYWHERE, path.name):
+                    self._fault(f"{path} does not belong there")
+            folders[:] = [name for name in folders if Path(at) / name in known - self.unlisted]
 
 
 def same_rows(one: Path, other: Path) -> str:
