@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 from analysis_study import compared, directions, unit, write_dictionary
 
-from sparse_dict.analysis import equal_l0
-from sparse_dict.analysis.analyses import families
+from sparse_dict.analysis import frame
+from sparse_dict.analysis.claim import groups_of
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.sections import families
+from sparse_dict.analysis.sections.seeds import samples
 
 N, D_IN = 20, 24
 LEVELS = {0.01: 16.0, 0.02: 8.0, 0.04: 4.0}  # L1 and what L0 it gives
@@ -43,17 +45,20 @@ def study(folder: Path, seeds=(0, 1, 2)) -> Context:
         folder, "guided", guided, more, seeds, levels=half, fvu=lambda x: 0.43 - x / 20
     )  # fmt: skip
     write(folder, "far", guided | {"encoder_norm": True}, 10, seeds, levels={0.01: 99.0})
-    return compared(folder, max_fvu=0.26)
+    return measured(folder)
+
+
+def measured(folder: Path) -> Context:
+    context = compared(folder, "families", max_fvu=0.26)
+    frame.measure(context)
+    return context
 
 
 def numbers(context: Context) -> pd.DataFrame:
     with figures.style():
-        section = families.section(context)
-    assert section is not None
-    frame = pd.read_csv(context.folder / "equal_l0.csv")
-    (text,) = [b for b in section.blocks if isinstance(b, str) and "equal L0" in b]
-    assert "encoder_norm=True" in text.split("Without levels")[1]
-    return frame.set_index(["kind", "measure"])
+        blocks = [*families.show(context)]
+    assert "encoder_norm=True" in blocks[3].caption.split("Without levels")[1]
+    return context.tables.others["equal_l0"].set_index(["kind", "measure"])
 
 
 @pytest.mark.parametrize("seeds", [(0, 1, 2), (0, 1)])
@@ -76,10 +81,15 @@ def test_kinds_are_read_off_at_the_l0_of_the_plain_kind(tmp_path: Path, seeds):
 
 
 def test_between_levels_values_are_read_off_along_the_logarithm_and_not_beyond(tmp_path: Path):
-    pairs = [p for p in study(tmp_path).seed_pairs if p.first.family.endswith("guide=none")]
+    pairs = families.of_seeds(study(tmp_path).tables)
+    plain = pairs[pairs["family"].str.endswith("guide=none")]
+    family = plain["family"].iloc[0]
+    groups = groups_of(
+        samples(plain.assign(fvu=0.4 - np.log2(plain["l0"]) / 20), ["l0", "fvu"], families.GROUP)
+    )
 
     def fvu(l0: float) -> float:
-        return equal_l0.at(pairs, lambda pair: float(pair.first.metrics["fvu"]), l0)
+        return families.read_off(family, l0, groups)
 
     for l0 in (4.0, 5.0, 8.0, 11.0, 16.0):
         assert fvu(l0) == pytest.approx(0.4 - np.log2(l0) / 20)
@@ -92,7 +102,5 @@ def test_one_level_of_each_kind_gives_no_comparison_unless_their_l0_is_the_same(
     for kind, l0 in (("none", 8.0), ("select", 8.2), ("penalty", 9.0)):
         sae = {"guide": kind}
         write(tmp_path, kind, sae, 9, (0, 1), levels={0.02: l0}, fvu=lambda _: 0.2)
-    context = compared(tmp_path)
-    called = families.kinds(context.study)
-    found = equal_l0.table(context, equal_l0.MEASURES, called, 0.02)
+    found = measured(tmp_path).tables.others["equal_l0"]
     assert set(found["kind"]) == {"plain", "guide=select"}

@@ -280,7 +280,8 @@ def _by_size(samples: Sequence[Sample], values: Sequence[Array]) -> Sizes:
     return {size: np.concatenate(arrays) for size, arrays in parts.items()}
 
 
-def _sizes(samples: Sequence[Sample]) -> Sizes:
+def groups_of(samples: Sequence[Sample]) -> Sizes:
+    """The values of each size, or other group."""
     return _by_size(samples, [sample.values for sample in samples])
 
 
@@ -289,7 +290,7 @@ def _resampled(
 ) -> Estimate:
     """Each dictionary's features, or each pair's, are drawn anew."""
     if not with_interval:
-        return Estimate(number(_sizes(samples)), np.nan, np.nan, "")
+        return Estimate(number(groups_of(samples)), np.nan, np.nan, "")
     arrays = [sample.values for sample in samples]
     return bootstrap(arrays, lambda drawn: number(_by_size(samples, drawn)))
 
@@ -299,7 +300,7 @@ def _over_features(
 ) -> tuple[Estimate | None, Sequence[Sizes]]:
     seeds = sorted({seed for sample in samples for seed in sample.seeds})
     own = [[sample for sample in samples if seed in sample.seeds] for seed in seeds]
-    sizes = [_sizes(part) for part in own]
+    sizes = [groups_of(part) for part in own]
     if min(map(len, sizes), default=0) < claim.sizes:
         return None, sizes
     if len(seeds) > 1:
@@ -310,7 +311,7 @@ def _over_features(
 def _over_pairs(
     claim: Claim, samples: Sequence[Sample], with_interval: bool
 ) -> tuple[Estimate | None, Sequence[Sizes]]:
-    sizes = _sizes(samples)
+    sizes = groups_of(samples)
     if len(sizes) < claim.sizes:
         return None, [sizes]
     return over_pairs(samples, claim.number, with_interval), [sizes]
@@ -332,9 +333,10 @@ def over_pairs(
         return _resampled(number, samples, with_interval)
     kept = [sample for sample in samples if sample.seeds <= {*common}]
     without = [
-        number(_sizes([sample for sample in kept if seed not in sample.seeds])) for seed in common
+        number(groups_of([sample for sample in kept if seed not in sample.seeds]))
+        for seed in common
     ]
-    return jackknife(number(_sizes(kept)), without)
+    return jackknife(number(groups_of(kept)), without)
 
 
 def _told(claim: Claim, estimate: Estimate, seeds: Sequence[Sizes]) -> str:

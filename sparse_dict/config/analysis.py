@@ -174,13 +174,13 @@ ANALYSES: dict[str, type[Any]] = {
     "splits": NoSettings,  # what features of one size become in the next, in every seed
     "elsewhere": NoSettings,  # dictionaries of other sites of the harvest, and of other studies
     "crosscoders": NoSettings,  # features that several sites, or two models, share or have alone
-    "families": NoSettings,  # kinds of dictionaries side by side at equal size
     "ridge": NoSettings,  # the best L1 by dictionary size (figures 4, 5)
     "undertraining": NoSettings,  # agreement against activations seen, from snapshots
     "sparsity": NoSettings,  # effective neurons of features (figure 6)
     "frontier": NoSettings,  # reconstruction against sparsity
     "baselines": BaselinesConfig,
     "loss_recovered": LossRecoveredConfig,
+    "families": NoSettings,  # kinds of dictionaries side by side at equal size and equal L0
     "effects": EffectsConfig,  # the loss without a feature, against how often it recurs
     "truth": NoSettings,  # toy activations: agreement with the features that made them
     "contexts": ContextsConfig,

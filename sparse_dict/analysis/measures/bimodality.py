@@ -24,7 +24,7 @@ def _uniform_dips(n: int) -> Floats:
     return np.array([dipstat(rng.random(n)) for _ in range(DIP_SIMULATIONS)])
 
 
-def dip_test(values: Floats) -> tuple[float, ...]:
+def dip_test(values: Floats) -> tuple[float, float]:
     """The dip and its p-value: how often a uniform sample of the same size has as large a dip.
 
     The dip is the smallest sup-distance between the sample and a unimodal distribution (J. A.

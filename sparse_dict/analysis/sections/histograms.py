@@ -27,6 +27,7 @@ from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import bimodality, random_directions
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.measures.mcs import max_cosine
+from sparse_dict.analysis.measures.random_directions import unit_vectors
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Block, Table
 from sparse_dict.analysis.study import LABELS, Chain, Entry
@@ -183,7 +184,7 @@ def simulated(sizes: Sequence[int], d: int) -> Figure:
     colours = figures.shades(len(sizes) - 1)
     for (n, m), colour in zip(pairwise(sizes), colours, strict=True):
         draws = [
-            max_cosine(*(random_directions.unit_vectors(size, d, rng) for size in (n, m)))
+            max_cosine(unit_vectors(n, d, rng), unit_vectors(m, d, rng))
             for _ in range(-(-SIMULATED_ROWS // n))
         ]
         values = np.concatenate(draws)

@@ -10,6 +10,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need, Sample, Sizes, over_pairs
+from sparse_dict.analysis.columns import COLUMNS
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures.across_seeds import random_pw_mcc
 from sparse_dict.analysis.report import figures, frequency
@@ -29,7 +30,8 @@ def matched(study: Tables) -> pd.DataFrame:
     """
     here = study.dictionaries[study.dictionaries["site"] == study.about.site]
     if study.pairs.empty:
-        return pd.DataFrame(columns=[*here, "first", "second", "differ", "other_seed", "useless"])
+        own = [column.name for column in COLUMNS["pairs"]]
+        return pd.DataFrame(columns=[*here, *own, "other_seed", "useless"])
     second = here[["dictionary", "seed", "l0", "fault"]].add_prefix("other_")
     joined = study.pairs.merge(here, left_on="first", right_on="dictionary").merge(
         second, left_on="second", right_on="other_dictionary"
@@ -38,8 +40,8 @@ def matched(study: Tables) -> pd.DataFrame:
     return joined.assign(l0=(joined["l0"] + joined["other_l0"]) / 2, useless=useless)
 
 
-def samples(pairs: pd.DataFrame, value: str, by: list[str]) -> list[Sample]:
-    """A column of each pair of dictionaries, grouped by some of their columns."""
+def samples(pairs: pd.DataFrame, value: str | list[str], by: list[str]) -> list[Sample]:
+    """A column of each pair of dictionaries, or several, grouped by some of their columns."""
     found = []
     for _, part in pairs.groupby(["first", "second"], sort=False):
         one = part.iloc[0]
