@@ -210,7 +210,7 @@ def test_a_missing_package_names_the_extra_that_brings_it(
     process = launch(app, tmp_path, f"hydra/launcher={launcher}")
     assert process.returncode == 2
     assert process.stderr == (
-        f"app.py: hydra/launcher={launcher} needs {package}: pip install 'sparse-dict[{extra}]'\n"
+        f"app.py: hydra/launcher={launcher} needs {package}: pip install -e '.[{extra}]'\n"
     )
 
 

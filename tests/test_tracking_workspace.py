@@ -33,7 +33,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
     assert process.stdout == ""
     assert process.stderr == (
         "workspace: this needs wandb-workspaces (wandb_workspaces is missing): "
-        "pip install 'sparse-dict[workspace]'\n"
+        "pip install -e '.[workspace]'\n"
     )
 
 

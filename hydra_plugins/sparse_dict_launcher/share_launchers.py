@@ -149,7 +149,7 @@ class ShareLauncher(EnsembleLauncher):
     def trouble(self) -> str | None:
         """Why this launcher cannot work here, if it cannot."""
         if importlib.util.find_spec(self.package) is None:
-            return f"needs {self.package}: pip install 'sparse-dict[{self.extra}]'"
+            return f"needs {self.package}: pip install -e '.[{self.extra}]'"
         if self.n_shares < 1:
             return f"needs hydra.launcher.n_shares of at least 1, not {self.n_shares}"
         return None

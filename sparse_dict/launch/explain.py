@@ -112,7 +112,7 @@ def _missing(path: str, options: Iterable[str] | None) -> str:
     """One line on a config file that does not exist."""
     group, _, choice = path.rpartition("/")
     if path.startswith(SAMPLER) and not options:
-        return "hydra/sweeper=optuna needs Optuna: pip install 'sparse-dict[optuna]'"
+        return "hydra/sweeper=optuna needs Optuna: pip install -e '.[optuna]'"
     # Hydra gives no options where a list names several choices of a group.
     there = sorted(options or choices(group))
     return f"no {group}={choice}{_did_you_mean(choice, there)} (choices: {', '.join(there)})"

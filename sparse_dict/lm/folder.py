@@ -136,7 +136,7 @@ def hf() -> ModuleType:
         from sparse_dict.lm import hf_source as module
     except ImportError as error:
         raise UserError(
-            f"lm=hf needs transformers: pip install 'sparse-dict[hf]' ({error.name} is missing)"
+            f"lm=hf needs transformers: pip install -e '.[hf]' ({error.name} is missing)"
         ) from None
     return module
 

@@ -47,7 +47,7 @@ def show_feature(study: str | Path, feature: str, contexts: int = 10) -> Shown:
     try:
         from circuitsvis.tokens import colored_tokens
     except ImportError:
-        raise UserError("this needs circuitsvis: pip install 'sparse-dict[notebook]'") from None
+        raise UserError("this needs circuitsvis: pip install -e '.[notebook]'") from None
 
     tokens: list[str] = []
     values: list[float] = []

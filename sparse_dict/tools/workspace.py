@@ -72,8 +72,7 @@ def build(name: str, project: str, entity: str) -> "Workspace":
         from wandb_workspaces.reports.v2.interface import Layout
     except ImportError as error:
         raise UserError(
-            f"this needs wandb-workspaces ({error.name} is missing): "
-            "pip install 'sparse-dict[workspace]'"
+            f"this needs wandb-workspaces ({error.name} is missing): pip install -e '.[workspace]'"
         ) from None
 
     size, l1 = panels.Config("sae.dict_size"), panels.Config("sae.l1")

@@ -289,7 +289,7 @@ def check(settings: InterpConfig) -> None:
     """
     api_key(settings)
     if importlib.util.find_spec("openai") is None:
-        raise UserError("interp.base_url needs openai: pip install 'sparse-dict[interp]'")
+        raise UserError("interp.base_url needs openai: pip install -e '.[interp]'")
 
 
 def api_key(settings: InterpConfig) -> str | None:
