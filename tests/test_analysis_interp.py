@@ -532,7 +532,7 @@ def test_the_key_and_the_client_are_asked_for_only_where_an_endpoint_is_given(ba
         stage.check(settings)
     monkeypatch.setenv("CHAT_KEY", KEY)
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UserError, match=r"pip install 'sparse-dict\[interp\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[interp\]'"):
         stage.check(settings)
     settings.interp = None
     stage.check(settings)

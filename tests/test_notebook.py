@@ -68,5 +68,5 @@ def test_a_study_without_saved_contexts_says_what_writes_them(tmp_path):
 
 def test_without_circuitsvis_the_extra_is_named(study, monkeypatch):
     monkeypatch.setitem(sys.modules, "circuitsvis.tokens", None)
-    with pytest.raises(UserError, match=r"sparse-dict\[notebook\]"):
+    with pytest.raises(UserError, match=r"'\.\[notebook\]'"):
         show_feature(study, "256/3")
