@@ -77,7 +77,7 @@ def test_the_objective_is_the_papers_formula(kind):
     x = sparse_rows(40, D_IN).double()
     p = {name: tensor.double() for name, tensor in state.whole.items()}
     numbers = {"l1": 0.125, "l0": 0.25, "bandwidth": 0.05, "aux_coefficient": 1.0}
-    if state.architecture.axis != "l1":
+    if state.architecture.axis.key != "l1":
         numbers["l1"] = 0.0
     given = {name: torch.tensor(value).double() for name, value in numbers.items()}
     got = state.architecture.objective(p, x, x, given).loss

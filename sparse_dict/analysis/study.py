@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sparse_dict.config.identity import NEUTRAL, SOURCES
 from sparse_dict.config.sites import SITES
 from sparse_dict.errors import UserError, printable
-from sparse_dict.sae.architectures import Architecture, known
+from sparse_dict.sae.architectures import Architecture, axes, known
 from sparse_dict.storage import files
 from sparse_dict.storage.records import a_line_of_text, a_line_without_a_formula
 
@@ -27,8 +27,8 @@ ARCHITECTURES = {
     "crosscoder": "L1 crosscoder", "batch_topk_crosscoder": "BatchTopK crosscoder",
 }  # fmt: skip
 ALL_SITES = "all sites"  # what a dictionary of all columns is called where others see one site
-LABELS = {"l1": "L1", "k": "k", "l0": "L0 penalty"}
-NAMES = {"l1": "L1 coefficient", "k": "k (active features a row)", "l0": "L0 coefficient"}
+LABELS = {key: axis.short for key, axis in axes().items()}
+NAMES = {key: axis.long for key, axis in axes().items()}
 # Two dictionaries belong to the same family if their configs agree in everything but these and the
 # axis of their family: the setting that is swept to make them sparse.
 Places = tuple[str | None, str | None]  # the site that is read, and a transcoder's target
@@ -336,7 +336,7 @@ def _axes(characters: dict[str, dict[str, str]]) -> dict[str, str]:
 def _sparsity(character: Mapping[str, str]) -> list[str]:
     """The settings that make a dictionary of this kind sparse, of those recorded: its own first."""
     kind = known().get(character["sae.activation"], Architecture)
-    keys = dict.fromkeys((kind.axis, "l1"))
+    keys = dict.fromkeys((kind.axis.key, "l1"))
     return [f"sae.{key}" for key in keys if f"sae.{key}" in character]
 
 

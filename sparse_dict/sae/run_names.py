@@ -3,13 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sparse_dict.sae.architectures import Architecture, known
+from sparse_dict.sae.architectures import Architecture, axes, known
 
 # What stands before the value of a key, by the key's last part, in the order of a name.
-WORDS = {
-    "dict_size": "", "sae": "", "site": "", "target": "to ",
-    "l1": "L1 ", "k": "k ", "l0": "L0 penalty ",
-}  # fmt: skip
+WORDS = {"dict_size": "", "sae": "", "site": "", "target": "to "}
+WORDS |= {key: f"{axis.short} " for key, axis in axes().items()}
 LAST = "seed"
 
 
@@ -26,7 +24,7 @@ def run_name(config: Mapping[str, Any]) -> str:
     if label := (config.get("tracking") or {}).get("label"):
         return str(label)
     sae = config["sae"]
-    axis = known().get(sae["activation"], Architecture).axis
+    axis = known().get(sae["activation"], Architecture).axis.key
     places = {key: sae[key] for key in ("site", "target") if sae.get(key)}
     named = {"dict_size": sae["dict_size"], axis: sae[axis], LAST: config["seed"]}
     return str(_joined(named | places))

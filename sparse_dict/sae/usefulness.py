@@ -34,7 +34,7 @@ def recommended(rungs: Sequence[Metrics]) -> Metrics | None:
 
 def axis(m: Metrics) -> str:
     """What makes its kind sparse: l1, k or l0."""
-    return known().get(m["activation"], Architecture).axis
+    return known().get(m["activation"], Architecture).axis.key
 
 
 def warning(found: Sequence[Metrics]) -> str | None:

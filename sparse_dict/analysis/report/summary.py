@@ -10,9 +10,7 @@ from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.report import provenance
 from sparse_dict.analysis.sections.baselines import standing
 from sparse_dict.analysis.study import LABELS, number
-
-# What to change where too few features are active, by the axis of the study.
-REMEDY = {"l1": "a lower L1", "l0": "a lower L0 penalty", "k": "a larger k"}
+from sparse_dict.sae.architectures import axes
 
 
 def alarm(context: Context) -> str | None:
@@ -21,7 +19,7 @@ def alarm(context: Context) -> str | None:
         return None
     chain = context.comparison.main
     axis = (chain.entries if chain else context.study.entries)[0].axis
-    return f"{why}: nothing can be concluded from them. Train new ones with {REMEDY[axis]}."
+    return f"{why}: nothing can be concluded from them. Train new ones with {axes()[axis].remedy}."
 
 
 def sentences(context: Context) -> list[str]:

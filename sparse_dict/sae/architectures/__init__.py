@@ -8,16 +8,22 @@ from functools import cache
 
 from sparse_dict.config import SAEConfig
 from sparse_dict.errors import UserError
-from sparse_dict.sae.architectures.base import Architecture
+from sparse_dict.sae.architectures.base import Architecture, Axis
 from sparse_dict.sae.discovery import subclasses
 
-__all__ = ["Architecture", "known", "of"]
+__all__ = ["Architecture", "axes", "known", "of"]
 
 
 @cache
 def known() -> dict[str, type[Architecture]]:
     """Every kind by its name."""
     return subclasses(__name__, __path__, Architecture)
+
+
+def axes() -> dict[str, Axis]:
+    """What makes dictionaries sparse, by its key."""
+    kinds = (Architecture, *known().values())
+    return {kind.axis.key: kind.axis for kind in kinds}
 
 
 def of(sae: SAEConfig) -> Architecture:

@@ -5,6 +5,7 @@ This class is the plain dictionary: two matrices, a bias, ReLU, and the loss at 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from sparse_dict.config import SAEConfig
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
     from sparse_dict.sae.folder import Dictionary
 
 C = TypeVar("C", bound=SAEConfig)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What makes a kind sparse, which a study sweeps."""
+
+    key: str  # of the section `sae`
+    short: str  # before a value, as in "L1 0.03"
+    long: str  # beside an axis of a figure
+    remedy: str  # what to change where too few features are active
 
 
 class Architecture(Generic[C]):
@@ -34,7 +45,7 @@ class Architecture(Generic[C]):
     """
 
     Config: ClassVar[type[SAEConfig]]
-    axis: ClassVar[str] = "l1"  # the key that makes it sparse, which a study sweeps
+    axis: ClassVar[Axis] = Axis("l1", "L1", "L1 coefficient", "a lower L1")
     # The coefficients of its loss. Dictionaries that differ in these alone share a stack.
     numbers: ClassVar[tuple[str, ...]] = ("l1", "aux_coefficient")
     biases: ClassVar[tuple[str, ...]] = ("b",)  # zero where a feature begins anew

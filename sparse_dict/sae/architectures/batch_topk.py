@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparse_dict.sae.architectures.base import Architecture
-from sparse_dict.sae.architectures.topk import TopKConfig
+from sparse_dict.sae.architectures.topk import TopK, TopKConfig
 from sparse_dict.sae.codes import SELECTION, keep_largest_of_all
 from sparse_dict.sae.loss import Encoded, Params
 
@@ -23,7 +23,7 @@ class BatchTopK(Architecture[BatchTopKConfig]):
     """Keeps the 256 k largest codes of each 256 rows; in the paper, of the whole batch."""
 
     Config = BatchTopKConfig
-    axis = "k"
+    axis = TopK.axis
     fast = True
     keeps_floor = True
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sparse_dict.sae.architectures.batch_topk import BatchTopKConfig
+from sparse_dict.sae.architectures.batch_topk import BatchTopK, BatchTopKConfig
 from sparse_dict.sae.architectures.crosscoder import Crosscoder, CrosscoderConfig
 from sparse_dict.sae.codes import keep_largest_of_all
 from sparse_dict.sae.loss import Encoded, Params
@@ -27,7 +27,7 @@ class BatchTopKCrosscoder(Crosscoder):
 
     Config = BatchTopKCrosscoderConfig
     sae: BatchTopKCrosscoderConfig
-    axis = "k"
+    axis = BatchTopK.axis
     keeps_floor = True
 
     def encode(self, p: Params, x: "Tensor") -> Encoded:

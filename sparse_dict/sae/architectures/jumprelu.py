@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import not_negative, positive
 from sparse_dict.errors import UserError
-from sparse_dict.sae.architectures.base import Architecture
+from sparse_dict.sae.architectures.base import Architecture, Axis
 from sparse_dict.sae.loss import Encoded, Fit, Numbers, Params, jump, l0, l1, squared_error
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class JumpReLU(Architecture[JumpReLUConfig]):
     """
 
     Config = JumpReLUConfig
-    axis = "l0"
+    axis = Axis("l0", "L0 penalty", "L0 coefficient", "a lower L0 penalty")
     numbers = ("l1", "l0", "bandwidth", "aux_coefficient")
     fast = True
 

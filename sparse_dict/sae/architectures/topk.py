@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import positive
 from sparse_dict.errors import UserError
-from sparse_dict.sae.architectures.base import Architecture
+from sparse_dict.sae.architectures.base import Architecture, Axis
 from sparse_dict.sae.codes import keep_largest
 from sparse_dict.sae.loss import Encoded, Params
 
@@ -32,7 +32,7 @@ class TopK(Architecture[TopKConfig]):
     """The k largest of relu(W_enc x + b) (arXiv 1312.5663, arXiv 2406.04093)."""
 
     Config = TopKConfig
-    axis = "k"
+    axis = Axis("k", "k", "k (active features a row)", "a larger k")
     fast = True
 
     def in_c(self) -> dict[str, float]:

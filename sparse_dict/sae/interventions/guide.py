@@ -60,7 +60,7 @@ class Guide(Intervention[GuideConfig]):
     def check(self) -> None:
         """See that the weights are there, and say it."""
         self.site()
-        if self.sae.guide == "penalty" and architectures.of(self.sae).axis != "l1":
+        if self.sae.guide == "penalty" and architectures.of(self.sae).axis.key != "l1":
             raise UserError(
                 "sae.guide=penalty adds to the L1 of codes: it needs a kind that L1 makes sparse, "
                 "such as sae=untied or tied"
