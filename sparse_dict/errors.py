@@ -46,6 +46,14 @@ class UserError(Exception):
         super().__init__(printable(message))
 
 
+class Advised(UserError):
+    """An error about a file that says all there is to do, such as that nothing is wrong with it."""
+
+
+class DamagedOutput(UserError):
+    """What a job has made before cannot be read: it cannot go on, but others can."""
+
+
 def escape_logs() -> None:
     """Let no argument of a log record begin a line of its own or steer the terminal."""
     logging.setLogRecordFactory(_Record)
@@ -82,13 +90,23 @@ def one_line(error: BaseException, limit: int = 300, *, named: bool = False) -> 
 
 
 @contextmanager
-def reading(path: Path, advice: str = "") -> Iterator[None]:
-    """Say in one line that the record at `path` is malformed, and what to do."""
+def reading(path: Path) -> Iterator[None]:
+    """Say in one line that the record at `path` is malformed."""
     try:
         yield
     except MALFORMED as error:
-        line = f"{path} is malformed ({one_line(error)})"
-        raise UserError(f"{line}: {advice}" if advice else line) from None
+        raise UserError(f"{path} is malformed ({one_line(error)})") from None
+
+
+@contextmanager
+def advising(advice: str) -> Iterator[None]:
+    """Say of a file that is damaged what to do, unless that is said."""
+    try:
+        yield
+    except Advised:
+        raise
+    except UserError as error:
+        raise Advised(f"{error}: {advice}") from None
 
 
 def lacking(error: Exception, lower: str | None = None) -> str | None:

@@ -181,8 +181,8 @@ def test_a_stage_killed_at_random_moments_ends_as_if_undisturbed(
     assert verify.main([str(whole.base)]) == 0
 
 
-PAIRS = ["-m", "sae.dict_size=32", "seed=0,1",
-         'hydra.sweep.subdir="sae.dict_size=${sae.dict_size},seed=${seed}"']  # fmt: skip
+SUBDIR_OF_SEEDS = ['hydra.sweep.subdir="sae.dict_size=${sae.dict_size},seed=${seed}"']
+PAIRS = ["-m", "sae.dict_size=32", "seed=0,1", *SUBDIR_OF_SEEDS]
 
 
 @pytest.mark.slow
@@ -404,6 +404,55 @@ def test_who_looks_for_a_holder_does_not_keep_a_stage_from_starting(tmp_path: Pa
     with lock.holding(tmp_path):
         assert lock.holder(tmp_path) is not None
     timer.join()
+
+
+# --- damaged files --------------------------------------------------------------------------------
+
+ADVICE = re.compile(
+    r"(\S+) is damaged \(.*?\): delete it|delete (?!it )(\S+?)(?= and | to |$)", re.M
+)
+
+
+def advised(said: str) -> set[Path]:
+    """What is to be deleted."""
+    return {Path(it or other) for it, other in ADVICE.findall(said)}
+
+
+def follow(said: str) -> None:
+    """Delete it."""
+    for path in advised(said):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    ["ensemble", *(pytest.param(x, marks=pytest.mark.slow) for x in ("basic", "joblib"))],
+)
+def test_a_damaged_file_of_its_own_costs_a_job_of_a_grid_and_no_other(
+    whole: Study, copy: Path, launcher: str
+):
+    """A finished dictionary, and one that is begun; then the advice is followed."""
+    if launcher == "joblib":
+        pytest.importorskip("joblib")
+    finished, begun = (copy / "sae" / f"sae.dict_size={x}" for x in ("32,seed=0", "48,seed=0"))
+    shutil.copytree(finished, begun)
+    (begun / "metrics.json").unlink()
+    shutil.copy(begun / "sae_weights.safetensors", begun / "checkpoint.safetensors")
+    for path in (finished / "metrics.json", begun / "checkpoint.safetensors"):
+        truncate(path)
+    grid = ["-m", *SUBDIR_OF_SEEDS, "sae.dict_size=32,48", "seed=0,1", f"hydra/launcher={launcher}"]
+    done = run_script("train_sae", copy, *grid)
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    assert "Traceback" not in output
+    assert advised(output) == {finished / "metrics.json", begun / "checkpoint.safetensors"}
+    assert (copy / "sae" / "sae.dict_size=48,seed=1" / "metrics.json").exists()
+    follow(output)
+    assert run_script("train_sae", copy, *grid).returncode == 0
+    for path in (copy / "sae").glob("sae.dict_size=48,*"):
+        shutil.rmtree(path)
+    (copy / "sae" / "multirun.yaml").unlink()
+    whole.equals("train_sae")
 
 
 # --- no room, no permission -----------------------------------------------------------------------

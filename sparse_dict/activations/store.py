@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from sparse_dict.config.sites import Site
-from sparse_dict.errors import UserError, reading
+from sparse_dict.errors import UserError, advising, reading
 from sparse_dict.storage import files, records
 from sparse_dict.storage.arrays import Joined, Stored, stored
 from sparse_dict.storage.door import visible
@@ -126,17 +127,15 @@ class Activations:
     @classmethod
     def _open_ours(cls, folder: Path) -> Self:
         path = folder / MANIFEST
-        manifest = records.read(path, Manifest, "harvest again")
-        with reading(path, "harvest again"):
-            shards = _parsed(folder, manifest)
-        d_in, dtype = manifest["d_in"], np.dtype(manifest["dtype"])
-        try:
+        with _again(folder):
+            manifest = records.read(path, Manifest)
+            with reading(path):
+                shards = _parsed(folder, manifest)
+            d_in, dtype = manifest["d_in"], np.dtype(manifest["dtype"])
             for shard in shards:
                 stored(shard.path, dtype, (shard.rows, d_in))
                 if shard.origin_path:
                     stored(shard.origin_path, np.dtype(np.int32), (shard.rows, 3))
-        except UserError as error:
-            raise UserError(f"{error}: harvest again") from None
         return cls(folder, shards, d_in, dict(manifest))
 
     @classmethod
@@ -275,8 +274,9 @@ class Activations:
 
     def verify(self) -> None:
         """See that there are no `changed` files."""
-        for path in self.changed():
-            raise UserError(f"{path} has changed since it was written: harvest again")
+        with _again(self.folder):
+            for path in self.changed():
+                raise UserError(f"{path} has changed since it was written")
 
 
 def mean_to_spread(mean: NDArray[np.float64], rms: float) -> float:
@@ -330,6 +330,10 @@ class Moments:
     def rms(self, start: int = 0, stop: int | None = None) -> float:
         """Root of the mean square of all entries of columns start..stop-1."""
         return math.sqrt(float(self.squares[start:stop].mean()) / self.n)
+
+
+def _again(folder: Path) -> AbstractContextManager[None]:
+    return advising(f"delete {folder / MANIFEST} and harvest again")
 
 
 def _parsed(folder: Path, manifest: Manifest) -> list[Shard]:

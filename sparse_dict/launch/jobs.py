@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from sparse_dict.config import ANALYSES
-from sparse_dict.errors import UserError
+from sparse_dict.errors import DamagedOutput, UserError
 from sparse_dict.launch import explain
 from sparse_dict.sae import schema
 from sparse_dict.sae.run_names import labels
@@ -136,6 +136,8 @@ def compose_jobs(config: DictConfig, overrides: Sequence[Sequence[str]], first: 
                 job = _compose(config, number, of_job)
                 try:
                     check_job(job, typed(task_config(job.config)))
+                except DamagedOutput:
+                    pass  # the job will tell, and the others run
                 except Exception as error:
                     if not explain.is_foreseen(error):
                         raise
@@ -150,9 +152,9 @@ def compose_jobs(config: DictConfig, overrides: Sequence[Sequence[str]], first: 
 def check_job(job: Job, task: Any) -> None:
     """Let the stage check and weigh a job, whose config Hydra holds; `task` is the stage's part."""
     stage = module(job.config.hydra.job.name)
-    stage.check(task, job.folder)
     if stage.OUTPUT.key is not None:
         job.output = Path(getattr(task, stage.OUTPUT.key))
+    stage.check(task, job.folder)
     if hasattr(stage, "weight"):
         job.weight = stage.weight(task)
 

@@ -1,6 +1,7 @@
 """The folder of a language model: what is in it, and how it is loaded."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ from typing_extensions import TypedDict
 
 from sparse_dict.config import ModelConfig
 from sparse_dict.config.sites import Site
-from sparse_dict.errors import MALFORMED, UserError, one_line
+from sparse_dict.errors import MALFORMED, UserError, advising, one_line
 from sparse_dict.storage import files, records, tensor_files
 from sparse_dict.storage.records import Amount, Count, Line, Number, Positive
 
@@ -97,7 +98,12 @@ def read_record(lm_dir: Path) -> Record:
         if (lm_dir / CHECKPOINT).exists():
             raise UserError(f"{lm_dir} is not trained to the end: run train_lm.py again")
         raise UserError(f"{lm_dir} holds no language model ({RECORD}): run train_lm.py first")
-    return records.read(path, Record, "train it again")
+    with _again(lm_dir):
+        return records.read(path, Record)
+
+
+def _again(lm_dir: Path) -> AbstractContextManager[None]:
+    return advising(f"delete {lm_dir / RECORD} and run train_lm.py again")
 
 
 def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
@@ -107,26 +113,28 @@ def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
     from sparse_dict.lm.model import GPT
     from sparse_dict.text.tokenizer import Tokenizer
 
-    record = read_record(lm_dir)
-    path = lm_dir / WEIGHTS
-    if fingerprint(path) != record["fingerprints"]["model"]:
-        raise UserError(f"{path} is not the file that {RECORD} describes: train it again")
-    arrays = tensor_files.read(path)
-    try:
-        shape = ModelConfig(**record["config"]["model"])
-        tensors = {name: torch.tensor(array) for name, array in arrays.items()}  # aligned
-        if shape.n_layers > len(tensors):
-            raise RuntimeError(f"{len(tensors)} tensors for {shape.n_layers} layers")
-        with torch.device("meta"):  # nothing is allocated, whatever size a record may claim
-            model = GPT(shape, record["n_vocab"])
-        model.load_state_dict(tensors, assign=True)
-    except (RuntimeError, *MALFORMED) as error:
-        raise UserError(f"{path} cannot be loaded: {one_line(error)}") from None
-    tokenizer = Tokenizer.load(lm_dir / TOKENIZER)
-    if tokenizer.fingerprint != record["fingerprints"]["tokenizer"]:
-        raise UserError(f"{lm_dir / TOKENIZER} is not the tokenizer that {RECORD} describes")
-    if tokenizer.n_vocab != record["n_vocab"]:
-        raise UserError(f"{lm_dir / RECORD}: n_vocab is not the tokenizer's {tokenizer.n_vocab}")
+    record, path = read_record(lm_dir), lm_dir / WEIGHTS
+    with _again(lm_dir):
+        if fingerprint(path) != record["fingerprints"]["model"]:
+            raise UserError(f"{path} is not the file that {RECORD} describes")
+        arrays = tensor_files.read(path)
+        try:
+            shape = ModelConfig(**record["config"]["model"])
+            tensors = {name: torch.tensor(array) for name, array in arrays.items()}  # aligned
+            if shape.n_layers > len(tensors):
+                raise RuntimeError(f"{len(tensors)} tensors for {shape.n_layers} layers")
+            with torch.device("meta"):  # nothing is allocated, whatever size a record may claim
+                model = GPT(shape, record["n_vocab"])
+            model.load_state_dict(tensors, assign=True)
+        except (RuntimeError, *MALFORMED) as error:
+            raise UserError(f"{path} cannot be loaded: {one_line(error)}") from None
+        tokenizer = Tokenizer.load(lm_dir / TOKENIZER)
+        if tokenizer.fingerprint != record["fingerprints"]["tokenizer"]:
+            raise UserError(f"{lm_dir / TOKENIZER} is not the tokenizer that {RECORD} describes")
+        if tokenizer.n_vocab != record["n_vocab"]:
+            raise UserError(
+                f"{lm_dir / RECORD}: n_vocab is not the tokenizer's {tokenizer.n_vocab}"
+            )
     return LoadedLM(model.eval().to(device), tokenizer, record)
 
 

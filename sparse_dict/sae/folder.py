@@ -1,5 +1,6 @@
 """A dictionary's folder: SAELens' format, what we measured, and the checkpoint while training."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from typing_extensions import TypedDict
 
 from sparse_dict.config.sites import Site
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, advising
 from sparse_dict.sae.origin import UNKNOWN, site_of
 from sparse_dict.storage import records, tensor_files
 from sparse_dict.storage.files import read_json, sealed, sha256_file, sha256_of, write_json
@@ -200,11 +201,21 @@ def _kind(dictionary: Dictionary, transcodes: bool) -> dict[str, Any]:
 
 def read_metrics(folder: Path) -> Metrics:
     """`metrics.json` of a finished dictionary, its values checked."""
-    return records.read(folder / METRICS, Metrics)
+    with _again(folder):
+        return records.read(folder / METRICS, Metrics)
+
+
+def _again(folder: Path) -> AbstractContextManager[None]:
+    return advising(f"delete {folder / METRICS} and make the dictionary again")
 
 
 def read(folder: Path) -> Trained:
     """Read a finished dictionary."""
+    with _again(folder):
+        return _read(folder)
+
+
+def _read(folder: Path) -> Trained:
     metrics = read_metrics(folder)
     tensors = tensor_files.read(folder / WEIGHTS)
     if missing := {"W_enc", "b_enc", "W_dec", "b_dec"} - tensors.keys():
@@ -267,12 +278,13 @@ def snapshot_paths(folder: Path) -> list[Path]:
 def read_snapshots(folder: Path) -> dict[int, Array]:
     """Decoders by the number of rows seen, in that order."""
     snapshots, hashes = {}, read_metrics(folder).get("sha256") or {}
-    for path in snapshot_paths(folder):
-        _refuse_change(path, hashes.get(str(path.relative_to(folder))))
-        W_dec = tensor_files.read(path).get("W_dec")
-        if W_dec is None or W_dec.ndim != 2 or not path.stem.isdecimal():
-            raise UserError(f"{path} is not a snapshot of a decoder")
-        snapshots[int(path.stem)] = W_dec
+    with _again(folder):
+        for path in snapshot_paths(folder):
+            _refuse_change(path, hashes.get(str(path.relative_to(folder))))
+            W_dec = tensor_files.read(path).get("W_dec")
+            if W_dec is None or W_dec.ndim != 2 or not path.stem.isdecimal():
+                raise UserError(f"{path} is not a snapshot of a decoder")
+            snapshots[int(path.stem)] = W_dec
     return snapshots
 
 

@@ -146,8 +146,9 @@ def _train_many(
             config = settled(config, activations)
             job = Job(config, folder, _record(config, activations))
             if OUTPUT.is_finished(folder, job.record, config):
-                outcomes[i] = read_json(folder / folders.METRICS)
-                _finish_what_was_killed(job, outcomes[i])
+                metrics = dict(folders.read_metrics(folder))
+                _finish_what_was_killed(job, metrics)
+                outcomes[i] = metrics
                 log.info("%s is already trained", folder)
                 continue
             if damage := _damage(activations):

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 
 from sparse_dict.config import TrainSAEConfig
-from sparse_dict.errors import UserError, one_line
+from sparse_dict.errors import UserError
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae import interventions
 from sparse_dict.sae.data import Data
@@ -114,7 +114,5 @@ class Trainee:
                 raise ValueError("a malformed history")
             self.history = meta["history"]
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{path} is malformed ({one_line(error)}): remove it to start again"
-            ) from None
+            raise tensor_files.damaged(path, error) from None
         self.seconds, self.saved_step = meta["seconds"], int(meta["step"])

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from sparse_dict.errors import UserError, lacking
+from sparse_dict.errors import Advised, UserError, lacking
 
 MOST_BYTES = 2**28  # of a record, a document, a line: what is read in one piece
 WRITTEN_ON = (".log", ".yaml", ".jsonl")  # by Hydra and logging, which do not replace files
@@ -37,16 +37,14 @@ def opened(path: Path) -> Iterator[BufferedReader]:
             if not stat.S_ISREG(mode):
                 raise UserError(f"{path} is a pipe, a socket or a device, not a file")
             if file.peek(len(LFS)).startswith(LFS):
-                raise UserError(
-                    f"{path} is a Git LFS pointer, not the file: git lfs pull fetches it"
-                )
+                raise Advised(f"{path} is a Git LFS pointer, not the file: git lfs pull fetches it")
             yield file
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, not a file") from None
     except OSError as error:
-        raise UserError(lacking(error) or f"{path} cannot be read: {error.strerror}") from None
+        raise Advised(lacking(error) or f"{path} cannot be read: {error.strerror}") from None
 
 
 def read_bytes(path: Path, advice: str = "too large for such a file") -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_dict.config.identity import differences
-from sparse_dict.errors import UserError
+from sparse_dict.errors import DamagedOutput, UserError, advising
 from sparse_dict.storage import door, files
 
 MARK = ".sparse-dict"  # holds the name of the stage
@@ -42,7 +42,7 @@ class Output:
                 of one; names the first key that differs.
         """
         self.refuse_foreign(folder)
-        if (there := self.made_from(folder)) is None:
+        if (there := self._said(folder)) is None:
             return False
         for key, value in wanted.items():
             schema, name = (config, "") if key == "config" else (None, key)
@@ -79,12 +79,24 @@ class Output:
         with suppress(UserError):
             return door.read_bytes(folder / MARK) == f"{self.stage}\n".encode()
         # Before there were marks: the manifest, the checkpoint, or what Hydra noted of the job.
-        if self.made_from(folder) is not None:
+        if self._said(folder) is not None:
             return True
         with suppress(UserError):
             noted = door.read_bytes(folder / ".hydra" / "hydra.yaml")
             return b"sparse_dict." in noted and f"\n    name: {self.stage}\n".encode() in noted
         return False
+
+    def _said(self, folder: Path) -> Mapping[str, Any] | None:
+        """See `made_from`.
+
+        Raises:
+            DamagedOutput: it cannot be read.
+        """
+        try:
+            with advising(f"delete {folder / self.manifest} to have it made again"):
+                return self.made_from(folder)
+        except UserError as error:
+            raise DamagedOutput(str(error)) from None
 
     @property
     def _elsewhere(self) -> str:

@@ -7,14 +7,15 @@ keys that other versions write, since its seal covers them all.
 import re
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 from annotated_types import Interval, Predicate
 
-from sparse_dict.errors import reading
+from sparse_dict.errors import Advised, reading
 from sparse_dict.storage.files import read_json
 
 T = TypeVar("T")
+VERSION = "format_version"  # a `Literal`, of the kinds of record that have one
 
 Count = Annotated[int, Interval(ge=0, lt=1 << 48)]
 Positive = Annotated[int, Interval(ge=1, lt=1 << 48)]
@@ -44,14 +45,17 @@ ArrayName = Annotated[str, Predicate(the_name_of_an_npy_file_beside_it)]
 Texts = dict[Line, Line]
 
 
-def read(path: Path, kind: type[T], advice: str = "") -> T:
-    """The record in a JSON file.
-
-    Raises:
-        UserError: there is none, or it is not of its `kind`; ends with `advice`.
-    """
-    with reading(path, advice):
-        return fitting(read_json(path), kind)
+def read(path: Path, kind: type[T]) -> T:
+    """The record in a JSON file, if it is of its `kind`."""
+    value = read_json(path)
+    ours = get_args(getattr(kind, "__annotations__", {}).get(VERSION))
+    if ours and type(there := value.get(VERSION)) is int and there not in ours:
+        raise Advised(
+            f"{path} is of format version {there}, and {ours[0]} is read here: use the version of "
+            "sparse-dict that wrote it, or another name="
+        )
+    with reading(path):
+        return fitting(value, kind)
 
 
 def fitting(value: Any, kind: type[T]) -> T:

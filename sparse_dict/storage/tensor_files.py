@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
-from sparse_dict.errors import MALFORMED, UserError, one_line
+from sparse_dict.errors import MALFORMED, Advised, UserError, one_line
 from sparse_dict.storage import files, records
 from sparse_dict.storage.door import opened
 
@@ -95,7 +95,7 @@ def _header(path: Path) -> Iterator[Any]:
 def damaged(path: Path, error: Exception) -> UserError:
     """The error to raise where reading a checkpoint has raised `error`."""
     reason = " ".join(one_line(error).split())
-    return UserError(f"{path} is damaged ({reason}): delete it to start over")
+    return Advised(f"{path} is damaged ({reason}): delete it to start over")
 
 
 def _contiguous(arrays: Mapping[str, NDArray[Any]]) -> Arrays:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, advising
 from sparse_dict.storage import files, lock, records
 
 HASHES = "sha256.json"  # of a folder's files, where they do not say so themselves
@@ -22,10 +22,11 @@ def ensure_sealed(folder: Path, make: Callable[[Path], None]) -> None:
 
     path = folder / HASHES
     if path.exists():  # not in the folders of earlier versions
-        for name, sha256 in records.read(path, records.Texts).items():
-            path = folder / Path(name).name
-            if not path.is_file() or files.sha256_file(path) != sha256:
-                raise UserError(f"{path} has changed since it was written: delete {folder}")
+        with advising(f"delete {folder} to have it made again"):
+            for name, sha256 in records.read(path, records.Texts).items():
+                path = folder / Path(name).name
+                if not path.is_file() or files.sha256_file(path) != sha256:
+                    raise UserError(f"{path} has changed since it was written")
     ensure(folder, make_and_seal)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from sparse_dict.config import DataConfig
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, advising
 from sparse_dict.machine import distributed
 from sparse_dict.machine.background import prefetched
 from sparse_dict.machine.progress import Progress
@@ -202,7 +202,7 @@ class TokenStore:
     def open(cls, folder: Path) -> Self:
         """Open a store, every byte of whose files is checked; of several processes by rank 0."""
         path = folder / "manifest.json"
-        try:
+        with advising(f"delete {folder} to have it made again"):
             manifest = records.read(path, Manifest)
             splits, dtype = manifest["splits"], np.dtype(manifest["dtype"])
             hashes: dict[str, str] = {}
@@ -212,8 +212,6 @@ class TokenStore:
             }
             if distributed.main():
                 _verify(folder, hashes)
-        except UserError as error:
-            raise UserError(f"{error}; delete {folder} to have it made again") from None
         return cls(folder, manifest, streams)
 
     def split(self, name: str) -> TokenStream:
