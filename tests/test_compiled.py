@@ -1,13 +1,17 @@
 """C that is compiled at its first use: compilers and caches that are not as they should be."""
 
+import json
 import logging
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sparse_dict.machine import compiled
+from sparse_dict.storage import cache as caches
+from sparse_dict.storage import files
 
 pytestmark = pytest.mark.skipif(compiled._compiler() is None, reason="needs a C compiler")
 
@@ -41,7 +45,7 @@ def test_it_is_compiled_once_and_nothing_else_is_left(
 ) -> None:
     assert answer(source) == 42
     (made,) = cached(tmp_path)
-    monkeypatch.setattr(compiled, "_built", None)
+    monkeypatch.setattr(subprocess, "run", None)
     assert answer(source) == 42
     assert cached(tmp_path) == [made]
 
@@ -86,23 +90,60 @@ def test_a_cache_that_cannot_be_written_to_is_done_without(
     assert not list(tmp_path.glob("cache/sparse-dict/*"))
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x7fELF and no more"])
-def test_a_damaged_library_is_made_anew(source: Path, tmp_path: Path, damage: bytes) -> None:
-    assert compiled.library(source, ["-O0"]) is not None  # another one, which stays loaded
-    assert compiled._compiler() is not None
-    (tmp_path / "src" / "answer.c").write_text("int answer(void) { return 43; }")
-    before = {*cached(tmp_path)}
-    key = _path_of(source, tmp_path, before)
-    key.write_bytes(damage)
-    assert answer(source) == 43
-    assert key.read_bytes() != damage
-
-
-def _path_of(source: Path, tmp_path: Path, before: set[Path]) -> Path:
-    """Where the library of `source` is kept; it is made by another process, so not loaded here."""
+def other(source: Path, tmp_path: Path) -> Path:
+    """A library that another process has made, so that it is not loaded here."""
+    source.write_text("int answer(void) { return 43; }")
     pid = os.fork()
     if pid == 0:
         os._exit(0 if compiled.library(source, ["-O1"]) is not None else 1)
     assert os.waitpid(pid, 0)[1] == 0
-    (made,) = {*cached(tmp_path)} - before
-    return made
+    (made,) = cached(tmp_path)
+    return made / compiled.LIBRARY
+
+
+@pytest.mark.parametrize("file", [compiled.LIBRARY, caches.HASHES])
+@pytest.mark.parametrize("n", [0, 100, -1])
+def test_a_library_that_was_cut_short_is_compiled_again(
+    source: Path, tmp_path: Path, file: str, n: int
+) -> None:
+    made = other(source, tmp_path)
+    whole = made.with_name(file).read_bytes()
+    made.with_name(file).write_bytes(whole[:n])
+    assert answer(source) == 43
+    caches.ensure_sealed(made.parent, lambda _: pytest.fail("it was not mended"))
+
+
+def test_a_library_of_somebody_else_is_not_loaded(source: Path, tmp_path: Path) -> None:
+    """Be it where others can write, or theirs and with a hash that fits."""
+    made = other(source, tmp_path)
+    theirs = made.with_name("theirs.so")
+    (tmp_path / "theirs.c").write_text("int answer(void) { return 666; }")
+    compiler = compiled._compiler() or []
+    command = [*compiler, "-shared", "-fPIC", str(tmp_path / "theirs.c"), "-o", str(theirs)]
+    subprocess.run(command, check=True)
+    theirs.replace(made)
+    (made.parent / caches.HASHES).write_text(json.dumps({made.name: files.sha256_file(made)}))
+    cache = made.parent.parent
+    cache.chmod(0o777)
+    assert answer(source) == 43
+    cache.chmod(0o700)
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    os.chown(made.parent, 12345, 12345)
+    assert answer(source) == 43
+    assert made.stat().st_uid == 0
+    os.chown(cache, 12345, 12345)
+    (made.parent / caches.HASHES).unlink()  # it would be made anew
+    assert answer(source) == 43
+    assert not (made.parent / caches.HASHES).exists()
+
+
+def test_a_cache_named_by_a_relative_path_is_ignored(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert answer(source) == 42
+    assert not (tmp_path / "here").exists()
+    assert len(list((tmp_path / "home" / ".cache" / "sparse-dict").iterdir())) == 1

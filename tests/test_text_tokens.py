@@ -207,7 +207,9 @@ def test_a_cache_folder_is_made_by_one_and_waited_for_by_others(tmp_path):
         time.sleep(0.5)
         (fresh / "who").write_text("first")
 
-    code = f"from sparse_dict.text import cache; cache.ensure(cache.Path({str(target)!r}), print)"
+    code = (
+        f"from sparse_dict.storage import cache; cache.ensure(cache.Path({str(target)!r}), print)"
+    )
     waiting = threading.Thread(target=lambda: outputs.append(subprocess.check_output(
         [sys.executable, "-c", code], cwd=ROOT)))  # fmt: skip
     outputs = []

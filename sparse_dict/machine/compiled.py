@@ -7,16 +7,22 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sparse_dict.errors import UserError
+from sparse_dict.storage import cache as caches
+from sparse_dict.storage import files
 
 log = logging.getLogger(__name__)
 
 EXACT = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]  # sums stay in order
+LIBRARY = "library.so"
 WITHOUT = "dense products by torch instead of compiled loops, slower"
 
 
@@ -57,14 +63,19 @@ def library(source: Path, flags: Sequence[str]) -> ctypes.CDLL | None:
     key = hashlib.sha256(
         b"\0".join([*texts, " ".join(command).encode(), _cpu().encode()])
     ).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparse-dict"
-    made = folder / f"{source.stem}-{key}.so"
-    with suppress(OSError):  # not there, or damaged
-        return ctypes.CDLL(str(made))
+
+    def make(folder: Path) -> None:
+        with files.replacing(folder / LIBRARY) as temporary:
+            subprocess.run(
+                [*command, str(source), "-o", str(temporary), "-lm"],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+
     try:
-        with _writable(folder) as place:
-            return _built(command, source, place / made.name)
-    except OSError as error:
+        with ExitStack() as stack:  # a loaded library needs no file
+            place = _cache() or stack.enter_context(TemporaryDirectory(prefix="sparse-dict-"))
+            return _loaded(Path(place) / f"{source.stem}-{key}", make)
+    except (OSError, UserError) as error:
         reason = str(error)
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or ["no message"])[0]
@@ -72,32 +83,29 @@ def library(source: Path, flags: Sequence[str]) -> ctypes.CDLL | None:
     return None
 
 
-def _built(command: list[str], source: Path, made: Path) -> ctypes.CDLL:
-    """Compile `source` to `made` and load it.
+def _loaded(folder: Path, make: Callable[[Path], None]) -> ctypes.CDLL:
+    """The library in `folder`, made anew unless it is what this user has compiled.
 
-    Raises:
-        CalledProcessError: it does not compile.
-        OSError: there is no such compiler, or what it made cannot be kept or loaded.
+    One that is cut short would end the process without a message.
     """
-    temporary = made.with_suffix(f".{os.getpid()}.tmp")
+    if folder.exists() and folder.stat().st_uid != os.geteuid():
+        shutil.rmtree(folder)
     try:
-        subprocess.run(
-            [*command, str(source), "-o", str(temporary), "-lm"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        temporary.replace(made)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return ctypes.CDLL(str(made))
+        caches.ensure_sealed(folder, make)
+    except UserError:
+        shutil.rmtree(folder)
+        caches.ensure_sealed(folder, make)
+    return ctypes.CDLL(str(folder / LIBRARY))
 
 
-@contextmanager
-def _writable(folder: Path) -> Iterator[Path]:
-    """`folder`, or a temporary one if it is not writable: a loaded library needs no file."""
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="sparse-dict-") as temporary:
-        yield Path(temporary)
+def _cache() -> Path | None:
+    """Where this user's libraries are kept, if nobody else can write there."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))  # ignored if relative, as its standard says
+    folder = (named if named.is_absolute() else Path.home() / ".cache") / "sparse-dict"
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        state = folder.stat()
+    except OSError:
+        return None
+    own = state.st_uid == os.geteuid() and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if own and os.access(folder, os.W_OK | os.X_OK) else None

@@ -22,7 +22,7 @@ from sparse_dict.machine import interrupt
 from sparse_dict.machine.progress import Progress
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files as whole_files
-from sparse_dict.text.cache import ensure_sealed
+from sparse_dict.storage.cache import ensure_sealed
 from sparse_dict.text.cleaning import Unique
 from sparse_dict.text.extract import extract
 from sparse_dict.text.files import read_jsonl

@@ -21,9 +21,9 @@ from sparse_dict.machine.background import in_background
 from sparse_dict.machine.network import reachable
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files, records
+from sparse_dict.storage.cache import ensure_sealed
 from sparse_dict.storage.door import read_bytes
 from sparse_dict.text import bpe, corpus
-from sparse_dict.text.cache import ensure_sealed
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from sparse_dict.machine.progress import Progress
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files, records
 from sparse_dict.storage.arrays import Joined, Stored, stored
+from sparse_dict.storage.cache import RESUME, ensure
 from sparse_dict.storage.records import ArrayName, Count, Line
 from sparse_dict.storage.tensor_files import read_checkpoint, read_record, write_checkpoint
 from sparse_dict.text import corpus
-from sparse_dict.text.cache import RESUME, ensure
 
 log = logging.getLogger(__name__)
 
