@@ -28,6 +28,8 @@ _LACKS = {
 _FULL = re.compile(r"No space left on device|File too large| written$")
 _ASKED = re.compile(r"allocate ([\d.]+) (\w+)")  # in numpy's and torch's messages
 
+MOST = 2000  # characters of a line
+
 # What wrong types and values in a record that was read from a file may raise.
 MALFORMED = (
     KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
@@ -35,7 +37,12 @@ MALFORMED = (
 
 
 def printable(text: str) -> str:
-    """`text` without control characters, which a terminal obeys: any file may hold some."""
+    """`text` without control characters, which a terminal obeys, and not longer than a screen.
+
+    Any file may hold anything.
+    """
+    if len(text) > MOST:
+        text = f"{text[: MOST // 2]} ... {text[-MOST // 2 :]}"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

@@ -1,6 +1,8 @@
 """Dictionaries of other libraries: files by hand in the fast tier, by the real packages if slow."""
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +221,77 @@ def test_torn_and_missing_files_are_one_line(rows, tmp_path, capsys):
     other = weights() | {"W_dec": torch.zeros(N, D + 1)}
     with pytest.raises(UserError, match="shape"):
         imported.read(saelens(tmp_path / "b", other))
+
+
+LONG = "x" * 300_000
+HOSTILE = {
+    "l1 is nan, not": lambda at: saelens(at, weights(), l1_coefficient=float("nan")),
+    "seed is .*, not": lambda at: saelens(at, weights(), seed=2**80),
+    "holds 0 features of 16 columns": lambda at: saelens(at, none_of(weights())),
+    "it lacks 'bias'": lambda at: without_bias(dictionary_learning_folder(at, weights())),
+    "Cannot copy out of meta tensor": lambda at: dictionary_learning_folder(
+        at, weights() | {"W_dec": torch.empty(N, D, device="meta")}
+    ),
+    "x=1 is not known, and may change": lambda at: saelens(at, weights(), **{LONG: 1}),
+    "architecture 'x.*x' cannot": lambda at: saelens(at, weights(), architecture=LONG),
+    "activation_fn='x.*x' cannot": lambda at: saelens(at, weights(), activation_fn_str=LONG),
+    "a name is too long for this file system": lambda _: LONG,
+    "fvu is inf, not": lambda at: saelens(at, weights() | {"b_dec": torch.full((D,), 1e30)}),
+}
+
+
+def none_of(tensors):
+    return {name: t[..., :0] if "enc" in name else t for name, t in tensors.items()} | {
+        "W_dec": torch.empty(0, D)
+    }
+
+
+def without_bias(folder):
+    path = Path(folder) / "ae.pt"
+    state = torch.load(path, weights_only=True)  # noqa: TID251
+    torch.save({k: v for k, v in state.items() if k != "bias"}, path)  # noqa: TID251
+    return folder
+
+
+@pytest.mark.parametrize("message", HOSTILE)
+def test_all_is_checked_before_anything_is_written(rows, tmp_path, capsys, message):
+    source, dest = HOSTILE[message](tmp_path / "theirs"), tmp_path / "out"
+    assert import_sae.main([source, str(dest), "--activations", str(rows)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert len(line) < 3000
+    assert not dest.exists()
+
+
+def test_nothing_of_anybody_else_is_replaced(rows, tmp_path):
+    source = saelens(tmp_path / "theirs", weights())
+    for dest, message in (
+        (f"{source}/../theirs", "is what is imported"),
+        (saelens(tmp_path / "other", weights(1)), "holds cfg.json, which import_sae did not make"),
+    ):
+        before = {path: path.read_bytes() for path in Path(dest).iterdir()}
+        with pytest.raises(UserError, match=f"{message}: choose another folder"):
+            import_sae.run(source, Path(dest), rows)
+        assert {path: path.read_bytes() for path in Path(dest).iterdir()} == before
+
+
+def test_ctrl_c_is_one_line(rows, tmp_path):
+    code = (
+        "import sys; from sparse_dict.tools import ending, import_sae\n"
+        "import_sae.measured = lambda *_, **__: (print(flush=True), sys.stdin.read())\n"
+        "ending(import_sae.main)"
+    )
+    given = [saelens(tmp_path / "theirs", weights()), str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *given, "--activations", str(rows)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.splitlines() == ["-c: stopped by Ctrl-C"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_pickle_that_holds_more_than_tensors_is_refused(tmp_path):

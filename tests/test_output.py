@@ -61,7 +61,7 @@ def test_a_folder_that_this_project_did_not_make_is_refused(tmp_path: Path, outp
     output.refuse_foreign(tmp_path)
     for name in ("partial", "checkpoint"):
         (tmp_path / name).mkdir()
-        with pytest.raises(UserError, match=f"holds {name}, which {output.stage}.py did not make"):
+        with pytest.raises(UserError, match=f"holds {name}, which {output.stage} did not make"):
             output.refuse_foreign(tmp_path)
         (tmp_path / name).rmdir()
     (tmp_path / "x").write_text("")

@@ -30,6 +30,7 @@ class Output:
     manifest: str  # written last
     # What the folder says that its result, whole or begun, is made from; None: it says nothing.
     made_from: Callable[[Path], Mapping[str, Any] | None]
+    elsewhere: str = ""  # what to choose instead, unless that is name= or the key
 
     def is_finished(self, folder: Path, wanted: Mapping[str, Any], config: object = None) -> bool:
         """Whether `folder` holds the result that is made from `wanted`.
@@ -67,7 +68,7 @@ class Output:
         for name in names:
             if not re.fullmatch(ANYWHERE, name):
                 raise UserError(
-                    f"{folder} holds {name}, which {self.stage}.py did not make: "
+                    f"{folder} holds {name}, which {self.stage} did not make: "
                     f"choose another {self._elsewhere}"
                 )
 
@@ -100,4 +101,4 @@ class Output:
 
     @property
     def _elsewhere(self) -> str:
-        return "name=" if self.key is None else f"name= or {self.key}="
+        return self.elsewhere or ("name=" if self.key is None else f"name= or {self.key}=")

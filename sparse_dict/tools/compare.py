@@ -18,6 +18,7 @@ from sparse_dict.analysis.measures.two_dictionaries import Agreement, agree
 from sparse_dict.errors import UserError
 from sparse_dict.sae import imported
 from sparse_dict.sae.folder import Dictionary
+from sparse_dict.tools import ending
 
 CODE_ROWS = 16_384  # the last ones of the activations
 
@@ -110,4 +111,4 @@ def table(names: Sequence[str], found: Agreement, d_in: int, codes: dict[str, An
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    ending(main)

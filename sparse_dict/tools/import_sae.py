@@ -14,15 +14,21 @@ from typing import Any
 import numpy as np
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.errors import UserError, printable
+from sparse_dict.errors import UserError, one_line, printable, reading
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae import imported
 from sparse_dict.sae.imported.measured import measured
 from sparse_dict.sae.imported.parts import scaled
 from sparse_dict.sae.origin import of_activations
-from sparse_dict.storage import lock
+from sparse_dict.storage import lock, records
+from sparse_dict.storage.output import Output
+from sparse_dict.tools import ending
 
 READ = 1 << 16  # rows at a time whose norm is taken
+OUTPUT = Output(
+    "import_sae", None, folders.METRICS,
+    lambda dest: {} if (dest / folders.METRICS).exists() else None, "folder",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with lock.holding(given.dest):
             metrics = run(given.source, given.dest, given.activations, given.seed)
-    except UserError as error:
-        sys.stderr.write(f"import_sae: {error}\n")
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"import_sae: {printable(one_line(error))}\n")
         return 1
     sys.stdout.write(
         f"{given.dest}: {metrics['dict_size']} features, FVU {metrics['fvu']:.4f}, "
@@ -58,7 +64,9 @@ def run(source: str, dest: Path, activations_dir: Path, seed: int | None = None)
         UserError: it cannot be read or represented, does not fit the activations, or `dest` holds
             something already.
     """
-    if (dest / folders.METRICS).exists():
+    if dest.resolve() == Path(source).expanduser().resolve():
+        raise UserError(f"{dest} is what is imported: choose another folder")
+    if OUTPUT.is_finished(dest, {}):
         raise UserError(f"{dest} holds a dictionary already: choose another folder, or delete it")
     foreign, activations = imported.read(source), Activations.open(activations_dir)
     d_in = len(foreign.dictionary.W_enc)
@@ -83,6 +91,9 @@ def run(source: str, dest: Path, activations_dir: Path, seed: int | None = None)
         l1=foreign.l1, seed=seed,
     )  # fmt: skip
     metrics["source"] = source
+    with reading(Path(source)):
+        records.fitting(metrics, folders.Metrics)
+    OUTPUT.begin(dest)
     folders.write(dest, foreign.dictionary, fire_count, metrics, hook)
     return metrics
 
@@ -96,4 +107,4 @@ def _mean_norm(activations: Activations) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    ending(main)

@@ -22,6 +22,7 @@ from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
 from sparse_dict.storage import lock
 from sparse_dict.storage.door import opened
+from sparse_dict.tools import ending
 
 SHOWN = 20  # dictionaries that are not done
 WIDTH = 100  # characters of a log's last record that are shown
@@ -207,4 +208,4 @@ def _time(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    ending(main)

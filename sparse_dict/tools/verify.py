@@ -23,7 +23,7 @@ from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
 from sparse_dict.storage import files, lock, tensor_files
 from sparse_dict.storage.output import ANYWHERE
-from sparse_dict.tools import status
+from sparse_dict.tools import ending, status
 
 STAGES = ("lm", "activations", "sae", "analysis")
 
@@ -286,4 +286,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    ending(main)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_dict import tracking
 from sparse_dict.analysis.stage import CHARTS
 from sparse_dict.errors import UserError, one_line
+from sparse_dict.tools import ending
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -153,4 +154,4 @@ def build(name: str, project: str, entity: str) -> "Workspace":
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    ending(main)

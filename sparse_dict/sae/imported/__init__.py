@@ -50,6 +50,8 @@ def _check(path: Path, dictionary: Dictionary) -> None:
     import numpy as np
 
     n, d_in = dictionary.W_dec.shape
+    if not dictionary.W_dec.size:
+        raise UserError(f"{path} holds {n} features of {d_in} columns")
     wanted = {"W_enc": (d_in, n), "b_enc": (n,), "b_dec": (d_in,)}
     if dictionary.threshold is not None:
         wanted["threshold"] = (n,)

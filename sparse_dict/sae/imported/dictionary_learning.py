@@ -48,7 +48,7 @@ def read(path: Path, config: dict[str, Any]) -> Foreign:
         W_enc, W_dec = p.pop("encoder.weight").T, p.pop("decoder.weight").T
         bias = p.pop("encoder.bias", None)
         names = ("bias", "b_dec", "decoder_bias", "decoder.bias")
-        b_dec = next(p.pop(key) for key in names if key in p)
+        b_dec = p.pop(next((key for key in names if key in p), "bias"))
     else:
         W_enc, W_dec, bias, b_dec = (p.pop(key) for key in ("W_enc", "W_dec", "b_enc", "b_dec"))
     p.pop("group_sizes", None)  # of the features that a Matryoshka dictionary is trained in

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, one_line
 from sparse_dict.sae.folder import Dictionary
 from sparse_dict.sae.origin import Origin
 from sparse_dict.storage.door import opened
@@ -74,7 +74,10 @@ def tensors(path: Path) -> dict[str, Wide]:
 
 def arrays(tensors: Mapping[str, Any]) -> dict[str, Wide]:
     """Tensors of any float type as float64 arrays."""
-    return {name: t.detach().cpu().double().numpy() for name, t in tensors.items()}
+    try:
+        return {name: t.detach().cpu().double().numpy() for name, t in tensors.items()}
+    except RuntimeError as error:  # without values, or of a kind that numpy has not
+        raise ValueError(one_line(error)) from None
 
 
 def gated(W_enc: Wide, b_gate: Wide, r_mag: Wide, b_mag: Wide) -> tuple[Wide, Wide, Wide]:
