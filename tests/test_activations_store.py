@@ -254,7 +254,7 @@ def saved(array):
         ("manifest.json", edited(d_in=6), "mean is not 6 numbers"),
         ("manifest.json", edited(rows=99), "do not add up"),
         ("manifest.json", edited(rms=float("nan")), "rms is nan"),
-        ("manifest.json", edited(format_version=9), "format_version is 9, not 1"),
+        ("manifest.json", edited(format_version=9), "is of format version 9, and 1 is read here"),
         (
             "manifest.json",
             edited("shards", 0, file="../shard-00000.npy"),

@@ -173,7 +173,7 @@ def test_a_corpus_shorter_than_a_context_is_named(tmp_path):
         ("lm.json", written(b"[]"), "not a JSON object"),
         ("lm.json", edited(config={}), "malformed"),
         ("lm.json", edited(fingerprints={}), "it lacks 'fingerprints.model'"),
-        ("lm.json", edited(format_version=7), "format_version is 7, not 1"),
+        ("lm.json", edited(format_version=7), "is of format version 7, and 1 is read here"),
         ("tokenizer/tokenizer.json", Path.unlink, "does not exist"),
     ],
 )

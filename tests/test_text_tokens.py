@@ -259,5 +259,5 @@ def saved(array):
 )
 def test_a_damaged_store_is_named_with_the_way_out(store, name, change, message):
     change(store.folder / name)
-    with pytest.raises(UserError, match=f"{message}.*; delete {store.folder} to have it made"):
+    with pytest.raises(UserError, match=f"{message}.*: delete {store.folder} to have it made"):
         TokenStore.open(store.folder)

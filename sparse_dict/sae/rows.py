@@ -23,6 +23,8 @@ READ = 4096  # rows read at a time
 # rows, and further than MEAN_ERRORS standard errors of a mean; or if they spread so much more or
 # less.
 FAR, MEAN_ERRORS, SPREAD = 0.1, 5, 1.5
+# A value of 1e19, whose square is more than float32 holds, makes the RMS of 1e14 others 1e12.
+LARGE = 1e12
 
 
 def training_rows(activations: Activations, eval_rows: int, batch_size: int) -> int:
@@ -45,7 +47,13 @@ def moments_of(activations: Activations, start: int, stop: int) -> Moments:
 
 
 def check_evaluation_rows(activations: Activations, eval_rows: int) -> None:
-    """See that the last rows vary, and tell where they are unlike the rest."""
+    """See that the last rows vary and can be squared, and tell where they are unlike the rest."""
+    if not 1 / LARGE < activations.rms < LARGE:
+        raise UserError(
+            f"{activations.folder}: the root mean square of the rows is {activations.rms:.3g}, "
+            "whose squares float32 cannot add up: multiply the rows by a number that brings it "
+            "near 1"
+        )
     last = moments_of(activations, activations.rows - eval_rows, activations.rows)
     variance = float(last.variance.mean())
     if variance <= 1e-12 * activations.rms**2:
