@@ -29,11 +29,28 @@ _FULL = re.compile(r"No space left on device|File too large| written$")
 _ASKED = re.compile(r"allocate ([\d.]+) (\w+)")  # in numpy's and torch's messages
 
 MOST = 2000  # characters of a line
+SECRET = 8  # characters, at least
 
 # What wrong types and values in a record that was read from a file may raise.
 MALFORMED = (
     KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
 )  # fmt: skip
+
+
+_hidden: set[str] = set()
+
+
+def hide(secret: str) -> None:
+    """Let no line of this process show a secret; a word as short as EMPTY is none."""
+    if len(secret) >= SECRET:
+        _hidden.add(secret)
+
+
+def masked(text: str) -> str:
+    """`text` without secrets."""
+    for secret in _hidden:
+        text = text.replace(secret, "***")
+    return text
 
 
 def printable(text: str) -> str:
@@ -43,6 +60,7 @@ def printable(text: str) -> str:
     """
     if len(text) > MOST:
         text = f"{text[: MOST // 2]} ... {text[-MOST // 2 :]}"
+    text = masked(text)
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -75,7 +93,7 @@ class _Record(logging.LogRecord):
                 printable(str(arg)) if isinstance(arg, str | Path | Exception) else arg
                 for arg in self.args
             )
-        return super().getMessage()
+        return masked(super().getMessage())
 
 
 def one_line(error: BaseException, limit: int = 300, *, named: bool = False) -> str:

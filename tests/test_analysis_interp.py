@@ -16,6 +16,7 @@ from analysis_study import context_of
 from http_server import Handler, LocalServer
 from test_analysis_contexts import D, base, compared, config  # noqa: F401
 
+from sparse_dict import errors
 from sparse_dict.analysis import frame, harvested, stage
 from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, judge
 from sparse_dict.analysis.interp import ask as interp
@@ -143,6 +144,21 @@ def test_scores_of(server, tmp_path, answer, explanation, simulation, detection)
     assert (result.explanation, result.detection) == (explanation, detection)
     assert result.simulation == pytest.approx(simulation)
     assert (result.malformed, found.stopped, len(server.requests)) == (0, None, 7)
+
+
+def test_a_key_that_is_told_again_reaches_no_file_and_no_line(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHAT_KEY", KEY)
+    server.usage |= {"account": KEY}
+    server.answer = lambda system, user: f"{KEY} {oracle(system, user)}"
+    settings = settings_of(server.url, api_key_env="CHAT_KEY")
+    (result,) = interp.ask([case()], settings, tmp_path / "answers.jsonl").results
+    assert result.explanation
+    assert server.keys == [f"Bearer {KEY}"] * len(server.requests)
+    logged = errors._Record("x", logging.INFO, "", 0, "%s", ({"a": KEY},), None).getMessage()
+    kept = (tmp_path / "answers.jsonl").read_text()
+    assert "*** Explanation: heat" in kept
+    for text in (kept, str(result), logged, str(UserError(KEY))):
+        assert KEY not in text
 
 
 def test_an_explanation_is_made_from_marked_tokens_and_integer_activations():

@@ -33,6 +33,7 @@ from sparse_dict import tracking
 from sparse_dict.launch import explain
 from sparse_dict.lm import checkpoint
 from sparse_dict.storage import lock
+from sparse_dict.storage.output import MARK
 from sparse_dict.tools import status, verify
 
 # kills of each stage: in the fast tier, and beyond it
@@ -453,6 +454,97 @@ def test_a_damaged_file_of_its_own_costs_a_job_of_a_grid_and_no_other(
         shutil.rmtree(path)
     (copy / "sae" / "multirun.yaml").unlink()
     whole.equals("train_sae")
+
+
+class Cuts:
+    """Cuts files of a study, and sees that what is then advised ends in the study that it was."""
+
+    def __init__(
+        self, study: Study, zygote: Zygote, capsys: pytest.CaptureFixture[str], stages: list[str]
+    ) -> None:
+        self.study, self.zygote, self.capsys, self.stages = study, zygote, capsys, stages
+
+    def cut(self, path: Path, to: float) -> None:
+        data = path.read_bytes()
+        path.write_bytes(data[: int(to * len(data)) if to else -1])
+        told = []
+        for _ in range(4):
+            self.capsys.readouterr()
+            rc = verify.main([str(self.study.base)])
+            told.append(self.capsys.readouterr().out)
+            if rc == 0 and self._is_whole():
+                return
+            follow(told[-1])
+            for stage in self.stages:
+                done = self.zygote.run(stage, self.study.base)
+                assert done["rc"] in (0, 1), done["text"]
+                told.append(done["text"])
+                follow(done["text"])
+        pytest.fail(f"{path} cut to {to}: " + "\n".join(told))
+
+    def _is_whole(self) -> bool:
+        return all(
+            contents(self.study.base / SCRIPTS[s]) == self.study.contents[s] for s in self.stages
+        )
+
+
+def kinds(folder: Path, pattern: str) -> list[Path]:
+    """One file of each name but for numbers."""
+    found = {}
+    for path in sorted(folder.glob(pattern)):
+        if path.is_file() and path.suffix != ".log" and path.name not in (MARK, lock.FILE):
+            found.setdefault(re.sub(r"\d+", "0", str(path.relative_to(folder))), path)
+    return list(found.values())
+
+
+LESS = (1e-9, 0.5, 0)  # nothing is left, half, all but one byte
+MAKE = [stage for stage in SCRIPTS if stage != "analyze"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("pattern", "stages"),
+    [("lm/**/*", MAKE), ("activations/*", MAKE), (f"{ONE}/**/*", MAKE), ("analysis/**/*", [])],
+)
+def test_every_truncation_followed_by_the_advice_ends_in_the_study_that_it_was(
+    zygote: Zygote, whole: Study, copy: Path, capsys: pytest.CaptureFixture[str],
+    pattern: str, stages: list[str],
+):  # fmt: skip
+    if not stages:
+        whole.remake_analysis(zygote)
+    cuts = Cuts(whole, zygote, capsys, stages or ["analyze"])
+    files = kinds(copy, pattern)
+    assert len(files) > 4
+    for path in files:
+        for to in LESS if stages else LESS[1:2]:
+            cuts.cut(path, to)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [("train_lm", "lm/checkpoint/state.safetensors"), ("train_sae", f"{ONE}/checkpoint.*"),
+     ("harvest", "activations/partial/*"), ("train_lm", "../cache/**/*")],
+)  # fmt: skip
+def test_what_is_begun_and_cut_short_ends_in_the_study_that_it_was(
+    zygote: Zygote, whole: Study, copy: Path, capsys: pytest.CaptureFixture[str],
+    stage: str, file: str,
+):  # fmt: skip
+    cuts = Cuts(whole, zygote, capsys, MAKE)
+    for to in LESS:
+        shutil.rmtree(copy / SCRIPTS[stage])
+        found: list[Path] = []
+        for change in range(8, 60):
+            if found := kinds(copy, file) if "cache" not in file else kinds(copy.parent, file[3:]):
+                break
+            done = zygote.run(stage, copy, die_at=change)
+            assert done["rc"] == -signal.SIGKILL, done["text"]
+        assert found
+        for path in found if "cache" in file else found[:1]:
+            shutil.rmtree(copy / SCRIPTS[stage], ignore_errors="cache" in file)
+            cuts.cut(path, to)
 
 
 # --- no room, no permission -----------------------------------------------------------------------

@@ -3,6 +3,8 @@
 Settings' values are in ``conf/analysis/NAME.yaml``.
 """
 
+import os
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +21,7 @@ from sparse_dict.config.ranges import (
     positive,
     some_of,
 )  # fmt: skip
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, hide
 
 BASELINES = ("neurons", "random", "pca", "ica", "nmf")
 
@@ -110,6 +112,8 @@ class ConsensusConfig(Checked, section="consensus"):
     tokens: int = positive()  # of held-out text, for the language model's loss
 
 
+NAME = re.compile(r"[A-Z][A-Z_]*")  # of a variable; what is no such name may be a key
+KEY = re.compile(r"\b(sk|pk|hf|gsk|xai|nvapi)[-_]\w{8,}|AIza\w{20,}")  # as providers make them
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -137,6 +141,13 @@ class InterpConfig(Checked, section="interp"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        name = self.api_key_env
+        if name is not None and name not in os.environ and not NAME.fullmatch(name):
+            hide(name)
+            raise UserError(
+                "interp.api_key_env must name an environment variable that is set; the key itself "
+                "is for that variable alone"
+            )
         if self.base_url is None:
             return
         try:
@@ -144,10 +155,12 @@ class InterpConfig(Checked, section="interp"):
             host, _ = parts.hostname, parts.port
         except ValueError:
             host = None
-        if not host or parts.scheme not in ("http", "https") or parts.username is not None:
+        more = (parts.username, parts.query, parts.fragment) if host else ()
+        if not host or parts.scheme not in ("http", "https") or any(more) or KEY.search(parts.path):
+            hide(self.base_url)
             raise UserError(
-                f"interp.base_url must be http(s)://HOST/PATH, without a password, "
-                f"not {self.base_url!r}"
+                "interp.base_url must be http(s)://HOST/PATH, without password, key or query: "
+                "interp.api_key_env names the environment variable that holds a key"
             )
         if not self.model:
             raise UserError("interp.model must name the model that interp.base_url is to use")

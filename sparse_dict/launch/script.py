@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sparse_dict.config import CONF_DIR
-from sparse_dict.errors import UserError, escape_logs
+from sparse_dict.errors import UserError, escape_logs, masked
 from sparse_dict.launch import explain, jobs, overrides
 from sparse_dict.machine import background, distributed, interrupt
 
@@ -130,4 +130,4 @@ def _set_up_process() -> None:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{Path(sys.argv[0]).name}: {line}\n")
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {masked(line)}\n")

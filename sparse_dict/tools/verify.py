@@ -25,6 +25,7 @@ from sparse_dict.storage import files, lock, tensor_files
 from sparse_dict.storage.output import ANYWHERE
 from sparse_dict.tools import ending, status
 
+CHANGED = "has changed since it was written"
 STAGES = ("lm", "activations", "sae", "analysis")
 
 
@@ -102,7 +103,7 @@ class Verification:
             f"{path}: the corpus it describes is not that of its fingerprint",
         )
         self._list(folder, [lm_folder.RECORD, *lm_folder.PRINTED])
-        unhashed = self._hashes(folder, lm_folder.HASHED, record.get("sha256"))
+        unhashed = self._hashes(path, lm_folder.HASHED, record.get("sha256"))
         self._checkpoints(folder)
         return f"model {record['fingerprints']['model']} from corpus {corpus}{unhashed}"
 
@@ -112,9 +113,9 @@ class Verification:
         inputs = self.activations = manifest["fingerprints"]
         names = [path.name for s in opened.shards for path in (s.path, s.origin_path) if path]
         self._list(folder, [*names, store.MANIFEST, *([toy.TRUTH] if "truth" in inputs else [])])
-        for changed in opened.changed():
-            self._fault(f"{changed} has changed since it was written (its hash does not fit)")
         path = folder / store.MANIFEST
+        for changed in opened.changed():
+            self._changed(changed, path)
         own = inputs["activations"]
         if "truth" in inputs:
             digest = files.fingerprint(files.sha256_file(folder / toy.TRUTH))
@@ -154,7 +155,7 @@ class Verification:
         made_from = (metrics.get("fingerprints") or {})["activations"]
         snapshots = [str(p.relative_to(folder)) for p in sae_folder.snapshot_paths(folder)]
         self._list(folder, [sae_folder.METRICS])
-        unhashed = self._hashes(folder, [*sae_folder.HASHED, *snapshots], metrics.get("sha256"))
+        unhashed = self._hashes(path, [*sae_folder.HASHED, *snapshots], metrics.get("sha256"))
         self._sealed(path, metrics)
         self.weights[name] = files.fingerprint(files.sha256_file(folder / sae_folder.WEIGHTS))
         own = (self.activations or {}).get("activations")
@@ -187,7 +188,7 @@ class Verification:
         recorded = record.get("sha256")
         older = () if recorded else analysis_stage.own_files(folder)
         self._list(folder, [analysis_stage.MANIFEST])
-        unhashed = self._hashes(folder, [str(p.relative_to(folder)) for p in older], recorded)
+        unhashed = self._hashes(path, [str(p.relative_to(folder)) for p in older], recorded)
         # What an analysis goes on from another time, each kind in a folder of its own.
         kept = {there for there in folder.iterdir() if there.is_dir()} - {folder / columns.FOLDER}
         self.listed |= kept
@@ -200,23 +201,26 @@ class Verification:
 
     def _sealed(self, path: Path, record: Mapping[str, Any]) -> None:
         """See that a record is the one that was written."""
-        fits = files.is_sealed(record)
-        self._expect(fits, f"{path} has changed since it was written: its fingerprint does not fit")
+        if not files.is_sealed(record):
+            self._changed(path, path)
 
-    def _hashes(self, folder: Path, names: Iterable[str], recorded: dict[str, str] | None) -> str:
-        """Compare files of `folder` with the SHA-256 that its record lists.
+    def _changed(self, path: Path, manifest: Path, what: str = CHANGED) -> None:
+        self._fault(f"{path} {what}: delete {manifest} and make it again")
+
+    def _hashes(self, manifest: Path, names: Iterable[str], recorded: dict[str, str] | None) -> str:
+        """Compare files beside a manifest with the SHA-256 that it lists.
 
         Returns a note on those of `names` without one: folders that an earlier version made have
         no hashes, or fewer.
         """
-        recorded = recorded or {}
+        folder, recorded = manifest.parent, recorded or {}
         there = {str(path.relative_to(folder)) for path in folder.rglob("*")}
         self._list(folder, [*names, *recorded])
         for name, hashed in sorted(recorded.items()):
             if name not in there:
-                self._fault(f"{folder / name} is missing")
+                self._changed(folder / name, manifest, "is missing")
             elif files.sha256_file(folder / name) != hashed:
-                self._fault(f"{folder / name} has changed since it was written (SHA-256)")
+                self._changed(folder / name, manifest)
         unhashed = sorted({*names} & there - recorded.keys())
         return f" (no hash recorded, not checked: {', '.join(unhashed)})" if unhashed else ""
 

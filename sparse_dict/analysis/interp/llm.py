@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from urllib.parse import urlsplit
 
 from sparse_dict.config import LOOPBACK, InterpConfig
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, hide, masked
 from sparse_dict.storage import files
 from sparse_dict.storage.door import read_bytes
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CHARACTERS_A_TOKEN = 4  # of English text, for the estimate alone
 MESSAGE_TOKENS = 16  # what a chat template adds to a message, at most
+USAGE = ("prompt_tokens", "completion_tokens")  # what a server says of an answer
 HINTS = {
     401: "is interp.api_key_env right?",
     403: "is interp.api_key_env right?",
@@ -150,7 +151,7 @@ class Client:
                     continue
                 self.spent += cost
                 if isinstance(record["answer"], str):
-                    self._answers[str(record["key"])] = record["answer"]
+                    self._answers[str(record["key"])] = masked(record["answer"])
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue
         return last.endswith(b"\n")
@@ -244,21 +245,21 @@ class Client:
                 f"{self._url} answered, but with no chat completion: is interp.base_url "
                 "right? It ends in /v1 for most servers"
             ) from None
-        usage = value.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
+        told = value.get("usage")
+        told = told if isinstance(told, dict) else {}
+        usage = {key: told[key] for key in USAGE if isinstance(told.get(key), int)}
         cost = most
-        tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        if isinstance(tokens_in, int) and isinstance(tokens_out, int):
-            cost = self.cost(max(tokens_in, 0), max(tokens_out, 0))
+        if len(usage) == len(USAGE):
+            cost = self.cost(*(max(n, 0) for n in usage.values()))
             if most:
                 self._margin = max(self._margin, cost / most)
-        self._keep(question, answer if isinstance(answer, str) else "", usage, cost)
+        self._keep(question, masked(answer) if isinstance(answer, str) else "", usage, cost)
 
     def _reason(self, response: "httpx2.Response") -> str:
-        """A refusal in one line, without the key."""
-        text = " ".join([str(response.status_code), response.reason_phrase, *response.text.split()])
-        if self._key:
-            text = text.replace(self._key, "***")
+        """A refusal in one line."""
+        text = masked(
+            " ".join([str(response.status_code), response.reason_phrase, *response.text.split()])
+        )
         hint = HINTS.get(response.status_code)
         return text[:300] + (f" ({hint})" if hint else "")
 
@@ -306,4 +307,5 @@ def api_key(settings: InterpConfig) -> str | None:
             f"interp.api_key_env: the environment variable {settings.api_key_env} is "
             + ("not a key" if key else "not set")
         )
+    hide(key)
     return key
