@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from sparse_dict.config import FilesData
 from sparse_dict.errors import UserError
-from sparse_dict.text import bpe, cache, corpus, tokens
+from sparse_dict.storage import cache
+from sparse_dict.text import bpe, corpus, tokens
 from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
 from sparse_dict.text.tokens import TokenStore, TokenStream
 
