@@ -15,34 +15,17 @@ if TYPE_CHECKING:
     from sparse_dict.analysis.claim import judge as judge
     from sparse_dict.analysis.measures.mcs import max_cosine as max_cosine
     from sparse_dict.analysis.measures.mcs import mmcs as mmcs
-    from sparse_dict.analysis.measures.mcs import normalised as normalised
-    from sparse_dict.analysis.study import load as load_study
+    from sparse_dict.analysis.study import load_study as load_study
     from sparse_dict.analysis.tables import open_study as open_study
     from sparse_dict.config.sites import Site as Site
     from sparse_dict.errors import UserError as UserError
-    from sparse_dict.lm.folder import load as load_lm
-    from sparse_dict.sae.folder import read as load_dictionary
+    from sparse_dict.lm.folder import load as load_lm  # noqa: F401
+    from sparse_dict.sae.folder import read as load_dictionary  # noqa: F401
 
 __version__ = "0.1.0"
 
 # Short names for what users call by hand: `python -m sparse_dict.status` is tools/status.py.
 __path__.append(str(Path(__file__).with_name("tools")))
-
-__all__ = [
-    "Activations",
-    "Claim",
-    "Lies",
-    "Site",
-    "UserError",
-    "judge",
-    "load_dictionary",
-    "load_lm",
-    "load_study",
-    "max_cosine",
-    "mmcs",
-    "normalised",
-    "open_study",
-]
 
 _HOME = {
     "Activations": ("activations.store", "Activations"),
@@ -53,12 +36,17 @@ _HOME = {
     "judge": ("analysis.claim", "judge"),
     "load_dictionary": ("sae.folder", "read"),
     "load_lm": ("lm.folder", "load"),
-    "load_study": ("analysis.study", "load"),
+    "load_study": ("analysis.study", "load_study"),
     "max_cosine": ("analysis.measures.mcs", "max_cosine"),
     "mmcs": ("analysis.measures.mcs", "mmcs"),
-    "normalised": ("analysis.measures.mcs", "normalised"),
     "open_study": ("analysis.tables", "open_study"),
 }
+
+__all__ = [*_HOME]
+
+
+def __dir__() -> list[str]:
+    return [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

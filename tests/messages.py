@@ -107,6 +107,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
         _text("rows/partial/00000", b""), _array("rows", "shard-00000.npy", values=ROWS)
     ),
     "a manifest of nothing": _text("rows/manifest.json", "{}"),
+    "an experiment without its first line": _text("own/experiment/mine.yaml", "seed: 1"),
     "a dictionary of seed 7": _all(
         _rows, _text("outputs/x/sae/default/metrics.json", json.dumps(TRAINED))
     ),

@@ -15,6 +15,7 @@ from analysis_study import config_of, unit, write_dictionary
 from lm_files import write_model
 
 from sparse_dict.activations.harvest import harvest
+from sparse_dict.activations.store import Activations
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.analysis import harvested as module
 from sparse_dict.analysis import study
@@ -447,6 +448,75 @@ def test_the_page_holds_the_contexts_as_they_were_found(gathered, tmp_path):
                 [NEURON],
                 feature.neuron[0],
             )
+
+
+def test_each_feature_names_its_partner_in_the_next_larger_dictionary(base, gathered):
+    small, large = (entry.decoder for entry in compared(base).study.entries)
+    cosines = unit(small) @ unit(large).T
+    data = features_page.payload(gathered, gathered.features, ())
+    names = {}
+    for feature, shown in zip(gathered.features, data["features"], strict=True):
+        entry = feature.chosen.entry
+        if entry is None or entry.size == 20:
+            assert shown["partner"] is None
+        else:
+            address, cosine = shown["partner"]
+            assert address == f"20/{cosines[feature.chosen.index].argmax()}"
+            assert cosine == pytest.approx(cosines[feature.chosen.index].max(), abs=1e-4)
+        names[f"{entry.size if entry else 'neuron'}/{feature.chosen.index}"] = feature
+    assert len(names) == len(gathered.features)  # what the page's addresses are
+
+
+@pytest.mark.parametrize("show", [None, "showing:text", "showing:image"])
+def test_features_of_own_arrays_are_shown_with_the_rows_that_they_are_strongest_on(
+    tmp_path, monkeypatch, show
+):
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(n, D)).astype(np.float32) for n in (300, 200)]
+    (tmp_path / "activations").mkdir()
+    for name, part in zip("ab", parts, strict=True):
+        np.save(tmp_path / "activations" / f"{name}.npy", part)
+    fingerprint = Activations.open(tmp_path / "activations").fingerprint
+    for size in (4, 6):
+        decoder = unit(rng.standard_normal((size, D)))
+        prints = {"activations": fingerprint}
+        alive = np.ones(size, np.int64)
+        write_dictionary(tmp_path / "sae" / f"{size}", decoder, alive, fingerprints=prints)
+    (tmp_path / "showing.py").write_text(
+        "def text(file, row): return f'{file[-5:]}:{row}'\n"
+        "def image(file, row): return b'\\x89PNG' + bytes([row % 256])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    settings = replace(SETTINGS, show=show)
+    gallery = contexts.gather(config(tmp_path, contexts=settings), compared(tmp_path))
+    data = features_page.payload(gallery, gallery.features, ())
+    assert data["what"] == "row"
+    x = np.concatenate(parts)
+    for feature, shown in zip(gallery.features, data["features"], strict=True):
+        codes = codes_of(feature, x)
+        best = np.argsort(-codes)[: SETTINGS.top]
+        best = best[codes[best] > 0]
+        places = [(("a", i) if i < 300 else ("b", i - 300)) for i in best.tolist()]
+        wanted = {
+            None: [f"{name}.npy, row {row}" for name, row in places],
+            "showing:text": [f"{name}.npy:{row}" for name, row in places],
+            "showing:image": [
+                "data:image/png;base64," + base64.b64encode(b"\x89PNG" + bytes([r % 256])).decode()
+                for _, r in places
+            ],
+        }[show]
+        assert [data["vocabulary"][c[0][0]] for c in shown["top"]] == wanted
+        assert feature.largest == pytest.approx(codes.max(), rel=1e-5)
+        assert feature.density == pytest.approx((codes > 0).mean())
+    assert "rows on which it is most active" in features_page.page(gallery)
+
+
+@pytest.mark.parametrize("show", ["nowhere:f", "json:nothing", "os.path:exists"])
+def test_a_function_that_cannot_show_a_row_is_named(tmp_path, show):
+    np.save(tmp_path / "a.npy", np.ones((8, 3), np.float32))
+    one = SimpleNamespace(entries=[SimpleNamespace(decoder=np.ones((2, 3)))])
+    with pytest.raises(UserError, match=f"contexts.show={show}: "):
+        module.open_rows(Activations.open(tmp_path), one, 5, show).words([0])
 
 
 def test_the_report_shows_four_to_six_features_beside_their_neurons(gathered):

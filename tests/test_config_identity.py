@@ -54,7 +54,7 @@ class Whole:
     [
         ({"size": 1, "younger": 5}, Section(1), []),
         ({"size": 1}, Section(1), []),  # recorded before the key was there: at its default
-        ({"size": 1}, Section(1, 6), ["section.younger is None there, 6 now"]),
+        ({"size": 1}, Section(1, 6), ["section.younger is 5 there, 6 now"]),
         ({"size": 1, "gone": 3}, Section(1), []),  # a key of an earlier version
         ({}, Section(1), ["section.size is None there, 1 now"]),  # it has no default
         ({"size": 2, "younger": 4}, Section(1), [
@@ -78,9 +78,7 @@ def test_another_kind_of_section_is_another_record():
 def test_a_value_left_out_because_it_was_at_its_default_is_compared():
     harvest = HarvestConfig(1, "mlp_post", 600, "all", 4, 200, "float32")
     now = {key: value for key, value in vars(harvest).items() if key != "skip_first"}
-    assert differences({**now, "skip_first": 1}, now, harvest) == [
-        "skip_first is 1 there, None now"
-    ]
+    assert differences({**now, "skip_first": 1}, now, harvest) == ["skip_first is 1 there, 0 now"]
 
 
 def test_without_a_schema_every_key_counts():

@@ -5,12 +5,16 @@ import hydra
 import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from sae_helpers import sparse_rows
 from test_cli_errors import ROOT, run
 
+from sparse_dict.config.identity import differences
 from sparse_dict.launch import jobs
+from sparse_dict.launch.explain import in_one_line
+from sparse_dict.sae import interventions
 
 
 def composed(*overrides: str):
@@ -24,6 +28,41 @@ def test_an_experiments_l1_is_for_relu_and_the_others_are_made_sparse_by_k_or_l0
     for kind in ("topk", "batch_topk", "jumprelu"):
         assert composed(f"experiment={experiment}", f"sae={kind}").sae.l1 == 0
     assert composed(f"experiment={experiment}", "sae=topk", "sae.l1=0.5").sae.l1 == 0.5
+
+
+def test_keys_of_an_intervention_are_there_where_it_is_chosen():
+    own = {key for keys in interventions.keys().values() for key in keys}
+    assert len(own) == 10
+    assert not own & vars(composed("sae=topk").sae).keys()
+    both = composed("sae=topk", "intervention=guide_freeze_perturb", "sae.guide=select").sae
+    assert own | {"k"} <= vars(both).keys()
+    assert {kind.__name__ for kind in interventions.asked(both)} == {"Guide", "FreezePerturb"}
+    with pytest.raises(ConfigCompositionException) as error:
+        composed("sae.guide=select")
+    assert in_one_line(error.value) == "no key sae.guide: it comes with intervention=guide"
+
+
+def test_records_with_keys_of_an_intervention_that_did_nothing_are_those_without():
+    plain = composed()
+    before = {**vars(plain.sae), "guide": "none", "guide_keep": 0.5, "strategy": "plain"}
+    assert differences(before, vars(plain.sae), plain.sae) == []
+    assert differences({**before, "guide": "select"}, vars(plain.sae), plain.sae) == [
+        "guide is 'select' there, 'none' now"
+    ]
+
+
+def test_what_stands_in_an_experiment_and_what_is_typed_are_one_config(tmp_path: Path):
+    (tmp_path / "experiment").mkdir()
+    mine = tmp_path / "experiment" / "mine.yaml"
+    mine.write_text("# @package _global_\nsae:\n  dict_size: 128\n")
+    there = f"hydra.searchpath=[file://{ROOT}/conf/train_sae,file://{tmp_path}]"
+    assert composed(there, "experiment=mine") == composed("sae.dict_size=128")
+    np.save(tmp_path / "rows.npy", sparse_rows(9, 24).numpy())
+    rows = f"activations_dir={tmp_path}"
+    probe = composed("experiment=probe", rows)
+    assert probe.sae.dict_size == 48
+    assert composed(there, rows, "experiment=[mine,probe]") == probe
+    assert composed(there, rows, "experiment=[probe,mine]").sae.dict_size == 128
 
 
 GRIDS = [

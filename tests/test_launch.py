@@ -85,7 +85,7 @@ def test_a_folder_s_name_is_one_that_a_file_system_takes(tmp_path: Path):
         *("aux_k", "resample_every", "perturb_every"),
         *("aux_coefficient", "freeze_above", "perturb_noise", "perturb_share"),
     ]
-    long = [f"sae.{key}=1" for key in many] + [
+    long = ["intervention=freeze_perturb", *(f"sae.{key}=1" for key in many)] + [
         f"training.{key}=12345"
         for key in ("n_activations", "eval_rows", "l1_warmup_steps", "dead_window")
     ]

@@ -14,7 +14,7 @@ import logging
 from sparse_dict.machine import progress
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-progress.LOG_EVERY_S = -1.0
+progress.LOG_EVERY_S = progress.FIRST_S = -1.0
 for total in (3, None):
     with progress.Progress("work", total, "things") as bar:
         if total:

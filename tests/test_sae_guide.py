@@ -288,8 +288,8 @@ def test_older_records_are_those_of_plain_training(base, tmp_path):
         del metrics["record"]["config"]["sae"][key]
     files.write_json(tmp_path / "old" / folders.METRICS, metrics)
     stage.check(config, tmp_path / "old")
-    for changes in ({"guide": "penalty"}, {"encoder_norm": True}):
-        with pytest.raises(UserError, match=rf"sae\.{next(iter(changes))} is None there"):
+    for changes, usual in (({"guide": "penalty"}, "'none'"), ({"encoder_norm": True}, "False")):
+        with pytest.raises(UserError, match=rf"sae\.{next(iter(changes))} is {usual} there"):
             stage.check(guided_in(base, **changes), tmp_path / "old")
 
 

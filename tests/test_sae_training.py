@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +220,7 @@ def test_a_flipped_byte_in_a_shard_ends_the_training_before_anything_is_written(
     assert not list((tmp_path / "a").glob("*.*"))
 
 
-def test_jobs_that_cannot_share_a_pass_form_several_and_end_in_one_table(
+def test_jobs_that_cannot_share_a_pass_form_several_and_are_shown_in_one_table(
     activations_dir, tmp_path, caplog
 ):
     configs = [
@@ -228,7 +228,10 @@ def test_jobs_that_cannot_share_a_pass_form_several_and_end_in_one_table(
         for size, batch_size in ((16, 512), (24, 256), (32, 512))
     ]
     with caplog.at_level(logging.INFO):
-        outcomes = stage.train_many(configs, [tmp_path / f"d{i}" for i in range(3)])
+        paths = [tmp_path / f"d{i}" for i in range(4)]
+        outcomes = stage.train_many(configs, paths[:3])
+        shown = dict(zip(paths, map(asdict, [*configs, configs[0]]), strict=True))
+        stage.show(shown, {paths[3]: UserError("no room")})
     assert [m["trained_together"] for m in outcomes] == [2, 1, 2]
     lines = [record.getMessage() for record in caplog.records]
     assert "pass 1 of 2: 2 dictionaries" in lines
@@ -237,12 +240,13 @@ def test_jobs_that_cannot_share_a_pass_form_several_and_end_in_one_table(
     assert warned.endswith("raise training.n_activations")  # eight steps are no training
     title, head, *table = shown.splitlines()
     assert title == "dictionaries"
-    assert head.split() == ["size", "l1", "FVU", "L0", "dead", "seconds", "folder"]
-    assert [line.split() for line in table] == [
-        [str(m["dict_size"]), f"{m['l1']:.2e}", f"{m['fvu']:.4f}", f"{m['l0']:.2f}",
-         str(m["dead"]), f"{m['seconds']:.1f}", f"d{i}"]
-        for i, m in enumerate(outcomes)
+    assert head.split() == ["FVU", "L0", "dead", "seconds", "dictionary"]
+    assert [line.split(maxsplit=4) for line in table[:3]] == [
+        [f"{m['fvu']:.4f}", f"{m['l0']:.2f}", str(m["dead"]), f"{m['seconds']:.1f}",
+         f"{m['dict_size']} · L1 0.01 · seed 0"]
+        for m in outcomes
     ]  # fmt: skip
+    assert table[3].split(maxsplit=1) == ["failed", "16 · L1 0.01 · seed 0: no room"]
 
 
 def test_snapshots_lie_at_the_end_half_and_so_on(activations_dir, tmp_path):
@@ -430,7 +434,7 @@ def test_metrics_say_which_activations_they_come_from(activations_dir, tmp_path)
 PEAK = """
 import resource, sys
 from pathlib import Path
-from dataclasses import replace
+from dataclasses import asdict, replace
 from sae_helpers import sae_config
 from sparse_dict.sae import ensemble, evaluate, stage
 

@@ -67,6 +67,7 @@ def metrics(server: WandbServer, run_id: str) -> list[dict[str, Any]]:
 
 def test_all_that_is_logged_arrives_online(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(PNG)
+    (tmp_path / "report.html").write_text("<p>text</p>")
     code = """
 import numpy
 with open_run("good") as run:
@@ -74,6 +75,9 @@ with open_run("good") as run:
     run.log({"seen": 20, "loss": math.nan, "ratio": math.inf})
     run.image("figure", Path("picture.png"))
     run.table("parts/table", ["name", "value"], [["a", numpy.float32(0.5)], ["b", None]])
+    run.curves({"size": 64, "mmcs/l1 1": 0.5}, "size")
+    run.page("report", Path("report.html"))
+    run.made("dictionary", Path("picture.png"), Path("report.html"))
     run.summary({"fvu": 0.125, "worst": -math.inf})
 run.finish(3)  # it has finished: nothing happens
 """
@@ -94,9 +98,12 @@ run.finish(3)  # it has finished: nothing happens
     assert (config["name"], config["seed"]) == ("group", 7)
     assert config["tracking"]["tags"] == ["tag"]
     axes = config["_wandb"]["m"]  # numbered fields: 1 name, 2 pattern, 5 index of the step metric
-    assert axes[0]["1"] == "seen"
-    assert (axes[1]["2"], axes[1]["5"]) == ("*", 1)
-    first, second, picture, table = metrics(server, run_id)
+    steps = {axis.get("1", axis.get("2")): axis.get("5") for axis in axes}
+    names = [None, *steps]
+    assert {name: names[steps[name] or 0] for name in ("seen", "*", "size", "mmcs/l1 1")} == {
+        "seen": None, "*": "seen", "size": None, "mmcs/l1 1": "size",
+    }  # fmt: skip
+    first, second, picture, table, curve, page = metrics(server, run_id)
     assert first == {"seen": 10, "loss": 0.5}
     assert math.isnan(second["loss"])
     assert second["ratio"] == math.inf
@@ -105,12 +112,14 @@ run.finish(3)  # it has finished: nothing happens
         "columns": ["name", "value"],
         "data": [["a", 0.5], ["b", None]],
     }
+    assert curve == {"size": 64, "mmcs/l1 1": 0.5}
+    assert b"<p>text</p>" in server.uploads[f"/{run_id}/{page['report']['path']}"]
     assert "CreateArtifact" in server.operations  # without it, no table on wandb.ai
     assert server.summary(run_id)["fvu"] == 0.125
     assert server.summary(run_id)["worst"] == -math.inf
     assert run["exit_code"] == 0
     assert not tracking.unfinished(tmp_path / "jobs" / "good")
-    assert {path.name for path in tmp_path.iterdir()} == {"jobs", "picture.png", "study"}
+    assert {p.name for p in tmp_path.iterdir()} == {"jobs", "picture.png", "report.html", "study"}
 
 
 LINEAGE = """
@@ -180,12 +189,13 @@ def test_what_was_made_and_used_arrives_by_path_and_hash_without_an_upload(
 
 
 @pytest.mark.slow
-def test_a_finished_job_can_be_given_more_and_keeps_its_name_and_config(tmp_path: Path) -> None:
-    """Online, and in a part that is written offline and sent later."""
+def test_a_finished_job_can_be_given_more_online_and_keeps_its_name_and_config(
+    tmp_path: Path,
+) -> None:
     code = """
-with open_run("job", {mode!r}) as run:
-    run.log({{"seen": 1}})
-    run.summary({{"fvu": 0.1}})
+with open_run("job", "online") as run:
+    run.log({"seen": 1})
+    run.summary({"fvu": 0.1})
 """
     more = """
 from dataclasses import asdict
@@ -201,20 +211,19 @@ for name in ("job", "never seen"):
 """
     with WandbServer() as server:
         env = {"WANDB_BASE_URL": server.url, **KEY}
-        for mode in ("online", "offline"):
-            child(tmp_path, code.format(mode="online"), **env)
-            process = child(tmp_path, more.format(mode=mode), **env)
-            assert process.returncode == 0, process.stderr
-            if mode == "offline":
-                command_line(tmp_path, "wandb sync study/wandb", **env)
-        assert len(server.runs) == 2
-        for run_id, run in server.runs.items():
-            assert run["bucket"]["displayName"] == "job"
-            assert run["bucket"]["tags"] == ["tag"]
-            config = server.config(run_id)
-            assert (config["seed"], config["folder"]) == (7, "job")
-            assert server.summary(run_id)["fvu"] == 0.1
-            assert server.summary(run_id)["mmcs"] == 0.5
+        child(tmp_path, code, **env)
+        before = sorted((tmp_path / "study" / "wandb").glob("*run-*"))
+        assert child(tmp_path, more.format(mode="offline"), **env).returncode == 0
+        assert sorted((tmp_path / "study" / "wandb").glob("*run-*")) == before
+        process = child(tmp_path, more.format(mode="online"), **env)
+        assert process.returncode == 0, process.stderr
+        ((run_id, run),) = server.runs.items()
+        assert run["bucket"]["displayName"] == "job"
+        assert run["bucket"]["tags"] == ["tag"]
+        config = server.config(run_id)
+        assert (config["seed"], config["folder"]) == (7, "job")
+        assert server.summary(run_id)["fvu"] == 0.1
+        assert server.summary(run_id)["mmcs"] == 0.5
     assert not tracking.unfinished(tmp_path / "jobs" / "job")
 
 

@@ -70,6 +70,10 @@ class EnsembleLauncher(Launcher):
         for share, result in zip(shares, results, strict=True):
             _log_failures(share, result)
             returns.update(zip((job.folder for job in share), result, strict=True))
+        if show := getattr(importlib.import_module(self.stage), "show", None):
+            values = {folder: ret._return_value for folder, ret in returns.items()}
+            failed = {at: value for at, value in values.items() if isinstance(value, Exception)}
+            show({job.folder: job.config for job in jobs}, failed)
         good = [returns[job.folder] for job in jobs]
         if has_grid(self.config):
             good = [ret for ret in good if not isinstance(ret._return_value, Exception)]

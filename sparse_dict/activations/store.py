@@ -111,8 +111,9 @@ class Activations:
         self._sites: list[tuple[slice, float]] | None = None  # where they are not the manifest's
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: str | Path) -> Self:
         """Open `folder`; files' headers are checked, their contents are not (see `verify`)."""
+        folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist: {WHAT}")
         if (folder / MANIFEST).exists():

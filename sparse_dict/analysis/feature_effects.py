@@ -148,6 +148,7 @@ def losses(
 
     A change (contexts, kept, d_in) is added to the rows.
     """
+    assert source.lm is not None
     model, skip = source.lm.model, source.place.skip_first
     found, at_once = np.empty((len(changes), len(contexts))), max(1, TOKENS // source.text.shape[1])
     for start in range(0, len(contexts), at_once):

@@ -4,8 +4,11 @@ Each is looked for where the config says, then where the earlier stages' records
 model of ours only if it lies beside the study), and used only if it has the recorded fingerprint.
 """
 
+import base64
+import importlib
 import logging
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,7 @@ from sparse_dict.activations.store import MANIFEST, Activations, Rows
 from sparse_dict.analysis.study import Study
 from sparse_dict.config import AnalyzeConfig, HFModel
 from sparse_dict.config.sites import Site, parse
-from sparse_dict.errors import UserError
+from sparse_dict.errors import UserError, one_line
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.interface import LanguageModel, OpenLM
 from sparse_dict.machine import runtime
@@ -49,19 +52,20 @@ class Place:
     @property
     def of_neurons(self) -> bool:
         """Whether every column of a row is a neuron."""
-        return all(site.name in NEURONS for site in self.sites)
+        return bool(self.sites) and all(site.name in NEURONS for site in self.sites)
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
     """The language model that was harvested, pieces of the text that it read, and their rows."""
 
-    lm: OpenLM
+    lm: OpenLM | None  # None: of own arrays, whose text is the numbers of their rows
     place: Place  # what decoder rows are directions of: what was read, or a transcoder's target
     columns: tuple[tuple[int, int], ...]  # of each site: first, and one past the last
     text: NDArray[np.int32]  # (contexts, n_ctx), the positions without rows among them
     kept: Rows  # (contexts, kept, d_in): the rows that are read, as they were harvested
     n_harvested: int  # rows of the whole harvest
+    show: Callable[[int], str] = str  # a row of own arrays
 
     def rows(self, contexts: slice | NDArray[np.int64]) -> Floats:
         """The rows of some contexts, (contexts, kept, d_in)."""
@@ -70,6 +74,8 @@ class Source:
 
     def words(self, tokens: Iterable[int]) -> dict[int, str]:
         """Each token as it is shown."""
+        if self.lm is None:
+            return {row: self.show(row) for row in sorted(set(tokens))}
         return {t: printable(self.lm.tokenizer.token_bytes(t)) for t in sorted(set(tokens))}
 
 
@@ -108,6 +114,54 @@ def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
     rows = np.empty((n, kept, activations.d_in), dtype)
     _fill(rows, activations, stream, contexts, windows)
     return Source(lm, taken, columns, windows.astype(np.int32), rows, activations.rows)
+
+
+def open_rows(activations: Activations, study: Study, n_rows: int, show: str | None) -> Source:
+    """As `open_source`, of arrays that no language model made: evenly spaced rows.
+
+    Raises:
+        UserError: `show`, the function that shows a row, cannot be used.
+    """
+    function = _function(show) if show else None
+    starts = np.cumsum([0, *(shard.rows for shard in activations.shards)])
+
+    def shown(row: int) -> str:
+        which = int(np.searchsorted(starts, row, "right")) - 1
+        path, number = activations.shards[which].path, row - int(starts[which])
+        if function is None:
+            return f"{path.name}, row {number}"
+        try:
+            found = function(str(path), number)
+            if isinstance(found, bytes):
+                kind = "png" if found.startswith(b"\x89PNG") else "jpeg"
+                return f"data:image/{kind};base64,{base64.b64encode(found).decode()}"
+            return printable(str(found).encode())
+        except Exception as error:
+            raise UserError(f"contexts.show={show}: {one_line(error, named=True)}") from None
+
+    n = min(n_rows, activations.rows, max(MEMORY // (4 * activations.d_in), 1))
+    numbers = np.arange(n) * activations.rows // n
+    rows = np.empty((n, 1, activations.d_in), np.float32)
+    for start in range(0, activations.rows, PIECE):
+        stop = min(start + PIECE, activations.rows)
+        first, last = np.searchsorted(numbers, (start, stop))
+        rows[first:last, 0] = activations.read(start, stop)[numbers[first:last] - start]
+    width = study.entries[0].decoder.shape[1]
+    text = numbers[:, None].astype(np.int32)
+    return Source(None, Place((), 0), ((0, width),), text, rows, activations.rows, shown)
+
+
+def _function(name: str) -> Callable[[str, int], Any]:
+    """The function MODULE:FUNCTION, sought where the user stands, too."""
+    module, _, function = name.partition(":")
+    sys.path.append(str(Path.cwd()))
+    try:
+        found: Callable[[str, int], Any] = getattr(importlib.import_module(module), function)
+        return found
+    except Exception as error:
+        raise UserError(f"contexts.show={name}: {one_line(error, named=True)}") from None
+    finally:
+        sys.path.pop()
 
 
 def rows_of(found: Sequence[Tensor], skip: int) -> Floats:

@@ -45,6 +45,8 @@ CHARTS = {
 }
 
 
+# By size, a curve for each level. Capitals come first in `wandb leet`, so that it opens on these.
+CURVES = {"fvu": "FVU", "mmcs": "MMCS"}
 MOST_FEATURES = 20_000  # rows of the table of features that is sent
 # How far a dictionary agrees with larger ones and with other seeds, in its own run's summary.
 AGREEMENT = ("mmcs", "n_above", "n_above_alive", "shared_fraction")
@@ -246,6 +248,8 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
         files.write_json(folder / MANIFEST, files.sealed(record))
         _replace(home, folder, earlier, record)
         tracked.made("analysis", home / MANIFEST)
+        for path in _pages(home):
+            tracked.page(path.stem, path)
         _tell(context, tracked)
         if context.failed:
             tracked.finish(exit_code=1)
@@ -271,20 +275,23 @@ def _say(context: "Context", home: Path, sentences: list[str], alarm: str | None
     Raises:
         UserError: a part has failed.
     """
-    from sparse_dict.analysis.features.page import PAGE
-
     for line in _counted(context.claims):
         log.info("%s", line)
     if alarm:
         log.warning("%s", alarm)
     for sentence in sentences:
         log.info("%s", sentence)
-    for file in ("report.html", PAGE):
-        if (home / file).exists():
-            log.info("to open in a browser: %s", home / file)
+    for path in _pages(home):
+        log.info("to open in a browser: %s", path)
     if context.failed:
         named = ", ".join(context.failed)
         raise UserError(f"parts have failed, the report says why: {named}; hence exit code 1")
+
+
+def _pages(home: Path) -> list[Path]:
+    from sparse_dict.analysis.features.page import PAGE
+
+    return [home / name for name in ("report.html", PAGE) if (home / name).exists()]
 
 
 def _counted(claims: "Sequence[Judged]") -> list[str]:
@@ -303,11 +310,17 @@ def _counted(claims: "Sequence[Judged]") -> list[str]:
 
 
 def _tell(context: "Context", tracked: tracking.Run) -> None:
-    """Send the tables, as charts, and to the dictionaries' own runs how far they agree."""
+    """Send curves and the tables, as charts; online, to the dictionaries' own runs their part."""
     tables = context.tables
     every = tables.dictionaries
     here = every[every["site"] == tables.about.site]
     first = here[here["family"] == context.study.families[0]]
+    curves = first.groupby(["size", "axis", "level"])[list(CURVES)].mean().stack()
+    for size, part in curves.groupby("size"):
+        row: dict[str, Any] = {"size": size}
+        for (axis, level, name), value in part.droplevel("size").items():  # type: ignore[misc]
+            row[f"{CURVES[name]}/{axis} {level:g}"] = value
+        tracked.curves(row, "size")
     means = first.groupby(["size", "level"])["mmcs"].mean().dropna().reset_index()
     features = tables.joined(tables.level[tables.level["next_size"] > 0])
     if len(features) > MOST_FEATURES:
@@ -316,6 +329,8 @@ def _tell(context: "Context", tracked: tracking.Run) -> None:
         rows = frame.astype(object).where(frame.notna(), None)
         tracked.table(key, list(rows.columns), rows.itertuples(index=False), chart)
     shared = {"shared": "shared_fraction"}  # as it was called in earlier runs
+    if not tracked.online:
+        return
     told = here.set_index("dictionary").rename(columns=shared)
     above = ["n_above", "n_above_alive"]
     told[above] = told[above].where(told["next_size"] > 0)  # the largest is sought in none

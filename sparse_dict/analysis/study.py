@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sparse_dict.config.identity import NEUTRAL, SOURCES
 from sparse_dict.config.sites import SITES
 from sparse_dict.errors import UserError, printable
+from sparse_dict.sae import interventions
 from sparse_dict.sae.architectures import Architecture, axes, known
 from sparse_dict.storage import files
 from sparse_dict.storage.records import a_line_of_text, a_line_without_a_formula
@@ -308,7 +309,8 @@ def character(metrics: Mapping[str, Any]) -> dict[str, str]:
     Sizes, seeds and keys that change no result are left out.
     """
     named = {f"sae.{key}": metrics.get(key) for key in NAMED}
-    every = {**named, **dict(_flat(metrics["config"])), "sae.l1": metrics["l1"]}
+    usual = {f"sae.{k}": v for own in interventions.keys().values() for k, v in own.items()}
+    every = {**usual, **named, **dict(_flat(metrics["config"])), "sae.l1": metrics["l1"]}
     return {key: str(value) for key, value in every.items()}
 
 
@@ -440,6 +442,19 @@ def load(folder: Path, features: str = "all", site: str | None = None) -> Study:
     chosen = studies.pop(site or max(studies, key=lambda at: len(studies[at].entries)))
     left_out += [item for one in (chosen, *studies.values()) for item in one.left_out]
     return replace(chosen, left_out=tuple(left_out), beside=tuple(studies.values()))
+
+
+def load_study(folder: str | Path) -> Study:
+    """The dictionaries of a study, or of a folder of them, with those of other sites `beside`.
+
+    Args:
+        folder: the study's, such as ``outputs/demo``, or what holds dictionaries.
+
+    Raises:
+        UserError: it holds no dictionary that can be used.
+    """
+    home = Path(folder)
+    return load(home / "sae" if (home / "sae").is_dir() else home)
 
 
 def _rank(place: Places) -> tuple[Any, ...]:

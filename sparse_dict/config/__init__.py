@@ -103,6 +103,15 @@ def _job_folder(*, _root_: DictConfig) -> str:
     return shortened(",".join(sorted(parts)) or "default", NAME_BYTES)
 
 
+def _columns(factor: int, *, _root_: DictConfig) -> int:
+    """So many times the columns that a dictionary reads."""
+    from sparse_dict.activations.side_by_side import open_all
+
+    given = _root_.activations_dir
+    named = [given] if isinstance(given, str) else given
+    return factor * open_all(*map(Path, named)).at(_root_.sae.site, "sae.site").d_in
+
+
 def _analyze_schema() -> DictConfig:
     """Stage 4's, with the analyses missing: Hydra says so where a key of one that is off is set."""
     schema = OmegaConf.structured(analyze_schema())
@@ -140,6 +149,7 @@ def register() -> None:
     )
     OmegaConf.register_new_resolver("sparse_dict.choices", _help, replace=True)
     OmegaConf.register_new_resolver("sparse_dict.job_folder", _job_folder, replace=True)
+    OmegaConf.register_new_resolver("sparse_dict.columns", _columns, replace=True)
 
 
 register()

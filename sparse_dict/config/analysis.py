@@ -86,10 +86,13 @@ class ContextsConfig(Checked, section="contexts"):
     # in the main chain, or "neuron"
     features: list[str] | None = MISSING
     per_group: int = positive()  # of each dictionary: top MCS, low MCS, random, outliers, dead
-    n_tokens: int = positive()  # of the harvested text, read again to find contexts
+    n_tokens: int = positive()  # of the harvested text, read again to find contexts; or own rows
     top: int = positive()  # contexts with the highest activations
     spread: int = not_negative()  # contexts at evenly spaced quantiles of the activations
     width: int = positive()  # tokens shown on either side
+    # Of own arrays: MODULE:FUNCTION, which is given a row's file and number there and returns its
+    # text, or the bytes of a PNG or JPEG; null: file and number are shown
+    show: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
+from sparse_dict.config.ranges import Checked
 from sparse_dict.config.stages import StudyConfig, TrackingConfig
 
 NEUTRAL = (
@@ -53,8 +54,8 @@ def differences(old: Any, new: Any, schema: object = None, key: str = "") -> lis
     """The keys in which two records differ, each as ``KEY is A there, B now``.
 
     `schema` is the config that `new` was taken from, or None for a record that is no config. With
-    it, records of other versions count as the same: a key that only `old` has is ignored unless
-    `schema` knows it, and a key that only `new` has must be at its default.
+    it, records of other versions count as the same: a key that the schema does not know is ignored,
+    and one that only one of them has counts as its default there.
     """
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return [] if old == new else [f"{key} is {old!r} there, {new!r} now"]
@@ -63,16 +64,21 @@ def differences(old: Any, new: Any, schema: object = None, key: str = "") -> lis
     for name in [*new, *(name for name in old if name in known and name not in new)]:
         if name in UNKNOWN and not (name in old and name in new):
             continue
-        if name not in old and name in defaults and new[name] == defaults[name]:
-            continue
-        below = f"{key}.{name}" if key else name
-        found += differences(old.get(name), new.get(name), getattr(schema, name, None), below)
+        below, usual = f"{key}.{name}" if key else name, defaults.get(name)
+        values = old.get(name, usual), new.get(name, usual)
+        found += differences(*values, getattr(schema, name, None), below)
     return found
 
 
 def _schema_of(schema: Any) -> tuple[set[str], dict[str, Any]]:
-    """The keys of a config's section, those of its extensions (Muon's) included; the defaults."""
+    """The keys that a section of the config may have, by any of its choices; those' defaults."""
     own = type(schema)
-    known = {field.name for kind in (own, *own.__subclasses__()) for field in fields(kind)}
+    root = next((kind for kind in own.__mro__ if Checked in kind.__bases__), own)
+    every = [field for kind in _tree(root) for field in fields(kind)]
     # MISSING of OmegaConf ("???") is no value that a complete config has
-    return known, {f.name: f.default for f in fields(own) if f.default is not MISSING}
+    defaults = {f.name: f.default for f in every if f.default not in (MISSING, "???")}
+    return {field.name for field in every}, defaults
+
+
+def _tree(kind: Any) -> list[Any]:
+    return [kind, *(found for below in kind.__subclasses__() for found in _tree(below))]

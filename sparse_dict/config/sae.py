@@ -26,6 +26,7 @@ class SAEConfig(Checked, section="sae"):
     # post; dict_size, the dictionary's size
     l1_scaling: str = one_of("none", "d_in", "dict_size")
     dead: str = one_of("none", "resample", "auxk")  # what is done about features that stay inactive
+    resample_every: int = positive(2_500)  # resample: optimiser steps between two
     aux_k: int = positive()  # auxk: inactive features that model the residual of a row
     aux_coefficient: float = not_negative()  # auxk: weight of that loss
     precision: str = one_of("fp32", "bf16")  # of products; on a CPU, of the one that selects codes

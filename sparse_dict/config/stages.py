@@ -24,6 +24,8 @@ class TrackingConfig(Checked, section="tracking"):
     entity: str | None = MISSING  # user or team; null: the key's own
     tags: list[str] = MISSING  # of every run
     label: str | None = None  # name of a dictionary's run; null: what varies in its grid
+    job_type: str | None = None  # of the runs; null: the stage
+    upload: str = one_of("none", "weights", default="none")  # weights: dictionaries are sent
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +90,7 @@ class TrainSAEConfig(StudyConfig):
     """Stage 3."""
 
     activations_dir: Any = MISSING  # a folder, or a list: harvests of the same tokens side by side
-    lm_dir: str = MISSING  # read where sae.guide asks for the language model's weights
+    lm_dir: str = MISSING  # read by intervention=guide
     activations: ActivationsConfig = MISSING
     sparsity: SparsityConfig = MISSING
     sae: SAEConfig = MISSING

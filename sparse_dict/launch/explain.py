@@ -3,8 +3,11 @@
 import difflib
 import re
 import shlex
+import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
+from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +20,7 @@ from omegaconf.errors import (
 
 from sparse_dict.config import choices
 from sparse_dict.errors import UserError, lacking, one_line
+from sparse_dict.sae import interventions
 
 GROUPS = ("experiment", "hydra/launcher", "hydra/sweeper")  # overridden like keys
 BESIDE = ("Config search path:", "To append to your")  # these begin what Hydra adds to an error
@@ -43,7 +47,15 @@ def is_foreseen(error: Exception) -> bool:
 
 def _is_hydras(error: Exception) -> bool:
     known = isinstance(error, HydraException | OmegaConfBaseException)
-    return known or FULL_KEY in str(error)
+    return known or FULL_KEY in str(error) or _raised_by_hydra(error)
+
+
+def _raised_by_hydra(error: Exception) -> bool:
+    """Whether it is one of the plain ValueErrors by which Hydra refuses a command line."""
+    if type(error) is not ValueError or error.__traceback__ is None:
+        return False
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals["__name__"]).startswith("hydra.")
 
 
 def in_one_line(error: Exception, stage: str = "") -> str:
@@ -77,6 +89,8 @@ def _of_hydra(error: Exception) -> str:
     if isinstance(error, OmegaConfBaseException):
         return wrong_value(error)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
+        if (file := re.match("In '(experiment/.*)'", text)) and cause.full_key == "experiment":
+            return f"{file[1]}.yaml must begin with the line # @package _global_"
         where = f"{lines[0].split(':')[0]}: " if text.startswith("In '") else ""
         root = cause.parent_node._get_root() if cause.parent_node is not None else None
         typed = f"Could not override '{cause.full_key}."  # `full_key` is then only the known part
@@ -90,6 +104,9 @@ def _of_hydra(error: Exception) -> str:
 
 def no_key(key: str, root: DictConfig | None) -> str:
     """One line on a key that the config `root` does not have."""
+    for name, own in interventions.keys().items():
+        if key.removeprefix("sae.") in own:
+            return f"no key {key}: it comes with intervention={name}"
     kind = "hydra" if key.startswith("hydra.") else "job"
     names = [] if root is None else [*_keys(root, kind == "hydra"), *GROUPS]
     meant = _did_you_mean(key, [name for name in names if name != key])
@@ -98,7 +115,10 @@ def no_key(key: str, root: DictConfig | None) -> str:
 
 def wrong_value(error: OmegaConfBaseException) -> str:
     """One line on a value, which names the key."""
-    return f"{error.full_key}: {_first_line(error)}" if error.full_key else _first_line(error)
+    line = _first_line(error)
+    if ours := line.partition("UserError raised while resolving interpolation: ")[2]:
+        return ours
+    return f"{error.full_key}: {line}" if error.full_key else line
 
 
 def _first_line(error: OmegaConfBaseException) -> str:
@@ -114,7 +134,8 @@ def _missing(path: str, options: Iterable[str] | None) -> str:
     if path.startswith(SAMPLER) and not options:
         return "hydra/sweeper=optuna needs Optuna: pip install -e '.[optuna]'"
     # Hydra gives no options where a list names several choices of a group.
-    there = sorted(options or choices(group))
+    folder = f"{Path(sys.argv[0]).stem}/{group}" if group == "experiment" else group
+    there = sorted(options or choices(folder))
     return f"no {group}={choice}{_did_you_mean(choice, there)} (choices: {', '.join(there)})"
 
 

@@ -1,5 +1,6 @@
 """Command-line overrides as they are meant: read by the type of their key, in one spelling."""
 
+import argparse
 import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
@@ -12,6 +13,8 @@ from typing import Any, get_args, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from sparse_dict.errors import UserError
+
 # What Hydra reads by rules of its own: quotes, dictionaries, other keys' values, its functions.
 HYDRAS = re.compile(
     r"""["'{}\\]|^(choice|range|interval|glob|shuffle|sort|tag|str|int|float|bool)\("""
@@ -21,6 +24,29 @@ COUNT = re.compile(r"0|[1-9]\d*")  # a whole number as Hydra itself would write 
 NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[-+]?\d[\d_]*)?|[-+]?(inf|nan)", re.I)
 
 
+def again(arguments: list[str]) -> list[str]:
+    """The arguments; in place of ``--config-dir STUDY/.hydra --config-name config``, those of then.
+
+    What Hydra has kept of a config has neither types nor what it is to do, so it is not run itself.
+
+    Raises:
+        UserError: no overrides are kept there.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", default=".")
+    parser.add_argument("--config-name", "-cn")
+    kept, rest = parser.parse_known_args(arguments)
+    if kept.config_name is None:
+        return arguments
+    path = Path(kept.config_dir) / "overrides.yaml"
+    try:
+        return [*map(str, OmegaConf.load(path)), *rest]
+    except OSError:
+        raise UserError(
+            f"no {path}: --config-name runs again what a folder .hydra, --config-dir, has kept"
+        ) from None
+
+
 def as_meant(argument: str) -> str:
     """A command line's argument, changed where Hydra would read it otherwise than it is meant.
 
@@ -28,6 +54,8 @@ def as_meant(argument: str) -> str:
     nothing that it knows (``lm_dir=/x/step=10``); ``~`` is the user's home; a whole number may be
     written ``1e6``.
     """
+    if argument == "experiment=null":
+        return "experiment=[]"  # Hydra itself takes no null from a command line
     key, equals, value = argument.partition("=")
     kind = kinds().get(key.lstrip("+"))
     if not equals or kind is None or HYDRAS.search(value):
@@ -61,11 +89,19 @@ def _integer(value: str) -> str:
 def kinds() -> dict[str, type]:
     """Which keys of all scripts hold text (`str`), or a list of texts, and which whole numbers."""
     found: dict[str, type] = {}
-    for group, nodes in ConfigStore.instance().repo["schema"].items():
-        for node in [nodes] if group.endswith(".yaml") else nodes.values():
-            schema = OmegaConf.get_type(node.node)
-            found |= _leaves(schema, "" if group.endswith(".yaml") else f"{group}.")
+    for group, tree in ConfigStore.instance().repo["schema"].items():
+        prefix = "" if group.endswith(".yaml") else f"{group}."
+        for schema in _schemas(tree):
+            found |= _leaves(schema, prefix)
     return found
+
+
+def _schemas(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, dict):
+        for below in tree.values():
+            yield from _schemas(below)
+    else:
+        yield OmegaConf.get_type(tree.node)
 
 
 def _leaves(schema: Any, prefix: str) -> Iterator[tuple[str, type]]:

@@ -39,8 +39,11 @@ def start(main: Callable[[], None]) -> None:
     """
     # -m first, wherever it was typed: argparse takes overrides in one piece only
     arguments = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
-    sys.argv[1:] = map(overrides.as_meant, arguments)
     _set_up_process()
+    try:
+        sys.argv[1:] = map(overrides.as_meant, overrides.again(arguments))
+    except UserError as error:
+        fail(error)
     if ASKED:
         return main()
     os.environ[FULL] = "1"  # otherwise Hydra prints an error and exits by itself

@@ -106,13 +106,14 @@ def _again(lm_dir: Path) -> AbstractContextManager[None]:
     return advising(f"delete {lm_dir / RECORD} and run train_lm.py again")
 
 
-def load(lm_dir: Path, device: "torch.device | str" = "cpu") -> LoadedLM:
+def load(lm_dir: str | Path, device: "torch.device | str" = "cpu") -> LoadedLM:
     """The language model in `lm_dir`, in evaluation mode on `device`."""
     import torch
 
     from sparse_dict.lm.model import GPT
     from sparse_dict.text.tokenizer import Tokenizer
 
+    lm_dir = Path(lm_dir)
     record, path = read_record(lm_dir), lm_dir / WEIGHTS
     with _again(lm_dir):
         if fingerprint(path) != record["fingerprints"]["model"]:

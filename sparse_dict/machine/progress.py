@@ -10,6 +10,7 @@ from sparse_dict.machine import distributed
 log = logging.getLogger(__name__)
 
 LOG_EVERY_S = 15.0
+FIRST_S = 2.0  # of a log's first line, which says how long it will take
 
 
 class Progress:
@@ -26,7 +27,7 @@ class Progress:
         self.total = total
         self.unit = unit
         self.done = initial
-        self._initial = initial
+        self._begun = self._initial = initial
         self._started = time.monotonic()
         self._next_line = self._started + LOG_EVERY_S
         self._bar = (
@@ -40,7 +41,11 @@ class Progress:
 
     def advance(self, n: int, **values: float) -> None:
         """Count `n` more units; `values` are shown behind the bar, e.g. ``loss=4.2``."""
+        first = self.done == self._begun
         self.done += n
+        if first:  # what is compiled and warmed up says nothing of the time that is left
+            self._initial, self._started = self.done, time.monotonic()
+            self._next_line = self._started + FIRST_S
         if self._bar is not None:
             if values:
                 shown = {key: f"{value:.4g}" for key, value in values.items()}
@@ -67,7 +72,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units per second since the start of this process's part."""
+        """Units per second since the first of them were counted."""
         return (self.done - self._initial) / max(time.monotonic() - self._started, 1e-9)
 
     def __enter__(self) -> Self:

@@ -13,11 +13,14 @@ from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError, advising
 from sparse_dict.sae.origin import UNKNOWN, site_of
 from sparse_dict.storage import records, tensor_files
+from sparse_dict.storage.arrays import Rows, as_rows
 from sparse_dict.storage.files import read_json, sealed, sha256_file, sha256_of, write_json
 from sparse_dict.storage.records import Amount, Count, Number, Shown, Texts, Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from sparse_dict.sae.module import TorchDictionary
 
 Array = npt.NDArray[np.float32]
 
@@ -80,7 +83,7 @@ class CheckpointMeta(TypedDict):
     seconds: Amount
 
 
-@dataclass
+@dataclass(repr=False)
 class Dictionary:
     """A trained dictionary for raw activations: act(x W_enc + b_enc) W_dec + b_dec.
 
@@ -101,6 +104,10 @@ class Dictionary:
         self.threshold[:] = threshold
         return self
 
+    def __repr__(self) -> str:
+        (d_in, dict_size), d_out = self.W_enc.shape, self.W_dec.shape[1]
+        return f"Dictionary({dict_size=}, {d_in=}, {d_out=}, k={self.k})"
+
     def activate(self, z: "Tensor") -> "Tensor":
         """Codes of pre-activations `z`, (rows, dict_size) both; `z` is overwritten."""
         import torch
@@ -112,23 +119,30 @@ class Dictionary:
             z.mul_(z >= z.topk(self.k, dim=1).values[:, -1:])
         return z
 
-    def encode(self, x: Array) -> Array:
+    def encode(self, x: Rows) -> Array:
         """Codes (rows, dict_size) of raw activations `x` (rows, d_in)."""
         import torch
 
+        x = as_rows(x, "activations", len(self.W_enc))
         return self.activate(torch.from_numpy(x @ self.W_enc + self.b_enc)).numpy()
 
-    def decode(self, codes: Array) -> Array:
+    def decode(self, codes: Rows) -> Array:
         """Reconstructions (rows, d_out) of codes (rows, dict_size), without what skips them."""
-        return codes @ self.W_dec + self.b_dec
+        return as_rows(codes, "codes", len(self.W_dec)) @ self.W_dec + self.b_dec
 
-    def reconstruct(self, x: Array) -> Array:
+    def reconstruct(self, x: Rows) -> Array:
         """What is made of raw activations `x` (rows, d_in), (rows, d_out)."""
         made = self.decode(self.encode(x))
-        return made if self.W_skip is None else made + x @ self.W_skip
+        return made if self.W_skip is None else made + as_rows(x, "activations") @ self.W_skip
+
+    def to_torch(self) -> "TorchDictionary":
+        """The same as a module of torch, whose parameters are copies."""
+        from sparse_dict.sae.module import TorchDictionary
+
+        return TorchDictionary(self)
 
 
-@dataclass
+@dataclass(repr=False)
 class Trained:
     """All of a finished dictionary's folder."""
 
@@ -137,6 +151,10 @@ class Trained:
     fire_count: npt.NDArray[np.int64]  # (dict_size,) active rows among the evaluation rows
     metrics: Metrics
     site: Site | None = None  # what it reads, where that is one site that has a name
+
+    def __repr__(self) -> str:
+        m = self.metrics
+        return f"Trained({str(self.folder)!r}, fvu={m['fvu']:.4f}, l0={m['l0']:.2f})"
 
 
 def write(
@@ -209,8 +227,11 @@ def _again(folder: Path) -> AbstractContextManager[None]:
     return advising(f"delete {folder / METRICS} and make the dictionary again")
 
 
-def read(folder: Path) -> Trained:
+def read(folder: str | Path) -> Trained:
     """Read a finished dictionary."""
+    folder = Path(folder)
+    if not (folder / METRICS).exists():
+        raise UserError(f"{folder} holds no finished dictionary ({METRICS})")
     with _again(folder):
         return _read(folder)
 

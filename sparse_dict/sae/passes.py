@@ -58,8 +58,7 @@ def train(own: list[Job], activations: Activations) -> list[dict[str, Any] | Use
                 folder, dictionary, numbers.fire_count, metrics,
                 of_activations(activations, sae.site).hook, hook_out,
             )  # fmt: skip
-            trainee.run.summary(end_values(metrics))
-            trainee.run.made("dictionary", folder / folders.METRICS)
+            ended(trainee.run, trainee.job, metrics)
         for trainee in trainees.values():
             if trainee.error is not None:
                 trainee.run.finish(exit_code=1)
@@ -73,6 +72,14 @@ def opened(job: Job, activations: Activations) -> tracking.Run:
     for folder in activations.folders if activations.manifest is not None else ():
         run.used("activations", folder / MANIFEST)
     return run
+
+
+def ended(run: tracking.Run, job: Job, metrics: dict[str, Any]) -> None:
+    """Tell the run of a dictionary that is written."""
+    run.summary(end_values(metrics))
+    weights = [job.folder / name for name in (folders.WEIGHTS, folders.CONFIG)]
+    sent = weights if job.config.tracking.upload == "weights" else []
+    run.made("dictionary", job.folder / folders.METRICS, *sent)
 
 
 def _metrics(

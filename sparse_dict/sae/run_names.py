@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sparse_dict.config.identity import SOURCES
 from sparse_dict.sae.architectures import Architecture, axes, known
 
 # What stands before the value of a key, by the key's last part, in the order of a name.
@@ -16,6 +17,8 @@ def labels(jobs: Sequence[Iterable[str]]) -> list[str | None]:
     split = [dict(o.lstrip("+").split("=", 1) for o in job if "=" in o) for job in jobs]
     keys = dict.fromkeys(key for job in split for key in job)
     varied = [key for key in keys if len({job.get(key) for job in split}) > 1]
+    if {*SOURCES} & {*varied}:
+        return [None] * len(split)  # what they give other keys is in the name that is not set
     return [_joined({key: job[key] for key in varied if key in job}) for job in split]
 
 

@@ -1,7 +1,9 @@
 """Stage 3: which dictionaries are still to train, which together, and what is written of them."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,12 @@ from sparse_dict.sae import folder as folders
 from sparse_dict.sae.data import Data, settled
 from sparse_dict.sae.jobs import Job, weight
 from sparse_dict.sae.rows import check_evaluation_rows, training_rows
-from sparse_dict.sae.run_names import end_values
+from sparse_dict.sae.run_names import run_name
 from sparse_dict.storage import lock
 from sparse_dict.storage.files import read_json
 from sparse_dict.storage.output import Output
 
-__all__ = ["check", "objective", "run", "train_many", "weight"]  # what launchers ask of a stage
+__all__ = ["check", "objective", "run", "show", "train_many", "weight"]  # what launchers ask
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +118,11 @@ def run(config: TrainSAEConfig) -> dict[str, Any]:
     """Train one dictionary in Hydra's output folder; returns its metrics."""
     from hydra.core.hydra_config import HydraConfig
 
-    (outcome,) = train_many([config], [Path(HydraConfig.get().runtime.output_dir)])
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    (outcome,) = train_many([config], [folder])
     if isinstance(outcome, Exception):
         raise outcome
+    show({folder: asdict(config)}, {})
     return outcome
 
 
@@ -165,9 +169,7 @@ def _train_many(
             log.info("pass %d of %d: %d dictionaries", number, len(groups), len(group))
         results = passes.train(group, _open(group[0].config))
         outcomes.update(zip(map(waiting.__getitem__, group), results, strict=True))
-    finished = [outcomes[i] for i in range(len(configs))]
-    _show(folders_, finished)
-    return finished
+    return [outcomes[i] for i in range(len(configs))]
 
 
 def _finish_what_was_killed(job: Job, metrics: Any) -> None:
@@ -177,22 +179,21 @@ def _finish_what_was_killed(job: Job, metrics: Any) -> None:
     (job.folder / folders.CHECKPOINT).unlink(missing_ok=True)
     if tracking.unfinished(job.folder):
         with passes.opened(job, _open(job.config)) as run:
-            run.summary(end_values(metrics))
-            run.made("dictionary", job.folder / folders.METRICS)
+            passes.ended(run, job, metrics)
 
 
-def _show(paths: list[Path], outcomes: list[Outcome]) -> None:
-    """Log a table of what was trained."""
-    lines = [f"{'size':>6} {'l1':>9} {'FVU':>7} {'L0':>7} {'dead':>6} {'seconds':>8}  folder"]
-    for path, outcome in zip(paths, outcomes, strict=True):
-        if isinstance(outcome, Exception):
-            lines.append(f"{'failed':>48}  {path.name}: {outcome}")
-        else:
-            m = outcome
-            lines.append(
-                f"{m['dict_size']:>6} {m['l1']:>9.2e} {m['fvu']:>7.4f} {m['l0']:>7.2f} "
-                f"{m['dead']:>6} {m['seconds']:>8.1f}  {path.name}"
-            )
+def show(jobs: Mapping[Path, Mapping[str, Any]], failed: Mapping[Path, Exception]) -> None:
+    """Log a table of what was trained, by folder and config; a name is what varies in the grid."""
+    lines, found = [f"{'FVU':>7} {'L0':>7} {'dead':>6} {'seconds':>8}  dictionary"], []
+    for folder, config in jobs.items():
+        if folder in failed:
+            lines.append(f"{'failed':>31}  {run_name(config)}: {failed[folder]}")
+            continue
+        m = folders.read_metrics(folder)
+        found.append(m)
+        numbers = f"{m['fvu']:>7.4f} {m['l0']:>7.2f} {m['dead']:>6} {m['seconds']:>8.1f}"
+        lines.append(f"{numbers}  {run_name(config)}")
     log.info("\n".join(["dictionaries", *map(printable, lines)]))
-    if line := usefulness.warning([m for m in outcomes if not isinstance(m, Exception)]):
+    probes = all(config["tracking"]["job_type"] == "probe" for config in jobs.values())
+    if not probes and (line := usefulness.warning(found)):  # a probe says itself what to take
         log.warning("%s", line)

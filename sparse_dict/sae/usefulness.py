@@ -50,8 +50,7 @@ def warning(found: Sequence[Metrics]) -> str | None:
     found_bad = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
     advice = []
     for key in sorted({axis(m) for m in bad if m["l0"] < 1} - {"k"}):
-        probe = " (experiment=probe shows how far)" if key == "l1" else ""
-        advice.append(f"lower sae.{key}{probe}")
+        advice.append(f"lower sae.{key} (experiment=probe shows how far)")
     if any(mostly_dead(m) and m["l0"] >= 1 for m in bad):
         centred = all(m["config"]["activations"].get("centering") == "mean" for m in bad)
         centering = "" if centred else "activations.centering=mean, "

@@ -4,13 +4,36 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.errors import UserError, one_line
 from sparse_dict.storage.door import opened
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Rows = Union[NDArray[np.floating[Any]], "Tensor"]  # what public functions take
+
+
+def as_rows(values: Any, what: str, width: int | None = None, dtype: Any = np.float32) -> Any:
+    """Rows (n, width) of numpy or torch as an array of `dtype`, without a copy if they are one.
+
+    Raises:
+        UserError: they are no rows of that width, or no floating-point numbers.
+    """
+    if hasattr(values, "detach"):  # torch
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    array = np.asarray(values)
+    if array.ndim != 2 or width not in (None, array.shape[1]):
+        wanted = "(rows, columns)" if width is None else f"(rows, {width})"
+        raise UserError(f"{what} must be of the shape {wanted}, not {array.shape}")
+    if array.dtype.kind != "f":
+        raise UserError(f"{what} must be floating-point numbers, not {array.dtype}")
+    return array.astype(dtype, copy=False)
 
 
 class Stored:

@@ -34,7 +34,7 @@ class Run(AbstractContextManager["Run"]):
         self._run = run
         self.online = online
         self._id_file = id_file
-        self._made: dict[str, Path] = {}
+        self._made: dict[str, tuple[Path, ...]] = {}
         self._do("remember", self._remember)
 
     def _remember(self, run: Any, state: str = "") -> None:
@@ -52,6 +52,20 @@ class Run(AbstractContextManager["Run"]):
     def image(self, key: str, path: Path) -> None:
         """Log an image file."""
         self._do("log an image to", lambda run: run.log({key: _wandb().Image(str(path))}))
+
+    def curves(self, values: dict[str, float], step: str) -> None:
+        """Log one row whose horizontal axis is `step`, one of its values."""
+
+        def define(run: Any) -> None:
+            for key in values:
+                run.define_metric(key, step_metric=None if key == step else step)
+
+        self._do("log to", define)
+        self.log(values)
+
+    def page(self, key: str, path: Path) -> None:
+        """Log a page of HTML."""
+        self._do("log a page to", lambda run: run.log({key: _wandb().Html(str(path))}))
 
     def table(
         self,
@@ -77,9 +91,12 @@ class Run(AbstractContextManager["Run"]):
         """Say what the run was made from: the file that records it, or an address and a digest."""
         self._do("log what was used by", lambda run: _artifact(run, kind, source, digest, True))
 
-    def made(self, kind: str, record: Path) -> None:
-        """Say what the run has made, by the file that records it; sent when it finishes well."""
-        self._made[kind] = record
+    def made(self, kind: str, record: Path, *files: Path) -> None:
+        """Say what the run has made, by the file that records it; sent when it finishes well.
+
+        Of `files` the content is sent, too.
+        """
+        self._made[kind] = (record, *files)
 
     def _do(self, what: str, action: Callable[[Any], None]) -> None:
         if self._run is not None:
@@ -90,8 +107,8 @@ class Run(AbstractContextManager["Run"]):
         """End the run; a second call does nothing."""
 
         def made(run: Any) -> None:
-            for kind, record in self._made.items():
-                _artifact(run, kind, record, None, False)
+            for kind, (record, *sent) in self._made.items():
+                _artifact(run, kind, record, None, False, sent)
 
         def end(run: Any) -> None:
             try:
@@ -125,8 +142,15 @@ def exit_code(error: BaseException | None) -> int:
     return KILLED if isinstance(error, KeyboardInterrupt | Interrupted) else 1
 
 
-def _artifact(run: Any, kind: str, source: Path | str, digest: str | None, used: bool) -> None:
-    """Log an artifact by reference: where it lies, and the SHA-256 of its record; no upload."""
+def _artifact(
+    run: Any,
+    kind: str,
+    source: Path | str,
+    digest: str | None,
+    used: bool,
+    uploaded: Sequence[Path] = (),
+) -> None:
+    """Log an artifact by reference: where it lies, and the SHA-256 of its record."""
     if isinstance(source, Path):
         source = source.absolute()
         uri, sha256 = source.as_uri(), digest or files.sha256_file(source)
@@ -137,6 +161,8 @@ def _artifact(run: Any, kind: str, source: Path | str, digest: str | None, used:
     artifact = _wandb().Artifact(name, kind, metadata={"sha256": sha256, "source": str(source)})
     # The entry's name makes another content another version.
     artifact.add_reference(uri, name=sha256, checksum=False)
+    for file in uploaded:
+        artifact.add_file(str(file))
     # What `use_artifact` does with one that is not on the server; but it refuses offline.
     run._log_artifact(artifact, use_after_commit=used)
 

@@ -97,8 +97,8 @@ def open_run(
         step_metric: the logged value that is the horizontal axis of all others.
         fingerprints: of what the job is made from.
         finished: the recorded config of a job that is finished, to whose run something is added;
-            nothing is opened where that run is not known. What is added offline takes the place of
-            the whole summary when it is sent.
+            nothing is opened where that run is not known, or offline: what is added there would be
+            another run to look at, and take the place of the whole summary when it is sent.
 
     Raises:
         UserError: `tracking.mode` is online and there is no key or no server.
@@ -114,7 +114,7 @@ def open_run(
         "id": before or secrets.token_hex(8),
         **{key: there[key] for key in ("project", "entity", "tags")},
         "group": shortened(config.name, NAME_BYTES),
-        "job_type": job_type,
+        "job_type": tracking.job_type or job_type,
         "name": shortened(name, NAME_BYTES),
         "config": finished or {**asdict(config), **about},
     }
@@ -129,10 +129,10 @@ def open_run(
                 why = one_line(error, named=True)
                 raise UserError(f"wandb cannot open a run online: {why}") from None
             why_not = server.give_up(f"no run could be opened: {one_line(error, named=True)}")
-            if finished is not None:
-                return Run()
             # to wandb the one that failed is in use as long as this process lives
             identity["id"] = secrets.token_hex(8)
+    if finished is not None:
+        return Run()
     if mode == "auto":
         how = f"to send the runs later: wandb sync {os.path.relpath(wandb_dir)}"
         server.say(logging.INFO, f"offline ({why_not}); {how}")

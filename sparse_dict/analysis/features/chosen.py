@@ -40,6 +40,17 @@ class Chosen:
         return index, float(row[index] / max(np.linalg.norm(row), 1e-30))
 
 
+def partner(comparison: Comparison, chosen: Chosen) -> tuple[Entry, int, float] | None:
+    """The feature of the next larger dictionary that is nearest to one, and their cosine."""
+    entry = chosen.entry
+    if entry is None or not (larger := comparison.partners(entry, "next")):
+        return None
+    index = int(comparison.partner(entry, larger[0])[chosen.index])
+    one, other = entry.decoder[chosen.index], larger[0].decoder[index]
+    lengths = max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-30)
+    return None if index < 0 else (larger[0], index, float(one @ other) / lengths)
+
+
 def choose(
     comparison: Comparison, settings: ContextsConfig, seed: int, also: Sequence[Chosen] = ()
 ) -> list[Chosen]:

@@ -2,24 +2,34 @@
 
 The rows of a harvest are shuffled, but their origins say where in the text each belongs: those of
 evenly spaced contexts are read from the disk, so the language model need not run again. Their rows
-(of at most a GiB) are in memory, as the files hold them.
+(of at most a GiB) are in memory, as the files hold them. Of arrays that no language model made, a
+row is a text of one token.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.features.chosen import Chosen, choose
+from sparse_dict.analysis.features.chosen import Chosen, choose, partner
 from sparse_dict.analysis.features.logit_effects import LogitEffects, logit_effects
-from sparse_dict.analysis.harvested import Floats, Place, Source, open_source
+from sparse_dict.analysis.harvested import (
+    Floats,
+    Place,
+    Source,
+    activations_of,
+    open_rows,
+    open_source,
+)
 from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
 from sparse_dict.analysis.study import Entry
 from sparse_dict.config import AnalyzeConfig, ContextsConfig
 from sparse_dict.config.sites import Site
+from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -78,11 +88,18 @@ class Gallery:
     columns: tuple[tuple[int, int], ...]  # of each site: first, and one past the last
     direct: tuple[Site, ...]  # sites whose effect on the logits is shown
     indirect: tuple[str, ...]  # why that of others is not
+    # each feature's in the next larger dictionary, with their cosine
+    partners: dict[Chosen, tuple[Entry, int, float]] = field(default_factory=dict)
 
     @property
     def has_neurons(self) -> bool:
         """Whether neurons are shown beside the features, which is not so for transcoders."""
         return any(feature.chosen.entry is None for feature in self.features)
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether a context is a row of arrays that no language model made."""
+        return not self.place.sites
 
     @property
     def unit(self) -> str:
@@ -100,7 +117,13 @@ def gather(config: AnalyzeConfig, comparison: Comparison, also: Sequence[Chosen]
     settings = config.settings(ContextsConfig)
     assert settings is not None
     chosen = choose(comparison, settings, config.seed, also)
-    source = open_source(config, comparison.study, settings.n_tokens)
+    own = None
+    with suppress(UserError):  # which `open_source` says better
+        own = activations_of(comparison.study, config)
+    if own is not None and own.manifest is None and len(own.folders) == 1:
+        source = open_rows(own, comparison.study, settings.n_tokens, settings.show)
+    else:
+        source = open_source(config, comparison.study, settings.n_tokens)
     log.info("contexts: %d features on %s tokens", len(chosen), f"{source.text.size:,}")
     found, effects = describe(chosen, source, settings, config.seed)
     shown = {token for f in found for c in [*f.top, *f.spread] for token in c.tokens.tolist()}
@@ -111,6 +134,7 @@ def gather(config: AnalyzeConfig, comparison: Comparison, also: Sequence[Chosen]
         found, source.words(shown), n_contexts * (n_ctx - skip), source.n_harvested, n_ctx,
         str(comparison.shown), source.place, source.columns, effects.sites,
         effects.missing,
+        {c: near for c in chosen if (near := partner(comparison, c)) is not None},
     )  # fmt: skip
 
 
@@ -180,7 +204,9 @@ def describe(
                 contexts[row, place] = Context(tokens, values, place - first)
 
     decoders = directions(chosen, source.columns[-1][1])
-    effects = logit_effects(decoders, source.lm, source.place.sites, source.columns)
+    effects = LogitEffects([[]] * n, [[]] * n, (), ())
+    if source.lm is not None:
+        effects = logit_effects(decoders, source.lm, source.place.sites, source.columns)
     features = []
     for row, item in enumerate(chosen):
         top, spread = ([contexts[row, place] for place in part] for part in picked[row])

@@ -15,13 +15,24 @@
   const percent = (share) => short(100 * share) + " %";
   const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
 
+  // A token, or of own arrays a row: its text or its picture.
+  function shown(data, token) {
+    const text = data.vocabulary[token];
+    if (data.what !== "row" || !text.startsWith("data:image/")) return text;
+    const image = el("img", "sf-image");
+    image.src = text;
+    return image;
+  }
+
   function context(data, feature, [tokens, values, peak]) {
     const text = el("div");
     tokens.forEach((token, i) => {
-      const span = el("span", i === peak ? "sf-peak" : "", data.vocabulary[token]);
+      const span = el("span", i === peak && data.what === "token" ? "sf-peak" : "", shown(data, token));
       const share = values[i] / data.scale;
       if (share > 0) span.style.background = `rgba(222, 143, 5, ${0.08 + 0.82 * share})`;
-      span.title = `“${data.vocabulary[token]}” ${short(share * feature.largest)}`;
+      if (data.what === "token") {
+        span.title = `“${data.vocabulary[token]}” ${short(share * feature.largest)}`;
+      }
       text.append(span);
     });
     return el("div", "sf-context", el("b", "", short((values[peak] / data.scale) * feature.largest)), text);
@@ -32,18 +43,18 @@
     return shown.length ? [el("h4", "", title), ...shown.map((c) => context(data, feature, c))] : [];
   }
 
-  function histogram(feature) {
+  function histogram(data, feature) {
     const bars = el("div", "sf-bars");
     const height = (count) => Math.log1p(count) / Math.log1p(Math.max(...feature.histogram));
     feature.histogram.forEach((count, i) => {
       const bar = el("div");
       bar.style.height = 100 * height(count) + "%";
       const step = feature.largest / feature.histogram.length;
-      bar.title = `${count} tokens from ${short(i * step)} to ${short((i + 1) * step)}`;
+      bar.title = `${count} ${data.what}s from ${short(i * step)} to ${short((i + 1) * step)}`;
       bars.append(bar);
     });
     const ends = el("div", "sf-ends", el("span", "", "0"), el("span", "", short(feature.largest)));
-    return [el("h4", "", "Activations (tokens, log scale)"), bars, ends];
+    return [el("h4", "", `Activations (${data.what}s, log scale)`), bars, ends];
   }
 
   // A token by itself, with a sign for each space.
@@ -68,8 +79,8 @@
     }
     if (feature.neuron && feature.dead) parts.push("dead on the evaluation rows");
     parts.push(feature.largest > 0
-      ? `active on ${percent(feature.density)} of tokens, at most ${short(feature.largest)}`
-      : "not active on any token read here");
+      ? `active on ${percent(feature.density)} of ${data.what}s, at most ${short(feature.largest)}`
+      : `not active on any ${data.what} read here`);
     return parts.join(" · ");
   }
 
@@ -86,12 +97,24 @@
     return name[0].toUpperCase() + name.slice(1);
   }
 
+  // What a feature is called, in `contexts.features` too: 256/40 or neuron/5.
+  function address(data, feature) {
+    const dictionary = data.dictionaries[feature.dictionary];
+    return `${dictionary.size || dictionary.name}/${feature.index}`;
+  }
+
+  function link(data, text, to) {
+    const node = el("a", "", text);
+    node.href = `${data.page || ""}#${to}`;
+    return node;
+  }
+
   // `limits`: how many contexts of each kind, and how many logit effects.
   function card(data, feature, limits) {
-    const heading = el("h3", "", title(data, feature));
+    const heading = el("h3", "", link(data, title(data, feature), address(data, feature)));
     heading.title = data.dictionaries[feature.dictionary].name;
     const left = el("div");
-    if (feature.largest > 0) left.append(...histogram(feature));
+    if (feature.largest > 0) left.append(...histogram(data, feature));
     if (feature.promoted.length) {
       left.append(el("div", "sf-effects",
         effects(data, "Logits raised", feature.promoted.slice(0, limits.effects)),
@@ -102,7 +125,14 @@
       ...contexts(data, feature, "Spread evenly over its activations", feature.spread, limits.spread));
     return el("article", "sf-card", heading,
       ...feature.groups.map((group) => el("span", "sf-group", group)),
-      el("div", "sf-facts", facts(data, feature)), el("div", "sf-body", left, right));
+      el("div", "sf-facts", facts(data, feature), ...partner(data, feature)),
+      el("div", "sf-body", left, right));
+  }
+
+  function partner(data, feature) {
+    if (!feature.partner) return [];
+    const [to, cosine] = feature.partner;
+    return [" · partner ", link(data, to, to), `, cosine ${cosine.toFixed(3)}`];
   }
 
   const ALL = { top: Infinity, spread: Infinity, effects: Infinity };
@@ -118,6 +148,7 @@
   // Features side by side with the neurons nearest to them, for the report.
   function sample(root, data) {
     const limits = { top: 4, spread: 2, effects: 6 };
+    data.page = root.dataset.page;
     root.classList.add("sf");
     data.features.filter((feature) => feature.shown).forEach((feature) => {
       const pair = el("div", "sf-pair", card(data, feature, limits));
@@ -142,7 +173,10 @@
 
     function labelled(text, ...nodes) {
       controls.append(el("label", "", text, nodes.length > 1 ? el("span", "sf-range", ...nodes) : nodes[0]));
-      nodes.forEach((node) => node.addEventListener("input", update));
+      nodes.forEach((node) => node.addEventListener("input", () => {
+        if (location.hash) location.hash = ""; // which updates
+        else update();
+      }));
     }
     function choice(text, options) {
       const node = el("select");
@@ -159,14 +193,14 @@
     }
 
     const search = el("input");
-    Object.assign(search, { type: "search", placeholder: "text in contexts or logits" });
+    Object.assign(search, { type: "search", placeholder: "text in contexts or logits, or 256/40" });
     labelled("Search", search);
     const dictionary = choice("Dictionary", [["", "all"],
       ...data.dictionaries.map((d, i) => [String(i), d.label])]);
     const groups = [...new Set(data.features.flatMap((f) => f.groups))];
     const group = choice("Chosen as", [["", "anything"], ...groups.map((g) => [g, g])]);
     const mcs = range("MCS");
-    const density = range("Active on % of tokens");
+    const density = range(`Active on % of ${data.what}s`);
     const state = choice("State", [["", "alive or dead"], ["alive", "alive"], ["dead", "dead"]]);
     const keys = {
       order: ["as chosen", null],
@@ -181,7 +215,7 @@
 
     // What a search looks through: the shown text of each context, and the tokens of the effects.
     const haystacks = data.features.map((feature) => [
-      title(data, feature), data.dictionaries[feature.dictionary].name,
+      title(data, feature), address(data, feature), data.dictionaries[feature.dictionary].name,
       ...[...feature.top, ...feature.spread].map(([tokens]) =>
         tokens.map((token) => data.vocabulary[token]).join("")),
       ...[...feature.promoted, ...feature.demoted].map(([token]) => data.vocabulary[token]),
@@ -198,7 +232,9 @@
     let shown = 0;
     function update() {
       const needle = search.value.toLowerCase();
-      found = data.features.filter((feature, i) =>
+      const wanted = decodeURIComponent(location.hash.slice(1));
+      const named = data.features.filter((feature) => address(data, feature) === wanted);
+      found = named.length ? named : data.features.filter((feature, i) =>
         (!needle || haystacks[i].includes(needle)) &&
         (!dictionary.value || feature.dictionary === Number(dictionary.value)) &&
         (!group.value || feature.groups.includes(group.value)) &&
@@ -235,6 +271,7 @@
     }
 
     more.addEventListener("click", extend);
+    window.addEventListener("hashchange", update);
     update();
   }
 

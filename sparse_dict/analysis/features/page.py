@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_dict.analysis.features.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
+from sparse_dict.analysis.features.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP, Chosen
 from sparse_dict.analysis.features.contexts import Context, Feature, Gallery
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.report.page import Markup
@@ -100,6 +100,7 @@ def payload(
             "spread": [context(c, feature.largest) for c in feature.spread],
             "promoted": [[number[token], round(v, 4)] for token, v in feature.promoted],
             "demoted": [[number[token], round(v, 4)] for token, v in feature.demoted],
+            "partner": _partner(gallery, chosen),
             "neuron": feature.neuron and [neurons[feature.neuron[0]], round(feature.neuron[1], 3)],
             "shown": feature in shown,
         }
@@ -107,9 +108,10 @@ def payload(
     return {
         "scale": SCALE,
         "unit": gallery.unit,
+        "what": "row" if gallery.of_rows else "token",
         "sites": [
             [str(site), *ends]
-            for site, ends in zip(gallery.place.sites, gallery.columns, strict=True)
+            for site, ends in zip(gallery.place.sites or ("rows",), gallery.columns, strict=True)
         ],
         "vocabulary": [gallery.vocabulary[token] for token in used],
         "dictionaries": [
@@ -122,6 +124,14 @@ def payload(
         ],
         "features": [described(feature) for feature in features],
     }
+
+
+def _partner(gallery: Gallery, chosen: Chosen) -> list[Any] | None:
+    """The address of a feature's partner in the next larger dictionary, and their cosine."""
+    if (found := gallery.partners.get(chosen)) is None:
+        return None
+    entry, index, cosine = found
+    return [f"{entry.size}/{index}", round(cosine, 4)]
 
 
 def _label(entry: Entry | None, unit: str) -> str:

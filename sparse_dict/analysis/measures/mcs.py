@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sparse_dict.errors import UserError
 from sparse_dict.machine.background import in_background
+from sparse_dict.storage.arrays import Rows, as_rows
 
 Floats = NDArray[np.floating[Any]]
 
@@ -19,20 +20,23 @@ Floats = NDArray[np.floating[Any]]
 MAX_PAIRS = 2**28
 
 
-def normalised(rows: Floats) -> NDArray[np.float32]:
+def normalised(rows: Rows) -> NDArray[np.float32]:
     """Rows divided by their norm, in float64 and rounded once; zero rows stay zero (cosine 0)."""
-    rows64 = rows.astype(np.float64)
+    rows64 = as_rows(rows, "rows", dtype=np.float64)
     norms = np.linalg.norm(rows64, axis=1, keepdims=True)
     return (rows64 / np.where(norms > 0, norms, 1)).astype(np.float32)
 
 
-def max_cosine(
-    rows: NDArray[np.float32], others: NDArray[np.float32], block_rows: int = 2048
-) -> NDArray[np.float32]:
-    """Largest cosine of each of `rows` (n, d) with any of `others` (m, d); both normalised.
+def max_cosine(rows: Rows, others: Rows, block_rows: int = 2048) -> NDArray[np.float32]:
+    """Largest cosine of each of `rows` (n, d) with any of `others` (m, d), whatever their norms.
 
     -inf where `others` is empty.
+
+    Raises:
+        UserError: they are not rows of one width.
     """
+    rows, others = normalised(rows), normalised(others)
+    as_rows(others, "the others", rows.shape[1])
     return nearest(rows, others, block_rows)[1]
 
 
@@ -58,15 +62,12 @@ def nearest(
     return which, best
 
 
-def mmcs(smaller: NDArray[np.float32], larger: NDArray[np.float32]) -> float:
+def mmcs(smaller: Rows, larger: Rows) -> float:
     """MMCS: the mean over `smaller` (n, d) of each row's largest cosine with a row of `larger`.
 
-    Rows of `larger` (m, d) may serve several rows of `smaller`, and neither needs unit norm. nan
-    where `smaller` is empty.
+    Rows of `larger` (m, d) may serve several rows of `smaller`. nan where `smaller` is empty.
     """
-    if len(smaller) == 0:
-        return float("nan")
-    return float(max_cosine(normalised(smaller), normalised(larger)).mean(dtype=np.float64))
+    return float(max_cosine(smaller, larger).mean(dtype=np.float64)) if len(smaller) else np.nan
 
 
 def match(

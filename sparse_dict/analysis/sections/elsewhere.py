@@ -186,7 +186,7 @@ def show(context: Context) -> Iterator[Block]:
         )
         if len(larger):
             title = f"MMCS with larger dictionaries\n{context.comparison.shown}"
-            figure = figures.heatmaps(larger, "mmcs", title, "MMCS", ".2f", 1.0)
+            figure = figures.heatmaps(larger, "mmcs", title, "MMCS", ".2f")
             yield context.figure("sites_mmcs", figure)
         yield Table("Every site at its chosen level, means over seeds", by_site(every))
         if "sites" in others:

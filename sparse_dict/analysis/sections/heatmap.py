@@ -39,7 +39,7 @@ def show(context: Context) -> Iterator[Block]:
     cells = by_family(study, context.study.families)
     shown, bar = comparison.shown, study.threshold
     title = f"MMCS with larger dictionaries\n{shown}"
-    mmcs = figures.heatmaps(cells, "mmcs", title, "MMCS", ".2f", 1.0)
+    mmcs = figures.heatmaps(cells, "mmcs", title, "MMCS", ".2f")
     yield context.figure("heatmap_mmcs", mmcs, f"Shown: {shown}.")
     for key, of in (("high_features", "all"), ("high_features_alive", "alive")):
         if of == "all" or (cells["dead"] > 0).any():

@@ -17,7 +17,7 @@ from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
-from sparse_dict.analysis.measures.mcs import max_cosine, normalised
+from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.study import NAMES, setting
@@ -72,7 +72,7 @@ def mcs(truth: Floats, decoder: Floats, block_rows: int) -> Floats:
     MMCS with the truth is its mean. Since that is over the *true* features, a dictionary gains
     nothing by finding a few of them many times.
     """
-    return max_cosine(normalised(truth), normalised(decoder), block_rows)
+    return max_cosine(truth, decoder, block_rows)
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:

@@ -1,9 +1,10 @@
 """What may be done to a dictionary beside training it: a module each, `base.py` says what one has.
 
-A module NAME here defines one subclass of `Intervention` with the keys of the config's section
-`sae` that it alone reads. Nothing else knows the list.
+A module NAME here defines one subclass of `Intervention`. The keys of the config's section `sae`
+that it alone reads are there where ``intervention=NAME`` is chosen. Nothing else knows the list.
 """
 
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from sparse_dict.sae.interventions.base import Intervention, Moment
 if TYPE_CHECKING:
     from sparse_dict.activations.store import Activations
 
-__all__ = ["Intervention", "Moment", "asked", "known", "of"]
+__all__ = ["Intervention", "Moment", "asked", "keys", "known", "of"]
 
 
 @cache
@@ -24,10 +25,24 @@ def known() -> dict[str, type[Intervention[Any]]]:
     return subclasses(__name__, __path__, Intervention)
 
 
+def keys() -> dict[str, dict[str, Any]]:
+    """By intervention, its own keys of `sae` with their defaults, by which nothing is done.
+
+    A config has them where ``intervention=NAME`` is chosen. One without keys is not in here.
+    """
+    shared = {field.name for field in fields(SAEConfig)}
+    own = {
+        name: {f.name: f.default for f in fields(kind.Config) if f.name not in shared}
+        for name, kind in known().items()
+    }
+    return {name: found for name, found in own.items() if found}
+
+
 def asked(sae: SAEConfig) -> list[type[Intervention[Any]]]:
     """Those that a config asks for, in the order in which they act after a step."""
     return sorted(
-        (kind for kind in known().values() if kind.asked(sae)), key=lambda kind: kind.last
+        (kind for kind in known().values() if isinstance(sae, kind.Config) and kind.asked(sae)),
+        key=lambda kind: kind.last,
     )
 
 

@@ -1,10 +1,8 @@
 """Features that are no longer active get new directions: `sae.dead=resample`."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparse_dict.config import SAEConfig
-from sparse_dict.config.ranges import positive
 from sparse_dict.sae.codes import SELECTION
 from sparse_dict.sae.interventions.base import Intervention, Moment
 
@@ -14,17 +12,10 @@ if TYPE_CHECKING:
     from sparse_dict.sae.state import State
 
 
-@dataclass
-class ResampleConfig(SAEConfig):
-    """When."""
-
-    resample_every: int = positive(2_500)  # optimiser steps between resamplings
-
-
-class Resample(Intervention[ResampleConfig]):
+class Resample(Intervention[SAEConfig]):
     """Inactive features take the directions of inputs that are reconstructed badly."""
 
-    Config = ResampleConfig
+    Config = SAEConfig
 
     @staticmethod
     def asked(sae: SAEConfig) -> bool:
