@@ -10,14 +10,15 @@ from rounding import of_cosines
 
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.claim import Sample, mean_of_means, over_pairs
-from sparse_dict.analysis.measures.across_seeds import match_pair
+from sparse_dict.analysis.measures.two_dictionaries import match_features
 from sparse_dict.analysis.report.frequency import by_frequency
 from sparse_dict.analysis.tables import matched_pairs
 
 
 def test_the_same_dictionary_in_another_order_agrees_fully():
     rows, order = directions(30, 16, 0), np.random.default_rng(1).permutation(30)
-    cosine, shared = match_pair((rows, rows), (rows[order], rows[order]))
+    found = match_features((rows, rows), (rows[order], rows[order]))
+    cosine, shared = found.cosine, found.same
     np.testing.assert_allclose(cosine, 1, rtol=0, atol=of_cosines(16))
     assert shared.all()
 
@@ -26,7 +27,7 @@ def test_pw_mcc_is_the_best_mean_cosine_over_all_one_to_one_matchings():
     first, second = directions(5, 3, 2), directions(5, 3, 3)
     cosines = first @ second.T
     best = max(cosines[np.arange(5), list(p)].mean() for p in permutations(range(5)))
-    found = match_pair((first, first), (second, second))[0].mean()
+    found = match_features((first, first), (second, second)).pw_mcc
     assert found == pytest.approx(best, abs=of_cosines(3))
 
 
@@ -35,7 +36,7 @@ def test_a_feature_is_shared_only_if_encoders_and_decoders_choose_the_same_close
     swapped = rows[[1, 0, 2, 3]]
     far = unit(np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 1.2]]))
     # The encoders of features 0 and 1 are swapped; decoder 3 is at a cosine of about 0.57.
-    _, shared = match_pair((rows, rows), (swapped, far))
+    shared = match_features((rows, rows), (swapped, far)).same
     assert shared.tolist() == [False, False, True, False]
 
 
@@ -97,9 +98,9 @@ def test_frequency_bins_hold_every_feature_once_and_cover_its_frequency(features
     frequency = np.array([f for f, _ in features])
     found = np.array([hit for _, hit in features])
     bins = by_frequency(frequency, found)
-    assert sum(b.n for b in bins) == len(features)
-    assert sum(b.found for b in bins) == found.sum()
-    for b in bins:
+    assert bins["n"].sum() == len(features)
+    assert bins["found"].sum() == found.sum()
+    for b in bins.itertuples():
         inside = (frequency >= b.low * (1 - 1e-9)) & (frequency < b.high * (1 - 1e-9))
         if b.high == 0:
             inside = frequency == 0

@@ -1,13 +1,7 @@
 import numpy as np
 import pytest
 
-from sparse_dict.analysis.measures.intervals import bootstrap, over_seeds, wilson
-
-
-def test_wilsons_interval_has_its_published_values():
-    assert wilson(10, 100) == pytest.approx((0.0552, 0.1744), abs=1e-4)
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert np.isnan(wilson(0, 0)).all()
+from sparse_dict.analysis.measures.intervals import bootstrap, over_seeds
 
 
 def test_the_bootstrap_of_a_mean_has_the_width_of_the_normal_interval():

@@ -48,7 +48,7 @@ def test_the_slope_of_a_vertical_and_of_a_diagonal_ridge_is_recovered(power: flo
 
 def test_the_jackknife_interval_widens_with_the_scatter_of_the_peaks():
     sizes = np.array([64.0, 128, 256, 512])
-    low, high = ridge.jackknife(sizes, np.array([0.01, 0.03, 0.02, 0.05]))
+    low, high = ridge.interval(sizes, np.array([0.01, 0.03, 0.02, 0.05]))
     assert low < ridge.slope(sizes, np.array([0.01, 0.03, 0.02, 0.05]))[0] < high
     assert high - low > 0.5
 

@@ -16,7 +16,7 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import harvested, seeds
 from sparse_dict.analysis.claims import Claim, Statement
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.measures.across_seeds import match_pair
+from sparse_dict.analysis.measures.two_dictionaries import match_features
 from sparse_dict.analysis.parts import Part
 from sparse_dict.analysis.report import texts
 from sparse_dict.analysis.report.page import Draw, Picture, Section
@@ -137,10 +137,10 @@ class Context:
         weights decided part of it and cannot be read.
         """
         try:
-            cosine, shared = match_pair(self._begun(first), self._begun(second))
+            found = match_features(self._begun(first), self._begun(second))
         except (UserError, *MALFORMED):
             return float("nan"), float("nan")
-        return float(cosine.mean()), float(shared.mean())
+        return found.pw_mcc, float(found.same.mean())
 
     def _begun(self, entry: Entry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Encoder and decoder rows at the beginning, (size, d_in) each."""

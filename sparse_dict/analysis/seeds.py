@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.measures.intervals import Estimate, over_seeds, percentiles
+from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, jackknife
 from sparse_dict.analysis.study import Entry, Study, kin, rows, seed_groups
 from sparse_dict.analysis.tables import FEWEST_SEEDS, SEED
 
@@ -29,13 +29,13 @@ class SeedPair:
 
     @property
     def pw_mcc(self) -> float:
-        """Mean cosine of optimally matched decoder rows (see `match_pair`)."""
+        """Mean cosine of optimally matched decoder rows (see `match_features`)."""
         return float(self.cosine.mean())
 
-    def resampled(self, rng: np.random.Generator) -> "SeedPair":
-        """The same pair with features drawn with replacement."""
-        i = rng.integers(0, len(self.cosine), len(self.cosine))
-        return SeedPair(self.first, self.second, self.cosine[i], self.shared[i], self.frequency[i])
+    def of(self, features: NDArray[np.int64]) -> "SeedPair":
+        """The same pair with some of the features."""
+        parts = (values[features] for values in (self.cosine, self.shared, self.frequency))
+        return SeedPair(self.first, self.second, *parts)
 
 
 def of_table(pairs: pd.DataFrame, study: Study) -> list[SeedPair]:
@@ -86,17 +86,17 @@ def estimate(
     features within each pair, each pair once, however often `statistic` uses it.
     """
     common = common_seeds(pairs)
-    n = len(common)
-    if n < FEWEST_SEEDS:
-        rng = np.random.default_rng(0)
-        return percentiles(statistic(pairs), lambda: statistic([p.resampled(rng) for p in pairs]))
+    if len(common) < FEWEST_SEEDS:
+        features = [np.arange(len(p.cosine)) for p in pairs]
+        return bootstrap(
+            features, lambda drawn: statistic([p.of(i) for p, i in zip(pairs, drawn, strict=True)])
+        )
     pairs = [p for p in pairs if {p.first.seed, p.second.seed} <= common]
-    value = statistic(pairs)
     without = [
         statistic([p for p in pairs if seed not in (p.first.seed, p.second.seed)])
         for seed in sorted(common)
     ]
-    return over_seeds([n * value - (n - 1) * part for part in without])
+    return jackknife(statistic(pairs), without)
 
 
 def by_size(pairs: Sequence[SeedPair], of: Callable[[SeedPair], float]) -> dict[int, float]:

@@ -24,9 +24,9 @@ from sparse_dict.analysis import study as studies
 from sparse_dict.analysis.columns import COLUMNS, FOLDER
 from sparse_dict.analysis.comparison import Comparison, Variant
 from sparse_dict.analysis.measures import random_directions
-from sparse_dict.analysis.measures.across_seeds import match_features
 from sparse_dict.analysis.measures.effective_neurons import entropy, simpson_neurons
 from sparse_dict.analysis.measures.mcs import normalised
+from sparse_dict.analysis.measures.two_dictionaries import match_features
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config.analysis import STANDARD_COMPARISON
 from sparse_dict.errors import UserError

@@ -1,4 +1,4 @@
-"""95 % intervals: bootstrap over features, Student's t over seeds, Wilson for shares."""
+"""95 % intervals: bootstrap of what a number is made of, Student's t over seeds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 
 RESAMPLES = 1000
-BLOCK = 1 << 18  # numbers that are drawn at once
 
 
 @dataclass(frozen=True)
@@ -24,33 +23,28 @@ class Estimate:
 
 
 def bootstrap(
-    samples: Sequence[Floats], statistic: Callable[[Sequence[Floats]], float], seed: int = 0
+    samples: Sequence[NDArray[Any]],
+    statistic: Callable[[Sequence[NDArray[Any]]], float],
+    over: str = "features",
 ) -> Estimate:
-    """Percentile bootstrap: each of `samples` is resampled along its first axis, together."""
-    rng = np.random.default_rng(seed)
+    """Percentile bootstrap: each of `samples` is resampled along its first axis."""
+    rng = np.random.default_rng(0)
+    found = [
+        statistic([sample[rng.integers(0, len(sample), len(sample))] for sample in samples])
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.nanpercentile(found, [2.5, 97.5])
+    return Estimate(float(statistic(samples)), float(low), float(high), f"{over} (bootstrap)")
 
-    def draw() -> float:
-        return statistic([s[rng.integers(0, len(s), len(s))] for s in samples])
 
-    return percentiles(statistic(samples), draw)
-
-
-def ratio(top: Floats, bottom: Floats, over: str, seed: int = 0) -> Estimate:
+def ratio(top: Floats, bottom: Floats, over: str) -> Estimate:
     """The sum of `top` over that of `bottom`, both (n,) of the same things, resampled together."""
-    rng, n, found = np.random.default_rng(seed), len(top), []
-    at_once = max(1, BLOCK // n)
-    for start in range(0, RESAMPLES, at_once):
-        chosen = rng.integers(0, n, (min(at_once, RESAMPLES - start), n))
-        found.append(top[chosen].sum(1) / bottom[chosen].sum(1))
-    low, high = np.nanpercentile(np.concatenate(found), [2.5, 97.5])
-    value = float(top.sum() / bottom.sum())
-    return Estimate(value, float(low), float(high), f"{over} (bootstrap)")
 
+    def statistic(samples: Sequence[Floats]) -> float:
+        sums = samples[0].sum(0)
+        return float(sums[0] / sums[1])
 
-def percentiles(value: float, draw: Callable[[], float], over: str = "features") -> Estimate:
-    """`value` with the percentile interval of RESAMPLES resampled ones, which `draw` makes."""
-    low, high = np.nanpercentile([draw() for _ in range(RESAMPLES)], [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high), f"{over} (bootstrap)")
+    return bootstrap([np.stack([top, bottom], 1)], statistic, over)
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
@@ -67,13 +61,3 @@ def jackknife(value: float, without: Sequence[float]) -> Estimate:
     """Interval of a number of pairs of seeds, from what it is `without` each of the seeds."""
     n = len(without)
     return over_seeds([n * value - (n - 1) * part for part in without])
-
-
-def wilson(found: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval of a share; (nan, nan) for n = 0."""
-    if n == 0:
-        return float("nan"), float("nan")
-    from scipy.stats import binomtest
-
-    interval = binomtest(found, n).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)

@@ -80,8 +80,23 @@ def match(
     Raises:
         UserError: the pairs would not fit in about 3 GiB.
     """
-    _check_pairs(len(rows), len(others))
+    if len(rows) * len(others) > MAX_PAIRS:
+        raise UserError(
+            f"one-to-one matching of {len(rows)} with {len(others)} features needs more than "
+            f"{12 * MAX_PAIRS / 2**30:.0f} GiB: use comparison.matching=max"
+        )
     return assign(rows @ others.T)
+
+
+def match_codes(
+    codes: NDArray[np.float32], others: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], Floats]:
+    """As `match`, by Pearson's correlation of codes, which is 0 where a feature is never active.
+
+    `codes` (rows, n) and `others` (rows, m), n <= m, are of the same rows or of the same tokens.
+    """
+    centred = ((c - c.mean(0, dtype=np.float64)).T for c in (codes, others))
+    return match(*map(normalised, centred))
 
 
 def assign(similarity: Floats) -> tuple[NDArray[np.int64], Floats]:
@@ -90,30 +105,6 @@ def assign(similarity: Floats) -> tuple[NDArray[np.int64], Floats]:
 
     chosen, partners = in_background(lambda: linear_sum_assignment(similarity, maximize=True))
     return partners, similarity[chosen, partners]
-
-
-def match_codes(
-    codes: NDArray[np.float32], others: NDArray[np.float32]
-) -> tuple[NDArray[np.int64], Floats]:
-    """One-to-one partners with the largest sum of correlations of codes, and the correlations.
-
-    `codes` (rows, n) and `others` (rows, m), n <= m, are of the same rows or of the same tokens;
-    Pearson's correlation, 0 for a feature that is never active.
-
-    Raises:
-        UserError: as `match`.
-    """
-    _check_pairs(codes.shape[1], others.shape[1])
-    one, other = (normalised((c - c.mean(0, dtype=np.float64)).T) for c in (codes, others))
-    return assign(one @ other.T)
-
-
-def _check_pairs(n: int, m: int) -> None:
-    if n * m > MAX_PAIRS:
-        raise UserError(
-            f"one-to-one matching of {n} with {m} features needs more than "
-            f"{12 * MAX_PAIRS / 2**30:.0f} GiB: use comparison.matching=max"
-        )
 
 
 def distinct(

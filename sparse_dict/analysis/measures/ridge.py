@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_dict.analysis.measures.intervals import jackknife
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -43,17 +45,13 @@ def slope(sizes: Floats, l1: Floats) -> tuple[float, float]:
     return float(gradient), float(intercept)
 
 
-def jackknife(sizes: Floats, l1: Floats) -> tuple[float, float]:
+def interval(sizes: Floats, l1: Floats) -> tuple[float, float]:
     """95 % interval of the slope: leave one size out at a time, Student's t."""
-    from scipy.stats import t
-
-    n = len(sizes)
-    kept = ~np.eye(n, dtype=bool)
-    slopes = np.array([slope(sizes[k], l1[k])[0] for k in kept])
-    error = np.sqrt((n - 1) / n * ((slopes - slopes.mean()) ** 2).sum())
-    reach = float(t.ppf(0.975, n - 1) * error)
     middle = slope(sizes, l1)[0]
-    return middle - reach, middle + reach
+    without = [slope(sizes[kept], l1[kept])[0] for kept in ~np.eye(len(sizes), dtype=bool)]
+    found = jackknife(middle, without)
+    shift = middle - found.value  # about the slope itself
+    return found.low + shift, found.high + shift
 
 
 def fit(cells: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.DataFrame"]:
@@ -84,6 +82,6 @@ def fit(cells: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.DataFrame"]:
         line = (np.nan,) * 4
         if len(inside) >= FEWEST:
             sizes, best = inside.T
-            line = (*slope(sizes, best), *jackknife(sizes, best))
+            line = (*slope(sizes, best), *interval(sizes, best))
         ridges.append((family, part["l1_scaling"].iloc[0] == "dict_size", *line))
     return pd.DataFrame(ridges, columns=RIDGES), pd.DataFrame(peaks, columns=PEAKS)

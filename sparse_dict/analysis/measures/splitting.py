@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.measures.across_seeds import SHARED_ABOVE
 from sparse_dict.analysis.measures.mcs import normalised
+from sparse_dict.analysis.measures.two_dictionaries import SHARED_ABOVE
 from sparse_dict.sae.folder import Dictionary
 
 Floats = NDArray[np.floating[Any]]

@@ -1,16 +1,66 @@
-"""Every measure of agreement between two dictionaries of one space, beside what chance gives."""
+"""Every measure of agreement between two dictionaries of one space, beside what chance gives.
 
+A dictionary is given as encoder and decoder rows, (n, d) each.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures import random_directions
-from sparse_dict.analysis.measures.across_seeds import match_pair, random_pair
-from sparse_dict.analysis.measures.mcs import max_cosine, normalised
+from sparse_dict.analysis.measures.mcs import match, max_cosine, normalised
 
-Rows = NDArray[np.floating[Any]]
+Floats = NDArray[np.floating[Any]]
+Rows = tuple[Floats, Floats]  # of the encoder, and of the decoder
+
+SHARED_ABOVE = 0.7  # Paulo and Belrose's threshold
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Two dictionaries matched one to one, by feature of the first, (n,) each."""
+
+    partner: NDArray[np.int64]  # by decoder rows
+    cosine: Floats  # of decoder rows, with that partner
+    encoder_cosine: Floats  # of encoder rows, with the partner that they are matched with
+    same: NDArray[np.bool_]  # whether it counts as shared
+
+    @property
+    def pw_mcc(self) -> float:
+        """Mean cosine of decoder rows: see `match_features`."""
+        return float(self.cosine.mean())
+
+
+def match_features(first: Rows, second: Rows) -> Matched:
+    """Match two dictionaries, of which the first must not be the larger one.
+
+    Partners are those of the one-to-one matching of decoder rows that maximises the sum of
+    cosines; the mean cosine is PW-MCC, the pairwise dictionary mean correlation coefficient of
+    Song et al. (2025, arXiv 2505.20254); signed cosines, as in the authors' code. A feature is
+    shared in the sense of Paulo and Belrose (2025, arXiv 2501.16615) if the optimal matching of
+    the encoders gives it the same partner, and both cosines exceed 0.7.
+    """
+    encoder_partner, encoder_cosine = match(normalised(first[0]), normalised(second[0]))
+    partner, cosine = match(normalised(first[1]), normalised(second[1]))
+    same = (partner == encoder_partner) & (np.minimum(cosine, encoder_cosine) > SHARED_ABOVE)
+    return Matched(partner, cosine, encoder_cosine, same)
+
+
+def random_pw_mcc(d: int, sizes: Iterable[int]) -> dict[int, float]:
+    """PW-MCC of one draw of random directions, by dictionary size."""
+    return {n: random_pair(d, n, n) for n in sorted(sizes)}
+
+
+@lru_cache(maxsize=64)
+def random_pair(d: int, n: int, m: int) -> float:
+    """PW-MCC of one draw of n random directions with m others, n <= m."""
+    rng = np.random.default_rng([d, n])
+    one, other = (random_directions.unit_vectors(size, d, rng) for size in (n, m))
+    return float(match(one, other)[1].mean())
 
 
 @dataclass(frozen=True)
@@ -35,25 +85,20 @@ class Agreement:
     shared_fraction: float  # share of the smaller one's features
 
 
-def agree(
-    smaller: tuple[Rows, Rows], larger: tuple[Rows, Rows], threshold: float = 0.9
-) -> Agreement:
-    """Compare two dictionaries, each given as encoder and decoder rows (n, d), (m, d), n <= m.
+def agree(smaller: Rows, larger: Rows, threshold: float = 0.9) -> Agreement:
+    """Compare two dictionaries.
 
     Raises:
         UserError: one-to-one matching would not fit in memory.
     """
-    small, large = normalised(smaller[1]), normalised(larger[1])
-    cosine, shared = match_pair(smaller, larger)
-    return Agreement(
-        _one_way(small, large, threshold), _one_way(large, small, threshold),
-        float(cosine.mean()), random_pair(small.shape[1], len(small), len(large)),
-        float(shared.mean()),
-    )  # fmt: skip
+    matched, decoders = match_features(smaller, larger), (smaller[1], larger[1])
+    ways = (_one_way(*rows, threshold) for rows in (decoders, decoders[::-1]))
+    chance = random_pair(decoders[0].shape[1], *map(len, decoders))
+    return Agreement(*ways, matched.pw_mcc, chance, float(matched.same.mean()))
 
 
-def _one_way(rows: Rows, others: Rows, threshold: float) -> OneWay:
-    mcs, d = max_cosine(rows, others), rows.shape[1]
+def _one_way(rows: Floats, others: Floats, threshold: float) -> OneWay:
+    mcs, d = max_cosine(normalised(rows), normalised(others)), rows.shape[1]
     chance = 1 - float(random_directions.max_cdf(threshold, d, len(others)))
     return OneWay(
         len(rows), float(mcs.mean(dtype=np.float64)), random_directions.max_mean(d, len(others)),

@@ -1,50 +1,29 @@
 """Share of features found again, by how often a feature is active."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.measures.intervals import wilson
 from sparse_dict.analysis.report import figures
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class FrequencyBin:
-    """Features that fire about equally often; `low` and `high` are shares of rows."""
+def by_frequency(frequency: Floats, found: Bools) -> pd.DataFrame:
+    """How many features are found again, by decade of their frequency; the first holds the dead.
 
-    low: float
-    high: float
-    n: int
-    found: int
-
-
-def by_frequency(frequency: Floats, found: Bools, per_decade: int = 1) -> list[FrequencyBin]:
-    """Share of features found again, in bins of log frequency; the first holds the dead.
-
-    `frequency` (n,) is the share of evaluation rows on which a feature is active. Empty bins are
-    left out; that of the dead has low = high = 0.
+    `frequency` (n,) is the share of evaluation rows on which a feature is active. Columns: low and
+    high, the ends of the decade (0 of the dead), n, found. Decades without features are left out.
     """
-    never = frequency == 0
-    bins = (
-        [FrequencyBin(0.0, 0.0, int(never.sum()), int(found[never].sum()))] if never.any() else []
-    )
-    if never.all():
-        return bins
-    steps = np.floor(np.log10(np.where(never, 1, frequency)) * per_decade).astype(int)
-    steps = np.minimum(steps, -1)  # a feature active on every row joins the topmost bin
-    for step in range(int(steps[~never].min()), 0):
-        chosen = ~never & (steps == step)
-        if chosen.any():
-            low, high = 10 ** (step / per_decade), 10 ** ((step + 1) / per_decade)
-            bins.append(FrequencyBin(low, high, int(chosen.sum()), int(found[chosen].sum())))
-    return bins
+    with np.errstate(divide="ignore"):  # what is active on every row joins the topmost decade
+        decade = np.minimum(np.floor(np.log10(frequency)), -1)
+    bins = pd.DataFrame({"low": 10.0**decade, "high": 10.0 ** (decade + 1), "found": found})
+    return bins.groupby(["low", "high"])["found"].agg(n="size", found="sum").reset_index()
 
 
 def draw(
@@ -53,20 +32,23 @@ def draw(
     colours: str = "viridis",
 ) -> None:
     """Share found again against firing frequency, a line per group; dead features on the left."""
+    from scipy.stats import binomtest
+
     binned = [(label, by_frequency(frequency, found)) for label, frequency, found in groups]
-    rarest = min((b.low for _, bins in binned for b in bins if b.low > 0), default=0.1)
-    never_at = rarest / 12
-    any_never = any(b.low == 0 for _, bins in binned for b in bins)
+    lows = np.concatenate([bins["low"] for _, bins in binned])
+    rarest = lows.min(where=lows > 0, initial=0.1)
+    never_at, any_never = rarest / 12, (lows == 0).any()
     shades = figures.shades(len(binned), colours)
     for i, ((label, bins), colour) in enumerate(zip(binned, shades, strict=True)):
         nudge = 1.06 ** (i - (len(binned) - 1) / 2)  # so that error bars do not hide each other
-        x = np.array([np.sqrt(b.low * b.high) if b.low else never_at for b in bins]) * nudge
-        if not bins:
+        if bins.empty:
             axis.plot([], [], " ", label=f"{label}: no feature counts")
             continue
-        share = np.array([b.found / b.n for b in bins])
-        low, high = np.array([wilson(b.found, b.n) for b in bins]).T
-        bars = np.maximum([share - low, high - share], 0)
+        x = np.where(bins["low"] > 0, np.sqrt(bins["low"] * bins["high"]), never_at) * nudge
+        share = bins["found"] / bins["n"]
+        exact = [binomtest(found, n) for found, n in zip(bins["found"], bins["n"], strict=True)]
+        ends = np.array([test.proportion_ci(method="wilson") for test in exact]).T
+        bars = np.maximum([share - ends[0], ends[1] - share], 0)
         axis.errorbar(
             x, share, yerr=bars, color=colour, lw=1, elinewidth=0.8, marker="o", ms=3, label=label
         )

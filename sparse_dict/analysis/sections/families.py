@@ -22,7 +22,7 @@ from sparse_dict.analysis.comparison import Variant
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import random_directions
-from sparse_dict.analysis.measures.across_seeds import random_pw_mcc
+from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Block, Table
 from sparse_dict.analysis.sections.seeds import matched, samples

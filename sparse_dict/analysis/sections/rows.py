@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need, Sizes, over_pairs
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measures.across_seeds import random_pw_mcc
+from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.sections.seeds import matched, samples

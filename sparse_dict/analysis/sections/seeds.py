@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need, Sample, Sizes, over_pairs
 from sparse_dict.analysis.columns import COLUMNS
 from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.measures.across_seeds import random_pw_mcc
+from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
 from sparse_dict.analysis.report import figures, frequency
 from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.study import LABELS, number, setting

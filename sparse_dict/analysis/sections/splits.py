@@ -12,7 +12,6 @@ from sparse_dict.analysis.claim import LARGER, SEVERAL_SEEDS, Claim, Found, Lies
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.features import tree
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measures.across_seeds import SHARED_ABOVE
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, over_seeds
 from sparse_dict.analysis.measures.splitting import (
     ABSORBED,
@@ -28,6 +27,7 @@ from sparse_dict.analysis.measures.splitting import (
     repeated,
     step,
 )
+from sparse_dict.analysis.measures.two_dictionaries import SHARED_ABOVE
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Block, Table
 from sparse_dict.analysis.study import Entry
