@@ -11,13 +11,14 @@ from typing import Any
 import hypothesis
 import pytest
 
-from sparse_dict.machine import compiled
+from sparse_dict.machine import compiled, runtime
 
 # Hypothesis would fail an example that takes longer than 200 ms: a busy machine is no fault.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 # Two busy two-thread processes on two cores crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+runtime.steady_products()  # as a training does; the first product of a process decides
 # A shell's background jobs ignore Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -25,6 +25,7 @@ from sparse_dict.storage.files import read_json, write_csv
 def train(own: list[Job], activations: Activations) -> list[dict[str, Any] | UserError]:
     """Train dictionaries that share a pass, evaluate and write them; metrics or error of each."""
     runtime.allocator()
+    runtime.steady_products()
     training = own[0].config.training
     eval_start = training_rows(activations, training.eval_rows, training.batch_size)
     with ExitStack() as stack:
