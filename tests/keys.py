@@ -136,7 +136,7 @@ def line(key: str, one: Key) -> str:
     allowed = re.fullmatch(r"be one of (.*)", declared.metadata.get("what", ""))
     if allowed and not all(each in about for each in allowed[1].split(", ")):
         about += f" ({allowed[1]})"
-    return f"- `{key}` ({', '.join([default, *more[:3]])}): {about}"
+    return f"- `{key}` ({', '.join([default, *(more if len(more) <= 3 else [])])}): {about}"
 
 
 def joined(with_: list[str]) -> str:

@@ -22,8 +22,8 @@ class HFModel(Checked, section="lm"):
     revision: str | None = MISSING  # branch or commit; null: the main branch
     n_ctx: int = positive()  # tokens of text in one context
     dtype: str = one_of("float32", "bfloat16", "float16")  # what the model computes in
-    # Whether each context begins with the token that begins a text, which has no row; null: if the
-    # model's tokenizer puts one before a text.
+    # whether each context begins with the token that begins a text, which has no row; null: if the
+    # model's tokenizer puts one there
     bos: bool | None = None
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class CrosscoderConfig(SAEConfig):
     """Which columns belong to which site."""
 
-    # Columns of each site; null: as the harvest says, which is what its record holds
+    # columns of each site; null: as the harvest says, which is what its record holds
     widths: list[int] | None = None
 
     def __post_init__(self) -> None:
