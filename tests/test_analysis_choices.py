@@ -1,6 +1,7 @@
 """Analyses are chosen by name: a line of ANALYSES, a section of the config, a module."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,3 +101,17 @@ def test_the_toy_experiment_asks_nothing_of_a_language_model():
     chosen = on(composed("experiment=toy"))
     assert not chosen & {"contexts", "loss_recovered", "interp"}
     assert {"claims", "truth"} <= chosen
+
+
+def test_every_section_and_figure_has_one_text_and_every_text_is_of_one():
+    from sparse_dict.analysis.report import texts
+
+    headings = [(level, key) for level, key, _ in texts.HEADING.findall(texts.PAGE.read_text())]
+    assert len(headings) == len({*headings})
+    sources = [path.read_text() for path in texts.PAGE.parent.rglob("*.py")]
+    drawn = {key for level, key in headings if level == "###"}
+    for key in drawn:
+        assert any(f'"{key}' in source for source in sources), key
+    named = {name for source in sources for name in re.findall(r'\.figure\(\s*f?"(\w+)"', source)}
+    assert named <= drawn
+    assert {key for level, key in headings if level == "##"} == {*ANALYSES}
