@@ -142,8 +142,8 @@ def _rises_then_level(study: Tables) -> Found:
             return Found(PLATEAU.too_few)
         estimates.append(found)
         first, *_, last = half(seeds[0], larger)
-        interval = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-        spans.append(f"{interval} a doubling from {first} to {last}")
+        known = f" [{found.low:+.3f}, {found.high:+.3f}]" if np.isfinite(found.low) else ""
+        spans.append(f"{found.value:+.3f}{known} a doubling from {first} to {last}")
     rises, level = Lies(STEEP)(estimates[0]), Lies(-STEEP, STEEP)(estimates[1])
     return Found(", ".join(spans), both(rises, level), estimates[1])
 
