@@ -1,18 +1,22 @@
 """The documents: their links, what the code says of them, and the site that is made of them."""
 
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
 
+import hydra
 import keys
 import pytest
 import tables
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sparse_dict.config import ANALYSES
+from sparse_dict.config import ANALYSES, CONF_DIR
+from sparse_dict.launch import jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -75,6 +79,37 @@ def test_the_page_of_keys_has_every_field_of_every_schema_with_a_line() -> None:
     names = {key.rpartition(".")[2] for key in listed}
     sections = {key.partition(".")[0] for key in listed}
     assert declared - names - sections - {*ANALYSES} == {"kind"}
+
+
+BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(
+    r"^ *(?:torchrun \S+|python) +(train_lm|harvest|train_sae|analyze)\.py(.*)", re.M
+)
+
+
+@pytest.mark.slow
+def test_every_command_of_the_pages_is_one_that_its_script_takes() -> None:
+    commands = [
+        command
+        for page in PAGES
+        for block in BLOCK.findall(page.read_text(encoding="utf-8"))
+        for command in COMMAND.findall(block.replace("\\\n", " "))
+        if "experiment=probe" not in command[1]  # asks the activations for their width
+    ]
+    assert len(commands) > 60
+    parser = OverridesParser.create()
+    for script, rest in commands:
+        overrides = []
+        for word in shlex.split(re.sub(r"\$\w+", "x", rest), comments=True):
+            key, _, value = word.partition("=")
+            if value and not key.startswith(("-", "hydra")):
+                override = parser.parse_override(word)
+                swept = override.is_sweep_override()
+                overrides.append(
+                    f"{key}={next(override.sweep_string_iterator())}" if swept else word
+                )
+        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            jobs.typed(hydra.compose(script, overrides))
 
 
 @pytest.mark.slow
