@@ -231,7 +231,8 @@ def test_a_hash_that_was_recorded_is_checked_where_the_file_is_read(tmp_path: Pa
     made = folders.Dictionary(draw, draw[0], draw.T.copy(), draw[:, 0])
     folders.write_snapshot(tmp_path, made.W_dec, 64)
     asked = dict.fromkeys(("dict_size", "eval_rows", "seed", "fvu", "l0", "l1"), 1)
-    folders.write(tmp_path, made, np.arange(8), {"config": {}, **asked}, None)
+    metrics = {"config": {}, **asked, "dict_size": 8}
+    folders.write(tmp_path, made, np.arange(8), metrics, None)
 
     def read() -> None:
         folders.read(tmp_path)
@@ -315,7 +316,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "features.safetensors cannot be read": lambda f: os.truncate(
         f / "features.safetensors", 40 << 30
     ),
-    "fire_count holds negative numbers": lambda f: save_file(
+    "fire_count is not 16 numbers from 0 on": lambda f: save_file(
         {"fire_count": np.full(16, -1)}, f / "features.safetensors"
     ),
 }

@@ -466,7 +466,7 @@ class Cuts:
 
     def cut(self, path: Path, to: float) -> None:
         data = path.read_bytes()
-        path.write_bytes(data[: int(to * len(data)) if to else -1])
+        path.write_bytes(data[: int(to * len(data)) if to else -2])
         told = []
         for _ in range(4):
             self.capsys.readouterr()
@@ -497,7 +497,7 @@ def kinds(folder: Path, pattern: str) -> list[Path]:
     return list(found.values())
 
 
-LESS = (1e-9, 0.5, 0)  # nothing is left, half, all but one byte
+LESS = (1e-9, 0.5, 0)  # nothing is left, half, all but the end and what precedes it
 MAKE = [stage for stage in SCRIPTS if stage != "analyze"]
 
 
@@ -515,7 +515,7 @@ def test_every_truncation_followed_by_the_advice_ends_in_the_study_that_it_was(
         whole.remake_analysis(zygote)
     cuts = Cuts(whole, zygote, capsys, stages or ["analyze"])
     files = kinds(copy, pattern)
-    assert len(files) > 4
+    assert len(files) >= 3
     for path in files:
         for to in LESS if stages else LESS[1:2]:
             cuts.cut(path, to)
@@ -543,7 +543,8 @@ def test_what_is_begun_and_cut_short_ends_in_the_study_that_it_was(
             assert done["rc"] == -signal.SIGKILL, done["text"]
         assert found
         for path in found if "cache" in file else found[:1]:
-            shutil.rmtree(copy / SCRIPTS[stage], ignore_errors="cache" in file)
+            if "cache" in file:
+                shutil.rmtree(copy / SCRIPTS[stage], ignore_errors=True)
             cuts.cut(path, to)
 
 

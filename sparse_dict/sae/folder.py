@@ -14,8 +14,8 @@ from sparse_dict.errors import UserError, advising
 from sparse_dict.sae.origin import UNKNOWN, site_of
 from sparse_dict.storage import records, tensor_files
 from sparse_dict.storage.arrays import Rows, as_rows
-from sparse_dict.storage.files import read_json, sealed, sha256_file, sha256_of, write_json
-from sparse_dict.storage.records import Amount, Count, Number, Shown, Texts, Whole
+from sparse_dict.storage.files import sealed, sha256_file, sha256_of, write_json
+from sparse_dict.storage.records import Amount, Count, Number, Positive, Shown, Texts, Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +71,14 @@ class Metrics(TypedDict):
     tied: NotRequired[Shown | None]
     l1_scaling: NotRequired[Shown | None]
     activation: NotRequired[Shown | None]
+
+
+class Kind(TypedDict):
+    """`cfg.json`, as far as it is read back."""
+
+    k: NotRequired[Positive | None]
+    d_out: NotRequired[Positive | None]
+    metadata: NotRequired[dict[str, Any] | None]
 
 
 class CheckpointMeta(TypedDict):
@@ -237,46 +245,30 @@ def read(folder: str | Path) -> Trained:
 
 
 def _read(folder: Path) -> Trained:
-    metrics = read_metrics(folder)
-    tensors = tensor_files.read(folder / WEIGHTS)
-    if missing := {"W_enc", "b_enc", "W_dec", "b_dec"} - tensors.keys():
-        raise UserError(f"{folder / WEIGHTS} lacks {', '.join(sorted(missing))}")
-    W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in WEIGHT_NAMES[:4])
-    dictionary = Dictionary(W_enc, b_enc, W_dec, b_dec, tensors.get("threshold"))
-    config = read_json(folder / CONFIG)
-    k = config.get("k")
-    if k is not None and (type(k) is not int or k < 1):
-        raise UserError(f"{folder / 'cfg.json'}: k is {k!r}, not a positive whole number")
-    dictionary.k = k
-    if (W_skip := tensors.get("W_skip")) is not None:
-        dictionary.W_skip = np.ascontiguousarray(W_skip.T)
-    fire_count = tensor_files.read(folder / FEATURES).get("fire_count")
-    floats = all(array.dtype == np.float32 for array in tensors.values())
-    if W_enc.ndim != 2 or not floats or fire_count is None or fire_count.dtype != np.int64:
-        raise UserError(f"{folder} does not hold a dictionary's tensors")
-    d_in, dict_size = dictionary.W_enc.shape
-    d_out = config.get("d_out", d_in)
-    shapes: dict[str, tuple[Any, ...]] = {"b_enc": (dict_size,)}
-    shapes |= {"W_dec": (dict_size, d_out), "b_dec": (d_out,)}
-    if dictionary.W_skip is not None:
-        shapes["W_skip"] = (d_in, d_out)
-    if dictionary.threshold is not None:
-        shapes["threshold"] = (dict_size,)
+    metrics, config = read_metrics(folder), records.read(folder / CONFIG, Kind)
+    weights, features = (tensor_files.read(folder / name) for name in (WEIGHTS, FEATURES))
+    size = metrics["dict_size"]
+    d_in = len(np.atleast_1d(weights.get("W_enc", ())))
+    d_out, k = config.get("d_out") or d_in, config.get("k")
+    shapes = {"W_enc": (d_in, size), "b_enc": (size,), "W_dec": (size, d_out), "b_dec": (d_out,)}
+    shapes |= {"threshold": (size,)} if "threshold" in weights else {}
+    shapes |= {"W_skip": (d_out, d_in)} if "W_skip" in weights else {}
     for name, shape in shapes.items():
-        if getattr(dictionary, name).shape != shape:
-            raise UserError(f"{folder / WEIGHTS}: {name} does not have the shape {shape}")
-    if k is not None and k > dict_size:
-        raise UserError(f"{folder / 'cfg.json'}: k is {k}, with {dict_size} features")
-    if fire_count.shape != (dict_size,):
-        raise UserError(f"{folder / FEATURES}: fire_count does not have the shape {(dict_size,)}")
-    if (fire_count < 0).any():
-        raise UserError(f"{folder / FEATURES}: fire_count holds negative numbers")
-    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-        raise UserError(f"{folder / WEIGHTS} holds values that are not finite")
+        array = weights.get(name, np.empty(0))
+        if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
+            raise UserError(f"{folder / WEIGHTS}: {name} is not finite float32 {shape}")
+    fire_count = features.get("fire_count", np.empty(0))
+    if fire_count.dtype != np.int64 or fire_count.shape != (size,) or (fire_count < 0).any():
+        raise UserError(f"{folder / FEATURES}: fire_count is not {size} numbers from 0 on")
+    if k is not None and k > size:
+        raise UserError(f"{folder / CONFIG}: k is {k}, with {size} features")
     for name in (WEIGHTS, CONFIG, FEATURES):
         _refuse_change(folder / name, (metrics.get("sha256") or {}).get(name))
-    metadata = config.get("metadata")
-    site = site_of(metadata.get("hook_name")) if isinstance(metadata, dict) else None
+    dictionary = Dictionary(*(weights[name] for name in WEIGHT_NAMES[:4]), k=k)
+    dictionary.threshold = weights.get("threshold")
+    if "W_skip" in weights:
+        dictionary.W_skip = np.ascontiguousarray(weights["W_skip"].T)
+    site = site_of((config.get("metadata") or {}).get("hook_name"))
     return Trained(folder, dictionary, fire_count, metrics, site)
 
 
