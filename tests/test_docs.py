@@ -24,7 +24,8 @@ PAGES = sorted(
     + list((ROOT / "docs").glob("*.md"))
 )
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
-NAMED = re.compile(r"\b(?:docs|tests)/\w+\.md\b")
+PAGE_NAME = re.compile(r"\b(?:docs|tests)/\w+\.md\b")
+FILE_NAME = re.compile(r"`([\w/]+\.(?:py|c|yaml))`")
 
 
 def anchors(page: Path) -> set[str]:
@@ -43,18 +44,32 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
         assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
 
 
-def test_every_page_that_the_code_names_is_there() -> None:
-    files = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+def tracked() -> list[str]:
+    command = ["git", "ls-files"]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
+
+
+def test_every_page_that_the_code_names_is_there() -> None:
+    kinds = (".py", ".yaml", ".md", ".c", ".h", ".toml", ".jinja", "Makefile")
     named = {
         name
-        for file in files
-        if file.endswith((".py", ".yaml", ".md", ".c", ".h", ".toml", ".jinja", "Makefile"))
-        for name in NAMED.findall((ROOT / file).read_text(encoding="utf-8"))
+        for file in tracked()
+        if file.endswith(kinds)
+        for name in PAGE_NAME.findall((ROOT / file).read_text(encoding="utf-8"))
     }
     assert len(named) > 10
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_every_file_that_the_pages_name_is_there() -> None:
+    named = {name for page in PAGES for name in FILE_NAME.findall(page.read_text(encoding="utf-8"))}
+    assert len(named) > 50
+    files = [f"/{file}" for file in tracked()]
+    gone = {name for name in named if not any(file.endswith(f"/{name}") for file in files)}
+    yours = {"mine.py", "mine.yaml", "my/conf/experiment/mine.yaml"}
+    assert {name for name in gone if "NAME" not in name} == yours
 
 
 def test_the_page_of_columns_is_made_from_their_list() -> None:

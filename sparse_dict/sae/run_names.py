@@ -1,4 +1,4 @@
-"""The name of a dictionary's run, such as ``512 · L1 0.04 · seed 0``, and its final metrics."""
+"""The name of a dictionary's run, such as ``512 · L1 2.56 · seed 0``, and its final metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
