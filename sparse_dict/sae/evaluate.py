@@ -8,6 +8,7 @@ import torch
 
 from sparse_dict.activations.store import Activations, Moments
 from sparse_dict.sae.folder import Dictionary
+from sparse_dict.sae.module import TorchDictionary
 from sparse_dict.sae.scaling import Scaling, undone
 from sparse_dict.sae.state import State
 
@@ -53,16 +54,10 @@ def evaluate(
 
     `sides` are what each reads and what it reconstructs, raw.
     """
-    weights = [
-        tuple(torch.from_numpy(a).to(device) for a in (d.W_enc, d.b_enc, d.W_dec, d.b_dec))
-        for d in dictionaries
-    ]
-    skips = [
-        None if d.W_skip is None else torch.from_numpy(d.W_skip).to(device) for d in dictionaries
-    ]
+    modules = [TorchDictionary(d).to(device) for d in dictionaries]
     last = sides[0][0].rows if sides else start
     rows = last - start
-    l1 = np.zeros(len(weights))
+    l1 = np.zeros(len(modules))
     error = [np.zeros(y.d_in) for _, y in sides]
     moments = {y: Moments(y.d_in) for _, y in sides}
     fired = [torch.zeros(len(d.b_enc), dtype=torch.int64, device=device) for d in dictionaries]
@@ -72,14 +67,14 @@ def evaluate(
         for y, seen in moments.items():
             seen.add(rows_of[y])
         read = {a: torch.from_numpy(found).to(device) for a, found in rows_of.items()}
-        for i, (W_enc, b_enc, W_dec, b_dec) in enumerate(weights):
-            together = max(1, CODES // len(b_enc))
+        for i, module in enumerate(modules):
+            together = max(1, CODES // len(module.b_enc))
             parts = (read[side].split(together) for side in sides[i])
             for x, wanted in zip(*parts, strict=True):
-                codes = dictionaries[i].activate(torch.addmm(b_enc, x, W_enc))  # (rows, dict_size)
-                residual = torch.addmm(b_dec, codes, W_dec) - wanted
-                if (skip := skips[i]) is not None:
-                    residual += x @ skip
+                codes = module.encode(x)  # (rows, dict_size)
+                residual = module.decode(codes) - wanted
+                if module.W_skip is not None:
+                    residual += x @ module.W_skip
                 error[i] += residual.square().sum(0, dtype=torch.float64).cpu().numpy()
                 l1[i] += float(codes.sum(dtype=torch.float64))
                 fired[i] += (codes > 0).sum(dim=0)
@@ -92,5 +87,5 @@ def evaluate(
             fire_count=fired[i].cpu().numpy(),
             rows=rows,
         )
-        for i in range(len(weights))
+        for i in range(len(modules))
     ]

@@ -1,5 +1,6 @@
 """A dictionary's folder: SAELens' format, what we measured, and the checkpoint while training."""
 
+import copy
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,6 @@ from sparse_dict.storage.files import sealed, sha256_file, sha256_of, write_json
 from sparse_dict.storage.records import Amount, Count, Number, Positive, Shown, Texts, Whole
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sparse_dict.sae.module import TorchDictionary
 
 Array = npt.NDArray[np.float32]
@@ -116,23 +115,13 @@ class Dictionary:
         (d_in, dict_size), d_out = self.W_enc.shape, self.W_dec.shape[1]
         return f"Dictionary({dict_size=}, {d_in=}, {d_out=}, k={self.k})"
 
-    def activate(self, z: "Tensor") -> "Tensor":
-        """Codes of pre-activations `z`, (rows, dict_size) both; `z` is overwritten."""
-        import torch
-
-        if self.threshold is not None:
-            z.mul_(z > torch.from_numpy(self.threshold).to(z.device))
-        z.relu_()
-        if self.k is not None:
-            z.mul_(z >= z.topk(self.k, dim=1).values[:, -1:])
-        return z
-
     def encode(self, x: Rows) -> Array:
         """Codes (rows, dict_size) of raw activations `x` (rows, d_in)."""
         import torch
 
-        x = as_rows(x, "activations", len(self.W_enc))
-        return self.activate(torch.from_numpy(x @ self.W_enc + self.b_enc)).numpy()
+        rows = torch.from_numpy(as_rows(x, "activations", len(self.W_enc)))
+        with torch.inference_mode():
+            return self._module.encode(rows).numpy()
 
     def decode(self, codes: Rows) -> Array:
         """Reconstructions (rows, d_out) of codes (rows, dict_size), without what skips them."""
@@ -145,6 +134,10 @@ class Dictionary:
 
     def to_torch(self) -> "TorchDictionary":
         """The same as a module of torch, whose parameters are copies."""
+        return copy.deepcopy(self._module)
+
+    @property
+    def _module(self) -> "TorchDictionary":
         from sparse_dict.sae.module import TorchDictionary
 
         return TorchDictionary(self)

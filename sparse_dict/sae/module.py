@@ -4,13 +4,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.functional import linear
 
 if TYPE_CHECKING:
     from sparse_dict.sae.folder import Dictionary
 
 
 class TorchDictionary(torch.nn.Module):
-    """`Dictionary` with parameters, of the same names and shapes, that have gradients."""
+    """`Dictionary` with parameters of the same names and shapes, which are its arrays."""
 
     W_enc: Tensor
     b_enc: Tensor
@@ -24,22 +26,20 @@ class TorchDictionary(torch.nn.Module):
         self.k = dictionary.k
         for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip", "threshold"):
             values = getattr(dictionary, name)
-            copy = None if values is None else torch.nn.Parameter(torch.tensor(values))
-            self.register_parameter(name, copy)
+            known = values is not None
+            self.register_parameter(name, Parameter(torch.from_numpy(values)) if known else None)
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (..., dict_size) of raw activations `x` (..., d_in)."""
-        z = x @ self.W_enc + self.b_enc
-        if self.threshold is not None:
-            z = z * (z > self.threshold)
-        codes = z.relu()
+        z = linear(x, self.W_enc.T, self.b_enc)
+        codes = z.relu() if self.threshold is None else z.relu() * (z > self.threshold)
         if self.k is None:
             return codes
         return codes * (codes >= codes.topk(self.k).values[..., -1:])
 
     def decode(self, codes: Tensor) -> Tensor:
         """Reconstructions (..., d_out) of codes (..., dict_size), without what skips them."""
-        return codes @ self.W_dec + self.b_dec
+        return linear(codes, self.W_dec.T, self.b_dec)
 
     def forward(self, x: Tensor) -> Tensor:
         """What is made of raw activations `x` (..., d_in), (..., d_out)."""

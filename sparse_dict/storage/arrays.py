@@ -19,7 +19,7 @@ Rows = Union[NDArray[np.floating[Any]], "Tensor"]  # what public functions take
 
 
 def as_rows(values: Any, what: str, width: int | None = None, dtype: Any = np.float32) -> Any:
-    """Rows (n, width) of numpy or torch as an array of `dtype`, without a copy if they are one.
+    """Rows (n, width) of numpy or torch as an array of `dtype` that may be written to.
 
     Raises:
         UserError: they are no rows of that width, or no floating-point numbers.
@@ -33,7 +33,7 @@ def as_rows(values: Any, what: str, width: int | None = None, dtype: Any = np.fl
         raise UserError(f"{what} must be of the shape {wanted}, not {array.shape}")
     if array.dtype.kind != "f":
         raise UserError(f"{what} must be floating-point numbers, not {array.dtype}")
-    return array.astype(dtype, copy=False)
+    return array.astype(dtype, copy=not array.flags.writeable)  # which torch warns of
 
 
 class Stored:
