@@ -515,8 +515,9 @@ def test_features_of_own_arrays_are_shown_with_the_rows_that_they_are_strongest_
 def test_a_function_that_cannot_show_a_row_is_named(tmp_path, show):
     np.save(tmp_path / "a.npy", np.ones((8, 3), np.float32))
     one = SimpleNamespace(entries=[SimpleNamespace(decoder=np.ones((2, 3)))])
+    settings = replace(SETTINGS, show=show)
     with pytest.raises(UserError, match=f"contexts.show={show}: "):
-        module.open_rows(Activations.open(tmp_path), one, 5, show).words([0])
+        module.open_rows(Activations.open(tmp_path), one, settings).words([0])
 
 
 def test_the_report_shows_four_to_six_features_beside_their_neurons(gathered):

@@ -5,9 +5,7 @@ model of ours only if it lies beside the study), and used only if it has the rec
 """
 
 import base64
-import importlib
 import logging
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from sparse_dict.activations.harvest import widths
 from sparse_dict.activations.side_by_side import TOGETHER, open_all
 from sparse_dict.activations.store import MANIFEST, Activations, Rows
 from sparse_dict.analysis.study import Study
-from sparse_dict.config import AnalyzeConfig, HFModel
+from sparse_dict.config import AnalyzeConfig, ContextsConfig, HFModel
 from sparse_dict.config.sites import Site, parse
 from sparse_dict.errors import UserError, one_line
 from sparse_dict.lm import folder as lm_folder
@@ -116,13 +114,13 @@ def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
     return Source(lm, taken, columns, windows.astype(np.int32), rows, activations.rows)
 
 
-def open_rows(activations: Activations, study: Study, n_rows: int, show: str | None) -> Source:
+def open_rows(activations: Activations, study: Study, settings: ContextsConfig) -> Source:
     """As `open_source`, of arrays that no language model made: evenly spaced rows.
 
     Raises:
-        UserError: `show`, the function that shows a row, cannot be used.
+        UserError: the function that shows a row cannot be used.
     """
-    function = _function(show) if show else None
+    function = settings.function()
     starts = np.cumsum([0, *(shard.rows for shard in activations.shards)])
 
     def shown(row: int) -> str:
@@ -137,9 +135,11 @@ def open_rows(activations: Activations, study: Study, n_rows: int, show: str | N
                 return f"data:image/{kind};base64,{base64.b64encode(found).decode()}"
             return printable(str(found).encode())
         except Exception as error:
-            raise UserError(f"contexts.show={show}: {one_line(error, named=True)}") from None
+            raise UserError(
+                f"contexts.show={settings.show}: {one_line(error, named=True)}"
+            ) from None
 
-    n = min(n_rows, activations.rows, max(MEMORY // (4 * activations.d_in), 1))
+    n = min(settings.n_tokens, activations.rows, max(MEMORY // (4 * activations.d_in), 1))
     numbers = np.arange(n) * activations.rows // n
     rows = np.empty((n, 1, activations.d_in), np.float32)
     for start in range(0, activations.rows, PIECE):
@@ -149,19 +149,6 @@ def open_rows(activations: Activations, study: Study, n_rows: int, show: str | N
     width = study.entries[0].decoder.shape[1]
     text = numbers[:, None].astype(np.int32)
     return Source(None, Place((), 0), ((0, width),), text, rows, activations.rows, shown)
-
-
-def _function(name: str) -> Callable[[str, int], Any]:
-    """The function MODULE:FUNCTION, sought where the user stands, too."""
-    module, _, function = name.partition(":")
-    sys.path.append(str(Path.cwd()))
-    try:
-        found: Callable[[str, int], Any] = getattr(importlib.import_module(module), function)
-        return found
-    except Exception as error:
-        raise UserError(f"contexts.show={name}: {one_line(error, named=True)}") from None
-    finally:
-        sys.path.pop()
 
 
 def rows_of(found: Sequence[Tensor], skip: int) -> Floats:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NotRequired
 from typing_extensions import TypedDict
 
 from sparse_dict import tracking
-from sparse_dict.config import AnalyzeConfig, InterpConfig
+from sparse_dict.config import AnalyzeConfig, ContextsConfig, InterpConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.run_names import end_values, run_name
 from sparse_dict.storage import files, lock, records
@@ -70,6 +70,8 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
     interp = config.settings(InterpConfig)
     if interp is not None and interp.base_url is not None:
         llm.check(interp)
+    if (contexts := config.settings(ContextsConfig)) is not None:
+        contexts.function()
     tracking.check(config.tracking)
 
 

@@ -3,9 +3,13 @@
 Settings' values are in ``conf/analysis/NAME.yaml``.
 """
 
+import importlib
 import os
 import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +25,7 @@ from sparse_dict.config.ranges import (
     positive,
     some_of,
 )  # fmt: skip
-from sparse_dict.errors import UserError, hide
+from sparse_dict.errors import UserError, hide, one_line
 
 BASELINES = ("neurons", "random", "pca", "ica", "nmf")
 
@@ -103,6 +107,25 @@ class ContextsConfig(Checked, section="contexts"):
                     "contexts.features must hold NAME/INDEX, such as 256/3 or neuron/5, "
                     f"not {name!r}"
                 )
+
+    def function(self) -> Callable[[str, int], Any] | None:
+        """What `show` names, sought where the user stands, too.
+
+        Raises:
+            UserError: it is not there.
+        """
+        if self.show is None:
+            return None
+        module, _, name = self.show.partition(":")
+        sys.path.append(str(Path.cwd()))
+        try:
+            found: Callable[[str, int], Any] = getattr(importlib.import_module(module), name)
+            return found
+        except Exception as error:
+            why = one_line(error, named=True)
+            raise UserError(f"contexts.show={self.show}: {why}") from None
+        finally:
+            sys.path.pop()
 
 
 @dataclass

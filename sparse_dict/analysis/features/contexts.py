@@ -121,7 +121,7 @@ def gather(config: AnalyzeConfig, comparison: Comparison, also: Sequence[Chosen]
     with suppress(UserError):  # which `open_source` says better
         own = activations_of(comparison.study, config)
     if own is not None and own.manifest is None and len(own.folders) == 1:
-        source = open_rows(own, comparison.study, settings.n_tokens, settings.show)
+        source = open_rows(own, comparison.study, settings)
     else:
         source = open_source(config, comparison.study, settings.n_tokens)
     log.info("contexts: %d features on %s tokens", len(chosen), f"{source.text.size:,}")
