@@ -132,7 +132,8 @@
   function partner(data, feature) {
     if (!feature.partner) return [];
     const [to, cosine] = feature.partner;
-    return [" · partner ", link(data, to, to), `, cosine ${cosine.toFixed(3)}`];
+    const there = data.page || data.features.some((other) => address(data, other) === to);
+    return [" · partner ", there ? link(data, to, to) : to, `, cosine ${cosine.toFixed(3)}`];
   }
 
   const ALL = { top: Infinity, spread: Infinity, effects: Infinity };
