@@ -64,6 +64,7 @@ def save(figure: Figure, folder: Path, key: str) -> bytes:
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         with files.replacing(folder / f"{key}.{kind}") as temporary:
             figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
+        figure.set_layout_engine("none")  # all stays where it is: laying out takes half the time
     plt.close(figure)
     return (folder / f"{key}.png").read_bytes()
 
