@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from sparse_dict.analysis import frame, stage
+from sparse_dict.analysis.claim import LARGER
 from sparse_dict.analysis.comparison import VARIANTS
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.parts import files_in
@@ -263,7 +264,7 @@ def test_a_single_dictionary_gives_a_report_that_says_what_is_missing(tmp_path: 
     write_dictionary(tmp_path / "sae" / "one", directions(8, 4, 0), np.full(8, 1, np.int64))
     stage.run(config_of(tmp_path, *ALONE))
     page = (tmp_path / "analysis" / "report.html").read_text()
-    assert "no dictionary of this study has a larger one" in page
+    assert LARGER.what in page
 
 
 def heat_map(context: Context) -> Figure:
