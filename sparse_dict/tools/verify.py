@@ -214,7 +214,7 @@ class Verification:
         no hashes, or fewer.
         """
         folder, recorded = manifest.parent, recorded or {}
-        there = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+        there = {name for name in {*names, *recorded} if (folder / name).exists()}
         self._list(folder, [*names, *recorded])
         for name, hashed in sorted(recorded.items()):
             if name not in there:
@@ -233,22 +233,30 @@ class Verification:
 
     def _list(self, folder: Path, names: Iterable[str]) -> None:
         """Note that a record lists these files of `folder`."""
-        for name in names:
-            self.listed |= {folder / name, *(folder / name).parents}
+        paths = [folder / name for name in names]
+        self.listed.update(paths, (path.parent for path in paths), folder.parents)
 
     def _strays(self) -> None:
         """Name half files, links out of the study, and what no record lists."""
         root = self.folder.resolve()
-        known = self.listed | self.unlisted | {self.folder / name for name in STAGES}
+        unlisted = {*map(str, self.unlisted)}
+        listed = {*map(str, self.listed), *(str(self.folder / name) for name in STAGES)} - unlisted
         for at, folders, names in os.walk(self.folder):
-            for path in (Path(at) / name for name in sorted([*folders, *names])):
-                if path.name.startswith(".") and path.name.endswith(".tmp"):
+            for name in sorted([*folders, *names]):
+                path = f"{at}/{name}"
+                if name.startswith(".") and name.endswith(".tmp"):
                     self._fault(f"{path} is half a file that a killed process left: delete it")
-                elif path.is_symlink() and not path.resolve().is_relative_to(root):
-                    self._fault(f"{path} leads out of the study, to {path.resolve()}")
-                elif path not in known and not re.fullmatch(ANYWHERE, path.name):
+                elif leads_out(path, root):
+                    self._fault(f"{path} leads out of the study, to {Path(path).resolve()}")
+                elif not (path in listed or path in unlisted or re.fullmatch(ANYWHERE, name)):
                     self._fault(f"{path} does not belong there")
-            folders[:] = [name for name in folders if Path(at) / name in known - self.unlisted]
+            folders[:] = [name for name in folders if f"{at}/{name}" in listed]
+
+
+def leads_out(path: str, root: Path) -> bool:
+    """Whether a path is a link to what is not in `root`."""
+    link = os.path.islink(path)  # noqa: PTH114  a `Path` of each file would double the time
+    return link and not Path(path).resolve().is_relative_to(root)
 
 
 def same_rows(one: Path, other: Path) -> str:
