@@ -113,6 +113,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     ),
     "a dictionary in training": _text("outputs/x/sae/default/checkpoint.safetensors", b""),
     "somebody's model": _all(_rows, _text("theirs/model.safetensors", b"")),
+    "another program's run": _all(_rows, _text("theirs/.hydra/hydra.yaml", "hydra: {}")),
     "somebody's report": _text("theirs/report.html", ""),
 }  # fmt: skip
 
