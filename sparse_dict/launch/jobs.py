@@ -28,6 +28,7 @@ from sparse_dict.launch import explain
 from sparse_dict.sae import schema
 from sparse_dict.sae.run_names import labels
 from sparse_dict.storage import door
+from sparse_dict.storage.output import MARK
 
 schema.register()
 
@@ -154,8 +155,11 @@ def check_job(job: Job, task: Any) -> None:
     """Let the stage check and weigh a job, whose config Hydra holds; `task` is the stage's part."""
     stage = module(job.config.hydra.job.name)
     noted = job.folder / ".hydra" / "hydra.yaml"
-    if noted.exists() and b"sparse_dict." not in door.read_bytes(noted):
-        raise UserError(f"{noted.parent} is of another program: choose another hydra.run.dir=")
+    ours = (job.folder / MARK).exists() or not noted.exists()
+    if not ours and b"sparse_dict." not in door.read_bytes(noted):
+        raise UserError(
+            f"{noted.parent} is of another program: choose another hydra.run.dir=, or delete it"
+        )
     if stage.OUTPUT.key is not None:
         job.output = Path(getattr(task, stage.OUTPUT.key))
     stage.check(task, job.folder)
