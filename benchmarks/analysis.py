@@ -60,7 +60,9 @@ def heat_map(arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     settings = ComparisonConfig("max", "next", "all", 0.9, 2048, 2048, 0.25)
     comparison = Comparison(study, settings)
-    cells = comparison.table([variant for variant in VARIANTS if variant.matching == "max"])
+    plain = [variant for variant in VARIANTS if variant.matching == "max"]
+    smaller = [entry for entry in study.entries if comparison.partners(entry, "next")]
+    cells = [comparison.mcs(entry, variant).mean() for variant in plain for entry in smaller]
     seconds = time.perf_counter() - started
     return {
         "dictionaries": len(study.entries),

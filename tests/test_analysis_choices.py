@@ -5,17 +5,16 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import hydra
 import pytest
 from analysis_study import write_study
 
-from sparse_dict.analysis import analyses, frame
+from sparse_dict.analysis import frame, sections
 from sparse_dict.analysis import stage as analysis_stage
-from sparse_dict.analysis.claims import HOLDS, Statement
-from sparse_dict.analysis.context import Analysis
-from sparse_dict.analysis.report.page import Section
+from sparse_dict.analysis.claim import HOLDS, Claim, Found
+from sparse_dict.analysis.report import texts
 from sparse_dict.config import ANALYSES, AnalyzeConfig, ContextsConfig, NoSettings, register
 from sparse_dict.launch.jobs import typed
 
@@ -42,16 +41,16 @@ def test_an_analysis_with_settings_has_a_file_of_values_and_every_one_its_module
 @pytest.fixture
 def dummy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An analysis as a contributor adds it: a module, and a line in ANALYSES."""
-    statement = Statement("dummy", "All is well", "-", "yes", "Always holds.")
-    module = SimpleNamespace(
-        ANALYSIS=Analysis(
-            "dummy",
-            lambda context: Section("A dummy", [f"of {len(context.study.entries)} dictionaries"]),
-            (statement,),
-            lambda _: [statement.decided("indeed", None, HOLDS)],
-        )
+    well = Claim(
+        "dummy", "All is well", "-", "yes", "Always.", needs=(),
+        judge=lambda _: Found("indeed", HOLDS),
+    )  # fmt: skip
+    module = ModuleType(f"{sections.__name__}.dummy")
+    module.ANALYSIS = frame.Analysis(  # type: ignore[attr-defined]
+        "dummy", lambda context: [f"of {len(context.study.entries)} dictionaries"], (well,)
     )
-    monkeypatch.setitem(sys.modules, f"{analyses.__name__}.dummy", module)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(texts, "section", lambda name: texts.Text(name, ()))
     monkeypatch.setitem(ANALYSES, "dummy", NoSettings)
     register()
     yield

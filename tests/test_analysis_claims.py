@@ -11,22 +11,20 @@ from analysis_study import compared, directions, grown, unit, write_dictionary, 
 from safetensors.numpy import save_file
 
 from sparse_dict.analysis import frame
-from sparse_dict.analysis.claim import judge
-from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN, Claim, verdict
+from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, Judged, judge
 from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.sections import claims, ridge, seeds
 from sparse_dict.config import ANALYSES, NoSettings
 
 Array = Callable[[np.random.Generator, int], Any]
 
 
-def judged(context: Context) -> list[Claim]:
+def judged(context: Context) -> list[Judged]:
     frame.measure(context)
     return [claim for analysis in frame.load() for claim in frame.verdicts(context, analysis)]
 
 
-def assess(folder: Path, **changes: object) -> dict[str, Claim]:
+def assess(folder: Path, **changes: object) -> dict[str, Judged]:
     chosen = {name for name in ANALYSES if ANALYSES[name] is NoSettings} - {"undertraining"}
     found = judged(compared(folder, *chosen, **changes))
     assert len({claim.key for claim in found}) == len(found)
@@ -51,14 +49,6 @@ def test_a_sweep_over_k_says_so_and_leaves_the_claims_on_l1_open(tmp_path: Path)
     context.claims = list(found.values())
     blocks = list(claims.show(context))
     assert any("it is k that was varied" in block for block in blocks if isinstance(block, str))
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0.2, 0.3, HOLDS), (0.0, 0.05, FAILS), (0.05, 0.2, OPEN), (np.nan, np.nan, OPEN)],
-)
-def test_a_verdict_needs_the_whole_interval_on_one_side_of_the_bar(low, high, expected):
-    assert verdict(Estimate(0.1, low, high, "features"), 0.1) == expected
 
 
 def test_a_study_with_shared_features_confirms_what_was_put_into_it(tmp_path: Path):
@@ -131,11 +121,7 @@ def test_analyses_that_are_off_leave_their_claims_undecided(tmp_path: Path):
     off = judged(compared(tmp_path))
     assert {claim.verdict for claim in off} == {OPEN}
     # Those on the truth are not made of activations of a language model.
-    statements = {
-        a.name: a.claims if isinstance(a, frame.Analysis) else a.statements
-        for a in frame.load()
-        if a.name != "truth"
-    }
+    statements = {a.name: a.claims for a in frame.load() if a.name != "truth"}
     named = [claim.ours.removesuffix(" is off") for claim in off]
     assert named == [name for name, texts in statements.items() for _ in texts]
     for name, texts in statements.items():
@@ -379,7 +365,7 @@ def test_the_value_beside_an_interval_over_seeds_is_the_mean_over_seeds(tmp_path
     write_study(tmp_path, sizes=(32, 64), seeds=(0, 1, 2), d=64)
     comparison = compared(tmp_path).comparison
     chains = comparison.study.chains
-    mean = np.mean([comparison.chain_mean(chain) for chain in chains])
+    mean = np.mean([comparison.counted(chain.entries[0]).mean() for chain in chains])
     assert f"MMCS {mean:.3f}" in assess(tmp_path)["mmcs_above_random"].ours
     counts = [comparison.counted(chain.entries[0]) > 0.9 for chain in chains]
     shown = f"({np.sum(counts)} of {np.size(counts)} in 3 seeds)"

@@ -52,7 +52,4 @@ def test_it_stands_beside_random_directions_and_counts_who_is_alive(tmp_path: Pa
     compared = Comparison(study.load(tmp_path), settings_of())
     first = compared.study.entries[0]
     living = compared.gaussian_mean(first, Variant("max", "next", "alive"))
-    cells = compared.cells().set_index("dict_size")
-    assert cells["gaussian_mmcs"][32] == compared.gaussian_mean(first)
-    assert compared.random_mean(first) + 0.1 < cells["gaussian_mmcs"][32] < living
-    assert compared.cells(Variant("max", "all_larger", "all"))["gaussian_mmcs"].isna().all()
+    assert compared.random_mean(first) + 0.1 < compared.gaussian_mean(first) < living

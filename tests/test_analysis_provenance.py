@@ -5,6 +5,7 @@ import pytest
 from analysis_study import unit, write_dictionary
 from test_analysis_loss_recovered import D, base, config  # noqa: F401
 
+import sparse_dict
 from sparse_dict.analysis import study
 from sparse_dict.analysis.report import overview, provenance
 from sparse_dict.analysis.report import page as report
@@ -54,7 +55,8 @@ def test_arrays_from_elsewhere_are_said_to_be(tmp_path):
     rows = unit(np.random.default_rng(0).standard_normal((8, 4)))
     write_dictionary(tmp_path / "sae" / "a", rows, np.ones(8, np.int64))
     loaded = study.load(tmp_path / "sae")
-    section = overview.section(loaded, config(tmp_path, name="s"))
+    tables = sparse_dict.open_study(tmp_path)
+    section = overview.section(loaded, config(tmp_path, name="s"), tables)
     assert "rows of 4 values whose origin is not known here" in section.blocks[1]
     assert "neurons" not in section.blocks[0]
 

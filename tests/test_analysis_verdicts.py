@@ -16,9 +16,16 @@ from analysis_study import (
 )
 from test_analysis_claims import assess
 
-from sparse_dict.analysis import stage
-from sparse_dict.analysis.claims import FAILS, HOLDS, OPEN
+from sparse_dict.analysis import frame, stage
+from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN
 from sparse_dict.analysis.report import summary
+from sparse_dict.analysis.tables import Tables
+
+
+def measured(folder: Path) -> Tables:
+    context = compared(folder)
+    frame.measure(context)
+    return context.tables
 
 
 def write(folder: Path, sizes=(32, 64, 128), fvu=0.1, fires=9, rows=None, l1=0.03) -> None:
@@ -48,7 +55,7 @@ def test_dictionaries_that_explain_nothing_decide_no_claim(tmp_path: Path, fault
     assert {claim.verdict for claim in found.values()} == {OPEN}
     ours = found["mmcs_above_random"].ours
     assert ours.startswith(f"cannot be decided: 3 of 3 dictionaries explain nothing ({reason}); MM")
-    alarm = summary.alarm(compared(tmp_path / "not"))
+    alarm = summary.alarm(measured(tmp_path / "not"))
     assert alarm is not None
     assert alarm.startswith(f"3 of 3 dictionaries explain nothing ({reason}): ")
     assert alarm.endswith("Train new ones with a lower L1.")
@@ -66,7 +73,7 @@ def test_a_level_at_which_all_is_dead_does_not_spoil_the_one_that_is_shown(tmp_p
     write(tmp_path)
     write(tmp_path, fires=0, fvu=2.1, l1=0.3)
     assert assess(tmp_path)["mmcs_above_random"].verdict == HOLDS
-    assert summary.alarm(compared(tmp_path)) is None
+    assert summary.alarm(measured(tmp_path)) is None
 
 
 def test_the_best_l1_of_a_size_is_none_at_which_its_dictionary_explains_nothing(tmp_path: Path):

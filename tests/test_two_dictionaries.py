@@ -116,8 +116,9 @@ def test_a_study_can_be_matched_by_correlation(tmp_path):
     wanted = (encoder[:8][::-1] * encoder[::-1][:8]).sum(1)
     np.testing.assert_allclose(mcs, wanted, rtol=0, atol=of_cosines(D))
     assert small.size < large.size
+    comparison = compared(base / "sae", matching="correlation").comparison
     with pytest.raises(UserError, match=r"\.npy|does not exist"):
-        compared(base / "sae", matching="correlation").comparison.cells()
+        comparison.mcs(comparison.study.entries[0])
 
 
 # --- alignments -----------------------------------------------------------------------------------

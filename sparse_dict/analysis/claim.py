@@ -248,9 +248,12 @@ def estimate(claim: Claim, study: Tables) -> tuple[Estimate | None, Sequence[Siz
 
     None where too few sizes have too few values.
     """
-    samples = _samples(claim, getattr(study, claim.of))
-    over = _over_features if claim.of == "main" else _over_pairs
-    return over(claim, samples, study.with_intervals)
+    table = getattr(study, claim.of)
+    samples = _samples(claim, table)
+    if claim.of == "main":
+        seeds = sorted({*table["seed"]})  # one that has no values is no reason to leave it out
+        return _over_features(claim, samples, seeds, study.with_intervals)
+    return _over_pairs(claim, samples, study.with_intervals)
 
 
 def _samples(claim: Claim, table: pd.DataFrame) -> list[Sample]:
@@ -296,9 +299,8 @@ def _resampled(
 
 
 def _over_features(
-    claim: Claim, samples: Sequence[Sample], with_interval: bool
+    claim: Claim, samples: Sequence[Sample], seeds: Sequence[int], with_interval: bool
 ) -> tuple[Estimate | None, Sequence[Sizes]]:
-    seeds = sorted({seed for sample in samples for seed in sample.seeds})
     own = [[sample for sample in samples if seed in sample.seeds] for seed in seeds]
     sizes = [groups_of(part) for part in own]
     if min(map(len, sizes), default=0) < claim.sizes:

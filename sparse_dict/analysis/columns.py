@@ -66,6 +66,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("shared", "share", "of features that are `same` in these, mean", "pairs"),
         Column("truth_mmcs", "cosine", "of a toy's true features with its own, mean", "truth"),
         Column("truth_found", "share", "of these with a cosine above the threshold", "truth"),
+        Column("truth_gaussian", "cosine", "what Gaussian rows of both covariances reach", "truth"),
         Column(
             "loss_recovered",
             "share",

@@ -1,13 +1,12 @@
 """MCS and MMCS of a study's dictionaries with their larger ones, in every variant."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures import gaussian_rows, random_directions
@@ -83,11 +82,8 @@ class Comparison:
             for chain in study.chains
             for i, entry in enumerate(chain.entries)
         }
-        self._max: dict[tuple[Entry, Entry], tuple[Index, Floats, Floats]] = {}
-        self._matched: dict[tuple[Entry, Entry, str, str], tuple[Index, Floats]] = {}
-        self._distinct: dict[tuple[Entry, Entry, str], NDArray[np.bool_]] = {}
-        self._laws: dict[tuple[Entry, str], gaussian_rows.Law] = {}
-        self._gaussian: dict[tuple[Entry, str, str], Floats] = {}
+        for name in ("_maxima", "_match", "distinct", "_drawn", "_law"):
+            setattr(self, name, cache(getattr(self, name)))  # of this comparison alone
 
     def partners(self, entry: Entry, against: str) -> tuple[Entry, ...]:
         """The larger dictionaries of the same chain in which its features are sought.
@@ -127,30 +123,18 @@ class Comparison:
 
     def _maxima(self, entry: Entry, other: Entry) -> tuple[Index, Floats, Floats]:
         """Nearest features, maxima over all of `other`, and over those that fired (nan if none)."""
-        if (entry, other) not in self._max:
-            rows, others, block = self._rows[entry], self._rows[other], self.settings.block_rows
-            indices = np.flatnonzero(other.alive), np.flatnonzero(~other.alive)
-            (to_living, living), (to_dead, dead) = (
-                nearest(rows, others[i], block) for i in indices
-            )
-            order = np.concatenate(indices)  # the living first
-            partner = order[np.where(dead > living, len(indices[0]) + to_dead, to_living)]
-            alive = np.where(np.isfinite(living), living, np.nan)
-            self._max[entry, other] = partner, np.maximum(living, dead), alive
-        return self._max[entry, other]
+        rows, others, block = self._rows[entry], self._rows[other], self.settings.block_rows
+        indices = np.flatnonzero(other.alive), np.flatnonzero(~other.alive)
+        (to_living, living), (to_dead, dead) = (nearest(rows, others[i], block) for i in indices)
+        order = np.concatenate(indices)  # the living first
+        partner = order[np.where(dead > living, len(indices[0]) + to_dead, to_living)]
+        alive = np.where(np.isfinite(living), living, np.nan)
+        return partner, np.maximum(living, dead), alive
 
     def _match(
         self, entry: Entry, other: Entry, matching: str, features: str
     ) -> tuple[Index, Floats]:
         """Partners one to one (-1: none) and the cosines with them (nan)."""
-        key = (entry, other, matching, features)
-        if key not in self._matched:
-            self._matched[key] = self._matching(*key)
-        return self._matched[key]
-
-    def _matching(
-        self, entry: Entry, other: Entry, matching: str, features: str
-    ) -> tuple[Index, Floats]:
         found = np.full(entry.size, np.nan, dtype=np.float32)
         partner = np.full(entry.size, -1)
         used, offered = np.full(entry.size, True), np.full(other.size, True)
@@ -175,15 +159,13 @@ class Comparison:
 
         With ``features="alive"`` both must have fired.
         """
-        key = (entry, other, features)
-        if key not in self._distinct:
-            used, offered = (e.alive | (features == "all") for e in (entry, other))
-            self._distinct[key] = np.zeros(entry.size, bool)
-            self._distinct[key][used] = distinct(
-                self._rows[entry][used], self._rows[other][offered],
-                self.settings.threshold, self.settings.block_rows,
-            )  # fmt: skip
-        return self._distinct[key]
+        used, offered = (e.alive | (features == "all") for e in (entry, other))
+        found = np.zeros(entry.size, bool)
+        found[used] = distinct(
+            self._rows[entry][used], self._rows[other][offered],
+            self.settings.threshold, self.settings.block_rows,
+        )  # fmt: skip
+        return found
 
     def counted(self, entry: Entry, variant: Variant | None = None) -> Floats:
         """The MCS values that count: `mcs` without the excluded features."""
@@ -212,74 +194,23 @@ class Comparison:
         only these count. For the plain maximum; empty where no features are there to compare.
         """
         variant = variant or self.shown
-        key = entry, variant.against, variant.features
-        if key not in self._gaussian:
-            partners = self.partners(entry, variant.against)
-            self._gaussian[key] = np.empty(0)
-            if variant.features == "all" or all(e.alive.any() for e in (entry, *partners)):
-                law, *others = (self._law(e, variant.features) for e in (entry, *partners))
-                block = self.settings.block_rows
-                self._gaussian[key] = gaussian_rows.mcs(law, others, block)
-        return self._gaussian[key]
+        return self._drawn(entry, variant.against, variant.features)
+
+    def _drawn(self, entry: Entry, against: str, features: str) -> Floats:
+        every = (entry, *self.partners(entry, against))
+        if features == "alive" and not all(e.alive.any() for e in every):
+            return np.empty(0)
+        law, *others = (self._law(e, features) for e in every)
+        return gaussian_rows.mcs(law, others, self.settings.block_rows)
 
     def _law(self, entry: Entry, features: str) -> gaussian_rows.Law:
-        if (entry, features) not in self._laws:
-            rows = self._rows[entry]
-            rows = rows[entry.alive] if features == "alive" else rows
-            self._laws[entry, features] = gaussian_rows.Law.of(rows)
-        return self._laws[entry, features]
+        rows = self._rows[entry]
+        return gaussian_rows.Law.of(rows[entry.alive] if features == "alive" else rows)
 
     def gaussian_mean(self, entry: Entry, variant: Variant | None = None) -> float:
         """The mean of `gaussian_mcs`: the second null of MMCS, beside `random_mean`."""
         values = self.gaussian_mcs(entry, variant)
         return float(values.mean()) if len(values) else float("nan")
-
-    def cells(self, variant: Variant | None = None) -> pd.DataFrame:
-        """One row per dictionary that has a larger one.
-
-        Columns: dictionary, family, dict_size, l1, l1_scaling, axis, level, seed, matching,
-        against, features, partners, n, mmcs, random_mmcs, gaussian_mmcs (of the variant that is
-        shown), n_above, share_above.
-        """
-        variant = variant or self.shown
-        rows = []
-        for entry in self.study.entries:
-            partners = self.partners(entry, variant.against)
-            if not partners:
-                continue
-            values = self.counted(entry, variant)
-            above = int((values > self.settings.threshold).sum())
-            rows.append(
-                {
-                    "dictionary": entry.name,
-                    "family": entry.family,
-                    "dict_size": entry.size,
-                    "l1": entry.l1,
-                    "l1_scaling": str(entry.metrics.get("l1_scaling")),
-                    "axis": entry.axis,
-                    "level": entry.level,
-                    "seed": entry.seed,
-                    "matching": variant.matching,
-                    "against": variant.against,
-                    "features": variant.features,
-                    "partners": " ".join(str(partner.size) for partner in partners),
-                    "n": len(values),
-                    "mmcs": float(values.mean()) if len(values) else float("nan"),
-                    "random_mmcs": self.random_mean(entry, variant),
-                    "gaussian_mmcs": (
-                        self.gaussian_mean(entry) if variant == self.shown else float("nan")
-                    ),
-                    "n_above": above,
-                    "share_above": above / len(values) if len(values) else float("nan"),
-                    "fvu": entry.metrics["fvu"],
-                    "l0": entry.metrics["l0"],
-                }
-            )
-        return pd.DataFrame(rows)
-
-    def table(self, variants: Iterable[Variant]) -> pd.DataFrame:
-        """`cells` of several variants, one below the other."""
-        return pd.concat([self.cells(variant) for variant in variants], ignore_index=True)
 
     @cached_property
     def main(self) -> Chain | None:
@@ -350,11 +281,6 @@ class Comparison:
             f"The main figures show {self.main.setting}, by a rule that does not look at "
             f"agreement: {self._by_rule(self.main.family)[1]}."
         )
-
-    def chain_mean(self, chain: Chain) -> float:
-        """MMCS averaged over all sizes of a chain but the largest; nan if nothing counts."""
-        values = [self.counted(entry) for entry in chain.entries[:-1]]
-        return float(np.mean([v.mean() if len(v) else np.nan for v in values]))
 
     def same_but_seed(self, chain: Chain) -> list[Chain]:
         """Chains that differ from `chain` in the seed at most, and have the same sizes."""

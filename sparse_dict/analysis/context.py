@@ -1,4 +1,4 @@
-"""What an analysis is, and its context: the study, with the results that several analyses share."""
+"""What an analysis is given: the study, with the results that several analyses share."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis import harvested, seeds
-from sparse_dict.analysis.claims import Claim, Statement
+from sparse_dict.analysis import harvested
+from sparse_dict.analysis.claim import Judged
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.measures.two_dictionaries import match_features
 from sparse_dict.analysis.parts import Part
 from sparse_dict.analysis.report import texts
-from sparse_dict.analysis.report.page import Draw, Picture, Section
+from sparse_dict.analysis.report.page import Draw, Picture
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.analysis.tables import Tables, fingerprints, matched_pairs
 from sparse_dict.config import AnalyzeConfig
@@ -43,7 +43,7 @@ class Context:
     others: tuple[Study, ...] = ()  # those that `sae_dir` names after the first
     tables: Tables = field(init=False)  # what was measured, before anything is judged or shown
     # Filled before any section is made; empty if `claims` is off.
-    claims: list[Claim] = field(default_factory=list)
+    claims: list[Judged] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)  # why an analysis was not measured
     failed: dict[str, str] = field(default_factory=dict)  # errors that none of them foresaw
     kept: Mapping[str, Part] = field(default_factory=dict)  # earlier parts that still hold
@@ -125,11 +125,6 @@ class Context:
         limit = self.config.comparison.match_limit
         return matched_pairs((self.study, *self.study.beside), limit)
 
-    @cached_property
-    def seed_pairs(self) -> list[seeds.SeedPair]:
-        """Dictionaries that differ only in the seed, matched."""
-        return seeds.of_table(self.pairs, self.study)
-
     def at_step_0(self, first: Entry, second: Entry) -> tuple[float, float]:
         """PW-MCC and shared fraction of what two dictionaries began with.
 
@@ -180,26 +175,3 @@ def _last(study: Study, activations: Activations, most: int) -> NDArray[np.float
     held_out = min(int(entry.metrics["eval_rows"]) for entry in study.entries)
     end = activations.rows
     return activations.read(end - min(held_out, most, end), end)
-
-
-def _no_claims(_context: Context) -> list[Claim]:
-    return []
-
-
-def _always(_context: Context) -> bool:
-    return True
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """One analysis: a section of the report, and the claims that it judges.
-
-    It is called `name` in the config's ANALYSES, and is the `ANALYSIS` of the module
-    ``analyses/<name>.py``.
-    """
-
-    name: str
-    section: Callable[[Context], Section | None]  # None: there is nothing to show
-    statements: tuple[Statement, ...] = ()  # all of its claims, listed even where it is off
-    claims: Callable[[Context], list[Claim]] = _no_claims
-    applies: Callable[[Context], bool] = _always  # whether this study can have it at all

@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from sparse_dict.analysis import analyses, tables
-from sparse_dict.analysis import context as old
+from sparse_dict.analysis import sections, tables
 from sparse_dict.analysis.claim import Claim, Found, Judged, Need, judge, judged
 from sparse_dict.analysis.columns import COLUMNS
 from sparse_dict.analysis.context import Context
@@ -52,14 +50,9 @@ class Analysis:
     applies: Callable[[Context], bool] = _always  # whether this study can have it at all
 
 
-def load() -> list["Analysis | old.Analysis"]:
+def load() -> list[Analysis]:
     """All analyses, in the report's order."""
-    return [_module(name).ANALYSIS for name in ANALYSES]
-
-
-def _module(name: str) -> Any:
-    new = f"sparse_dict.analysis.sections.{name}"
-    return import_module(new if find_spec(new) else f"{analyses.__name__}.{name}")
+    return [import_module(f"{sections.__name__}.{name}").ANALYSIS for name in ANALYSES]
 
 
 def measure(context: Context) -> None:
@@ -68,7 +61,7 @@ def measure(context: Context) -> None:
     Raises:
         UserError: one-to-one matching would not fit in memory, or lacks activations.
     """
-    chosen = [a for a in load() if isinstance(a, Analysis) and _is_on(context, a)]
+    chosen = [a for a in load() if _is_on(context, a)]
     comparisons = [*context.comparisons.values()]
     pairs = context.pairs if any(a.pairs for a in chosen) else pd.DataFrame()
     context.tables = tables.measure(comparisons, context.config.name, pairs, context.fingerprints)
@@ -112,11 +105,11 @@ def _told(context: Context, name: str, error: Exception) -> str:
     return why
 
 
-def _is_on(context: Context, analysis: "Analysis | old.Analysis") -> bool:
+def _is_on(context: Context, analysis: Analysis) -> bool:
     return context.config.is_on(analysis.name) and analysis.applies(context)
 
 
-def verdicts(context: Context, analysis: "Analysis | old.Analysis") -> list[Judged]:
+def verdicts(context: Context, analysis: Analysis) -> list[Judged]:
     """The claims of an analysis: undecided where it is off or missing, none if it cannot apply.
 
     Where it is off, but was judged on the same dictionaries, they are what they were.
@@ -128,8 +121,6 @@ def verdicts(context: Context, analysis: "Analysis | old.Analysis") -> list[Judg
         return _verdicts(context, analysis)
     except Exception as error:
         why = f"cannot be judged: {_told(context, f'claims of {analysis.name}', error)}"
-        if isinstance(analysis, old.Analysis):
-            return [text.undecided(why) for text in analysis.statements]
         about = context.tables.about
         return [judged(claim, Found(why), about) for claim in analysis.claims]
 
@@ -140,9 +131,7 @@ def switched_on(name: str) -> Need:
     return Need(f"the analysis {name}", command, bool)
 
 
-def _verdicts(context: Context, analysis: "Analysis | old.Analysis") -> list[Judged]:
-    if isinstance(analysis, old.Analysis):
-        return analyses.judge(context, analysis)
+def _verdicts(context: Context, analysis: Analysis) -> list[Judged]:
     if not analysis.applies(context):
         return []
     name, about = analysis.name, context.tables.about
@@ -157,14 +146,8 @@ def _verdicts(context: Context, analysis: "Analysis | old.Analysis") -> list[Jud
     ]
 
 
-def shown(context: Context, analysis: "Analysis | old.Analysis") -> Section | None:
+def shown(context: Context, analysis: Analysis) -> Section | None:
     """The section of an analysis; None if it has nothing to show."""
-    if isinstance(analysis, old.Analysis):
-        try:
-            return analysis.section(context)
-        except Exception as error:  # what it lacks it says itself
-            context.failed[analysis.name] = why = _told(context, analysis.name, error)
-            return Section(f"The part {analysis.name}", [MISSING.format(why)])
     text = texts.section(analysis.name)
     if analysis.name in context.missing:
         return Section(text.title, [MISSING.format(context.missing[analysis.name])])
@@ -210,19 +193,17 @@ def make(context: Context) -> dict[str, Section]:
         first = _part(context, claims, [])  # made last: it links to what others write
     else:
         first = context.kept[claims.name].section if claims.name in context.kept else None
-    sections = {
+    every = {
         claims.name: first,
-        "study": overview.section(study, config),
+        "study": overview.section(study, config, context.tables),
         **made,
         "left_out": overview.left_out(study),
         "configs": overview.configs(study, asdict(config)),
     }
-    return {name: section for name, section in sections.items() if section is not None}
+    return {name: section for name, section in every.items() if section is not None}
 
 
-def _part(
-    context: Context, analysis: "Analysis | old.Analysis", rows: list[Judged]
-) -> Section | None:
+def _part(context: Context, analysis: Analysis, rows: list[Judged]) -> Section | None:
     """The section of an analysis, which becomes one of `context.parts` unless it failed."""
     name = analysis.name
     with _making(context, name):

@@ -23,6 +23,7 @@ from sparse_dict.storage.records import Amount, Line, Texts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from sparse_dict.analysis.claim import Judged
@@ -232,7 +233,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
             f"analysed in {time.monotonic() - started:.0f} s",
             list(sections.values()),
             sentences := summary.sentences(context),
-            alarm := summary.alarm(context),
+            alarm := summary.alarm(context.tables),
         )
         files.write_text(folder / "report.html", text)
         present = dict(sorted({**kept, **context.parts}.items()))
@@ -259,16 +260,42 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
 
 
 def _write_tables(context: "Context") -> None:
-    """Write the tables that are of every study and no analysis."""
-    from sparse_dict.analysis.comparison import VARIANTS
+    """Write the CSV files that are of every study and no analysis."""
     from sparse_dict.analysis.report import overview
 
-    comparison = context.comparison
-    wanted = [v for v in VARIANTS if v.matching == "max" and v != comparison.shown]
-    cells = comparison.table([comparison.shown, *wanted])
-    dictionaries = overview.overview(context.study)
-    for name, table in {"dictionaries.csv": dictionaries, "mmcs.csv": cells}.items():
-        files.write_text(context.folder / name, table.to_csv(index=False))
+    frames = {"dictionaries": overview.dictionaries(context.tables), "mmcs": _mmcs(context)}
+    for name, frame in frames.items():
+        files.write_text(context.folder / f"{name}.csv", frame.to_csv(index=False))
+
+
+def _mmcs(context: "Context") -> "pd.DataFrame":
+    """MMCS of each dictionary that has a larger one, in the variant shown and all plain ones."""
+    import pandas as pd
+
+    from sparse_dict.analysis.comparison import VARIANTS
+
+    comparison, known = context.comparison, context.tables.dictionaries
+    shown, threshold = comparison.shown, comparison.settings.threshold
+    own = known[(known["site"] == context.study.at) & (known["next_size"] > 0)]
+    own = own.rename(columns={"size": "dict_size"}).set_index("dictionary")
+    columns = ["family", "dict_size", "l1", "l1_scaling", "axis", "level", "seed", "fvu", "l0"]
+    named = {entry.name: entry for entry in context.study.entries}
+    entries = [named[name] for name in own.index]
+    parts = []
+    for variant in [shown, *(v for v in VARIANTS if v.matching == "max" and v != shown)]:
+        values = [comparison.counted(entry, variant) for entry in entries]
+        larger = [comparison.partners(entry, variant.against) for entry in entries]
+        part = own[columns].assign(
+            **asdict(variant),
+            partners=[" ".join(str(one.size) for one in found) for found in larger],
+            n=[*map(len, values)],
+            mmcs=[found.mean() if len(found) else float("nan") for found in values],
+            random_mmcs=[comparison.random_mean(entry, variant) for entry in entries],
+            gaussian_mmcs=own["gaussian_mmcs"] if variant == shown else float("nan"),
+            n_above=[int((found > threshold).sum()) for found in values],
+        )
+        parts.append(part.assign(share_above=part["n_above"] / part["n"]))
+    return pd.concat(parts).reset_index()
 
 
 def _say(context: "Context", home: Path, sentences: list[str], alarm: str | None) -> None:
@@ -354,17 +381,18 @@ def _tell(context: "Context", tracked: tracking.Run) -> None:
 
 def _summary(context: "Context") -> dict[str, float | int | str]:
     """Final values for tracking: the main level with its MMCS, the high features, the verdicts."""
-    comparison, chain = context.comparison, context.comparison.main
+    tables = context.tables
     values: dict[str, float | int | str] = {"dictionaries": len(context.study.entries)}
     values |= {f"claims/{claim.key}": claim.verdict for claim in context.claims}
     values |= {f"agrees/{c.key}": c.agrees for c in context.claims if c.agrees is not None}
     for outcome, name in ((True, "claims_agree"), (False, "claims_differ")):
         values[name] = sum(claim.agrees is outcome for claim in context.claims)
-    if chain is not None:
-        values[f"main_{chain.axis}"] = chain.level
-        values["mmcs"] = comparison.chain_mean(chain)
-        found = context.tables.dictionaries.set_index("dictionary")
-        for entry in chain.entries[:-1]:
-            for key in ("n_above", "n_above_alive"):
-                values[f"{key}/{entry.size}"] = int(found[key][entry.name])
+    if not tables.main.empty:
+        shown = tables.level[tables.level["dictionary"].isin(tables.shown["dictionary"])]
+        values[f"main_{shown['axis'].iloc[0]}"] = float(shown["level"].iloc[0])
+        values["mmcs"] = float(shown["mmcs"].mean())
+        for key in ("n_above", "n_above_alive"):
+            values |= {
+                f"{key}/{n}": int(of) for n, of in zip(shown["size"], shown[key], strict=True)
+            }
     return values

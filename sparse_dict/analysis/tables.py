@@ -188,7 +188,7 @@ def measure(
     main = comparisons[0]
     every = [entry for one in comparisons for entry in one.study.entries]
     dictionaries = pd.concat([_dictionaries(one) for one in comparisons], ignore_index=True)
-    features = _features(comparisons, every)
+    features = _features(comparisons)
     if len(pairs.columns):
         dictionaries, features = _with_pairs(dictionaries, features, pairs)
     about = About(
@@ -265,20 +265,13 @@ def _chosen(comparison: Comparison, family: str) -> list[studies.Chain]:
     return [chain for chain in chains if [entry.size for entry in chain.entries] == sizes]
 
 
-def _features(comparisons: Sequence[Comparison], every: Sequence[Entry]) -> pd.DataFrame:
-    parts: dict[str, list[NDArray[Any]]] = defaultdict(list)
-    for comparison in comparisons:
-        for entry in comparison.study.entries:
-            for name, values in _of(comparison, entry).items():
-                parts[name].append(values)
-    sizes = [entry.size for entry in every]
-    owner = _repeated([entry.name for entry in every], sizes)
-    columns = {"dictionary": owner, "feature": np.concatenate([np.arange(n) for n in sizes])}
-    return pd.DataFrame(columns | {name: np.concatenate(part) for name, part in parts.items()})
-
-
-def _repeated(names: Sequence[str], times: Sequence[int]) -> NDArray[Any]:
-    return np.repeat(np.array(names, dtype=object), times)
+def _features(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    parts = [
+        pd.DataFrame({"dictionary": entry.name, "feature": range(entry.size)} | _of(one, entry))
+        for one in comparisons
+        for entry in one.study.entries
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _of(comparison: Comparison, entry: Entry) -> dict[str, NDArray[Any]]:
@@ -336,28 +329,14 @@ def partners(study: Study, limit: int) -> Iterator[tuple[Entry, Entry, str]]:
 
 def matched_pairs(found: Sequence[Study], limit: int) -> pd.DataFrame:
     """The table of pairs of some studies: dictionaries that `partners` names, matched."""
-    matched = [
-        (first, second, differ, match_features((first.encoder, first.decoder),
-                                               (second.encoder, second.decoder)))
-        for study in found for first, second, differ in partners(study, limit)
-    ]  # fmt: skip
-    sizes = [first.size for first, *_ in matched]
-
-    def joined(of: list[NDArray[Any]], kind: Any) -> NDArray[Any]:
-        return np.concatenate(of) if of else np.empty(0, kind)
-
-    return pd.DataFrame(
-        {
-            "first": _repeated([first.name for first, *_ in matched], sizes),
-            "second": _repeated([second.name for _, second, *_ in matched], sizes),
-            "differ": _repeated([differ for _, _, differ, _ in matched], sizes),
-            "feature": joined([np.arange(n) for n in sizes], int),
-            "partner": joined([m.partner for *_, m in matched], int),
-            "cosine": joined([m.cosine for *_, m in matched], np.float32),
-            "encoder_cosine": joined([m.encoder_cosine for *_, m in matched], np.float32),
-            "same": joined([m.same for *_, m in matched], bool),
-        }
-    )
+    kinds = {"feature": int, "partner": int, "same": bool, "cosine": float, "encoder_cosine": float}
+    none = pd.DataFrame(columns=[column.name for column in COLUMNS["pairs"]]).astype(kinds)
+    parts = []
+    for first, second, differ in (pair for study in found for pair in partners(study, limit)):
+        matched = match_features((first.encoder, first.decoder), (second.encoder, second.decoder))
+        names = {"first": first.name, "second": second.name, "differ": differ}
+        parts.append(pd.DataFrame(names | {"feature": range(first.size)} | vars(matched)))
+    return pd.concat(parts, ignore_index=True)[[*none]] if parts else none
 
 
 def _with_pairs(

@@ -201,7 +201,7 @@ class InterpConfig(Checked, section="interp"):
 
 
 # All analyses in the report's order, each with its settings. NAME is a choice of the group
-# `analysis`, a section of the config (null: off) and the module `analysis/analyses/NAME.py`.
+# `analysis`, a section of the config (null: off) and the module `analysis/sections/NAME.py`.
 ANALYSES: dict[str, type[Any]] = {
     "claims": NoSettings,  # the post's claims, each with a value, an interval and a verdict
     "heatmap": NoSettings,  # MMCS with larger dictionaries, by size and sparsity (figure 1)

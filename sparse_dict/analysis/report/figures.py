@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.study import LABELS, NAMES, Chain, number
+from sparse_dict.analysis.study import LABELS, NAMES, number
 from sparse_dict.analysis.tables import Tables
 from sparse_dict.storage import files
 
@@ -67,11 +67,6 @@ def save(figure: Figure, folder: Path, key: str) -> bytes:
         figure.set_layout_engine("none")  # all stays where it is: laying out takes half the time
     plt.close(figure)
     return (folder / f"{key}.png").read_bytes()
-
-
-def named(chain: Chain) -> str:
-    """What a chain's dictionaries have in common, for titles."""
-    return ", ".join(part for part in (chain.family, chain.setting) if part)
 
 
 def titled(study: Tables) -> str:

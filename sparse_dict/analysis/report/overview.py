@@ -4,17 +4,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
 from sparse_dict.analysis.report import provenance
 from sparse_dict.analysis.report.page import Code, Notes, Section, Table
 from sparse_dict.analysis.study import LABELS, Entry, Study, number
+from sparse_dict.analysis.tables import Tables
 from sparse_dict.config import AnalyzeConfig
 
 
-def section(study: Study, config: AnalyzeConfig) -> Section:
+def section(study: Study, config: AnalyzeConfig, tables: Tables) -> Section:
     """What was trained on what, from the records of all stages."""
     first = study.entries[0]
     sizes = [str(size) for size in sorted({e.size for e in study.entries})]
@@ -41,7 +40,7 @@ def section(study: Study, config: AnalyzeConfig) -> Section:
         f"{fingerprint}), and was evaluated on {first.metrics['eval_rows']:,} others of the same "
         "harvest, on which a feature that was never active counts as dead."
     )
-    frame = overview(study)
+    frame = dictionaries(tables)
     if {e.axis for e in study.entries} == {"l1"}:
         frame = frame.drop(columns=["axis", "level"])
     table = Table("All dictionaries", frame, fold=len(study.entries) > 12)
@@ -59,23 +58,19 @@ def _listed(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def overview(study: Study) -> pd.DataFrame:
-    """One row per dictionary: settings and final metrics (`dictionaries.csv`)."""
-    keys = ("tied", "activation", "l1_scaling", "fvu", "mse", "l0", "l1_norm", "dead")
-    rows = []
-    for entry in study.entries:
-        neurons = simpson_neurons(entry.decoder[entry.alive])
-        rows.append(
-            {
-                **entry.identity,
-                **{key: entry.metrics.get(key) for key in keys},
-                "effective_neurons": float(np.nanmean(neurons)) if len(neurons) else float("nan"),
-                "n_activations": entry.metrics.get("n_activations"),
-                "eval_rows": entry.metrics.get("eval_rows"),
-                "seconds": entry.metrics.get("seconds"),
-            }
-        )
-    return pd.DataFrame(rows)
+COLUMNS = (
+    "dictionary family dict_size l1 axis level seed tied activation l1_scaling fvu mse l0 l1_norm "
+    "dead effective_neurons n_activations eval_rows seconds"
+)
+
+
+def dictionaries(tables: Tables) -> pd.DataFrame:
+    """Settings and final metrics of the site that is shown, `dead` a number of features."""
+    known = tables.dictionaries
+    here = known[known["site"] == tables.about.site].rename(columns={"size": "dict_size"})
+    counts = {"dead": (here["dead"] * here["dict_size"]).round().astype(int)}
+    counts |= {key: here[key].astype("Int64") for key in ("n_activations", "eval_rows")}
+    return here.assign(**counts)[COLUMNS.split()]
 
 
 def left_out(study: Study) -> Section | None:

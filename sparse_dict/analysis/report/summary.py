@@ -5,20 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, Lies
-from sparse_dict.analysis.claims import undecidable
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.report import provenance
 from sparse_dict.analysis.sections.baselines import standing
 from sparse_dict.analysis.study import LABELS, number
+from sparse_dict.analysis.tables import Tables
 from sparse_dict.sae.architectures import axes
 
 
-def alarm(context: Context) -> str | None:
+def alarm(tables: Tables) -> str | None:
     """The warning that dictionaries explain nothing, with what to change; None if not needed."""
-    if not (why := undecidable(context.comparison)):
+    if not (why := tables.useless()):
         return None
-    chain = context.comparison.main
-    axis = (chain.entries if chain else context.study.entries)[0].axis
+    axis = (tables.dictionaries if tables.level.empty else tables.level)["axis"].iloc[0]
     return f"{why}: nothing can be concluded from them. Train new ones with {axes()[axis].remedy}."
 
 
@@ -51,7 +50,7 @@ def _trained(context: Context) -> str:
 
 def _found(context: Context) -> str:
     comparison, chain = context.comparison, context.comparison.main
-    if why := undecidable(comparison):
+    if why := context.tables.useless():
         return f"Nothing was found: {why}."
     if chain is None:
         return "No two dictionaries differ only in size, so none was compared with a larger one."
@@ -102,7 +101,7 @@ def _against_simple(context: Context) -> str:
 
 def _unsaid(context: Context) -> str:
     beyond = "whether other models, layers or texts give the same"
-    if undecidable(context.comparison):
+    if context.tables.useless():
         return f"Nothing can be said on the claims, nor {beyond}."
     undecided = [claim for claim in context.claims if claim.verdict == OPEN]
     lacking = [claim for claim in undecided if claim.interval is None]

@@ -210,13 +210,13 @@ def panels(known: pd.DataFrame, pairs: pd.DataFrame, d: int) -> Figure:
         if values := chance.get(column):
             label = "random directions"
             axis.plot([*values], [*values.values()], color="0.4", ls=":", lw=1.2, label=label)
+        if column == "mmcs" and not data.empty:
+            like = {"x": "size", "y": "gaussian", "errorbar": None, "legend": False, "lw": 1.2}
+            sns.lineplot(data, ls=":", ax=axis, **like, **hue)
         figures.size_axis(axis, sizes)
         axis.set(ylabel="", title=title, ylim=(0, 1.03 if column in chance else None))
         if column in SHARES:
             figures.percent_axis(axis)
-    if known["gaussian"].notna().any():
-        like = {"x": "size", "y": "gaussian", "errorbar": None, "legend": False, "lw": 1.2}
-        sns.lineplot(known.dropna(subset="gaussian"), ls=":", ax=axes[0, 2], **like, **hue)
     most = next((axis for axis in axes[0, ::-1] if len(axis.lines) > 1), axes[0, 0])
     figures.below(figure, most, max(1, min(6, 110 // (max(map(len, kinds)) + 6))))
     figure.suptitle("How much of what was learned would another seed have learned?")

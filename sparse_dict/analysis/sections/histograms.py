@@ -85,7 +85,7 @@ def show(context: Context) -> Iterator[Block]:
         return
     lower = " One to one, random directions lie lower."
     note = study.about.rule + ("" if comparison.shown.matching == "max" else lower)
-    yield context.figure("histograms", by_size(comparison, chain), note)
+    yield context.figure("histograms", by_size(comparison, chain, figures.titled(study)), note)
     humps = study.others["humps"]
     kept = (humps["seed"] == chain.seed) & (study.living is not None)
     kept |= humps["of"] == comparison.shown.features
@@ -107,7 +107,7 @@ def show(context: Context) -> Iterator[Block]:
         yield context.figure("histograms_l1", by_level(comparison, near, sizes[:-1]), note)
 
 
-def by_size(comparison: Comparison, chain: Chain) -> Figure:
+def by_size(comparison: Comparison, chain: Chain, title: str) -> Figure:
     """All features of each size on the left and those alive on the right (figures 2 and 3).
 
     Two sizes a row if every feature fired.
@@ -119,12 +119,12 @@ def by_size(comparison: Comparison, chain: Chain) -> Figure:
         partners = "/".join(str(p.size) for p in comparison.partners(entry, variant.against))
         above, n = _above(comparison, entry, variant), len(comparison.counted(entry, variant))
         kind = "alive" if variant.features == "alive" else "features"
-        title = f"{entry.size} in {partners}: {above} of {n} {kind} above "
-        title += f"{comparison.settings.threshold:g} ({above / max(n, 1):.0%})"
-        panels.append((title, entry, variant))
+        of = f"{entry.size} in {partners}: {above} of {n} {kind} above "
+        of += f"{comparison.settings.threshold:g} ({above / max(n, 1):.0%})"
+        panels.append((of, entry, variant))
     figure = draw(comparison, panels, 2, 1.55)
-    named = str(shown.of("all")).rpartition(",")[0]
-    figure.suptitle(f"MCS with larger dictionaries, {figures.named(chain)}\n{named}")
+    compared = str(shown.of("all")).rpartition(",")[0]
+    figure.suptitle(f"MCS with larger dictionaries, {title}\n{compared}")
     return figure
 
 

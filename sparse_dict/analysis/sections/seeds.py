@@ -82,15 +82,11 @@ def listed(pairs: pd.DataFrame) -> pd.DataFrame:
     """PW-MCC and shared fraction of each pair."""
     each = pairs.groupby(["first", "second"], sort=False)
     ones, means = each.first(), each[["cosine", "same"]].mean()
-    one_axis = ones["axis"].nunique() == 1
-    levels = ones["level"]
-    if not one_axis:
-        levels = ones.apply(lambda one: setting(one["axis"], one["level"]), axis=1)
     return pd.DataFrame(
         {
             "family": ones["family"],
             "dict_size": ones["size"],
-            LABELS[ones["axis"].iloc[0]] if one_axis else "sparsity": levels,
+            "sparsity": [*map(setting, ones["axis"], ones["level"])],
             "seeds": ones["seed"].astype(str) + ", " + ones["other_seed"].astype(str),
             "l0": ones["l0"],
             "pw_mcc": means["cosine"],
@@ -128,15 +124,8 @@ def draw(study: Tables, pairs: pd.DataFrame, random: Mapping[int, float]) -> Fig
     ]
     frequency.draw(right, groups, "plasma")
     right.set(xlabel="share of rows active", title="shared fraction by frequency")
-    swept = LABELS[rows["axis"].iloc[0]]
-    for axis, title, side in (
-        (left, f"{swept} (left and middle)", "left"), (right, "size (right)", "right")
-    ):  # fmt: skip
-        handles, labels = axis.get_legend_handles_labels()
-        place: Any = f"outside lower {side}"
-        figure.legend(handles, labels, title=title, loc=place, ncols=-(-len(labels) // 3))
-    for axis in (left, middle):
-        axis.get_legend().remove()
+    figures.below(figure, left, 6, LABELS[rows["axis"].iloc[0]])
+    right.legend(title="size")
     figure.suptitle("How much another seed would have learned")
     return figure
 

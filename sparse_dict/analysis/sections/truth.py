@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from sparse_dict.activations.toy import TRUTH
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need
+from sparse_dict.analysis.comparison import GAUSSIAN
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measures import random_directions
+from sparse_dict.analysis.measures import gaussian_rows, random_directions
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
-from sparse_dict.analysis.measures.mcs import max_cosine
+from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.study import NAMES, setting
@@ -28,6 +29,7 @@ from sparse_dict.storage import files, tensor_files
 Floats = NDArray[np.float32]
 Wide = NDArray[np.floating[Any]]
 
+COLUMNS = ("truth_mmcs", "truth_found", "truth_gaussian")
 FEWEST = 8  # dictionaries that a correlation needs
 PANELS = (  # column, title and format of its heat map
     ("truth_mmcs", "MMCS with the truth", ".2f"),
@@ -78,15 +80,17 @@ def mcs(truth: Floats, decoder: Floats, block_rows: int) -> Floats:
 def measure(context: Context) -> dict[str, pd.DataFrame]:
     """Agreement with the truth; MCS of each true feature with the best dictionary of each size."""
     settings, truth = context.comparison.settings, read(context)
+    law, block = gaussian_rows.Law.of(normalised(truth)), settings.block_rows
     rows, best = [], dict[int, tuple[float, pd.DataFrame]]()
     for entry in context.study.entries:
         values = mcs(truth, entry.decoder, settings.block_rows)
         mean, above = float(values.mean(dtype=np.float64)), values > settings.threshold
-        rows.append((entry.name, mean, float(above.mean())))
+        like = gaussian_rows.mcs(law, [gaussian_rows.Law.of(normalised(entry.decoder))], block)
+        rows.append((entry.name, mean, float(above.mean()), float(like.mean())))
         if entry.size not in best or mean > best[entry.size][0]:
             of = {"dictionary": entry.name, "size": entry.size}
             best[entry.size] = mean, pd.DataFrame(of | {"true": range(len(truth)), "mcs": values})
-    found = pd.DataFrame(rows, columns=["dictionary", "truth_mmcs", "truth_found"])
+    found = pd.DataFrame(rows, columns=["dictionary", *COLUMNS])
     beside = ["dictionary", "family", "axis", "level", "size", "seed", "mmcs", "fvu", "l0", "dead"]
     return {
         "dictionaries": found,
@@ -104,13 +108,15 @@ def show(context: Context) -> Iterator[Block]:
     """What was found of the known features."""
     study, d = context.tables, context.study.d_in
     frame, n = known(study), study.others["truth_best"]["true"].nunique()
+    likest = frame.groupby("size")["truth_gaussian"].max()
     chance = ", ".join(
-        f"{random_directions.max_mean(d, size):.2f} for {size}"
-        for size in sorted(frame["size"].unique())
+        f"{random_directions.max_mean(d, size):.2f} for {size} (Gaussian {best:.2f} at most)"
+        for size, best in zip(likest.index.astype(int), likest, strict=True)
     )
     yield (
         f"There are {n} true features in {d} dimensions, and one is found if its MCS exceeds "
-        f"{study.threshold:g}. Random dictionaries would reach {chance}."
+        f"{study.threshold:g}. Random dictionaries would reach {chance}, those of {GAUSSIAN} in "
+        "parentheses."
     )
     yield context.figure("truth_heatmaps", heatmaps(frame, n))
     if frame["mmcs"].count() > 2:

@@ -28,9 +28,10 @@ from sparse_dict.analysis.claim import (
     Sizes,
     estimate,
 )
+from sparse_dict.analysis.comparison import GAUSSIAN
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measures import random_directions
+from sparse_dict.analysis.measures import gaussian_rows, random_directions
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.measures.mcs import match, max_cosine, normalised
 from sparse_dict.analysis.report import figures
@@ -70,12 +71,15 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
                 else:  # one to one; snapshots have no encoder, so no codes
                     mcs = match(own[seen], others[seen])[1]
                 above = mcs > comparison.settings.threshold
+                laws = (gaussian_rows.Law.of(one[seen]) for one in (own, others))
+                like = gaussian_rows.mcs(next(laws), [*laws], comparison.settings.block_rows)
                 rows.append(
                     {
                         "dictionary": entry.name, "size": entry.size, "next_size": larger.size,
                         "seed": alike.seed, "seen": seen, "steps": seen / _batch_size(entry),
                         "mmcs": float(mcs.mean()),
                         "random_mmcs": random_directions.mean_mcs(d, [larger.size]),
+                        "gaussian_mmcs": float(like.mean()),
                         "n_above": int(above.sum()), "share_above": float(above.mean()),
                     }
                 )  # fmt: skip
@@ -130,7 +134,7 @@ def show(context: Context) -> Iterator[Block]:
 
 def draw(points: pd.DataFrame, threshold: float, title: str) -> Figure:
     """MMCS and the share above the threshold against steps, a line per size."""
-    figure, axes = figures.plt.subplots(1, 2, figsize=(figures.WIDTH, 3.6))
+    figure, (axes,) = figures.grid(1, 2, 3.6)
     sizes = sorted(points["size"].unique())
     palette = dict(zip(sizes, figures.shades(len(sizes)), strict=True))
     batch = float(points["seen"].iloc[0] / points["steps"].iloc[0])
@@ -144,13 +148,16 @@ def draw(points: pd.DataFrame, threshold: float, title: str) -> Figure:
         axis.set_ylim(0, 1)
         rows = axis.secondary_xaxis("top", functions=(lambda s: s * batch, lambda r: r / batch))
         rows.set_xlabel("rows (activations) seen")
-    for size, level in points.groupby("size")["random_mmcs"].first().items():
-        axes[0].axhline(level, color=palette[size], lw=0.8, ls=":")
+    nulls = {"random_mmcs": ("random directions", ":"), "gaussian_mmcs": (GAUSSIAN, "-.")}
+    for null, (label, dashes) in nulls.items():
+        sns.lineplot(
+            points, x="steps", y=null, hue="size", palette=palette, lw=0.8, ls=dashes,
+            errorbar=None, legend=False, ax=axes[0],
+        )  # fmt: skip
+        axes[0].plot([], [], color="0.4", lw=0.8, ls=dashes, label=label)
+    axes[0].set_ylabel(names["mmcs"])
     figures.percent_axis(axes[1])
-    axes[0].plot([], [], color="0.4", lw=0.8, ls=":", label="random directions")
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].get_legend().remove()
-    figure.legend(handles, labels, title="dictionary size", loc="outside lower center", ncols=8)
+    figures.below(figure, axes[0], 5, "dictionary size")
     figure.suptitle(title)
     return figure
 
