@@ -100,7 +100,6 @@ def test_frequency_bins_hold_every_feature_once_and_cover_its_frequency(features
     bins = by_frequency(frequency, found)
     assert bins["n"].sum() == len(features)
     assert bins["found"].sum() == found.sum()
-<<<<<<< HEAD
     for b in bins.itertuples():
         inside = (frequency >= b.low * (1 - 1e-9)) & (frequency < b.high * (1 - 1e-9))
         if b.high == 0:
@@ -108,12 +107,6 @@ def test_frequency_bins_hold_every_feature_once_and_cover_its_frequency(features
         elif b.high == 1:
             inside |= frequency == 1
         assert inside.sum() == b.n
-=======
-    for low, n in zip(bins["low"], bins["n"], strict=True):
-        high = 10 * low if low < 0.05 else np.inf  # those that are always active are in the last
-        inside = (frequency >= low * (1 - 1e-9)) & (frequency < high * (1 - 1e-9))
-        assert (inside if low else frequency == 0).sum() == n
->>>>>>> 0b68e60 (The old form of analyses is gone: one engine of claims, one table of dictionaries)
 
 
 def test_a_chain_ends_at_the_first_dictionary_that_lacks_the_feature(tmp_path: Path):

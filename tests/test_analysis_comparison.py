@@ -3,14 +3,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from analysis_study import directions, settings_of, unit, write_dictionary, write_study
+from analysis_study import (
+    compared,
+    directions,
+    settings_of,
+    unit,
+    write_dictionary,
+    write_study,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from rounding import of_cosines, rounding
 from safetensors.numpy import load_file
 
-from sparse_dict.analysis import study
-from sparse_dict.analysis.comparison import VARIANTS, Comparison, Variant
+from sparse_dict.analysis import frame, stage, study
+from sparse_dict.analysis.comparison import Comparison, Variant
 from sparse_dict.analysis.measures import mcs
 from sparse_dict.analysis.measures.mcs import match, max_cosine, mmcs, normalised
 from sparse_dict.errors import UserError
@@ -18,9 +25,9 @@ from sparse_dict.errors import UserError
 
 def test_mmcs_equals_a_float64_computation_from_the_files_in_every_plain_variant(tmp_path: Path):
     write_study(tmp_path, sizes=(32, 64, 128, 256), l1s=(0.01, 0.03))
-    cells = Comparison(study.load(tmp_path), settings_of()).table(
-        [variant for variant in VARIANTS if variant.matching == "max"]
-    )
+    context = compared(tmp_path)
+    frame.measure(context)
+    cells = stage.mmcs(context)
     assert len(cells) == 3 * 2 * 6
     for row in cells.itertuples():
         folder = tmp_path / row.dictionary

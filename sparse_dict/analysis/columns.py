@@ -91,6 +91,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("entropy", "nats", "of the shares that neurons have of its decoder row"),
         Column("encoder_cosine", "cosine", "of its encoder row with its decoder row"),
         Column("half_mcs", "cosine", "`next_mcs` at half of the training", "undertraining"),
+        Column("half_near", "yes or no", "whether that exceeds the threshold", "undertraining"),
         Column("low_hump", "share", "1: nearer to the lower of two humps of `mcs`", "histograms"),
         Column("low_hump_alive", "share", "the same of `mcs_alive`", "histograms"),
         Column(

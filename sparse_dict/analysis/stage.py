@@ -263,12 +263,12 @@ def _write_tables(context: "Context") -> None:
     """Write the CSV files that are of every study and no analysis."""
     from sparse_dict.analysis.report import overview
 
-    frames = {"dictionaries": overview.dictionaries(context.tables), "mmcs": _mmcs(context)}
+    frames = {"dictionaries": overview.dictionaries(context.tables), "mmcs": mmcs(context)}
     for name, frame in frames.items():
         files.write_text(context.folder / f"{name}.csv", frame.to_csv(index=False))
 
 
-def _mmcs(context: "Context") -> "pd.DataFrame":
+def mmcs(context: "Context") -> "pd.DataFrame":
     """MMCS of each dictionary that has a larger one, in the variant shown and all plain ones."""
     import pandas as pd
 

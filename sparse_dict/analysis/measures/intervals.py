@@ -27,7 +27,6 @@ def bootstrap(
     statistic: Callable[[Sequence[NDArray[Any]]], float],
     over: str = "features",
 ) -> Estimate:
-<<<<<<< HEAD
     """Percentile bootstrap: each of `samples` is resampled along its first axis."""
     rng = np.random.default_rng(0)
     found = [
@@ -36,15 +35,6 @@ def bootstrap(
     ]
     low, high = np.nanpercentile(found, [2.5, 97.5])
     return Estimate(float(statistic(samples)), float(low), float(high), f"{over} (bootstrap)")
-=======
-    """Percentile bootstrap: each of `samples` is resampled along its first axis, together."""
-    rng = np.random.default_rng(seed)
-    drawn = [
-        statistic([s[rng.integers(0, len(s), len(s))] for s in samples]) for _ in range(RESAMPLES)
-    ]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return Estimate(float(statistic(samples)), float(low), float(high), "features (bootstrap)")
->>>>>>> 0b68e60 (The old form of analyses is gone: one engine of claims, one table of dictionaries)
 
 
 def ratio(top: Floats, bottom: Floats, over: str) -> Estimate:
@@ -54,12 +44,9 @@ def ratio(top: Floats, bottom: Floats, over: str) -> Estimate:
         sums = samples[0].sum(0)
         return float(sums[0] / sums[1])
 
-<<<<<<< HEAD
     return bootstrap([np.stack([top, bottom], 1)], statistic, over)
 
 
-=======
->>>>>>> 0b68e60 (The old form of analyses is gone: one engine of claims, one table of dictionaries)
 def over_seeds(values: Sequence[float]) -> Estimate:
     """Mean and t interval of one value per seed; three or more."""
     from scipy.stats import t

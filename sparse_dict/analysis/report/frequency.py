@@ -15,7 +15,6 @@ Bools = NDArray[np.bool_]
 
 
 def by_frequency(frequency: Floats, found: Bools) -> pd.DataFrame:
-<<<<<<< HEAD
     """How many features are found again, by decade of their frequency; the first holds the dead.
 
     `frequency` (n,) is the share of evaluation rows on which a feature is active. Columns: low and
@@ -25,18 +24,6 @@ def by_frequency(frequency: Floats, found: Bools) -> pd.DataFrame:
         decade = np.minimum(np.floor(np.log10(frequency)), -1)
     bins = pd.DataFrame({"low": 10.0**decade, "high": 10.0 ** (decade + 1), "found": found})
     return bins.groupby(["low", "high"])["found"].agg(n="size", found="sum").reset_index()
-=======
-    """How many features there are, `n`, and were found, in decades of frequency from `low` on.
-
-    `frequency` (n,) is the share of evaluation rows on which a feature is active: the dead have a
-    `low` of 0, and one that is active on every row joins the topmost bin.
-    """
-    alive = frequency > 0
-    decade = np.floor(np.log10(frequency, where=alive, out=np.zeros(len(frequency))))
-    low = np.where(alive, 10 ** np.minimum(decade, -1), 0)
-    groups = pd.Series(found).groupby(low).agg(n="size", found="sum")
-    return groups.rename_axis("low").reset_index()
->>>>>>> 0b68e60 (The old form of analyses is gone: one engine of claims, one table of dictionaries)
 
 
 def draw(
@@ -49,16 +36,11 @@ def draw(
 
     binned = [(label, by_frequency(frequency, found)) for label, frequency, found in groups]
     lows = np.concatenate([bins["low"] for _, bins in binned])
-<<<<<<< HEAD
     rarest = lows.min(where=lows > 0, initial=0.1)
-=======
-    rarest = min(lows[lows > 0], default=0.1)
->>>>>>> 0b68e60 (The old form of analyses is gone: one engine of claims, one table of dictionaries)
     never_at, any_never = rarest / 12, (lows == 0).any()
     shades = figures.shades(len(binned), colours)
     for i, ((label, bins), colour) in enumerate(zip(binned, shades, strict=True)):
         nudge = 1.06 ** (i - (len(binned) - 1) / 2)  # so that error bars do not hide each other
-<<<<<<< HEAD
         if bins.empty:
             axis.plot([], [], " ", label=f"{label}: no feature counts")
             continue
@@ -67,25 +49,17 @@ def draw(
         exact = [binomtest(found, n) for found, n in zip(bins["found"], bins["n"], strict=True)]
         ends = np.array([test.proportion_ci(method="wilson") for test in exact]).T
         bars = np.maximum([share - ends[0], ends[1] - share], 0)
-=======
-        middle = bins["low"] * np.sqrt(10)
-        share = bins["found"] / bins["n"]
-        ends = np.array([wilson(*bin) for bin in bins[["found", "n"]].to_numpy()]).reshape(-1, 2)
->>>>>>> 0b68e60 (The old form of analyses is gone: one engine of claims, one table of dictionaries)
         axis.errorbar(
-            middle.where(middle > 0, never_at) * nudge, share,
-            yerr=np.maximum([share - ends[:, 0], ends[:, 1] - share], 0),
-            color=colour, lw=1, elinewidth=0.8, marker="o", ms=3,
-            label=label if len(bins) else f"{label}: no feature counts",
-        )  # fmt: skip
+            x, share, yerr=bars, color=colour, lw=1, elinewidth=0.8, marker="o", ms=3, label=label
+        )
     axis.set_xscale("log")
     axis.set_xlim(never_at / 2 if any_never else rarest / 1.5, 1.2)
     decades = range(round(np.log10(rarest)), 1)
-    ticks = {10.0**k: f"$10^{{{k}}}$" if k else "1" for k in decades}
+    labels = [f"$10^{{{k}}}$" if k else "1" for k in decades]
+    axis.set_xticks([10.0**k for k in decades], labels)
     if any_never:
         axis.axvline(never_at * 4, color="0.8", lw=0.8)
-        ticks[never_at] = "dead"
-    axis.set_xticks([*ticks], [*ticks.values()])
+        axis.set_xticks([never_at, *(10.0**k for k in decades)], ["dead", *labels])
     axis.minorticks_off()
     axis.set_ylim(-0.03, 1.03)
     figures.percent_axis(axis)

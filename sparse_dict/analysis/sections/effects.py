@@ -9,7 +9,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from sparse_dict.analysis import feature_effects
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need
@@ -17,6 +16,7 @@ from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.harvested import open_source
 from sparse_dict.analysis.measures import subspaces
+from sparse_dict.analysis.measures.correlation import spearman
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Block, Table
@@ -111,15 +111,9 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, part in parts.items():
         if len(part) >= FEWEST and part["recurrence"].nunique() > 1:
-            found = _over_features(part, _spearman)
+            found = _over_features(part, spearman)
             rows.append((name, len(part), found.value, found.low, found.high))
     return pd.DataFrame(rows, columns=["features", "n", "spearman", "low", "high"])
-
-
-def _spearman(both: NDArray[Any]) -> float:
-    """Spearman's coefficient of both columns of (features, 2); NaN where one is constant."""
-    ranks = [rankdata(column) for column in both.T]
-    return float(np.corrcoef(ranks)[0, 1]) if min(map(np.ptp, both.T)) > 0 else np.nan
 
 
 def _over_features(table: pd.DataFrame, number: Callable[[NDArray[Any]], float]) -> Estimate:

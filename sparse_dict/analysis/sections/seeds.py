@@ -1,6 +1,6 @@
 """How much of what one dictionary learned another seed learned too: part of `agreement`."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,17 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need, Sample, Sizes, over_pairs
+from sparse_dict.analysis.claim import (
+    TRAIN,
+    Claim,
+    Found,
+    Lies,
+    Need,
+    Sample,
+    Sizes,
+    groups_of,
+    over_pairs,
+)
 from sparse_dict.analysis.columns import COLUMNS
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
@@ -177,50 +187,36 @@ def _kinds(value: str, sign: int, form: str, study: Tables) -> Found:
     for kind in ("topk", "batch_topk"):
         if not (found := _nearest(pairs, kind)):
             continue
-        settings = {setting for match in found for setting in match}
-        own = [sample for sample in every if sample.size in settings]
-        sides: list[Callable[[Sizes], float]] = [
-            partial(_mean_of, settings=[match[side] for match in found]) for side in (0, 1)
-        ]
-        values: dict[Any, list[float]] = {}
-        for sample in own:
-            values.setdefault(sample.size, []).append(float(sample.values.mean()))
-        means = {setting: np.array(of) for setting, of in values.items()}
-        shown[kind] = " against ".join(form.format(side(means)) for side in sides[::sign])
+        own = [sample for sample in every if any(sample.size in match for match in found)]
+        groups, sides = groups_of(own), [*zip(*found, strict=True)][::sign]
+        shown[kind] = " against ".join(form.format(_mean(groups, side)) for side in sides)
         if kind == "topk":
-            apart = over_pairs(own, partial(_apart, sides=sides[::sign]))
+            apart = over_pairs(own, partial(_less, sides=sides))
     aside = f"; BatchTopK: {shown['batch_topk']}" if "batch_topk" in shown else ""
     if apart is None:
         return Found(f"needs {KINDS.what}{aside}", need=KINDS)
     return Found(shown["topk"] + aside, Lies(0)(apart), apart)
 
 
-def _apart(values: Sizes, sides: list[Callable[[Sizes], float]]) -> float:
-    return sides[0](values) - sides[1](values)
+def _less(groups: Sizes, sides: Sequence[Sequence[Any]]) -> float:
+    return _mean(groups, sides[0]) - _mean(groups, sides[1])
 
 
-def _mean_of(values: Sizes, settings: list[Any]) -> float:
-    return float(np.mean([values[setting].mean() for setting in settings]))
+def _mean(groups: Sizes, settings: Sequence[Any]) -> float:
+    return float(np.mean([groups[setting].mean() for setting in settings]))
 
 
 def _nearest(pairs: pd.DataFrame, activation: str) -> list[tuple[Any, Any]]:
     """Each setting of plain untied ReLU with that of the other kind that is nearest in L0."""
     plain = pairs[(pairs["strategy"] == "plain") & ~pairs["tied"].astype(bool)]
-    of = {
-        kind: part.groupby(SETTING)["l0"].mean().astype(float).clip(lower=1e-9)
-        for kind, part in plain.groupby("activation")
-    }
-    if not {"relu", activation} <= {*of}:
-        return []
-    found = []
-    other = of[activation]
-    theirs = {tuple(key): level for key, level in zip(other.index, other, strict=True)}
-    for one, level in zip(of["relu"].index, of["relu"], strict=True):
-        distance = {key: abs(np.log(l0 / level)) for key, l0 in theirs.items() if key[2] == one[2]}
-        nearest = min(distance, key=lambda key: distance[key], default=None)
-        if nearest is not None and distance[nearest] < np.log(ALIKE_L0):
-            found.append((tuple(one), nearest))
-    return found
+    means = plain.groupby(["activation", *SETTING])["l0"].mean().astype(float)
+    known = np.log(means.clip(lower=1e-9)).reset_index().sort_values("l0")
+    known["setting"] = [*zip(*(known[key] for key in SETTING), strict=True)]
+    ours, theirs = (known[known["activation"] == kind] for kind in ("relu", activation))
+    both = pd.merge_asof(
+        ours, theirs, on="l0", by="size", direction="nearest", tolerance=np.log(ALIKE_L0)
+    ).dropna(subset="setting_y")
+    return [*zip(both["setting_x"], both["setting_y"], strict=True)]
 
 
 PAIRS = Need(

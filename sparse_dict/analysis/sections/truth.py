@@ -1,8 +1,7 @@
 """Dictionaries of toy activations against the features that made them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,6 +16,7 @@ from sparse_dict.analysis.comparison import GAUSSIAN
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import gaussian_rows, random_directions
+from sparse_dict.analysis.measures.correlation import pearson, spearman
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
 from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.analysis.report import figures
@@ -27,7 +27,6 @@ from sparse_dict.errors import UserError
 from sparse_dict.storage import files, tensor_files
 
 Floats = NDArray[np.float32]
-Wide = NDArray[np.floating[Any]]
 
 COLUMNS = ("truth_mmcs", "truth_found", "truth_gaussian")
 FEWEST = 8  # dictionaries that a correlation needs
@@ -170,19 +169,8 @@ def predictor(frame: pd.DataFrame, shown: str) -> Figure:
 
 def correlations(frame: pd.DataFrame) -> tuple[Estimate, Estimate]:
     """Pearson's and Spearman's correlation of the two MMCS, bootstrap over dictionaries."""
-    from scipy.stats import rankdata
-
     pair = frame[["mmcs", "truth_mmcs"]].dropna().to_numpy(float)
-
-    def pearson(samples: Sequence[Wide]) -> float:
-        x, y = samples[0].T
-        flat = np.ptp(x) == 0 or np.ptp(y) == 0  # a resample may repeat one dictionary
-        return float("nan") if flat else float(np.corrcoef(x, y)[0, 1])
-
-    def spearman(samples: Sequence[Wide]) -> float:
-        return pearson([np.asarray(rankdata(samples[0], axis=0))])
-
-    return bootstrap([pair], pearson), bootstrap([pair], spearman)
+    return bootstrap([pair], lambda s: pearson(s[0])), bootstrap([pair], lambda s: spearman(s[0]))
 
 
 def predictions(frame: pd.DataFrame, n_features: int) -> pd.DataFrame:

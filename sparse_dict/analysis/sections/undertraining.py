@@ -6,6 +6,7 @@ next larger one after the same number of rows are compared as finished dictionar
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +27,7 @@ from sparse_dict.analysis.claim import (
     Lies,
     Need,
     Sizes,
+    both,
     estimate,
 )
 from sparse_dict.analysis.comparison import GAUSSIAN
@@ -85,7 +87,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
                 )  # fmt: skip
                 if seen == half:
                     columns = {"dictionary": entry.name, "feature": np.arange(entry.size)}
-                    halves.append(pd.DataFrame(columns | {"half_mcs": mcs}))
+                    halves.append(pd.DataFrame(columns | {"half_mcs": mcs, "half_near": above}))
     return {"features": pd.concat(halves), "snapshots": pd.DataFrame(rows)} if rows else {}
 
 
@@ -178,46 +180,41 @@ def ends(points: pd.DataFrame) -> pd.DataFrame:
 # --- claims ---------------------------------------------------------------------------------------
 
 
-def _halves(features: pd.DataFrame) -> pd.DataFrame:
-    return features[["half_mcs", "next_mcs"]]
+def _values(features: pd.DataFrame) -> pd.DataFrame:
+    return features[["half_near", "near", "half_mcs", "next_mcs"]].astype(float)
 
 
-def _shares(study: Tables) -> Callable[[Sizes], Any]:
-    """Share above the threshold at half and at full training, (2,)."""
-    return lambda sizes: np.mean([(v > study.threshold).mean(0) for v in sizes.values()], axis=0)
+def _ends(sizes: Sizes, first: int = 0) -> Any:
+    """At half and at full training: the share above the threshold, or (2) MMCS."""
+    return np.mean([values.mean(0) for values in sizes.values()], axis=0)[first : first + 2]
 
 
-def _means(sizes: Sizes) -> Any:
-    return np.mean([values.mean(0) for values in sizes.values()], axis=0)
+def _more(sizes: Sizes) -> float:
+    return float(np.diff(_ends(sizes))[0])
 
 
-def _relative(of: Callable[[Sizes], Any]) -> Callable[[Sizes], float]:
-    def growth(sizes: Sizes) -> float:
-        half, full = of(sizes)
-        return float(full / half - 1) if half > 0 else np.nan
-
-    return growth
+def _growth(sizes: Sizes, first: int = 0) -> float:
+    half, full = _ends(sizes, first)
+    return float(full / half - 1) if half > 0 else np.nan
 
 
-def _estimate(
-    study: Tables, number: Callable[[Sizes], float]
-) -> tuple[Estimate, Sequence[Sizes], Any]:
-    """The interval, the values of each seed, and the mean share at half and full training.
+def _estimate(number: Callable[[Sizes], float], study: Tables) -> tuple[Estimate, Sequence[Sizes]]:
+    found, seeds = estimate(replace(UNDERTRAINED, number=number), study)
+    assert found is not None  # NEEDS are there
+    return found, seeds
+
+
+def _shares(seeds: Sequence[Sizes]) -> tuple[str, float]:
+    """The shares in words, and that at full training.
 
     Raises:
         UserError: nothing was found that could grow.
     """
-    found, seeds = estimate(replace(UNDERTRAINED, number=number), study)
-    assert found is not None  # NEEDS are there
-    shares = np.mean([_shares(study)(sizes) for sizes in seeds], axis=0)
-    if not shares.any():
-        raise UserError(f"cannot be decided: {_told(shares)}, so nothing was found that could grow")
-    return found, seeds, shares
-
-
-def _told(shares: Any) -> str:
-    half, full = shares
-    return f"{half:.0%} at half, {full:.0%} at full training"
+    half, full = np.mean([_ends(sizes) for sizes in seeds], axis=0)
+    told = f"{half:.0%} at half, {full:.0%} at full training"
+    if not half and not full:
+        raise UserError(f"cannot be decided: {told}, so nothing was found that could grow")
+    return told, full
 
 
 def _level(full: float) -> str:
@@ -225,30 +222,25 @@ def _level(full: float) -> str:
 
 
 def _grows(study: Tables) -> Found:
-    shares_of = _shares(study)
-    found, _, shares = _estimate(study, lambda sizes: float(np.diff(shares_of(sizes))[0]))
-    verdict = HOLDS if found.low > 0 else _level(shares[1]) if found.high < 0.02 else OPEN
-    return Found(_told(shares), verdict, found)
+    found, seeds = _estimate(_more, study)
+    told, full = _shares(seeds)
+    verdict = HOLDS if found.low > 0 else _level(full) if found.high < 0.02 else OPEN
+    return Found(told, verdict, found)
 
 
 def _slowly(study: Tables) -> Found:
-    mmcs, seeds, shares = _estimate(study, _relative(_means))
-    at_half = min(
-        sum(int((values[:, 0] > study.threshold).sum()) for values in sizes.values())
-        for sizes in seeds
-    )
+    mmcs, seeds = _estimate(partial(_growth, first=2), study)
+    _, full = _shares(seeds)
+    at_half = int(min(sum(v[:, 0].sum() for v in sizes.values()) for sizes in seeds))
     if at_half < FEWEST:
         return Found(f"{at_half} features above the threshold at half training; needs {FEWEST}")
-    count, *_ = _estimate(study, _relative(_shares(study)))
-    much, slow = Lies(MUCH)(count), Lies(0, MUCH)(mmcs)
-    verdict = HOLDS if (much, slow) == (HOLDS, HOLDS) else OPEN
-    if FAILS in (much, slow):
-        verdict = _level(shares[1])
+    count, _ = _estimate(_growth, study)
+    verdict = both(Lies(MUCH)(count), Lies(0, MUCH)(mmcs))
     here = (
         f"features found again {count.value:+.1%}, MMCS {mmcs.value:+.1%} "
         f"[{mmcs.low:+.1%}, {mmcs.high:+.1%}]"
     )
-    return Found(here, verdict, count)
+    return Found(here, _level(full) if verdict == FAILS else verdict, count)
 
 
 SNAPSHOTS = Need(
@@ -267,7 +259,7 @@ UNDERTRAINED = Claim(
     "Share of features with MCS above the threshold against the next size, at full training less "
     "that at half, averaged over sizes at the chosen L1: holds if the 95 % interval lies above 0, "
     f"else does not hold if it lies below 0.02. {NO_LEVEL}",
-    _halves, judge=_grows, needs=NEEDS, says=None, living=False,
+    _values, judge=_grows, needs=NEEDS, says=None, living=False,
 )  # fmt: skip
 CLAIMS = (
     UNDERTRAINED,
@@ -280,7 +272,7 @@ CLAIMS = (
         f"95 % interval lies above {MUCH} and the latter's within 0 and {MUCH}, does not hold if "
         "the former's lies below or the latter's outside. The interval shown is the former's. "
         f"Needs {FEWEST} features above the threshold at half training. {NO_LEVEL}",
-        _halves, judge=_slowly, needs=NEEDS, living=False,
+        _values, judge=_slowly, needs=NEEDS, living=False,
     ),
 )  # fmt: skip
 ANALYSIS = Analysis("undertraining", show, CLAIMS, measure)
