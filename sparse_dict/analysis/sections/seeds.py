@@ -210,7 +210,7 @@ def _nearest(pairs: pd.DataFrame, activation: str) -> list[tuple[Any, Any]]:
     """Each setting of plain untied ReLU with that of the other kind that is nearest in L0."""
     plain = pairs[(pairs["strategy"] == "plain") & ~pairs["tied"].astype(bool)]
     means = plain.groupby(["activation", *SETTING])["l0"].mean().astype(float)
-    known = np.log(means.clip(lower=1e-9)).reset_index().sort_values("l0")
+    known = means.clip(lower=1e-9).map(np.log).reset_index().sort_values("l0")
     known["setting"] = [*zip(*(known[key] for key in SETTING), strict=True)]
     ours, theirs = (known[known["activation"] == kind] for kind in ("relu", activation))
     both = pd.merge_asof(
