@@ -74,13 +74,16 @@ def titled(study: Tables) -> str:
     return ", ".join(part for part in (study.about.family, study.setting) if part)
 
 
-def below(figure: Figure, axis: Axes, columns: int, title: str | None = None) -> None:
+def below(
+    figure: Figure, axis: Axes, columns: int, title: str | None = None, side: str = "center"
+) -> None:
     """The legend of one axis, under the whole figure."""
+    place: Any = f"outside lower {side}"
     handles, labels = axis.get_legend_handles_labels()
     for other in figure.axes:
         if legend := other.get_legend():
             legend.remove()
-    figure.legend(handles, labels, title=title, loc="outside lower center", ncols=columns)
+    figure.legend(handles, labels, title=title, loc=place, ncols=columns)
 
 
 def shades(n: int, name: str = "viridis") -> list[str]:

@@ -134,8 +134,9 @@ def draw(study: Tables, pairs: pd.DataFrame, random: Mapping[int, float]) -> Fig
     ]
     frequency.draw(right, groups, "plasma")
     right.set(xlabel="share of rows active", title="shared fraction by frequency")
-    figures.below(figure, left, 6, LABELS[rows["axis"].iloc[0]])
-    right.legend(title="size")
+    swept = f"{LABELS[rows['axis'].iloc[0]]} (left and middle)"
+    figures.below(figure, left, 3, swept, "left")
+    figures.below(figure, right, 2, "size (right)", "right")
     figure.suptitle("How much another seed would have learned")
     return figure
 
