@@ -57,7 +57,7 @@ def bases(m: Metrics) -> tuple[int, Bases]:
         UserError: the activations are not there.
     """
     from sparse_dict.activations.side_by_side import open_all
-    from sparse_dict.analysis.measures.bases import LABELS, Rows, affordable, fit
+    from sparse_dict.analysis.measures.bases import LABELS, Rows, affordable, fit, neurons
     from sparse_dict.sae.scaling import Scaling
 
     sae, folders = m["config"]["sae"], m["config"]["activations_dir"]
@@ -72,10 +72,12 @@ def bases(m: Metrics) -> tuple[int, Bases]:
     mean = rows.mean()
     whole = sum(float(((part - mean) ** 2).sum()) for part in rows.chunks())
     found, ks = {}, [min(k, d) for k in TARGETS]
-    for method in affordable(["neurons", "ica"], d) if len(seen) >= 2 * d else ["neurons"]:
-        basis = fit(method, rows if method == "neurons" else seen, 0)
+    simple = {"neurons": neurons((x.mean / balance).astype("f4"))}
+    if affordable(["ica"], d) and len(seen) >= 2 * d:
+        simple["ica"] = fit("ica", seen, 0)
+    for name, basis in simple.items():
         left = sum(basis.errors(part, basis.encode(part), ks).sum(0) for part in rows.chunks())
-        found[LABELS[method]] = [*(left / whole)]
+        found[LABELS[name]] = [*(left / whole)]
     return x.rows, found
 
 
