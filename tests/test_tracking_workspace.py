@@ -81,7 +81,7 @@ def test_the_workspace_shows_the_studys_pictures_scatter_coordinates_and_curves(
         "config:sae.value.dict_size", "config:sae.value.l1",
         "summary:l0", "summary:fvu", "summary:dead", "summary:mmcs", "summary:shared_fraction",
     ]  # fmt: skip
-    for title, key in (("FVU", "fvu"), ("L0", "l0"), ("Dead features", "dead")):
+    for title, key in (("FVU", "fvu"), ("L0", "l0"), ("Inactive features", "inactive")):
         curve = panels[title]
         assert curve["kind"] == "Run History Line Plot"
         assert (curve["xAxis"], curve["metrics"]) == ("activations", [f"sae/{key}"])

@@ -133,7 +133,7 @@ def build(name: str, project: str, entity: str) -> "Workspace":
             panels=[
                 curve("fvu", "FVU", True),
                 curve("l0", "L0", True),
-                curve("dead", "Dead features", False),
+                curve("inactive", "Inactive features", False),
             ],
         ),
         workspaces.Section(
