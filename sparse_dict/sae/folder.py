@@ -257,8 +257,8 @@ def _read(folder: Path) -> Trained:
         raise UserError(f"{folder / CONFIG}: k is {k}, with {size} features")
     for name in (WEIGHTS, CONFIG, FEATURES):
         _refuse_change(folder / name, (metrics.get("sha256") or {}).get(name))
-    dictionary = Dictionary(*(weights[name] for name in WEIGHT_NAMES[:4]), k=k)
-    dictionary.threshold = weights.get("threshold")
+    W_enc, b_enc, W_dec, b_dec = (weights[name] for name in WEIGHT_NAMES[:4])
+    dictionary = Dictionary(W_enc, b_enc, W_dec, b_dec, weights.get("threshold"), k)
     if "W_skip" in weights:
         dictionary.W_skip = np.ascontiguousarray(weights["W_skip"].T)
     site = site_of((config.get("metadata") or {}).get("hook_name"))
