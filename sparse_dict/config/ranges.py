@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from sparse_dict.errors import UserError
 
+LARGE = 1e18  # what records of results do not hold either
 NAME_BYTES = 255  # of a file's name, in all common file systems
 
 Fits = Callable[[Any], bool]
@@ -77,6 +78,8 @@ class Checked:
     def __post_init__(self) -> None:
         for one in fields(self):  # type: ignore[arg-type]
             value = getattr(self, one.name)
+            if isinstance(value, float) and not abs(value) < LARGE:  # nan neither
+                raise UserError(f"{self.key(one.name)} must be less than {LARGE:g}, not {value!r}")
             # null, where it may be, is no value
             if one.metadata and value is not None and not one.metadata["fits"](value):
                 raise UserError(f"{self.key(one.name)} must {one.metadata['what']}, not {value!r}")

@@ -23,8 +23,9 @@ READ = 4096  # rows read at a time
 # rows, and further than MEAN_ERRORS standard errors of a mean; or if they spread so much more or
 # less.
 FAR, MEAN_ERRORS, SPREAD = 0.1, 5, 1.5
-# A value of 1e19, whose square is more than float32 holds, makes the RMS of 1e14 others 1e12.
-LARGE = 1e12
+# The RMS of rows. A value of 1e19, whose square is more than float32 holds, makes that of 1e14
+# others 1e12; of errors, which are squares, records hold no more than 1e18.
+SMALL, LARGE = 1e-12, 1e8
 
 
 def training_rows(activations: Activations, eval_rows: int, batch_size: int) -> int:
@@ -48,7 +49,7 @@ def moments_of(activations: Activations, start: int, stop: int) -> Moments:
 
 def check_evaluation_rows(activations: Activations, eval_rows: int) -> None:
     """See that the last rows vary and can be squared, and tell where they are unlike the rest."""
-    if not 1 / LARGE < activations.rms < LARGE:
+    if not SMALL < activations.rms < LARGE:
         raise UserError(
             f"{activations.folder}: the root mean square of the rows is {activations.rms:.3g}, "
             "whose squares float32 cannot add up: multiply the rows by a number that brings it "
