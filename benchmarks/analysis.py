@@ -1,12 +1,12 @@
-"""The heat map of 64 random dictionaries of up to 8,192 features; and a whole analysis, measured.
+"""A whole analysis, measured: wall time and peak memory of analyze.py.
 
-    python benchmarks/analysis.py                     # MMCS of 64 random dictionaries, all pairs
-    python benchmarks/analysis.py --study NAME        # analyze.py on outputs/NAME
+    python benchmarks/analysis.py                     # analyze.py experiment=demo
+    python benchmarks/analysis.py --study NAME        # another study in outputs/
+    python benchmarks/analysis.py --sweep 1000        # of so many dictionaries, made for it
 
-The first makes random unit rows (`--sizes` x `--levels` x `--seeds`), on which the time does not
-depend, and computes what the heat map and `mmcs.csv` show with plain maxima: every dictionary
-against all larger ones of its chain, over all features and over living ones. The result is
-appended to --out.
+A sweep is made in outputs/sweep, of dictionaries of 128 to 512 features at many L1 and three seeds,
+on the demo's activations: a part of their directions is common, the rest random. They are not
+trained, and their FVU is made up: the time depends on neither. The result is appended to --out.
 """
 
 import argparse
@@ -18,80 +18,64 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-def random_study(sizes: list[int], levels: int, seeds: int, d: int) -> Any:
-    """A study of random directions, of which nine tenths are alive."""
+SIZES = (128, 160, 208, 256, 320, 416, 512)
+SEEDS = 3
+ROWS = 4096  # on which codes are counted
+
+
+def make_sweep(n: int, demo: Path, folder: Path) -> None:
+    """Write about `n` dictionaries, with the records of a dictionary of the demo."""
     import numpy as np
 
+    from sparse_dict.activations.store import Activations
+    from sparse_dict.analysis.measures.mcs import normalised
     from sparse_dict.analysis.measures.random_directions import unit_vectors
-    from sparse_dict.analysis.study import Chain, Entry, Study
+    from sparse_dict.sae import folder as folders
 
-    rng = np.random.default_rng(0)
-    chains = []
-    for level in range(levels):
-        for seed in range(seeds):
-            entries = []
-            for size in sizes:
-                decoder = unit_vectors(size, d, rng)
-                alive = (rng.random(size) < 0.9).astype(np.int64)
-                trained: Any = SimpleNamespace(
-                    dictionary=SimpleNamespace(W_dec=decoder), fire_count=alive,
-                    metrics={"l1": float(level), "l1_scaling": "none"},
-                )  # fmt: skip
-                name = f"{size},{level},{seed}"
-                entries.append(Entry(name, "", size, "l1", float(level), seed, trained))
-            chains.append(Chain("", "l1", float(level), seed, tuple(entries)))
-    every = tuple(entry for chain in chains for entry in chain.entries)
-    return Study(ROOT, every, (), tuple(chains))
-
-
-def heat_map(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds for MMCS against the next, the next two and all larger sizes."""
-    from sparse_dict.analysis.comparison import VARIANTS, Comparison
-    from sparse_dict.config import ComparisonConfig
-
-    study = random_study(arguments.sizes, arguments.levels, arguments.seeds, arguments.d)
-    started = time.perf_counter()
-    settings = ComparisonConfig("max", "next", "all", 0.9, 2048, 2048, 0.25)
-    comparison = Comparison(study, settings)
-    plain = [variant for variant in VARIANTS if variant.matching == "max"]
-    smaller = [entry for entry in study.entries if comparison.partners(entry, "next")]
-    cells = [comparison.mcs(entry, variant).mean() for variant in plain for entry in smaller]
-    seconds = time.perf_counter() - started
-    return {
-        "dictionaries": len(study.entries),
-        "sizes": arguments.sizes,
-        "d": arguments.d,
-        "cells": len(cells),
-        "seconds": round(seconds, 2),
-        "peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }
+    activations = Activations.open(demo / "activations")
+    x, d = activations.read(activations.rows - ROWS, activations.rows), activations.d_in
+    known = folders.read_metrics(next((demo / "sae").glob("*/metrics.json")).parent)
+    common = unit_vectors(max(SIZES), d, np.random.default_rng(0))
+    for level in range(round(n / len(SIZES) / SEEDS)):
+        l1 = round(0.1 * 1.1**level, 4)
+        for seed in range(SEEDS):
+            rng = np.random.default_rng([level, seed])
+            for size in SIZES:
+                noise = rng.uniform(0, 1.5, (size, 1)).astype(np.float32)  # cosines of .55 to 1
+                W_dec = normalised(common[:size] + noise * unit_vectors(size, d, rng))
+                biases = -np.quantile(x @ W_dec.T, 1 - 8 / size, axis=0).astype(np.float32)
+                made = folders.Dictionary(W_dec.T.copy(), biases, W_dec, np.zeros(d, np.float32))
+                codes = made.encode(x) > 0
+                config: Any = {**known["config"], "name": folder.name, "seed": seed}
+                config["sae"] = {**config["sae"], "dict_size": size, "l1": l1}
+                metrics = {**known, "config": config, "dict_size": size, "l1": l1, "seed": seed}
+                metrics |= {"l0": float(codes.sum(1).mean()), "fvu": 0.1 + 0.001 * level}
+                metrics |= {"eval_rows": ROWS, "dead": 0}
+                name = f"sae.dict_size={size},sae.l1={l1},seed={seed}"
+                folders.write(folder / "sae" / name, made, codes.sum(0), metrics, None)
 
 
 def whole_analysis(name: str) -> dict[str, Any]:
-    """Wall time and peak memory of analyze.py with all analyses on."""
+    """Wall time and peak memory of analyze.py, all that is on by default."""
     command = [sys.executable, "analyze.py", f"name={name}", "tracking.mode=offline"]
-    command += [f"activations_dir={json.loads(_first(name))['config']['activations_dir']}"]
-    command += ["lm_dir=outputs/demo/lm"]
+    command += ["activations_dir=outputs/demo/activations", "lm_dir=outputs/demo/lm"]
     started = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True)
+    seconds = time.perf_counter() - started
     record = json.loads((ROOT / "outputs" / name / "analysis" / "analysis.json").read_text())
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     return {
         "study": name,
         "dictionaries": len(record["dictionaries"]),
-        "seconds": round(time.perf_counter() - started, 1),
-        "peak_MiB": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+        "seconds": round(seconds, 1),
+        "peak_MiB": peak,
     }
-
-
-def _first(name: str) -> str:
-    return next((ROOT / "outputs" / name / "sae").glob("*/metrics.json")).read_text()
 
 
 def main() -> None:
@@ -99,15 +83,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--study", help="a study in outputs/")
-    parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")],
-                        default=[64, 128, 256, 512, 1024, 2048, 4096, 8192])  # fmt: skip
-    parser.add_argument("--levels", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--d", type=int, default=128)
+    parser.add_argument("--study", default="demo", help="a study in outputs/")
+    parser.add_argument("--sweep", type=int, help="make about so many dictionaries first")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/analysis.jsonl")
     arguments = parser.parse_args()
-    found = whole_analysis(arguments.study) if arguments.study else heat_map(arguments)
+    if arguments.sweep:
+        arguments.study, outputs = "sweep", ROOT / "outputs"
+        if not (outputs / "sweep" / "sae").exists():
+            make_sweep(arguments.sweep, outputs / "demo", outputs / "sweep")
+    found = whole_analysis(arguments.study)
     found |= {"cores": os.cpu_count(), "machine": platform.machine()}
     print(json.dumps(found))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

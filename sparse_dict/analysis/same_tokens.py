@@ -53,15 +53,9 @@ def _foreign(first: Activations, second: Activations) -> bool:
 
 def _origins(activations: Activations) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Document and position of every row as one number, and its token, (rows,) each."""
-    places = np.empty(activations.rows, np.int64)
-    tokens = np.empty(activations.rows, np.int32)
-    for start in range(0, activations.rows, READ):
-        here = slice(start, min(start + READ, activations.rows))
-        found = activations.origins(here.start, here.stop)
-        assert found is not None
-        places[here] = (found[:, 0].astype(np.int64) << 32) | found[:, 1]
-        tokens[here] = found[:, 2]
-    return places, tokens
+    found = activations.origins(0, activations.rows)
+    assert found is not None
+    return (found[:, 0].astype(np.int64) << 32) | found[:, 1], found[:, 2]
 
 
 def _taken(activations: Activations, rows: NDArray[np.int64]) -> Floats:

@@ -76,81 +76,72 @@ def build(name: str, project: str, entity: str) -> "Workspace":
             f"this needs wandb-workspaces ({error.name} is missing): pip install -e '.[workspace]'"
         ) from None
 
-    size, l1 = panels.Config("sae.dict_size"), panels.Config("sae.l1")
-    fvu, l0, dead, mmcs, shared = (
-        panels.SummaryMetric(key) for key in ("fvu", "l0", "dead", "mmcs", "shared_fraction")
-    )
-    axis = panels.ParallelCoordinatesPlotColumn
-    wide = Layout(w=24, h=12)
-
-    def curve(key: str, title: str, log: bool) -> Any:
-        return panels.LinePlot(
-            title=title, x="activations", y=[f"sae/{key}"], log_y=log, groupby=size,
-            groupby_aggfunc="mean", groupby_rangefunc="minmax", max_runs_to_show=100,
-        )  # fmt: skip
-
-    sections = [
-        workspaces.Section(
-            name="How far larger dictionaries find the same features",
-            is_open=True,
-            panels=[
-                panels.MediaBrowser(
-                    title="MMCS with larger dictionaries", media_keys=list(PICTURES),
-                    num_columns=1, layout=wide,
-                ),
-                *(
-                    panels.CustomChart(
-                        query={"summaryTable": {"tableKey": f"{key}_table"}}, chart_name=chart,
-                        chart_fields=fields, chart_strings={"title": key},
-                    )
-                    for key, (chart, fields) in CHARTS.items()
-                ),
-            ],
-        ),
-        workspaces.Section(
-            name="Dictionaries",
-            is_open=True,
-            panels=[
-                panels.ScatterPlot(
-                    title="MMCS by size and L1", x=l1, y=size, z=mmcs, log_x=True, log_y=True
-                ),
-                panels.ScatterPlot(
-                    title="FVU and L0, by MMCS", x=l0, y=fvu, z=mmcs, log_x=True, log_y=True
-                ),
-                panels.ParallelCoordinatesPlot(
-                    title="Size x L1", layout=wide,
-                    columns=[
-                        axis(metric=size, log=True), axis(metric=l1, log=True),
-                        axis(metric=l0, log=True), axis(metric=fvu), axis(metric=dead),
-                        axis(metric=mmcs), axis(metric=shared),
-                    ],
-                ),
-            ],
-        ),
-        workspaces.Section(
-            name="Training, by dictionary size",
-            is_open=True,
-            panels=[
-                curve("fvu", "FVU", True),
-                curve("l0", "L0", True),
-                curve("inactive", "Inactive features", False),
-            ],
-        ),
-        workspaces.Section(
-            name="Language model",
-            panels=[panels.LinePlot(title="Loss", x="tokens", y=["train_loss", "val_loss"])],
-        ),
-    ]  # fmt: skip
+    shown = {
+        "How far larger dictionaries find the same features": _agreement(panels, Layout),
+        "Dictionaries": _dictionaries(panels, Layout),
+        "Training, by dictionary size": [
+            panels.LinePlot(
+                title=title, x="activations", y=[f"sae/{key}"], log_y=key != "inactive",
+                groupby=panels.Config("sae.dict_size"), groupby_aggfunc="mean",
+                groupby_rangefunc="minmax", max_runs_to_show=100,
+            )
+            for key, title in {"fvu": "FVU", "l0": "L0", "inactive": "Inactive features"}.items()
+        ],
+        "Language model": [
+            panels.LinePlot(title="Loss", x="tokens", y=["train_loss", "val_loss"])
+        ],
+    }  # fmt: skip
     return workspaces.Workspace(
         entity=entity,
         project=project,
         name=f"Study {name}",
-        sections=sections,
+        sections=[
+            workspaces.Section(name=title, is_open=title != "Language model", panels=of)
+            for title, of in shown.items()
+        ],
         settings=workspaces.WorkspaceSettings(max_runs=100),
         runset_settings=workspaces.RunsetSettings(
             filters=f"Metric('Group') == {name!r}", pinned_columns=list(PINNED)
         ),
     )
+
+
+def _agreement(panels: Any, layout: Any) -> list[Any]:
+    """The pictures of MMCS, and the native charts of its tables."""
+    pictures = panels.MediaBrowser(
+        title="MMCS with larger dictionaries", media_keys=list(PICTURES),
+        num_columns=1, layout=layout(w=24, h=12),
+    )  # fmt: skip
+    charts = [
+        panels.CustomChart(
+            query={"summaryTable": {"tableKey": f"{key}_table"}}, chart_name=chart,
+            chart_fields=fields, chart_strings={"title": key},
+        )
+        for key, (chart, fields) in CHARTS.items()
+    ]  # fmt: skip
+    return [pictures, *charts]
+
+
+def _dictionaries(panels: Any, layout: Any) -> list[Any]:
+    """Dictionaries by their settings and by what came out, as points and as lines."""
+    size, l1 = panels.Config("sae.dict_size"), panels.Config("sae.l1")
+    fvu, l0, dead, mmcs, shared = (
+        panels.SummaryMetric(key) for key in ("fvu", "l0", "dead", "mmcs", "shared_fraction")
+    )
+    places = {"MMCS by size and L1": (l1, size), "FVU and L0, by MMCS": (l0, fvu)}
+    points = [
+        panels.ScatterPlot(title=title, x=x, y=y, z=mmcs, log_x=True, log_y=True)
+        for title, (x, y) in places.items()
+    ]
+    axis = panels.ParallelCoordinatesPlotColumn
+    lines = panels.ParallelCoordinatesPlot(
+        title="Size x L1", layout=layout(w=24, h=12),
+        columns=[
+            *(axis(metric=metric, log=True) for metric in (size, l1, l0)),
+            *(axis(metric=metric) for metric in (fvu, dead, mmcs, shared)),
+        ],
+    )  # fmt: skip
+    return [*points, lines]
 
 
 if __name__ == "__main__":
