@@ -42,9 +42,9 @@ def test_the_first_positions_may_be_left_out():
     [
         ({"fingerprints": {"truth": "t"}}, "do not come from a language model"),
         ({"layer": None}, "site must be LAYER/SITE"),
-        ({"site": 7}, "lacks"),
-        ({"sites": []}, "lacks"),
-        ({"layer": True}, "whole numbers"),
+        ({"site": None}, "lacks 'site'"),
+        ({"site": None, "sites": []}, "lacks 'site'"),
+        ({"config": None}, "lacks 'config'"),
     ],
 )
 def test_what_the_manifest_does_not_say_is_named(changes, message):

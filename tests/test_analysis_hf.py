@@ -31,6 +31,7 @@ from test_activations_hf import (  # noqa: E402, F401
 from test_analysis_interp import settings_of as interp_settings  # noqa: E402
 
 from sparse_dict.activations import stage  # noqa: E402
+from sparse_dict.activations.store import Activations  # noqa: E402
 from sparse_dict.analysis import frame, harvested, study  # noqa: E402
 from sparse_dict.analysis.comparison import Comparison  # noqa: E402
 from sparse_dict.analysis.features import contexts, page  # noqa: E402
@@ -380,13 +381,15 @@ def test_a_name_on_the_hub_is_recorded_with_its_commit_and_opened_from_the_cache
     assert found.model.direct(Site("resid_post", 2), torch.eye(D)).shape == (D, 257)
 
 
-@pytest.mark.parametrize("change", [{"name_or_path": 3}, {"dtype": None}, {"n_ctx": "x"}, None])
+@pytest.mark.parametrize("change", [{"name_or_path": 3}, {"dtype": None}, {"n_ctx": "x"}])
 def test_a_record_without_its_model_is_named(folders, tmp_path, change):
     stage.run(stage_config(folders, tmp_path))
-    manifest = files.read_json(tmp_path / "activations" / "manifest.json")
-    manifest["config"]["lm"] = change and manifest["config"]["lm"] | change
-    with pytest.raises(UserError, match="manifest lacks"):
-        harvested.model(manifest, config_of(tmp_path))
+    path = tmp_path / "activations" / "manifest.json"
+    manifest = files.read_json(path)
+    manifest["config"]["lm"] |= change
+    files.write_json(path, manifest)
+    with pytest.raises(UserError, match=rf"config.lm.{min(change)} is .*, not a"):
+        Activations.open(path.parent)
 
 
 def test_tokens_are_shown_as_the_text_they_stand_for(tmp_path):

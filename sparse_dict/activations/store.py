@@ -65,6 +65,31 @@ class Regime(TypedDict):
     linear: Number
 
 
+class Reading(TypedDict):
+    """The section `harvest` of its config."""
+
+    skip_first: NotRequired[Count | None]
+    split: NotRequired[Literal["train", "validation", "all"]]
+
+
+class Named(TypedDict):
+    """The section `lm`: a model of transformers."""
+
+    name_or_path: NotRequired[Line]
+    revision: NotRequired[Line | None]
+    n_ctx: NotRequired[Positive]
+    dtype: NotRequired[Line]
+    bos: NotRequired[bool | None]
+
+
+class Config(TypedDict):
+    """The config that it was harvested with, as far as it is read back."""
+
+    harvest: NotRequired[Reading]
+    data: NotRequired[dict[str, Any]]
+    lm: NotRequired[Named]
+
+
 class Manifest(TypedDict):
     """`manifest.json`."""
 
@@ -80,6 +105,9 @@ class Manifest(TypedDict):
     layer: NotRequired[Count]
     sites: NotRequired[list[Place]]  # where there are several
     pre_activations: NotRequired[list[Regime]]
+    config: NotRequired[Config]
+    corpus: NotRequired[dict[str, Any]]
+    lm_commit: NotRequired[Line | None]
 
 
 @dataclass(frozen=True)

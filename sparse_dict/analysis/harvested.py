@@ -19,16 +19,16 @@ from torch import Tensor
 
 from sparse_dict.activations.harvest import widths
 from sparse_dict.activations.side_by_side import TOGETHER, open_all
-from sparse_dict.activations.store import MANIFEST, Activations, Rows
+from sparse_dict.activations.store import MANIFEST, Activations, Manifest, Rows
 from sparse_dict.analysis.study import Study
 from sparse_dict.config import AnalyzeConfig, ContextsConfig, HFModel
 from sparse_dict.config.sites import Site, parse
-from sparse_dict.errors import UserError, one_line
+from sparse_dict.errors import UserError, one_line, reading
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.interface import LanguageModel, OpenLM
 from sparse_dict.machine import runtime
 from sparse_dict.machine.progress import Progress
-from sparse_dict.storage import files
+from sparse_dict.storage import files, records
 from sparse_dict.text.tokens import TokenStore, TokenStream
 
 Floats = NDArray[np.float32]
@@ -234,22 +234,11 @@ def place(manifest: dict[str, Any], site: str | None = None) -> Place:
         raise UserError("these activations are of several harvests, not of a single model")
     if "model" not in manifest["fingerprints"]:
         raise UserError("these activations do not come from a language model")
-    try:
+    with reading(Path(MANIFEST), "harvest again"):
         skip = manifest["config"]["harvest"].get("skip_first") or 0
-        if "sites" in manifest:
-            sites = [parse(entry["site"], None, "site") for entry in manifest["sites"]]
-        else:
-            sites = [parse(manifest["site"], manifest.get("layer"), "site")]
-        layers = [site.layer for site in sites if site.layer is not None]
-        if not sites or not _counts(*layers, skip, manifest["rows"]):
-            raise ValueError("whole numbers of layer, rows or skip_first")
-        if site is not None:
-            sites = [parse(site, None, "site")]
-        return Place(tuple(sites), skip)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"the activations' manifest lacks {error}") from None
-    except UserError as error:
-        raise UserError(f"the activations' manifest: {error}") from None
+        names = [site] if site else [part["site"] for part in manifest.get("sites", ())]
+        sites = [parse(name, None, "site") for name in names]
+        return Place(tuple(sites or [parse(manifest["site"], manifest.get("layer"), "site")]), skip)
 
 
 def model(manifest: dict[str, Any], config: AnalyzeConfig) -> OpenLM:
@@ -261,20 +250,13 @@ def model(manifest: dict[str, Any], config: AnalyzeConfig) -> OpenLM:
     device = runtime.device(config.device)
     if is_ours(manifest):
         return lm_folder.opened(model_record(manifest, config)[0], device)
-    wanted, recorded = manifest["fingerprints"]["model"], manifest["config"]["lm"]
-    try:
-        texts = [recorded["name_or_path"], recorded["dtype"]]
-        revision = manifest.get("lm_commit") or recorded["revision"]
-        if not all(isinstance(text, str) for text in [*texts, revision or ""]):
-            raise TypeError("a name, dtype or revision in words")
-        if not _counts(recorded["n_ctx"]):
-            raise TypeError("a whole number n_ctx")
-        bos = recorded.get("bos") or False  # older harvests had none
-        if not isinstance(bos, bool):
-            raise TypeError("true or false as bos")
-        found = HFModel(texts[0], revision, recorded["n_ctx"], texts[1], bos)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"the activations' manifest lacks {error}") from None
+    wanted = manifest["fingerprints"]["model"]
+    with reading(Path(MANIFEST), "harvest again"):
+        recorded = manifest["config"]["lm"]
+        found = HFModel(
+            recorded["name_or_path"], manifest.get("lm_commit") or recorded["revision"],
+            recorded["n_ctx"], recorded["dtype"], recorded.get("bos") or False,
+        )  # fmt: skip
     moved = Path(config.lm_dir)
     if (moved / "config.json").is_file():
         found.name_or_path, found.revision = str(moved), None
@@ -289,8 +271,7 @@ def model(manifest: dict[str, Any], config: AnalyzeConfig) -> OpenLM:
 
 def is_ours(manifest: dict[str, Any]) -> bool:
     """Whether the language model is one of train_lm.py's."""
-    config = manifest.get("config")
-    return not (isinstance(config, dict) and "lm" in config)
+    return "lm" not in manifest.get("config", {})
 
 
 def model_record(manifest: dict[str, Any], config: AnalyzeConfig) -> tuple[Path, lm_folder.Record]:
@@ -368,17 +349,13 @@ def _stores(manifest: dict[str, Any], cache_dir: Path) -> tuple[TokenStore, str]
 
 def _tokens(manifest: dict[str, Any], cache_dir: Path) -> tuple[Path, dict[str, Any], str]:
     """Folder and record of the harvested text's tokens, and the split that was harvested."""
-    try:
+    with reading(Path(MANIFEST), "harvest again"):
         wanted = {
             "corpus": manifest["corpus"],
             "val_fraction": manifest["config"]["data"]["val_fraction"],
             "tokenizer": manifest["fingerprints"]["tokenizer"],
         }
-        split = str(manifest["config"]["harvest"]["split"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"the activations' {MANIFEST} lacks {error}") from None
-    if split not in ("train", "validation", "all"):
-        raise UserError(f"the activations' {MANIFEST} names no split {split!r}")
+        split = manifest["config"]["harvest"]["split"]
     for path in sorted(cache_dir.glob("tokens/*/manifest.json")):
         there = files.read_json(path)
         if all(there.get(key) == value for key, value in wanted.items()):
@@ -387,10 +364,6 @@ def _tokens(manifest: dict[str, Any], cache_dir: Path) -> tuple[Path, dict[str, 
         f"the tokens that were harvested are not in {cache_dir / 'tokens'}; set cache_dir, or run "
         "harvest.py anew with another activations_dir to have them made again"
     )
-
-
-def _counts(*values: Any) -> bool:
-    return all(type(value) is int and 0 <= value < 1 << 48 for value in values)
 
 
 def beside(config: AnalyzeConfig, recorded: Any) -> str | None:
@@ -462,11 +435,10 @@ def _harvest(config: AnalyzeConfig, study: Study) -> tuple[Path, dict[str, Any]]
     reasons = []
     for folder in dict.fromkeys(folder for found in folders(config, study) for folder in found):
         if (folder / MANIFEST).exists():
-            manifest = files.read_json(folder / MANIFEST)
-            prints = manifest.get("fingerprints")
-            there = prints.get("activations") if isinstance(prints, dict) else None
+            manifest = records.read(folder / MANIFEST, Manifest)
+            there = manifest["fingerprints"].get("activations")
             if there == wanted:
-                return folder, manifest
+                return folder, dict(manifest)
             reasons.append(f"{folder} holds others (fingerprint {there})")
         elif folder.is_dir():
             reasons.append(f"{folder} holds arrays without a record of a model and its text")
