@@ -94,6 +94,8 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     `before` is PW-MCC of the initial values, `change` the difference from the plain kind, over the
     seeds that both have. Kinds without levels on both sides of that L0 have no rows.
     """
+    if len(context.study.families) < 2:
+        return {}
     study, plain, pairs = context.tables, context.tables.about.plain, of_seeds(context.tables)
     known = study.dictionaries.set_index("dictionary")
     entries = {entry.name: entry for entry in context.study.entries}
