@@ -47,7 +47,7 @@ from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.model import GPT
-from sparse_dict.storage import files
+from sparse_dict.storage import files, records
 from sparse_dict.text import tokens
 from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
 from sparse_dict.tracking import Run
@@ -342,7 +342,7 @@ def test_what_is_missing_is_named(base, tmp_path, key, monkeypatch):
         def without_record(path):
             return {k: v for k, v in original(path).items() if k != "lm_dir"}
 
-        monkeypatch.setattr(files, "read_json", without_record)
+        monkeypatch.setattr(records, "read_json", without_record)
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "none"))):
         contexts.gather(elsewhere, compared(base))
 

@@ -33,7 +33,8 @@ def test_text_model_and_size_are_told(base, tmp_path):  # noqa: F811
 def test_other_sites_models_and_toys_are_not_called_neurons_of_ours(base, tmp_path):  # noqa: F811
     text = told(base, tmp_path, site="resid_post")
     assert "values (site resid_post)" in text
-    sites = [{"site": "2/mlp_post"}, {"site": "3/resid_post"}]
+    ends = {"2/mlp_post": [0, 6], "3/resid_post": [6, 12]}
+    sites = [{"site": site, "columns": c, "rms": 1.0} for site, c in ends.items()]
     assert "of 2 sites side by side (2/mlp_post, 3/resid_post)" in told(base, tmp_path, sites=sites)
     hub = {"lm": {"name_or_path": "gpt2"}, "harvest": {}}
     assert "the Hugging Face model gpt2" in told(base, tmp_path, config=hub)

@@ -234,7 +234,7 @@ def place(manifest: dict[str, Any], site: str | None = None) -> Place:
         raise UserError("these activations are of several harvests, not of a single model")
     if "model" not in manifest["fingerprints"]:
         raise UserError("these activations do not come from a language model")
-    with reading(Path(MANIFEST), "harvest again"):
+    with reading(Path(MANIFEST)):
         skip = manifest["config"]["harvest"].get("skip_first") or 0
         names = [site] if site else [part["site"] for part in manifest.get("sites", ())]
         sites = [parse(name, None, "site") for name in names]
@@ -251,7 +251,7 @@ def model(manifest: dict[str, Any], config: AnalyzeConfig) -> OpenLM:
     if is_ours(manifest):
         return lm_folder.opened(model_record(manifest, config)[0], device)
     wanted = manifest["fingerprints"]["model"]
-    with reading(Path(MANIFEST), "harvest again"):
+    with reading(Path(MANIFEST)):
         recorded = manifest["config"]["lm"]
         found = HFModel(
             recorded["name_or_path"], manifest.get("lm_commit") or recorded["revision"],
@@ -349,7 +349,7 @@ def _stores(manifest: dict[str, Any], cache_dir: Path) -> tuple[TokenStore, str]
 
 def _tokens(manifest: dict[str, Any], cache_dir: Path) -> tuple[Path, dict[str, Any], str]:
     """Folder and record of the harvested text's tokens, and the split that was harvested."""
-    with reading(Path(MANIFEST), "harvest again"):
+    with reading(Path(MANIFEST)):
         wanted = {
             "corpus": manifest["corpus"],
             "val_fraction": manifest["config"]["data"]["val_fraction"],
