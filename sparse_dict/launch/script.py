@@ -89,10 +89,10 @@ def run_stage(name: str, config: DictConfig) -> Any:
         if not explain.is_foreseen(error):
             raise
         line = explain.in_one_line(error, name)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            # one of Hydra's own, which it prints without a traceback
-            raise CompactHydraException(line) from None
         log.error("%s", line)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            # one of Hydra's own, of which it prints the first without a traceback
+            raise CompactHydraException(line) from None
         raise SystemExit(1) from None
 
 
