@@ -25,7 +25,7 @@ import tokenizers  # noqa: F401
 import torch._dynamo  # noqa: F401  which the optimiser imports
 
 from sparse_dict.activations import harvest  # noqa: F401
-from sparse_dict.analysis import analyses  # noqa: F401
+from sparse_dict.analysis import sections  # noqa: F401
 from sparse_dict.analysis.report import page as report  # noqa: F401
 from sparse_dict.launch import explain
 from sparse_dict.lm import model, train  # noqa: F401
