@@ -227,6 +227,20 @@ for name in ("job", "never seen"):
     assert not tracking.unfinished(tmp_path / "jobs" / "job")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["", ", Path('weights')"])
+def test_the_content_of_what_was_made_is_sent_only_if_it_is_named(
+    tmp_path: Path, more: str
+) -> None:
+    (tmp_path / "record.json").write_text("{}")
+    (tmp_path / "weights").write_bytes(b"weights")
+    code = f"with open_run('a') as run: run.made('dictionary', Path('record.json'){more})"
+    with WandbServer() as server:
+        child(tmp_path, code, WANDB_BASE_URL=server.url, **KEY)
+    assert "CreateArtifact" in server.operations
+    assert ("CreateArtifactFiles" in server.operations) == bool(more)
+
+
 PART = """
 import os, signal
 try:
