@@ -219,7 +219,7 @@ def test_the_shell_completes_keys_and_choices(line: str, offered: list[str]) -> 
 
 @pytest.mark.parametrize(
     ("arguments", "shown"),
-    [(["--help"], "dict_size"), (["--cfg=job"], "dict_size"), (["-sc", "query=bash"], "sae=tied")],
+    [(["--help"], "dict_size"), (["-c", "job"], "dict_size"), (["-sc", "query=bash"], "sae=tied")],
 )
 def test_questions_to_a_script_load_nothing_heavy(arguments: list[str], shown: str) -> None:
     code = (

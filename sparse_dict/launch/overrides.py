@@ -1,6 +1,5 @@
 """Command-line overrides as they are meant: read by the type of their key, in one spelling."""
 
-import argparse
 import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
@@ -32,15 +32,13 @@ def again(arguments: list[str]) -> list[str]:
     Raises:
         UserError: no overrides are kept there.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", default=".")
-    parser.add_argument("--config-name", "-cn")
-    kept, rest = parser.parse_known_args(arguments)
-    if kept.config_name is None:
+    given = get_args_parser().parse_args(arguments)
+    if given.config_name is None:
         return arguments
-    path = Path(kept.config_dir) / "overrides.yaml"
+    path = Path(given.config_dir or ".") / "overrides.yaml"
     try:
-        return [*map(str, OmegaConf.load(path)), *rest]
+        shown = ["--cfg", given.cfg] if given.cfg else []
+        return [*map(str, OmegaConf.load(path)), *given.overrides, *shown]
     except OSError:
         raise UserError(
             f"no {path}: --config-name runs again what a folder .hydra, --config-dir, has kept"
