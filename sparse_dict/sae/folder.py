@@ -225,7 +225,7 @@ def read_metrics(folder: Path) -> Metrics:
 
 
 def _again(folder: Path) -> AbstractContextManager[None]:
-    return advising(f"delete {folder / METRICS} and make the dictionary again")
+    return advising(f"delete {folder / METRICS} and make it again")
 
 
 def read(folder: str | Path) -> Trained:
@@ -268,7 +268,7 @@ def _read(folder: Path) -> Trained:
 def _refuse_change(path: Path, recorded: str | None) -> None:
     """See that a file has the SHA-256 that was recorded; earlier versions recorded none."""
     if recorded not in (None, sha256_file(path)):
-        raise UserError(f"{path} has changed since it was written (SHA-256)")
+        raise UserError(f"{path} has changed since it was written")
 
 
 def write_snapshot(folder: Path, W_dec: Array, seen: int) -> None:
