@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 
 RESAMPLES = 1000
+BLOCK = 1 << 18  # numbers that are drawn at once
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,18 @@ def bootstrap(
 
 
 def ratio(top: Floats, bottom: Floats, over: str) -> Estimate:
-    """The sum of `top` over that of `bottom`, both (n,) of the same things, resampled together."""
+    """The sum of `top` over that of `bottom`, both (n,) of the same things, resampled together.
 
-    def statistic(samples: Sequence[Floats]) -> float:
-        sums = samples[0].sum(0)
-        return float(sums[0] / sums[1])
-
-    return bootstrap([np.stack([top, bottom], 1)], statistic, over)
+    The same as `bootstrap`, many draws at a time.
+    """
+    rng, n, found = np.random.default_rng(0), len(top), []
+    at_once = max(1, BLOCK // n)
+    for start in range(0, RESAMPLES, at_once):
+        chosen = rng.integers(0, n, (min(at_once, RESAMPLES - start), n))
+        found.append(top[chosen].sum(1) / bottom[chosen].sum(1))
+    low, high = np.nanpercentile(np.concatenate(found), [2.5, 97.5])
+    value = float(top.sum() / bottom.sum())
+    return Estimate(value, float(low), float(high), f"{over} (bootstrap)")
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:

@@ -82,7 +82,8 @@ class Table:
     def rows(self) -> Iterator[tuple[tuple[str, str | None], ...]]:
         """For each row the text and the CSS class of its cells."""
         columns = [values.tolist() for _, values in self.shown.items()]
-        cells = [[_cell(value, _spec(values)) for value in values] for values in columns]
+        specs = map(_spec, columns)
+        cells = [[_cell(v, spec) for v in of] for of, spec in zip(columns, specs, strict=True)]
         return zip(*cells, strict=True)
 
 

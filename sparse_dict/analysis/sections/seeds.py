@@ -31,6 +31,7 @@ from sparse_dict.analysis.tables import MOST_SEEDS, SEED, Tables
 FEWEST = 15  # features of a dictionary whose thirds by frequency are compared
 ALIKE_L0 = 1.5  # two kinds are compared if their L0 differ by at most this factor
 SETTING = ["family", "level", "size"]
+OF_FIRST = ["dictionary", *SETTING, "kind", "axis", "alike", "seed", "l0", "fault"]
 
 
 def matched(study: Tables) -> pd.DataFrame:
@@ -38,7 +39,7 @@ def matched(study: Tables) -> pd.DataFrame:
 
     `l0` is the mean of both; `useless` is whether either explains nothing.
     """
-    here = study.dictionaries[study.dictionaries["site"] == study.about.site]
+    here = study.dictionaries.loc[study.dictionaries["site"] == study.about.site, OF_FIRST]
     if study.pairs.empty:
         own = [column.name for column in COLUMNS["pairs"]]
         return pd.DataFrame(columns=[*here, *own, "other_seed", "useless"])
@@ -52,12 +53,16 @@ def matched(study: Tables) -> pd.DataFrame:
 
 def samples(pairs: pd.DataFrame, value: str | list[str], by: list[str]) -> list[Sample]:
     """A column of each pair of dictionaries, or several, grouped by some of their columns."""
-    found = []
-    for _, part in pairs.groupby(["first", "second"], sort=False):
-        one = part.iloc[0]
-        both = frozenset((int(one["seed"]), int(one["other_seed"])))
-        found.append(Sample(tuple(one[by]), both, part[value].to_numpy(float)))
-    return found
+    if pairs.empty:
+        return []
+    number = pairs.groupby(["first", "second"], sort=False).ngroup().to_numpy()
+    order = np.argsort(number, kind="stable")
+    starts = np.flatnonzero(np.diff(number[order], prepend=-1))
+    firsts = pairs.iloc[order[starts]]
+    groups = firsts[by].itertuples(index=False, name=None)
+    both = map(frozenset, firsts[["seed", "other_seed"]].to_numpy(int).tolist())
+    parts = np.split(pairs[value].to_numpy(float)[order], starts[1:])
+    return [Sample(*one) for one in zip(groups, both, parts, strict=True)]
 
 
 def show(context: Context) -> Iterator[Block]:
