@@ -200,10 +200,13 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     ("line", "offered"),
     [
         ("python train_lm.py model.d_", ["model.d_mlp=", "model.d_model="]),
-        pytest.param("python train_sae.py sae=t", ["sae=tied", "sae=topk"], marks=pytest.mark.slow),
+        pytest.param("python train_sae.py sae=un", ["sae=untied"], marks=pytest.mark.slow),
         pytest.param(
             "python harvest.py name=x experiment=",
-            [f"experiment={name}" for name in ("demo", "neuron_basis", "paper", "toy")],
+            [
+                f"experiment={name}"
+                for name in ("demo", "neuron_basis", "other_model", "paper", "sites", "toy")
+            ],
             marks=pytest.mark.slow,
         ),
         pytest.param(
