@@ -96,7 +96,8 @@ def contest(name: str, folder: Path, overrides: list[str]) -> None:
         stage.run(settings)
     else:
         runtime.allocator()
-        lm = stage._load(settings)
+        module, named = stage._lm(settings)
+        lm = module.opened(named, runtime.device(settings.device))
         model, n_ctx = lm.model, lm.n_ctx
         stream = tokens.prepare(settings.data, lm.tokenizer, Path(settings.cache_dir)).split("all")
         n = min(harvest.n_tokens, len(stream)) // n_ctx

@@ -87,6 +87,7 @@ def source(config: HarvestStageConfig) -> Source:
     path = Path(config.activations_dir) / TRUTH
 
     def fill(writer: ShardWriter, _run: "tracking.Run") -> dict[str, Any]:
+        truth: dict[str, NDArray[Any]]
         truth = {"features": toy.features, "probabilities": toy.probabilities}
         tensor_files.write(path, truth)
         active = 0

@@ -22,7 +22,7 @@ def known() -> dict[str, type[Architecture]]:
 
 def axes() -> dict[str, Axis]:
     """What makes dictionaries sparse, by its key."""
-    kinds = (Architecture, *known().values())
+    kinds: list[type[Architecture]] = [Architecture, *known().values()]
     return {kind.axis.key: kind.axis for kind in kinds}
 
 
