@@ -40,7 +40,8 @@ class Verification:
         self.activations: dict[str, str] | None = None
         self.weights: dict[str, str] = {}  # of the finished dictionaries
         self.listed: set[Path] = set()  # files that a record lists, with their folders
-        self.unlisted = {folder / "wandb"}  # folders of whose files there is no list
+        # folders of whose files there is no list
+        self.unlisted = {folder / "wandb", folder / "probe"}
 
     def run(self) -> None:
         """Check everything."""
