@@ -33,7 +33,6 @@ from sparse_dict import tracking
 from sparse_dict.launch import explain
 from sparse_dict.lm import checkpoint
 from sparse_dict.storage import lock
-from sparse_dict.storage.output import MARK
 from sparse_dict.tools import status, verify
 
 # kills of each stage: in the fast tier, and beyond it
@@ -492,7 +491,7 @@ def kinds(folder: Path, pattern: str) -> list[Path]:
     """One file of each name but for numbers."""
     found = {}
     for path in sorted(folder.glob(pattern)):
-        if path.is_file() and path.suffix != ".log" and path.name not in (MARK, lock.FILE):
+        if path.is_file() and path.suffix != ".log" and path.name != lock.FILE:
             found.setdefault(re.sub(r"\d+", "0", str(path.relative_to(folder))), path)
     return list(found.values())
 

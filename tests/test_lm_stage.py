@@ -266,7 +266,7 @@ def test_a_harvest_older_than_a_key_is_as_if_made_with_its_default(study, tmp_pa
     assert set(recorded["harvest"]) == {
         "layer", "site", "n_tokens", "split", "batch_size", "shard_rows", "dtype",
     }  # fmt: skip
-    with pytest.raises(UserError, match=r"harvest\.skip_first is None there, 1 now"):
+    with pytest.raises(UserError, match=r"harvest\.skip_first is 0 there, 1 now"):
         harvest_stage.check(replace(config, harvest=replace(config.harvest, skip_first=1)))
 
 

@@ -87,6 +87,16 @@ def test_what_was_begun_before_there_were_marks_is_known_by_what_hydra_noted(tmp
     harvest.OUTPUT.refuse_foreign(tmp_path)
 
 
+@pytest.mark.parametrize("mark", ["", "harv", "harvest", "train_"])
+def test_a_mark_that_was_cut_short_is_as_if_it_were_not_there(tmp_path: Path, mark: str):
+    (tmp_path / MARK).write_text(mark)
+    (tmp_path / "manifest.json").write_text(json.dumps(WANTED))
+    assert OUTPUT.is_finished(tmp_path, WANTED)
+    (tmp_path / "manifest.json").rename(tmp_path / "x")
+    with pytest.raises(UserError, match="holds x, which harvest did not make"):
+        OUTPUT.is_finished(tmp_path, WANTED)
+
+
 def test_a_file_is_no_folder(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"activations_dir: .*file is not a folder"):

@@ -81,6 +81,7 @@ def _run(config: HarvestStageConfig) -> None:
         inputs = module.prints(model) | {"corpus": described}
     if OUTPUT.is_finished(target, {"config": _deciding(config), **inputs}, config):
         if distributed.main():
+            OUTPUT.begin(target)
             remove_spools(target)  # a kill may have left it, empty, beside the manifest
         log.info("%s is already there", target)
         return

@@ -64,6 +64,7 @@ def _run(config: TrainLMConfig) -> None:
     if OUTPUT.is_finished(lm_dir, made_from, config):
         log.info("%s is already trained", lm_dir)
         if distributed.main():
+            OUTPUT.begin(lm_dir)
             shutil.rmtree(lm_dir / folder.CHECKPOINT.parent, ignore_errors=True)
         return
 

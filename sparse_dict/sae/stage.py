@@ -151,6 +151,7 @@ def _train_many(
             job = Job(config, folder, _record(config, activations))
             if OUTPUT.is_finished(folder, job.record, config):
                 metrics = dict(folders.read_metrics(folder))
+                OUTPUT.begin(folder)
                 _finish_what_was_killed(job, metrics)
                 outcomes[i] = metrics
                 log.info("%s is already trained", folder)

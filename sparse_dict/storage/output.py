@@ -78,8 +78,10 @@ class Output:
 
     def _is_ours(self, folder: Path) -> bool:
         with suppress(UserError):
-            return door.read_bytes(folder / MARK) == f"{self.stage}\n".encode()
-        # Before there were marks: the manifest, the checkpoint, or what Hydra noted of the job.
+            mark = door.read_bytes(folder / MARK).decode(errors="replace")
+            if mark.endswith("\n"):
+                return mark == f"{self.stage}\n"
+        # Cut short, or before there were marks: manifest, checkpoint, what Hydra noted of the job.
         if self._said(folder) is not None:
             return True
         with suppress(UserError):
