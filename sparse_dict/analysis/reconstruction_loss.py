@@ -86,7 +86,9 @@ def losses(
             y = rows_of(written, skip)
             x = rows_of(read, skip) if target else y
             made = [[y], [np.zeros_like(y)], [np.broadcast_to(ablated, y.shape).copy()]]
-            news = chain(*made, *(item.reconstruct(x) for item in replacements))
+            # One after another: the reconstructions of many dictionaries are larger than all else.
+            every = (item.reconstruct(x) for item in replacements)
+            news = chain(*made, chain.from_iterable(every))
             for label, new in zip(labels, news, strict=True):
                 values = [*read, *put_back(written, new, skip)]
                 found_losses[label].append(finite(follow(values), model).double().cpu())

@@ -32,6 +32,7 @@ FEWEST = 15  # features of a dictionary whose thirds by frequency are compared
 ALIKE_L0 = 1.5  # two kinds are compared if their L0 differ by at most this factor
 SETTING = ["family", "level", "size"]
 OF_FIRST = ["dictionary", *SETTING, "kind", "axis", "alike", "seed", "l0", "fault"]
+OF_FIRST += ["strategy", "tied", "activation"]
 
 
 def matched(study: Tables) -> pd.DataFrame:
