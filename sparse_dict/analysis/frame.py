@@ -48,6 +48,7 @@ class Analysis:
     measure: Callable[[Context], Mapping[str, pd.DataFrame]] | None = None
     pairs: bool = False  # whether it needs `Tables.pairs`
     applies: Callable[[Context], bool] = _always  # whether this study can have it at all
+    needs: tuple[Need, ...] = ()  # without which there is nothing to show
 
 
 def load() -> list[Analysis]:
@@ -149,8 +150,9 @@ def _verdicts(context: Context, analysis: Analysis) -> list[Judged]:
 def shown(context: Context, analysis: Analysis) -> Section | None:
     """The section of an analysis; None if it has nothing to show."""
     text = texts.section(analysis.name)
-    if analysis.name in context.missing:
-        return Section(text.title, [MISSING.format(context.missing[analysis.name])])
+    lacked = (f"needs {need.what}" for need in analysis.needs if not need.there(context.tables))
+    if why := context.missing.get(analysis.name) or next(lacked, None):
+        return Section(text.title, [MISSING.format(why)])
     blocks: list[Block] = [*text.paragraphs]
     try:
         blocks += analysis.show(context)

@@ -1,61 +1,34 @@
 """What was trained on what, and what had to be left out."""
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from sparse_dict.analysis.report import provenance
 from sparse_dict.analysis.report.page import Code, Notes, Section, Table
-from sparse_dict.analysis.study import LABELS, Entry, Study, number
+from sparse_dict.analysis.study import Study
 from sparse_dict.analysis.tables import Tables
 from sparse_dict.config import AnalyzeConfig
 
 
 def section(study: Study, config: AnalyzeConfig, tables: Tables) -> Section:
     """What was trained on what, from the records of all stages."""
-    first = study.entries[0]
-    sizes = [str(size) for size in sorted({e.size for e in study.entries})]
-    levels = {axis: sorted({e.level for e in study.entries if e.axis == axis}) for axis in LABELS}
-    swept = "; ".join(
-        f"{LABELS[axis]} {_listed([number(v) for v in values])}"
-        for axis, values in levels.items()
-        if values
-    )
-    seeds = [str(seed) for seed in sorted({e.seed for e in study.entries})]
-    counts = sorted({int(e.metrics.get("n_activations", 0)) for e in study.entries})
-    rows = [f"{n:,}" for n in counts]
-    batches = [f"{n:,}" for n in sorted({_batch(e) or 0 for e in study.entries} - {0})]
-    batched = f" in batches of {_listed(batches)}" if batches else ""
-    fingerprint = (first.metrics.get("fingerprints") or {}).get("activations", "unknown")
-    kinds = [family for family in study.families if family]
+    metrics = study.entries[0].metrics
+    fingerprint = (metrics.get("fingerprints") or {}).get("activations", "unknown")
     text = (
-        f"The study {config.name} holds {len(study.entries)} dictionaries with "
-        f"{_listed(sizes)} features, {swept} and seed {_listed(seeds)}"
+        f"Evaluated on {metrics['eval_rows']:,} rows of the harvest (fingerprint {fingerprint}) "
+        "that no dictionary was trained on; a feature that is active on none of these counts as "
+        "dead."
     )
-    text += f", of {len(kinds)} kinds: {'; '.join(kinds)}. " if len(kinds) > 1 else ". "
-    text += (
-        f"Each saw {_listed(rows)} activations{batched} (fingerprint "
-        f"{fingerprint}), and was evaluated on {first.metrics['eval_rows']:,} others of the same "
-        "harvest, on which a feature that was never active counts as dead."
-    )
+    if len(study.families) > 1:
+        kinds = "; ".join(family or "plain" for family in study.families)
+        text = f"{len(study.families)} kinds of dictionaries: {kinds}. {text}"
     frame = dictionaries(tables)
     if {e.axis for e in study.entries} == {"l1"}:
         frame = frame.drop(columns=["axis", "level"])
     table = Table("All dictionaries", frame, fold=len(study.entries) > 12)
     return Section("What was trained", [text, provenance.paragraph(config, study), table])
-
-
-def _batch(entry: Entry) -> int | None:
-    """Activations in a training batch, where its config has that."""
-    training = entry.metrics["config"].get("training")
-    value = training.get("batch_size") if isinstance(training, Mapping) else None
-    return value if type(value) is int else None
-
-
-def _listed(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 COLUMNS = (

@@ -19,7 +19,7 @@ from sparse_dict.analysis.measures import subspaces
 from sparse_dict.analysis.measures.correlation import spearman
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import MISSING, Block, Table
+from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.study import Entry
 from sparse_dict.analysis.tables import SEED, Tables
 from sparse_dict.config import EffectsConfig
@@ -90,9 +90,6 @@ def unstable(entry: Entry, shared: NDArray[np.bool_], most: int) -> NDArray[np.f
 
 def show(context: Context) -> Iterator[Block]:
     """The effect of single features against their recurrence."""
-    if "effects" not in context.tables.others:
-        yield MISSING.format(f"needs {PARTNERS.what}")
-        return
     table, spans = (context.tables.others[key] for key in ("effects", "spans"))
     note = f"{len(table)} features of {table['dictionary'].iloc[0]}, against {len(spans)} others."
     yield context.figure("effects", draw(table), note)
@@ -210,4 +207,4 @@ CLAIMS = (
         judge=_same_subspaces, needs=(PARTNERS,), living=False,
     ),
 )  # fmt: skip
-ANALYSIS = Analysis("effects", show, CLAIMS, measure, pairs=True)
+ANALYSIS = Analysis("effects", show, CLAIMS, measure, pairs=True, needs=(PARTNERS,))

@@ -23,7 +23,7 @@ from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import MISSING, Block, Table
+from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.study import Chain, setting
 from sparse_dict.analysis.tables import Tables
 
@@ -33,9 +33,7 @@ MATCH_TABLE_SIZE = 4096  # the table of all variants matches dictionaries up to 
 def show(context: Context) -> Iterator[Block]:
     """MMCS over size and sparsity, the number of high features, and a table of all variants."""
     comparison, chain, study = context.comparison, context.comparison.main, context.tables
-    if chain is None:
-        yield MISSING.format(f"needs {LARGER.what}")
-        return
+    assert chain is not None  # LARGER is there
     cells = by_family(study, context.study.families)
     shown, bar = comparison.shown, study.threshold
     title = f"MMCS with larger dictionaries\n{shown}"
@@ -152,4 +150,4 @@ CLAIMS = (
         judge=_interior, needs=(LARGER, OVER_L1),
     ),
 )  # fmt: skip
-ANALYSIS = Analysis("heatmap", show, CLAIMS)
+ANALYSIS = Analysis("heatmap", show, CLAIMS, needs=(LARGER,))

@@ -29,7 +29,7 @@ from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.measures.random_directions import unit_vectors
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import MISSING, Block, Table
+from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.study import LABELS, Chain, Entry
 from sparse_dict.analysis.tables import Tables
 
@@ -80,9 +80,7 @@ def _above(comparison: Comparison, entry: Entry, variant: Variant) -> int:
 def show(context: Context) -> Iterator[Block]:
     """MCS histograms under both nulls, tests of bimodality, and the simulation."""
     study, comparison, chain = context.tables, context.comparison, context.comparison.main
-    if chain is None:
-        yield MISSING.format(f"needs {LARGER.what}")
-        return
+    assert chain is not None  # LARGER is there
     lower = " One to one, random directions lie lower."
     note = study.about.rule + ("" if comparison.shown.matching == "max" else lower)
     yield context.figure("histograms", by_size(comparison, chain, figures.titled(study)), note)
@@ -278,4 +276,4 @@ CLAIMS = (
         lambda f: f["found"], Lies(GOOD_PART),
     ),
 )  # fmt: skip
-ANALYSIS = Analysis("histograms", show, CLAIMS, measure)
+ANALYSIS = Analysis("histograms", show, CLAIMS, measure, needs=(LARGER,))

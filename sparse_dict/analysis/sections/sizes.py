@@ -32,7 +32,7 @@ from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import MISSING, Block, Table
+from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.tables import RARE, Tables
 
 STEEP = 0.02  # MMCS counts as rising if it grows by more than this per doubling of the size
@@ -58,12 +58,9 @@ def counts(study: Tables) -> pd.DataFrame:
 def show(context: Context) -> Iterator[Block]:
     """The curves, and the numbers behind them."""
     study = context.tables
-    if study.main.empty:
-        yield MISSING.format(f"needs {LARGER.what}")
-        return
     table = counts(study)
     nexts, chain = Variant("max", "next", "all"), context.comparison.main
-    assert chain is not None
+    assert chain is not None  # LARGER is there
     gaussian = [context.comparison.gaussian_mean(entry, nexts) for entry in chain.entries[:-1]]
     yield context.figure("sizes", draw(study, table, gaussian))
     yield Table("Numbers of features by size", table, fold=len(table) > 12)
@@ -232,4 +229,4 @@ CLAIMS = (
         too_few=f"fewer than three sizes with {FEWEST} features of each sort",
     ),
 )  # fmt: skip
-ANALYSIS = Analysis("sizes", show, CLAIMS)
+ANALYSIS = Analysis("sizes", show, CLAIMS, needs=(LARGER,))

@@ -29,7 +29,7 @@ from sparse_dict.analysis.measures.effective_neurons import (
 )
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import MISSING, Block, Notes, Table
+from sparse_dict.analysis.report.page import Block, Notes, Table
 from sparse_dict.analysis.tables import Tables
 
 # A feature found again counts as sparser than random directions from this share of their effective
@@ -46,9 +46,6 @@ FEWEST = 5  # features above the threshold, and below it
 def show(context: Context) -> Iterator[Block]:
     """Effective neurons by MCS, against random directions; outliers by name."""
     study, d = context.tables, context.tables.about.d_in
-    if study.main.empty:
-        yield MISSING.format(f"needs {LARGER.what}")
-        return
     sd, bits = random_spread(d)
     yield (
         f"In {d} dimensions random directions have 1 + (d - 1) 2/π = {random_simpson(d):.2f} "
@@ -211,4 +208,4 @@ CLAIMS = (
     ),
     OUTLIERS,
 )  # fmt: skip
-ANALYSIS = Analysis("sparsity", show, CLAIMS)
+ANALYSIS = Analysis("sparsity", show, CLAIMS, needs=(LARGER,))

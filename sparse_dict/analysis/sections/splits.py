@@ -29,7 +29,7 @@ from sparse_dict.analysis.measures.splitting import (
 )
 from sparse_dict.analysis.measures.two_dictionaries import SHARED_ABOVE
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import MISSING, Block, Table
+from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.study import Entry
 from sparse_dict.analysis.tables import FEWEST_SEEDS, MOST_SEEDS, Tables
 
@@ -114,9 +114,6 @@ def course(entries: Sequence[Entry], steps: list[Step]) -> Iterator[dict[str, in
 def show(context: Context) -> Iterator[Block]:
     """Fates of features from size to size, trees, and splits in another seed."""
     study = context.tables
-    if "splits" not in study.others:
-        yield MISSING.format(f"needs {LARGER.what}")
-        return
     table, courses = study.others["splits"], study.others["split_courses"]
     last = courses[courses["size"] == courses["size"].max()][[*FATES]].sum()
     if n := last.sum():
@@ -217,4 +214,4 @@ CLAIMS = (
         judge=_replicate, needs=(LARGER, SEVERAL_SEEDS), says=None, living=False,
     ),
 )  # fmt: skip
-ANALYSIS = Analysis("splits", show, CLAIMS, measure)
+ANALYSIS = Analysis("splits", show, CLAIMS, measure, needs=(LARGER,))

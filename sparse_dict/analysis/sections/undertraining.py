@@ -37,7 +37,7 @@ from sparse_dict.analysis.measures import gaussian_rows, random_directions
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.measures.mcs import match, max_cosine, normalised
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import MISSING, Block, Table
+from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.study import Entry
 from sparse_dict.analysis.tables import Tables
 from sparse_dict.errors import UserError
@@ -116,9 +116,6 @@ def half_of(seen: Iterable[int]) -> int | None:
 def show(context: Context) -> Iterator[Block]:
     """Agreement with the next size against the steps made."""
     study = context.tables
-    if lacked := next((need for need in NEEDS if not need.there(study)), None):
-        yield MISSING.format(f"needs {lacked.what}")
-        return
     points, chain = study.others["snapshots"], context.comparison.main
     assert chain is not None  # LARGER is there
     schedule = (chain.entries[0].metrics["config"].get("optimizer") or {}).get("schedule")
@@ -275,4 +272,4 @@ CLAIMS = (
         _values, judge=_slowly, needs=NEEDS, living=False,
     ),
 )  # fmt: skip
-ANALYSIS = Analysis("undertraining", show, CLAIMS, measure)
+ANALYSIS = Analysis("undertraining", show, CLAIMS, measure, needs=NEEDS)
