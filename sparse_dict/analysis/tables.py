@@ -216,7 +216,9 @@ def _given(study: Study, name: str) -> list[str]:
 def _dictionaries(comparison: Comparison) -> pd.DataFrame:
     study, threshold = comparison.study, comparison.settings.threshold
     kinds = studies.kinds(study)
-    chosen = {e for f in study.families for chain in _chosen(comparison, f) for e in chain.entries}
+    lowest = (min(comparison.chosen(f), key=lambda chain: chain.seed) for f in study.families)
+    chains = (chain for first in lowest for chain in comparison.same_but_seed(first))
+    chosen = {entry for chain in chains for entry in chain.entries}
     rows = []
     for entry in study.entries:
         metrics, neurons = entry.metrics, simpson_neurons(entry.decoder[entry.alive])
@@ -256,13 +258,6 @@ def _dictionaries(comparison: Comparison) -> pd.DataFrame:
         rows.append(row)
     names = [c.name for c in COLUMNS["dictionaries"] if not c.by]
     return pd.DataFrame(rows, columns=names)
-
-
-def _chosen(comparison: Comparison, family: str) -> list[studies.Chain]:
-    """The chains of a family's level that have the sizes of the one with the lowest seed."""
-    chains = sorted(comparison.chosen(family), key=lambda chain: chain.seed)
-    sizes = [entry.size for entry in chains[0].entries]
-    return [chain for chain in chains if [entry.size for entry in chain.entries] == sizes]
 
 
 def _features(comparisons: Sequence[Comparison]) -> pd.DataFrame:
