@@ -9,7 +9,6 @@ from omegaconf import MISSING
 
 from sparse_dict.errors import UserError
 
-LARGE = 1e18  # what records of results do not hold either
 NAME_BYTES = 255  # of a file's name, in all common file systems
 
 Fits = Callable[[Any], bool]
@@ -28,6 +27,11 @@ def positive(default: Any = MISSING) -> Any:
 def not_negative(default: Any = MISSING) -> Any:
     """A field of at least zero."""
     return _ranged(default, lambda value: value >= 0, "not be negative")
+
+
+def coefficient() -> Any:
+    """A field of at least zero that the record of a result can hold."""
+    return between(0, 1e18, "[)")
 
 
 def between(low: float, high: float, brackets: str = "()", default: Any = MISSING) -> Any:
@@ -78,8 +82,6 @@ class Checked:
     def __post_init__(self) -> None:
         for one in fields(self):  # type: ignore[arg-type]
             value = getattr(self, one.name)
-            if isinstance(value, float) and not abs(value) < LARGE:  # nan neither
-                raise UserError(f"{self.key(one.name)} must be less than {LARGE:g}, not {value!r}")
             # null, where it may be, is no value
             if one.metadata and value is not None and not one.metadata["fits"](value):
                 raise UserError(f"{self.key(one.name)} must {one.metadata['what']}, not {value!r}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from sparse_dict.config.ranges import Checked, between, not_negative, one_of, positive
+from sparse_dict.config.ranges import Checked, between, coefficient, not_negative, one_of, positive
 from sparse_dict.config.sites import parse
 from sparse_dict.errors import UserError
 
@@ -21,7 +21,7 @@ class SAEConfig(Checked, section="sae"):
     activation: str = MISSING  # the kind, a module of sae/architectures/; chosen by sae=NAME
     tied: bool = MISSING  # encoder = decoder transposed
     init: str = one_of("independent", "aligned")  # aligned: the encoder starts as the decoder
-    l1: float = not_negative()  # coefficient of the L1 penalty
+    l1: float = coefficient()  # coefficient of the L1 penalty
     # what l1 is divided by: d_in, so that one l1 gives a similar L0 at any width; none, as the
     # post; dict_size, the dictionary's size
     l1_scaling: str = one_of("none", "d_in", "dict_size")

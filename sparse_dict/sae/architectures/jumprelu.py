@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparse_dict.config import SAEConfig
-from sparse_dict.config.ranges import not_negative, positive
+from sparse_dict.config.ranges import coefficient, positive
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.base import Architecture, Axis
 from sparse_dict.sae.loss import Encoded, Fit, Numbers, Params, jump, l0, l1, squared_error
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class JumpReLUConfig(SAEConfig):
     """The L0 penalty, and how thresholds are learned."""
 
-    l0: float = not_negative()  # coefficient of the number of active features
+    l0: float = coefficient()  # coefficient of the number of active features
     threshold: float = positive()  # the thresholds' first value
     bandwidth: float = positive()  # width of the kernel that moves thresholds
 
