@@ -62,8 +62,8 @@ def make_sweep(n: int, demo: Path, folder: Path) -> None:
 
 
 def whole_analysis(name: str) -> dict[str, Any]:
-    """Wall time and peak memory of analyze.py, all that is on by default."""
-    command = [sys.executable, "analyze.py", f"name={name}", "tracking.mode=offline"]
+    """Wall time and peak memory of analyze.py, all that is on by default but for tracking."""
+    command = [sys.executable, "analyze.py", f"name={name}", "tracking.mode=disabled"]
     command += ["activations_dir=outputs/demo/activations", "lm_dir=outputs/demo/lm"]
     started = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True)

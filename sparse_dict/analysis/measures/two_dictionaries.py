@@ -91,10 +91,11 @@ def agree(smaller: Rows, larger: Rows, threshold: float = 0.9) -> Agreement:
     Raises:
         UserError: one-to-one matching would not fit in memory.
     """
-    matched, decoders = match_features(smaller, larger), (smaller[1], larger[1])
-    ways = (_one_way(*rows, threshold) for rows in (decoders, decoders[::-1]))
-    chance = random_pair(decoders[0].shape[1], *map(len, decoders))
-    return Agreement(*ways, matched.pw_mcc, chance, float(matched.same.mean()))
+    matched, small, large = match_features(smaller, larger), smaller[1], larger[1]
+    return Agreement(
+        _one_way(small, large, threshold), _one_way(large, small, threshold), matched.pw_mcc,
+        random_pair(small.shape[1], len(small), len(large)), float(matched.same.mean()),
+    )  # fmt: skip
 
 
 def _one_way(rows: Floats, others: Floats, threshold: float) -> OneWay:

@@ -130,7 +130,8 @@ def mapped(first: Entry, second: Entry, how: Alignment | None, bar: float) -> di
         rows if how is None else rows @ how.matrix for rows in (first.encoder, first.decoder)
     )
     one, other = (read, written), (second.encoder, second.decoder)
-    found = agree(*sorted((one, other), key=lambda rows: len(rows[1])), bar)
+    small, large = sorted((one, other), key=lambda rows: len(rows[1]))
+    found = agree(small, large, bar)
     way = found.larger if first.size > second.size else found.smaller
     rows, others = normalised(written), normalised(second.decoder)
     living = max_cosine(rows[first.alive], others[second.alive]) > bar
