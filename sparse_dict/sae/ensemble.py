@@ -132,7 +132,8 @@ def train(groups: list[list[Trainee]], first_step: int) -> None:
     config = trainees[0].config
     training, batch_size = config.training, config.training.batch_size
     last_step = total_steps(config)
-    clock = _Clock(trainees, first_step * batch_size)
+    ticked = logged = time.monotonic()
+    logged_rows = first_step * batch_size
     snapshots = snapshot_steps(config)
     with (
         interrupt.on_signal() as request,
@@ -159,9 +160,13 @@ def train(groups: list[list[Trainee]], first_step: int) -> None:
             living = [trainee for trainee in trainees if trainee.error is None]
             if not living:
                 break
-            clock.tick()
+            now = time.monotonic()
+            for trainee in trainees:
+                trainee.seconds += now - ticked
+            ticked = now
             if logs:
-                speed = clock.speed(seen)
+                speed = (seen - logged_rows) / max(now - logged, 1e-9)
+                logged, logged_rows = now, seen
                 for part in parts:
                     _log(part, seen, step, speed)
             if step in snapshots:
@@ -177,27 +182,6 @@ def train(groups: list[list[Trainee]], first_step: int) -> None:
                 raise request.error()
         if request.signal is not None:  # since the last step's checkpoint
             raise request.error()
-
-
-class _Clock:
-    """How long a training has taken, and how fast it is."""
-
-    def __init__(self, trainees: list[Trainee], rows: int) -> None:
-        self.trainees, self.before = trainees, [trainee.seconds for trainee in trainees]
-        self.started = self.logged = time.monotonic()
-        self.rows = rows
-
-    def tick(self) -> None:
-        """Tell all dictionaries what they have taken."""
-        for trainee, before in zip(self.trainees, self.before, strict=True):
-            trainee.seconds = before + time.monotonic() - self.started
-
-    def speed(self, seen: int) -> float:
-        """Rows a second since it was last asked for."""
-        now = time.monotonic()
-        speed = (seen - self.rows) / max(now - self.logged, 1e-9)
-        self.logged, self.rows = now, seen
-        return speed
 
 
 def _drop(trainee: Trainee, step: int) -> None:

@@ -46,30 +46,30 @@ class Evaluation:
 @torch.inference_mode()
 def evaluate(
     dictionaries: list[Dictionary],
-    sides: list[tuple[Activations, Activations]],
+    data: list[tuple[Activations, Activations]],
     start: int,
     device: torch.device,
 ) -> list[Evaluation]:
     """Numbers of every dictionary on the rows from `start` to the end, read once.
 
-    `sides` are what each reads and what it reconstructs, raw.
+    `data` are what each reads and what it reconstructs.
     """
     modules = [TorchDictionary(d).to(device) for d in dictionaries]
-    last = sides[0][0].rows if sides else start
+    last = data[0][0].rows if data else start
     rows = last - start
     l1 = np.zeros(len(modules))
-    error = [np.zeros(y.d_in) for _, y in sides]
-    moments = {y: Moments(y.d_in) for _, y in sides}
+    error = [np.zeros(y.d_in) for _, y in data]
+    moments = {y: Moments(y.d_in) for _, y in data}
     fired = [torch.zeros(len(d.b_enc), dtype=torch.int64, device=device) for d in dictionaries]
     for first in range(start, last, READ):
         stop = min(first + READ, last)
-        rows_of = {a: a.read(first, stop) for s in sides for a in {*s}}
+        rows_of = {a: a.read(first, stop) for both in data for a in {*both}}
         for y, seen in moments.items():
             seen.add(rows_of[y])
         read = {a: torch.from_numpy(found).to(device) for a, found in rows_of.items()}
         for i, module in enumerate(modules):
             together = max(1, CODES // len(module.b_enc))
-            parts = (read[side].split(together) for side in sides[i])
+            parts = (read[a].split(together) for a in data[i])
             for x, wanted in zip(*parts, strict=True):
                 codes = module.encode(x)  # (rows, dict_size)
                 residual = module.decode(codes) - wanted
@@ -81,7 +81,7 @@ def evaluate(
     return [
         Evaluation(
             mse=error[i] / rows,
-            variance=moments[sides[i][1]].variance,
+            variance=moments[data[i][1]].variance,
             l0=float(fired[i].sum()) / rows,
             l1=l1[i] / rows,
             fire_count=fired[i].cpu().numpy(),

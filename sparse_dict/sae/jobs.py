@@ -53,8 +53,9 @@ def parts(jobs: list[Job]) -> list[tuple["torch.device", list[Job]]]:
     for device, share in zip(devices, balanced(loads, len(devices)), strict=False):
         for job in (jobs[i] for i in share):
             training, sae = job.config.training, job.config.sae
-            view = [sae.site, sae.target, asdict(job.config.activations)]
-            seen[device, fingerprint([training.rows, training.rows_seed, view])].append(job)
+            rows, columns = [training.rows, training.rows_seed], [sae.site, sae.target]
+            sees = fingerprint([rows, columns, asdict(job.config.activations)])
+            seen[device, sees].append(job)
     return [(device, own) for (device, _), own in seen.items()]
 
 

@@ -13,9 +13,9 @@ graph: starting hundreds of small kernels one by one takes longer than running t
 
 import logging
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
-from types import TracebackType
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -46,11 +46,7 @@ class DenseStep:
     """Computes steps for a fixed list of dictionaries."""
 
     def __init__(
-        self,
-        states: list[State],
-        *,
-        compiled: bool = False,
-        max_features: int | None = None,
+        self, states: list[State], *, compiled: bool = False, max_features: int | None = None
     ) -> None:
         """Stack `states`, all on one device; their tensors become parts of the stacks'.
 
@@ -61,36 +57,99 @@ class DenseStep:
         if max_features is None:
             on_cpu = states[0].b.device.type == "cpu"
             max_features = MAX_FEATURES_CPU if on_cpu else MAX_FEATURES
-        self.groups = [
-            (indices, _Group([states[i] for i in indices], compiled))
-            for indices in _grouped(states, max_features)
-        ]
+        self._indices = _grouped(states, max_features)  # of the dictionaries of each stack
+        self._stacks = [_stacked([states[i] for i in indices]) for indices in self._indices]
+        self._train = [train] * len(self._stacks)
+        if compiled:
+            # torch counts compilations for each function, and gives up after a few
+            torch._dynamo.config.recompile_limit += len(self._stacks)
+            # A whole graph or an error; exact shapes. Not in the mode that makes CUDA graphs: it
+            # does not allow parameters to be written in place, as `_captured` does.
+            quick = torch.compile(train, fullgraph=True, dynamic=False)
+            self._train = [quick if stack.is_fast else train for stack in self._stacks]
         self._steps = 0
-        self._captured: _Captured | None = None
+        self._captured: tuple[torch.cuda.CUDAGraph, list[Tensor]] | None = None  # what it reads
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Nothing is held open; the method makes both steps interchangeable."""
 
     @torch.no_grad()
     def __call__(self, x: Tensor, y: Tensor, hypers: Sequence[Hyper | None], seen: int) -> None:
         """As `SparseStep.__call__`; where the hyper is None, finite values stay what they are."""
-        given = _Given.of(x, y, self.groups, hypers, seen)
+        numbers = []
+        for indices in self._indices:
+            own = [_numbers(self.states[i], hypers[i]) for i in indices]
+            numbers += [value for values in zip(*own, strict=True) for value in values]
+        counts = [seen, min(self.states[0].dead_window, seen)]
+        given = [
+            x, y, _sent(numbers, torch.float32, x.device), _sent(counts, torch.int64, x.device)
+        ]  # fmt: skip
         self._steps += 1
         if x.is_cuda and self._steps == BEFORE_CAPTURE + 1:
-            self._captured = _Captured.of(self.groups, given)
-        if self._captured is not None:
-            self._captured.replay(given)
-        else:
-            for (_, group), numbers in zip(self.groups, given.by_group(self.groups), strict=True):
-                group.train(given.x, given.y, numbers, given.counts)
+            self._capture(given)
+        if self._captured is None:
+            for call in self._work(*given):
+                call()
+            return
+        graph, read = self._captured
+        for place, new in dict(zip(read, given, strict=True)).items():  # y may be x itself
+            place.copy_(new)
+        graph.replay()
+
+    def _work(
+        self, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor
+    ) -> list[Callable[[], None]]:
+        """The step of each stack; `numbers` are `_numbers` of all dictionaries, flat."""
+        rows = [ADAM + len(stack.architecture.numbers) for stack in self._stacks]
+        sizes = [n * len(own) for n, own in zip(rows, self._indices, strict=True)]
+        parts = [p.view(n, -1) for n, p in zip(rows, numbers.split(sizes), strict=True)]
+        return [partial(self._step, i, x, y, part, counts) for i, part in enumerate(parts)]
+
+    def _step(self, i: int, *given: Tensor) -> None:
+        try:
+            self._train[i](self._stacks[i], *given)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if self._train[i] is train or self._steps > 1:
+                raise
+            log.warning("torch.compile failed, training without it: %s", str(error).split("\n")[0])
+            self._train[i] = train
+            train(self._stacks[i], *given)
+
+    def _capture(self, given: list[Tensor]) -> None:
+        """Record a step without making it, as one CUDA graph, or say why that cannot be done.
+
+        It reads its inputs at fixed places. The stacks are branches of it, so that the kernels of
+        small dictionaries share the device.
+        """
+        x, y, *rest = given
+        read = [x.clone()]
+        read += [read[0] if y is x else y.clone(), *(tensor.clone() for tensor in rest)]
+        graph = torch.cuda.CUDAGraph()
+        branches = [torch.cuda.Stream(x.device) for _ in self._stacks]
+        try:
+            # thread_local: the thread that reads ahead may go on copying and allocating
+            with (
+                torch.cuda.device(x.device),
+                torch.cuda.graph(graph, capture_error_mode="thread_local"),
+            ):
+                main = torch.cuda.current_stream()
+                for call, branch in zip(self._work(*read), branches, strict=True):
+                    branch.wait_stream(main)
+                    with torch.cuda.stream(branch):
+                        call()
+                for branch in branches:
+                    main.wait_stream(branch)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            log.warning("no CUDA graph, steps are slower: %s", str(error).split("\n")[0])
+            return
+        self._captured = graph, read
 
 
 def _grouped(states: list[State], max_features: int) -> list[list[int]]:
@@ -108,121 +167,6 @@ def _grouped(states: list[State], max_features: int) -> list[list[int]]:
         size = -(-len(indices) // parts)  # even ones: fewer shapes to compile
         groups += [indices[start : start + size] for start in range(0, len(indices), size)]
     return groups
-
-
-class _Group:
-    """Dictionaries of one kind, stacked."""
-
-    def __init__(self, states: list[State], compiled: bool) -> None:
-        self.states = states
-        self.stack = _stacked(states)
-        self._train: Any = train
-        self._unproven = compiled and self.stack.is_fast
-        if self._unproven:
-            # torch counts compilations for each function, and gives up after a few
-            torch._dynamo.config.recompile_limit += 1
-            # A whole graph or an error; exact shapes. Not in the mode that makes CUDA graphs: it
-            # does not allow parameters to be written in place, as `_Captured` does.
-            self._train = torch.compile(train, fullgraph=True, dynamic=False)
-
-    def train(self, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor) -> None:
-        """One step, as the function `train`."""
-        given = (self.stack, x, y, numbers, counts)
-        try:
-            self._train(*given)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            if not self._unproven:
-                raise
-            log.warning("torch.compile failed, training without it: %s", str(error).split("\n")[0])
-            self._train = train
-            self._train(*given)
-        self._unproven = False
-
-
-@dataclass
-class _Given:
-    """What a step is given, on the device."""
-
-    x: Tensor  # (batch, d_in), scaled
-    y: Tensor  # (batch, d_out) what is reconstructed; the same one, but for transcoders
-    numbers: Tensor  # float32, flat: `_numbers` of all dictionaries, stack after stack
-    counts: Tensor  # (2,) int64, as `train` takes them
-
-    @classmethod
-    def of(
-        cls,
-        x: Tensor,
-        y: Tensor,
-        groups: list[tuple[list[int], _Group]],
-        hypers: Sequence[Hyper | None],
-        seen: int,
-    ) -> Self:
-        """Send the numbers of a step, two small copies in all, to the device of `x`."""
-        numbers: list[float] = []
-        for indices, group in groups:
-            own = [_numbers(s, hypers[i]) for i, s in zip(indices, group.states, strict=True)]
-            numbers += [value for values in zip(*own, strict=True) for value in values]
-        counts = [seen, min(groups[0][1].stack.dead_window, seen)]
-        device = x.device
-        return cls(x, y, _sent(numbers, torch.float32, device), _sent(counts, torch.int64, device))
-
-    def by_group(self, groups: list[tuple[list[int], _Group]]) -> list[Tensor]:
-        """The numbers of each stack, (numbers, n)."""
-        counts = [len(indices) for indices, _ in groups]
-        lengths = [ADAM + len(group.stack.architecture.numbers) for _, group in groups]
-        sizes = [count * length for count, length in zip(counts, lengths, strict=True)]
-        parts = self.numbers.split(sizes)
-        return [part.view(-1, count) for part, count in zip(parts, counts, strict=True)]
-
-
-class _Captured:
-    """A step of all stacks as one CUDA graph, which reads its inputs at fixed places.
-
-    The stacks are branches of it, so that the kernels of small dictionaries share the device.
-    """
-
-    def __init__(self, graph: torch.cuda.CUDAGraph, inputs: _Given) -> None:
-        self._graph, self._inputs = graph, inputs
-
-    @classmethod
-    def of(cls, groups: list[tuple[list[int], _Group]], given: _Given) -> Self | None:
-        """Record a step without making it, or say in a line why that cannot be done."""
-        x = given.x.clone()
-        y = x if given.y is given.x else given.y.clone()
-        inputs = _Given(x, y, given.numbers.clone(), given.counts.clone())
-        graph = torch.cuda.CUDAGraph()
-        branches = [torch.cuda.Stream(given.x.device) for _ in groups]
-        try:
-            # thread_local: the thread that reads ahead may go on copying and allocating
-            with (
-                torch.cuda.device(given.x.device),
-                torch.cuda.graph(graph, capture_error_mode="thread_local"),
-            ):
-                main = torch.cuda.current_stream()
-                by_group = zip(groups, inputs.by_group(groups), branches, strict=True)
-                for (_, group), numbers, branch in by_group:
-                    branch.wait_stream(main)
-                    with torch.cuda.stream(branch):
-                        group.train(inputs.x, inputs.y, numbers, inputs.counts)
-                for branch in branches:
-                    main.wait_stream(branch)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            log.warning("no CUDA graph, steps are slower: %s", str(error).split("\n")[0])
-            return None
-        return cls(graph, inputs)
-
-    def replay(self, given: _Given) -> None:
-        """Make the step."""
-        self._inputs.x.copy_(given.x)
-        if given.y is not given.x:
-            self._inputs.y.copy_(given.y)
-        self._inputs.numbers.copy_(given.numbers)
-        self._inputs.counts.copy_(given.counts)
-        self._graph.replay()
 
 
 def _stacked(states: list[State]) -> State:
