@@ -1,10 +1,7 @@
 """`hydra/launcher=` joblib, submitit_local, submitit_slurm, ray: a grid in shares, one per worker.
 
-The jobs of a launch are composed and checked here, split into ``hydra.launcher.n_shares`` shares of
-about equal work (the stage's ``weight(config)``, if it has one), and each share is trained
-as an ensemble by a worker, which sees the same folders as this process. The ready values lie in
-``conf/hydra/launcher/``.
-
+The jobs of a launch are composed and checked here and split into ``hydra.launcher.n_shares`` shares
+of about equal ``weight(config)``, which workers, who see the same folders, train as ensembles.
 Hydra imports this file at every start of every script, hence the imports inside functions.
 """
 
@@ -51,11 +48,7 @@ launcher.store()
 
 
 class OwnConfigs(SearchPathPlugin):
-    """Makes Hydra use the files in ``conf/hydra/`` alone.
-
-    hydra-joblib-launcher and similar plugins store configs of the same names, which Hydra would
-    take for the schemas of ours.
-    """
+    """Makes Hydra use ``conf/hydra/`` alone: other plugins store configs of the same names."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Drop what other plugins stored; all plugins are imported by now."""

@@ -1,8 +1,7 @@
 """All jobs of a launch: composed by Hydra's own rules and checked before one of them runs.
 
-A stage is a module with ``check(config, folder)``, which raises `UserError` while nothing has been
-written yet and must be quick, ``run(config)``, which does the work, and ``OUTPUT``, which says what
-folder it writes. `folder` is the one into which Hydra will write the job's config and log.
+A stage has ``check(config, folder)``, quick, which raises `UserError` while nothing has been
+written yet, ``run(config)``, and ``OUTPUT``, the folder it writes. `folder` is Hydra's of the job.
 """
 
 import copy

@@ -1,12 +1,9 @@
 """How a multirun becomes one pass: each job gets its folder, then one call trains them all.
 
-`jobs.py` has composed and checked the jobs. Each gets here what Hydra's own launcher would give it:
-its folder with ``.hydra/`` and a log file, the callbacks, a `JobReturn`. In between, one call of
-the stage's ``train_many(configs, folders)`` trains all. Its ``objective(outcome)``, if there is
-one, gives the value that a sweeper optimises (``hydra/sweeper=optuna``).
-
-A log record made with ``extra={"folder": str(folder)}`` goes to that job's log file only, any
-other one to the log files of all jobs.
+`jobs.py` has composed and checked the jobs. Each gets what Hydra's own launcher would give it: its
+folder with ``.hydra/`` and a log file, the callbacks, a `JobReturn`. In between, one call of the
+stage's ``train_many(configs, folders)`` trains all. A log record made with ``extra={"folder":
+str(folder)}`` goes to that job's log file only, any other one to all.
 """
 
 import copy
@@ -34,9 +31,8 @@ log = logging.getLogger(__name__)
 def train_together(jobs: list[Job], stage: str, callbacks: Callbacks) -> list[JobReturn]:
     """Train all jobs by one call of the module `stage`; the results are in their order.
 
-    Raises:
-        CompactHydraException: a job could not be set up, or another process works in its folder, so
-            that none was trained.
+    Raises `CompactHydraException`, and trains none, if one cannot be set up or its folder is in
+    use.
     """
     escape_logs()  # in the workers of a grid that was split, too
     logging.raiseExceptions = False  # a log file on a full disk: no traceback for each line

@@ -70,13 +70,9 @@ class _Attention(torch.autograd.Function):
 
 
 def causal(qkv: Tensor) -> Tensor:
-    """What each head reads from the positions up to its own.
+    """What each head reads from the positions up to its own, (batch, n_ctx, heads, d_head).
 
-    Args:
-        qkv: (batch, n_ctx, 3, heads, d_head): queries, keys and values.
-
-    Returns:
-        (batch, n_ctx, heads, d_head).
+    Of queries, keys and values: `qkv` (batch, n_ctx, 3, heads, d_head).
     """
     fits = qkv.device.type == "cpu" and qkv.dtype == torch.float32 and qkv.shape[-1] <= MAX_WIDTH
     kernel = _kernel(qkv.shape[-1]) if fits else None

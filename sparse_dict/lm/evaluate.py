@@ -20,19 +20,12 @@ BLOCK = 16  # contexts whose mean loss is one measurement: neighbours come from 
 
 @dataclass
 class TextLoss:
-    """Mean loss over a text.
+    """Mean loss over a text."""
 
-    Attributes:
-        loss: nats a token.
-        error: standard error of `loss`, from the spread between blocks of contexts.
-        bits_per_byte: the same loss for models of any vocabulary to be compared by.
-        tokens: targets that it is the mean of.
-    """
-
-    loss: float
-    error: float
-    bits_per_byte: float
-    tokens: int
+    loss: float  # nats a token
+    error: float  # standard error of it, from the spread between blocks of contexts
+    bits_per_byte: float  # by which models of any vocabulary can be compared
+    tokens: int  # targets that it is the mean of
 
 
 def on_files(lm: folder.LoadedLM, files: Sequence[str], text_column: str = "text") -> TextLoss:

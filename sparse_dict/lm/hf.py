@@ -31,11 +31,7 @@ LOGITS = 1 << 26  # computed at a time: 256 MiB of float32
 
 
 class Model:
-    """A model in evaluation mode, read and changed by hooks.
-
-    Attributes:
-        start: ids that each context begins with; they have no rows.
-    """
+    """A model in evaluation mode, read and changed by hooks; contexts begin with `start`."""
 
     def __init__(self, model: Any, start: Sequence[int] = ()) -> None:
         self.model = model

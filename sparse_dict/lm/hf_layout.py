@@ -306,8 +306,8 @@ class _Search:
     def _last_matrix(self, mid: str, mlp: Part | None, known: bool) -> str | None:
         """The path of the last matrix of the MLP, if the MLP gives what that matrix gives.
 
-        `mid` lies before the MLP, `mlp` is what it adds, as far as they are known; `known` says
-        whether it is known what the block adds.
+        `mid` lies before the MLP, `mlp` is what it adds, as far as they are known, or `known` what
+        all adds.
         """
         before = self._until(mid) if mid else []
         if not mlp:
@@ -332,8 +332,8 @@ class _Search:
     def _before_the_bend(self, down: str) -> str | None:
         """What the MLP's non-linearity reads, if each value decides the one of the same column.
 
-        What `down` reads is then what the non-linearity gives, or that times another value, which
-        may be a half of what one matrix gives.
+        `down` then reads what it gives, or that times another value, as of half of what one matrix
+        gives.
         """
         post = self.inner[f"{down}:in"]
         earlier = {place: self.inner[place] for place in self._until(f"{down}:in")}

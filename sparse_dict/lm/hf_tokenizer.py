@@ -16,12 +16,9 @@ BYTES = bytes_by_character()  # of tokenizers that show each byte as a character
 class Tokenizer:
     """A model's own fast tokenizer, as `text.tokens.prepare` wants it: see `Encoder`.
 
-    Nothing is added to a text, and the name of a special token in one is ordinary text.
-
-    Attributes:
-        n_rows: how many rows a model needs for the ids that a text can have, `eot` and `start`.
-        start: what the tokenizer itself puts before a text: nothing, or ids of special tokens.
-        bos: id of the beginning of sequence, which a text need not have; None if there is none.
+    Nothing is added to a text, and the name of a special token in one is ordinary text. `n_rows`
+    says how many rows a model needs for the ids a text can have, `start` what the tokenizer itself
+    puts before a text; `bos` is the id of the beginning of sequence, if there is one.
     """
 
     def __init__(self, tokenizer: Any) -> None:

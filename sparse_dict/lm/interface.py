@@ -49,9 +49,9 @@ class LanguageModel(Protocol):
     def direct(self, site: Site, rows: Tensor) -> Tensor:
         """What activations `rows` (n, d) of `site` add to the logits, (n, n_vocab), in their dtype.
 
-        By the direct path alone: what they add to the residual stream, then the centring (if it has
-        any) and gain of the final norm, the unembedding and the logits' scale. The norm's division
-        is left out, as are all later blocks, and a cap on the logits.
+        By the direct path alone: what they add to the residual stream, then centring (if any) and
+        gain of the final norm, not its division, the unembedding and the logits' scale, without a
+        cap.
         """
 
 

@@ -1,12 +1,10 @@
 """Cross-entropy of a linear layer's outputs without ever holding all the logits.
 
-The loss is a scalar mean, so its gradients are known up to one factor as soon as the softmax is:
-they are computed in the forward pass, chunk by chunk of rows. On a CPU a compiled loop does it
-(`loss_cpu.py`), which never stores a logit; elsewhere torch.
-
-`torch.nn.functional.linear_cross_entropy` does the same since torch 2.13. On two cores, 4,096 rows
-of 32, it takes 71 ms with 4,096 classes and 4.1 s with GPT-2's, the chunks here 60 ms and 1.6 s,
-and the compiled loop 17 ms and .6 s.
+The gradients of a mean are known up to one factor as soon as the softmax is: they are computed in
+the forward pass, by chunks of rows, on a CPU by a compiled loop (`loss_cpu.py`), elsewhere by
+torch. `torch.nn.functional.linear_cross_entropy` does the same; on two cores, 4,096 rows of 32, it
+takes 71 ms with 4,096 classes and 4.1 s with GPT-2's, this 60 ms and 1.6 s, the compiled loop 17 ms
+and .6 s.
 """
 
 from typing import Any
@@ -88,13 +86,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy in nats of ``softmax(hidden @ weight.T)``.
 
-    Args:
-        hidden: (n, d).
-        weight: (n_vocab, d).
-        targets: (n,) int64.
-        bf16: take the three products in bfloat16; the log-sum-exp and the sums over chunks stay in
-            the dtype of `hidden`.
-        rows: compute by torch in chunks of this many rows; None takes what suits the device.
+    Of hidden (n, d), weight (n_vocab, d) and targets (n,) int64. `bf16` takes the three products in
+    bfloat16, but not sums. torch computes it in chunks of `rows`; None takes what suits the device.
     """
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()  # else `forward` would compute gradients

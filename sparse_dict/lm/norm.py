@@ -13,9 +13,8 @@ LARGE = 1e6  # RMS of the rows that a norm is tried on: its epsilon is nothing b
 def without_division(norm: nn.Module, rows: Tensor) -> Tensor:
     """What a norm of any kind does to `rows` (n, d_model), but for its division.
 
-    That is its gain, and its centring if it has any. Of rows of RMS LARGE it gives them divided by
-    their RMS (that of what centring leaves), times its gain, and its bias, which is what it gives
-    of zero.
+    Its gain, and its centring if any. Of rows of RMS LARGE it gives them divided by their RMS (that
+    of what centring leaves), times its gain, and its bias, which is what it gives of zero.
     """
     norm, exact = copy.deepcopy(norm).double().cpu(), rows.double().cpu()
     bias = norm(torch.zeros_like(exact))

@@ -64,11 +64,7 @@ def make_optimizer(model: GPT, config: AdamWConfig) -> torch.optim.Optimizer:
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Matrices (..., rows, columns) with nearly all singular values brought close to one.
-
-    With U S V^T a matrix' singular value decomposition this is U S' V^T, S' in [0.68, 1.13] where
-    a singular value is not far below the largest (Newton-Schulz iteration).
-    """
+    """Matrices (..., rows, columns) U S V^T as U S' V^T, S' in [0.68, 1.13] (Newton-Schulz)."""
     a, b, c = QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
@@ -82,11 +78,9 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.AdamW):
     """Muon for the groups that have a `momentum`, AdamW for the others.
 
-    Muon (Jordan et al. 2024) steps along the orthogonalised Nesterov momentum of a matrix, which
-    moves all its directions alike whatever the gradient's size; sqrt(max(1, rows / columns))
-    keeps the change of a layer's outputs independent of its shape. State of a parameter:
-    `momentum`, or AdamW's. torch.optim.Muon iterates in bfloat16, which changes an update by 1 %
-    and on a CPU takes longer.
+    Muon (Jordan et al. 2024) steps along the orthogonalised Nesterov momentum of a matrix;
+    sqrt(max(1, rows / columns)) keeps the change of a layer's outputs independent of its shape.
+    torch.optim.Muon iterates in bfloat16, which changes an update by 1 % and on a CPU takes longer.
     """
 
     @torch.no_grad()

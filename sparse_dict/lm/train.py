@@ -68,8 +68,7 @@ def validation_windows(stream: TokenStream, n_ctx: int, n_tokens: int) -> NDArra
 def batch(job: Job, step: int) -> NDArray[np.int64]:
     """This process' windows of optimiser step `step`, (accumulate, batch_size, n_ctx + 1).
 
-    Their places are a function of the seed and the step, so a resumed run needs no data state. Of
-    several processes each has its part of every batch.
+    Their places are a function of seed and step, so a resumed run needs no data state.
     """
     shape = (job.training.accumulate, job.training.batch_size)
     rng = np.random.Generator(np.random.Philox([job.seed, step]))
@@ -122,9 +121,7 @@ class _Loss(nn.Module):
 def train(model: GPT, job: Job, run: "Run") -> State:
     """Train `model` to the end, from the job's checkpoint if there is one.
 
-    Raises:
-        UserError: the loss or a gradient is not finite; the checkpoint holds an earlier state.
-        Interrupted: the process was asked to stop; the checkpoint holds the last step.
+    A signal raises `Interrupted` when the checkpoint holds the last step.
     """
     config = job.training
     device = model.embed.weight.device

@@ -80,11 +80,7 @@ def _make(data: DocstringsData, folder: Path) -> None:
 
 
 def _extract(data: DocstringsData) -> list[str]:
-    """All docstrings, deduplicated.
-
-    They are sorted by a hash of their text: neither the start of the corpus, on which a
-    vocabulary is trained, nor any stretch of it is then of one library.
-    """
+    """All docstrings, deduplicated, sorted by a hash: no stretch of them is of one library."""
     paths = _sources(data)
     tasks = [paths[i : i + FILES_A_TASK] for i in range(0, len(paths), FILES_A_TASK)]
     workers = max(1, min(available_cores(), len(tasks)))

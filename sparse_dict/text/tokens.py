@@ -152,11 +152,7 @@ def in_validation(text: str, fraction: float) -> bool:
 
 
 class TokenStream:
-    """A sequence of ids across the borders of shards.
-
-    Attributes:
-        document_starts: where each document begins, int64 (documents,).
-    """
+    """A sequence of ids across the borders of shards; `document_starts` are int64 (documents,)."""
 
     def __init__(self, shards: Sequence[np.ndarray | Stored], document_starts: np.ndarray) -> None:
         self._shards = Joined(shards)

@@ -33,15 +33,15 @@ class Axis:
 class Architecture(Generic[C]):
     """A kind of dictionary with its config.
 
-    Parameters are float32 tensors by name: ``W_enc`` (dict_size, d_in) and ``W_dec``
-    (dict_size, d_out), the latter with unit rows, ``b`` (dict_size,), and what a subclass adds:
-    (dict_size,) each, or a bias ``b_dec`` (d_out,), which is added to the output and, if the kind
-    `centres`, taken from the input. With tied weights ``W_enc`` is ``W_dec``. All functions take
-    leading axes too, for stacked dictionaries.
+    Parameters are float32 tensors by name: ``W_enc`` (dict_size, d_in) and ``W_dec`` (dict_size,
+    d_out), the latter with unit rows, ``b`` (dict_size,), and what a subclass adds: (dict_size,)
+    each, or a bias ``b_dec`` (d_out,), which is added to the output and, if the kind `centres`,
+    taken from the input. With tied weights ``W_enc`` is ``W_dec``. All functions take leading axes
+    too.
 
-    A transcoder (`sae.target`) reads rows x and reconstructs others, y: then ``b_dec`` is there and
-    only added, and with `sae.skip` so is ``W_skip`` (d_out, d_in). Otherwise y is x, and d_out is
-    d_in. Dunefsky et al. 2024 (arXiv 2406.11944), Paulo et al. 2025 (arXiv 2501.18823).
+    A transcoder (`sae.target`) reads rows x and reconstructs others, y, with a ``b_dec`` and, with
+    `sae.skip`, ``W_skip`` (d_out, d_in). Otherwise y is x. Dunefsky et al. 2024 (arXiv 2406.11944),
+    Paulo et al. 2025 (arXiv 2501.18823).
     """
 
     Config: ClassVar[type[SAEConfig]]

@@ -35,10 +35,9 @@ class CrosscoderConfig(SAEConfig):
 class Crosscoder(Architecture[CrosscoderConfig]):
     """Lindsey et al. 2024, "Sparse Crosscoders for Cross-Layer Features and Model Diffing".
 
-    A row x holds the sites side by side. c = relu(W_enc x + b), x_hat = c W_dec + b_dec, and L1 is
-    l1 * mean_rows sum_k c_k sum_s ||W_dec[k, s]||, over the sites s. The decoder's rows are unit
-    rows over all sites together, which loses no generality: error and penalty see products of a
-    code and its row only.
+    A row x holds the sites side by side. L1 is l1 * mean_rows sum_k c_k sum_s ||W_dec[k, s]||, over
+    the sites s. The decoder's rows are unit rows over all sites together, which loses no
+    generality.
     """
 
     Config = CrosscoderConfig
