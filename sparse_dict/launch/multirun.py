@@ -2,8 +2,7 @@
 
 `jobs.py` has composed and checked the jobs. Each gets what Hydra's own launcher would give it: its
 folder with ``.hydra/`` and a log file, the callbacks, a `JobReturn`. In between, one call of the
-stage's ``train_many(configs, folders)`` trains all. A log record made with ``extra={"folder":
-str(folder)}`` goes to that job's log file only, any other one to all.
+stage's ``train_many(configs, folders)`` trains all; what it logs goes to the log files of all.
 """
 
 import copy
@@ -90,7 +89,7 @@ class BegunJob:
         self.consoles = [h for h in handlers if not isinstance(h, logging.FileHandler)]
         # configuring the log of the next job closes these
         logs = [h for h in handlers if isinstance(h, logging.FileHandler)]
-        self.logs = [_reopened(file, str(job.folder)) for file in logs]
+        self.logs = [_reopened(file) for file in logs]
         callbacks.on_job_start(config=job.config, task_function=lambda _: None)
         self.config = typed(copy.deepcopy(task))
 
@@ -125,10 +124,9 @@ class _Reopened(logging.FileHandler):
         self.close()
 
 
-def _reopened(file: logging.FileHandler, folder: str) -> logging.FileHandler:
-    """The same log file again, for records of the job in `folder` and those of all jobs."""
+def _reopened(file: logging.FileHandler) -> logging.FileHandler:
+    """The same log file again."""
     again = _Reopened(file.baseFilename, encoding=file.encoding, delay=True)
     again.setLevel(file.level)
     again.setFormatter(file.formatter)
-    again.addFilter(lambda record: getattr(record, "folder", folder) == folder)
     return again
