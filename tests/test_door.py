@@ -527,10 +527,7 @@ def test_the_logs_of_a_grid_hold_no_files_open(tmp_path: Path):
 
 def test_no_key_goes_to_a_server_that_a_strangers_folder_names(tmp_path: Path):
     (tmp_path / "wandb").mkdir()
-    code = (
-        "from sparse_dict.tracking import server; print(server.why_offline())\n"
-        "print(server.client().Settings().settings_workspace)"
-    )
+    code = "from sparse_dict.tracking import server; print(server.why_offline())"
     with WandbServer() as theirs, WandbServer() as mine:
         (tmp_path / "wandb" / "settings").write_text(f"[default]\nbase_url = {theirs.url}\n")
         (tmp_path / "config").mkdir()
@@ -539,6 +536,9 @@ def test_no_key_goes_to_a_server_that_a_strangers_folder_names(tmp_path: Path):
         env = {**ENVIRONMENT, **outside, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.stdout == f"\n{os.devnull}\n", done.stderr
-        assert theirs.operations == []
-        assert mine.operations == ["Viewer"]
+        assert "wandb/settings of this folder says which server gets the API key" in done.stdout
+        assert theirs.operations == mine.operations == []
+        (tmp_path / "wandb" / "settings").unlink()
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.stdout == "\n", done.stderr
+        assert (theirs.operations, mine.operations) == ([], ["Viewer"])

@@ -28,9 +28,6 @@ def again(arguments: list[str]) -> list[str]:
     """The arguments; in place of ``--config-dir STUDY/.hydra --config-name config``, those of then.
 
     What Hydra has kept of a config has neither types nor what it is to do, so it is not run itself.
-
-    Raises:
-        UserError: no overrides are kept there.
     """
     given = get_args_parser().parse_args(arguments)
     if given.config_name is None:

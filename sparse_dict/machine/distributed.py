@@ -173,11 +173,7 @@ def main_first() -> Iterator[None]:
 
 
 def device(name: str) -> "torch.device":
-    """As `runtime.device`; of several processes each takes the GPU of its LOCAL_RANK.
-
-    Raises:
-        UserError: there is no such device, or too few of them.
-    """
+    """As `runtime.device`; of several processes each takes the GPU of its LOCAL_RANK."""
     import torch
 
     found = runtime.device(name)

@@ -47,11 +47,7 @@ def check_device(name: str) -> None:
 
 
 def device(name: str) -> "torch.device":
-    """The device called `name`; ``auto`` takes cuda, else cpu.
-
-    Raises:
-        UserError: the name means nothing, or there is no such device here.
-    """
+    """The device called `name`; ``auto`` takes cuda, else cpu."""
     import torch
 
     there = {

@@ -19,11 +19,7 @@ Rows = Union[NDArray[np.floating[Any]], "Tensor"]  # what public functions take
 
 
 def as_rows(values: Any, what: str, width: int | None = None, dtype: Any = np.float32) -> Any:
-    """Rows (n, width) of numpy or torch as an array of `dtype` that may be written to.
-
-    Raises:
-        UserError: they are no rows of that width, or no floating-point numbers.
-    """
+    """Rows (n, width) of numpy or torch as an array of `dtype` that may be written to."""
     if hasattr(values, "detach"):  # torch
         values = values.detach().cpu()
         values = (values.float() if values.is_floating_point() else values).numpy()
@@ -44,10 +40,6 @@ class Stored:
 
     Attributes:
         shape, dtype: of the whole array.
-
-    Raises:
-        UserError: the file is missing, may not be read, is truncated, or is not an array of numbers
-            but, for example, a zip archive or pickled objects.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,11 +67,7 @@ class Stored:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
-        """Consecutive rows.
-
-        Raises:
-            UserError: they are not in the file any more.
-        """
+        """Consecutive rows."""
         start, stop, _ = rows.indices(len(self))
         n = max(stop - start, 0)
         order: Literal["C", "F"] = "F" if self._fortran else "C"
@@ -96,11 +84,7 @@ class Stored:
 
 
 def stored(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Stored:
-    """The array at `path`, which must be `dtype` and `shape`.
-
-    Raises:
-        UserError: as `Stored`, or it is another one.
-    """
+    """The array at `path`, which must be `dtype` and `shape`."""
     array = Stored(path)
     if array.dtype != dtype or array.shape != shape:
         raise UserError(f"{path} is {array.dtype} {array.shape}, its manifest says {dtype} {shape}")

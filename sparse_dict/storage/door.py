@@ -23,12 +23,7 @@ LFS = b"version https://git-lfs.github.com/spec/"  # begins what Git leaves in p
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """Open a regular file for reading.
-
-    Raises:
-        UserError: it does not exist, is of another kind, may not be read, or is only Git's pointer
-            to a file; or a read within fails.
-    """
+    """Open a regular file for reading."""
     try:
         # O_NONBLOCK: to open a pipe that nobody writes to would wait
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -48,11 +43,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
 
 
 def read_bytes(path: Path, advice: str = "too large for such a file") -> bytes:
-    """All of a file that is read in one piece.
-
-    Raises:
-        UserError: as `opened`, or it is larger than `MOST_BYTES`, which `advice` comments on.
-    """
+    """All of a file that is read in one piece."""
     with opened(path) as file:
         if os.fstat(file.fileno()).st_size > MOST_BYTES:
             raise UserError(f"{path} is larger than {MOST_BYTES >> 20} MiB, {advice}")
@@ -75,10 +66,6 @@ def refuse_links(path: Path, study: Path | None = None) -> None:
     A study from elsewhere may link to anywhere. `study` is the folder above `path` by default;
     links that lead to it, such as ``outputs``, are the user's own. What is written on to, and not
     replaced, becomes a file of its own where a copy of the study by hard links shares it.
-
-    Raises:
-        UserError: `path`, a folder between it and the study, or anything below it is a link out,
-            or a pipe or a device.
     """
     top = study if study is not None and study in path.parents else path.parent
     root = top.resolve()

@@ -61,11 +61,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: as `door.read_bytes`, or the file does not hold a JSON object.
-    """
+    """Read a JSON object."""
     try:
         value = json.loads(door.read_bytes(path).decode())
     except (ValueError, RecursionError) as error:

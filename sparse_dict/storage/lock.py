@@ -38,10 +38,6 @@ def holding(*folders: Path, wait: bool = False) -> Iterator[None]:
 
     With `wait`, one that works there is waited for. Within one process it may be nested. Folders
     made and still empty at the end are removed.
-
-    Raises:
-        UserError: another process works there, the folder cannot be written to, or something in it
-            is a link that leads elsewhere.
     """
     with ExitStack() as stack:
         for folder in dict.fromkeys(folder.absolute() for folder in folders):

@@ -37,10 +37,6 @@ class Output:
 
         `wanted` is the record of the config under "config", and any of the inputs; `config` the
         config itself, so that records of other versions count as the same.
-
-        Raises:
-            UserError: it is no folder or not ours, or it holds another result, or the beginning
-                of one; names the first key that differs.
         """
         self.refuse_foreign(folder)
         if (there := self._said(folder)) is None:
@@ -55,11 +51,7 @@ class Output:
         return (folder / self.manifest).exists()
 
     def refuse_foreign(self, folder: Path) -> None:
-        """See that what may be removed or replaced in `folder` is this stage's.
-
-        Raises:
-            UserError: it is no folder, or it holds files and this stage did not make it.
-        """
+        """See that what may be removed or replaced in `folder` is this stage's."""
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{self.key or 'output'}: {folder} is not a folder")
         if not folder.is_dir() or self._is_ours(folder):

@@ -42,11 +42,7 @@ def write_checkpoint(
 
 
 def read(path: Path) -> Arrays:
-    """The arrays of a file.
-
-    Raises:
-        UserError: it does not exist, or cannot be read.
-    """
+    """The arrays of a file."""
     try:
         with _header(path):
             return load(path.read_bytes())
@@ -55,11 +51,7 @@ def read(path: Path) -> Arrays:
 
 
 def read_record(path: Path, kind: type[T]) -> T:
-    """The record of a checkpoint, whose arrays are not read.
-
-    Raises:
-        UserError: there is none, or it is not of its `kind`.
-    """
+    """The record of a checkpoint, whose arrays are not read."""
     try:
         with _header(path) as file:
             return records.fitting(json.loads(file.metadata()[RECORD]), kind)
@@ -68,11 +60,7 @@ def read_record(path: Path, kind: type[T]) -> T:
 
 
 def read_checkpoint(path: Path) -> Arrays:
-    """The arrays of a checkpoint.
-
-    Raises:
-        UserError: they cannot be read, or something in the file has changed.
-    """
+    """The arrays of a checkpoint."""
     try:
         with _header(path) as file:
             header = file.metadata()

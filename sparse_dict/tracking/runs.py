@@ -44,14 +44,7 @@ SETTINGS = {
 
 @contextmanager
 def together(openers: Sequence[Callable[[], Run]]) -> Iterator[list[Run]]:
-    """Open several runs side by side, and finish them so: they wait no longer than one.
-
-    Args:
-        openers: each makes an `open_run`.
-
-    Raises:
-        UserError: as `open_run`.
-    """
+    """Open several runs side by side, and finish them so: they wait no longer than one."""
     code = 0
     with ThreadPoolExecutor(AT_ONCE) as pool:
         opening = [pool.submit(opener) for opener in openers]
@@ -67,11 +60,7 @@ def together(openers: Sequence[Callable[[], Run]]) -> Iterator[list[Run]]:
 
 
 def check(tracking: TrackingConfig) -> None:
-    """See that `tracking.mode=online` can be had.
-
-    Raises:
-        UserError: there is no key for the server, or it does not answer.
-    """
+    """See that `tracking.mode=online` can be had."""
     if _mode(tracking) == "online" and (why_not := server.why_offline()):
         raise UserError(
             f"tracking.mode=online, but {why_not}; run `wandb login`, or set tracking.mode=offline"
@@ -99,9 +88,6 @@ def open_run(
         finished: the recorded config of a job that is finished, to whose run something is added;
             nothing is opened where that run is not known, or offline: what is added there would be
             another run to look at, and take the place of the whole summary when it is sent.
-
-    Raises:
-        UserError: `tracking.mode` is online and there is no key or no server.
     """
     tracking, wandb_dir = config.tracking, Path(config.study_dir) / "wandb"
     mode, before = _mode(tracking), _remembered(folder / ID_FILE, finished is not None)
@@ -187,17 +173,14 @@ def _commit() -> str | None:
 
 
 def _init(
-    mode: str,
-    identity: dict[str, Any],
-    wandb_dir: Path,
-    step_metric: str | None,
-    resume: str | None,
+    mode: str, identity: dict[str, Any], wandb_dir: Path, metric: str | None, resume: str | None
 ) -> Any:
     folder = wandb_dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     for key in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         os.environ.setdefault(key, str(folder / ".cache"))  # else the user's home
     wandb = server.client()
+    server.prepare_cache()
     wanted = SETTINGS | {"mode": mode, "root_dir": str(folder.parent)}
     if mode == "online":
         wanted |= server.LIMITS
@@ -210,9 +193,9 @@ def _init(
         if time.monotonic() - started > server.SLOW_S:
             server.give_up("the server is slow")
         run._log_artifact = functools.partial(_deliver, run)
-    if step_metric is not None:
-        run.define_metric(step_metric)
-        run.define_metric("*", step_metric=step_metric)
+    if metric is not None:
+        run.define_metric(metric)
+        run.define_metric("*", step_metric=metric)
     return run
 
 

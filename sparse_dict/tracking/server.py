@@ -7,6 +7,7 @@ and then `LIMITS`, for runs that are opened and finished side by side.
 import base64
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,6 @@ LIMITS = {
     "x_graphql_retry_max": 2,
     "x_graphql_retry_wait_max_seconds": 2.0,
 }
-STATUS = Path("/proc/self/status")
 QUESTION = b'{"query": "query Viewer { viewer { id } }"}'
 
 _lock = threading.RLock()  # one asks the server or says something, the others wait for it
@@ -49,28 +49,32 @@ def give_up(why: str) -> str:
 
 
 def client() -> Any:
-    """The wandb package, which reads no settings file of the current folder from then on.
-
-    That may be a stranger's study, whose ``wandb/settings`` names the server that gets the key.
-    """
+    """The wandb package."""
     os.environ.setdefault("WANDB_SILENT", "true")
     # What is reported of errors is on wandb itself, to its maker.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
-    from wandb.sdk.artifacts import artifact_file_cache
 
-    wandb.Settings.settings_workspace = property(lambda _: os.devnull)
-    if STATUS.exists():  # it would ask a process of its own, which Ctrl-C reaches as well
-        artifact_file_cache._get_sys_umask_threadsafe = _umask
     return wandb
 
 
-def _umask() -> int:
-    return int(STATUS.read_text().partition("Umask:")[2].split()[0], 8)
+def prepare_cache() -> None:
+    """Let wandb make its cache now: it starts a process for it, which Ctrl-C does not reach so."""
+    from wandb.sdk.artifacts import artifact_file_cache
+
+    with _lock:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            artifact_file_cache.get_artifact_file_cache()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ask() -> str:
     """Ask the server who we are; what speaks against using it, or ""."""
+    for name in ("wandb", ".wandb"):
+        if (file := Path(name, "settings")).exists():  # a stranger's study may name its own server
+            return f"{file} of this folder says which server gets the API key: remove it"
     try:
         client()
         from wandb.sdk import wandb_setup
