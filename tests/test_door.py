@@ -163,20 +163,21 @@ def test_a_folder_that_leads_out_of_a_study_is_not_written_to(tmp_path: Path, li
     "link", ["sae", *(pytest.param(p, marks=pytest.mark.slow) for p in ("wandb", "lm"))]
 )
 def test_a_script_refuses_such_a_study_before_it_writes(tmp_path: Path, link: str):
-    (tmp_path / "mine").mkdir()
-    np.save(tmp_path / "mine" / "a.npy", np.random.default_rng(0).normal(size=(900, 4)))
+    for name in ("mine", "rows"):
+        (tmp_path / name).mkdir()
+    np.save(tmp_path / "rows" / "a.npy", np.random.default_rng(0).normal(size=(900, 4)))
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / link).symlink_to(tmp_path / "mine")
     fault_study.write_corpus(tmp_path / "text.jsonl")
     name = "train_lm" if link == "lm" else "train_sae"
-    more = [] if link == "lm" else [f"activations_dir={tmp_path}/mine"]
+    more = [] if link == "lm" else [f"activations_dir={tmp_path}/rows"]
     done = subprocess.run(
         fault_study.command(name, tmp_path / "study", *more),
         cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert f"study/{link} is a link out of" in done.stderr
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["a.npy"]
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_links_within_a_study_and_to_a_study_are_the_users_own(tmp_path: Path):
