@@ -19,6 +19,7 @@ from test_analysis_contexts import D, base, compared, config  # noqa: F401
 from sparse_dict import errors
 from sparse_dict.analysis import frame, harvested, stage
 from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, judge
+from sparse_dict.analysis.features import contexts
 from sparse_dict.analysis.interp import ask as interp
 from sparse_dict.analysis.interp import cases as interp_cases
 from sparse_dict.analysis.interp import llm
@@ -507,11 +508,13 @@ def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(
 def test_activations_are_those_of_the_dictionary_on_every_token(read):
     settings, comparison, source = read
     candidates = list(interp_cases._features(settings, 0, comparison))
-    codes = interp_cases._read(candidates, source)
+    codes = np.concatenate(
+        [part for _, part in contexts.read([c.code for c in candidates], source, "x")], axis=1
+    )
     rows = source.rows(slice(None)).reshape(-1, D)
     for candidate, found in zip(candidates, codes, strict=True):
         entry = next(e for e in comparison.study.entries if e.name == candidate.owner)
-        wanted = entry.trained.dictionary.encode(rows)[:, candidate.column]
+        wanted = entry.trained.dictionary.encode(rows)[:, candidate.code.index]
         np.testing.assert_allclose(found.ravel(), wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -2,12 +2,12 @@
 
 The rows of a harvest are shuffled, but their origins say where in the text each belongs: those of
 evenly spaced contexts are read from the disk, so the language model need not run again. Their rows
-(of at most a GiB) are in memory, as the files hold them. Of arrays that no language model made, a
-row is a text of one token.
+(of at most a GiB) are in memory, as the files hold them, and the codes that are not zero. Of arrays
+that no language model made, a row is a text of one token.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -26,7 +26,6 @@ from sparse_dict.analysis.harvested import (
     open_source,
 )
 from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
-from sparse_dict.analysis.study import Entry
 from sparse_dict.config import AnalyzeConfig, ContextsConfig
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
@@ -34,12 +33,10 @@ from sparse_dict.machine.progress import Progress
 
 log = logging.getLogger(__name__)
 
-Places = NDArray[np.int64]
+Encode = Callable[[Floats], Floats]  # rows (n, d_in) to codes (n, size)
 
 BINS = 30  # of the histogram of activations, from 0 to the largest
 CHUNK_VALUES = 1 << 22  # codes computed at a time
-SAMPLE = 256  # active tokens of a feature among which the evenly spread ones are sought
-SPARE = 4  # candidates kept for each context shown, since repeated text is left out
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +122,7 @@ def gather(config: AnalyzeConfig, comparison: Comparison, also: Sequence[Chosen]
     else:
         source = open_source(config, comparison.study, settings.n_tokens)
     log.info("contexts: %d features on %s tokens", len(chosen), f"{source.text.size:,}")
-    found, effects = describe(chosen, source, settings, config.seed)
+    found, effects = describe(chosen, source, settings)
     shown = {token for f in found for c in [*f.top, *f.spread] for token in c.tokens.tolist()}
     shown |= {token for f in found for token, _ in [*f.promoted, *f.demoted]}
     n_contexts, n_ctx = source.text.shape
@@ -138,89 +135,69 @@ def gather(config: AnalyzeConfig, comparison: Comparison, also: Sequence[Chosen]
     )  # fmt: skip
 
 
-class _Largest:
-    """The `k` candidates with the largest keys in each row, of all that were ever added."""
+@dataclass(frozen=True)
+class Code:
+    """What is read: one column of what makes codes of rows, a dictionary or a basis."""
 
-    def __init__(self, rows: int, k: int) -> None:
-        self.keys: Floats = np.full((rows, k), -np.inf, np.float32)
-        self.values: Floats = np.zeros((rows, k), np.float32)
-        self.places: Places = np.zeros((rows, k), np.int64)
+    encode: Encode
+    size: int  # its columns
+    index: int
 
-    def add(self, keys: Floats, values: Floats, places: Places) -> None:
-        """Offer candidates, (rows, n) each."""
-        k = self.keys.shape[1]
-        if keys.shape[1] > 4 * k:  # sorting only the best k is faster
-            best = np.argpartition(keys, -k, axis=1)[:, -k:]
-            keys = np.take_along_axis(keys, best, 1)
-            values = np.take_along_axis(values, best, 1)
-            places = np.take_along_axis(places, best, 1)
-        keys = np.concatenate([self.keys, keys], axis=1)
-        order = np.argsort(-keys, axis=1, kind="stable")[:, :k]
-        self.keys = np.take_along_axis(keys, order, 1)
-        self.values = np.take_along_axis(np.concatenate([self.values, values], 1), order, 1)
-        self.places = np.take_along_axis(np.concatenate([self.places, places], 1), order, 1)
+
+def read(
+    wanted: Sequence[Code], source: Source, what: str
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Codes on all the text that has rows, some contexts at a time: (wanted, contexts, kept)."""
+    n_contexts, n_ctx = source.text.shape
+    together: dict[Encode, list[int]] = {}
+    for row, code in enumerate(wanted):
+        together.setdefault(code.encode, []).append(row)
+    step = max(CHUNK_VALUES // (max(len(wanted), *(c.size for c in wanted)) * n_ctx), 1)
+    with Progress(what, source.text.size, "tokens") as progress:
+        for start in range(0, n_contexts, step):
+            contexts = slice(start, min(start + step, n_contexts))
+            rows = source.rows(contexts)
+            codes = np.empty((len(wanted), *rows.shape[:2]), np.float32)
+            for encode, members in together.items():
+                every = encode(rows.reshape(-1, rows.shape[-1]))
+                part = every[:, [wanted[row].index for row in members]].T
+                codes[members] = part.reshape(len(members), *rows.shape[:2])
+            yield contexts, codes
+            progress.advance(rows.shape[0] * n_ctx)
 
 
 def describe(
-    chosen: Sequence[Chosen], source: Source, settings: ContextsConfig, seed: int
+    chosen: Sequence[Chosen], source: Source, settings: ContextsConfig
 ) -> tuple[list[Feature], LogitEffects]:
-    """Contexts, histogram and logit effects of each of `chosen`, in that order.
+    """Contexts, histogram and logit effects of each of `chosen`, in that order."""
+    from scipy.sparse import csr_array, hstack
 
-    The text is read twice: once to find the contexts and the largest activations, and once for the
-    histograms, whose bins end there, and for the activations in the contexts.
-    """
-    n, (n_contexts, n_ctx) = len(chosen), source.text.shape
-    best = _Largest(n, SPARE * settings.top)
-    sample = _Largest(n, SAMPLE)
-    active = np.zeros(n, np.int64)
-    rng = np.random.default_rng(seed)
-    with Progress("contexts", 2 * source.text.size, "tokens") as progress:
-        for start, codes in _codes(chosen, source, progress):
-            places = start + np.arange(codes.shape[1])
-            active += (codes > 0).sum(1)
-            by_context = codes.reshape(n, -1, n_ctx)
-            at = by_context.argmax(2)
-            values = np.take_along_axis(by_context, at[..., None], 2)[..., 0]
-            best.add(values, values, places[::n_ctx] + at)
-            keys = np.where(codes > 0, rng.random(codes.shape[1], np.float32), np.float32(-1))
-            sample.add(keys, codes, np.broadcast_to(places, codes.shape))
-
-        largest = np.maximum(best.values[:, 0], 0)
-        picked = [_pick(row, best, sample, source.text, settings) for row in range(n)]
-        histograms = np.zeros((n, BINS), np.int64)
-        contexts: dict[tuple[int, int], Context] = {}
-        requests = [(place, row) for row in range(n) for part in picked[row] for place in part]
-        requests.sort(reverse=True)  # the next one last
-        for start, codes in _codes(chosen, source, progress):
-            rows, columns = np.nonzero(codes > 0)
-            bins = (codes[rows, columns] / largest[rows] * BINS).astype(np.int64)
-            flat = rows * BINS + np.minimum(bins, BINS - 1)
-            histograms += np.bincount(flat, minlength=n * BINS).reshape(n, BINS)
-            while requests and requests[-1][0] < start + codes.shape[1]:
-                place, row = requests.pop()
-                first, stop = _around(place, n_ctx, settings.width)
-                values = codes[row, first - start : stop - start].copy()
-                tokens = source.text.ravel()[first:stop]
-                contexts[row, place] = Context(tokens, values, place - first)
-
+    skip, parts = source.place.skip_first, []
+    for _, part in read([_code(item, source) for item in chosen], source, "contexts"):
+        placed = np.pad(part, ((0, 0), (0, 0), (skip, 0)))  # without rows: inactive
+        parts.append(csr_array(placed.reshape(len(chosen), -1)))
+    codes = hstack(parts, "csr")  # (chosen, tokens); a neuron's may be negative
     decoders = directions(chosen, source.columns[-1][1])
-    effects = LogitEffects([[]] * n, [[]] * n, (), ())
+    effects = LogitEffects([[]] * len(chosen), [[]] * len(chosen), (), ())
     if source.lm is not None:
         effects = logit_effects(decoders, source.lm, source.place.sites, source.columns)
     features = []
     for row, item in enumerate(chosen):
-        top, spread = ([contexts[row, place] for place in part] for part in picked[row])
-        decoder = decoders[row : row + 1]
+        here = slice(*codes.indptr[row : row + 2])
+        places, values, decoder = codes.indices[here], codes.data[here], decoders[row]
+        top, spread = _picked(places, values, source.text, settings)
+        active = values[values > 0]
+        largest = float(active.max(initial=0))
         features.append(
             Feature(
                 chosen=item,
-                effective=float(simpson_neurons(decoder)[0]),
-                density=float(active[row]) / (n_contexts * (n_ctx - source.place.skip_first)),
-                largest=float(largest[row]),
-                histogram=histograms[row],
+                effective=float(simpson_neurons(decoder[None])[0]),
+                density=len(active) / (len(source.text) * (source.text.shape[1] - skip)),
+                largest=largest,
+                histogram=np.histogram(active, BINS, (0, largest or 1))[0],
                 top=top,
                 spread=spread,
-                shares=_shares(decoder[0], source.columns),
+                shares=_shares(decoder, source.columns),
                 promoted=effects.promoted[row],
                 demoted=effects.demoted[row],
                 neuron=item.nearest(),
@@ -229,30 +206,11 @@ def describe(
     return features, effects
 
 
-def _codes(
-    chosen: Sequence[Chosen], source: Source, progress: Progress
-) -> Iterator[tuple[int, Floats]]:
-    """Codes of all tokens, whole contexts at a time: the first token's place, and (chosen, n).
-
-    Positions that were not harvested are inactive.
-    """
-    owners: dict[str, tuple[Entry | None, list[int]]] = {}
-    for row, item in enumerate(chosen):
-        owners.setdefault(item.entry.name if item.entry else "", (item.entry, []))[1].append(row)
-    n_contexts, n_ctx = source.text.shape
-    widest = max([len(chosen), *(e.size for e, _ in owners.values() if e)])
-    step = max(CHUNK_VALUES // (widest * n_ctx), 1)
-    skip = source.place.skip_first
-    for first in range(0, n_contexts, step):
-        found = source.rows(slice(first, first + step))
-        x = found.reshape(-1, found.shape[-1])  # (contexts * kept, d_in)
-        codes = np.zeros((len(chosen), len(found), n_ctx), np.float32)
-        for entry, rows in owners.values():
-            all_codes = entry.trained.dictionary.encode(x) if entry else x
-            wanted = all_codes[:, [chosen[row].index for row in rows]].T
-            codes[rows, :, skip:] = wanted.reshape(len(rows), len(found), -1)
-        yield first * n_ctx, codes.reshape(len(chosen), -1)
-        progress.advance(len(found) * n_ctx)
+def _code(chosen: Chosen, source: Source) -> Code:
+    entry = chosen.entry
+    if entry is None:
+        return Code(np.asarray, source.kept.shape[-1], chosen.index)
+    return Code(entry.trained.dictionary.encode, entry.size, chosen.index)
 
 
 def _shares(decoder: Floats, columns: Sequence[tuple[int, int]]) -> list[float]:
@@ -260,41 +218,54 @@ def _shares(decoder: Floats, columns: Sequence[tuple[int, int]]) -> list[float]:
     return [float(squares[a:b].sum() / max(squares.sum(), 1e-30)) for a, b in columns]
 
 
-def _around(place: int, n_ctx: int, width: int) -> tuple[int, int]:
-    """The first place of the text shown around `place`, and the one past its last."""
-    start = place // n_ctx * n_ctx
-    return max(start, place - width), min(start + n_ctx, place + width + 1)
-
-
-def _pick(
-    row: int, best: _Largest, sample: _Largest, text: NDArray[np.int32], settings: ContextsConfig
-) -> tuple[list[int], list[int]]:
-    """Places of the highest and of the evenly spread contexts of one feature.
+def _picked(
+    places: NDArray[np.int32], values: Floats, text: NDArray[np.int32], settings: ContextsConfig
+) -> tuple[list[Context], list[Context]]:
+    """The highest and the evenly spread contexts of one feature.
 
     A context whose text, up to the token in question, is already shown is left out: documentation
     repeats itself.
+
+    Args:
+        places: of the tokens on which it is not zero, rising, (n,).
+        values: there, (n,).
+        text: (contexts, n_ctx).
+        settings: how many, and how wide.
     """
     seen: set[bytes] = set()
 
-    def fresh(place: int) -> bool:
-        first, _ = _around(place, text.shape[1], settings.width)
-        shown = text.ravel()[first : place + 1].tobytes()
-        new = shown not in seen
-        seen.add(shown)
-        return new
+    def fresh(candidates: NDArray[np.int64], most: int) -> list[Context]:
+        found: list[Context] = []
+        for place in places[candidates].tolist():
+            if len(found) == most:
+                break
+            context = _around(place, places, values, text, settings.width)
+            shown = context.tokens[: context.peak + 1].tobytes()
+            found += [context] * (shown not in seen)
+            seen.add(shown)
+        return found
 
-    top: list[int] = []
-    for place in best.places[row][best.values[row] > 0].tolist():
-        if len(top) < settings.top and fresh(place):
-            top.append(place)
-    there = sample.keys[row] >= 0
-    order = np.argsort(-sample.values[row][there], kind="stable")
-    candidates = sample.places[row][there][order].tolist()
-    spread: list[int] = []
+    order = np.argsort(-values, kind="stable")[: np.count_nonzero(values > 0)]
+    _, first = np.unique(places[order] // text.shape[1], return_index=True)
+    top = fresh(order[np.sort(first)], settings.top)
+    spread = []
     for i in range(settings.spread):
-        middle, end = (int((i + at) / settings.spread * len(candidates)) for at in (0.5, 1))
-        spread += next(([place] for place in candidates[middle:end] if fresh(place)), [])
+        middle, end = (int((i + at) / settings.spread * len(order)) for at in (0.5, 1))
+        spread += fresh(order[middle:end], 1)
     return top, spread
+
+
+def _around(
+    place: int, places: NDArray[np.int32], values: Floats, text: NDArray[np.int32], width: int
+) -> Context:
+    """The text around a place, as far as the language model saw it at once."""
+    n_ctx = text.shape[1]
+    start = place // n_ctx * n_ctx
+    first, stop = max(start, place - width), min(start + n_ctx, place + width + 1)
+    shown = np.zeros(stop - first, np.float32)
+    here = slice(*np.searchsorted(places, (first, stop)))
+    shown[places[here] - first] = values[here]
+    return Context(text.ravel()[first:stop], shown, place - first)
 
 
 def directions(chosen: Sequence[Chosen], d_out: int) -> Floats:

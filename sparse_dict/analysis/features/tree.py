@@ -120,7 +120,7 @@ def _texts(context: Context, chosen: list[Chosen]) -> list[Lines]:
         features=None, per_group=1, n_tokens=TOKENS, top=TEXTS, spread=0, width=24
     )
     source = open_source(context.config, context.study, settings.n_tokens)
-    described, _ = describe(chosen, source, settings, context.config.seed)
+    described, _ = describe(chosen, source, settings)
     return [[_line(c, source) for c in feature.top] for feature in described]
 
 

@@ -4,34 +4,29 @@ Baselines are the directions of `measures.bases`, each cut to the k codes of lar
 token, of which the positive ones count; k is the dictionaries' L0, so that all are equally sparse.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.features.contexts import CHUNK_VALUES
+from sparse_dict.analysis.features.contexts import Code, Encode, read
 from sparse_dict.analysis.harvested import Floats, Source
 from sparse_dict.analysis.interp.questions import Case, Excerpt
 from sparse_dict.analysis.measures import bases
 from sparse_dict.config import InterpConfig
-from sparse_dict.machine.progress import Progress
-
-Encode = Callable[[Floats], Floats]  # rows (n, d_in) to activations (n, size), none negative
 
 CANDIDATES = 3  # looked at for each one explained, since some are active in too few excerpts
 
 
 @dataclass(frozen=True, eq=False)
 class _Candidate:
-    """A feature or direction: one column of the activations of a dictionary or baseline."""
+    """A feature or direction, whose codes are never negative."""
 
     group: str
     owner: str  # the dictionary or baseline
-    encode: Encode
-    size: int  # columns in all
-    column: int
+    code: Code
 
 
 def cases(settings: InterpConfig, seed: int, comparison: Comparison, source: Source) -> list[Case]:
@@ -56,7 +51,8 @@ def cases(settings: InterpConfig, seed: int, comparison: Comparison, source: Sou
         *_features(settings, seed, comparison),
         *_bases(settings, seed, comparison, source),
     ]
-    codes = _read(candidates, source)[:, :, :kept].reshape(-1, len(windows), width)
+    parts = [part for _, part in read([c.code for c in candidates], source, "reading for interp")]
+    codes = np.concatenate(parts, axis=1)[:, :, :kept].reshape(-1, len(windows), width)
     words = source.words(np.unique(windows).tolist())
     texts = {int(i): tuple(words[int(t)] for t in windows[i]) for i in fresh}
 
@@ -98,7 +94,7 @@ def _case(
 
     return Case(
         candidate.group,
-        f"{candidate.owner}/{candidate.column}",
+        f"{candidate.owner}/{candidate.code.index}",
         largest=float(peaks[examples].max()),
         examples=excerpts(examples),
         simulate=excerpts(np.concatenate([active[:m], others])),
@@ -136,7 +132,7 @@ def _features(settings: InterpConfig, seed: int, comparison: Comparison) -> Iter
             i, column = members[pick]
             entry = entries[i]
             encode = entry.trained.dictionary.encode
-            yield _Candidate(label, entry.name, encode, entry.size, column)
+            yield _Candidate(label, entry.name, Code(encode, entry.size, column))
 
 
 def _bases(
@@ -158,7 +154,7 @@ def _bases(
         size = len(basis.directions)
         encode = sparse(basis, k)
         for column in rng.permutation(size)[: CANDIDATES * settings.per_group].tolist():
-            yield _Candidate(bases.LABELS[method], method, encode, size, column)
+            yield _Candidate(bases.LABELS[method], method, Code(encode, size, column))
 
 
 def sparse(basis: bases.Basis, k: int) -> Encode:
@@ -173,24 +169,3 @@ def sparse(basis: bases.Basis, k: int) -> Encode:
         return np.maximum(codes, 0)
 
     return encode
-
-
-def _read(candidates: Sequence[_Candidate], source: Source) -> Floats:
-    """Activations of all candidates on all the text, (candidates, contexts, kept)."""
-    n_contexts, n_ctx = source.text.shape
-    kept = n_ctx - source.place.skip_first
-    codes = np.empty((len(candidates), n_contexts, kept), np.float32)
-    rows: dict[Encode, list[int]] = {}  # of each dictionary or baseline, which encodes once
-    for row, candidate in enumerate(candidates):
-        rows.setdefault(candidate.encode, []).append(row)
-    step = max(CHUNK_VALUES // (max(c.size for c in candidates) * n_ctx), 1)
-    with Progress("reading for interp", n_contexts * kept, "tokens") as progress:
-        for start in range(0, n_contexts, step):
-            found = source.rows(slice(start, start + step))
-            x = found.reshape(-1, found.shape[-1])
-            for encode, members in rows.items():
-                columns = [candidates[row].column for row in members]
-                part = encode(x)[:, columns].T
-                codes[members, start : start + step] = part.reshape(len(part), -1, kept)
-            progress.advance(len(x))
-    return codes

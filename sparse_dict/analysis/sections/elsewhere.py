@@ -272,7 +272,7 @@ def draw_studies(maps: pd.DataFrame, table: pd.DataFrame) -> Figure:
         middle.plot(chance.index, values, color=colour, ls=":", lw=1, label=label)
     middle.set_title("MMCS")
     right.set_title("Correlation of codes")
-    figures.below(figure, middle, 4)
+    figures.below(figure, middle, 5)
     return figure
 
 
