@@ -26,6 +26,7 @@ from sparse_dict.analysis.harvested import (
     open_source,
 )
 from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
+from sparse_dict.analysis.study import Entry
 from sparse_dict.config import AnalyzeConfig, ContextsConfig
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
