@@ -78,7 +78,10 @@ def roots(study: Tables, most: int = TREES, largest: int = LARGEST) -> list[Node
             of[node.parent].append(node)
         rows = study.features.loc[study.features["dictionary"] == name, columns]
         rows = rows[rows["parent"] >= 0] if level else rows
-        nodes = [Node(level, *row, tuple(of[row[0]])) for row in rows.itertuples(index=False)]
+        nodes = []
+        for index, frequency, cosine, given, parent, fate in rows.to_numpy(object):
+            children = tuple(of[index])
+            nodes.append(Node(level, index, frequency, cosine, given, parent, fate, children))
     fitting = [root for root in nodes if root.size <= largest and root.splits]
     return sorted(fitting, key=lambda r: (-r.splits, -r.size, r.index))[:most]
 
