@@ -11,7 +11,7 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import Toy
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.measures import consensus as measures
-from sparse_dict.analysis.measures.consensus import Part, fvu, refit
+from sparse_dict.analysis.measures.consensus import Features, fvu, refit
 from sparse_dict.analysis.measures.consensus import consensus as clustered
 from sparse_dict.analysis.sections import consensus
 from sparse_dict.config import ConsensusConfig
@@ -65,7 +65,7 @@ def test_a_refit_lowers_the_error_and_leaves_the_directions():
     W_dec = directions(30, D, 1)
     codes = rng.random((4000, 30)) * (rng.random((4000, 30)) < 0.1)
     x = (codes @ W_dec).astype(np.float32)
-    start = Part(0.3 * W_dec.T + 0.02 * rng.standard_normal((D, 30)), np.zeros(30), W_dec)
+    start = Features(0.3 * W_dec.T + 0.02 * rng.standard_normal((D, 30)), np.zeros(30), W_dec)
     found = refit(start, np.zeros(D), 3, x)
     first = Dictionary(
         np.float32(start.W_enc), np.float32(start.b_enc), W_dec, found.b_dec, None, 3

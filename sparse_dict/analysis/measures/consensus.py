@@ -20,24 +20,24 @@ RATE = 1e-3
 
 
 @dataclass(frozen=True)
-class Part:
-    """Features, and the encoder that a refit starts from."""
+class Features:
+    """Directions, and the encoder that a refit starts from."""
 
     W_enc: Floats  # (d_in, n)
     b_enc: Floats  # (n,)
     W_dec: Floats  # (n, d_in), unit rows
 
-    def chosen(self, which: Index) -> "Part":
+    def chosen(self, which: Index) -> "Features":
         """The features with these indices."""
-        return Part(self.W_enc[:, which], self.b_enc[which], self.W_dec[which])
+        return Features(self.W_enc[:, which], self.b_enc[which], self.W_dec[which])
 
 
-def pool(members: Sequence[Dictionary], alive: Sequence[Bools]) -> tuple[Part, Index]:
+def pool(members: Sequence[Dictionary], alive: Sequence[Bools]) -> tuple[Features, Index]:
     """All living features side by side, and the index of the dictionary that each is from."""
     kept = list(zip(members, alive, strict=True))
     owners = np.concatenate([np.full(int(a.sum()), i) for i, a in enumerate(alive)])
     return (
-        Part(
+        Features(
             np.concatenate([d.W_enc[:, a] for d, a in kept], axis=1),
             np.concatenate([d.b_enc[a] for d, a in kept]),
             normalised(np.concatenate([d.W_dec[a] for d, a in kept])),
@@ -48,7 +48,7 @@ def pool(members: Sequence[Dictionary], alive: Sequence[Bools]) -> tuple[Part, I
 
 def consensus(
     members: Sequence[Dictionary], alive: Sequence[Bools], cosine: float, share: float
-) -> tuple[Part, Index]:
+) -> tuple[Features, Index]:
     """The directions that recur in more than a share of the dictionaries.
 
     Decoder rows are clustered by average linkage (Sokal and Michener 1958) until the mean cosine
@@ -75,11 +75,11 @@ def consensus(
     mean = np.zeros((n, len(label)))
     mean[label, np.arange(len(label))] = 1
     mean = mean[kept] / mean[kept].sum(1, keepdims=True)
-    part = Part(pooled.W_enc @ mean.T, mean @ pooled.b_enc, normalised(mean @ pooled.W_dec))
+    part = Features(pooled.W_enc @ mean.T, mean @ pooled.b_enc, normalised(mean @ pooled.W_dec))
     return part, count[kept]
 
 
-def refit(part: Part, b_dec: Floats, k: int, x: Floats, seed: int = 0) -> Dictionary:
+def refit(part: Features, b_dec: Floats, k: int, x: Floats, seed: int = 0) -> Dictionary:
     """A TopK dictionary with these directions, its encoder trained on `x` (rows, d_in).
 
     `STEPS` steps of Adam on the squared error, from the encoder that `part` has; the decoder stays

@@ -18,8 +18,8 @@ from sparse_dict.analysis.measures import gaussian_rows, random_directions
 from sparse_dict.analysis.measures.consensus import (
     BATCH,
     STEPS,
+    Features,
     Index,
-    Part,
     consensus,
     fvu,
     pool,
@@ -150,7 +150,7 @@ def _bias(group: Sequence[Entry]) -> Floats:
     return np.mean([entry.trained.dictionary.b_dec for entry in group], axis=0)
 
 
-def _consensus(group: Sequence[Entry], settings: ConsensusConfig) -> tuple[Part, Index]:
+def _consensus(group: Sequence[Entry], settings: ConsensusConfig) -> tuple[Features, Index]:
     members = [entry.trained.dictionary for entry in group]
     return consensus(members, [entry.alive for entry in group], settings.cosine, settings.share)
 
