@@ -328,7 +328,7 @@ def test_dictionaries_are_judged_against_the_best_basis_at_their_own_sparsity(ba
     contexts, _ = held_out(context.activations.manifest, base / "cache", N_CTX, 320)
     replacements = [of_dictionary(entry) for entry in sizes]
     replacements += [of_basis(method, basis, [7, 8]) for method, basis in fitted.items()]
-    model = lm_folder.load(base / "lm", torch.device("cpu")).opened.model
+    model = lm_folder.opened(base / "lm", torch.device("cpu")).model
     found = taken(model, contexts, context.activations.mean, *replacements)
     harm = (found["mean"] - found["original"]).sum()
     left = {
