@@ -120,8 +120,8 @@ def show(context: Context) -> Iterator[Block]:
         shares = "; ".join(f"{last[name] / n:.0%} {name}" for name in FATES[1:])
         several = f" in {seeds} seeds" if (seeds := courses["seed"].nunique()) > 1 else ""
         yield (
-            f"Of the {n} living features of size {courses['size'].min()}{several}, {last[KEPT] / n:.0%} are kept through all sizes. "
-            f"What first happens to the others, as shares of all: {shares}. In "
+            f"Of the {n} living features of size {courses['size'].min()}{several}, "
+            f"{last[KEPT] / n:.0%} are kept through all sizes. What first happens to the others, as shares of all: {shares}. In "
             f"{table['stays'].mean():.0%} of the splits from one size to the next (mean over "
             "sizes) a child as good as the parent stays."
         )
