@@ -121,9 +121,9 @@ def show(context: Context) -> Iterator[Block]:
         several = f" in {seeds} seeds" if (seeds := courses["seed"].nunique()) > 1 else ""
         yield (
             f"Of the {n} living features of size {courses['size'].min()}{several}, "
-            f"{last[KEPT] / n:.0%} are kept through all sizes. What first happens to the others, as shares of all: {shares}. In "
-            f"{table['stays'].mean():.0%} of the splits from one size to the next (mean over "
-            "sizes) a child as good as the parent stays."
+            f"{last[KEPT] / n:.0%} are kept through all sizes. What first happens to the "
+            f"others, as shares of all: {shares}. In {table['stays'].mean():.0%} of the splits from "
+            "one size to the next (mean over sizes) a child as good as the parent stays."
         )
     yield context.figure("splits", draw(study, table, courses))
     yield from tree.pictures(context)
