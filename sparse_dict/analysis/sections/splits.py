@@ -122,8 +122,8 @@ def show(context: Context) -> Iterator[Block]:
         yield (
             f"Of the {n} living features of size {courses['size'].min()}{several}, "
             f"{last[KEPT] / n:.0%} are kept through all sizes. What first happens to the "
-            f"others, as shares of all: {shares}. In {table['stays'].mean():.0%} of the splits from "
-            "one size to the next (mean over sizes) a child as good as the parent stays."
+            f"others, as shares of all: {shares}. In {table['stays'].mean():.0%} of the splits "
+            "from one size to the next (mean over sizes) a child as good as the parent stays."
         )
     yield context.figure("splits", draw(study, table, courses))
     yield from tree.pictures(context)
