@@ -161,11 +161,7 @@ def sparse(basis: bases.Basis, k: int) -> Encode:
     """The positive ones among the k codes of largest magnitude of a row."""
 
     def encode(x: Floats) -> Floats:
-        codes = basis.encode(x)
-        size = np.abs(codes)
-        if k < codes.shape[1]:
-            cut = np.partition(size, -k, axis=1)[:, -k, None]
-            codes = np.where(size >= cut, codes, 0)
+        (codes,) = bases.largest(basis.encode(x), [k])
         return np.maximum(codes, 0)
 
     return encode

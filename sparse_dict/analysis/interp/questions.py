@@ -148,10 +148,9 @@ def correlation(simulated: Sequence[float], true: Sequence[float]) -> float:
 
 def balanced_accuracy(detected: Sequence[bool], true: Sequence[bool]) -> float:
     """Mean of the shares that are right among the active and the inactive; 0.5 is chance."""
-    x, y = np.asarray(detected, bool), np.asarray(true, bool)
-    if not y.any() or y.all():
-        return float("nan")
-    return float((x[y].mean() + (~x[~y]).mean()) / 2)
+    from sklearn.metrics import balanced_accuracy_score
+
+    return float(balanced_accuracy_score(true, detected)) if len({*true}) > 1 else float("nan")
 
 
 def interpret(case: Case, client: Client) -> Result:

@@ -85,11 +85,8 @@ class Basis:
         )  # fmt: skip
 
     def _kept(self, codes: Floats, ks: Sequence[int]) -> Iterator[Floats]:
-        order = np.argsort(-np.abs(codes), axis=1)
-        rank = np.empty_like(order)
-        np.put_along_axis(rank, order, np.arange(codes.shape[1])[None], axis=1)
-        for k in ks:
-            yield np.where(rank < k, codes, 0) @ self.directions + self.offset
+        for kept in largest(codes, ks):
+            yield kept @ self.directions + self.offset
 
     def errors(self, x: Floats, codes: Floats, ks: Sequence[int]) -> Wide:
         """Squared error of each row of `x` (m, d_in), encoded, with k codes, (m, len(ks)).
@@ -103,6 +100,15 @@ class Basis:
         squares = np.sort(np.square(codes, dtype=np.float64), axis=1)
         dropped = np.cumsum(np.pad(squares, ((0, 0), (1, 0))), axis=1)  # by how many are dropped
         return dropped[:, [max(squares.shape[1] - k, 0) for k in ks]]
+
+
+def largest(codes: Floats, ks: Sequence[int]) -> Iterator[Floats]:
+    """Codes (m, n) of which all but the k of largest magnitude of a row are 0, for each of `ks`."""
+    order = np.argsort(-np.abs(codes), axis=1)
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(codes.shape[1])[None], axis=1)
+    for k in ks:
+        yield np.where(rank < k, codes, 0)
 
 
 def at_sparsity(ks: Sequence[int], values: Wide, l0: float) -> Wide:
