@@ -510,7 +510,7 @@ def test_limits_of_the_system_are_named(tmp_path: Path):
 
 def test_the_logs_of_a_grid_hold_no_files_open(tmp_path: Path):
     handlers = [
-        _reopened(logging.FileHandler(tmp_path / f"{i}.log", delay=True), str(i)) for i in range(50)
+        _reopened(logging.FileHandler(tmp_path / f"{i}.log", delay=True)) for i in range(50)
     ]
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for text in ("one", "two"):
