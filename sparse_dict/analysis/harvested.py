@@ -65,6 +65,11 @@ class Source:
     n_harvested: int  # rows of the whole harvest
     show: Callable[[int], str] = str  # a row of own arrays
 
+    @property
+    def unit(self) -> str:
+        """What the text is made of."""
+        return "tokens" if self.lm else "rows"
+
     def rows(self, contexts: slice | NDArray[np.int64]) -> Floats:
         """The rows of some contexts, (contexts, kept, d_in)."""
         found: Floats = torch.from_numpy(self.kept[contexts]).float().numpy()

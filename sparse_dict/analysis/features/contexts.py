@@ -122,7 +122,7 @@ def gather(config: AnalyzeConfig, comparison: Comparison, also: Sequence[Chosen]
         source = open_rows(own, comparison.study, settings)
     else:
         source = open_source(config, comparison.study, settings.n_tokens)
-    log.info("contexts: %d features on %s tokens", len(chosen), f"{source.text.size:,}")
+    log.info("contexts: %d features on %s %s", len(chosen), f"{source.text.size:,}", source.unit)
     found, effects = describe(chosen, source, settings)
     shown = {token for f in found for c in [*f.top, *f.spread] for token in c.tokens.tolist()}
     shown |= {token for f in found for token, _ in [*f.promoted, *f.demoted]}
@@ -154,7 +154,7 @@ def read(
     for row, code in enumerate(wanted):
         together.setdefault(code.encode, []).append(row)
     step = max(CHUNK_VALUES // (max(len(wanted), *(c.size for c in wanted)) * n_ctx), 1)
-    with Progress(what, source.text.size, "tokens") as progress:
+    with Progress(what, source.text.size, source.unit) as progress:
         for start in range(0, n_contexts, step):
             contexts = slice(start, min(start + step, n_contexts))
             rows = source.rows(contexts)
