@@ -29,7 +29,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.sparse_dict_launcher.ensemble_launcher import EnsembleLauncher
-from sparse_dict.config import CONF_DIR, launcher
+from sparse_dict.config import CONF_DIR
 from sparse_dict.errors import UserError
 from sparse_dict.launch.explain import in_one_line
 from sparse_dict.launch.jobs import Job
@@ -43,8 +43,6 @@ log = logging.getLogger(__name__)
 Result = list[JobReturn] | UserError  # of a share; the error ended all its jobs
 
 GRACE = 60.0  # seconds that interrupted workers have for their checkpoints
-
-launcher.store()
 
 
 class OwnConfigs(SearchPathPlugin):
@@ -143,7 +141,7 @@ class ShareLauncher(EnsembleLauncher):
         """Why this launcher cannot work here, if it cannot."""
         if importlib.util.find_spec(self.package) is None:
             return f"needs {self.package}: pip install -e '.[{self.extra}]'"
-        if self.n_shares < 1:
+        if not isinstance(self.n_shares, int) or self.n_shares < 1:
             return f"needs hydra.launcher.n_shares of at least 1, not {self.n_shares}"
         return None
 
