@@ -15,19 +15,11 @@ from sparse_dict.machine import compiled, threads
 SOURCE = Path(__file__).with_name("attention.c")
 MAX_WIDTH = 16  # of a head; columns of wider ones do not fit into registers
 
-_ARRAY: Any = ctypes.c_void_p
-_INT: Any = ctypes.c_int64
-
 
 @cache
 def _kernel(width: int) -> ctypes.CDLL | None:
-    kernel = compiled.library(SOURCE, [*compiled.EXACT, f"-DD={width}"])
-    if kernel is not None:
-        kernel.forward.argtypes = [_ARRAY] + [_INT] * 4 + [_ARRAY] * 2
-        kernel.forward.restype = None
-        kernel.backward.argtypes = [_ARRAY] * 4 + [_INT] * 4 + [_ARRAY] * 2
-        kernel.backward.restype = None
-    return kernel
+    functions = {"forward": "pnnnnpp", "backward": "ppppnnnnpp"}
+    return compiled.library(SOURCE, [*compiled.EXACT, f"-DD={width}"], **functions)
 
 
 class _Attention(torch.autograd.Function):

@@ -3,7 +3,6 @@
 import ctypes
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,23 +15,13 @@ TILE = 64  # classes, as in loss.c
 CHUNK = 64  # rows, as in loss.c
 LANES = 16
 
-_ARRAY: Any = ctypes.c_void_p
-_INT: Any = ctypes.c_int64
-
 
 @cache
 def load(width: int, bf16: bool) -> ctypes.CDLL | None:
     """The kernel for rows of `width` numbers, or None where there is no C compiler."""
-    kernel = compiled.library(SOURCE, [*compiled.EXACT, f"-DD={width}", f"-DBF16={int(bf16)}"])
-    if kernel is None:
-        return None
-    kernel.pack.argtypes = [_ARRAY] + [_INT] * 3 + [_ARRAY] * 2
-    kernel.pack.restype = None
-    kernel.cross_entropy.argtypes = [_ARRAY] * 5 + [_INT] * 4 + [_ARRAY] * 4
-    kernel.cross_entropy.restype = None
-    kernel.add_parts.argtypes = [_ARRAY] + [_INT] * 4 + [_ARRAY]
-    kernel.add_parts.restype = None
-    return kernel
+    flags = [*compiled.EXACT, f"-DD={width}", f"-DBF16={int(bf16)}"]
+    functions = {"pack": "pnnnpp", "cross_entropy": "pppppnnnnpppp", "add_parts": "pnnnnp"}
+    return compiled.library(SOURCE, flags, **functions)
 
 
 @cache

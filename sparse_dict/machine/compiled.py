@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from sparse_dict.errors import UserError
 from sparse_dict.storage import cache as caches
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 EXACT = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]  # sums stay in order
 LIBRARY = "library.so"
+TYPES: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "i": ctypes.c_int}
 WITHOUT = "dense products by torch instead of compiled loops, slower"
 
 
@@ -50,10 +52,11 @@ def _compiler() -> list[str] | None:
     return words
 
 
-def library(source: Path, flags: Sequence[str]) -> ctypes.CDLL | None:
+def library(source: Path, flags: Sequence[str], **functions: str) -> ctypes.CDLL | None:
     """The shared library made of `source`, from the user's cache if it was made before.
 
     None, with one warning, where there is no C compiler or it fails. Callers keep the result.
+    `functions` are typed by letters of `TYPES`, such as ``ppn>i``: two pointers, a number, an int.
     """
     compiler = _compiler()
     if compiler is None:
@@ -74,7 +77,13 @@ def library(source: Path, flags: Sequence[str]) -> ctypes.CDLL | None:
     try:
         with ExitStack() as stack:  # a loaded library needs no file
             place = _cache() or stack.enter_context(TemporaryDirectory(prefix="sparse-dict-"))
-            return _loaded(Path(place) / f"{source.stem}-{key}", make)
+            found = _loaded(Path(place) / f"{source.stem}-{key}", make)
+            for name, types in functions.items():
+                given, _, result = types.partition(">")
+                function = getattr(found, name)
+                function.argtypes = [TYPES[letter] for letter in given]
+                function.restype = TYPES.get(result)
+            return found
     except (OSError, UserError) as error:
         reason = str(error)
     except subprocess.CalledProcessError as error:

@@ -47,14 +47,6 @@ def padded(width: int) -> int:
 @cache
 def load(width: int) -> ctypes.CDLL | None:
     """The kernel for rows of at most `width` columns; None where there is no C compiler."""
-    kernel = compiled.library(SOURCE, [*compiled.EXACT, "-pthread", f"-DD={padded(width)}"])
-    if kernel is None:
-        return None
-    pointer, count = ctypes.c_void_p, ctypes.c_int64
-    kernel.step_open.argtypes = [pointer, count, ctypes.c_int]
-    kernel.step_open.restype = pointer
-    kernel.step_run.argtypes = [pointer, pointer, count, *[pointer] * 3, count, count]
-    kernel.step_run.restype = ctypes.c_int
-    kernel.step_close.argtypes = [pointer]
-    kernel.step_close.restype = None
-    return kernel
+    flags = [*compiled.EXACT, "-pthread", f"-DD={padded(width)}"]
+    functions = {"step_open": "pni>p", "step_run": "ppnpppnn>i", "step_close": "p"}
+    return compiled.library(SOURCE, flags, **functions)
