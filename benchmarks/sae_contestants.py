@@ -177,7 +177,7 @@ def ours(
         result.update(clock.read())
 
     ensemble.train = timed
-    ensemble.Trainee.save_checkpoint = lambda trainee, step: None
+    ensemble.checkpoint.save = lambda trainee, step: None
     with tempfile.TemporaryDirectory() as temporary, sampling(task.sample_memory, result):
         home = Path(task.keep or temporary)
         grid = configs(task, str(home), **sae)

@@ -16,8 +16,8 @@ from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine import interrupt
 from sparse_dict.machine.progress import Progress
+from sparse_dict.sae import checkpoint, kernel
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae import kernel
 from sparse_dict.sae.batches import batches
 from sparse_dict.sae.data import Columns
 from sparse_dict.sae.interventions import Moment
@@ -176,7 +176,7 @@ def train(groups: list[list[Trainee]], first_step: int) -> None:
                     folders.write_snapshot(trainee.job.folder, W_dec * balance, seen)
             if saves:
                 for trainee in living:
-                    trainee.save_checkpoint(step)
+                    checkpoint.save(trainee, step)
             if stops:
                 log.error("stopped after %s rows: the same command goes on from there", seen)
                 raise request.error()

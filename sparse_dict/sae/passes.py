@@ -9,7 +9,7 @@ from sparse_dict import tracking
 from sparse_dict.activations.store import MANIFEST, Activations
 from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
-from sparse_dict.sae import ensemble, jobs
+from sparse_dict.sae import checkpoint, ensemble, jobs
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.data import Data
 from sparse_dict.sae.evaluate import Evaluation, evaluate, on_raw
@@ -39,7 +39,7 @@ def train(own: list[Job], activations: Activations) -> list[dict[str, Any] | Use
             trainees |= zip(seeing_the_same, group, strict=True)
             for trainee in group:
                 try:
-                    trainee.load_checkpoint()
+                    checkpoint.load(trainee)
                 except UserError as error:
                     trainee.error = error
             groups.append([trainee for trainee in group if trainee.error is None])
