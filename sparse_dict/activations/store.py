@@ -20,8 +20,8 @@ from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError, advising, reading
 from sparse_dict.storage import files, records
 from sparse_dict.storage.arrays import Joined, Stored, stored
-from sparse_dict.storage.door import visible
 from sparse_dict.storage.records import Amount, ArrayName, Count, Line, Number, Positive
+from sparse_dict.storage.untrusted import visible
 
 Rows = NDArray[np.floating[Any]]
 Floats = NDArray[np.float32]

@@ -31,7 +31,7 @@ from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config.analysis import STANDARD_COMPARISON
 from sparse_dict.errors import UserError
 from sparse_dict.sae.folder import WEIGHTS
-from sparse_dict.storage import door, files
+from sparse_dict.storage import files, untrusted
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def _given(study: Study, name: str) -> list[str]:
     common: list[str] | None = None
     for entry in study.entries:
         try:
-            text = door.read_bytes(entry.trained.folder / ".hydra" / "overrides.yaml").decode()
+            text = untrusted.read_bytes(entry.trained.folder / ".hydra" / "overrides.yaml").decode()
             given = [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]
         except (UserError, ValueError):  # made elsewhere
             given = []
@@ -386,7 +386,7 @@ def read(folder: Path) -> Tables:
         if name == "pairs" and not path.exists():
             continue
         try:
-            with door.opened(path) as file:
+            with untrusted.opened(path) as file:
                 table = pq.read_table(file)
             about = About(**json.loads(table.schema.metadata[ABOUT]))
             frames[name] = table.to_pandas(ignore_metadata=True)

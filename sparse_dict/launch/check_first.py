@@ -14,7 +14,7 @@ from sparse_dict.errors import UserError
 from sparse_dict.launch import jobs, script
 from sparse_dict.machine import distributed
 from sparse_dict.storage import lock
-from sparse_dict.storage.door import refuse_links
+from sparse_dict.storage.untrusted import refuse_links
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SHARED = ("train_lm", "harvest")  # what several processes can do together, see `distributed`

@@ -26,7 +26,7 @@ from sparse_dict.errors import DamagedOutput, UserError
 from sparse_dict.launch import explain
 from sparse_dict.sae import schema
 from sparse_dict.sae.run_names import labels
-from sparse_dict.storage import door
+from sparse_dict.storage import untrusted
 from sparse_dict.storage.output import MARK
 
 schema.register()
@@ -155,7 +155,7 @@ def check_job(job: Job, task: Any) -> None:
     stage = module(job.config.hydra.job.name)
     noted = job.folder / ".hydra" / "hydra.yaml"
     ours = (job.folder / MARK).exists() or not noted.exists()
-    if not ours and b"sparse_dict." not in door.read_bytes(noted):
+    if not ours and b"sparse_dict." not in untrusted.read_bytes(noted):
         raise UserError(
             f"{noted.parent} is of another program: choose another hydra.run.dir=, or delete it"
         )

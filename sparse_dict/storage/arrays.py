@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.errors import UserError, one_line
-from sparse_dict.storage.door import opened
+from sparse_dict.storage.untrusted import opened
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_dict.errors import UserError
-from sparse_dict.storage import door
+from sparse_dict.storage import untrusted
 
 SEAL = "fingerprint"  # of a record, within it
 
@@ -63,7 +63,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object."""
     try:
-        value = json.loads(door.read_bytes(path).decode())
+        value = json.loads(untrusted.read_bytes(path).decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
@@ -79,7 +79,7 @@ def sha256_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    with door.opened(path) as file:
+    with untrusted.opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sparse_dict.errors import UserError, one_line
-from sparse_dict.storage.door import read_bytes, refuse_links
+from sparse_dict.storage.untrusted import read_bytes, refuse_links
 
 log = logging.getLogger(__name__)
 

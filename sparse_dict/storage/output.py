@@ -14,7 +14,7 @@ from typing import Any
 
 from sparse_dict.config.identity import differences
 from sparse_dict.errors import DamagedOutput, UserError, advising
-from sparse_dict.storage import door, files
+from sparse_dict.storage import untrusted, files
 
 MARK = ".sparse-dict"  # holds the name of the stage
 # What may lie in any job's folder: hidden files, logs, what Hydra and wandb note.
@@ -70,14 +70,14 @@ class Output:
 
     def _is_ours(self, folder: Path) -> bool:
         with suppress(UserError):
-            mark = door.read_bytes(folder / MARK).decode(errors="replace")
+            mark = untrusted.read_bytes(folder / MARK).decode(errors="replace")
             if mark.endswith("\n"):
                 return mark == f"{self.stage}\n"
         # Cut short, or before there were marks: manifest, checkpoint, what Hydra noted of the job.
         if self._said(folder) is not None:
             return True
         with suppress(UserError):
-            noted = door.read_bytes(folder / ".hydra" / "hydra.yaml")
+            noted = untrusted.read_bytes(folder / ".hydra" / "hydra.yaml")
             return b"sparse_dict." in noted and f"\n    name: {self.stage}\n".encode() in noted
         return False
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from sparse_dict.errors import MALFORMED, Advised, UserError, one_line
 from sparse_dict.storage import files, records
-from sparse_dict.storage.door import opened
+from sparse_dict.storage.untrusted import opened
 
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")

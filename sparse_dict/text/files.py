@@ -9,8 +9,8 @@ from typing import Any
 
 from sparse_dict.config import FilesData
 from sparse_dict.errors import UserError, one_line
-from sparse_dict.storage.door import opened, read_bytes
 from sparse_dict.storage.files import sha256_file
+from sparse_dict.storage.untrusted import opened, read_bytes
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 BATCH_ROWS = 512

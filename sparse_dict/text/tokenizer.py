@@ -22,7 +22,7 @@ from sparse_dict.machine.network import reachable
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files, records
 from sparse_dict.storage.cache import ensure_sealed
-from sparse_dict.storage.door import read_bytes
+from sparse_dict.storage.untrusted import read_bytes
 from sparse_dict.text import bpe, corpus
 
 log = logging.getLogger(__name__)

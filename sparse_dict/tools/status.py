@@ -21,7 +21,7 @@ from sparse_dict.errors import UserError, printable, reading
 from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
 from sparse_dict.storage import lock
-from sparse_dict.storage.door import opened
+from sparse_dict.storage.untrusted import opened
 from sparse_dict.tools import ending
 
 SHOWN = 20  # dictionaries that are not done

@@ -19,7 +19,7 @@ from typing import Any
 from sparse_dict.config import StudyConfig, TrackingConfig
 from sparse_dict.config.ranges import shortened
 from sparse_dict.errors import UserError, one_line
-from sparse_dict.storage.door import read_bytes
+from sparse_dict.storage.untrusted import read_bytes
 from sparse_dict.tracking import server
 from sparse_dict.tracking.run import DONE, ID_FILE, NAME_BYTES, Run, exit_code
 

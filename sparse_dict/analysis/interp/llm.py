@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from sparse_dict.config import LOOPBACK, InterpConfig
 from sparse_dict.errors import UserError, hide, masked
 from sparse_dict.storage import files
-from sparse_dict.storage.door import read_bytes
+from sparse_dict.storage.untrusted import read_bytes
 
 if TYPE_CHECKING:
     import httpx2

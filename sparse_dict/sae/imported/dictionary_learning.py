@@ -9,7 +9,7 @@ from typing import Any
 from sparse_dict.errors import UserError, one_line
 from sparse_dict.sae.imported.parts import Foreign, arrays, folded, gated, nothing_else, refuse
 from sparse_dict.sae.origin import Origin
-from sparse_dict.storage.door import opened
+from sparse_dict.storage.untrusted import opened
 
 CONFIG = "config.json"
 KINDS = {

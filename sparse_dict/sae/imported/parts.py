@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sparse_dict.errors import UserError, one_line
 from sparse_dict.sae.folder import Dictionary
 from sparse_dict.sae.origin import Origin
-from sparse_dict.storage.door import opened
+from sparse_dict.storage.untrusted import opened
 
 Wide = NDArray[np.float64]
 

@@ -35,7 +35,7 @@ from sparse_dict.errors import UserError
 from sparse_dict.launch.multirun import _reopened
 from sparse_dict.machine.background import in_background, prefetched
 from sparse_dict.sae import folder as folders
-from sparse_dict.storage import door, lock, records
+from sparse_dict.storage import lock, records, untrusted
 from sparse_dict.text import bpe, corpus, files, tokenizer, tokens
 from sparse_dict.tools import status, verify
 
@@ -186,14 +186,14 @@ def test_links_within_a_study_and_to_a_study_are_the_users_own(tmp_path: Path):
     base = tmp_path / "outputs" / "x"
     (base / "lm").symlink_to("lm-1")
     with lock.holding(base / "lm"):
-        door.refuse_links(base / "lm", base)
+        untrusted.refuse_links(base / "lm", base)
 
 
 def test_what_wandb_links_in_a_run_that_ended_does_not_bind_a_copy_of_the_study(tmp_path: Path):
     run = tmp_path / "copy" / "wandb" / "offline-run-20261130_144740-f1b8be6b6c88d936" / "logs"
     run.mkdir(parents=True)
     (run / "debug-core.log").symlink_to(tmp_path / "original" / "core.log")
-    door.refuse_links(tmp_path / "copy" / "wandb")
+    untrusted.refuse_links(tmp_path / "copy" / "wandb")
 
 
 def test_a_copy_by_hard_links_shares_no_file_that_is_written_on(tmp_path: Path):
@@ -477,7 +477,7 @@ def test_more_arrays_are_read_than_files_may_be_open(tmp_path: Path):
 def test_a_document_that_is_too_large_is_named_with_what_to_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(door, "MOST_BYTES", 1000)
+    monkeypatch.setattr(untrusted, "MOST_BYTES", 1000)
     (tmp_path / "a.txt").write_text("x" * 1001)
     with pytest.raises(UserError, match=r"a\.txt.*too much for one document: cut it"):
         read(str(tmp_path / "a.txt"), tmp_path)
