@@ -135,10 +135,9 @@ def advising(advice: str) -> Iterator[None]:
 
 
 def lacking(error: Exception, lower: str | None = None) -> str | None:
-    """One line for a full disk, a missing permission, a failing device or too little memory.
+    """One line for a full disk, a missing permission, a failing device, too little memory, or None.
 
-    None for other errors. `lower` is what would need less memory. torch is not imported: its own
-    class of error is recognised by name, and on the CPU by text.
+    `lower` is what would need less memory. torch, which is not imported, is known by name and text.
     """
     text = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None

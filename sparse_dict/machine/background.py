@@ -44,11 +44,7 @@ def mapped(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iter
 def in_background(
     call: Callable[[], T], every: float | None = None, say: Callable[[], object] = int
 ) -> T:
-    """`call()`, made in a thread of its own; meanwhile `say()` is called each `every` seconds.
-
-    Raises:
-        BaseException: what `call` raises, or what a signal does meanwhile.
-    """
+    """`call()`, made in a thread of its own; meanwhile `say()` is called each `every` seconds."""
     future: Future[T] = Future()
 
     def work() -> None:

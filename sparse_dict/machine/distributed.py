@@ -1,8 +1,7 @@
 """Several processes as one run, as torchrun starts them; without torchrun, one process.
 
-Rank 0 alone writes records, logs, tracks and holds the lock; all ranks read the same folders, so on
-several machines these lie on a shared file system. Ranks exchange numbers over gloo, the
-gradients of models on GPUs over NCCL.
+Rank 0 alone writes records, logs, tracks and holds the lock; all ranks read the same folders. They
+exchange numbers over gloo, the gradients of models on GPUs over NCCL.
 """
 
 import gc
@@ -53,8 +52,7 @@ def check() -> None:
 def _environment() -> tuple[int, int, str | None]:
     """Rank and number of the processes, and what is wrong with torchrun's variables, if anything.
 
-    Other launchers may leave some of them. A process with such variables counts as the only one,
-    which can report it.
+    A process with variables that other launchers leave counts as the only one, which can report it.
     """
     there = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     with suppress(KeyError, ValueError):
@@ -91,23 +89,14 @@ def hush(config: DictConfig) -> None:
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """Connect the processes, of which rank 0 keeps all others out of the output folder.
-
-    Raises:
-        UserError: another process works in `folder`.
-        SystemExit: one of these processes has ended, and has reported the reason.
-    """
+    """Connect the processes, of which rank 0 keeps all others out of the output folder."""
     with lock.holding(*[folder] if main() else []), joined():
         yield
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Connect the processes; does nothing if there is only one.
-
-    Raises:
-        SystemExit: another process has ended, and has reported the reason.
-    """
+    """Connect the processes, if several; `SystemExit` where another has ended and said why."""
     if size() == 1:
         yield
         return

@@ -80,10 +80,8 @@ def not_heard() -> Iterator[None]:
 def on_signal() -> Iterator[StopRequest]:
     """Turn SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 into a `StopRequest`; a second one kills as usual.
 
-    Slurm sends the latter two before it takes a machine away. If they had a handler before, such as
-    submitit's, which queues the job again, that handler is called at the end.
-
-    Outside the main thread, where Python cannot set handlers, no signal is caught.
+    Slurm sends the latter two before it takes a machine away: a handler that they had before, such
+    as submitit's, is called at the end. Outside the main thread no signal is caught.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -14,11 +14,7 @@ FIRST_S = 2.0  # of a log's first line, which says how long it will take
 
 
 class Progress:
-    """Counts `unit`s up to `total`, with speed, time left and a few live values.
-
-    A `total` of None is for streams whose end is not known. Use as a context manager;
-    `advance(n, loss=...)` moves it on.
-    """
+    """Counts `unit`s up to `total` (None: unknown), with speed, time left and a few live values."""
 
     def __init__(self, description: str, total: int | None, unit: str, initial: int = 0) -> None:
         from tqdm import tqdm

@@ -18,11 +18,9 @@ M_MMAP_MAX = -4
 def allocator() -> bool:
     """Let glibc keep large blocks of memory for reuse; True if it took the settings.
 
-    By default a large temporary is mapped from the kernel and given back each time it is used, so
-    its pages are zeroed again and again: a third to a half of a small model's training step on a
-    CPU. In exchange the process keeps its peak memory until it ends. `MALLOC_MMAP_MAX_=0
-    MALLOC_TRIM_THRESHOLD_=...` in the environment do the same, but only from before Python starts.
-    Without glibc nothing is done.
+    By default the pages of a large temporary are zeroed again and again: a third to a half of a
+    small model's training step on a CPU. In exchange the process keeps its peak memory until it
+    ends.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False

@@ -33,13 +33,10 @@ def as_rows(values: Any, what: str, width: int | None = None, dtype: Any = np.fl
 
 
 class Stored:
-    """The rows of a ``.npy`` file of numbers, read from it when they are asked for.
+    """The rows of a ``.npy`` file of numbers, of its `shape` and `dtype`, read when asked for.
 
     It is not memory-mapped: a mapped file that is cut short ends the process without a message, and
     each mapping holds one of the few files that a process may have open.
-
-    Attributes:
-        shape, dtype: of the whole array.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,25 +89,18 @@ def stored(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Stored:
 
 
 class Joined:
-    """The rows of several arrays, one array after the other.
-
-    Attributes:
-        starts: the first row of each array and, last, rows in all, int64 (arrays + 1,).
-    """
+    """The rows of several arrays, one array after the other."""
 
     def __init__(self, arrays: Sequence[NDArray[Any] | Stored]) -> None:
         self.arrays = arrays
+        # the first row of each and, last, rows in all
         self.starts = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[NDArray[Any], slice]]:
-        """The parts of arrays that rows start..stop-1 are made of, and where among these each is.
-
-        Raises:
-            IndexError: there are no such rows.
-        """
+        """The parts of arrays that rows start..stop-1 are made of, and where in these each lies."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"rows {start}..{stop} of {len(self)}")
         i = int(np.searchsorted(self.starts, start, side="right")) - 1

@@ -1,10 +1,7 @@
 """One process at a time in an output folder, by a lock that the kernel releases (`filelock`).
 
-The lock is on the file ``.lock``, which names its holder and is removed at the end. Where a killed
-process left it behind, nobody holds it and the next process takes it over.
-
-Network file systems: on NFS, Linux maps the lock to one that the server keeps, so that it holds
-between machines, unless the mount says ``local_lock=flock``; Lustre needs the mount option
+The lock is on the file ``.lock``, which names its holder and is removed at the end. On NFS it holds
+between machines unless the mount says ``local_lock=flock``; Lustre needs the mount option
 ``flock``. Where the file system knows no locks, a warning is all that can be given.
 """
 
@@ -34,10 +31,9 @@ _held: set[Path] = set()
 
 @contextmanager
 def holding(*folders: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other processes out of `folders`, which are made if need be.
+    """Keep other processes out of `folders`, made if need be; with `wait`, one there is waited for.
 
-    With `wait`, one that works there is waited for. Within one process it may be nested. Folders
-    made and still empty at the end are removed.
+    Within one process it may be nested. Folders made and still empty at the end are removed.
     """
     with ExitStack() as stack:
         for folder in dict.fromkeys(folder.absolute() for folder in folders):

@@ -33,10 +33,9 @@ class Output:
     elsewhere: str = ""  # what to choose instead, unless that is name= or the key
 
     def is_finished(self, folder: Path, wanted: Mapping[str, Any], config: object = None) -> bool:
-        """Whether `folder` holds the result that is made from `wanted`.
+        """Whether `folder` holds the result that is made from `wanted`, a config's record and inputs.
 
-        `wanted` is the record of the config under "config", and any of the inputs; `config` the
-        config itself, so that records of other versions count as the same.
+        With the `config` itself, records of other versions count as the same.
         """
         self.refuse_foreign(folder)
         if (there := self._said(folder)) is None:
@@ -82,11 +81,7 @@ class Output:
         return False
 
     def _said(self, folder: Path) -> Mapping[str, Any] | None:
-        """See `made_from`.
-
-        Raises:
-            DamagedOutput: it cannot be read.
-        """
+        """See `made_from`; `DamagedOutput` if it cannot be read."""
         try:
             with advising(f"delete {folder / self.manifest} to have it made again"):
                 return self.made_from(folder)

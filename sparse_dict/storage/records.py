@@ -59,11 +59,7 @@ def read(path: Path, kind: type[T]) -> T:
 
 
 def fitting(value: Any, kind: type[T]) -> T:
-    """`value`, if it is of its `kind`.
-
-    Raises:
-        ValueError: it is not; says what is wrong with which key.
-    """
+    """`value`, if it is of its `kind`; else a ValueError says what is wrong with which key."""
     from pydantic import ValidationError
 
     try:

@@ -1,8 +1,4 @@
-"""safetensors files that are either whole or absent; checkpoints, which detect a later change.
-
-safetensors' own `save_file` leaves a temporary file behind when it is killed: files are written by
-`files.write_bytes`.
-"""
+"""safetensors files that are either whole or absent; checkpoints, which detect a later change."""
 
 import hashlib
 import json

@@ -64,8 +64,8 @@ def refuse_links(path: Path, study: Path | None = None) -> None:
     """See that what is written to `path`, or to a folder in it, stays inside the study.
 
     A study from elsewhere may link to anywhere. `study` is the folder above `path` by default;
-    links that lead to it, such as ``outputs``, are the user's own. What is written on to, and not
-    replaced, becomes a file of its own where a copy of the study by hard links shares it.
+    links that lead to it are the user's own. What is written on becomes a file of its own where a
+    copy of the study by hard links shares it.
     """
     top = study if study is not None and study in path.parents else path.parent
     root = top.resolve()

@@ -24,8 +24,7 @@ KILLED = 255  # exit code that wandb gives a run that Ctrl-C has ended
 class Run(AbstractContextManager["Run"]):
     """One run, or with no `run` a thing that does nothing.
 
-    As a context manager it finishes with exit code 0, on an exception with 1, or with `KILLED` if
-    a signal has raised it.
+    As a context manager it finishes with exit code 0, 1 on an exception, `KILLED` on a signal's.
     """
 
     def __init__(

@@ -76,18 +76,13 @@ def open_run(
     fingerprints: Mapping[str, Any] | None = None,
     finished: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Open a run of the group `config.name`; any number may be open at once.
+    """Open a run `name` of the group `config.name`; any number may be open at once.
 
-    Args:
-        config: the stage's; wandb's own files go to its `study_dir`, into the folder `wandb`.
-        job_type: the stage.
-        name: the run's name.
-        folder: the job's; remembers the run, so that a job that goes on later does so in it.
-        step_metric: the logged value that is the horizontal axis of all others.
-        fingerprints: of what the job is made from.
-        finished: the recorded config of a job that is finished, to whose run something is added;
-            nothing is opened where that run is not known, or offline: what is added there would be
-            another run to look at, and take the place of the whole summary when it is sent.
+    The job's `folder` remembers it, so that a job that goes on later does so in it; `step_metric`
+    is the horizontal axis of all other values, `fingerprints` are of what the job is made from.
+    `finished` is the recorded config of a job that is finished, to whose run something is added:
+    nothing is opened where that run is not known, or offline, where it would become another run to
+    look at.
     """
     tracking, wandb_dir = config.tracking, Path(config.study_dir) / "wandb"
     mode, before = _mode(tracking), _remembered(folder / ID_FILE, finished is not None)
