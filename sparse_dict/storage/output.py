@@ -33,7 +33,7 @@ class Output:
     elsewhere: str = ""  # what to choose instead, unless that is name= or the key
 
     def is_finished(self, folder: Path, wanted: Mapping[str, Any], config: object = None) -> bool:
-        """Whether `folder` holds the result that is made from `wanted`, a config's record and inputs.
+        """Whether `folder` holds the result that is made from `wanted`: record and inputs.
 
         With the `config` itself, records of other versions count as the same.
         """

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,14 +252,17 @@ def _verify(folder: Path, hashes: dict[str, str]) -> None:
 class _SplitWriter:
     """Writes one split's shards as they fill, and its document starts at the end."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder = folder
-        self._name = name
-        self.shards: list[ShardRecord] = []  # written, as the manifest lists them
-        self.pending: list[np.ndarray] = []  # what is in no shard yet
-        self.starts = array("q")  # where each document begins
-        self.tokens = 0
-        self.bytes = 0
+    def __init__(
+        self, folder: Path, name: str, kept: WriterRecord, arrays: Mapping[str, np.ndarray]
+    ) -> None:
+        """Go on from the `state` that another writer had, or from nothing."""
+        self._folder, self._name = folder, name
+        self.shards = [*kept["shards"]]  # written, as the manifest lists them
+        self.tokens, self.bytes = kept["tokens"], kept["bytes"]
+        none = np.empty(0, np.int64)
+        self.starts = array("q", arrays.get(f"{name}.starts", none).tolist())  # of each document
+        pending = f"{name}.pending"  # what is in no shard yet
+        self.pending = [arrays[pending]] if pending in arrays else []
 
     def add(self, ids: np.ndarray, eot: int, n_bytes: int) -> None:
         """Take a document of `n_bytes` bytes, whose `ids` (n,) lack the end of text."""
@@ -289,26 +292,13 @@ class _SplitWriter:
             "document_starts": {"name": starts, "sha256": sha256},
         }
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of its state, whose other part is `record`."""
-        self.pending = [np.concatenate(self.pending)] if self.pending else []
-        starts = np.array(self.starts, np.int64)
-        return dict(zip(self._names, (starts, *self.pending), strict=False))
-
-    def record(self) -> WriterRecord:
-        """See `arrays`."""
-        return {"shards": self.shards, "tokens": self.tokens, "bytes": self.bytes}
-
-    def go_on(self, record: WriterRecord, arrays: dict[str, np.ndarray]) -> None:
-        """Take the state that another writer had."""
-        starts, pending = self._names
-        self.shards, self.tokens, self.bytes = record["shards"], record["tokens"], record["bytes"]
-        self.starts = array("q", arrays[starts].tolist())
-        self.pending = [arrays[pending]] if pending in arrays else []
-
-    @property
-    def _names(self) -> tuple[str, str]:
-        return f"{self._name}.starts", f"{self._name}.pending"
+    def state(self) -> tuple[WriterRecord, dict[str, np.ndarray]]:
+        """What it takes to go on."""
+        arrays = {f"{self._name}.starts": np.array(self.starts, np.int64)}
+        if self.pending:
+            self.pending = [np.concatenate(self.pending)]
+            arrays[f"{self._name}.pending"] = self.pending[0]
+        return {"shards": self.shards, "tokens": self.tokens, "bytes": self.bytes}, arrays
 
     def _flush(self, n: int) -> None:
         """Write the next `n` tokens as a shard."""
@@ -332,14 +322,15 @@ class _Tokenisation:
         self._data = data
         self._tokenizer = tokenizer
         self._path = folder / RESUME
-        self._writers = {name: _SplitWriter(folder, name) for name in SPLITS}
-        state, keys = None, np.empty(0, np.uint64)
+        state, arrays = None, {"keys": np.empty(0, np.uint64)}
+        nothing: WriterRecord = {"shards": [], "tokens": 0, "bytes": 0}
+        kept = dict.fromkeys(SPLITS, nothing)
         if self._path.exists():
             arrays, record = read_checkpoint(self._path), read_record(self._path, Resume)
-            state, keys = record["state"], arrays["keys"]
-            for name, kept in (("train", record["train"]), ("validation", record["validation"])):
-                self._writers[name].go_on(kept, arrays)
-        self._documents = corpus.Documents(data, cache_dir, state, keys.tolist())
+            state = record["state"]
+            kept = {"train": record["train"], "validation": record["validation"]}
+        self._writers = {name: _SplitWriter(folder, name, kept[name], arrays) for name in SPLITS}
+        self._documents = corpus.Documents(data, cache_dir, state, arrays["keys"].tolist())
 
     def run(self) -> dict[str, SplitRecord]:
         """The manifest's part on the splits."""
@@ -384,8 +375,8 @@ class _Tokenisation:
             arrays = {"keys": np.array(self._documents.keys[:n_keys], np.uint64)}
             record: dict[str, Any] = {"state": state}
             for name, writer in self._writers.items():
-                arrays |= writer.arrays()
-                record[name] = writer.record()
+                record[name], own = writer.state()
+                arrays |= own
             write_checkpoint(self._path, arrays, record)
 
     def _batches(self) -> Iterator[tuple[list[str], _End]]:
