@@ -14,7 +14,7 @@ from typing import Any
 
 from sparse_dict.config.identity import differences
 from sparse_dict.errors import DamagedOutput, UserError, advising
-from sparse_dict.storage import untrusted, files
+from sparse_dict.storage import files, untrusted
 
 MARK = ".sparse-dict"  # holds the name of the stage
 # What may lie in any job's folder: hidden files, logs, what Hydra and wandb note.
