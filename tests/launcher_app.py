@@ -77,7 +77,7 @@ def objective(outcome):
 
 
 def outcome(config, folder):
-    log.info("training %s", config["size"], extra={"folder": str(folder)})
+    log.info("training %s", config["size"])
     if config["size"] == 13:
         return UserError("13 is unlucky")
     if config["size"] == 14:
