@@ -114,7 +114,7 @@ def test_a_record_without_centering_is_one_of_a_study_that_did_not_centre(tmp_pa
     assert identity.differences(old, new, config) == []
     config.activations = ActivationsConfig("rms", "mean")
     (difference,) = identity.differences(old, identity.record(config), config)
-    assert difference == "activations.centering is None there, 'mean' now"
+    assert difference == "activations.centering is 'none' there, 'mean' now"
 
 
 def test_a_feature_that_fired_early_in_a_short_training_counts_as_inactive(tmp_path):

@@ -31,7 +31,7 @@ from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.config.analysis import STANDARD_COMPARISON
 from sparse_dict.errors import UserError
 from sparse_dict.sae.folder import WEIGHTS
-from sparse_dict.storage import files, untrusted
+from sparse_dict.storage import files, records, untrusted
 
 log = logging.getLogger(__name__)
 
@@ -205,9 +205,8 @@ def _given(study: Study, name: str) -> list[str]:
     common: list[str] | None = None
     for entry in study.entries:
         try:
-            text = untrusted.read_bytes(entry.trained.folder / ".hydra" / "overrides.yaml").decode()
-            given = [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]
-        except (UserError, ValueError):  # made elsewhere
+            given = records.overrides(entry.trained.folder / ".hydra")
+        except UserError:  # made elsewhere
             given = []
         common = given if common is None else [key for key in common if key in given]
     return common or [f"name={name}"]

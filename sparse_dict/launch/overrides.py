@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from sparse_dict.errors import UserError
+from sparse_dict.storage.records import overrides
 
 # What Hydra reads by rules of its own: quotes, dictionaries, other keys' values, its functions.
 HYDRAS = re.compile(
@@ -32,14 +33,13 @@ def again(arguments: list[str]) -> list[str]:
     given = get_args_parser().parse_args(arguments)
     if given.config_name is None:
         return arguments
-    path = Path(given.config_dir or ".") / "overrides.yaml"
     try:
-        shown = ["--cfg", given.cfg] if given.cfg else []
-        return [*map(str, OmegaConf.load(path)), *given.overrides, *shown]
-    except OSError:
+        kept = overrides(Path(given.config_dir or "."))
+    except UserError as error:
         raise UserError(
-            f"no {path}: --config-name runs again what a folder .hydra, --config-dir, has kept"
+            f"{error}: --config-name runs again what a folder .hydra, --config-dir, has kept"
         ) from None
+    return [*kept, *given.overrides, *(["--cfg", given.cfg] if given.cfg else [])]
 
 
 def as_meant(argument: str) -> str:

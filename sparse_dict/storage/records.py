@@ -11,7 +11,8 @@ from typing import Annotated, Any, TypeVar, cast, get_args
 
 from annotated_types import Interval, Predicate
 
-from sparse_dict.errors import Advised, reading
+from sparse_dict.errors import Advised, UserError, reading
+from sparse_dict.storage import untrusted
 from sparse_dict.storage.files import read_json
 
 T = TypeVar("T")
@@ -81,3 +82,22 @@ def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
+
+
+def overrides(folder: Path) -> list[str]:
+    """The overrides that a run was given, which Hydra notes in its folder ``.hydra``.
+
+    Raises:
+        UserError: they are not there, or not a list of texts.
+    """
+    path = folder / "overrides.yaml"
+    from omegaconf import OmegaConf
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    try:
+        given = OmegaConf.to_container(OmegaConf.create(untrusted.read_bytes(path).decode()))
+    except (ValueError, YAMLError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}") from None
+    if not (isinstance(given, list) and all(isinstance(one, str) for one in given)):
+        raise UserError(f"{path} is damaged: it is not a list of overrides")
+    return given
