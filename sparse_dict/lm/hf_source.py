@@ -167,6 +167,8 @@ def _config(lm: HFModel) -> Any:
 @contextmanager
 def _named(lm: HFModel) -> Iterator[None]:
     """Make one line of what transformers raises about a model that it cannot load."""
+    if _folder(lm).is_absolute() and not _folder(lm).is_dir():  # it would take that for a name
+        raise UserError(f"lm.name_or_path={lm.name_or_path} does not exist")
     try:
         yield
     # What is malformed in a file comes as any of these, a missing optional library as the last.
