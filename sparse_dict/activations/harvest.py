@@ -1,8 +1,7 @@
 """Run a language model over text and hand the activations of its sites to the writer."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.config import HarvestConfig
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
-from sparse_dict.lm.interface import LanguageModel
+from sparse_dict.lm.interface import LanguageModel, threads_to_share
 from sparse_dict.machine import distributed
 from sparse_dict.machine.background import mapped
 from sparse_dict.machine.progress import Progress
@@ -86,7 +85,7 @@ def harvest(
     writer.begin(starts.start * kept)
     started = time.perf_counter()
     next_log = started + LOG_EVERY_S
-    with _threads_to_share(model) as threads, Progress("harvest", own, "rows") as progress:
+    with threads_to_share(model) as threads, Progress("harvest", own, "rows") as progress:
         for batch in mapped(read, starts, threads):
             if batch.copied is not None:
                 batch.copied.synchronize()
@@ -99,20 +98,6 @@ def harvest(
             if now >= next_log:
                 next_log = now + LOG_EVERY_S
                 run.log({"rows": done, "rows_per_second": done / (now - started)})
-
-
-@contextmanager
-def _threads_to_share(model: LanguageModel) -> Iterator[int]:
-    """Give the number of batches to read at once; if several, torch computes each in one thread."""
-    cores = torch.get_num_threads()
-    if model.device.type != "cpu" or not model.reentrant or cores == 1:
-        yield 1
-        return
-    torch.set_num_threads(1)
-    try:
-        yield cores
-    finally:
-        torch.set_num_threads(cores)
 
 
 def _to_cpu(rows: Tensor) -> "tuple[Tensor, torch.cuda.Event | None]":

@@ -24,7 +24,8 @@ from sparse_dict.analysis.measures.mcs import normalised
 from sparse_dict.analysis.study import Entry
 from sparse_dict.config import EffectsConfig
 from sparse_dict.errors import UserError
-from sparse_dict.lm.interface import finite
+from sparse_dict.lm.interface import finite, threads_to_share
+from sparse_dict.machine.background import mapped
 from sparse_dict.machine.progress import Progress
 from sparse_dict.sae.folder import WEIGHTS
 from sparse_dict.storage import records
@@ -76,15 +77,24 @@ def measure(
     theirs = _codes(other, partners[todo], [chosen[i] for i in todo], source)
     # One by one, so that it does not depend on what was measured in an earlier run.
     original = cache(lambda context: losses(source, np.array([context]), [None]).item())
+    assert source.lm is not None
     saved = started = time.monotonic()
-    with Progress("effects", len(features), "features", done) as progress:
-        for i, ours, match in zip(todo, own, theirs, strict=True):
-            without = -ours[..., None] * entry.decoder[features[i]]
-            instead = without + match[..., None] * other.decoder[partners[i]]
-            whole = np.mean([original(context) for context in chosen[i].tolist()])
-            changed = losses(source, chosen[i], [without, instead]).mean(1) - whole
-            share = len(where[i]) / len(active)  # elsewhere nothing changes
-            effects.append((share * changed).tolist())
+
+    def effect(at: int) -> list[float]:
+        i, ours, match = todo[at], own[at], theirs[at]
+        without = -ours[..., None] * entry.decoder[features[i]]
+        instead = without + match[..., None] * other.decoder[partners[i]]
+        whole = np.mean([original(context) for context in chosen[i].tolist()])
+        changed = losses(source, chosen[i], [without, instead]).mean(1) - whole
+        share = len(where[i]) / len(active)  # elsewhere nothing changes
+        return [float(value) for value in share * changed]
+
+    with (
+        threads_to_share(source.lm.model) as threads,
+        Progress("effects", len(features), "features", done) as progress,
+    ):
+        for found in mapped(effect, range(len(todo)), threads):
+            effects.append(found)
             progress.advance(1)
             now = time.monotonic()
             late = now - started > 60 * settings.minutes
@@ -99,8 +109,8 @@ def measure(
                 break
     measured = order[: len(effects)]
     ablated, substituted = np.reshape(effects, (-1, 2)).T
-    found = {"feature": features, "cosine": cosines.max(axis=1, initial=-1)}
-    table = pd.DataFrame(found).iloc[measured]
+    columns = {"feature": features, "cosine": cosines.max(axis=1, initial=-1)}
+    table = pd.DataFrame(columns).iloc[measured]
     table = table.assign(ablated=ablated, substituted=substituted)
     return table.sort_values("feature", ignore_index=True)
 

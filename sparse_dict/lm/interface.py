@@ -3,7 +3,8 @@
 `lm.model.GPT` answers for ours, `lm.hf.Model` for those of Hugging Face's transformers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +29,7 @@ class LanguageModel(Protocol):
 
     @property
     def reentrant(self) -> bool:
-        """Whether several threads may call `read` at once."""
+        """Whether several threads may call it at once."""
 
     @property
     def remedy(self) -> str:
@@ -53,6 +54,23 @@ class LanguageModel(Protocol):
         gain of the final norm, not its division, the unembedding and the logits' scale, without a
         cap.
         """
+
+
+@contextmanager
+def threads_to_share(model: LanguageModel) -> Iterator[int]:
+    """Give the number of threads to call it from; if several, torch computes each call in one.
+
+    Small products gain nothing from a second core, and several calls at once do.
+    """
+    cores = torch.get_num_threads()
+    if model.device.type != "cpu" or not model.reentrant or cores == 1:
+        yield 1
+        return
+    torch.set_num_threads(1)
+    try:
+        yield cores
+    finally:
+        torch.set_num_threads(cores)
 
 
 def finite(losses: Tensor, model: LanguageModel) -> Tensor:
