@@ -41,18 +41,14 @@ static inline void put(vec *to, const vec *sums, int added) {
     else to[i] = sums[i];
 }
 
-/* CHUNK vectors, from the j-th on, of the sums of a feature's shares. */
-static inline void add_shares(const struct share *shares, int count, int j, vec *to_enc,
-                              vec *to_dec, int added, int tied) {
-  vec enc[CHUNK] = {{0}}, dec[CHUNK] = {{0}};
-  for (int e = 0; e < count; e++)
+/* Add CHUNK vectors, from the j-th on, of one share. */
+static inline __attribute__((always_inline)) void add_share(vec *enc, vec *dec,
+                                                            const struct share *of, int j) {
 #pragma GCC unroll 8
-    for (int i = 0; i < CHUNK; i++) {
-      dec[i] += shares[e].dec * shares[e].r[j + i];
-      enc[i] += shares[e].enc * shares[e].x[j + i];
-    }
-  put(to_dec, dec, added);
-  put(to_enc, enc, added || tied);
+  for (int i = 0; i < CHUNK; i++) {
+    dec[i] += of->dec * of->r[j + i];
+    enc[i] += of->enc * of->x[j + i];
+  }
 }
 
 /* The gradients of feature k, row `i` of G, of what a slab contributes to
@@ -68,6 +64,7 @@ static inline int add_gradients(const struct dictionary *d, const struct numbers
                                 const struct gradients *G, int64_t i, int added) {
   const float threshold = thresholds ? thresholds[k] : 0.0f;
   struct share shares[SLAB * PANEL];
+  vec enc[CHUNK] = {{0}}, dec[CHUNK] = {{0}};
   float bias = 0, of_threshold = 0;
   int count = 0;
   for (int64_t p = 0; p < s->count; p++) {
@@ -81,14 +78,22 @@ static inline int add_gradients(const struct dictionary *d, const struct numbers
       if (thresholds && fabsf(code - threshold) < d->band)
         of_threshold -= (threshold * g_code + n->l0) / (2 * d->band);
       if (code <= threshold) continue;
-      shares[count++] = (struct share){(const vec *)(R + at), (const vec *)(X + at),
-                                       n->scale * code, g_code + n->penalty};
+      shares[count] = (struct share){(const vec *)(R + at), (const vec *)(X + at),
+                                     n->scale * code, g_code + n->penalty};
+      add_share(enc, dec, shares + count++, 0);
       bias += g_code + n->penalty;
     }
   }
   vec *to_enc = (vec *)(G->enc + i * D), *to_dec = (vec *)(G->dec + i * D);
-  for (int j = 0; j < VECS; j += CHUNK)
-    add_shares(shares, count, j, to_enc + j, to_dec + j, added, G->enc == G->dec);
+  for (int j = 0; j < VECS; j += CHUNK) {
+    if (j) { /* the first have been summed above, while r was at hand */
+      memset(enc, 0, sizeof enc);
+      memset(dec, 0, sizeof dec);
+      for (int e = 0; e < count; e++) add_share(enc, dec, shares + e, j);
+    }
+    put(to_dec + j, dec, added);
+    put(to_enc + j, enc, added || G->enc == G->dec);
+  }
   G->b[i] = added ? G->b[i] + bias : bias;
   if (thresholds) G->threshold[i] = added ? G->threshold[i] + of_threshold : of_threshold;
   return count > 0;
