@@ -81,7 +81,8 @@ class _Part:
             ys = stack.enter_context(closing(self._batches(data.y, first_step, self.last_step)))
             self.feed = zip(xs, ys, strict=True)
         # sums of what is reconstructed, and of its squares, since values were logged
-        self.moments = torch.zeros(2, data.y.width).to(states[0].sums)
+        self.sum = torch.zeros(data.y.width).to(states[0].sums)
+        self.squares = torch.zeros(()).to(states[0].sums)
         unlogged = states[0].stats().rows // trainees[0].config.training.batch_size
         for y in self._batches(data.y, first_step - unlogged, first_step) if unlogged else ():
             self._see(y)
@@ -96,14 +97,16 @@ class _Part:
         )  # fmt: skip
 
     def _see(self, y: torch.Tensor) -> None:
-        self.moments[0] += y.sum(0)
-        self.moments[1] += y.square().sum(0)
+        self.sum += y.sum(0)
+        self.squares += torch.linalg.vector_norm(y) ** 2
 
     def variance(self, rows: int) -> float:
         """Of the `rows` seen about their mean, a mean over columns; then all begins anew."""
-        mean, square = (self.moments / rows).cpu().numpy()
-        self.moments.zero_()
-        return max(float((square - mean**2).mean()), LEAST)
+        square = self.squares / (rows * len(self.sum))
+        found = float(square - (self.sum / rows).square().mean())
+        self.sum.zero_()
+        self.squares.zero_()
+        return max(found, LEAST)
 
     def step(self, step: int, seen: int) -> None:
         """One optimiser step of each, and what interventions do after it."""

@@ -62,12 +62,12 @@ class SparseStep:
         Each state's sums grow by the batch's values from before the update; `seen` are rows with
         this batch, with which features that are active in it are marked.
         """
-        live = [i for i in self._order if hypers[i] is not None]
+        live, rows, values = [i for i in self._order if hypers[i] is not None], len(y), y.numel()
         for at, i in enumerate(live):
             hyper = hypers[i]
             assert hyper is not None
             self._live[at] = i
-            self._numbers[i] = _numbers(hyper, y)
+            self._numbers[i] = _numbers(hyper, rows, values)
         with_auxiliary = [i for i in live if self.states[i].architecture.sae.dead == "auxk"]
         list(self._pool.map(lambda i: self._add_auxiliary(i, x, y, seen), with_auxiliary))
         wide_x = self._widened("x", x)
@@ -101,7 +101,7 @@ class SparseStep:
         self._numbers[i].added = True
 
 
-def _numbers(hyper: Hyper, y: Tensor) -> NumbersStruct:
+def _numbers(hyper: Hyper, rows: int, values: int) -> NumbersStruct:
     rate, root = hyper.corrected
     return NumbersStruct(
         rate=rate,
@@ -109,9 +109,9 @@ def _numbers(hyper: Hyper, y: Tensor) -> NumbersStruct:
         beta2=hyper.beta2,
         root=root,
         eps=hyper.eps,
-        scale=2 / y.numel(),
-        penalty=hyper.numbers["l1"] / len(y),
-        l0=hyper.numbers.get("l0", 0.0) / len(y),
+        scale=2 / values,
+        penalty=hyper.numbers["l1"] / rows,
+        l0=hyper.numbers.get("l0", 0.0) / rows,
     )
 
 
