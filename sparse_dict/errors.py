@@ -58,9 +58,9 @@ def printable(text: str) -> str:
 
     Any file may hold anything.
     """
+    text = masked(text)  # before the cut, which might leave half of a secret
     if len(text) > MOST:
         text = f"{text[: MOST // 2]} ... {text[-MOST // 2 :]}"
-    text = masked(text)
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

@@ -28,7 +28,7 @@ TEXTS = 2  # contexts of a feature
 TOKENS = 100_000  # of the harvested text that are read again for them
 LINE = 0.19  # inches
 LETTER = 0.0685  # inches: DejaVu Sans Mono at 8 points
-BEFORE, AFTER = 34, 22  # letters of a context
+BEFORE = 34  # letters of a context before its token
 
 Lines = list[tuple[str, str, str]]  # text before the token, the token, text after it
 
