@@ -106,9 +106,6 @@ class Comparison:
         of `entry` get ``nan``. So do all if `other` has no feature that fired, or with one-to-one
         matching fewer than `entry`, so that some would stay without a partner. Matched by
         correlation of codes, the value is still the cosine with the partner.
-
-        Raises:
-            UserError: matching by correlation needs activations that are not there.
         """
         if matching != "max":
             return self._match(entry, other, matching, features)[1]

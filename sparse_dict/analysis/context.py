@@ -105,18 +105,11 @@ class Context:
         """The last rows of the activations (n, d_in), on which no dictionary was trained.
 
         Or `of` others of the same tokens: `targets`.
-
-        Raises:
-            UserError: the activations are not in `activations_dir`.
         """
         return _last(self.study, of or self.activations, most)
 
     def sample_of(self, study: Study) -> NDArray[np.float32]:
-        """The last rows that the dictionaries of `study`, a site, read: of the same tokens.
-
-        Raises:
-            UserError: the activations are not in `activations_dir`.
-        """
+        """The last rows that the dictionaries of `study`, a site, read: of the same tokens."""
         return _last(self.study, harvested.activations_of(study, self.config), SAMPLE)
 
     @cached_property
@@ -153,20 +146,12 @@ class Context:
 
     @cached_property
     def activations(self) -> Activations:
-        """The activations that the dictionaries were trained on.
-
-        Raises:
-            UserError: they are not in `activations_dir`.
-        """
+        """The activations that the dictionaries were trained on."""
         return harvested.activations_of(self.study, self.config)
 
     @cached_property
     def targets(self) -> Activations:
-        """What the dictionaries were trained to reconstruct: `activations`, except for transcoders.
-
-        Raises:
-            UserError: as `activations`.
-        """
+        """What the dictionaries were trained to reconstruct: `activations`, except for transcoders."""
         return harvested.targets_of(self.study, self.config)
 
 

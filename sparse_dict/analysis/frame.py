@@ -57,11 +57,7 @@ def load() -> list[Analysis]:
 
 
 def measure(context: Context) -> None:
-    """Fill `context.tables`, with what the analyses that are on measure besides.
-
-    Raises:
-        UserError: one-to-one matching would not fit in memory, or lacks activations.
-    """
+    """Fill `context.tables`, with what the analyses that are on measure besides."""
     chosen = [a for a in load() if _is_on(context, a)]
     comparisons = [*context.comparisons.values()]
     pairs = context.pairs if any(a.pairs for a in chosen) else pd.DataFrame()
@@ -162,12 +158,7 @@ def shown(context: Context, analysis: Analysis) -> Section | None:
 
 
 def make(context: Context) -> dict[str, Section]:
-    """The sections of the report, by the name of their analysis; fills tables and claims.
-
-    Raises:
-        UserError: `contexts.features` names a feature that does not exist, or one-to-one matching
-            would not fit in memory.
-    """
+    """The sections of the report, by the name of their analysis; fills tables and claims."""
     config, study = context.config, context.study
     claims, *others = load()
     chosen = [analysis for analysis in others if _is_on(context, analysis)]

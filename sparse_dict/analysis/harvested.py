@@ -93,9 +93,6 @@ def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
     """What is behind a study's activations, with about `n_tokens` of their text.
 
     Fewer where their rows would need more than MEMORY, which the log says.
-
-    Raises:
-        UserError: a part of it is not there, or cannot be read.
     """
     folder, manifest = _harvest(config, study)
     whole, lm = Activations.open(folder), model(manifest, config)
@@ -120,11 +117,7 @@ def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
 
 
 def open_rows(activations: Activations, study: Study, settings: ContextsConfig) -> Source:
-    """As `open_source`, of arrays that no language model made: evenly spaced rows.
-
-    Raises:
-        UserError: the function that shows a row cannot be used.
-    """
+    """As `open_source`, of arrays that no language model made: evenly spaced rows."""
     function = settings.function()
     starts = np.cumsum([0, *(shard.rows for shard in activations.shards)])
 
@@ -173,11 +166,7 @@ def put_back(found: Sequence[Tensor], rows: Floats, skip: int) -> list[Tensor]:
 def columns_of(
     model: LanguageModel, sites: Sequence[Site], d_in: int
 ) -> tuple[tuple[int, int], ...]:
-    """The columns of a row that each of `sites` has.
-
-    Raises:
-        UserError: the model lacks a site, or they do not make up `d_in` columns.
-    """
+    """The columns of a row that each of `sites` has."""
     stops = np.cumsum(found := widths(model, sites)).tolist()
     if stops[-1] != d_in:
         raise UserError(f"rows have {d_in} values, but the sites have {found}: harvest again")
@@ -191,11 +180,7 @@ def _fill(
     contexts: NDArray[np.int64],
     windows: NDArray[np.int64],
 ) -> None:
-    """Put into `rows` (n, kept, d_in) those of `contexts` of the stream, with the tokens `windows`.
-
-    Raises:
-        UserError: they are not all there.
-    """
+    """Put into `rows` (n, kept, d_in) those of `contexts` of the stream, with the tokens `windows`."""
     n_ctx = windows.shape[1]
     skip = n_ctx - rows.shape[1]
     which = np.full(len(stream) // n_ctx + 1, -1)
@@ -221,20 +206,12 @@ def _fill(
 
 
 def manifest_of(config: AnalyzeConfig, study: Study) -> dict[str, Any]:
-    """The record of the harvest that a study's dictionaries were trained on; its types unchecked.
-
-    Raises:
-        UserError: it is not there, or they were trained on foreign arrays.
-    """
+    """The record of the harvest that a study's dictionaries were trained on; its types unchecked."""
     return _harvest(config, study)[1]
 
 
 def place(manifest: dict[str, Any], site: str | None = None) -> Place:
-    """Where the activations were taken: all sites, or only `site`.
-
-    Raises:
-        UserError: not in a language model, or the manifest does not say where.
-    """
+    """Where the activations were taken: all sites, or only `site`."""
     if TOGETHER in manifest:
         raise UserError("these activations are of several harvests, not of a single model")
     if "model" not in manifest["fingerprints"]:
@@ -247,11 +224,7 @@ def place(manifest: dict[str, Any], site: str | None = None) -> Place:
 
 
 def model(manifest: dict[str, Any], config: AnalyzeConfig) -> OpenLM:
-    """The language model that the activations were taken from, on the config's device.
-
-    Raises:
-        UserError: it is not there.
-    """
+    """The language model that the activations were taken from, on the config's device."""
     device = runtime.device(config.device)
     if is_ours(manifest):
         return lm_folder.opened(model_record(manifest, config)[0], device)
@@ -280,11 +253,7 @@ def is_ours(manifest: dict[str, Any]) -> bool:
 
 
 def model_record(manifest: dict[str, Any], config: AnalyzeConfig) -> tuple[Path, lm_folder.Record]:
-    """The folder of the language model that the activations were taken from, and its record.
-
-    Raises:
-        UserError: it is not there.
-    """
+    """The folder of the language model that the activations were taken from, and its record."""
     wanted = manifest["fingerprints"].get("model")
     tried = _folders([config.lm_dir, beside(config, manifest.get("lm_dir"))])
     for folder in tried:
@@ -299,11 +268,7 @@ def model_record(manifest: dict[str, Any], config: AnalyzeConfig) -> tuple[Path,
 
 
 def text(manifest: dict[str, Any], cache_dir: Path, n_ctx: int) -> tuple[TokenStream, int]:
-    """The tokens of the split that was harvested, and how many contexts from its start were.
-
-    Raises:
-        UserError: they are no longer in `cache_dir`, or the manifest does not say which they are.
-    """
+    """The tokens of the split that was harvested, and how many contexts from its start were."""
     stores, split = _stores(manifest, cache_dir)
     skip = place(manifest).skip_first
     if skip >= n_ctx:
@@ -321,11 +286,7 @@ class Unread:
 
 
 def unread(manifest: dict[str, Any], cache_dir: Path, n_ctx: int) -> Unread:
-    """The corpus's validation part; all of it is training text where it has no such part.
-
-    Raises:
-        UserError: as `text`.
-    """
+    """The corpus's validation part; all of it is training text where it has no such part."""
     stores, split = _stores(manifest, cache_dir)
     if split == "train":
         return Unread(stores.split("validation"), 0, validation=True)
@@ -338,11 +299,7 @@ def unread(manifest: dict[str, Any], cache_dir: Path, n_ctx: int) -> Unread:
 
 
 def tokens_record(manifest: dict[str, Any], cache_dir: Path) -> dict[str, Any]:
-    """The record of the harvested text's tokens; its types unchecked.
-
-    Raises:
-        UserError: they are no longer in `cache_dir`, or the manifest does not say which they are.
-    """
+    """The record of the harvested text's tokens; its types unchecked."""
     return _tokens(manifest, cache_dir)[1]
 
 
@@ -405,9 +362,6 @@ def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
     """The activations that the study's dictionaries read: the columns of their site.
 
     They may be arrays that no language model made.
-
-    Raises:
-        UserError: they are in none of these.
     """
     wanted = (study.entries[0].metrics.get("fingerprints") or {}).get("activations")
     reasons = []
@@ -425,11 +379,7 @@ def activations_of(study: Study, config: AnalyzeConfig) -> Activations:
 
 
 def targets_of(study: Study, config: AnalyzeConfig) -> Activations:
-    """What the study's dictionaries reconstruct.
-
-    Raises:
-        UserError: as `activations_of`.
-    """
+    """What the study's dictionaries reconstruct."""
     read = activations_of(study, config)
     return read if study.target is None else open_all(*read.folders).at(study.target)
 

@@ -56,9 +56,6 @@ def measure(
     The rows to fit are the first ones that the dictionaries were trained on, those to measure the
     last ones of the harvest, which no dictionary has seen. Where dictionaries saw each site scaled
     by itself, errors are of such rows, as in their own FVU.
-
-    Raises:
-        UserError: there are too few rows, or they are too wide for all methods.
     """
     if not (methods := affordable(settings.methods, activations.d_in)):
         raise UserError(f"rows of {activations.d_in:,} values are too wide for these methods")

@@ -65,9 +65,6 @@ def losses(
     mean activation. All targets count, those of the positions that `place` leaves out among them.
     What is replaced is read at `place`; of transcoders, which read there in the same forward pass,
     it is what `target` computes.
-
-    Raises:
-        UserError: a loss is not finite.
     """
     replacements = [*replacements]
     ablated = mean.astype(np.float32)
@@ -124,9 +121,6 @@ def held_out(
 
     They are of its validation part if it has one, behind the harvested tokens if enough lie there,
     else the last ones.
-
-    Raises:
-        UserError: the text's tokens are no longer in `cache_dir`, or too few.
     """
     text = harvested.unread(manifest, cache_dir, n_ctx)
     stream, first = text.stream, text.first
@@ -161,9 +155,6 @@ def measure(
 
     A baseline keeps each of `settings.ks` codes, and of `also`. `read` are the activations that the
     dictionaries read, `written` those that they reconstruct.
-
-    Raises:
-        UserError: the activations' language model or its text is not there.
     """
     manifest = read.manifest
     if manifest is None:

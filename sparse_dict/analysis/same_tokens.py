@@ -17,9 +17,6 @@ def paired(first: Activations, second: Activations, most: int) -> tuple[Floats, 
 
     Foreign arrays do not say where their rows come from: two folders with equally many rows are
     taken to have them in the same order.
-
-    Raises:
-        UserError: they have too few tokens in common, or are of other text.
     """
     if first.fingerprint == second.fingerprint or _foreign(first, second):
         stop = min(most, first.rows)

@@ -57,10 +57,6 @@ def check(config: AnalyzeConfig, _folder: Path | None = None) -> None:
     """See that there is something to analyse.
 
     Hydra's folder of the job does not matter: what is made goes to `analysis_dir`.
-
-    Raises:
-        UserError: `sae_dir` names what is not a folder or holds no finished dictionary; or the key
-            or the client for `interp`, or what `tracking.mode=online` needs, is missing.
     """
     from sparse_dict.analysis import study
     from sparse_dict.analysis.interp import llm
@@ -98,11 +94,7 @@ class Record(TypedDict):
 
 
 def read_record(folder: Path) -> Record:
-    """`analysis.json` of a finished analysis, its values checked.
-
-    Raises:
-        UserError: there is none, or a value has the wrong type or is out of range.
-    """
+    """`analysis.json` of a finished analysis, its values checked."""
     return records.read(folder / MANIFEST, Record)
 
 
@@ -121,10 +113,6 @@ def run(config: AnalyzeConfig) -> None:
 
     All of it is derived and takes the place of what an earlier run made, once it is whole; parts
     that this run does not make are kept where they are of the same dictionaries and comparison.
-
-    Raises:
-        UserError: no dictionary can be read, one-to-one matching would not fit in memory, another
-            process works in `analysis_dir`, or, when all else is written, a part has failed.
     """
     check(config)
     from sparse_dict.analysis.context import PARTIAL
@@ -299,11 +287,7 @@ def mmcs(context: "Context") -> "pd.DataFrame":
 
 
 def _say(context: "Context", home: Path, sentences: list[str], alarm: str | None) -> None:
-    """Tell the log what was found and where.
-
-    Raises:
-        UserError: a part has failed.
-    """
+    """Tell the log what was found and where."""
     for line in _counted(context.claims):
         log.info("%s", line)
     if alarm:

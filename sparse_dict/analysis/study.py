@@ -260,11 +260,7 @@ def _oddity(metrics: Mapping[str, Any]) -> int:
 
 
 def finished(folder: Path) -> list[Path]:
-    """Folders with a `metrics.json`: `folder` itself, its children and theirs, sorted.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Folders with a `metrics.json`: `folder` itself, its children and theirs, sorted."""
     if not folder.is_dir():
         raise UserError(f"sae_dir {folder} is not a folder: train dictionaries first, or set it")
     found = sorted(
@@ -393,9 +389,6 @@ def load(folder: Path, features: str = "all", site: str | None = None) -> Study:
     different sites of one harvest are studies of their own: `site` (`Study.at`) says which is
     returned, with the others `beside` it; without it the one with most dictionaries, and among
     equals the first in a row.
-
-    Raises:
-        UserError: no dictionary can be read, or there is none of that site.
     """
     from sparse_dict.sae.folder import read
 
@@ -449,9 +442,6 @@ def load_study(folder: str | Path) -> Study:
 
     Args:
         folder: the study's, such as ``outputs/demo``, or what holds dictionaries.
-
-    Raises:
-        UserError: it holds no dictionary that can be used.
     """
     home = Path(folder)
     return load(home / "sae" if (home / "sae").is_dir() else home)

@@ -180,11 +180,7 @@ def measure(
     pairs: pd.DataFrame,
     fingerprints: Mapping[str, str],
 ) -> Tables:
-    """Measure a study: its sites' comparisons, that of the main figures first.
-
-    Raises:
-        UserError: one-to-one matching would not fit in memory, or lacks activations.
-    """
+    """Measure a study: its sites' comparisons, that of the main figures first."""
     main = comparisons[0]
     every = [entry for one in comparisons for entry in one.study.entries]
     dictionaries = pd.concat([_dictionaries(one) for one in comparisons], ignore_index=True)
@@ -374,11 +370,7 @@ def write(tables: Tables, folder: Path) -> None:
 
 
 def read(folder: Path) -> Tables:
-    """The tables in the analysis' folder; pairs empty if there are none.
-
-    Raises:
-        UserError: a table is missing, damaged, or does not belong to the others.
-    """
+    """The tables in the analysis' folder; pairs empty if there are none."""
     frames, abouts = {}, []
     for name in COLUMNS:
         path = folder / FOLDER / f"{name}.parquet"
@@ -400,11 +392,7 @@ def read(folder: Path) -> Tables:
 
 
 def _current(tables: Tables, sae_dir: Path) -> None:
-    """See that the tables are of the dictionaries as they are now.
-
-    Raises:
-        UserError: they are not.
-    """
+    """See that the tables are of the dictionaries as they are now."""
     done = {str(path.relative_to(sae_dir)): path for path in studies.finished(sae_dir)}
     known, left_out = tables.about.weights, {*tables.about.left_out}
     changed = [
@@ -423,9 +411,6 @@ def open_study(folder: str | Path) -> Tables:
 
     Args:
         folder: the study's, such as ``outputs/demo``.
-
-    Raises:
-        UserError: it holds no dictionary that can be used.
     """
     home = Path(folder)
     sae_dir = home / "sae"

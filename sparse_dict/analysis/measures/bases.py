@@ -185,11 +185,7 @@ def affordable(methods: Sequence[str], d_in: int) -> list[str]:
 
 
 def fit(method: str, rows: Rows, seed: int) -> Basis:
-    """Fit a baseline, one of config's BASELINES.
-
-    Raises:
-        UserError: there are too few rows, or the solver fails on them.
-    """
+    """Fit a baseline, one of config's BASELINES."""
     d = rows.d_in
     if len(rows) < 2 * d:
         raise UserError(f"{len(rows)} rows are too few to fit {d} directions: use more")

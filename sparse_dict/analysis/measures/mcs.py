@@ -31,9 +31,6 @@ def max_cosine(rows: Rows, others: Rows, block_rows: int = 2048) -> NDArray[np.f
     """Largest cosine of each of `rows` (n, d) with any of `others` (m, d), whatever their norms.
 
     -inf where `others` is empty.
-
-    Raises:
-        UserError: they are not rows of one width.
     """
     rows, others = normalised(rows), normalised(others)
     as_rows(others, "the others", rows.shape[1])
@@ -76,9 +73,6 @@ def match(
     """One-to-one partners with the largest sum of cosines, and the cosines; both normalised.
 
     `rows` (n, d) must not outnumber `others` (m, d). Memory grows as n * m * 12 bytes.
-
-    Raises:
-        UserError: the pairs would not fit in about 3 GiB.
     """
     if len(rows) * len(others) > MAX_PAIRS:
         raise UserError(

@@ -86,11 +86,7 @@ class Agreement:
 
 
 def agree(smaller: Rows, larger: Rows, threshold: float = 0.9) -> Agreement:
-    """Compare two dictionaries.
-
-    Raises:
-        UserError: one-to-one matching would not fit in memory.
-    """
+    """Compare two dictionaries."""
     matched, small, large = match_features(smaller, larger), smaller[1], larger[1]
     return Agreement(
         _one_way(small, large, threshold), _one_way(large, small, threshold), matched.pw_mcc,
