@@ -151,7 +151,7 @@ class Context:
 
     @cached_property
     def targets(self) -> Activations:
-        """What the dictionaries were trained to reconstruct: `activations`, except for transcoders."""
+        """What the dictionaries reconstruct: `activations`, except for transcoders."""
         return harvested.targets_of(self.study, self.config)
 
 

@@ -180,7 +180,7 @@ def _fill(
     contexts: NDArray[np.int64],
     windows: NDArray[np.int64],
 ) -> None:
-    """Put into `rows` (n, kept, d_in) those of `contexts` of the stream, with the tokens `windows`."""
+    """Put into `rows` (n, kept, d_in) those of `contexts`, which have the tokens `windows`."""
     n_ctx = windows.shape[1]
     skip = n_ctx - rows.shape[1]
     which = np.full(len(stream) // n_ctx + 1, -1)
@@ -206,7 +206,7 @@ def _fill(
 
 
 def manifest_of(config: AnalyzeConfig, study: Study) -> dict[str, Any]:
-    """The record of the harvest that a study's dictionaries were trained on; its types unchecked."""
+    """The record of the harvest that the dictionaries were trained on; its types unchecked."""
     return _harvest(config, study)[1]
 
 
