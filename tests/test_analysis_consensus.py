@@ -32,14 +32,15 @@ def dictionary(rows):
 
 def test_directions_that_recur_in_more_than_the_share_are_kept_once_and_averaged():
     truth = directions(10, D, 1)
-    members, alive = [], []
+    members = []
     for seed in range(4):
         rows = noisy(truth[: 10 - 2 * seed], seed)  # the last two in one seed, the next in two ...
         twice = noisy(truth[:1], 50 + seed)  # a duplicate within each
-        members.append(dictionary(np.concatenate([rows, twice, directions(6, D, 90 + seed)])))
-        alive.append(np.ones(len(members[-1].b_enc), bool))
-    alive[2][:2] = False  # the first two are dead in one seed; its duplicate of the first lives
-    part, count = clustered(members, alive, cosine=0.8, share=0.5)
+        one = dictionary(np.concatenate([rows, twice, directions(6, D, 90 + seed)]))
+        alive = np.ones(len(one.b_enc), bool)
+        alive[:2] = seed != 2  # there the first two are dead; its duplicate of the first lives
+        members.append(Features.of(one, alive))
+    part, count = clustered(members, cosine=0.8, share=0.5)
     cosines = part.W_dec @ truth.T
     assert len(count) == 6  # 4 and 3 of 4 seeds; 2 of 4 is not more than half
     assert sorted(cosines.argmax(1).tolist()) == list(range(6))
@@ -53,7 +54,8 @@ def test_directions_that_recur_in_more_than_the_share_are_kept_once_and_averaged
 
 def test_one_dictionary_is_its_own_consensus():
     rows = directions(20, D, 1)
-    part, count = clustered([dictionary(rows)], [np.ones(20, bool)], cosine=0.9, share=0.5)
+    living = Features.of(dictionary(rows), np.ones(20, bool))
+    part, count = clustered([living], cosine=0.9, share=0.5)
     assert count.tolist() == [1] * 20
     np.testing.assert_allclose(
         sorted((part.W_dec @ rows.T).max(1)), np.ones(20), rtol=of_cosines(D)
@@ -104,7 +106,7 @@ def test_consensus_of_planted_features_is_true_and_agrees_ever_better(base, monk
     context.folder.mkdir(parents=True)
     frame.measure(context)
     section = frame.shown(context, consensus.ANALYSIS)
-    table = section.tables()[0].frame.set_index(["of", "seeds"])
+    table = section.tables()[1].frame.set_index(["of", "seeds"])
     together = table.loc[consensus.TOGETHER]
     assert together.index.tolist() == [1, 2, 4]
     assert together["precision"].tolist() == sorted(together["precision"])
@@ -113,8 +115,8 @@ def test_consensus_of_planted_features_is_true_and_agrees_ever_better(base, monk
     assert table.loc[(consensus.POOLED, 4), "features"] == together["features"][4]
     assert (together["gaussian"] >= together["random"] - 0.02).all()
     (of,) = context.tables.others["consensus_of_all"].itertuples()
-    assert of.everywhere == 20
-    assert of.missed_alive == of.missed
+    assert of.in_every_seed == 20
+    assert of.lacking_of_living == of.lacking
     home = base / "analysis" / consensus.FOLDER
     written = folders.read(home)
     assert written.dictionary.k == 3

@@ -87,15 +87,18 @@ def test_features_are_followed_by_their_codes_and_in_the_residual_stream_by_dire
     context = context_of(config_of(folder, "elsewhere"))
     context.folder.mkdir(parents=True)
     frame.measure(context)
-    (_, first), (_, second) = context.tables.others["sites"].iterrows()
-    assert (first["site"], first["next"]) == ("1/resid_mid", "1/resid_post")
+    table = context.tables.others["sites"].set_index(["site", "next", "map"])
+    codes, mapped = table.xs("codes", level="map"), table.xs("identity", level="map")
+    first = codes.loc[("1/resid_mid", "1/resid_post")]
     assert first["correlation"] == pytest.approx(1, abs=1e-3)
-    assert first["other_seed"] == pytest.approx(1, abs=1e-3)
     assert first["chance"] < 0.2
+    again = codes.loc[("1/resid_mid", elsewhere.SEEDS)]
+    assert again["correlation"] == pytest.approx(1, abs=1e-3)
+    assert codes.loc[("1/resid_post", "2/mlp_post"), "correlation"] < 0.2
+    assert {following for _, following in mapped.index} == {"1/resid_post", elsewhere.SEEDS}
+    first = mapped.loc[("1/resid_mid", "1/resid_post")]
     assert first["above"] == first["above_alive"] == pytest.approx(0.5)
     assert first["mmcs"] > first["random_mmcs"]
-    assert second["correlation"] < 0.2
-    assert np.isnan(second["mmcs"])
     section = frame.shown(context, elsewhere.ANALYSIS)
     pictures = [block.key for block in section.blocks if hasattr(block, "png")]
     assert pictures == ["sites_mmcs", "sites_agreement"]

@@ -61,15 +61,16 @@ def test_relative_norms_and_their_tests_tell_what_a_feature_is(tmp_path):
     twice = both[5] * np.repeat([[1, 0], [0, 1]], D, axis=1)
     context = study_of(tmp_path, np.concatenate([both[:5], twice]), rows)
     entry, pairs = context.study.entries[0], crosscoders.neighbours(context)
-    assert [str(pair) for pair in pairs] == ["1/mlp_out and 2/mlp_out"]
+    assert [*pairs] == ["1/mlp_out and 2/mlp_out"]
     x = context.evaluation_rows()
-    (tested,) = crosscoders.tested(entry, x, np.ones(2 * D, "f4"), pairs)
+    tested = crosscoders.tested(entry, x, np.ones(2 * D, "f4"), pairs)
     shares = [0.5, 0.5, 0, 1, 0, 0, 1]
     np.testing.assert_allclose(tested["relative"], shares, rtol=0, atol=of_cosines(2 * D))
+    bar = crosscoders.BARS["left_over"]
     only = tested["left_over"][2:].tolist()
-    assert [left > crosscoders.LEFT for left in only] == [False, False, True, False, False]
+    assert [left > bar for left in only] == [False, False, True, False, False]
     assert only[2] == pytest.approx(0.8, abs=0.1)
-    assert (tested["left_over_chance"] < crosscoders.LEFT).all()
+    assert (tested["left_over_chance"] < bar).all()
     assert (tested["twin"] > 0.95).tolist() == [False] * 5 + [True] * 2
 
 
@@ -106,12 +107,12 @@ def test_planted_features_are_found_and_known_as_what_they_are(tmp_path, kind):
     trained = read(tmp_path / "d")
     scaling = Scaling.of(config.activations, Activations.open(tmp_path / "a"))
     W = trained.dictionary.W_dec / scaling.balance
-    pair = crosscoders.Neighbours(*SITES, (slice(0, D), slice(D, 2 * D)))
-    norms = pair.norms(W)
+    columns = slice(0, D), slice(D, 2 * D)
+    norms = crosscoders.norms(W, columns)
     share = norms[1] / norms.sum(0)
     cosines = [
-        (norm > 0.1)[:, None] * (unit(W[:, columns]) @ unit(np.where(part == 0, 1e-9, part)).T)
-        for norm, columns, part in zip(norms, pair.columns, parts, strict=True)
+        (norm > 0.1)[:, None] * (unit(W[:, own]) @ unit(np.where(part == 0, 1e-9, part)).T)
+        for norm, own, part in zip(norms, columns, parts, strict=True)
     ]
     living = trained.fire_count > 30
     found = [np.flatnonzero(living & (cosine > 0.9)) for cosine in np.maximum(*cosines).T]

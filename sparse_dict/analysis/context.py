@@ -54,6 +54,8 @@ class Context:
     def figure(self, key: str, figure: Figure, note: str = "") -> Picture:
         """A figure with its title and caption of `figures.md`, to which `note` is added."""
         text = texts.figure(key)
+        if not figure.get_suptitle():
+            figure.suptitle(text.title)
         return self.draw(key, figure, text.title, f"{text.caption} {note}".strip())
 
     def once(self, measure: Callable[["Context"], Result]) -> Result:

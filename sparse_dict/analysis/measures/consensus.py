@@ -27,28 +27,27 @@ class Features:
     b_enc: Floats  # (n,)
     W_dec: Floats  # (n, d_in), unit rows
 
+    @classmethod
+    def of(cls, dictionary: Dictionary, alive: Bools) -> "Features":
+        """The living features of a dictionary, rows of its decoder scaled to unit length."""
+        W_enc, rows = dictionary.W_enc[:, alive], normalised(dictionary.W_dec[alive])
+        return cls(W_enc, dictionary.b_enc[alive], rows)
+
     def chosen(self, which: Index) -> "Features":
         """The features with these indices."""
         return Features(self.W_enc[:, which], self.b_enc[which], self.W_dec[which])
 
 
-def pool(members: Sequence[Dictionary], alive: Sequence[Bools]) -> tuple[Features, Index]:
-    """All living features side by side, and the index of the dictionary that each is from."""
-    kept = list(zip(members, alive, strict=True))
-    owners = np.concatenate([np.full(int(a.sum()), i) for i, a in enumerate(alive)])
-    return (
-        Features(
-            np.concatenate([d.W_enc[:, a] for d, a in kept], axis=1),
-            np.concatenate([d.b_enc[a] for d, a in kept]),
-            normalised(np.concatenate([d.W_dec[a] for d, a in kept])),
-        ),
-        owners,
+def pool(members: Sequence[Features]) -> Features:
+    """All features side by side."""
+    return Features(
+        np.concatenate([one.W_enc for one in members], axis=1),
+        np.concatenate([one.b_enc for one in members]),
+        np.concatenate([one.W_dec for one in members]),
     )
 
 
-def consensus(
-    members: Sequence[Dictionary], alive: Sequence[Bools], cosine: float, share: float
-) -> tuple[Features, Index]:
+def consensus(members: Sequence[Features], cosine: float, share: float) -> tuple[Features, Index]:
     """The directions that recur in more than a share of the dictionaries.
 
     Decoder rows are clustered by average linkage (Sokal and Michener 1958) until the mean cosine
@@ -61,7 +60,8 @@ def consensus(
     """
     from scipy.cluster.hierarchy import fcluster, linkage
 
-    pooled, owners = pool(members, alive)
+    pooled = pool(members)
+    owners = np.repeat(np.arange(len(members)), [len(one.b_enc) for one in members])
     if len(owners) < 2:
         return pooled, np.ones(len(owners), np.int64)
     tree = linkage(pooled.W_dec.astype(np.float64), "average", "cosine")

@@ -46,3 +46,8 @@ def mcs(law: Law, others: Sequence[Law], block_rows: int, seed: int = 0) -> NDAr
         each = [max_cosine(rows, other.draw(rng), block_rows) for other in others]
         found.append(np.mean(each, axis=0, dtype=np.float64))
     return np.concatenate(found)
+
+
+def mmcs(rows: Floats, others: Floats, block_rows: int = 2048) -> float:
+    """The mean of `mcs` between the laws of `rows` (n, d) and of `others` (m, d)."""
+    return float(mcs(Law.of(rows), [Law.of(others)], block_rows).mean())

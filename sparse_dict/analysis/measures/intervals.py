@@ -22,6 +22,15 @@ class Estimate:
     high: float
     over: str
 
+    def __format__(self, form: str) -> str:
+        """The value and, if it has one, its interval, each in this format: 0.53 [0.40, 0.61]."""
+        value, low, high = (format(number, form) for number in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]" if np.isfinite(self.low) else value
+
+    def columns(self, name: str) -> dict[str, float]:
+        """The value under `name`, and the ends of its interval under names made of that."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 def bootstrap(
     samples: Sequence[NDArray[Any]],

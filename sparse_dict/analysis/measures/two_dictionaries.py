@@ -89,12 +89,13 @@ def agree(smaller: Rows, larger: Rows, threshold: float = 0.9) -> Agreement:
     """Compare two dictionaries."""
     matched, small, large = match_features(smaller, larger), smaller[1], larger[1]
     return Agreement(
-        _one_way(small, large, threshold), _one_way(large, small, threshold), matched.pw_mcc,
+        one_way(small, large, threshold), one_way(large, small, threshold), matched.pw_mcc,
         random_pair(small.shape[1], len(small), len(large)), float(matched.same.mean()),
     )  # fmt: skip
 
 
-def _one_way(rows: Floats, others: Floats, threshold: float) -> OneWay:
+def one_way(rows: Floats, others: Floats, threshold: float) -> OneWay:
+    """The rows (n, d) of a decoder sought in another's (m, d), by cosines above `threshold`."""
     mcs, d = max_cosine(normalised(rows), normalised(others)), rows.shape[1]
     chance = 1 - float(random_directions.max_cdf(threshold, d, len(others)))
     return OneWay(

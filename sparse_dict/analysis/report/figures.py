@@ -6,7 +6,7 @@ own size. `save` writes PNG and SVG.
 
 import logging
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from sparse_dict.storage import files
 
 WIDTH = 7.0
 BLUE, ORANGE, GREEN, RED, PURPLE, _, _, GREY, _, _ = sns.color_palette("colorblind").as_hex()
+CHANCE = {"random": ("random directions", "0.4"), "gaussian": ("Gaussian rows", PURPLE)}
 
 
 @contextmanager
@@ -76,14 +77,15 @@ def titled(study: Tables) -> str:
 
 def below(
     figure: Figure, axis: Axes, columns: int, title: str | None = None, side: str = "center"
-) -> None:
-    """The legend of one axis, under the whole figure."""
+) -> Figure:
+    """The figure, with the legend of one axis under the whole."""
     place: Any = f"outside lower {side}"
     handles, labels = axis.get_legend_handles_labels()
     for other in figure.axes:
         if legend := other.get_legend():
             legend.remove()
     figure.legend(handles, labels, title=title, loc=place, ncols=columns)
+    return figure
 
 
 def shades(n: int, name: str = "viridis") -> list[str]:
@@ -97,6 +99,44 @@ def size_axis(axis: Axes, sizes: Sequence[int], rotation: int = 0) -> None:
     axis.set_xticks(sizes, [str(size) for size in sizes], rotation=rotation)
     axis.minorticks_off()
     axis.set_xlabel("dictionary size")
+
+
+def panels(
+    axes: Sequence[Axes], rows: pd.DataFrame, titles: Mapping[str, str], x: str = "size", **how: Any
+) -> dict[str, Axes]:
+    """A panel for each column of `titles` that is known: means, bands from the least to the most.
+
+    By dictionary size, or another `x` that doubles. Axes that are left over are hidden.
+    """
+    known = {c: title for c, title in titles.items() if c in rows and rows[c].notna().any()}
+    for axis in axes:
+        axis.set_visible(False)
+    used = dict(zip(known, axes, strict=False))
+    for column, axis in used.items():
+        sns.lineplot(rows, x=x, y=column, errorbar=("pi", 100), markersize=5, ax=axis, **how)
+        places = sorted(rows[x].unique())
+        size_axis(axis, places, rotation=45 if len(places) > 4 else 0)
+        low = min(0.0, rows[column].min())
+        axis.set(title=known[column], ylabel="", ylim=(low, None), visible=True)
+    return used
+
+
+def chance(axis: Axes, means: pd.DataFrame) -> None:
+    """What chance gives, by size: dotted lines of columns that begin with random or gaussian."""
+    for name, values in means.items():
+        label, colour = CHANCE[str(name).partition("_")[0]]
+        axis.plot(values.index, values, color=colour, ls=":", lw=1.2, label=label)
+
+
+def facets(
+    plot: Callable[..., sns.FacetGrid], rows: pd.DataFrame, legend: str, **how: Any
+) -> sns.FacetGrid:
+    """One of seaborn's grids, laid out as other figures are, with its legend below."""
+    with mpl.rc_context({"figure.constrained_layout.use": False}):
+        grid = plot(rows, **how)
+    grid.figure.set_layout_engine("constrained")
+    sns.move_legend(grid, "outside lower center", ncols=8, title=legend)
+    return grid
 
 
 def percent_axis(axis: Axes) -> None:

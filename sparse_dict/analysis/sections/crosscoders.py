@@ -5,13 +5,12 @@ those that look exclusive, for an L1 penalty makes shared features look so (Mind
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -27,28 +26,12 @@ from sparse_dict.sae.scaling import Scaling
 from sparse_dict.storage import files
 
 Floats = NDArray[np.floating[Any]]
+Pairs = dict[str, tuple[slice, slice]]  # columns of two sites of a row, one beside the other
 
 EXCLUSIVE, SHARED = 0.1, (0.4, 0.6)  # relative norms: up to the first from either end; within
-LEFT = 0.2  # of an exclusive feature at the other site, above which it is there as well
-TWIN = 0.7  # correlation of codes, above which two exclusive features are one
-BINS = 40
+BARS = {"left_over": 0.2, "left_over_chance": 0.2, "twin": 0.7}  # above which it is not exclusive
 SORTS = ["first_only", "shared", "second_only", "between"]
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """Two sites of a row, one beside the other, with their columns."""
-
-    first: str
-    second: str
-    columns: tuple[slice, slice]
-
-    def __str__(self) -> str:
-        return f"{self.first} and {self.second}"
-
-    def norms(self, rows: Floats) -> Floats:
-        """Those of the parts of rows (n, d) at both, (2, n)."""
-        return np.stack([np.linalg.norm(rows[:, part], axis=1) for part in self.columns])
+TINY = 1e-30
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
@@ -57,40 +40,33 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     Raises:
         UserError: the activations are not there.
     """
-    both, x, balance = neighbours(context), context.evaluation_rows(), _balance(context)
-    comparison = context.comparison
-    entries = [e for family in context.study.families for e in comparison.shown_of(family)]
-    features = pd.concat(
-        [part for entry in entries for part in tested(entry, x, balance, both)], ignore_index=True
-    )
+    pairs, x = neighbours(context), context.evaluation_rows()
+    seen = context.study.entries[0].metrics["config"]["activations"]
+    balance = Scaling.of(ActivationsConfig(**seen), context.activations).balance
+    families = map(context.comparison.shown_of, context.study.families)
+    parts = [tested(entry, x, balance, pairs) for entries in families for entry in entries]
+    features = pd.concat(parts, ignore_index=True)
     return {"crosscoders": counts(context, features), "crosscoder_features": features}
 
 
-def neighbours(context: Context) -> list[Neighbours]:
-    """Each site with the next one of a row."""
-    activations = context.activations
-    places = (activations.manifest or {}).get("sites", [])
-    names = [str(place["site"]) for place in places]
-    every = list(zip(names, (columns for columns, _ in activations.sites), strict=False))
-    return [Neighbours(a, b, (one, other)) for (a, one), (b, other) in pairwise(every)]
+def neighbours(context: Context) -> Pairs:
+    """Each site with the next one of a row, by the names of both."""
+    places = (context.activations.manifest or {}).get("sites", [])
+    columns = [of for of, _ in context.activations.sites]
+    known = [(place["site"], of) for place, of in zip(places, columns, strict=False)]
+    return {f"{one} and {other}": (at, to) for (one, at), (other, to) in pairwise(known)}
 
 
-def _balance(context: Context) -> Floats:
-    """What decoder rows are divided by to be as they were in training."""
-    seen = context.study.entries[0].metrics["config"].get("activations") or {}
-    try:
-        config = ActivationsConfig(**seen)
-    except TypeError as error:
-        raise UserError(f"a dictionary's config: activations: {error}") from None
-    return Scaling.of(config, context.activations).balance
+def norms(rows: Floats, columns: tuple[slice, slice]) -> Floats:
+    """Those of the parts of rows (n, d) at two sites, (2, n)."""
+    return np.stack([np.linalg.norm(rows[:, part], axis=1) for part in columns])
 
 
-def tested(
-    entry: Entry, x: Floats, balance: Floats, both: list[Neighbours]
-) -> Iterator[pd.DataFrame]:
+def tested(entry: Entry, x: Floats, balance: Floats, pairs: Pairs) -> pd.DataFrame:
     """Where each feature is, and whether it is at the other site as well, by rows `x` (rows, d).
 
-    With all other features as they are, the part of feature k that fits best is
+    Decoder rows are divided by `balance` (d,) to be as they were in training. With all other
+    features as they are, the part of feature k that fits best is
     W_dec[k] + sum_rows c_k error / sum_rows c_k^2. Columns: `relative`, the second site's share of
     both norms; `sort`, where that puts it; `left_over`, the norm of the part that fits best at the
     site where its own is smaller, over that at the other, and by chance, with the rows in another
@@ -100,60 +76,56 @@ def tested(
     dictionary, rows = entry.trained.dictionary, entry.decoder / balance
     codes = dictionary.encode(x).astype(np.float64)
     error = (x - dictionary.reconstruct(x)) / balance
-    weight = np.maximum((codes**2).sum(0), 1e-30)[:, None]
+    weight = np.maximum((codes**2).sum(0), TINY)[:, None]
     best = rows + codes.T @ error / weight
     moved = np.roll(codes, len(codes) // 2, axis=0).T @ error / weight
     centred = codes - codes.mean(0)
-    centred /= np.maximum(np.linalg.norm(centred, axis=0), 1e-30)
-    at = np.arange(entry.size)
-    for pair in both:
-        norms, fitted, noise = (pair.norms(part) for part in (rows, best, moved))
-        relative = norms[1] / np.maximum(norms.sum(0), 1e-30)
+    centred /= np.maximum(np.linalg.norm(centred, axis=0), TINY)
+    at, found = np.arange(entry.size), []
+    for name, columns in pairs.items():
+        own, fitted, noise = (norms(part, columns) for part in (rows, best, moved))
+        relative = own[1] / np.maximum(own.sum(0), TINY)
+        first, second = relative <= EXCLUSIVE, relative >= 1 - EXCLUSIVE
         shared = (relative >= SHARED[0]) & (relative <= SHARED[1])
         sort = np.select(
-            [~entry.alive, relative <= EXCLUSIVE, relative >= 1 - EXCLUSIVE, shared],
-            ["dead", "first_only", "second_only", "shared"],
-            "between",
-        )
+            [~entry.alive, first, second, shared],
+            ["dead", "first_only", "second_only", "shared"], "between",
+        )  # fmt: skip
         weaker = np.where(relative > 0.5, 0, 1)
-        own, twin = np.maximum(fitted[1 - weaker, at], 1e-30), np.zeros(entry.size)
-        first, second = sort == "first_only", sort == "second_only"
+        stronger, twin = np.maximum(fitted[1 - weaker, at], TINY), np.zeros(entry.size)
+        first, second = first & entry.alive, second & entry.alive
         if first.any() and second.any():
             correlation = centred[:, first].T @ centred[:, second]
             twin[first], twin[second] = correlation.max(1), correlation.max(0)
-        yield pd.DataFrame(
-            {
-                "dictionary": entry.name, "sites": str(pair), "feature": at, "relative": relative,
-                "sort": sort, "left_over": fitted[weaker, at] / own,
-                "left_over_chance": noise[weaker, at] / own, "twin": twin,
-            }
-        )  # fmt: skip
+        columns = {
+            "dictionary": entry.name, "sites": name, "feature": at, "relative": relative,
+            "sort": sort, "left_over": fitted[weaker, at] / stronger,
+            "left_over_chance": noise[weaker, at] / stronger, "twin": twin,
+        }  # fmt: skip
+        found.append(pd.DataFrame(columns))
+    return pd.concat(found)
 
 
 def counts(context: Context, features: pd.DataFrame) -> pd.DataFrame:
     """A row a dictionary and pair of sites: features of each sort, and tests of the exclusive."""
     by = ["dictionary", "sites"]
-    found = pd.crosstab([features[key] for key in by], features["sort"])
-    found = found.reindex(columns=SORTS, fill_value=0)
-    found.insert(0, "alive", found.sum(axis=1))
-    found["exclusive"] = found["first_only"] + found["second_only"]
-    only = features[features["sort"].isin(["first_only", "second_only"])]
-    above = pd.Series({"left_over": LEFT, "left_over_chance": LEFT, "twin": TWIN})
-    tests = only[above.index].gt(above).groupby([only[key] for key in by]).mean()
-    known = context.tables.dictionaries.set_index("dictionary")
-    known["sparsity"] = [setting(*of) for of in known[["axis", "level"]].itertuples(index=False)]
-    known = known.rename(columns={"size": "dict_size"})
-    order = features[by].drop_duplicates()
-    table = order.join(known[["kind", "dict_size", "sparsity", "fvu", "l0"]], on="dictionary")
-    table = table.join(found, on=by).join(tests.rename(columns={"twin": "twins"}), on=by)
-    return table.drop(columns="dictionary").reset_index(drop=True)
+    sorts = pd.crosstab([features[key] for key in by], features["sort"])
+    sorts = sorts.reindex(columns=SORTS, fill_value=0)
+    sorts.insert(0, "alive", sorts.sum(axis=1))
+    sorts["exclusive"] = sorts["first_only"] + sorts["second_only"]
+    only = features[features["sort"].isin(["first_only", "second_only"])].set_index(by)
+    tests = only[[*BARS]].gt(pd.Series(BARS)).groupby(by).mean().rename(columns={"twin": "twins"})
+    known = context.tables.dictionaries.rename(columns={"size": "dict_size"})
+    known["sparsity"] = [*map(setting, known["axis"], known["level"])]
+    known = known.set_index("dictionary")[["kind", "dict_size", "sparsity", "fvu", "l0"]]
+    table = features[by].drop_duplicates().join(known, on="dictionary")
+    return table.join(sorts, on=by).join(tests, on=by).drop(columns="dictionary")
 
 
 def show(context: Context) -> Iterator[Block]:
     """Relative norms, how many features are shared and exclusive, and whether they are."""
-    table, features = (
-        context.tables.others[name] for name in ("crosscoders", "crosscoder_features")
-    )
+    others = context.tables.others
+    table, features = others["crosscoders"], others["crosscoder_features"]
     yield context.figure("crosscoders", draw(features.merge(context.tables.dictionaries)))
     doubtful = ["exclusive", "left_over", "left_over_chance", "twins"]
     yield Table("Shared and exclusive features", table.drop(columns=doubtful))
@@ -163,44 +135,28 @@ def show(context: Context) -> Iterator[Block]:
 
 def draw(features: pd.DataFrame) -> Figure:
     """Histograms of relative norms: a row a kind, a column a pair of sites, a line a size."""
-    kinds, pairs = (list(features[key].unique()) for key in ("kind", "sites"))
-    sizes = sorted(features["size"].unique())
-    colours = dict(zip(sizes, figures.shades(len(sizes)), strict=True))
-    figure, axes = plt.subplots(
-        len(kinds), len(pairs), squeeze=False, sharex=True,
-        figsize=(min(figures.WIDTH, 1 + 3.6 * len(pairs)), 0.8 + 2.8 * len(kinds)),
+    living, n = features[features["sort"] != "dead"], features["sites"].nunique()
+    grid = figures.facets(
+        sns.displot, living, "dictionary size", x="relative", hue="size", row="kind", col="sites",
+        palette=figures.shades(living["size"].nunique()), element="step", fill=False, bins=40,
+        binrange=(0, 1), height=2.8, aspect=min(figures.WIDTH / n, 4.6) / 2.8,
     )  # fmt: skip
-    living = features[features["sort"] != "dead"]
-    for (kind, pair, size), part in living.groupby(["kind", "sites", "size"], sort=False):
-        axes[kinds.index(kind), pairs.index(pair)].hist(
-            part["relative"], BINS, range=(0, 1), histtype="step", lw=1.2, color=colours[size],
-            label=str(size),
-        )  # fmt: skip
-    for (row, column), axis in np.ndenumerate(axes):
-        for bar in (EXCLUSIVE, 1 - EXCLUSIVE):
-            axis.axvline(bar, color="0.5", ls="--", lw=0.8)
-        first, _, second = pairs[column].partition(" and ")
-        axis.set_title(f"{kinds[row]}\n{first} (left)\nand {second} (right)")
-        axis.set_ylabel("features" if column == 0 else "")
-    for axis in axes[-1]:
-        axis.set_xlabel("second one's share")
-    figures.below(figure, axes[0, 0], 8, "dictionary size")
-    figure.suptitle("Relative norms of decoder rows")
-    return figure
+    grid.set_titles("{row_name}\n{col_name}").set_axis_labels("second one's share", "features")
+    for axis, bar in product(grid.axes.flat, (EXCLUSIVE, 1 - EXCLUSIVE)):
+        axis.axvline(bar, color="0.5", ls="--", lw=0.8)
+    return grid.figure
 
 
 def _of_several_sites(context: Context) -> bool:
     """Whether rows hold several sites and dictionaries see all, as far as can be told at once."""
-    folders = context.config.activations_dirs
-    if context.study.site is not None or context.study.target is not None:
+    study, folders = context.study, context.config.activations_dirs
+    if study.site is not None or study.target is not None:
         return False
-    if len(folders) > 1:
-        return True
     try:
-        places = files.read_json(folders[0] / MANIFEST).get("sites")
+        places = files.read_json(folders[0] / MANIFEST).get("sites") or []
     except UserError:
-        return False
-    return isinstance(places, list) and len(places) > 1
+        places = []
+    return len(folders) > 1 or len(places) > 1
 
 
-ANALYSIS = Analysis("crosscoders", show, (), measure, applies=_of_several_sites)
+ANALYSIS = Analysis("crosscoders", show, measure=measure, applies=_of_several_sites)

@@ -19,9 +19,8 @@ from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import alignment, gaussian_rows
-from sparse_dict.analysis.measures.alignment import Alignment
 from sparse_dict.analysis.measures.mcs import Floats, match_codes, max_cosine, normalised
-from sparse_dict.analysis.measures.two_dictionaries import agree
+from sparse_dict.analysis.measures.two_dictionaries import match_features, one_way, random_pair
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Block, Table
 from sparse_dict.analysis.same_tokens import paired
@@ -32,6 +31,7 @@ from sparse_dict.errors import UserError
 ROWS = 32_768  # tokens that maps are fitted and codes of two studies compared on
 SEEDS = "another seed, same model"  # what the agreement of models is measured against
 COLOURS = {"identity": figures.GREY, "permutation": figures.ORANGE, "rotation": figures.BLUE}
+Row = dict[str, Any]
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
@@ -41,18 +41,18 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         UserError: the activations of a site are not there.
     """
     maps, studies = _studies(context)
-    found = {"studies_maps": maps, "studies": studies, "sites": _sites(context)}
+    found = {"studies_maps": maps, "studies": studies, "sites": [*_sites(context)]}
     return {name: pd.DataFrame(rows) for name, rows in found.items() if rows}
 
 
-def _studies(context: Context) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _studies(context: Context) -> tuple[list[Row], list[Row]]:
     """How far maps lead from this study's activations to each other's, and agreement after them."""
-    bar, main = context.config.comparison.threshold, context.comparison.main
-    own = context.comparison.shown_of()
-    maps: list[dict[str, Any]] = []
-    rows: list[dict[str, Any]] = []
+    main, own = context.comparison.main, context.comparison.shown_of()
+    maps: list[Row] = []
+    rows: list[Row] = []
     for other in context.others:
-        name = label(other)
+        folder = other.folder.resolve()
+        name = folder.parent.name if folder.name == "sae" else folder.name
         try:
             read = harvested.activations_of(other, context.config)
             x, y = paired(context.activations, read, ROWS)
@@ -65,87 +65,72 @@ def _studies(context: Context) -> tuple[list[dict[str, Any]], list[dict[str, Any
         alike = [c for c in other.chains if main and (c.axis, c.level) == (main.axis, main.level)]
         compared = Comparison(other, context.config.comparison)
         theirs = alike[0].entries if alike else compared.shown_of()
-        for first, second in _nearest(context, own, theirs):
-            pair = {"study": name, "size": first.size, "other": second.size}
-            rows += [pair | {"map": m.name} | mapped(first, second, m, bar) for m in fitted]
-            rows.append(pair | {"map": "codes"} | coded((first, second), (x, y), bar))
-    for first, second in _twins(context.study).items():
-        if rows and first in own:
-            x = context.evaluation_rows()
-            pair = {"study": SEEDS, "size": first.size, "other": second.size}
-            rows.append(pair | {"map": "identity"} | mapped(first, second, None, bar))
-            rows.append(pair | {"map": "codes"} | coded((first, second), (x, x), bar))
+        known = {m.name: m.matrix for m in fitted}
+        rows += [{"study": name} | row for row in _compared(context, own, theirs, (x, y), known)]
+    if rows:
+        again = _another_seed(context, context.study, own, context.evaluation_rows())
+        rows += [{"study": SEEDS} | row for row in again]
     return maps, rows
 
 
-def _sites(context: Context) -> list[dict[str, Any]]:
-    """Agreement of the dictionaries of each site with those of the next, beside another seed."""
+def _sites(context: Context) -> Iterator[Row]:
+    """Agreement of the dictionaries of each site with those of the next, and with another seed."""
     every = everywhere(context.study) if context.study.beside else []
     single = [study for study in every if study.site is not None and study.target is None]
-    bar, rows = context.config.comparison.threshold, []
     for one, other in pairwise(single):
         x, y = context.sample_of(one), context.sample_of(other)
-        twins, own, theirs = (
-            _twins(one), *(context.comparisons[study.at].shown_of() for study in (one, other))
-        )  # fmt: skip
+        own, theirs = (context.comparisons[study.at].shown_of() for study in (one, other))
         residual = RESIDUAL.issuperset(str(s.site).rpartition("/")[2] for s in (one, other))
-        for first, second in _nearest(context, own, theirs):
-            row: dict[str, Any] = {"site": one.at, "next": other.at, "dict_size": first.size}
-            row |= {"other": second.size, **coded((first, second), (x, y), bar)}
-            if twin := twins.get(first):
-                row["other_seed"] = coded((first, twin), (x, x), bar)["correlation"]
-            if residual and one.d_in == other.d_in:  # which share a basis
-                row |= mapped(first, second, None, bar)
-            rows.append(row)
-    return rows
+        maps = {"identity": np.eye(one.d_in)} if residual and one.d_in == other.d_in else {}
+        for row in _compared(context, own, theirs, (x, y), maps):
+            yield {"site": one.at, "next": other.at, **row}
+        for row in _another_seed(context, one, own, x):
+            yield {"site": one.at, "next": SEEDS, **row}
 
 
-def label(study: Study) -> str:
-    """A study's name: that of the folder around its dictionaries."""
-    folder = study.folder.resolve()
-    return folder.parent.name if folder.name == "sae" else folder.name
+def _another_seed(context: Context, study: Study, own: Sequence[Entry], x: Floats) -> Iterator[Row]:
+    """The dictionaries against those of another seed that are alike but for that."""
+    for first, second, *_ in seed_groups(study):
+        if first in own:
+            maps = {"identity": np.eye(study.d_in)}
+            yield from _compared(context, [first], [second], (x, x), maps)
 
 
-def _twins(study: Study) -> dict[Entry, Entry]:
-    """The dictionary of another seed that is alike, of each of the lowest seed that has one."""
-    return {group[0]: group[1] for group in seed_groups(study)}
+def _compared(
+    context: Context, own: Sequence[Entry], theirs: Sequence[Entry], rows: tuple[Floats, Floats],
+    maps: dict[str, Floats],
+) -> Iterator[Row]:  # fmt: skip
+    """Each dictionary against the other that is nearest in size: after each map, and by codes.
 
-
-def _nearest(
-    context: Context, own: Sequence[Entry], theirs: Sequence[Entry]
-) -> list[tuple[Entry, Entry]]:
-    """Each dictionary with that of the others which is nearest in size."""
-    limit = context.config.comparison.match_limit
+    `maps` are (d, e); `rows` (n, d) and (n, e) are of the same tokens.
+    """
+    bar, limit = context.config.comparison.threshold, context.config.comparison.match_limit
     there = [entry for entry in theirs if entry.size <= limit]
-    return [
-        (entry, min(there, key=lambda e: abs(e.size - entry.size)))
-        for entry in own
-        if there and entry.size <= limit
-    ]
+    for first in own if there else ():
+        if first.size <= limit:
+            second = min(there, key=lambda e: abs(e.size - first.size))
+            of = {"size": first.size, "other": second.size}
+            for name, matrix in maps.items():
+                yield of | {"map": name} | mapped(first, second, matrix, bar)
+            yield of | {"map": "codes"} | coded((first, second), rows, bar)
 
 
-def mapped(first: Entry, second: Entry, how: Alignment | None, bar: float) -> dict[str, float]:
+def mapped(first: Entry, second: Entry, matrix: Floats, bar: float) -> dict[str, float]:
     """Agreement of two dictionaries, the first one's directions mapped into the other's space."""
-    read, written = (
-        rows if how is None else rows @ how.matrix for rows in (first.encoder, first.decoder)
-    )
-    one, other = (read, written), (second.encoder, second.decoder)
+    one, other = (first.encoder @ matrix, first.decoder @ matrix), (second.encoder, second.decoder)
     small, large = sorted((one, other), key=lambda rows: len(rows[1]))
-    found = agree(small, large, bar)
-    way = found.larger if first.size > second.size else found.smaller
-    rows, others = normalised(written), normalised(second.decoder)
-    living = max_cosine(rows[first.alive], others[second.alive]) > bar
-    laws = [gaussian_rows.Law.of(part) for part in (rows, others)]
+    matched, way = match_features(small, large), one_way(one[1], other[1], bar)
+    living = max_cosine(one[1][first.alive], other[1][second.alive]) > bar
     return {
         "mmcs": way.mmcs,
         "random_mmcs": way.random_mmcs,
-        "gaussian_mmcs": float(gaussian_rows.mcs(laws[0], laws[1:], 2048).mean()),
+        "gaussian_mmcs": gaussian_rows.mmcs(normalised(one[1]), normalised(other[1])),
         "above": way.above / way.features,
         "above_alive": float(living.sum() / max(len(living), 1)),
         "random_above": way.random_above / way.features,
-        "pw_mcc": found.pw_mcc,
-        "random_pw_mcc": found.random_pw_mcc,
-        "shared_fraction": found.shared_fraction,
+        "pw_mcc": matched.pw_mcc,
+        "random_pw_mcc": random_pair(second.decoder.shape[1], len(small[1]), len(large[1])),
+        "shared_fraction": float(matched.same.mean()),
     }
 
 
@@ -170,9 +155,6 @@ def coded(
         "correlated": float((correlation > bar).mean()),
         "chance": float(matched(one, np.roll(other, len(other) // 2, axis=0)).mean()),
     }
-
-
-# --- what is shown --------------------------------------------------------------------------------
 
 
 def show(context: Context) -> Iterator[Block]:
@@ -206,78 +188,56 @@ def show(context: Context) -> Iterator[Block]:
 
 def of_sites(context: Context) -> pd.DataFrame:
     """The dictionaries of each site's main family, in the order of the sites."""
-    every = context.tables.dictionaries
-    parts = [
-        every[(every["site"] == one.at) & (every["family"] == context.comparisons[one.at].family)]
-        for one in everywhere(context.study)
-    ]
-    return pd.concat(parts, ignore_index=True)
+    every, order = context.tables.dictionaries, [one.at for one in everywhere(context.study)]
+    shown = every["site"].map({at: one.family for at, one in context.comparisons.items()})
+    own = every[every["family"] == shown]
+    return own.sort_values("site", key=lambda at: at.map(order.index), kind="stable")
 
 
 def by_site(every: pd.DataFrame) -> pd.DataFrame:
     """A row a size of each site, at the level that is chosen for it."""
-    groups = every[every["chosen"]].groupby(["site", "size"], sort=False)
     columns = ["fvu", "l0", "dead", "mmcs", "random_mmcs", "gaussian_mmcs", "shared"]
+    groups = every[every["chosen"]].groupby(["site", "size", "axis", "level"], sort=False)
     table = groups[columns].mean().reset_index()
-    sparsity = [setting(*of) for of in groups[["axis", "level"]].first().itertuples(index=False)]
+    sparsity = [*map(setting, table.pop("axis"), table.pop("level"))]
     table.insert(2, "sparsity", sparsity)
     return table
 
 
 def draw_sites(table: pd.DataFrame) -> Figure:
-    """Correlation of codes from site to site, a line a size."""
-    pairs = list(dict.fromkeys(zip(table["site"], table["next"], strict=True)))
-    sizes = sorted(table["dict_size"].unique())
-    width = min(figures.WIDTH, 3.2 + 1.4 * len(pairs))
-    figure, axis = plt.subplots(figsize=(width, 3.4))
-    for size, colour in zip(sizes, figures.shades(len(sizes)), strict=True):
-        part = table[table["dict_size"] == size]
-        at = [pairs.index(pair) for pair in zip(part["site"], part["next"], strict=True)]
-        axis.plot(at, part["correlation"], "o-", color=colour, ms=4, lw=1.2, label=str(size))
-        if "other_seed" in part:
-            axis.plot(at, part["other_seed"], "^--", color=colour, ms=4, lw=0.8)
-        axis.plot(at, part["chance"], ":", marker=".", color=colour, lw=0.8)
-    axis.set_xticks(range(len(pairs)), [f"{one}\nto {other}" for one, other in pairs])
-    axis.set(xlim=(-0.5, len(pairs) - 0.5), ylim=(-0.03, 1.03))
-    axis.set_ylabel("mean correlation of codes")
-    figures.below(figure, axis, 8, "dictionary size")
-    figure.suptitle("Agreement of one site's features with the next")
-    return figure
+    """Correlation of codes from site to site, with another seed, and by chance; a line a size."""
+    codes = table[table["map"] == "codes"]
+    nexts = codes[codes["next"] != SEEDS]
+    where = dict(zip(nexts["site"], nexts["site"] + "\nto " + nexts["next"], strict=True))
+    parts = {"the next site": nexts, SEEDS: codes[codes["next"] == SEEDS]}
+    rows = pd.concat([part.assign(against=name) for name, part in parts.items()])
+    chance = nexts.assign(against="chance", correlation=nexts["chance"])
+    rows = pd.concat([rows, chance]).assign(site=lambda row: row["site"].map(where))
+    figure, axis = plt.subplots(figsize=(min(figures.WIDTH, 3.2 + 1.4 * len(where)), 3.4))
+    sns.lineplot(
+        rows, x="site", y="correlation", hue="size", style="against", markers=True,
+        palette=figures.shades(rows["size"].nunique()), ax=axis,
+    )  # fmt: skip
+    axis.set(ylim=(-0.03, 1.03), xlabel="", ylabel="mean correlation of codes")
+    return figures.below(figure, axis, 4)
 
 
 def draw_studies(maps: pd.DataFrame, table: pd.DataFrame) -> Figure:
     """What each map explains, MMCS after it, and the correlation of codes."""
-    figure, ((left, middle, right),) = figures.grid(1, 3, 3.6)
-    style: dict[str, Any] = {"hue": "map", "hue_order": [*COLOURS], "palette": COLOURS}
-    sns.barplot(maps, x="study", y="explained", ax=left, legend=False, **style)
+    figure, ((left, *others),) = figures.grid(1, 3, 3.6)
+    hue = {"hue": "map", "palette": COLOURS | {"codes": figures.GREEN}}
+    sns.barplot(maps, x="study", y="explained", ax=left, legend=False, **hue)
     left.axhline(0, color="black", lw=0.8)
     left.set_ylim(max(-1.0, min(0.0, float(maps["explained"].min()))), 1.02)
     left.set(ylabel="variance explained", xlabel="", title="Activations")
     left.tick_params(axis="x", rotation=30 if maps["study"].nunique() > 1 else 0)
-    codes, others = table["map"] == "codes", table["study"] != SEEDS
-    lines: dict[str, Any] = {"x": "size", "style": "study", "markers": True, "dashes": False}
-    sns.lineplot(table[others & ~codes], y="mmcs", ax=middle, **style, **lines)
-    sns.lineplot(table[others & codes], y="correlation", color=figures.GREEN, ax=right, **lines)
-    for axis, value, rows in ((middle, "mmcs", ~codes), (right, "correlation", codes)):
-        twins = table[rows & ~others]
-        if len(twins):
-            axis.plot(twins["size"], twins[value], color="black", ls="--", lw=1, label=SEEDS)
-        figures.size_axis(axis, sorted(table["size"].unique()), rotation=45)
-        axis.set(ylim=(-0.03, 1.03), ylabel="")
-    chance = table[others & ~codes].groupby("size")[["random_mmcs", "gaussian_mmcs"]].mean()
-    for (_, values), label, colour in zip(
-        chance.items(), ("random directions", "Gaussian rows"), ("black", figures.PURPLE),
-        strict=True,
-    ):  # fmt: skip
-        middle.plot(chance.index, values, color=colour, ls=":", lw=1, label=label)
-    middle.set_title("MMCS")
-    right.set_title("Correlation of codes")
-    figures.below(figure, middle, 5)
-    return figure
+    titles = {"mmcs": "MMCS", "correlation": "Correlation of codes"}
+    axes = figures.panels(others, table, titles, style="study", markers=True, **hue)
+    figures.chance(axes["mmcs"], table.groupby("size")[["random_mmcs", "gaussian_mmcs"]].mean())
+    return figures.below(figure, axes["mmcs"], 5)
 
 
-def _several(context: Context) -> bool:
-    return bool(context.others or context.study.beside)
-
-
-ANALYSIS = Analysis("elsewhere", show, (), measure, pairs=True, applies=_several)
+ANALYSIS = Analysis(
+    "elsewhere", show, measure=measure, pairs=True,
+    applies=lambda context: bool(context.others or context.study.beside),
+)  # fmt: skip
