@@ -29,7 +29,7 @@ def blocks(context: Context) -> list[Block]:
 
 def test_kinds_are_named_by_their_architecture_and_taken_at_the_l1_of_the_rule(tmp_path: Path):
     context = kinds(tmp_path)
-    known, pairs = families.at_level(context)
+    known, pairs = families.at_level(context.tables)
     assert {*known["kind"]} == {"ReLU", "TopK"}
     table = families.at_equal_size(known, pairs).set_index(["kind", "size"])
     assert {*table.loc["ReLU", "sparsity"]} == {"L1 0.03"}

@@ -116,8 +116,8 @@ def panels(
         sns.lineplot(rows, x=x, y=column, errorbar=("pi", 100), markersize=5, ax=axis, **how)
         places = sorted(rows[x].unique())
         size_axis(axis, places, rotation=45 if len(places) > 4 else 0)
-        low = min(0.0, rows[column].min())
-        axis.set(title=known[column], ylabel="", ylim=(low, None), visible=True)
+        axis.update_datalim([(places[0], 0)])  # so that zero is in sight
+        axis.set(title=known[column], ylabel="", visible=True)
     return used
 
 

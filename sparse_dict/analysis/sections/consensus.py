@@ -46,11 +46,7 @@ Number = Callable[[Dictionary], float]
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
-    """The split-half test by number of seeds, and the dictionary of all, which is written.
-
-    Raises:
-        UserError: there are too many features, or the activations are not there.
-    """
+    """The split-half test by number of seeds, and the dictionary of all, which is written."""
     settings, sides = context.settings(ConsensusConfig), _sides(context)
     group = [entry for side in sides for entry in side]
     if not group:
@@ -165,11 +161,7 @@ def _share(directions: Floats, others: Floats) -> float:
 
 
 def _loss(context: Context) -> Number:
-    """Loss recovered of mean-ablation by a dictionary.
-
-    Raises:
-        UserError: the language model or its text is not there.
-    """
+    """Loss recovered of mean-ablation by a dictionary."""
     manifest, config = context.activations.manifest, context.config
     assert manifest is not None
     place, lm = harvested.place(manifest, context.study.site), harvested.model(manifest, config)

@@ -35,11 +35,7 @@ TINY = 1e-30
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
-    """Relative norms of every feature, what becomes of those that look exclusive, and counts.
-
-    Raises:
-        UserError: the activations are not there.
-    """
+    """Relative norms of every feature, what becomes of those that look exclusive, and counts."""
     pairs, x = neighbours(context), context.evaluation_rows()
     seen = context.study.entries[0].metrics["config"]["activations"]
     balance = Scaling.of(ActivationsConfig(**seen), context.activations).balance

@@ -35,11 +35,7 @@ Row = dict[str, Any]
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
-    """Agreement with each other study, and of each site with the next one.
-
-    Raises:
-        UserError: the activations of a site are not there.
-    """
+    """Agreement with each other study, and of each site with the next one."""
     maps, studies = _studies(context)
     found = {"studies_maps": maps, "studies": studies, "sites": [*_sites(context)]}
     return {name: pd.DataFrame(rows) for name, rows in found.items() if rows}
@@ -212,7 +208,9 @@ def draw_sites(table: pd.DataFrame) -> Figure:
     parts = {"the next site": nexts, SEEDS: codes[codes["next"] == SEEDS]}
     rows = pd.concat([part.assign(against=name) for name, part in parts.items()])
     chance = nexts.assign(against="chance", correlation=nexts["chance"])
-    rows = pd.concat([rows, chance]).assign(site=lambda row: row["site"].map(where))
+    rows = pd.concat([rows, chance], ignore_index=True).assign(
+        site=lambda row: row["site"].map(where)
+    )
     figure, axis = plt.subplots(figsize=(min(figures.WIDTH, 3.2 + 1.4 * len(where)), 3.4))
     sns.lineplot(
         rows, x="site", y="correlation", hue="size", style="against", markers=True,
