@@ -35,11 +35,11 @@ TRUE = 0.9  # cosine with a toy's true feature, above which that is found
 MOST = 16_384  # features clustered at a time: a GiB of distances
 FOLDER = "consensus"  # in the analysis' folder: the consensus dictionary of all seeds
 PANELS = {
-    "pw_mcc": "PW-MCC with the consensus of the other half",
+    "pw_mcc": "PW-MCC with the other half",
     "fvu": "FVU at the same k",
     "recovered": "loss recovered",
-    "precision": "share of features that are true",
-    "recall": "share of true features found",
+    "precision": "share that is true",
+    "recall": "share of true ones found",
     "features": "features",
 }
 Number = Callable[[Dictionary], float]
