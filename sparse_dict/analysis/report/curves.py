@@ -15,7 +15,6 @@ def curves(
     baselines: pd.DataFrame | None,
     value: str,
     label: str,
-    title: str,
     limits: tuple[float, float | None] = (0, 1.05),
 ) -> Figure:
     """`value` against L0: a marked line per dictionary size, a plain line per baseline.
@@ -52,6 +51,6 @@ def curves(
     axis.xaxis.set_major_formatter("{x:g}")
     codes = "L0: features active on a row, mean"
     both = "active codes in a row (dictionaries: L0, mean)"
-    axis.set(xlabel=codes if baselines is None else both, ylabel=label, title=title)
+    axis.set(xlabel=codes if baselines is None else both, ylabel=label)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -91,7 +91,6 @@ def show(context: Context) -> Iterator[Block]:
     figure = curves(
         matched.rename(columns={"dict_size": "size"}), others["baselines"], "fvu",
         "FVU: share of variance unexplained",
-        "Reconstruction by dictionaries and by simpler bases",
     )  # fmt: skip
     yield context.figure("baselines", figure, note)
     halves = {"mmcs_between_halves": "MMCS between halves of the rows"}

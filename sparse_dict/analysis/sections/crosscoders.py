@@ -93,12 +93,12 @@ def tested(entry: Entry, x: Floats, balance: Floats, pairs: Pairs) -> pd.DataFra
         if first.any() and second.any():
             correlation = centred[:, first].T @ centred[:, second]
             twin[first], twin[second] = correlation.max(1), correlation.max(0)
-        columns = {
+        of = {
             "dictionary": entry.name, "sites": name, "feature": at, "relative": relative,
             "sort": sort, "left_over": fitted[weaker, at] / stronger,
             "left_over_chance": noise[weaker, at] / stronger, "twin": twin,
         }  # fmt: skip
-        found.append(pd.DataFrame(columns))
+        found.append(pd.DataFrame(of))
     return pd.concat(found)
 
 

@@ -4,7 +4,7 @@ Other studies are other layers, checkpoints or language models. All are compared
 after maps between the activations, and by codes, which need none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,12 @@ from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import alignment, gaussian_rows
 from sparse_dict.analysis.measures.mcs import Floats, match_codes, max_cosine, normalised
-from sparse_dict.analysis.measures.two_dictionaries import match_features, one_way, random_pair
+from sparse_dict.analysis.measures.two_dictionaries import (
+    Rows,
+    match_features,
+    one_way,
+    random_pair,
+)
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Block, Table
 from sparse_dict.analysis.same_tokens import paired
@@ -94,7 +99,7 @@ def _another_seed(context: Context, study: Study, own: Sequence[Entry], x: Float
 
 def _compared(
     context: Context, own: Sequence[Entry], theirs: Sequence[Entry], rows: tuple[Floats, Floats],
-    maps: dict[str, Floats],
+    maps: Mapping[str, Floats],
 ) -> Iterator[Row]:  # fmt: skip
     """Each dictionary against the other that is nearest in size: after each map, and by codes.
 
@@ -113,8 +118,9 @@ def _compared(
 
 def mapped(first: Entry, second: Entry, matrix: Floats, bar: float) -> dict[str, float]:
     """Agreement of two dictionaries, the first one's directions mapped into the other's space."""
-    one, other = (first.encoder @ matrix, first.decoder @ matrix), (second.encoder, second.decoder)
-    small, large = sorted((one, other), key=lambda rows: len(rows[1]))
+    one: Rows = first.encoder @ matrix, first.decoder @ matrix
+    other: Rows = second.encoder, second.decoder
+    small, large = sorted([one, other], key=lambda rows: len(rows[1]))
     matched, way = match_features(small, large), one_way(one[1], other[1], bar)
     living = max_cosine(one[1][first.alive], other[1][second.alive]) > bar
     return {
@@ -223,7 +229,7 @@ def draw_sites(table: pd.DataFrame) -> Figure:
 def draw_studies(maps: pd.DataFrame, table: pd.DataFrame) -> Figure:
     """What each map explains, MMCS after it, and the correlation of codes."""
     figure, ((left, *others),) = figures.grid(1, 3, 3.6)
-    hue = {"hue": "map", "palette": COLOURS | {"codes": figures.GREEN}}
+    hue: Row = {"hue": "map", "palette": COLOURS | {"codes": figures.GREEN}}
     sns.barplot(maps, x="study", y="explained", ax=left, legend=False, **hue)
     left.axhline(0, color="black", lw=0.8)
     left.set_ylim(max(-1.0, min(0.0, float(maps["explained"].min()))), 1.02)

@@ -199,10 +199,11 @@ def differences(frame: pd.DataFrame, plain: str) -> Figure:
 
 def cells(frame: pd.DataFrame, column: str, sign: str = "") -> pd.DataFrame:
     """A row for each kind and size, a column a measure: ``value [low, high]``, or the change."""
-    rows = zip(
-        frame["measure"], *(frame[column + end] for end in ("", "_low", "_high")), strict=True
-    )
-    told = [format(Estimate(*of, ""), sign + MEASURES[name][2]) for name, *of in rows]
+    ends = (frame[column + end] for end in ("", "_low", "_high"))
+    told = [
+        format(Estimate(value, low, high, ""), sign + MEASURES[name][2])
+        for name, value, low, high in zip(frame["measure"], *ends, strict=True)
+    ]
     frame = frame.assign(told=told, title=[MEASURES[name][1] for name in frame["measure"]])
     by = ["dict_size", "kind", "l0"]
     table = frame.pivot_table("told", by, "title", "first", sort=False).reset_index()

@@ -13,7 +13,7 @@ def show(context: Context) -> Iterator[Block]:
     known, site = context.tables.dictionaries, context.tables.about.site
     figure = curves(
         known[known["site"] == site], None, "fvu", "FVU: share of variance unexplained",
-        "Sparsity against reconstruction; towards the lower left is better", (0, None),
+        (0, None),
     )  # fmt: skip
     yield context.figure("frontier", figure)
 

@@ -90,7 +90,7 @@ def show(context: Context) -> Iterator[Block]:
         limits = min(0.0, shown.min()), max(1.0, shown.max()) + 0.02
         figure = curves(
             ours, None if simpler.empty else simpler, "recovered_mean",
-            "loss recovered, of mean-ablation", "Loss recovered by reconstructions", limits,
+            "loss recovered, of mean-ablation", limits,
         )  # fmt: skip
         yield context.figure(KEY, figure, f"Over {model['contexts']:,} contexts.")
     ends = ["recovered_mean", "recovered_mean_low", "recovered_mean_high"]
