@@ -257,7 +257,7 @@ def test_lines_join_levels_of_what_was_swept_and_kinds_have_markers_of_their_own
             "fvu": [0.1, 0.3, 0.2, 0.4, 0.3],
         }
     )  # fmt: skip
-    figure = curves(frame, None, "fvu", "", "")
+    figure = curves(frame, None, "fvu", "")
     relu, topk = [line for line in figure.axes[0].lines if len(line.get_xdata())]
     assert list(topk.get_xdata()) == [2, 4, 8]
     assert relu.get_marker() != topk.get_marker()

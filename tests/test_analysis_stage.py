@@ -352,7 +352,7 @@ def test_the_frontiers_l0_is_written_in_plain_numbers(highest: float):
         }
     )  # fmt: skip
     with figures.style():
-        figure = curves(table, None, "fvu", "", "")
+        figure = curves(table, None, "fvu", "")
         figure.canvas.draw()
         axis = figure.axes[0].xaxis
         low, high = sorted(axis.get_view_interval())

@@ -116,7 +116,7 @@ def panels(
         sns.lineplot(rows, x=x, y=column, errorbar=("pi", 100), markersize=5, ax=axis, **how)
         places = sorted(rows[x].unique())
         size_axis(axis, places, 45 if len(places) > 4 and places[-1] > 99 else 0)
-        axis.update_datalim([(places[0], 0)])  # so that zero is in sight
+        axis.axhline(0, lw=0)  # so that zero is in sight
         axis.set(title=known[column], ylabel="", visible=True)
     return used
 
