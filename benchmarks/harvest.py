@@ -2,8 +2,11 @@
 
     python benchmarks/harvest.py                                  # the post's model on this machine
     python benchmarks/harvest.py --d-model 256 --d-mlp 1024       # a larger one
+    python benchmarks/harvest.py --hf bfloat16 --d-model 576 --d-mlp 1536 --layer 4 --batch 8 \
+        --rows 100_000                                            # a Llama by transformers
 
-`bare` calls `model.read` on the batches and drops what it gives; `harvest` is what harvest.py does
+`bare` calls `model.read` on the batches and drops what it gives, or with --hf runs transformers'
+own model, cut behind the layer that is read; `harvest` is what harvest.py does
 from the first batch to the manifest: reading tokens, the same passes, shuffling, float16 shards,
 their hashes, fsync. Each in a process of its own, one at a time, in turn. Made from random words
 and initial weights, on which the speed does not depend. The result is appended to --out.
@@ -43,19 +46,49 @@ def prepare(folder: Path, args: argparse.Namespace) -> None:
     """A text of more than `args.rows` tokens and a language model of one step."""
     import numpy as np
 
-    from sparse_dict.lm import stage
-
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefghij"), size=n)) for n in rng.integers(3, 9, size=500)]
     with (folder / "text.jsonl").open("w") as file:
         for i in range(args.rows // 400):
             file.write(json.dumps({"text": f"{i} {' '.join(rng.choice(words, size=500))}"}) + "\n")
+    if args.hf:
+        return prepare_llama(folder / "hf", args)
+    from sparse_dict.lm import stage
+
     sizes = [f"model.{key}={getattr(args, key)}" for key in ("d_model", "d_mlp", "n_ctx")]
     lm = config(
         "train_lm", folder, *sizes, "tokenizer.vocab_size=2048", "tokenizer.train_chars=300_000",
         "training.n_tokens=1", "training.batch_size=1", "training.eval_tokens=1000",
     )  # fmt: skip
     stage.run(lm)
+
+
+def prepare_llama(folder: Path, args: argparse.Namespace) -> None:
+    """A Llama with initial weights, one layer more than are read, and a token for each byte."""
+    import transformers  # noqa: TID251
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({"<eos>": 0} | {x: i for i, x in enumerate(letters, 1)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+    fast.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=257, hidden_size=args.d_model, intermediate_size=args.d_mlp,
+        num_hidden_layers=args.layer + 2, num_attention_heads=args.d_model // 64,
+        max_position_embeddings=args.n_ctx, eos_token_id=0, bos_token_id=0,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+def bare(lm: Any, harvest: Any) -> Any:
+    """What runs the forward pass that is needed, and nothing else."""
+    if not hasattr(lm.model, "model"):
+        return lambda tokens: lm.model.read(tokens, harvest.places())
+    llama = lm.model.model.model  # of our Model, of the causal model
+    llama.layers = llama.layers[: harvest.layer + 1]
+    return lambda tokens: llama(input_ids=tokens, use_cache=False)[0]
 
 
 class Clock:
@@ -102,10 +135,11 @@ def contest(name: str, folder: Path, overrides: list[str]) -> None:
         stream = tokens.prepare(settings.data, lm.tokenizer, Path(settings.cache_dir)).split("all")
         n = min(harvest.n_tokens, len(stream)) // n_ctx
         contexts = torch.from_numpy(stream.window(0, n * n_ctx).astype(np.int64)).view(n, n_ctx)
+        run_bare = bare(lm, harvest)
         clock = Clock()
         with torch.inference_mode():
             for batch in contexts.split(harvest.batch_size):
-                found = model.read(batch.to(model.device), harvest.places())
+                found = run_bare(batch.to(model.device))
         if found[0].is_cuda:
             torch.cuda.synchronize()
         clock.show(n * n_ctx)
@@ -132,6 +166,7 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--hf", choices=["float32", "bfloat16"], help="a Llama, computed so")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/harvest.jsonl")
     args = parser.parse_args()
@@ -143,6 +178,9 @@ def main() -> None:
             f"harvest.layer={args.layer}", f"harvest.n_tokens={args.rows}", "harvest.split=all",
             f"harvest.batch_size={args.batch}", f"device={args.device}",
         ]  # fmt: skip
+        if args.hf:
+            overrides += ["lm=hf", f"lm.name_or_path={folder}/hf", f"lm.dtype={args.hf}"]
+            overrides.append(f"lm.n_ctx={args.n_ctx}")
         for number in range(args.rounds):
             for contestant, all_runs in runs.items():
                 own = f"activations_dir={folder}/activations-{number}"
