@@ -10,9 +10,9 @@ from rounding import of_cosines
 
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.claim import Sample, mean_of_means, over_pairs
+from sparse_dict.analysis.measured import matched_pairs
 from sparse_dict.analysis.measures.two_dictionaries import match_features
 from sparse_dict.analysis.report.frequency import by_frequency
-from sparse_dict.analysis.tables import matched_pairs
 
 
 def test_the_same_dictionary_in_another_order_agrees_fully():

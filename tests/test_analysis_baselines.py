@@ -197,7 +197,7 @@ def test_baselines_are_measured_on_rows_that_they_were_not_fitted_to(made, measu
     basis = fit("pca", Rows(found.read, 0, 750, D), 0)
     x = found.read(3250, 4000)
     (wanted,) = basis.sparse(x, [4])
-    front = measured.front.query("method == 'pca'").set_index("l0")["fvu"]
+    front = measured.front.query("baseline == 'PCA'").set_index("l0")["fvu"]
     assert front[4] == pytest.approx(fvu_of(x, wanted), rel=1e-4)
     assert list(front.index) == sorted({1, 4, D, 7, 8})  # the dictionaries' L0 is 7.5
     between = (front[7] + front[8]) / 2

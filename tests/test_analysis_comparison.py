@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rounding import of_cosines, rounding
 from safetensors.numpy import load_file
 
-from sparse_dict.analysis import frame, stage, study
+from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.comparison import Comparison, Variant
 from sparse_dict.analysis.measures import mcs
 from sparse_dict.analysis.measures.mcs import match, max_cosine, mmcs, normalised
@@ -27,7 +27,7 @@ def test_mmcs_equals_a_float64_computation_from_the_files_in_every_plain_variant
     write_study(tmp_path, sizes=(32, 64, 128, 256), l1s=(0.01, 0.03))
     context = compared(tmp_path)
     frame.measure(context)
-    cells = stage.mmcs(context)
+    cells = context.comparison.table(context.tables.dictionaries)
     assert len(cells) == 3 * 2 * 6
     for row in cells.itertuples():
         folder = tmp_path / row.dictionary

@@ -17,7 +17,7 @@ from lm_files import write_model
 from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.writer import ShardWriter
-from sparse_dict.analysis import harvested as module
+from sparse_dict.analysis import source as module
 from sparse_dict.analysis import study
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.features import contexts
@@ -34,8 +34,9 @@ from sparse_dict.analysis.features.chosen import (
 )
 from sparse_dict.analysis.features.contexts import Context, Feature, Gallery
 from sparse_dict.analysis.features.logit_effects import EFFECTS
-from sparse_dict.analysis.harvested import Place, open_source, printable
+from sparse_dict.analysis.harvested import Place
 from sparse_dict.analysis.report import page as report
+from sparse_dict.analysis.source import open_source, printable
 from sparse_dict.config import (
     ComparisonConfig,
     ContextsConfig,

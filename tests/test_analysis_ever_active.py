@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from analysis_study import compared, directions, write_dictionary
 
-from sparse_dict.analysis import frame, stage
+from sparse_dict.analysis import frame, tracked
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.report import figures, summary
 from sparse_dict.analysis.report.page import Table
@@ -31,7 +31,7 @@ def context(tmp_path: Path) -> Context:
 def test_the_first_sentences_and_tracking_tell_both_numbers(context: Context):
     found = summary.sentences(context)[1]
     assert "80 of 192 features, 60 of the 172 ever active, are found again" in found
-    values = stage._summary(context)
+    values = tracked.summary(context)
     for size in (64, 128):
         assert (values[f"n_above/{size}"], values[f"n_above_alive/{size}"]) == (ALL, ALIVE)
     assert "n_above/256" not in values

@@ -33,6 +33,7 @@ from test_analysis_interp import settings_of as interp_settings  # noqa: E402
 from sparse_dict.activations import stage  # noqa: E402
 from sparse_dict.activations.store import Activations  # noqa: E402
 from sparse_dict.analysis import frame, harvested, study  # noqa: E402
+from sparse_dict.analysis import source as sources  # noqa: E402
 from sparse_dict.analysis.comparison import Comparison  # noqa: E402
 from sparse_dict.analysis.features import contexts, page  # noqa: E402
 from sparse_dict.analysis.harvested import Place  # noqa: E402
@@ -413,7 +414,7 @@ def test_tokens_are_shown_as_the_text_they_stand_for(tmp_path):
 def test_a_chat_model_reads_the_models_own_tokens_with_their_activations(folders, tmp_path):
     config = studied(folders, tmp_path, "gpt2", sites=SITES_OF["gpt2"])
     comparison = compared(config)
-    source = harvested.open_source(config, comparison.study, 10**6)
+    source = sources.open_source(config, comparison.study, 10**6)
     made = transformers.AutoTokenizer.from_pretrained(folders / "gpt2")
     asked = cases.cases(interp_settings("http://localhost:1/v1"), 0, comparison, source)
     assert {case.group for case in asked} >= {"neuron basis", "random directions"}

@@ -17,7 +17,7 @@ from http_server import Handler, LocalServer
 from test_analysis_contexts import D, base, compared, config  # noqa: F401
 
 from sparse_dict import errors
-from sparse_dict.analysis import frame, harvested, stage
+from sparse_dict.analysis import frame, stage
 from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, judge
 from sparse_dict.analysis.features import contexts
 from sparse_dict.analysis.interp import ask as interp
@@ -29,6 +29,7 @@ from sparse_dict.analysis.measures import bases
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.sections import claims
 from sparse_dict.analysis.sections import interp as section
+from sparse_dict.analysis.source import open_source
 from sparse_dict.config import InterpConfig, TrackingConfig
 from sparse_dict.errors import UserError
 
@@ -485,7 +486,7 @@ def read(base):  # noqa: F811
     """Settings, dictionaries and text of the study."""
     settings = full_config(base, base / "none", "http://localhost:1/v1")
     comparison = compared(base)
-    return settings.interp, comparison, harvested.open_source(settings, comparison.study, 10**6)
+    return settings.interp, comparison, open_source(settings, comparison.study, 10**6)
 
 
 def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(read):

@@ -164,7 +164,7 @@ def test_what_is_of_other_dictionaries_goes_with_a_line(
     write_study(tmp_path / "sae", sizes=(8,), noise=0.1)
     stage.run(config_of(tmp_path, "heatmap"))
     (line,) = [line for line in caplog.messages if line.startswith("removed")]
-    assert "other dictionaries or settings: frontier.png, frontier.svg;" in line
+    assert "other dictionaries or settings: frontier.png, frontier.svg" in line
     assert not (tmp_path / "analysis" / "frontier.png").exists()
 
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rounding import rounding
 
 import sparse_dict
-from sparse_dict.analysis import tables
+from sparse_dict.analysis import measured, tables
 from sparse_dict.analysis.columns import COLUMNS
 from sparse_dict.analysis.comparison import Variant
 from sparse_dict.analysis.measures import random_directions
@@ -41,17 +41,17 @@ def test_open_study_compares_as_analyze_does_by_default() -> None:
 
 def test_every_listed_column_is_measured_in_its_order_and_no_other(study: Tables) -> None:
     for name, columns in COLUMNS.items():  # without those of analyses, none of which is on
-        wanted = [column.name for column in columns if column.by in ("", "pairs")]
+        wanted = [column for column, by in columns.items() if by in ("", "pairs")]
         assert list(getattr(study, name).columns) == wanted
 
 
 def test_columns_that_nobody_asked_for_are_absent(home: Path) -> None:
     context = compared(home / "sae")
-    found = tables.measure(
+    found = measured.measure(
         [context.comparison], "x", pd.DataFrame(), tables.fingerprints(context.study)
     )
     for name in ("dictionaries", "features"):
-        always = [column.name for column in COLUMNS[name] if not column.by]
+        always = [column for column, by in COLUMNS[name].items() if not by]
         assert list(getattr(found, name).columns) == always
     assert found.pairs.empty
 
@@ -145,7 +145,7 @@ def test_tables_are_read_as_they_were_written_and_not_measured_again(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, found = written(home, tmp_path)
-    monkeypatch.setattr(tables, "measure", None)
+    monkeypatch.setattr(measured, "measure", None)
     again = sparse_dict.open_study(folder)
     assert again.about == found.about
     for name in COLUMNS:

@@ -10,7 +10,6 @@ from pathlib import Path
 import hydra
 import keys
 import pytest
-import tables
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -70,10 +69,6 @@ def test_every_file_that_the_pages_name_is_there() -> None:
     gone = {name for name in named if not any(file.endswith(f"/{name}") for file in files)}
     yours = {"mine.py", "mine.yaml", "my/conf/experiment/mine.yaml"}
     assert {name for name in gone if "NAME" not in name} == yours
-
-
-def test_the_page_of_columns_is_made_from_their_list() -> None:
-    assert tables.page() == tables.PAGE.read_text("utf-8"), "python tests/tables.py writes it anew"
 
 
 def test_the_page_of_keys_has_every_field_of_every_schema_with_a_line() -> None:

@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import TRUTH
-from sparse_dict.analysis import harvested, study
+from sparse_dict.analysis import source as sources
+from sparse_dict.analysis import study
 from sparse_dict.analysis.interp import llm
 from sparse_dict.analysis.sections import truth
 from sparse_dict.errors import UserError
@@ -138,7 +139,7 @@ def read_interrupted(base: Path) -> None:
 def read_source(base: Path) -> None:
     """What the analyses do that run the model again on the text it was harvested from."""
     config = composed("analyze", (*overrides("analyze", base), f"cache_dir={base}"))
-    source = harvested.open_source(config, study.load(base / "sae"), 100)
+    source = sources.open_source(config, study.load(base / "sae"), 100)
     source.rows(slice(0, 1))
 
 

@@ -13,7 +13,7 @@ from processes import ROOT, finished
 from test_tracking_runs import KEY
 from wandb_server import WandbServer
 
-from sparse_dict.analysis.stage import CHARTS
+from sparse_dict.analysis.tracked import CHARTS
 
 COMMAND = [sys.executable, "-m", "sparse_dict.workspace", "demo"]
 INSTALLED = importlib.util.find_spec("wandb_workspaces") is not None

@@ -1,12 +1,13 @@
 """MCS and MMCS of a study's dictionaries with their larger ones, in every variant."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from itertools import product
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures import gaussian_rows, random_directions
@@ -230,6 +231,11 @@ class Comparison:
         """The dictionaries that figures show of a family: at its level, of the lowest seed."""
         return min(self.chosen(family or self.family), key=lambda chain: chain.seed).entries
 
+    def shown_anywhere(self) -> set[Entry]:
+        """The dictionaries at the level of their family at which it is shown, in all seeds."""
+        first = (min(self.chosen(f), key=lambda chain: chain.seed) for f in self.study.families)
+        return {e for one in first for chain in self.same_but_seed(one) for e in chain.entries}
+
     def chosen(self, family: str) -> list[Chain]:
         """The chains of a family at the level of sparsity at which it is shown, one a seed.
 
@@ -288,3 +294,30 @@ class Comparison:
             if (other.family, other.level) == (chain.family, chain.level)
             and [entry.size for entry in other.entries] == sizes
         ]
+
+    def table(self, known: pd.DataFrame) -> pd.DataFrame:
+        """MMCS of each dictionary that has a larger one, in the variant shown and all plain ones.
+
+        Of the `known` dictionaries, a row each of the table of dictionaries.
+        """
+        shown, threshold = self.shown, self.settings.threshold
+        own = known[(known["site"] == self.study.at) & (known["next_size"] > 0)]
+        own = own.rename(columns={"size": "dict_size"}).set_index("dictionary")
+        columns = ["family", "dict_size", "l1", "l1_scaling", "axis", "level", "seed", "fvu", "l0"]
+        named = {entry.name: entry for entry in self.study.entries}
+        entries = [named[name] for name in own.index]
+        parts = []
+        for variant in [shown, *(v for v in VARIANTS if v.matching == "max" and v != shown)]:
+            values = [self.counted(entry, variant) for entry in entries]
+            larger = [self.partners(entry, variant.against) for entry in entries]
+            part = own[columns].assign(
+                **asdict(variant),
+                partners=[" ".join(str(one.size) for one in found) for found in larger],
+                n=[*map(len, values)],
+                mmcs=[found.mean() if len(found) else np.nan for found in values],
+                random_mmcs=[self.random_mean(entry, variant) for entry in entries],
+                gaussian_mmcs=own["gaussian_mmcs"] if variant == shown else np.nan,
+                n_above=[int((found > threshold).sum()) for found in values],
+            )
+            parts.append(part.assign(share_above=part["n_above"] / part["n"]))
+        return pd.concat(parts).reset_index()

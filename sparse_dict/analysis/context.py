@@ -16,12 +16,13 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import harvested
 from sparse_dict.analysis.claim import Judged
 from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.measured import matched_pairs
 from sparse_dict.analysis.measures.two_dictionaries import match_features
 from sparse_dict.analysis.parts import Part
 from sparse_dict.analysis.report import texts
 from sparse_dict.analysis.report.page import Draw, Picture
 from sparse_dict.analysis.study import Entry, Study
-from sparse_dict.analysis.tables import Tables, fingerprints, matched_pairs
+from sparse_dict.analysis.tables import Tables, fingerprints
 from sparse_dict.config import AnalyzeConfig
 from sparse_dict.errors import MALFORMED, UserError
 from sparse_dict.sae import architectures, interventions, schema
@@ -41,14 +42,14 @@ class Context:
     study: Study
     draw: Draw
     others: tuple[Study, ...] = ()  # those that `sae_dir` names after the first
+    kept: Mapping[str, Part] = field(default_factory=dict)  # earlier parts that still hold
     tables: Tables = field(init=False)  # what was measured, before anything is judged or shown
     # Filled before any section is made; empty if `claims` is off.
     claims: list[Judged] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)  # why an analysis was not measured
-    failed: dict[str, str] = field(default_factory=dict)  # errors that none of them foresaw
-    kept: Mapping[str, Part] = field(default_factory=dict)  # earlier parts that still hold
-    parts: dict[str, Part] = field(default_factory=dict)  # those made now
+    failed: list[str] = field(default_factory=list)  # whose errors nobody foresaw
     made: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # files, by part
+    parts: dict[str, Part] = field(default_factory=dict)  # those made now
     _known: dict[Any, Any] = field(default_factory=dict)
 
     def figure(self, key: str, figure: Figure, note: str = "") -> Picture:
@@ -101,18 +102,18 @@ class Context:
             for study in (self.study, *self.study.beside)
         }
 
-    def evaluation_rows(
-        self, most: int = SAMPLE, of: Activations | None = None
-    ) -> NDArray[np.float32]:
+    def evaluation_rows(self, of: Activations | None = None) -> NDArray[np.float32]:
         """The last rows of the activations (n, d_in), on which no dictionary was trained.
 
         Or `of` others of the same tokens: `targets`.
         """
-        return _last(self.study, of or self.activations, most)
+        rows = of or self.activations
+        held_out = min(int(entry.metrics["eval_rows"]) for entry in self.study.entries)
+        return rows.read(max(rows.rows - min(held_out, SAMPLE), 0), rows.rows)
 
     def sample_of(self, study: Study) -> NDArray[np.float32]:
         """The last rows that the dictionaries of `study`, a site, read: of the same tokens."""
-        return _last(self.study, harvested.activations_of(study, self.config), SAMPLE)
+        return self.evaluation_rows(harvested.activations_of(study, self.config))
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
@@ -155,10 +156,3 @@ class Context:
     def targets(self) -> Activations:
         """What the dictionaries reconstruct: `activations`, except for transcoders."""
         return harvested.targets_of(self.study, self.config)
-
-
-def _last(study: Study, activations: Activations, most: int) -> NDArray[np.float32]:
-    """The last rows, at most `most`, on which no dictionary of `study` was trained."""
-    held_out = min(int(entry.metrics["eval_rows"]) for entry in study.entries)
-    end = activations.rows
-    return activations.read(end - min(held_out, most, end), end)

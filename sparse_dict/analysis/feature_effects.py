@@ -19,8 +19,8 @@ from annotated_types import Len
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from sparse_dict.analysis.harvested import Source, put_back, rows_of
 from sparse_dict.analysis.measures.mcs import normalised
+from sparse_dict.analysis.source import Source, put_back, rows_of
 from sparse_dict.analysis.study import Entry
 from sparse_dict.config import EffectsConfig
 from sparse_dict.errors import UserError

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from sparse_dict.analysis import sections, tables
+from sparse_dict.analysis import measured, sections, tables
 from sparse_dict.analysis.claim import Claim, Found, Judged, Need, judge, judged
 from sparse_dict.analysis.columns import COLUMNS
 from sparse_dict.analysis.context import Context
@@ -27,10 +27,6 @@ from sparse_dict.machine.progress import Progress
 from sparse_dict.storage import files
 
 log = logging.getLogger(__name__)
-
-
-def _always(_context: Context) -> bool:
-    return True
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Analysis:
     # Further columns of the three tables, with their keys, or tables of its own, by name.
     measure: Callable[[Context], Mapping[str, pd.DataFrame]] | None = None
     pairs: bool = False  # whether it needs `Tables.pairs`
-    applies: Callable[[Context], bool] = _always  # whether this study can have it at all
+    applies: Callable[[Context], bool] = lambda _: True  # whether this study can have it at all
     needs: tuple[Need, ...] = ()  # without which there is nothing to show
 
 
@@ -56,12 +52,44 @@ def load() -> list[Analysis]:
     return [import_module(f"{sections.__name__}.{name}").ANALYSIS for name in ANALYSES]
 
 
+def make(context: Context) -> dict[str, Section]:
+    """The sections of the report, by the name of their analysis; fills tables and claims."""
+    config, study, kept = context.config, context.study, context.kept
+    claims, *others = load()
+    chosen = [analysis for analysis in others if _is_on(context, analysis)]
+    made: dict[str, Section | None] = {name: part.section for name, part in kept.items()}
+    with Progress("analyze", len(chosen) + 1, "analyses") as progress:
+        progress.say("measuring")
+        measure(context)
+        tables.write(context.tables, context.folder)
+        if config.is_on(claims.name) or claims.name in kept:
+            context.claims += [row for analysis in others for row in verdicts(context, analysis)]
+        progress.advance(1)
+        for analysis in chosen:
+            progress.say(analysis.name)
+            made[analysis.name] = _part(context, analysis)
+            progress.advance(1)
+    if config.is_on(claims.name):
+        with _making(context, claims.name):
+            rows = [claim.as_json() for claim in context.claims]
+            files.write_json(context.folder / "claims.json", {"claims": rows})
+        made[claims.name] = _part(context, claims)  # last: it links to what others write
+    every = {
+        claims.name: made.get(claims.name),
+        "study": overview.section(study, config, context.tables),
+        **{analysis.name: made.get(analysis.name) for analysis in others},
+        "left_out": overview.left_out(study),
+        "configs": overview.configs(study, asdict(config)),
+    }
+    return {name: section for name, section in every.items() if section is not None}
+
+
 def measure(context: Context) -> None:
     """Fill `context.tables`, with what the analyses that are on measure besides."""
-    chosen = [a for a in load() if _is_on(context, a)]
+    chosen = [analysis for analysis in load() if _is_on(context, analysis)]
     comparisons = [*context.comparisons.values()]
-    pairs = context.pairs if any(a.pairs for a in chosen) else pd.DataFrame()
-    context.tables = tables.measure(comparisons, context.config.name, pairs, context.fingerprints)
+    pairs = context.pairs if any(analysis.pairs for analysis in chosen) else pd.DataFrame()
+    context.tables = measured.measure(comparisons, context.config.name, pairs, context.fingerprints)
     for analysis in chosen:
         if analysis.measure is None:
             continue
@@ -79,6 +107,26 @@ def measure(context: Context) -> None:
                 else:
                     context.tables.others[name] = frame
                     files.write_text(context.folder / f"{name}.csv", frame.to_csv(index=False))
+    if off := [part for name, part in context.kept.items() if not context.config.is_on(name)]:
+        context.tables = _with_earlier(context.tables, Path(context.config.analysis_dir), off)
+
+
+def _with_earlier(now: tables.Tables, home: Path, off: Iterable[Part]) -> tables.Tables:
+    """The tables with what an earlier run measured of the same, and this one does not."""
+    try:
+        earlier = tables.read(home)
+        found = [home / name for part in off for name in part.files if name.endswith(".csv")]
+        others = {path.stem: pd.read_csv(path) for path in found}
+    except (UserError, ValueError):  # damaged
+        return now
+    changes: dict[str, Any] = {"others": others | now.others}
+    for name, keys in tables.KEYS.items():
+        there, frame = getattr(earlier, name), getattr(now, name)
+        if not len(frame.columns):
+            changes[name] = there
+        elif more := [column for column in there if column not in frame]:
+            changes[name] = frame.merge(there[[*keys, *more]], how="left", on=keys)
+    return replace(now, **changes)
 
 
 @contextmanager
@@ -98,28 +146,12 @@ def _told(context: Context, name: str, error: Exception) -> str:
     log.warning("%s: this part is missing: %s", name, why)
     if not isinstance(error, UserError):
         log.debug("%s", name, exc_info=error)
-        context.failed[name] = why
+        context.failed.append(name)
     return why
 
 
 def _is_on(context: Context, analysis: Analysis) -> bool:
     return context.config.is_on(analysis.name) and analysis.applies(context)
-
-
-def verdicts(context: Context, analysis: Analysis) -> list[Judged]:
-    """The claims of an analysis: undecided where it is off or missing, none if it cannot apply.
-
-    Where it is off, but was judged on the same dictionaries, they are what they were.
-    """
-    kept = context.kept.get(analysis.name)
-    if kept and kept.claims and not context.config.is_on(analysis.name):
-        return [*kept.claims]
-    try:
-        return _verdicts(context, analysis)
-    except Exception as error:
-        why = f"cannot be judged: {_told(context, f'claims of {analysis.name}', error)}"
-        about = context.tables.about
-        return [judged(claim, Found(why), about) for claim in analysis.claims]
 
 
 def switched_on(name: str) -> Need:
@@ -128,19 +160,27 @@ def switched_on(name: str) -> Need:
     return Need(f"the analysis {name}", command, bool)
 
 
-def _verdicts(context: Context, analysis: Analysis) -> list[Judged]:
-    if not analysis.applies(context):
-        return []
+def verdicts(context: Context, analysis: Analysis) -> list[Judged]:
+    """The claims of an analysis: undecided where it is off or missing, none if it cannot apply.
+
+    Where it is off, but was judged on the same dictionaries, they are what they were.
+    """
     name, about = analysis.name, context.tables.about
-    found = None
-    if not context.config.is_on(name):
-        found = Found(f"{name} is off", need=switched_on(name))
-    elif name in context.missing:
-        found = Found(context.missing[name])
-    return [
-        judged(claim, found, about) if found else judge(claim, context.tables)
-        for claim in analysis.claims
-    ]
+    on = context.config.is_on(name)
+    if not on and name in context.kept and context.kept[name].claims:
+        return context.kept[name].claims
+    try:
+        if not analysis.applies(context):
+            return []
+        if not on:
+            found = Found(f"{name} is off", need=switched_on(name))
+        elif name in context.missing:
+            found = Found(context.missing[name])
+        else:
+            return [judge(claim, context.tables) for claim in analysis.claims]
+    except Exception as error:
+        found = Found(f"cannot be judged: {_told(context, f'claims of {name}', error)}")
+    return [judged(claim, found, about) for claim in analysis.claims]
 
 
 def shown(context: Context, analysis: Analysis) -> Section | None:
@@ -157,46 +197,7 @@ def shown(context: Context, analysis: Analysis) -> Section | None:
     return Section(text.title, blocks) if len(blocks) > len(text.paragraphs) else None
 
 
-def make(context: Context) -> dict[str, Section]:
-    """The sections of the report, by the name of their analysis; fills tables and claims."""
-    config, study = context.config, context.study
-    claims, *others = load()
-    chosen = [analysis for analysis in others if _is_on(context, analysis)]
-    made: dict[str, Section | None] = {}
-    with Progress("analyze", len(chosen) + 1, "analyses") as progress:
-        progress.say("measuring")
-        measure(context)
-        _keep_measured(context)
-        tables.write(context.tables, context.folder)
-        judging = config.is_on(claims.name) or claims.name in context.kept
-        judged_by = {a.name: verdicts(context, a) for a in others if judging}
-        context.claims += [row for rows in judged_by.values() for row in rows]
-        progress.advance(1)
-        for analysis in others:
-            if analysis in chosen:
-                progress.say(analysis.name)
-                made[analysis.name] = _part(context, analysis, judged_by.get(analysis.name, []))
-                progress.advance(1)
-            elif analysis.name in context.kept:
-                made[analysis.name] = context.kept[analysis.name].section
-    if config.is_on(claims.name):
-        with _making(context, claims.name):
-            rows = [claim.as_json() for claim in context.claims]
-            files.write_json(context.folder / "claims.json", {"claims": rows})
-        first = _part(context, claims, [])  # made last: it links to what others write
-    else:
-        first = context.kept[claims.name].section if claims.name in context.kept else None
-    every = {
-        claims.name: first,
-        "study": overview.section(study, config, context.tables),
-        **made,
-        "left_out": overview.left_out(study),
-        "configs": overview.configs(study, asdict(config)),
-    }
-    return {name: section for name, section in every.items() if section is not None}
-
-
-def _part(context: Context, analysis: Analysis, rows: list[Judged]) -> Section | None:
+def _part(context: Context, analysis: Analysis) -> Section | None:
     """The section of an analysis, which becomes one of `context.parts` unless it failed."""
     name = analysis.name
     with _making(context, name):
@@ -205,27 +206,7 @@ def _part(context: Context, analysis: Analysis, rows: list[Judged]) -> Section |
         for half in context.made[name]:
             (context.folder / half).unlink()
         return section
-    context.parts[name] = Part(tuple(sorted(context.made[name])), section, tuple(rows))
+    keys = {claim.key for claim in analysis.claims}
+    rows = [row for row in context.claims if row.key in keys]
+    context.parts[name] = Part(sorted(context.made[name]), section, rows)
     return section
-
-
-def _keep_measured(context: Context) -> None:
-    """Add to the tables what an earlier run measured of the same, and this one does not."""
-    home, now = Path(context.config.analysis_dir), context.tables
-    off = [part for name, part in context.kept.items() if not context.config.is_on(name)]
-    if not off:
-        return
-    try:
-        earlier = tables.read(home)
-        found = [home / name for part in off for name in part.files if name.endswith(".csv")]
-        others = {path.stem: pd.read_csv(path) for path in found}
-    except (UserError, ValueError):  # damaged
-        return
-    changes: dict[str, Any] = {"others": others | now.others}
-    for name, keys in tables.KEYS.items():
-        measured, frame = getattr(earlier, name), getattr(now, name)
-        if not len(frame.columns):
-            changes[name] = measured
-        elif more := [column for column in measured if column not in frame]:
-            changes[name] = frame.merge(measured[[*keys, *more]], how="left", on=keys)
-    context.tables = replace(now, **changes)

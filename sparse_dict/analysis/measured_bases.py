@@ -21,11 +21,14 @@ from sparse_dict.analysis.measures.bases import (
     at_sparsity,
     fit,
     mmcs_between,
+    on_one_thread,
 )
 from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.analysis.study import Entry, Study, seed_groups
 from sparse_dict.config import ActivationsConfig, BaselinesConfig
 from sparse_dict.errors import UserError
+from sparse_dict.machine import threads
+from sparse_dict.machine.background import mapped
 from sparse_dict.machine.progress import Progress
 from sparse_dict.sae.scaling import Scaling
 
@@ -73,48 +76,44 @@ def measure(
         "baselines: %s of two halves of %s rows, measured on %s others beside the dictionaries",
         ", ".join(LABELS[method] for method in methods), f"{half:,}", f"{n:,}",
     )  # fmt: skip
-    errors: dict[str, Wide] = {}
-    dictionaries = []
-    for entry in study.entries:
-        row, errors[entry.name] = _dictionary(entry, unseen, balance)
-        dictionaries.append(row)
-    wanted = {*settings.ks, *around(row["l0"] for row in dictionaries)}
-    ks = sorted({min(k, d_in) for k in wanted})
-    bases, of_bases, summary, front = {}, {}, [], []
-    with Progress("baselines", len(methods), "methods") as progress:
-        for method in methods:
-            progress.say(LABELS[method])
-            first, second = (fit(method, rows, seed + i) for i, rows in enumerate(halves))
-            bases[method] = first if balance is None else first.scaled(balance)
-            moments, parts = Moments(len(first.directions)), []
-            for part in unseen.chunks():
-                codes = first.encode(part)
-                moments.add(codes)
-                parts.append(first.errors(part, codes, ks))
-            of_bases[method] = np.concatenate(parts)
-            summary.append(
-                {
-                    "baseline": LABELS[method],
-                    "directions": len(first.directions),
-                    "fitted_rows": half,
-                    "rows": n,
-                    "mmcs_between_halves": mmcs_between(first, second),
-                    "kurtosis": _median(moments.kurtosis()),
-                }
-            )
-            front += [
-                {"method": method, "baseline": LABELS[method], "l0": k, "fvu": fvu}
-                for k, fvu in zip(ks, of_bases[method].sum(0) / deviations.sum(), strict=True)
-            ]
+    jobs = [(method, rows, seed + i) for method in methods for i, rows in enumerate(halves)]
+    fits: list[Basis] = []
+    with Progress("baselines", len(jobs), "fits") as progress, on_one_thread():
+        for basis in mapped(lambda job: fit(*job), jobs, threads.number(len(jobs))):
+            fits.append(basis)
             progress.advance(1)
-    table = pd.DataFrame(front, columns=["method", "baseline", "l0", "fvu"])
-    for row in dictionaries:
-        for method, found in of_bases.items():
-            left = at_sparsity(ks, found, row["l0"]).sum()
-            row[f"fvu_{method}"] = float(left / deviations.sum())
-    frame = pd.DataFrame(dictionaries).drop(columns="axis")
-    frame.insert(8, "mmcs_between_seeds", frame["dictionary"].map(_between_seeds(study)))
-    return Measured(bases, pd.DataFrame(summary), table, frame, ks, errors, of_bases, deviations)
+    measured = [_dictionary(entry, unseen, balance) for entry in study.entries]
+    dictionaries = pd.DataFrame([row for row, _ in measured])
+    ks = sorted({min(k, d_in) for k in {*settings.ks, *around(dictionaries["l0"])}})
+    of_bases, summary, front = {}, [], []
+    for method, first, second in zip(methods, fits[::2], fits[1::2], strict=True):
+        moments, parts = Moments(len(first.directions)), []
+        for part in unseen.chunks():
+            codes = first.encode(part)
+            moments.add(codes)
+            parts.append(first.errors(part, codes, ks))
+        of_bases[method] = np.concatenate(parts)
+        baseline = {"baseline": LABELS[method]}
+        summary.append(
+            baseline
+            | {"directions": len(first.directions), "fitted_rows": half, "rows": n}
+            | {"mmcs_between_halves": mmcs_between(first, second)}
+            | {"kurtosis": _median(moments.kurtosis())}
+        )
+        fvus = of_bases[method].sum(0) / deviations.sum()
+        front += [{**baseline, "l0": k, "fvu": fvu} for k, fvu in zip(ks, fvus, strict=True)]
+        left = [at_sparsity(ks, of_bases[method], l0).sum() for l0 in dictionaries["l0"]]
+        dictionaries[f"fvu_{method}"] = np.array(left) / deviations.sum()
+    between = dictionaries["dictionary"].map(_between_seeds(study))
+    dictionaries = dictionaries.drop(columns="axis")
+    dictionaries.insert(8, "mmcs_between_seeds", between)
+    bases = dict(zip(methods, fits[::2], strict=True))
+    if balance is not None:
+        bases = {method: basis.scaled(balance) for method, basis in bases.items()}
+    return Measured(
+        bases, pd.DataFrame(summary), pd.DataFrame(front), dictionaries, ks,
+        {row["dictionary"]: errors for row, errors in measured}, of_bases, deviations,
+    )  # fmt: skip
 
 
 def _balance(study: Study, activations: Activations) -> Floats | None:

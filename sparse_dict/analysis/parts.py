@@ -1,11 +1,11 @@
-"""What each part of an analysis made, and which parts of an earlier one still hold.
+"""What each analysis made: of a finished run, what still holds.
 
-A part is what one analysis makes: files, a section of the report, verdicts. It holds as long as the
-dictionaries and how they are compared are the same; a run that does not make it anew keeps it.
+A part holds as long as the dictionaries and how they are compared are the same; a run that does not
+make it anew keeps it.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,11 +24,10 @@ from sparse_dict.analysis.report.page import (
     Section,
     Table,
 )
-from sparse_dict.config import AnalyzeConfig
 from sparse_dict.errors import MALFORMED, UserError
 from sparse_dict.storage import files
 
-SECTIONS = "sections.json"  # what parts show in the report
+RECORD = "sections.json"  # in the analysis' folder: all parts, and what they were made of
 KINDS = {kind.kind: kind for kind in (Link, Notes, Code)}
 
 
@@ -36,9 +35,9 @@ KINDS = {kind.kind: kind for kind in (Link, Notes, Code)}
 class Part:
     """What one analysis made."""
 
-    files: tuple[str, ...]  # their names in the analysis' folder
-    section: Section | None = None
-    claims: tuple[Judged, ...] = ()
+    files: list[str]  # their names in the analysis' folder
+    section: Section | None
+    claims: list[Judged]
 
 
 def files_in(folder: Path) -> set[str]:
@@ -46,49 +45,35 @@ def files_in(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
-def made_of(config: AnalyzeConfig, dictionaries: Iterable[Mapping[str, str]]) -> str:
-    """The fingerprint of what parts are made of: `dictionaries` of each study, by their weights."""
-    return files.fingerprint([*dictionaries, asdict(config.comparison), config.seed])
-
-
-def record(parts: Mapping[str, Part], of: str) -> dict[str, Any]:
-    """What `analysis.json` says of parts."""
-    return {name: {"of": of, "files": list(part.files)} for name, part in parts.items()}
-
-
-def write(folder: Path, parts: Mapping[str, Part]) -> None:
-    """Write what parts show and judge."""
-    shown = {
+def write(folder: Path, parts: Mapping[str, Part], of: str) -> None:
+    """Write the parts that were made `of` this fingerprint."""
+    written = {
         name: {
-            "section": part.section and _encoded(part.section),
+            "files": part.files,
+            "title": part.section and part.section.title,
+            "blocks": [_plain(block) for block in part.section.blocks] if part.section else [],
             "claims": [claim.as_json() for claim in part.claims],
         }
         for name, part in parts.items()
     }
-    files.write_json(folder / SECTIONS, shown)
+    files.write_json(folder / RECORD, {"of": of, "parts": written})
 
 
-def kept(folder: Path, there: Mapping[str, Any], of: str) -> dict[str, Part]:
-    """The parts of a finished analysis that are made of the same as now.
+def kept(folder: Path, of: str, recorded: Collection[str]) -> dict[str, Part]:
+    """The parts of a finished analysis that were made of the same; without `recorded` files, none.
 
-    `there` is its record; a part of it that is malformed, or lacks a file, is none.
+    What is damaged is made anew like the rest.
     """
     found: dict[str, Part] = {}
-    with suppress(UserError, *MALFORMED):
-        shown = files.read_json(folder / SECTIONS)
-        for name, part in there["parts"].items():
-            with suppress(OSError, *MALFORMED):
-                names = tuple(part["files"])
-                recorded = all(name in there["sha256"] for name in names)
-                if part["of"] == of and recorded and all((folder / n).is_file() for n in names):
-                    section = _decoded(folder, shown[name]["section"])
-                    claims = tuple(map(Judged.of_json, shown[name]["claims"]))
-                    found[name] = Part(names, section, claims)
+    with suppress(UserError, OSError, *MALFORMED):
+        record = files.read_json(folder / RECORD)
+        for name, part in record["parts"].items() if record["of"] == of else ():
+            if all(file in recorded and (folder / file).is_file() for file in part["files"]):
+                blocks = [_block(folder, block) for block in part["blocks"]]
+                section = None if part["title"] is None else Section(part["title"], blocks)
+                claims = [Judged.of_json(claim) for claim in part["claims"]]
+                found[name] = Part(part["files"], section, claims)
     return found
-
-
-def _encoded(section: Section) -> dict[str, Any]:
-    return {"title": section.title, "blocks": [_plain(block) for block in section.blocks]}
 
 
 def _plain(block: Block) -> Any:
@@ -97,33 +82,28 @@ def _plain(block: Block) -> Any:
         case str():
             return block
         case Picture():
-            values = {"key": block.key, "title": block.title, "caption": block.caption}
-            return {"kind": "picture", **values}
+            return {
+                "kind": "picture",
+                **{k: getattr(block, k) for k in ("key", "title", "caption")},
+            }
         case Table():
-            table = json.loads(
-                block.frame.to_json(orient="split", index=False, double_precision=15)
-            )
-            return {"kind": "table", "title": block.title, "fold": block.fold, **table}
+            text = block.frame.to_json(orient="split", index=False, double_precision=15)
+            return {"kind": "table", "title": block.title, "fold": block.fold, **json.loads(text)}
         case Markup():
             return {"kind": "link", "text": "The page that shows this part", "href": block.page}
         case _:
             return {"kind": block.kind, **asdict(block)}
 
 
-def _decoded(folder: Path, section: Any) -> Section | None:
-    """The section as it was; pictures are read from their files."""
-    if section is None:
-        return None
-    return Section(section["title"], [_block(folder, block) for block in section["blocks"]])
-
-
 def _block(folder: Path, block: Any) -> Block:
+    """A block as it was; pictures are read from their files."""
     if isinstance(block, str):
         return block
-    values = {key: value for key, value in block.items() if key != "kind"}
-    if block["kind"] == "picture":
-        return Picture(**values, png=(folder / f"{block['key']}.png").read_bytes())
-    if block["kind"] == "table":
-        frame = pd.DataFrame(block["data"], columns=block["columns"])
-        return Table(block["title"], frame, bool(block["fold"]))
-    return KINDS[block["kind"]](**values)
+    values = dict(block)
+    kind = values.pop("kind")
+    if kind == "picture":
+        return Picture(**values, png=(folder / f"{values['key']}.png").read_bytes())
+    if kind == "table":
+        frame = pd.DataFrame(values["data"], columns=values["columns"])
+        return Table(values["title"], frame, bool(values["fold"]))
+    return KINDS[kind](**values)

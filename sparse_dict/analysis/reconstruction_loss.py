@@ -9,8 +9,9 @@ Recovered = (CE_ablated - CE_reconstructed) / (CE_ablated - CE_original), of mea
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import harvested
-from sparse_dict.analysis.harvested import Place, put_back, rows_of
+from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.harvested import Place
 from sparse_dict.analysis.measures.bases import Basis, Floats
 from sparse_dict.analysis.measures.intervals import Estimate, ratio
-from sparse_dict.analysis.study import Entry, Study
-from sparse_dict.config import AnalyzeConfig, LossRecoveredConfig
+from sparse_dict.analysis.source import columns_of, put_back, rows_of
+from sparse_dict.analysis.study import Entry
+from sparse_dict.config import LossRecoveredConfig
 from sparse_dict.errors import UserError
-from sparse_dict.lm.interface import LanguageModel, finite
+from sparse_dict.lm.interface import Follow, LanguageModel, finite, threads_to_share
 from sparse_dict.machine import runtime
+from sparse_dict.machine.background import mapped
 from sparse_dict.machine.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -67,7 +70,6 @@ def losses(
     it is what `target` computes.
     """
     replacements = [*replacements]
-    ablated = mean.astype(np.float32)
     labels = [ORIGINAL, ZERO, MEAN, *(label for item in replacements for label in item.labels)]
     found_losses: dict[str, list[Tensor]] = {label: [] for label in labels}
     n_read = len(place.sites) if target else 0
@@ -75,22 +77,34 @@ def losses(
     step, skip = max(1, BATCH_TOKENS // (contexts.shape[1] - 1)), place.skip_first
     n = contexts[:, 1:].size
     log.info("loss recovered: %s tokens, each in %d variants", f"{n:,}", len(labels))
-    with Progress("loss recovered", n * len(labels), "tokens") as progress:
+    with (
+        threads_to_share(model) as threads,
+        Progress("loss recovered", n * len(labels), "tokens") as progress,
+    ):
         for start in range(0, len(contexts), step):
             batch = torch.from_numpy(contexts[start : start + step]).to(model.device)
             found, follow = model.split(batch[:, :-1], batch[:, 1:], sites)
             read, written = found[:n_read], found[n_read:]
             y = rows_of(written, skip)
             x = rows_of(read, skip) if target else y
-            made = [[y], [np.zeros_like(y)], [np.broadcast_to(ablated, y.shape).copy()]]
+            ablated = np.broadcast_to(mean.astype(np.float32), y.shape).copy()
             # One after another: the reconstructions of many dictionaries are larger than all else.
-            every = (item.reconstruct(x) for item in replacements)
-            news = chain(*made, chain.from_iterable(every))
-            for label, new in zip(labels, news, strict=True):
-                values = [*read, *put_back(written, new, skip)]
-                found_losses[label].append(finite(follow(values), model).double().cpu())
+            every = chain.from_iterable(item.reconstruct(x) for item in replacements)
+            news = chain([y, np.zeros_like(y), ablated], every)
+
+            loss = partial(_loss, model, follow, read, written, skip)
+            for label, values in zip(labels, mapped(loss, news, threads), strict=True):
+                found_losses[label].append(values)
                 progress.advance(batch[:, 1:].numel())
     return {label: torch.cat(parts).numpy() for label, parts in found_losses.items()}
+
+
+@torch.inference_mode()  # of each thread
+def _loss(
+    model: LanguageModel, follow: Follow, read: Sequence[Tensor], written: Sequence[Tensor],
+    skip: int, new: Floats,
+) -> Tensor:  # fmt: skip
+    return finite(follow([*read, *put_back(written, new, skip)]), model).double().cpu()
 
 
 def recovered(loss: Losses, original: Losses, ablated: Losses) -> Estimate:
@@ -122,8 +136,7 @@ def held_out(
     They are of its validation part if it has one, behind the harvested tokens if enough lie there,
     else the last ones.
     """
-    text = harvested.unread(manifest, cache_dir, n_ctx)
-    stream, first = text.stream, text.first
+    stream, first, validation = harvested.unread(manifest, cache_dir, n_ctx)
     n = min(n_tokens, len(stream) - 1) // n_ctx
     if not n:
         raise UserError("the text to take it on is shorter than one context")
@@ -132,7 +145,7 @@ def held_out(
     windows = [stream.window(start + i * n_ctx, n_ctx + 1) for i in range(n)]
     size = f"{n * n_ctx:,} tokens of the "
     trained = harvested.is_ours(manifest)
-    if text.validation:
+    if validation:
         seen = "neither harvested nor trained on" if trained else "not harvested"
         what = seen if unseen else "the last of those harvested"
         return np.stack(windows), f"{size}validation text, {what}"
@@ -143,31 +156,24 @@ def held_out(
 
 
 def measure(
-    config: AnalyzeConfig,
-    settings: LossRecoveredConfig,
-    study: Study,
-    read: Activations,
-    written: Activations,
-    bases: Mapping[str, Basis],
-    also: Iterable[int] = (),
+    context: Context, bases: Mapping[str, Basis], also: Iterable[int]
 ) -> tuple[dict[str, Losses], str]:
     """`losses` of all dictionaries and baselines, and what text they were taken on.
 
-    A baseline keeps each of `settings.ks` codes, and of `also`. `read` are the activations that the
-    dictionaries read, `written` those that they reconstruct.
+    A baseline keeps each of `loss_recovered.ks` codes, and of `also`.
     """
-    manifest = read.manifest
-    if manifest is None:
-        raise UserError("these activations do not come from a language model")
-    place, lm = harvested.place(manifest, study.site), harvested.model(manifest, config)
+    study, settings = context.study, context.settings(LossRecoveredConfig)
+    read, manifest = context.activations, harvested.recorded(context.activations)
+    place = harvested.place(manifest, study.site)
     target = harvested.place(manifest, study.target) if study.target else None
-    harvested.columns_of(lm.model, place.sites, read.d_in)
+    lm = harvested.model(manifest, context.config)
+    columns_of(lm.model, place.sites, read.d_in)
     runtime.allocator()
-    contexts, what = held_out(manifest, Path(config.cache_dir), lm.n_ctx, settings.tokens)
+    contexts, what = held_out(manifest, Path(context.config.cache_dir), lm.n_ctx, settings.tokens)
     ks = sorted({k for k in (*settings.ks, *also) if k <= read.d_in})
     replacements = [of_dictionary(entry) for entry in study.entries]
     replacements += [of_basis(method, basis, ks) for method, basis in bases.items()]
-    found = losses(lm.model, contexts, place, written.mean, replacements, target)
+    found = losses(lm.model, contexts, place, context.targets.mean, replacements, target)
     if place.skip_first:
         what += f"; positions before {place.skip_first} of each context keep their activation"
     return found, what

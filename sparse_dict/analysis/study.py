@@ -2,20 +2,20 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.config.identity import NEUTRAL, SOURCES
+from sparse_dict.analysis.families import axes_of, character, labels_of, oddity
 from sparse_dict.config.sites import SITES
 from sparse_dict.errors import UserError, printable
-from sparse_dict.sae import interventions
-from sparse_dict.sae.architectures import Architecture, axes, known
+from sparse_dict.sae.architectures import axes
 from sparse_dict.storage import files
 from sparse_dict.storage.records import a_line_of_text, a_line_without_a_formula
 
@@ -30,10 +30,7 @@ ARCHITECTURES = {
 ALL_SITES = "all sites"  # what a dictionary of all columns is called where others see one site
 LABELS = {key: axis.short for key, axis in axes().items()}
 NAMES = {key: axis.long for key, axis in axes().items()}
-# Two dictionaries belong to the same family if their configs agree in everything but these and the
-# axis of their family: the setting that is swept to make them sparse.
 Places = tuple[str | None, str | None]  # the site that is read, and a transcoder's target
-INCIDENTAL = {*NEUTRAL, *SOURCES, "training.snapshots", "sae.dict_size", "seed"}
 
 
 @dataclass(frozen=True)
@@ -160,9 +157,8 @@ class Study:
     @property
     def families(self) -> tuple[str, ...]:
         """Labels of the families: most dictionaries first, then those nearest to the post's."""
-        counts = Counter(entry.family for entry in self.entries)
-        oddity = self._oddities
-        return tuple(sorted(counts, key=lambda name: (-counts[name], oddity[name], name)))
+        counts, odd = Counter(entry.family for entry in self.entries), self._oddities
+        return tuple(sorted(counts, key=lambda name: (-counts[name], odd[name], name)))
 
     @property
     def plain(self) -> str:
@@ -171,7 +167,7 @@ class Study:
 
     @property
     def _oddities(self) -> dict[str, int]:
-        return {entry.family: _oddity(entry.metrics) for entry in self.entries}
+        return {entry.family: oddity(entry.metrics) for entry in self.entries}
 
 
 def _places(metrics: Mapping[str, Any]) -> Places:
@@ -200,9 +196,9 @@ def setting(axis: str, level: float) -> str:
 def seed_groups(study: Study) -> list[list[Entry]]:
     """Dictionaries that are equal in everything but the seed, two or more, by rising seed."""
     groups: dict[tuple[str, float, int], list[Entry]] = defaultdict(list)
-    for entry in study.entries:
+    for entry in study.entries:  # which are sorted
         groups[entry.family, entry.level, entry.size].append(entry)
-    return [sorted(g, key=lambda e: e.seed) for g in groups.values() if len(g) > 1]
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def kinds(study: Study) -> dict[str, str]:
@@ -210,19 +206,16 @@ def kinds(study: Study) -> dict[str, str]:
 
     Its architecture where that says it all, else the settings in which it is not the plain kind.
     """
-    firsts = {e.family: e for e in reversed(study.entries)}
-    short = {family: _architecture(entry) for family, entry in firsts.items()}
+    short = {}
+    for entry in study.entries:
+        activation = str(entry.metrics.get("activation"))
+        tied = ", tied" if entry.metrics.get("tied") else ""
+        short.setdefault(entry.family, ARCHITECTURES.get(activation, activation) + tied)
     if len(set(short.values())) == len(short):
         return short
     usual = study.plain.split(", ")
     own = {f: [part for part in f.split(", ") if part not in usual] for f in study.families}
     return {family: ", ".join(parts) or PLAIN for family, parts in own.items()}
-
-
-def _architecture(entry: Entry) -> str:
-    activation = str(entry.metrics.get("activation"))
-    name = ARCHITECTURES.get(activation, activation)
-    return f"{name}, tied" if entry.metrics.get("tied") else name
 
 
 def kin(entry: Entry) -> str:
@@ -250,17 +243,8 @@ def fault(entry: Entry) -> str | None:
     return None
 
 
-def _oddity(metrics: Mapping[str, Any]) -> int:
-    """In how many of the settings that define families a dictionary differs from the post's."""
-    sae, activations = (metrics["config"].get(key) or {} for key in ("sae", "activations"))
-    post = {"activation": "relu", "tied": False, "l1_scaling": "none", "strategy": "plain"}
-    post |= {"init": "independent", "dead": "none", "guide": "none", "encoder_norm": False}
-    odd = sum(sae.get(key, usual) != usual for key, usual in post.items())
-    return odd + (activations.get("centering", "none") != "none")
-
-
 def finished(folder: Path) -> list[Path]:
-    """Folders with a `metrics.json`: `folder` itself, its children and theirs, sorted."""
+    """Folders with a `metrics.json`: `folder` itself, its children and theirs, sorted; some."""
     if not folder.is_dir():
         raise UserError(f"sae_dir {folder} is not a folder: train dictionaries first, or set it")
     found = sorted(
@@ -286,99 +270,6 @@ def unfinished(folder: Path, done: list[Path]) -> list[Path]:
     )
 
 
-NAMED = ("tied", "l1_scaling", "activation")  # settings that the metrics repeat
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if f"{prefix}{key}" in INCIDENTAL:
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif value is not None:  # which older records lack
-            yield f"{prefix}{key}", value
-
-
-def character(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """What must agree within a family, and what may be swept in it, flattened; values as text.
-
-    Sizes, seeds and keys that change no result are left out.
-    """
-    named = {f"sae.{key}": metrics.get(key) for key in NAMED}
-    usual = {f"sae.{k}": v for own in interventions.keys().values() for k, v in own.items()}
-    every = {**usual, **named, **dict(_flat(metrics["config"])), "sae.l1": metrics["l1"]}
-    return {key: str(value) for key, value in every.items()}
-
-
-def _axes(characters: dict[str, dict[str, str]]) -> dict[str, str]:
-    """What is swept in each dictionary's family: of `_sparsity` the first setting with two values.
-
-    Where none has two, it is the one meant for the kind.
-    """
-    values: dict[tuple[tuple[str, str], ...], dict[str, set[str]]] = {}
-    sparsity = {name: _sparsity(character) for name, character in characters.items()}
-    kinds = {
-        name: tuple(sorted((k, v) for k, v in c.items() if k not in sparsity[name]))
-        for name, c in characters.items()
-    }
-    for name, kind in kinds.items():
-        for key in sparsity[name]:
-            found = values.setdefault(kind, {}).setdefault(key, set())
-            found.add(characters[name][key])
-    return {
-        name: next((k for k in sparsity[name] if len(values[kind][k]) > 1), sparsity[name][0])
-        for name, kind in kinds.items()
-    }
-
-
-def _sparsity(character: Mapping[str, str]) -> list[str]:
-    """The settings that make a dictionary of this kind sparse, of those recorded: its own first."""
-    kind = known().get(character["sae.activation"], Architecture)
-    keys = dict.fromkeys((kind.axis.key, "l1"))
-    return [f"sae.{key}" for key in keys if f"sae.{key}" in character]
-
-
-def _labels(characters: dict[str, dict[str, str]], axes: dict[str, str]) -> dict[str, str]:
-    """A short label a dictionary: the settings in which the study's families differ.
-
-    What is swept within a family is no part of its label, nor is a key that only some kinds have
-    and that has one value in each of these.
-    """
-    fixed = {
-        name: {key: value for key, value in c.items() if key != axes[name]}
-        for name, c in characters.items()
-    }
-    keys = sorted({key for character in characters.values() for key in character})
-
-    def differs(key: str) -> bool:
-        there = [c for name, c in fixed.items() if key != axes[name]]
-        values = {c.get(key) for c in there}
-        by_kind = {(c["sae.activation"], c.get(key)) for c in there}
-        implied = None in values and len(by_kind) == len({kind for kind, _ in by_kind})
-        return len(values) > 1 and not implied
-
-    differing = [key for key in keys if differs(key)]
-    return {
-        name: ", ".join(f"{key.rpartition('.')[2]}={c[key]}" for key in differing if key in c)
-        for name, c in fixed.items()
-    }
-
-
-def _origin(trained: "Trained") -> tuple[str, int]:
-    fingerprints = trained.metrics.get("fingerprints") or {}
-    return str(fingerprints.get("activations", "unknown")), len(trained.dictionary.W_enc)
-
-
-def _wrong(name: str, metrics: Mapping[str, Any]) -> str | None:
-    """What keeps a readable dictionary out of the analysis, if anything."""
-    if not a_line_of_text(name):
-        return "its folder's name cannot be printed"
-    for key, value in character(metrics).items():
-        if not a_line_without_a_formula(value):
-            return f"metrics.json: {key} is {value!r}"
-    return None
-
-
 def load(folder: Path, features: str = "all", site: str | None = None) -> Study:
     """Read every dictionary below `folder`; broken, unfinished and foreign ones are left out.
 
@@ -390,51 +281,62 @@ def load(folder: Path, features: str = "all", site: str | None = None) -> Study:
     returned, with the others `beside` it; without it the one with most dictionaries, and among
     equals the first in a row.
     """
-    from sparse_dict.sae.folder import read
-
     paths = finished(folder)
-    left_out = [
-        LeftOut(printable(_name(path, folder)), "not finished: it has no metrics.json")
-        for path in unfinished(folder, paths)
-    ]
+    why = "not finished: it has no metrics.json"
+    left_out = [LeftOut(printable(_name(p, folder)), why) for p in unfinished(folder, paths)]
     found: dict[str, Trained] = {}
-    for path in paths:
+    for name, path in ((_name(path, folder), path) for path in paths):
         try:
-            trained = read(path)
-            wrong = _wrong(_name(path, folder), trained.metrics)
-            if wrong is None and features == "alive" and not trained.fire_count.any():
-                wrong = "none of its features is active, and comparison.features=alive"
+            found[name] = _usable(name, path, features)
         except UserError as error:
-            wrong = str(error)
-        if wrong is None:
-            found[_name(path, folder)] = trained
-        else:
-            left_out.append(LeftOut(printable(_name(path, folder)), wrong))
+            left_out.append(LeftOut(printable(name), str(error)))
     if not found:
         raise UserError(f"no dictionary in {folder} can be used; the first: {left_out[0].reason}")
 
-    origins = {name: _origin(trained) for name, trained in found.items()}
+    origins = {
+        name: (
+            str((trained.metrics.get("fingerprints") or {}).get("activations", "unknown")),
+            len(trained.dictionary.W_enc),
+        )
+        for name, trained in found.items()
+    }
     kept, _ = Counter(fingerprint for fingerprint, _ in origins.values()).most_common(1)[0]
-    widths: dict[Places, Counter[int]] = defaultdict(Counter)
-    for name, (fingerprint, d_in) in origins.items():
-        if fingerprint == kept:
-            widths[_places(found[name].metrics)][d_in] += 1
     by_place: dict[Places, dict[str, Trained]] = defaultdict(dict)
-    for name, (fingerprint, d_in) in origins.items():
-        place = _places(found[name].metrics)
-        if fingerprint == kept and d_in == widths[place].most_common(1)[0][0]:
-            by_place[place][name] = found[name]
-        else:
-            left_out.append(
-                LeftOut(name, f"trained on other activations ({fingerprint}, {d_in} wide)")
-            )
+    for name, trained in found.items():
+        if origins[name][0] == kept:
+            by_place[_places(trained.metrics)][name] = trained
+    for place, of in by_place.items():
+        width, _ = Counter(origins[name][1] for name in of).most_common(1)[0]
+        by_place[place] = {name: t for name, t in of.items() if origins[name][1] == width}
+    used = {name for of in by_place.values() for name in of}
+    left_out += [
+        LeftOut(name, f"trained on other activations ({fingerprint}, {d_in} wide)")
+        for name, (fingerprint, d_in) in origins.items()
+        if name not in used
+    ]
     studies = {_at(place): _study(folder, by_place[place]) for place in sorted(by_place, key=_rank)}
     if site is not None and site not in studies:
-        there = ", ".join(studies)
-        raise UserError(f"comparison.site={site}: {folder} holds dictionaries of {there}")
+        raise UserError(
+            f"comparison.site={site}: {folder} holds dictionaries of {', '.join(studies)}"
+        )
     chosen = studies.pop(site or max(studies, key=lambda at: len(studies[at].entries)))
     left_out += [item for one in (chosen, *studies.values()) for item in one.left_out]
     return replace(chosen, left_out=tuple(left_out), beside=tuple(studies.values()))
+
+
+def _usable(name: str, path: Path, features: str) -> "Trained":
+    """The dictionary in a folder, if tables and figures can show it."""
+    from sparse_dict.sae.folder import read
+
+    trained = read(path)
+    if not a_line_of_text(name):
+        raise UserError("its folder's name cannot be printed")
+    for key, value in character(trained.metrics).items():
+        if not a_line_without_a_formula(value):
+            raise UserError(f"metrics.json: {key} is {value!r}")
+    if features == "alive" and not trained.fire_count.any():
+        raise UserError("none of its features is active, and comparison.features=alive")
+    return trained
 
 
 def load_study(folder: str | Path) -> Study:
@@ -463,31 +365,23 @@ def everywhere(study: Study) -> list[Study]:
 
 def _study(folder: Path, found: Mapping[str, "Trained"]) -> Study:
     """Dictionaries of one site, sorted; repetitions are left out."""
-    left_out = []
     characters = {name: character(trained.metrics) for name, trained in found.items()}
-    axes = _axes(characters)
-    labels = _labels(characters, axes)
-    seen: dict[tuple[str, float, int, int], str] = {}
-    entries = []
+    swept = axes_of(characters)
+    labels = labels_of(characters, swept)
+    left_out, first = [], dict[tuple[str, float, int, int], Entry]()
     for name, trained in found.items():
-        metrics = trained.metrics
-        size, seed = len(trained.fire_count), int(metrics["seed"])
-        axis, level = axes[name].removeprefix("sae."), float(characters[name][axes[name]])
-        first = seen.setdefault((labels[name], level, seed, size), name)
-        if first != name:
-            left_out.append(LeftOut(name, f"the same settings as {first}"))
-        else:
-            entries.append(Entry(name, labels[name], size, axis, level, seed, trained))
-    entries.sort(key=lambda e: (e.family, e.level, e.seed, e.size))
-    return Study(folder, tuple(entries), tuple(left_out), _chains(entries))
+        size, seed = len(trained.fire_count), int(trained.metrics["seed"])
+        axis, level = swept[name].removeprefix("sae."), float(characters[name][swept[name]])
+        entry = Entry(name, labels[name], size, axis, level, seed, trained)
+        same = first.setdefault((entry.family, level, seed, size), entry)
+        if same is not entry:
+            left_out.append(LeftOut(name, f"the same settings as {same.name}"))
+    entries = sorted(first.values(), key=lambda e: (e.family, e.level, e.seed, e.axis, e.size))
+    chains = groupby(entries, key=lambda e: (e.family, e.axis, e.level, e.seed))
+    return Study(
+        folder, tuple(entries), tuple(left_out), tuple(Chain(*key, tuple(of)) for key, of in chains)
+    )
 
 
 def _name(path: Path, folder: Path) -> str:
     return path.name if path == folder else str(path.relative_to(folder))
-
-
-def _chains(entries: list[Entry]) -> tuple[Chain, ...]:
-    groups: dict[tuple[str, str, float, int], list[Entry]] = defaultdict(list)
-    for entry in entries:
-        groups[entry.family, entry.axis, entry.level, entry.seed].append(entry)
-    return tuple(Chain(*key, tuple(group)) for key, group in groups.items())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparse_dict import tracking
-from sparse_dict.analysis.stage import CHARTS
+from sparse_dict.analysis.tracked import CHARTS
 from sparse_dict.errors import UserError, one_line
 from sparse_dict.tools import ending
 

@@ -17,15 +17,9 @@ from numpy.typing import NDArray
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.features.chosen import Chosen, choose, partner
 from sparse_dict.analysis.features.logit_effects import LogitEffects, logit_effects
-from sparse_dict.analysis.harvested import (
-    Floats,
-    Place,
-    Source,
-    activations_of,
-    open_rows,
-    open_source,
-)
+from sparse_dict.analysis.harvested import Place, activations_of
 from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
+from sparse_dict.analysis.source import Floats, Source, open_rows, open_source
 from sparse_dict.analysis.study import Entry
 from sparse_dict.config import AnalyzeConfig, ContextsConfig
 from sparse_dict.config.sites import Site

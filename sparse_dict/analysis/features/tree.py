@@ -14,10 +14,10 @@ from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.features.chosen import Chosen
 from sparse_dict.analysis.features.contexts import Context as Stretch
 from sparse_dict.analysis.features.contexts import describe
-from sparse_dict.analysis.harvested import Source, open_source
 from sparse_dict.analysis.measures.splitting import SPLIT
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Picture
+from sparse_dict.analysis.source import Source, open_source
 from sparse_dict.analysis.tables import Tables
 from sparse_dict.config import ContextsConfig
 from sparse_dict.errors import UserError

@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.harvested import open_source
 from sparse_dict.analysis.interp.cases import cases
 from sparse_dict.analysis.interp.llm import CapReached, Client, Question
 from sparse_dict.analysis.interp.questions import (
@@ -21,6 +20,7 @@ from sparse_dict.analysis.interp.questions import (
     interpret,
     read_explanation,
 )
+from sparse_dict.analysis.source import open_source
 from sparse_dict.config import AnalyzeConfig, InterpConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress

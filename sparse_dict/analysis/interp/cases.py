@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.features.contexts import Code, Encode, read
-from sparse_dict.analysis.harvested import Floats, Source
 from sparse_dict.analysis.interp.questions import Case, Excerpt
 from sparse_dict.analysis.measures import bases
+from sparse_dict.analysis.source import Floats, Source
 from sparse_dict.config import InterpConfig
 
 CANDIDATES = 3  # looked at for each one explained, since some are active in too few excerpts

@@ -201,7 +201,7 @@ def fit(method: str, rows: Rows, seed: int) -> Basis:
             return neurons(mean)
         case "random":
             # The QR factor of a Gaussian matrix, its signs aside, is uniform (Haar).
-            gaussian = _rng(seed).standard_normal((d, d))
+            gaussian = np.random.default_rng(seed).standard_normal((d, d))
             return _orthogonal(in_background(lambda: np.linalg.qr(gaussian))[0], mean)
         case "pca":
             scatter = rows.scatter(exact)
@@ -216,20 +216,17 @@ def neurons(mean: Floats) -> Basis:
     return _orthogonal(np.eye(len(mean)), mean)
 
 
-def _rng(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
 def _orthogonal(directions: NDArray[Any], mean: Floats) -> Basis:
     rows = np.ascontiguousarray(directions, np.float32)
     return Basis(rows, mean, lambda centred: centred @ rows.T, signed=True, complete=True)
 
 
 @contextmanager
-def _bounded() -> Iterator[None]:
+def on_one_thread() -> Iterator[None]:
     """Accept what a solver has after its last iteration, converged or not, on one thread.
 
-    FastICA's products of a few hundred columns are 2.4 times slower on two.
+    FastICA's products of a few hundred columns are 2.4 times slower on two. Around several threads,
+    each of which enters it, too.
     """
     from threadpoolctl import threadpool_limits
 
@@ -249,7 +246,7 @@ def _ica(x: Floats, mean: Floats, seed: int) -> Basis:
         rank, whiten="unit-variance", whiten_solver="eigh", max_iter=ICA_ITERATIONS,
         tol=1e-3, random_state=seed,
     )  # fmt: skip
-    with _bounded():
+    with on_one_thread():
         ica.fit(rows)
     norms = np.linalg.norm(ica.mixing_, axis=0)  # of the columns, one a component
     unmixing = (ica.components_ * norms[:, None]).astype(np.float32).T
@@ -269,7 +266,7 @@ def _nmf(rows: Rows, seed: int) -> Basis:
         rows.d_in, init="nndsvda", batch_size=NMF_BATCH, max_iter=NMF_PASSES,
         forget_factor=forget, random_state=seed,
     )  # fmt: skip
-    with _bounded():
+    with on_one_thread():
         if whole:
             nmf.fit(rows.first(IN_MEMORY) - lowest)
         else:
@@ -282,7 +279,7 @@ def _nmf(rows: Rows, seed: int) -> Basis:
 
     def project(above: Floats) -> Floats:
         # Rows that were not fitted may lie below the smallest value.
-        with _bounded():
+        with on_one_thread():
             codes = nmf.transform(np.maximum(above, 0))
         return np.asarray(codes[:, used] * norms[used], np.float32)
 

@@ -136,7 +136,7 @@ def _text(manifest: Record, cache_dir: Path) -> str:
     except MALFORMED:
         return ""
     try:
-        splits = harvested.tokens_record(dict(manifest), cache_dir)["splits"]
+        splits = harvested.tokens(dict(manifest), cache_dir)[1]["splits"]
         of = [splits[part] for part in (("train", "validation") if split == "all" else (split,))]
         documents, tokens = (sum(part[key] for part in of) for key in ("documents", "tokens"))
         return f"{text}, {documents:,} documents, {tokens:,} tokens."

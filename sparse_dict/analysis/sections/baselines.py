@@ -38,7 +38,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     """Baselines beside the dictionaries, and the best of them."""
     found = context.once(fitted)
     tables = {
-        "baselines": found.front.drop(columns="method"),
+        "baselines": found.front,
         "baselines_matched": found.dictionaries,
         "baselines_fitted": found.summary,
     }

@@ -14,12 +14,12 @@ from sparse_dict.analysis import feature_effects
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.harvested import open_source
 from sparse_dict.analysis.measures import subspaces
 from sparse_dict.analysis.measures.correlation import spearman
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.source import open_source
 from sparse_dict.analysis.study import Entry
 from sparse_dict.analysis.tables import SEED, Tables
 from sparse_dict.config import EffectsConfig

@@ -16,7 +16,6 @@ from sparse_dict.analysis.report.curves import curves
 from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.sections.baselines import BASES, fitted, judged, row, standing
 from sparse_dict.analysis.tables import Tables
-from sparse_dict.config import LossRecoveredConfig
 
 KEY = "loss_recovered"
 
@@ -26,10 +25,8 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     with_bases = context.config.is_on("baselines") and "baselines" not in context.missing
     bases = context.once(fitted).bases if with_bases else {}
     level = judged(context.tables)
-    losses, what = reconstruction_loss.measure(
-        context.config, context.settings(LossRecoveredConfig), context.study, context.activations,
-        context.targets, bases, around(l0 for of in level for l0 in of.values()),
-    )  # fmt: skip
+    wanted = around(l0 for of in level for l0 in of.values())
+    losses, what = reconstruction_loss.measure(context, bases, wanted)
     original, zero, mean = (losses.pop(label) for label in (ORIGINAL, ZERO, MEAN))
     harm = {"mean": mean, "zero": zero}
     rows = [

@@ -42,7 +42,7 @@ def matched(study: Tables) -> pd.DataFrame:
     """
     here = study.dictionaries.loc[study.dictionaries["site"] == study.about.site, OF_FIRST]
     if study.pairs.empty:
-        own = [column.name for column in COLUMNS["pairs"]]
+        own = [*COLUMNS["pairs"]]
         return pd.DataFrame(columns=[*here, *own, "other_seed", "useless"])
     second = here[["dictionary", "seed", "l0", "fault"]].add_prefix("other_")
     joined = study.pairs.merge(here, left_on="first", right_on="dictionary").merge(
