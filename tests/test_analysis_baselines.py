@@ -11,7 +11,7 @@ from scipy import stats
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.measures import bases
-from sparse_dict.analysis.measures.bases import Moments, Rows, at_sparsity, fit, mmcs_between
+from sparse_dict.analysis.measures.bases import Moments, at_sparsity, fit, mmcs_between
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.curves import curves
 from sparse_dict.analysis.sections import baselines
@@ -82,13 +82,13 @@ def test_kurtosis_of_a_feature_that_never_varies_is_not_a_number():
 @pytest.mark.parametrize("method", ["neurons", "random", "pca", "ica"])
 def test_a_complete_basis_with_all_its_codes_reconstructs_exactly(method):
     x, _ = mixed(2000)
-    (found,) = fit(method, Rows.of(x), 0).sparse(x, [D])
+    (found,) = fit(method, x, 0).sparse(x, [D])
     np.testing.assert_allclose(found, x, atol=2e-4)
 
 
 def test_the_neuron_basis_leaves_the_squares_of_the_deviations_that_it_drops():
     x, _ = mixed(500)
-    basis = fit("neurons", Rows.of(x), 0)
+    basis = fit("neurons", x, 0)
     smallest = np.sort((x - x.mean(0)) ** 2, axis=1)
     for k, found in zip((1, 3, 8), basis.sparse(x, (1, 3, 8)), strict=True):
         wanted = smallest[:, : D - k].sum() / smallest.sum()
@@ -98,7 +98,7 @@ def test_the_neuron_basis_leaves_the_squares_of_the_deviations_that_it_drops():
 def test_pca_has_the_directions_of_the_singular_value_decomposition():
     x, _ = mixed(2000)
     _, _, rows = np.linalg.svd(x - x.mean(0, dtype=np.float64), full_matrices=False)
-    cosines = np.abs((fit("pca", Rows.of(x), 0).directions * rows).sum(1))
+    cosines = np.abs((fit("pca", x, 0).directions * rows).sum(1))
     np.testing.assert_allclose(cosines, 1, atol=1e-3)
 
 
@@ -106,7 +106,7 @@ def test_ica_finds_the_directions_of_independent_sources_and_pca_does_not():
     x, directions = mixed(8000)
 
     def agreement(method):
-        cosines = np.abs(directions @ fit(method, Rows.of(x), 0).directions.T)
+        cosines = np.abs(directions @ fit(method, x, 0).directions.T)
         return cosines.max(1).min()
 
     assert agreement("ica") > 0.98
@@ -116,7 +116,7 @@ def test_ica_finds_the_directions_of_independent_sources_and_pca_does_not():
 def test_ica_leaves_out_dimensions_in_which_nothing_varies():
     x, _ = mixed(2000)
     x[:, 3] = 0.5
-    basis = fit("ica", Rows.of(x), 0)
+    basis = fit("ica", x, 0)
     assert basis.directions.shape == (D - 1, D)
     (found,) = basis.sparse(x, [D])
     np.testing.assert_allclose(found, x, atol=2e-4)
@@ -124,7 +124,7 @@ def test_ica_leaves_out_dimensions_in_which_nothing_varies():
 
 def test_nmf_has_codes_and_directions_without_a_sign():
     x, _ = mixed(1000)
-    basis = fit("nmf", Rows.of(x), 0)
+    basis = fit("nmf", x, 0)
     codes = basis.encode(mixed(200, seed=1)[0])
     assert codes.min() >= 0
     assert basis.directions.min() >= 0
@@ -133,30 +133,9 @@ def test_nmf_has_codes_and_directions_without_a_sign():
     assert fvu_of(x, found) < 0.2
 
 
-@pytest.mark.parametrize("method", BASELINES)
-def test_large_data_are_never_held_as_a_whole_and_give_the_same(method, monkeypatch):
-    monkeypatch.setattr(bases, "IN_MEMORY", 2500)
-    monkeypatch.setattr(bases, "NMF_ROWS", 50_000)
-    x, read = mixed(20_000)[0], []
-
-    def watched(start, stop):
-        read.append((start, stop))
-        return x[start:stop]
-
-    streamed = fit(method, Rows(watched, 0, len(x), D), 0)
-    assert max(stop - start for start, stop in read) <= max(bases.CHUNK, 2500)
-    if method != "ica":
-        assert max(stop for _, stop in read) == len(x) or method in ("neurons", "random")
-    monkeypatch.undo()
-    whole, test = fit(method, Rows.of(x), 0), mixed(1000, seed=1)[0]
-    for k in (D,) if method == "nmf" else (3, D):
-        (one,), (other,) = streamed.sparse(test, [k]), whole.sparse(test, [k])
-        assert fvu_of(test, one) <= 1.15 * fvu_of(test, other) + 1e-6
-
-
 def test_no_more_than_k_codes_of_a_row_are_used():
     x, _ = mixed(400)
-    basis = fit("random", Rows.of(x), 0)
+    basis = fit("random", x, 0)
     for k, found in zip((1, 5), basis.sparse(x, (1, 5)), strict=True):
         used = np.abs((found - basis.offset) @ basis.directions.T) > 1e-4
         assert (used.sum(1) == k).all()
@@ -164,7 +143,7 @@ def test_no_more_than_k_codes_of_a_row_are_used():
 
 def test_opposite_directions_agree_but_not_for_nmf():
     x, _ = mixed(1000)
-    pca, nmf = fit("pca", Rows.of(x), 0), fit("nmf", Rows.of(x), 0)
+    pca, nmf = fit("pca", x, 0), fit("nmf", x, 0)
     for basis, wanted in ((pca, 1.0), (nmf, 0.0)):
         mirrored = bases.Basis(-basis.directions, basis.offset, basis.project, basis.signed)
         found = mmcs_between(basis, mirrored)
@@ -174,7 +153,7 @@ def test_opposite_directions_agree_but_not_for_nmf():
 
 def test_too_few_rows_are_a_user_error():
     with pytest.raises(UserError, match="20 rows are too few"):
-        fit("pca", Rows.of(mixed(20)[0]), 0)
+        fit("pca", mixed(20)[0], 0)
 
 
 def test_a_perfect_dictionary_has_no_error_and_an_arbitrary_one_its_own(made, measured):
@@ -194,7 +173,7 @@ def test_a_perfect_dictionary_has_no_error_and_an_arbitrary_one_its_own(made, me
 def test_baselines_are_measured_on_rows_that_they_were_not_fitted_to(made, measured):
     found = Activations.open(made / "activations")
     assert (measured.summary[["fitted_rows", "rows"]] == 750).all(axis=None)
-    basis = fit("pca", Rows(found.read, 0, 750, D), 0)
+    basis = fit("pca", found.read(0, 750), 0)
     x = found.read(3250, 4000)
     (wanted,) = basis.sparse(x, [4])
     front = measured.front.query("baseline == 'PCA'").set_index("l0")["fvu"]
@@ -214,7 +193,7 @@ def test_a_dictionary_has_one_fvu_and_one_l0_in_a_report(made, measured):
 @pytest.mark.parametrize("method", ["neurons", "random", "pca", "ica"])
 def test_the_errors_of_rows_are_those_of_their_sparse_reconstructions(method):
     x, _ = mixed(300)
-    basis, ks = fit(method, Rows.of(x), 0), [1, 3, D]
+    basis, ks = fit(method, x, 0), [1, 3, D]
     found = basis.errors(x, basis.encode(x), ks)
     wanted = [np.square(made - x, dtype=np.float64).sum(1) for made in basis.sparse(x, ks)]
     bar = rounding(4 * D, float(np.square(x).sum(1).max()))  # what is left when all is explained
@@ -229,7 +208,7 @@ def test_a_curve_is_read_off_between_the_whole_numbers_of_codes(l0, wanted):
 def test_sites_that_were_scaled_apart_weigh_alike_in_bases_too(tmp_path):
     x, _ = mixed(3000)
     balance = np.repeat(np.float32([100, 1]), D // 2)
-    halves = [Rows.of((x * balance)[:1500] / balance), Rows.of(x[:1500])]
+    halves = [(x * balance)[:1500] / balance, x[:1500]]
     one, other = (fit("pca", rows, 0) for rows in halves)
     for k, found in zip((2, D), one.scaled(balance).sparse(x * balance, (2, D)), strict=True):
         (wanted,) = other.sparse(x, [k])
@@ -329,12 +308,12 @@ def test_ica_and_nmf_take_fewer_of_wide_rows_and_are_left_out_of_the_widest(monk
         assert bases.affordable(list(BASELINES), 2112) == ["neurons", "random", "pca"]
         monkeypatch.setattr(bases, "WIDEST", 2)
         x, _ = mixed(4000)
-        few = fit("ica", Rows.of(x), 0)
+        few = fit("ica", x, 0)
     assert caplog.messages == [
         "ICA and NMF left out: rows of 2,112 values are too wide for them",
         "ICA: fitted on the first 1,820 rows",
     ]
-    np.testing.assert_array_equal(few.directions, fit("ica", Rows.of(x[:1820]), 0).directions)
+    np.testing.assert_array_equal(few.directions, fit("ica", x[:1820], 0).directions)
 
 
 def test_rows_too_wide_for_every_method_leave_the_section_empty_with_the_reason(made, monkeypatch):

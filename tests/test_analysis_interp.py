@@ -468,7 +468,7 @@ def test_settings_that_could_cost_unawares_or_make_no_sense_are_refused(changes)
 
 def test_a_sparse_basis_keeps_the_positive_ones_of_the_largest_codes():
     x = np.random.default_rng(0).standard_normal((200, 6)).astype(np.float32)
-    basis = bases.fit("random", bases.Rows.of(x), seed=1)
+    basis = bases.fit("random", x, seed=1)
     found, codes = interp_cases.sparse(basis, 2)(x), basis.encode(x)
     for row, all_codes in zip(found, codes, strict=True):
         largest = np.argsort(-np.abs(all_codes))[:2]

@@ -153,7 +153,7 @@ def test_positions_that_were_not_harvested_keep_their_activation(model, contexts
 def test_more_codes_of_a_basis_recover_more_and_all_of_them_everything(model, contexts, mean):
     with torch.no_grad():
         (x,) = model.read(torch.from_numpy(contexts[:, :-1]), [SITE])
-    basis = bases.fit("pca", bases.Rows.of(x.flatten(0, 1).numpy()), 0)
+    basis = bases.fit("pca", x.flatten(0, 1).numpy(), 0)
     found = taken(model, contexts, mean, of_basis("pca", basis, [1, 6, D]))
     shares = [
         recovered(found[f"pca:{k}"], found["original"], found["mean"]).value for k in (1, 6, D)

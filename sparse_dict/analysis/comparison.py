@@ -1,6 +1,7 @@
 """MCS and MMCS of a study's dictionaries with their larger ones, in every variant."""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from itertools import product
@@ -50,13 +51,6 @@ class Variant:
         return ", ".join([MATCHING[self.matching], AGAINST[self.against], FEATURES[self.features]])
 
 
-def _level(chains: Sequence[Chain]) -> Metrics:
-    """Chains that are equally sparse as one dictionary: means over all of theirs."""
-    entries = [entry for chain in chains for entry in chain.entries]
-    means = {key: float(np.mean([e.metrics[key] for e in entries])) for key in ("fvu", "l0")}
-    return means | {"dead": float(np.mean([1 - e.alive.mean() for e in entries])), "dict_size": 1}
-
-
 # The variants that need dictionaries alone; matching by codes needs activations as well.
 VARIANTS = tuple(Variant(*names) for names in product(("max", "hungarian"), AGAINST, FEATURES))
 
@@ -83,7 +77,7 @@ class Comparison:
             for chain in study.chains
             for i, entry in enumerate(chain.entries)
         }
-        for name in ("_maxima", "_match", "distinct", "_drawn", "_law"):
+        for name in ("_maxima", "_match", "distinct", "gaussian_mcs", "_law"):
             setattr(self, name, cache(getattr(self, name)))  # of this comparison alone
 
     def partners(self, entry: Entry, against: str) -> tuple[Entry, ...]:
@@ -185,20 +179,16 @@ class Comparison:
         """
         return random_directions.mean_mcs(self.study.d_in, self.sizes(entry, variant))
 
-    def gaussian_mcs(self, entry: Entry, variant: Variant | None = None) -> Floats:
+    def gaussian_mcs(self, entry: Entry, variant: Variant) -> Floats:
         """MCS of rows drawn from Gaussians with the covariances of the rows compared, (draws,).
 
         Those of `entry` and of its partners, by simulation with a fixed seed; of those alive, if
         only these count. For the plain maximum; empty where no features are there to compare.
         """
-        variant = variant or self.shown
-        return self._drawn(entry, variant.against, variant.features)
-
-    def _drawn(self, entry: Entry, against: str, features: str) -> Floats:
-        every = (entry, *self.partners(entry, against))
-        if features == "alive" and not all(e.alive.any() for e in every):
+        every = (entry, *self.partners(entry, variant.against))
+        if variant.features == "alive" and not all(e.alive.any() for e in every):
             return np.empty(0)
-        law, *others = (self._law(e, features) for e in every)
+        law, *others = (self._law(e, variant.features) for e in every)
         return gaussian_rows.mcs(law, others, self.settings.block_rows)
 
     def _law(self, entry: Entry, features: str) -> gaussian_rows.Law:
@@ -207,20 +197,18 @@ class Comparison:
 
     def gaussian_mean(self, entry: Entry, variant: Variant | None = None) -> float:
         """The mean of `gaussian_mcs`: the second null of MMCS, beside `random_mean`."""
-        values = self.gaussian_mcs(entry, variant)
+        values = self.gaussian_mcs(entry, variant or self.shown)
         return float(values.mean()) if len(values) else float("nan")
 
     @cached_property
     def main(self) -> Chain | None:
-        """The chain that the main figures show: the first family's, at the level of `chosen`.
+        """The chain that the main figures show: the first family's, of the lowest seed.
 
-        Of several seeds the lowest is shown. None if no dictionary has a larger one.
+        None if no dictionary has a larger one.
         """
-        chains = [chain for chain in self.study.chains if len(chain.entries) > 1]
-        if not chains:
-            return None
-        family = next(f for f in self.study.families if any(c.family == f for c in chains))
-        return min(self.chosen(family), key=lambda chain: chain.seed)
+        several = {chain.family for chain in self.study.chains if len(chain.entries) > 1}
+        family = next((family for family in self.study.families if family in several), None)
+        return self._chosen(family)[0] if family is not None else None
 
     @property
     def family(self) -> str:
@@ -229,52 +217,12 @@ class Comparison:
 
     def shown_of(self, family: str | None = None) -> tuple[Entry, ...]:
         """The dictionaries that figures show of a family: at its level, of the lowest seed."""
-        return min(self.chosen(family or self.family), key=lambda chain: chain.seed).entries
+        return self._chosen(self.family if family is None else family)[0].entries
 
     def shown_anywhere(self) -> set[Entry]:
         """The dictionaries at the level of their family at which it is shown, in all seeds."""
-        first = (min(self.chosen(f), key=lambda chain: chain.seed) for f in self.study.families)
-        return {e for one in first for chain in self.same_but_seed(one) for e in chain.entries}
-
-    def chosen(self, family: str) -> list[Chain]:
-        """The chains of a family at the level of sparsity at which it is shown, one a seed.
-
-        It is the sparsest level (lowest L0) of those whose FVU is at most `comparison.max_fvu`; if
-        there is none, the one that a probe recommends, and if that finds none of use the one with
-        the lowest FVU. All are means over sizes and seeds, so only chains with as many sizes as the
-        family's longest compete. Agreement plays no part in it.
-        """
-        return self._by_rule(family)[0]
-
-    def _by_rule(self, family: str) -> tuple[list[Chain], str]:
-        """The chains of `chosen`, and why they are, as the end of a sentence."""
-        chains = [chain for chain in self.study.chains if chain.family == family]
-        longest = max(len(chain.entries) for chain in chains)
-        levels: dict[float, list[Chain]] = {}
-        for chain in chains:
-            if len(chain.entries) == longest:
-                levels.setdefault(chain.level, []).append(chain)
-        means = {level: _level(alike) for level, alike in levels.items()}
-        swept, bar = LABELS[chains[0].axis], f"at most {self.settings.max_fvu:g}"
-        good = [m for m in means.values() if m["fvu"] <= self.settings.max_fvu]
-        if good:
-            found = min(good, key=lambda m: m["l0"])
-            why = (
-                f"of each {swept} whose FVU, averaged over sizes and seeds, is {bar} "
-                "(comparison.max_fvu), the sparsest (lowest mean L0)"
-            )
-        else:
-            none = f"no {swept} has an FVU, averaged over sizes and seeds, of {bar} "
-            none += "(comparison.max_fvu), so "
-            recommendation = recommended([*means.values()])
-            found = recommendation or min(means.values(), key=lambda m: m["fvu"])
-            why = none + "the one with the lowest FVU, since none is of use"
-            if recommendation:
-                why = (
-                    f"{none}the sparsest that explains {ENOUGH:.0%} of what the best of them does, "
-                    "as in experiment=probe"
-                )
-        return next(levels[level] for level, m in means.items() if m is found), why
+        shown = [self._chosen(family)[0] for family in self.study.families]
+        return {e for one in shown for chain in self.same_but_seed(one) for e in chain.entries}
 
     @property
     def rule(self) -> str:
@@ -282,8 +230,47 @@ class Comparison:
         assert self.main is not None
         return (
             f"The main figures show {self.main.setting}, by a rule that does not look at "
-            f"agreement: {self._by_rule(self.main.family)[1]}."
+            f"agreement: {self._chosen(self.main.family)[1]}."
         )
+
+    def _chosen(self, family: str) -> tuple[Chain, str]:
+        """What figures show of a family, of the lowest seed; and why, as the end of a sentence.
+
+        It is the sparsest level (lowest L0) of those whose FVU is at most `comparison.max_fvu`; if
+        there is none, the one that a probe recommends, and if that finds none of use the one with
+        the lowest FVU. All are means over sizes and seeds, so only chains with as many sizes as the
+        family's longest compete. Agreement plays no part in it.
+        """
+        chains = [chain for chain in self.study.chains if chain.family == family]
+        longest = max(len(chain.entries) for chain in chains)
+        levels: dict[float, list[Chain]] = defaultdict(list)
+        for chain in chains:
+            if len(chain.entries) == longest:
+                levels[chain.level].append(chain)
+        means: list[Metrics] = []
+        for level, alike in levels.items():
+            entries = [entry for chain in alike for entry in chain.entries]
+            mean = {key: float(np.mean([e.metrics[key] for e in entries])) for key in ("fvu", "l0")}
+            dead = float(np.mean([1 - e.alive.mean() for e in entries]))
+            means.append(mean | {"dead": dead, "dict_size": 1, "level": level})
+        swept, bar = LABELS[chains[0].axis], f"at most {self.settings.max_fvu:g}"
+        none = (
+            f"no {swept} has an FVU, averaged over sizes and seeds, of {bar} "
+            "(comparison.max_fvu), so the "
+        )
+        if good := [m for m in means if m["fvu"] <= self.settings.max_fvu]:
+            found = min(good, key=lambda m: m["l0"])
+            why = (
+                f"of each {swept} whose FVU, averaged over sizes and seeds, is {bar} "
+                "(comparison.max_fvu), the sparsest (lowest mean L0)"
+            )
+        elif useful := recommended(means):
+            found, best = useful, f"explains {ENOUGH:.0%} of what the best of them does"
+            why = f"{none}sparsest that {best}, as in experiment=probe"
+        else:
+            found = min(means, key=lambda m: m["fvu"])
+            why = f"{none}one with the lowest FVU, since none is of use"
+        return min(levels[found["level"]], key=lambda chain: chain.seed), why
 
     def same_but_seed(self, chain: Chain) -> list[Chain]:
         """Chains that differ from `chain` in the seed at most, and have the same sizes."""

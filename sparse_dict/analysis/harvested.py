@@ -146,7 +146,8 @@ def is_ours(manifest: dict[str, Any]) -> bool:
 def model_record(manifest: dict[str, Any], config: AnalyzeConfig) -> tuple[Path, lm_folder.Record]:
     """The folder of the language model that the activations were taken from, and its record."""
     wanted = manifest["fingerprints"].get("model")
-    there, home = manifest.get("lm_dir"), Path(config.study_dir).resolve().parent
+    there: Any = manifest.get("lm_dir")
+    home = Path(config.study_dir).resolve().parent
     tried = [Path(config.lm_dir)]
     with suppress(OSError, TypeError, ValueError):  # a foreign record may name anything
         if Path(there).resolve().is_relative_to(home) and Path(there) not in tried:

@@ -14,12 +14,13 @@ from sparse_dict.analysis.measures.bases import (
     Basis,
     Floats,
     Moments,
-    Rows,
     Wide,
     affordable,
     around,
     at_sparsity,
+    chunks,
     fit,
+    mean_of,
     mmcs_between,
     on_one_thread,
 )
@@ -65,18 +66,17 @@ def measure(
     held_out = min(int(entry.metrics["eval_rows"]) for entry in study.entries)
     half = min(settings.rows, activations.rows - held_out) // 2
     d_in, balance = activations.d_in, _balance(study, activations)
-    read = activations.read if balance is None else lambda *ends: activations.read(*ends) / balance
-    halves = [Rows(read, 0, half, d_in), Rows(read, half, 2 * half, d_in)]
     n = min(held_out, settings.rows // 2)
-    unseen = Rows(read, activations.rows - n, activations.rows, d_in)
-    mean = unseen.mean()
-    deviations = np.concatenate([np.square(part - mean).sum(1) for part in unseen.chunks()])
+    ends = (0, half), (half, 2 * half), (activations.rows - n, activations.rows)
+    *halves, unseen = (activations.read(*of) / (1 if balance is None else balance) for of in ends)
+    mean = mean_of(unseen)
+    deviations = np.concatenate([np.square(part - mean).sum(1) for part in chunks(unseen)])
 
     log.info(
         "baselines: %s of two halves of %s rows, measured on %s others beside the dictionaries",
         ", ".join(LABELS[method] for method in methods), f"{half:,}", f"{n:,}",
     )  # fmt: skip
-    jobs = [(method, rows, seed + i) for method in methods for i, rows in enumerate(halves)]
+    jobs = [(method, x, seed + i) for method in methods for i, x in enumerate(halves)]
     fits: list[Basis] = []
     with Progress("baselines", len(jobs), "fits") as progress, on_one_thread():
         for basis in mapped(lambda job: fit(*job), jobs, threads.number(len(jobs))):
@@ -88,7 +88,7 @@ def measure(
     of_bases, summary, front = {}, [], []
     for method, first, second in zip(methods, fits[::2], fits[1::2], strict=True):
         moments, parts = Moments(len(first.directions)), []
-        for part in unseen.chunks():
+        for part in chunks(unseen):
             codes = first.encode(part)
             moments.add(codes)
             parts.append(first.errors(part, codes, ks))
@@ -130,11 +130,11 @@ def _median(values: Wide) -> float:
     return float(np.median(known)) if len(known) else float("nan")
 
 
-def _dictionary(entry: Entry, rows: Rows, balance: Floats | None) -> tuple[dict[str, Any], Wide]:
+def _dictionary(entry: Entry, rows: Floats, balance: Floats | None) -> tuple[dict[str, Any], Wide]:
     """A dictionary's numbers, and the squared error of each of `rows`, in units of `balance`."""
     dictionary, unit = entry.trained.dictionary, 1 if balance is None else balance
     moments, errors = Moments(entry.size), []
-    for part in rows.chunks():
+    for part in chunks(rows):
         codes = dictionary.encode(part * unit)
         moments.add(codes)
         made = dictionary.decode(codes) / unit

@@ -57,7 +57,14 @@ def bases(m: Metrics) -> tuple[int, Bases]:
         UserError: the activations are not there.
     """
     from sparse_dict.activations.side_by_side import open_all
-    from sparse_dict.analysis.measures.bases import LABELS, Rows, affordable, fit, neurons
+    from sparse_dict.analysis.measures.bases import (
+        LABELS,
+        affordable,
+        chunks,
+        fit,
+        mean_of,
+        neurons,
+    )
     from sparse_dict.sae.scaling import Scaling
 
     sae, folders = m["config"]["sae"], m["config"]["activations_dir"]
@@ -67,16 +74,15 @@ def bases(m: Metrics) -> tuple[int, Bases]:
         return x.rows, {}
     balance = Scaling.of(ActivationsConfig(**m["config"]["activations"]), x).balance
     start, d = x.rows - m["eval_rows"], x.d_in
-    read = lambda *ends: x.read(*ends) / balance  # noqa: E731
-    seen, rows = Rows(read, 0, min(start, FITTED), d), Rows(read, start, x.rows, d)
-    mean = rows.mean()
-    whole = sum(float(((part - mean) ** 2).sum()) for part in rows.chunks())
+    seen, rows = x.read(0, min(start, FITTED)) / balance, x.read(start, x.rows) / balance
+    mean = mean_of(rows)
+    whole = sum(float(((part - mean) ** 2).sum()) for part in chunks(rows))
     found, ks = {}, [min(k, d) for k in TARGETS]
     simple = {"neurons": neurons((x.mean / balance).astype("f4"))}
     if affordable(["ica"], d) and len(seen) >= 2 * d:
         simple["ica"] = fit("ica", seen, 0)
     for name, basis in simple.items():
-        left = sum(basis.errors(part, basis.encode(part), ks).sum(0) for part in rows.chunks())
+        left = sum(basis.errors(part, basis.encode(part), ks).sum(0) for part in chunks(rows))
         found[LABELS[name]] = [*(left / whole)]
     return x.rows, found
 

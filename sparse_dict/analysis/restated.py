@@ -1,8 +1,8 @@
 """Studies of earlier versions, whose FVU is by another variance than that of the same rows."""
 
 import logging
+from functools import cache
 
-from sparse_dict.activations.store import Moments
 from sparse_dict.analysis.harvested import targets_of
 from sparse_dict.analysis.study import Study, everywhere
 from sparse_dict.config import ActivationsConfig, AnalyzeConfig
@@ -11,6 +11,8 @@ from sparse_dict.sae.rows import moments_of
 from sparse_dict.sae.scaling import Scaling
 
 log = logging.getLogger(__name__)
+
+NEITHER = {"scaling": "none", "centering": "none"}  # of dictionaries from elsewhere
 
 
 def restate(study: Study, config: AnalyzeConfig) -> None:
@@ -21,28 +23,18 @@ def restate(study: Study, config: AnalyzeConfig) -> None:
     nothing is measured, and the numbers stay as they are.
     """
     for one in everywhere(study):
-        old = [e for e in one.entries if "variance" not in e.metrics and "mse" in e.metrics]
+        old = [e.metrics for e in one.entries if "variance" not in e.metrics and "mse" in e.metrics]
         if not old:
             continue
         try:
             y = targets_of(one, config)
         except UserError:
             continue
-        known: dict[int, Moments] = {}
-        changes = []
-        for entry in old:
-            m, rows = entry.metrics, int(entry.metrics["eval_rows"])
-            seen = ActivationsConfig(**(m["config"].get("activations") or NEITHER))
-            if rows not in known:
-                known[rows] = moments_of(y, y.rows - rows, y.rows)
-            m["variance"] = float((known[rows].variance / Scaling.of(seen, y).scale ** 2).mean())
-            before, m["fvu"] = float(m["fvu"]), float(m["mse"]) / m["variance"]
-            changes.append(m["fvu"] / before - 1 if before else 0.0)
-        log.info(
-            "FVU of %d dictionaries of an earlier version is taken by the variance of their "
-            "evaluation rows: %+.2f %% to %+.2f %% of what their metrics.json says",
-            len(old), 100 * min(changes), 100 * max(changes),
-        )  # fmt: skip
-
-
-NEITHER = {"scaling": "none", "centering": "none"}  # of dictionaries from elsewhere
+        last = cache(lambda rows, y=y: moments_of(y, y.rows - rows, y.rows).variance)
+        for metrics in old:
+            seen = ActivationsConfig(**(metrics["config"].get("activations") or NEITHER))
+            variance = last(int(metrics["eval_rows"])) / Scaling.of(seen, y).scale ** 2
+            metrics["variance"] = float(variance.mean())
+            metrics["fvu"] = float(metrics["mse"]) / metrics["variance"]
+        what = "FVU of %d dictionaries of an earlier version is by the variance of their rows now"
+        log.info(what, len(old))

@@ -18,7 +18,13 @@ def paired(first: Activations, second: Activations, most: int) -> tuple[Floats, 
     Foreign arrays do not say where their rows come from: two folders with equally many rows are
     taken to have them in the same order.
     """
-    if first.fingerprint == second.fingerprint or _foreign(first, second):
+    own = first.manifest is not None and second.manifest is not None
+    if not own and first.rows != second.rows:
+        raise UserError(
+            f"{first.folder} has {first.rows:,} rows, {second.folder} {second.rows:,}, and nothing "
+            "says which are of the same token"
+        )
+    if not own or first.fingerprint == second.fingerprint:
         stop = min(most, first.rows)
         return first.read(0, stop), second.read(0, stop)
     (places, tokens), (other_places, other_tokens) = _origins(first), _origins(second)
@@ -34,18 +40,6 @@ def paired(first: Activations, second: Activations, most: int) -> tuple[Floats, 
         )
     chosen = np.argsort(here)[:most]  # in the shuffled order: a sample
     return _taken(first, here[chosen]), _taken(second, there[chosen])
-
-
-def _foreign(first: Activations, second: Activations) -> bool:
-    """Whether rows can only be paired by their number."""
-    if first.manifest is not None and second.manifest is not None:
-        return False
-    if first.rows != second.rows:
-        raise UserError(
-            f"{first.folder} has {first.rows:,} rows, {second.folder} {second.rows:,}, and nothing "
-            "says which are of the same token"
-        )
-    return True
 
 
 def _origins(activations: Activations) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

@@ -152,15 +152,16 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
         parts.write(folder, dict(sorted({**kept, **context.parts}.items())), of)
         still = [name for key in kept.keys() - context.parts.keys() for name in kept[key].files]
         made = sorted(parts.files_in(folder))
+        hashes = {n: earlier[n] for n in still} | files.sha256_of(folder, made)
         record = {
             "dictionaries": compared,
             "left_out": [asdict(item) for item in study.left_out],
             "beside": [str(other.folder) for other in context.others],
             "seconds": time.monotonic() - started,
-            "sha256": {n: earlier[n] for n in still} | files.sha256_of(folder, made),
+            "sha256": hashes,
         }
         files.write_json(folder / MANIFEST, files.sealed(record))
-        _replace(home, folder, earlier, record["sha256"])
+        _replace(home, folder, earlier, hashes)
         tracker.made("analysis", home / MANIFEST)
         for path in _pages(home):
             tracker.page(path.stem, path)

@@ -206,7 +206,7 @@ def kinds(study: Study) -> dict[str, str]:
 
     Its architecture where that says it all, else the settings in which it is not the plain kind.
     """
-    short = {}
+    short: dict[str, str] = {}
     for entry in study.entries:
         activation = str(entry.metrics.get("activation"))
         tied = ", tied" if entry.metrics.get("tied") else ""

@@ -1,7 +1,7 @@
 """What the tracker is told of an analysis: end values, tables and charts."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sparse_dict import tracking
 from sparse_dict.sae.run_names import end_values, run_name
@@ -34,9 +34,11 @@ def charts(context: "Context", tracked: tracking.Run) -> None:
     first = first[first["family"] == context.study.families[0]]
     curves = first.pivot_table(index="size", columns=["axis", "level"], values=[*CURVES])
     for size, row in curves.iterrows():
-        known = row.dropna().items()
-        values = {f"{CURVES[name]}/{axis} {level:g}": v for (name, axis, level), v in known}  # type: ignore[misc]
-        tracked.curves({"size": size, **values}, "size")  # type: ignore[dict-item]
+        values: dict[Any, Any] = {"size": size}
+        for key, value in row.dropna().items():
+            name, axis, level = cast(tuple[str, str, float], key)
+            values[f"{CURVES[name]}/{axis} {level:g}"] = value
+        tracked.curves(values, "size")
     means = first.groupby(["size", "level"])["mmcs"].mean().dropna().reset_index()
     features = tables.joined(tables.level[tables.level["next_size"] > 0])
     if len(features) > MOST_FEATURES:
@@ -62,8 +64,8 @@ def agreement(context: "Context") -> None:
     ]  # fmt: skip
     with tracking.together(openers) as runs:
         for run, entry in zip(runs, entries, strict=True):
-            known = told.loc[entry.name].reindex([*AGREEMENT]).dropna().to_dict()
-            run.summary(end_values(entry.metrics) | known)
+            known: Any = told.loc[entry.name].reindex([*AGREEMENT]).dropna().to_dict()
+            run.summary({**end_values(entry.metrics), **known})
 
 
 def summary(context: "Context") -> dict[str, float | int | str]:

@@ -147,9 +147,9 @@ def _bases(
     n_contexts, n_ctx = source.text.shape
     wanted = max(min(settings.rows // n_ctx, n_contexts), 1)
     x = source.rows(np.arange(wanted) * n_contexts // wanted)
-    rows = bases.Rows.of(x.reshape(-1, x.shape[-1]))
-    for method in bases.affordable(settings.baselines, rows.d_in):
-        basis = bases.fit(method, rows, seed)
+    x = x.reshape(-1, x.shape[-1])
+    for method in bases.affordable(settings.baselines, x.shape[1]):
+        basis = bases.fit(method, x, seed)
         rng = np.random.default_rng(seed)
         size = len(basis.directions)
         encode = sparse(basis, k)

@@ -9,11 +9,8 @@ units of its unit-norm directions; NMF's are non-negative. As with a dictionary,
 once the k codes are chosen. Offsets: the mean row, for NMF the smallest value of each neuron,
 which makes the rest non-negative. Dictionaries have no offset.
 
-Rows are read a chunk at a time, so memory does not grow with `baselines.rows`: PCA sums up the
-covariance, NMF learns from one batch after another; ICA, which needs its rows at once, takes the
-first IN_MEMORY of them (the rows of a harvest are shuffled). Both cost rows * d_in^2: where rows
-have more than 128 values, they are fitted on fewer rows, at the cost that they have at 128
-(`most_rows`), and left out (`affordable`) where those rows are too few.
+ICA and NMF cost rows * d_in^2: they are fitted on MOST_ROWS, where rows have more than 128 values
+on fewer, at the cost of those (`most_rows`), and left out (`affordable`) where these are too few.
 """
 
 import logging
@@ -44,16 +41,12 @@ LABELS = {
     "nmf": "NMF",
 }
 SIMPLE = ("neurons", "pca", "ica", "nmf")  # those that are no mere control
-CHUNK = 4096  # rows encoded at a time
-IN_MEMORY = 1 << 16  # rows that a solver may hold at once
-ICA_ITERATIONS = 200
-NMF_BATCH = 1024
-NMF_PASSES = 100  # over rows in memory, at most
-NMF_ROWS = 1 << 20  # seen in all, at least, where there are more
 SOLVED = ("ica", "nmf")  # by iterations; the others are exact and quick
-WIDEST = 128  # values per row up to which they are fitted on IN_MEMORY rows
+CHUNK = 4096  # rows encoded at a time
+MOST_ROWS, WIDEST = 1 << 16, 128  # that the former are fitted on, and of how many values
 FEWEST = 4  # rows for each direction that they are fitted on
-NMF_FORGET = 0.7  # what an old row weighs after a whole pass (scikit-learn's default)
+ICA_ITERATIONS = 200
+NMF_PASSES = 100  # at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,48 +121,19 @@ def around(l0s: Iterable[float]) -> set[int]:
     return {max(k, 1) for l0 in l0s for k in (math.floor(l0), math.ceil(l0))}
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Rows start, ..., stop - 1 of width `d_in`, which `read` gives piece by piece."""
+def chunks(x: Floats) -> Iterator[Floats]:
+    """All rows in order, some at a time."""
+    return (x[start : start + CHUNK] for start in range(0, len(x), CHUNK))
 
-    read: Callable[[int, int], Floats]  # start and stop to (stop - start, d_in)
-    start: int
-    stop: int
-    d_in: int
 
-    @classmethod
-    def of(cls, x: Floats) -> "Rows":
-        """Rows that are in memory, (m, d_in)."""
-        return cls(lambda start, stop: x[start:stop], 0, len(x), x.shape[1])
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def chunks(self, size: int = CHUNK) -> Iterator[Floats]:
-        """All rows in order, `size` at a time."""
-        for start in range(self.start, self.stop, size):
-            yield self.read(start, min(start + size, self.stop))
-
-    def first(self, n: int) -> Floats:
-        """The first `n` rows, or all if there are fewer."""
-        return self.read(self.start, min(self.start + n, self.stop))
-
-    def mean(self) -> Wide:
-        """The mean row, (d_in,)."""
-        return np.asarray(sum(x.sum(0, dtype=np.float64) for x in self.chunks()) / len(self))
-
-    def scatter(self, mean: Wide) -> Wide:
-        """Sum over rows of the outer product of a row less `mean` with itself, (d_in, d_in)."""
-        found = np.zeros((self.d_in, self.d_in))
-        for x in self.chunks():
-            centred = x - mean
-            found += centred.T @ centred
-        return found
+def mean_of(x: Floats) -> Wide:
+    """The mean row, (d_in,)."""
+    return np.asarray(sum(part.sum(0, dtype=np.float64) for part in chunks(x)) / len(x))
 
 
 def most_rows(d_in: int) -> int:
     """How many rows of that width ICA and NMF are fitted on, which bounds their time."""
-    return IN_MEMORY * WIDEST**2 // max(WIDEST, d_in) ** 2
+    return MOST_ROWS * WIDEST**2 // max(WIDEST, d_in) ** 2
 
 
 def affordable(methods: Sequence[str], d_in: int) -> list[str]:
@@ -184,17 +148,17 @@ def affordable(methods: Sequence[str], d_in: int) -> list[str]:
     return [method for method in methods if method not in slow]
 
 
-def fit(method: str, rows: Rows, seed: int) -> Basis:
-    """Fit a baseline, one of config's BASELINES."""
-    d = rows.d_in
-    if len(rows) < 2 * d:
-        raise UserError(f"{len(rows)} rows are too few to fit {d} directions: use more")
-    if method in SOLVED and most_rows(d) < min(len(rows), IN_MEMORY):
+def fit(method: str, x: Floats, seed: int) -> Basis:
+    """Fit a baseline, one of config's BASELINES, to rows `x` (n, d_in)."""
+    n, d = x.shape
+    if n < 2 * d:
+        raise UserError(f"{n} rows are too few to fit {d} directions: use more")
+    if method in SOLVED and most_rows(d) < n:
         log.info("%s: fitted on the first %s rows", LABELS[method], f"{most_rows(d):,}")
-        rows = replace(rows, stop=rows.start + most_rows(d))
+        x = x[: most_rows(d)]
     if method == "nmf":
-        return _nmf(rows, seed)
-    exact = rows.mean()
+        return _nmf(x, seed)
+    exact = mean_of(x)
     mean = exact.astype(np.float32)
     match method:
         case "neurons":
@@ -204,10 +168,11 @@ def fit(method: str, rows: Rows, seed: int) -> Basis:
             gaussian = np.random.default_rng(seed).standard_normal((d, d))
             return _orthogonal(in_background(lambda: np.linalg.qr(gaussian))[0], mean)
         case "pca":
-            scatter = rows.scatter(exact)
+            centred = (part - exact for part in chunks(x))
+            scatter = sum(part.T @ part for part in centred)
             return _orthogonal(in_background(lambda: np.linalg.eigh(scatter))[1].T[::-1], mean)
         case "ica":
-            return _ica(rows.first(IN_MEMORY), mean, seed)
+            return _ica(x, mean, seed)
     raise ValueError(f"unknown baseline {method!r}")
 
 
@@ -254,25 +219,14 @@ def _ica(x: Floats, mean: Floats, seed: int) -> Basis:
     return Basis(directions, mean, lambda centred: centred @ unmixing, signed=True)
 
 
-def _nmf(rows: Rows, seed: int) -> Basis:
+def _nmf(x: Floats, seed: int) -> Basis:
     """Non-negative factors of what lies above each neuron's smallest value."""
     from sklearn.decomposition import MiniBatchNMF
 
-    lowest: Floats = np.min([x.min(0) for x in rows.chunks()], axis=0)
-    whole = len(rows) <= IN_MEMORY
-    # Given a batch, scikit-learn takes it for the whole of the data.
-    forget = NMF_FORGET if whole else NMF_FORGET ** (NMF_BATCH / len(rows))
-    nmf = MiniBatchNMF(
-        rows.d_in, init="nndsvda", batch_size=NMF_BATCH, max_iter=NMF_PASSES,
-        forget_factor=forget, random_state=seed,
-    )  # fmt: skip
+    lowest: Floats = x.min(0)
+    nmf = MiniBatchNMF(x.shape[1], init="nndsvda", max_iter=NMF_PASSES, random_state=seed)
     with on_one_thread():
-        if whole:
-            nmf.fit(rows.first(IN_MEMORY) - lowest)
-        else:
-            for _ in range(-(-NMF_ROWS // len(rows))):
-                for x in rows.chunks(NMF_BATCH):
-                    nmf.partial_fit(x - lowest)
+        nmf.fit(x - lowest)
     norms = np.linalg.norm(nmf.components_, axis=1).astype(np.float32)
     used = norms > 0
     directions = (nmf.components_[used] / norms[used, None]).astype(np.float32)
