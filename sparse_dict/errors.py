@@ -85,8 +85,6 @@ def escape_logs() -> None:
 
 
 class _Record(logging.LogRecord):
-    """A log record whose arguments are `printable`; its format is ours."""
-
     def getMessage(self) -> str:
         if isinstance(self.args, tuple):
             self.args = tuple(

@@ -39,7 +39,6 @@ class EnsembleLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what Hydra gives."""
         self.hydra_context = hydra_context
         self.config = config
         self.stage = MODULES[config.hydra.job.name]
@@ -83,17 +82,14 @@ class EnsembleLauncher(Launcher):
         return good
 
     def _split(self, jobs: list[Job]) -> list[list[Job]]:
-        """The jobs that are trained by one call each."""
         return [jobs]
 
     def _train(self, shares: list[list[Job]]) -> list[list[JobReturn]]:
-        """Train each share; results in the same order."""
         callbacks = self.hydra_context.callbacks
         return [train_together(share, self.stage, callbacks) for share in shares]
 
 
 def _log_failures(jobs: list[Job], returns: list[JobReturn]) -> None:
-    """One line for each failed job, or a single one if all failed alike."""
     failed = [
         (job, str(ret._return_value))
         for job, ret in zip(jobs, returns, strict=True)

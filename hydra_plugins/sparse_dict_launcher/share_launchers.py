@@ -130,7 +130,6 @@ class ShareLauncher(EnsembleLauncher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """As `EnsembleLauncher.setup`."""
         if wrong := self.trouble():
             raise UserError(
                 f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']} {wrong}"
@@ -218,11 +217,9 @@ class RayLauncher(ShareLauncher):
 
     @property
     def on_this_machine(self) -> bool:
-        """Unless it joins a cluster."""
         return self.settings["address"] is None
 
     def trouble(self) -> str | None:
-        """As for every launcher; on a cluster, the cores of a share must be given."""
         if not self.on_this_machine and self.settings["num_cpus"] is None:
             return "on a cluster needs hydra.launcher.num_cpus"
         return super().trouble()
@@ -296,11 +293,9 @@ class SubmititSlurmLauncher(SubmititLauncher):
 
     @property
     def on_this_machine(self) -> bool:
-        """No."""
         return False
 
     def trouble(self) -> str | None:
-        """As for every launcher, or that Slurm is missing."""
         wrong = super().trouble()
         if wrong is None and shutil.which("sbatch") is None:
             wrong = "needs Slurm's sbatch on the PATH: start it on a login node"

@@ -35,8 +35,6 @@ def widths(model: LanguageModel, sites: Sequence[Site]) -> list[int]:
 
 @dataclass
 class _Batch:
-    """Rows on their way from the model to the disk."""
-
     rows: Tensor  # (contexts * kept, d_in) on the CPU, as the files hold them
     origins: NDArray[np.int32]  # (contexts * kept, 3)
     finite: Tensor  # whether the model's values were, before they were rounded: bool ()

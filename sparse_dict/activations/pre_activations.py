@@ -69,20 +69,16 @@ def measure(
 
 
 class _Layer:
-    """Sums over the rows of one layer, in float64."""
-
     def __init__(self) -> None:
         self._n = 0
         self._sums: Tensor | float = 0.0  # of z, h, z z, h h and z h: (5, d_mlp)
 
     def add(self, z: Tensor, h: Tensor) -> None:
-        """Count pre-activations and hidden activations, (n, d_mlp) both."""
         z, h = z.double(), h.double()
         self._n += len(z)
         self._sums = self._sums + torch.stack([x.sum(0) for x in (z, h, z * z, h * h, z * h)])
 
     def values(self) -> dict[str, float]:
-        """`std` and `linear`."""
         assert isinstance(self._sums, Tensor)
         z, h, zz, hh, zh = self._sums / self._n
         std = (zz.mean() - z.mean() ** 2).clamp(min=0).sqrt()

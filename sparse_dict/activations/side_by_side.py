@@ -25,7 +25,6 @@ class SideBySide(Activations):
     """Rows of several harvests of the same tokens; each one's sites are named after its study."""
 
     def __init__(self, parts: list[Activations]) -> None:
-        """Join `parts`."""
         for part in parts[1:]:
             refuse_other_tokens(parts[0], part)
         self.parts = parts
@@ -53,19 +52,16 @@ class SideBySide(Activations):
         self._moments = mean, math.sqrt(square), fingerprint(prints)
 
     def at(self, site: Site | str | None, key: str | None = None) -> Activations:
-        """All columns; a single site can only be read from its own harvest."""
         if site is not None:
             asked = f"{key}={site}" if key else f"the site {site}"
             raise UserError(f"{asked}: of harvests side by side all columns are read")
         return self
 
     def read_into(self, start: int, out: Floats) -> None:
-        """Fill `out`, (n, d_in) float32, with rows start..start+n-1."""
         for part, stop in zip(self.parts, self._stops, strict=True):
             out[:, stop - part.d_in : stop] = part.read(start, start + len(out))
 
     def changed(self) -> Iterator[Path]:
-        """Files of all harvests that are not those of their manifests."""
         return itertools.chain.from_iterable(part.changed() for part in self.parts)
 
 

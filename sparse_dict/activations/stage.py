@@ -109,7 +109,6 @@ def _run(config: HarvestStageConfig) -> None:
 
 
 def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
-    """What a language model computes on the corpus; `inputs` identify both."""
     from sparse_dict.activations import pre_activations
     from sparse_dict.activations.harvest import harvest, widths
     from sparse_dict.text import tokens
@@ -180,7 +179,6 @@ def _try(model: "LanguageModel", context: NDArray[np.int64]) -> None:
 
 
 def _resolved(config: HarvestStageConfig) -> HarvestStageConfig:
-    """The config with `lm.bos` as it is meant, which is what decides the rows."""
     if isinstance(config.data, ToyData) or not isinstance(config.lm, HFModel):
         return config
     return replace(config, lm=lm_folder.hf().with_start(config.lm))
@@ -200,14 +198,12 @@ def _check_lengths(config: HarvestStageConfig, n_ctx: int) -> None:
 
 
 def _lm(config: HarvestStageConfig) -> tuple[ModuleType, Any]:
-    """The module that knows the language model, and what names it there."""
     if isinstance(config.lm, HFModel):
         return lm_folder.hf(), config.lm
     return lm_folder, Path(config.lm_dir)
 
 
 def _columns(sites: list[Site], widths: list[int]) -> dict[str, Any]:
-    """What the manifest says of a row: `layer` and `site`, or the columns of `sites`."""
     if len(sites) == 1:
         layer = sites[0].layer
         return ({} if layer is None else {"layer": layer}) | {"site": sites[0].name}

@@ -387,7 +387,6 @@ def _parsed(folder: Path, manifest: Manifest) -> list[Shard]:
 
 
 def _unlike_rows(array: Stored) -> str | None:
-    """What to do about an array that does not hold rows; None if it does."""
     if array.dtype == "V2":
         return ": numpy has no bfloat16; save them .float()"
     if len(array.shape) > 2 and array.dtype.kind == "f":

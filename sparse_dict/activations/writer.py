@@ -108,7 +108,6 @@ class ShardWriter:
                 self._spool_kept()
 
     def _spool_kept(self) -> None:
-        """Append the rows that are kept to the spools."""
         shards = self._shuffle.deal(self._next, self._next + self._n_kept)
         self._next += self._n_kept
         self._n_kept = 0
@@ -138,7 +137,6 @@ class ShardWriter:
         distributed.barrier()
 
     def _write_shard(self, i: int) -> None:
-        """Make a shard from its spools, and a note for the manifest."""
         order = self._shuffle.order(i)
         note: dict[str, Any] = {"rows": len(order)}
         for kind, prefix, width, dtype in zip(
@@ -196,7 +194,6 @@ class ShardWriter:
     def _save(
         self, name: str, values: NDArray[Any], order: NDArray[np.int64], moments: Moments | None
     ) -> str:
-        """Write ``values[order]`` as ``.npy`` in pieces that fit the cache; return its SHA-256."""
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
             header, np.lib.format.header_data_from_array_1_0(values)
@@ -214,7 +211,6 @@ class ShardWriter:
 
 
 def _read_whole(paths: list[Path], n: int, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The rows of several spools, one after the other, (n, width)."""
     out = np.empty((n, width), dtype)
     left = out.reshape(-1).view(np.uint8).data
     for path in paths:
@@ -235,7 +231,6 @@ def _finite(rows: Rows) -> bool:
 
 
 def _unfit(rows: Rows, dtype: np.dtype[Any]) -> UserError:
-    """Why `rows` cannot be stored."""
     rounded = rows.dtype == dtype  # the values before rounding are no longer known
     if np.isnan(rows).any() or (np.isinf(rows).any() and not (rounded and dtype == np.float16)):
         return UserError("activations are not finite")

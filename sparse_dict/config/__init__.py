@@ -74,7 +74,6 @@ def choices(group: str) -> list[str]:
 
 
 def _help(group: str, *left_out: str) -> str:
-    """The choices of a config group as lines of ``--help``."""
     names = [name for name in choices(group) if name not in left_out]
     shown = "experiment" if group.endswith("/experiment") else group
     line = f"  {shown}={'| '.join(names)}"
@@ -104,7 +103,6 @@ def _job_folder(*, _root_: DictConfig) -> str:
 
 
 def _columns(factor: int, *, _root_: DictConfig) -> int:
-    """So many times the columns that a dictionary reads."""
     from sparse_dict.activations.side_by_side import open_all
 
     given = _root_.activations_dir

@@ -71,7 +71,6 @@ def differences(old: Any, new: Any, schema: object = None, key: str = "") -> lis
 
 
 def _schema_of(schema: Any) -> tuple[set[str], dict[str, Any]]:
-    """The keys that a section of the config may have, by any of its choices; those' defaults."""
     own = type(schema)
     root = next((kind for kind in own.__mro__ if Checked in kind.__bases__), own)
     every = [field for kind in _tree(root) for field in fields(kind)]

@@ -40,7 +40,6 @@ def _ending(check: Callable[[Any, DictConfig], None]) -> Callable[..., None]:
 
 
 def _refuse_links(config: DictConfig, path: Path) -> None:
-    """See that what is written to `path`, and wandb's files, stay inside the study."""
     study = Path(str(config.study_dir)).absolute()
     refuse_links(path, study)
     refuse_links(study / "wandb")
@@ -51,7 +50,6 @@ class CheckFirst(Callback):
 
     @_ending
     def on_run_start(self, config: DictConfig) -> None:
-        """See what the stage's `check` finds."""
         name = config.hydra.job.name
         HydraConfig.instance().set_config(config)  # what ${hydra:...} is read from
         task = jobs.typed(jobs.task_config(config))  # first: the folder's name is made of its keys
@@ -67,7 +65,6 @@ class CheckFirst(Callback):
 
     @_ending
     def on_multirun_start(self, config: DictConfig) -> None:
-        """As `on_run_start`, for each job of the grid and all together, whatever launches them."""
         if distributed.size() > 1:
             raise UserError("torchrun starts one job at a time: no -m with it")
         if os.environ.get("WANDB_SWEEP_ID") and config.tracking.mode != "disabled":

@@ -66,7 +66,6 @@ def in_one_line(error: Exception, stage: str = "") -> str:
 
 
 def _of_hydra(error: Exception) -> str:
-    """What Hydra and OmegaConf say of a config or of a command line, in one line."""
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     cause = error.__cause__ or error.__context__
@@ -129,7 +128,6 @@ def _first_line(error: OmegaConfBaseException) -> str:
 
 
 def _missing(path: str, options: Iterable[str] | None) -> str:
-    """One line on a config file that does not exist."""
     group, _, choice = path.rpartition("/")
     if path.startswith(SAMPLER) and not options:
         return "hydra/sweeper=optuna needs Optuna: pip install -e '.[optuna]'"
@@ -160,7 +158,6 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 def _keys(node: DictConfig, hydra: bool, path: str = "") -> Iterator[str]:
-    """Dotted names of all keys: of Hydra's own, or of all others."""
     for key in map(str, node):
         if path == "" and (key == "hydra") != hydra:
             continue

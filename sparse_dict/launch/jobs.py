@@ -182,7 +182,6 @@ def _compose(config: DictConfig, number: int, overrides: Sequence[str]) -> Job:
 
 
 def _advice(jobs: Sequence[Job]) -> str:
-    """The override that gives each job a folder of its own: a study's name, or the folder's key."""
     job = jobs[0]
     swept = zip(*(job.overrides for job in jobs), strict=True)  # the values of each override
     varying = [values[0].partition("=")[0] for values in swept if len(set(values)) > 1]

@@ -53,7 +53,6 @@ def train_together(jobs: list[Job], stage: str, callbacks: Callbacks) -> list[Jo
 
 
 def _outcomes(begun: "list[BegunJob]", module: ModuleType) -> list[Any]:
-    """The result or the exception of each job."""
     logs = [file for job in begun for file in job.logs]
     logging.getLogger().handlers[:] = [*begun[0].consoles, *logs]
     try:
@@ -116,7 +115,6 @@ class _Reopened(logging.FileHandler):
     """A log file that is open only while a record is written: there may be hundreds of them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record; where that fails, the job goes on."""
         try:
             super().emit(record)
         except OSError:  # it could not be opened
@@ -125,7 +123,6 @@ class _Reopened(logging.FileHandler):
 
 
 def _reopened(file: logging.FileHandler) -> logging.FileHandler:
-    """The same log file again."""
     again = _Reopened(file.baseFilename, encoding=file.encoding, delay=True)
     again.setLevel(file.level)
     again.setFormatter(file.formatter)

@@ -102,7 +102,6 @@ def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
 def _parameters(
     model: "GPT", optimizer: "torch.optim.Optimizer"
 ) -> Iterator[tuple[str, "torch.nn.Parameter", tuple[str, ...]]]:
-    """Name, parameter and the names of its moments in the optimiser's order."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:

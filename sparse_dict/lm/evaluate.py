@@ -61,7 +61,6 @@ def on_files(lm: folder.LoadedLM, files: Sequence[str], text_column: str = "text
 
 
 def _encoded(lm: folder.LoadedLM, data: FilesData) -> Iterator[tuple[np.ndarray, int]]:
-    """Ids and bytes of each document, its end of text included in the ids."""
     for text in corpus.Documents(data, Path()):
         (ids,) = lm.tokenizer.encode_batch([text])
         yield np.append(ids.astype(np.int64), lm.tokenizer.eot), len(text.encode())

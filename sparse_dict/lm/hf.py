@@ -181,12 +181,10 @@ class Model:
         )
 
     def _blocks(self) -> list[nn.Module]:
-        """Its blocks, if they are known."""
         path = self.layout.path
         return [*self.model.get_submodule(path).children()] if path else []
 
     def _read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
-        """As `read`, but with the rows of `start`."""
         found: dict[Site, Tensor] = {}
 
         def keep(site: Site, value: Tensor) -> None:
@@ -279,7 +277,6 @@ class Model:
 
     @cached_property
     def _between(self) -> set[str]:
-        """The places between attention and MLP."""
         return {block.places.get("resid_mid", "") for block in self.layout.blocks}
 
     def _module(self, path: str) -> nn.Module:
@@ -292,12 +289,10 @@ class Model:
 
 
 def _instead(new: Tensor, value: Tensor) -> Tensor:
-    """`new` in place of `value`, whose first positions stay if `new` is shorter."""
     return torch.cat([value[:, : value.shape[1] - new.shape[1]], new.to(value.dtype)], 1)
 
 
 def _with_first(output: Any, new: Any) -> Any:
-    """What a module gives, with `new` in place of the first of it."""
     several = isinstance(output, (tuple, list)) and output
     return type(output)((new, *output[1:])) if several else new
 

@@ -178,7 +178,6 @@ def _head(
 
 
 def _factor(value: Tensor, multiple: Tensor) -> float | None:
-    """By what `value` is multiplied to give `multiple`, if that is so."""
     if value.shape != multiple.shape:
         return None
     whole = sample(multiple)
@@ -218,7 +217,6 @@ class _Search:
         self.values = torch.stack(values) if values else self.post.new_empty((0, len(self.post)))
 
     def block(self) -> Block:
-        """What is found."""
         places, lacking = dict(self.ends), {}
         pre, post = ((place, 1.0) for place in self.ends.values())
         attention: Part | None = None
@@ -253,7 +251,6 @@ class _Search:
         return Block(places, lacking, tuple(sums))
 
     def _why_not(self, name: str, place: str, factor: float) -> str:
-        """Why what `place` gives is not what a short name means; empty if it is."""
         if factor != 1:
             return (
                 f"{place} is multiplied by {factor:.4g} before it is added, and no module gives "
@@ -264,7 +261,6 @@ class _Search:
         return ""
 
     def _one_after_the_other(self) -> tuple[str, Part | None, Part] | None:
-        """The place between attention and MLP, and what both add, with factors."""
         found = []
         for i, place in enumerate(self.wide):
             mid = self.values[i]
@@ -276,7 +272,6 @@ class _Search:
         return min(found)[-1] if found else None
 
     def _side_by_side(self) -> tuple[Part, Part] | None:
-        """What attention and MLP add that read the same."""
         found = []
         for i, place in enumerate(self.wide):
             if not self._attends(place):
@@ -292,7 +287,6 @@ class _Search:
         return (self.wide[i], 1.0), (self.wide[j], 1.0)
 
     def _part(self, base: Tensor, whole: Tensor, among: slice = slice(None)) -> Part | None:
-        """What of the places `among` all, times a number, is added to `base` to give `whole`."""
         wide = self.wide[among]
         found = [
             (factor != 1, wide[i].count("."), i, factor)
@@ -359,7 +353,6 @@ class _Search:
         return self.values[self.wide.index(place)]
 
     def _until(self, place: str) -> list[str]:
-        """The places of the block until `place`, in the order in which they are reached."""
         places = list(self.inner)
         return places[: places.index(place) + 1]
 
@@ -367,5 +360,4 @@ class _Search:
         return ATTENTION in self._within(place)
 
     def _within(self, place: str) -> str:
-        """A path within the block."""
         return place.removeprefix(f"{self.path}.")

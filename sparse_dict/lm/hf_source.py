@@ -69,7 +69,6 @@ def with_start(lm: HFModel) -> HFModel:
 
 
 def _start(lm: HFModel, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that each context begins with."""
     if lm.bos is False:
         return ()
     if lm.bos is None or tokenizer.start:
@@ -140,7 +139,6 @@ def load_tokenizer(lm: HFModel) -> Tokenizer:
 
 
 def _source(lm: HFModel) -> dict[str, Any]:
-    """What transformers is to load, and from where: without a network, from its cache at once."""
     folder = _folder(lm)
     return {
         "pretrained_model_name_or_path": str(folder) if folder.is_dir() else lm.name_or_path,
@@ -166,7 +164,6 @@ def _config(lm: HFModel) -> Any:
 
 @contextmanager
 def _named(lm: HFModel) -> Iterator[None]:
-    """Make one line of what transformers raises about a model that it cannot load."""
     if _folder(lm).is_absolute() and not _folder(lm).is_dir():  # it would take that for a name
         raise UserError(f"lm.name_or_path={lm.name_or_path} does not exist")
     try:

@@ -26,7 +26,6 @@ def load(width: int, bf16: bool) -> ctypes.CDLL | None:
 
 @cache
 def _bf16_products() -> bool:
-    """Whether the processor multiplies bfloat16 as the kernel wants it (AVX512-BF16)."""
     try:
         return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -101,7 +101,6 @@ class GPT(nn.Module):
         return self._onwards(self._embedded(tokens), 0)
 
     def _onwards(self, x: Tensor, first: int, at: At | None = None) -> Tensor:
-        """`hidden`, from what block `first` reads."""
         for layer, block in enumerate(self.blocks[first:], first):
             x = block(x) if at is None else block(x, partial(_at_site, at, layer))
         return self.norm(x)

@@ -144,7 +144,6 @@ def train(model: GPT, job: Job, run: "Run") -> State:
         return windows.pin_memory() if device.type == "cuda" else windows
 
     def validate(stop: interrupt.StopRequest) -> None:
-        """Add the row of this step to the history, unless a signal comes meanwhile."""
         val_loss = evaluate(model, job.validation, config.batch_size, stop)
         if val_loss is None:
             return
@@ -218,7 +217,6 @@ def train(model: GPT, job: Job, run: "Run") -> State:
 
 
 def _signal(stop: interrupt.StopRequest) -> int:
-    """The signal that one of the processes was given; 0 for none."""
     return round(max(distributed.gather(stop.signal or 0)))
 
 

@@ -29,7 +29,6 @@ WITHOUT = "dense products by torch instead of compiled loops, slower"
 
 
 def _cpu() -> str:
-    """The processor's features, which native code depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -39,7 +38,6 @@ def _cpu() -> str:
 
 @cache
 def _compiler() -> list[str] | None:
-    """The words of the command that compiles: ``CC`` may hold several, such as ``ccache gcc``."""
     found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     try:
         words = shlex.split(os.environ.get("CC", "")) or ([found] if found else [])
@@ -108,7 +106,6 @@ def _loaded(folder: Path, make: Callable[[Path], None]) -> ctypes.CDLL:
 
 
 def _cache() -> Path | None:
-    """Where this user's libraries are kept, if nobody else can write there."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))  # ignored if relative, as its standard says
     folder = (named if named.is_absolute() else Path.home() / ".cache") / "sparse-dict"
     try:

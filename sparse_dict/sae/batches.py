@@ -54,7 +54,6 @@ def batches(
 
 
 def _around(rows: Tensor, start: int, count: int) -> Tensor:
-    """`count` of `rows` from `start`, beginning again after the last."""
     part = rows[start : start + count]
     return part if len(part) == count else torch.cat([part, rows[: count - len(part)]])
 
@@ -65,12 +64,10 @@ def _block(device: torch.device, batch_bytes: int) -> int:
 
 
 def _room(device: torch.device) -> int:
-    """Bytes of rows that may stay on `device`."""
     return int(SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
 
 
 def _place_for(rows: int, batch: Tensor, room: int) -> Tensor | None:
-    """Memory for all rows beside `batch`, or None if there is not enough."""
     if rows * batch[0].nbytes > room:
         return None
     try:
@@ -87,7 +84,6 @@ def _streamed(
     first_step: int,
     last_step: int,
 ) -> Generator[Tensor, None, None]:
-    """What `batches` yields, from disk in blocks of several; a GPU gets each in the background."""
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     steps = min(_block(device, 4 * rows.d_in * batch_size), last_step - first_step)
     shape = steps * batch_size, rows.d_in
@@ -95,7 +91,6 @@ def _streamed(
     mean, factor = (torch.from_numpy(a) for a in (scaling.mean, (1 / scaling.scale).astype("f4")))
 
     def fill(number: int) -> Tensor:
-        """Block `number`, on the device or, with a stream, on its way there."""
         first = first_step + number * steps
         last = min(first + steps, last_step)
         buffer = buffers[number % 2]

@@ -63,10 +63,7 @@ def snapshot_steps(config: TrainSAEConfig) -> set[int]:
 
 
 class _Part:
-    """Dictionaries on one device that see the same rows and columns."""
-
     def __init__(self, trainees: list[Trainee], first_step: int, stack: ExitStack) -> None:
-        """What is opened for it is closed with `stack`."""
         self.trainees = trainees
         self.last_step = total_steps(trainees[0].config)
         states = [state for trainee in trainees for state in trainee.states]
@@ -101,7 +98,6 @@ class _Part:
         self.squares += torch.linalg.vector_norm(y) ** 2
 
     def variance(self, rows: int) -> float:
-        """Of the `rows` seen about their mean, a mean over columns; then all begins anew."""
         square = self.squares / (rows * len(self.sum))
         found = float(square - (self.sum / rows).square().mean())
         self.sum.zero_()
@@ -109,7 +105,6 @@ class _Part:
         return max(found, LEAST)
 
     def step(self, step: int, seen: int) -> None:
-        """One optimiser step of each, and what interventions do after it."""
         x, y = next(self.feed)
         self._see(y)
         hypers = [numbers for trainee in self.trainees for numbers in trainee.hypers(step)]

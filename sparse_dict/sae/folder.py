@@ -205,7 +205,6 @@ def write(
 
 
 def _kind(dictionary: Dictionary, transcodes: bool) -> dict[str, Any]:
-    """What SAELens calls it; it has no TopK transcoder, which is named as one would be."""
     kind: dict[str, Any] = {"architecture": "standard"}
     if dictionary.threshold is not None:
         kind = {"architecture": "jumprelu"}
@@ -266,7 +265,6 @@ def _read(folder: Path) -> Trained:
 
 
 def _refuse_change(path: Path, recorded: str | None) -> None:
-    """See that a file has the SHA-256 that was recorded; earlier versions recorded none."""
     if recorded not in (None, sha256_file(path)):
         raise UserError(f"{path} has changed since it was written")
 

@@ -61,12 +61,10 @@ def l1(codes: "Tensor") -> "Tensor":
 
 
 def _through(threshold: "Tensor", near: "Tensor") -> "Tensor":
-    """Zero, with the gradient `near` by the threshold: a straight-through estimate."""
     return near * (threshold - threshold.detach())
 
 
 def _near(z: "Tensor", threshold: "Tensor", bandwidth: "Tensor") -> "Tensor":
-    """The rectangular kernel of the thresholds' pseudo-derivatives, (..., batch, dict_size)."""
     bandwidth = bandwidth[..., None, None]
     return (((z - threshold).abs() < bandwidth / 2) / bandwidth).detach()
 

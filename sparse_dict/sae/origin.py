@@ -43,7 +43,6 @@ class Origin:
 
 
 def _short(model: str) -> str:
-    """A model's name without its owner or folder, nor TransformerLens' word for the smallest."""
     return model.rstrip("/").rpartition("/")[2].lower().removesuffix("-small")
 
 

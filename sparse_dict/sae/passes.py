@@ -86,7 +86,6 @@ def ended(run: tracking.Run, job: Job, metrics: dict[str, Any]) -> None:
 def _metrics(
     trainee: Trainee, numbers: Evaluation, activations: Activations, together: int
 ) -> dict[str, Any]:
-    """What `metrics.json` says of a dictionary; errors and codes are in its own, scaled units."""
     config, x, y = trainee.config, trainee.data.x, trainee.data.y
     transcodes = x is not y
     return {

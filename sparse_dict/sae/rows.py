@@ -108,7 +108,6 @@ class Rows:
 
 
 def _blocks(training: SAETrainingConfig, n: int) -> NDArray[np.int64]:
-    """Which of `n` blocks: those of one half of a random split, or n drawn with replacement."""
     rng = np.random.default_rng([training.rows_seed, n])
     if training.rows == "bootstrap":
         return rng.integers(n, size=n) if n > 1 else np.empty(0, np.int64)

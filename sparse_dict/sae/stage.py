@@ -52,7 +52,6 @@ def _open(config: TrainSAEConfig) -> Activations:
 
 @cache
 def _damage(activations: Activations) -> UserError | None:
-    """What is wrong with the shards, which are read whole for it, once per process."""
     try:
         activations.verify()
     except UserError as error:
@@ -62,12 +61,10 @@ def _damage(activations: Activations) -> UserError | None:
 
 @cache
 def _check_last(activations: Activations, site: str | None, eval_rows: int) -> None:
-    """Check the evaluation rows, once for all jobs of a process that are measured on the same."""
     check_evaluation_rows(activations.at(site), eval_rows)
 
 
 def _record(config: TrainSAEConfig, activations: Activations) -> dict[str, Any]:
-    """What decides the result: the config's part in it, and the activations."""
     return {"config": identity.record(config), "activations": activations.fingerprint}
 
 
@@ -174,7 +171,6 @@ def _train_many(
 
 
 def _finish_what_was_killed(job: Job, metrics: Any) -> None:
-    """Do what was left when a process died after it had written a dictionary's last file."""
     from sparse_dict.sae import passes
 
     (job.folder / folders.CHECKPOINT).unlink(missing_ok=True)

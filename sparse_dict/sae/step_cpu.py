@@ -80,7 +80,6 @@ class SparseStep:
             raise MemoryError("no room for a batch")
 
     def _widened(self, name: str, rows: Tensor) -> Tensor:
-        """`rows`, with columns of zeros up to the kernel's width."""
         if rows.shape[1] == self.width:
             return rows.contiguous()
         if name not in self._wide or len(self._wide[name]) < len(rows):
@@ -89,7 +88,6 @@ class SparseStep:
         return self._wide[name]
 
     def _add_auxiliary(self, i: int, x: Tensor, y: Tensor, seen: int) -> None:
-        """Put the auxiliary loss's gradients where the step adds its own."""
         state, gradients = self.states[i], self._gradients[i]
         inactive = state.inactive(seen)
         for gradient in gradients.values():
@@ -135,7 +133,6 @@ def _padded(state: State, width: int) -> dict[str, Tensor]:
 
 
 def _entry(state: State, gradients: dict[str, Tensor]) -> DictionaryStruct:
-    """Addresses and settings of one dictionary, whose tensors stay where they are."""
     sae, named = state.architecture.sae, state.tensors()
     if sae.tied:
         named |= {f"{name}_enc": named[f"{name}_dec"] for name in ("W", "m", "v")}

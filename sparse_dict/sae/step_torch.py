@@ -102,7 +102,6 @@ class DenseStep:
     def _work(
         self, x: Tensor, y: Tensor, numbers: Tensor, counts: Tensor
     ) -> list[Callable[[], None]]:
-        """The step of each stack; `numbers` are `_numbers` of all dictionaries, flat."""
         rows = [ADAM + len(stack.architecture.numbers) for stack in self._stacks]
         sizes = [n * len(own) for n, own in zip(rows, self._indices, strict=True)]
         parts = [p.view(n, -1) for n, p in zip(rows, numbers.split(sizes), strict=True)]
@@ -186,7 +185,6 @@ def _stacked(states: list[State]) -> State:
 
 
 def _numbers(state: State, hyper: Hyper | None) -> list[float]:
-    """What `train` needs to know of one dictionary: Adam's numbers, then those of its loss."""
     if hyper is None:  # nothing moves
         return [0.0, 1.0, 1.0, 0.0, 0.0, *([1.0] * len(state.architecture.numbers))]
     own = [hyper.numbers[name] for name in state.architecture.numbers]
@@ -194,7 +192,6 @@ def _numbers(state: State, hyper: Hyper | None) -> list[float]:
 
 
 def _sent(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`values` on `device`, without waiting for what it is busy with."""
     host = torch.tensor(values, dtype=dtype)
     if device.type == "cuda":
         host = host.pin_memory()  # a copy from other memory would wait

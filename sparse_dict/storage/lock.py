@@ -116,7 +116,6 @@ def _acquire(lock: FileLock, folder: Path, wait: bool) -> None:
 
 
 def _named(path: Path) -> str:
-    """What the holder wrote of itself."""
     with suppress(UserError):
         return " ".join(read_bytes(path).decode(errors="replace").split()) or "another process"
     return "another process"

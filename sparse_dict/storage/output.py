@@ -81,7 +81,6 @@ class Output:
         return False
 
     def _said(self, folder: Path) -> Mapping[str, Any] | None:
-        """See `made_from`; `DamagedOutput` if it cannot be read."""
         try:
             with advising(f"delete {folder / self.manifest} to have it made again"):
                 return self.made_from(folder)

@@ -80,7 +80,6 @@ def _make(data: DocstringsData, folder: Path) -> None:
 
 
 def _extract(data: DocstringsData) -> list[str]:
-    """All docstrings, deduplicated, sorted by a hash: no stretch of them is of one library."""
     paths = _sources(data)
     tasks = [paths[i : i + FILES_A_TASK] for i in range(0, len(paths), FILES_A_TASK)]
     workers = max(1, min(available_cores(), len(tasks)))
@@ -101,7 +100,6 @@ def _extract(data: DocstringsData) -> list[str]:
 
 
 def _sources(data: DocstringsData) -> list[str]:
-    """The Python files of the chosen libraries, sorted."""
     wanted = None if data.packages is None else set(data.packages)
     paths = set()
     for dist in _chosen(data).values():
@@ -115,7 +113,6 @@ def _sources(data: DocstringsData) -> list[str]:
 
 
 def _chosen(data: DocstringsData) -> dict[str, metadata.Distribution]:
-    """The distributions that hold the chosen libraries, by name, sorted."""
     chosen = _distributions()
     if data.packages is not None:
         providers = _providers()
@@ -125,7 +122,6 @@ def _chosen(data: DocstringsData) -> dict[str, metadata.Distribution]:
 
 
 def _distributions() -> dict[str, metadata.Distribution]:
-    """Every installed distribution but this project, by normalised name, sorted."""
     found: dict[str, metadata.Distribution] = {}
     for dist in metadata.distributions():
         name = dist.metadata["Name"]
@@ -135,7 +131,6 @@ def _distributions() -> dict[str, metadata.Distribution]:
 
 
 def _providers() -> dict[str, list[str]]:
-    """The distributions (normalised names) that provide each import name."""
     provided = {
         package: [name for name in map(_normalised, names) if name != PROJECT]
         for package, names in metadata.packages_distributions().items()

@@ -119,7 +119,6 @@ def _commit(data: HubData, cache_dir: Path) -> str | None:
 
 
 def _looked_up(data: HubData) -> str:
-    """The commit of the revision asked for; where it is a script, of what the hub made of it."""
     from huggingface_hub.errors import RevisionNotFoundError
 
     try:
@@ -141,7 +140,6 @@ def _looked_up(data: HubData) -> str:
 
 
 def _info(path: str, revision: str | None) -> dict[str, Any]:
-    """What the hub says of a data set: as `HfApi.dataset_info`, which does not try again."""
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
     at = f"/revision/{quote(revision, safe='')}" if revision else ""
@@ -153,7 +151,6 @@ def _info(path: str, revision: str | None) -> dict[str, Any]:
 
 
 def _open(data: HubData, commit: str | None) -> Any:
-    """The data set, a stream if `data.streaming`; from the local cache if there is no network."""
     import datasets
     from huggingface_hub import constants
 
@@ -195,7 +192,6 @@ def _online() -> bool:
 
 
 def _told(data: HubData, error: Exception) -> UserError:
-    """One line on what the hub's client has raised: anything from ValueError to RuntimeError."""
     if isinstance(error, UserError):
         return error
     if type(error).__name__ in HIDDEN:

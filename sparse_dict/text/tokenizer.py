@@ -181,7 +181,6 @@ def _gpt2() -> Tokenizer:
 
 
 def _splits(pattern: str) -> bool:
-    """Whether an expression cuts a text into words, none of them empty."""
     try:
         words = [match[0] for match in regex.finditer(pattern, PROBE)]
     except regex.error:

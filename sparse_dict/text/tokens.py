@@ -227,7 +227,6 @@ class TokenStore:
 def _stream(
     folder: Path, split: SplitRecord, dtype: np.dtype[Any], hashes: dict[str, str]
 ) -> TokenStream:
-    """One split of a manifest, whose files' recorded hashes are added to `hashes`."""
     shards = []
     for shard in split["shards"]:
         shards.append(stored(folder / shard["name"], dtype, (shard["tokens"],)))
@@ -250,12 +249,9 @@ def _verify(folder: Path, hashes: dict[str, str]) -> None:
 
 
 class _SplitWriter:
-    """Writes one split's shards as they fill, and its document starts at the end."""
-
     def __init__(
         self, folder: Path, name: str, kept: WriterRecord, arrays: Mapping[str, np.ndarray]
     ) -> None:
-        """Go on from the `state` that another writer had, or from nothing."""
         self._folder, self._name = folder, name
         self.shards = [*kept["shards"]]  # written, as the manifest lists them
         self.tokens, self.bytes = kept["tokens"], kept["bytes"]
@@ -265,7 +261,6 @@ class _SplitWriter:
         self.pending = [arrays[pending]] if pending in arrays else []
 
     def add(self, ids: np.ndarray, eot: int, n_bytes: int) -> None:
-        """Take a document of `n_bytes` bytes, whose `ids` (n,) lack the end of text."""
         self.starts.append(self.tokens)
         self.bytes += n_bytes
         self.pending += [ids, np.array([eot], ids.dtype)]
@@ -275,11 +270,9 @@ class _SplitWriter:
 
     @property
     def _left(self) -> int:
-        """Tokens in no shard."""
         return self.tokens - sum(shard["tokens"] for shard in self.shards)
 
     def close(self) -> SplitRecord:
-        """Write what is left; the split's part of the manifest."""
         if self._left:
             self._flush(self._left)
         starts = f"{self._name}-documents.npy"
@@ -293,7 +286,6 @@ class _SplitWriter:
         }
 
     def state(self) -> tuple[WriterRecord, dict[str, np.ndarray]]:
-        """What it takes to go on."""
         arrays = {f"{self._name}.starts": np.array(self.starts, np.int64)}
         if self.pending:
             self.pending = [np.concatenate(self.pending)]
@@ -301,7 +293,6 @@ class _SplitWriter:
         return {"shards": self.shards, "tokens": self.tokens, "bytes": self.bytes}, arrays
 
     def _flush(self, n: int) -> None:
-        """Write the next `n` tokens as a shard."""
         whole = np.concatenate(self.pending)
         name = f"{self._name}-{len(self.shards):05d}.npy"
         sha256 = self._save(name, whole[:n])
@@ -316,8 +307,6 @@ class _SplitWriter:
 
 
 class _Tokenisation:
-    """Encodes a corpus into a folder; of a stream that breaks off it keeps what is done."""
-
     def __init__(self, data: DataConfig, tokenizer: Encoder, cache_dir: Path, folder: Path) -> None:
         self._data = data
         self._tokenizer = tokenizer
@@ -333,7 +322,6 @@ class _Tokenisation:
         self._documents = corpus.Documents(data, cache_dir, state, arrays["keys"].tolist())
 
     def run(self) -> dict[str, SplitRecord]:
-        """The manifest's part on the splits."""
         # Reading, encoding (itself on all cores) and writing each work on another batch.
         encoded = (
             (*batch, self._tokenizer.encode_batch(batch[0]))
@@ -370,7 +358,6 @@ class _Tokenisation:
         return sum(len(writer.shards) for writer in self._writers.values())
 
     def _keep(self, state: dict[str, Any] | None, n_keys: int) -> None:
-        """Save what it takes to go on behind the last batch, if the corpus can resume there."""
         if state is not None:
             arrays = {"keys": np.array(self._documents.keys[:n_keys], np.uint64)}
             record: dict[str, Any] = {"state": state}

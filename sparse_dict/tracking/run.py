@@ -149,7 +149,6 @@ def _artifact(
     used: bool,
     uploaded: Sequence[Path] = (),
 ) -> None:
-    """Log an artifact by reference: where it lies, and the SHA-256 of its record."""
     if isinstance(source, Path):
         source = source.absolute()
         uri, sha256 = source.as_uri(), digest or files.sha256_file(source)
@@ -167,5 +166,4 @@ def _artifact(
 
 
 def _wandb() -> Any:
-    """The client, which takes a second to import and is there if a run is."""
     return sys.modules["wandb"]

@@ -127,7 +127,6 @@ def open_run(
 
 
 def _room() -> bool:
-    """Whether one run more may have its files open."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if room := FILES * len(list(Path("/proc/self/fd").glob("*"))) + SPARE <= most:
         return room
@@ -137,7 +136,6 @@ def _room() -> bool:
 
 
 def _mode(tracking: TrackingConfig) -> str:
-    """The mode asked for; where that is auto, WANDB_MODE may ask for another one."""
     asked = os.environ.get("WANDB_MODE") if tracking.mode == "auto" else None
     return asked if asked in ("online", "offline", "disabled") else tracking.mode
 
@@ -148,7 +146,6 @@ def unfinished(folder: Path) -> bool:
 
 
 def _remembered(id_file: Path, finished: bool = False) -> str | None:
-    """The run that a job was logged to before: if it did not finish, or `finished` in any case."""
     with suppress(UserError, ValueError):
         text = read_bytes(id_file).decode().strip()
         found = re.fullmatch(f"([0-9a-f]{{16}})({DONE})?", text)

@@ -71,7 +71,6 @@ def prepare_cache() -> None:
 
 
 def _ask() -> str:
-    """Ask the server who we are; what speaks against using it, or ""."""
     for name in ("wandb", ".wandb"):
         if (file := Path(name, "settings")).exists():  # a stranger's study may name its own server
             return f"{file} of this folder says which server gets the API key: remove it"

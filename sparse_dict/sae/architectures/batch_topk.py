@@ -28,11 +28,9 @@ class BatchTopK(Architecture[BatchTopKConfig]):
     keeps_floor = True
 
     def in_c(self) -> dict[str, float]:
-        """How many codes of a row are kept, and over how many rows they are chosen."""
         return {"k": self.sae.k, "together": SELECTION}
 
     def encode(self, p: Params, x: "Tensor") -> Encoded:
-        """Codes as in training, where rows share their budget."""
         z = self.pre_activations(p, x)
         return Encoded(z, *keep_largest_of_all(z.relu(), self.sae.k))
 

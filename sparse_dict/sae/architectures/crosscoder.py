@@ -44,18 +44,15 @@ class Crosscoder(Architecture[CrosscoderConfig]):
 
     @classmethod
     def settled(cls, sae: CrosscoderConfig, widths: list[int]) -> CrosscoderConfig:
-        """With the widths of the sites that are read."""
         if sae.widths not in (None, widths):
             raise UserError(f"sae.widths is {sae.widths}: the activations have sites of {widths}")
         return replace(sae, widths=widths)
 
     @property
     def centres(self) -> bool:
-        """No: what is added to the output is not taken from the input."""
         return False
 
     def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
-        """With a bias of the decoder."""
         p = super().initial(d_in, d_out, generator)
         return p | {"b_dec": p["b"].new_zeros(d_out)}
 

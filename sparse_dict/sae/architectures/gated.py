@@ -29,13 +29,11 @@ class Gated(Architecture[GatedConfig]):
     biases = ("b", "b_mag", "r_mag")
 
     def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
-        """Gate and magnitude begin alike."""
         p = super().initial(d_in, d_out, generator)
         p |= {"b_mag": p["b"].clone(), "r_mag": p["b"].new_zeros(p["b"].shape)}
         return p | {"b_dec": p["b"].new_zeros(d_out)}
 
     def encode(self, p: Params, x: "Tensor") -> Encoded:
-        """`z` is the gate."""
         gate = self.pre_activations(p, x)
         along = gate - p["b"][..., None, :]
         magnitude = along * p["r_mag"].exp()[..., None, :] + p["b_mag"][..., None, :]

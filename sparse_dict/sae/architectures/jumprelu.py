@@ -45,21 +45,17 @@ class JumpReLU(Architecture[JumpReLUConfig]):
     fast = True
 
     def in_c(self) -> dict[str, float]:
-        """Half the width of the kernel."""
         return {"band": self.sae.bandwidth / 2}
 
     def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
-        """All thresholds begin at `sae.threshold`."""
         p = super().initial(d_in, d_out, generator)
         return p | {"log_threshold": p["b"].new_full(p["b"].shape, math.log(self.sae.threshold))}
 
     def encode(self, p: Params, x: "Tensor") -> Encoded:
-        """Codes, without the thresholds' straight-through gradient."""
         z = self.pre_activations(p, x)
         return Encoded(z, z.relu() * (z > p["log_threshold"].exp()[..., None, :]))
 
     def loss(self, p: Params, x: "Tensor", y: "Tensor", c: Numbers) -> Fit:
-        """Squared error, L1 and the number of active features."""
         encoded = self.encode(p, x)
         threshold = p["log_threshold"].exp()[..., None, :]
         x_hat = self.decode(p, jump(encoded.z, threshold, c["bandwidth"]))

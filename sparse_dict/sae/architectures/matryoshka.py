@@ -41,7 +41,6 @@ class Matryoshka(BatchTopK):
     fast = False
 
     def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
-        """With a bias of the decoder, as in the paper."""
         p = super().initial(d_in, d_out, generator)
         return p | {"b_dec": p["b"].new_zeros(d_out)}
 

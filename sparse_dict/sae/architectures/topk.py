@@ -36,16 +36,13 @@ class TopK(Architecture[TopKConfig]):
     fast = True
 
     def in_c(self) -> dict[str, float]:
-        """How many codes are kept."""
         return {"k": self.sae.k}
 
     def encode(self, p: Params, x: "Tensor") -> Encoded:
-        """The k largest codes of each row; ties are all kept."""
         z = self.pre_activations(p, x)
         return Encoded(z, keep_largest(z.relu(), self.sae.k))
 
     def export(self, p: Params, scale: float, floor: float) -> "Dictionary":
-        """SAELens' ``topk``."""
         dictionary = super().export(p, scale, floor)
         dictionary.k = self.sae.k
         return dictionary

@@ -65,7 +65,6 @@ def _check(path: Path, dictionary: Dictionary) -> None:
 
 
 def _fetched(name: str) -> Path:
-    """The local copy of a folder on the hub; fetched if need be, code never run."""
     import huggingface_hub
 
     match = HUB.fullmatch(name)

@@ -48,27 +48,22 @@ class FreezePerturb(Intervention[FreezePerturbConfig]):
 
     @staticmethod
     def asked(sae: FreezePerturbConfig) -> bool:
-        """Whether `sae.strategy` names it."""
         return sae.strategy == "freeze_perturb"
 
     def beside(self, state: "State", begun: "Callable[[int], State]") -> "list[State]":
-        """The companion, with nothing frozen."""
         self.pair = [state, begun(state.seed + COMPANION_SEED)]
         self.frozen = [(s.last_fired < 0) for s in self.pair]
         self._keep()
         return self.pair[1:]
 
     def _keep(self) -> None:
-        """Parameters with an entry for each feature, as they are now."""
         self.kept = [{n: s.params[n].clone() for n in s.per_feature} for s in self.pair]
 
     def tensors(self) -> "dict[str, Tensor]":
-        """The companion, and what is frozen."""
         companion = {f"companion.{k}": v for k, v in self.pair[1].tensors().items()}
         return companion | {f"frozen.{i}": mask for i, mask in enumerate(self.frozen)}
 
     def load(self, tensors: "dict[str, Tensor]") -> None:
-        """Take what `tensors` gave."""
         prefix = "companion."
         self.pair[1].load(
             {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -53,11 +53,9 @@ class Guide(Intervention[GuideConfig]):
 
     @staticmethod
     def asked(sae: GuideConfig) -> bool:
-        """Whether `sae.guide` asks for anything."""
         return sae.guide != "none"
 
     def check(self) -> None:
-        """See that the weights are there, and say it."""
         self.site()
         if self.sae.guide == "penalty" and architectures.of(self.sae).axis.key != "l1":
             raise UserError(
@@ -103,7 +101,6 @@ class Guide(Intervention[GuideConfig]):
         )
 
     def begin(self, p: Params, generator: "Generator") -> None:
-        """Decoder rows that are random combinations of the directions, of unit norm."""
         import torch
 
         if not self.sae.guide.startswith("init"):
@@ -115,13 +112,11 @@ class Guide(Intervention[GuideConfig]):
 
     @property
     def term(self) -> Term | None:
-        """What the codes of features with little effect cost beside their L1."""
         if self.sae.guide != "penalty":
             return None
         return charge(self.sae.guide_strength, self.found)
 
     def after_step(self, states: "list[State]", at: Moment) -> None:
-        """Once, keep the features that act most, and draw all others anew."""
         chosen_at = max(1, round(self.sae.guide_at * at.last_step))
         if self.sae.guide == "select" and at.step == chosen_at:
             for state in states:

@@ -19,11 +19,9 @@ class Resample(Intervention[SAEConfig]):
 
     @staticmethod
     def asked(sae: SAEConfig) -> bool:
-        """Whether `sae.dead` names it."""
         return sae.dead == "resample"
 
     def after_step(self, states: "list[State]", at: Moment) -> None:
-        """Now and then, resample."""
         if at.step % self.sae.resample_every == 0:
             for state in states:
                 resample(state, state.inactive(at.seen), at.x, at.y, at.step)
