@@ -237,7 +237,7 @@ def parts() -> dict[str, dict[str, float]]:
     """Milliseconds of each piece, forward and backward, for 4,096 tokens: compiled and by torch."""
     import torch
 
-    from sparse_dict.lm import attention, loss_cpu
+    from sparse_dict.lm import attention, loss
     from sparse_dict.lm.loss import linear_cross_entropy
     from sparse_dict.machine import runtime
 
@@ -262,7 +262,7 @@ def parts() -> dict[str, dict[str, float]]:
         return 1e3 * statistics.median(times[1:])
 
     found = {name: {"compiled": milliseconds(piece)} for name, piece in pieces.items()}
-    loss_cpu.load = attention._kernel = lambda *_: None
+    loss.load = attention._kernel = lambda *_: None
     for name, piece in pieces.items():
         found[name]["torch"] = milliseconds(piece)
         compiled, by_torch = found[name].values()

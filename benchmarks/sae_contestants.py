@@ -152,14 +152,14 @@ def ours(
 
     The checkpoint that it writes behind the last step is left out, as no peer writes one.
     """
-    from sparse_dict.sae import ensemble, evaluate, kernel, stage  # noqa: F401  imported untimed
+    from sparse_dict.sae import ensemble, evaluate, stage, step_cpu  # noqa: F401  untimed
 
     if threads is not None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     if dense:
-        kernel.load = lambda width: None
+        step_cpu.load = lambda width: None
     else:
-        kernel.load(task.width)
+        step_cpu.load(task.width)
     if compiled:  # in this process, before the clock starts
         ensemble.COMPILE_FROM = 0
         with tempfile.TemporaryDirectory() as folder:

@@ -25,9 +25,9 @@ from benchmarks.sae_cpu import machine  # noqa: E402
 
 def train(mode: str, task: Task) -> float:
     """Seconds of a whole training in this process."""
-    from sparse_dict.sae import ensemble, evaluate, kernel, stage  # noqa: F401  imported untimed
+    from sparse_dict.sae import ensemble, evaluate, stage, step_cpu  # noqa: F401  untimed
 
-    kernel.load(kernel.padded(128))
+    step_cpu.load(step_cpu.padded(128))
     with tempfile.TemporaryDirectory() as folder:
         grid = configs(task, folder, tracking=mode)
         start = time.perf_counter()

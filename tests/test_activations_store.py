@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from rounding import rounding
 
 from sparse_dict.activations import store
-from sparse_dict.activations.shuffle import Shuffle
 from sparse_dict.activations.store import Activations, Moments
-from sparse_dict.activations.writer import ShardWriter
+from sparse_dict.activations.writer import ShardWriter, Shuffle
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import assert_rounded, rounding
 
-from sparse_dict.lm import loss_cpu
+from sparse_dict.lm import loss
 from sparse_dict.lm.loss import linear_cross_entropy
 
 
@@ -92,7 +92,7 @@ def in_float64(hidden, weight, targets):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["fp32", "bf16"])
 def bf16(request):
-    if loss_cpu.load(8, request.param) is None:
+    if loss.load(8, request.param) is None:
         pytest.skip("no C compiler")
     return request.param
 
@@ -156,5 +156,5 @@ def test_a_target_beyond_the_classes_is_refused(bf16):
 def test_without_a_compiler_torch_computes_the_same(monkeypatch):
     hidden, weight, targets = problem(90, 8, 100, 0, 1.0, torch.float32)
     compiled = linear_cross_entropy(hidden, weight, targets)
-    monkeypatch.setattr(loss_cpu, "load", lambda width, bf16: None)
+    monkeypatch.setattr(loss, "load", lambda width, bf16: None)
     assert_rounded(linear_cross_entropy(hidden, weight, targets), compiled, 8 + 100 + 90)

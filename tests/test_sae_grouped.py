@@ -36,10 +36,10 @@ from torch import Tensor
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.launch.explain import in_one_line
-from sparse_dict.machine.balance import balanced
 from sparse_dict.machine.interrupt import Interrupted
+from sparse_dict.machine.threads import balanced
 from sparse_dict.sae import batches as batches_module
-from sparse_dict.sae import jobs, kernel, stage, step_torch
+from sparse_dict.sae import jobs, stage, step_cpu, step_torch
 from sparse_dict.sae.batches import batches
 from sparse_dict.sae.schedule import hyper
 from sparse_dict.sae.state import State
@@ -312,7 +312,7 @@ def activations_dir(tmp_path: Path) -> Path:
 def dense(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
     """No C compiler, and as many devices as the list is given."""
     there = [CPU]
-    monkeypatch.setattr(kernel, "load", lambda width: None)
+    monkeypatch.setattr(step_cpu, "load", lambda width: None)
     monkeypatch.setattr(jobs, "training_devices", lambda name: there)
     return there
 

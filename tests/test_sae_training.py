@@ -20,7 +20,7 @@ from sparse_dict import tracking
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.errors import UserError
 from sparse_dict.machine.interrupt import Interrupted
-from sparse_dict.sae import ensemble, folder, kernel, stage
+from sparse_dict.sae import ensemble, folder, stage, step_cpu
 from sparse_dict.sae.interventions import Moment
 from sparse_dict.sae.interventions.freeze_perturb import FreezePerturb
 from sparse_dict.sae.state import State
@@ -476,7 +476,7 @@ def test_memory_is_bounded_by_the_parameters_and_does_not_grow_with_the_training
         return float(done.stdout)
 
     short = peak_mib(20)
-    parameters = 4096 * (2 * kernel.padded(D_IN) + 1) * 4 / 2**20
+    parameters = 4096 * (2 * step_cpu.padded(D_IN) + 1) * 4 / 2**20
     # the codes of all rows, or of a batch, would take 64, and auxk makes several such arrays
     assert short < 6 * parameters + (64 if dead == "none" else 256)
     if dead == "none":

@@ -10,7 +10,7 @@ from http_server import Handler, LocalServer
 
 from sparse_dict.config import HubData, identity
 from sparse_dict.errors import UserError
-from sparse_dict.machine.network import reachable
+from sparse_dict.machine.background import reachable
 from sparse_dict.text import corpus
 
 
@@ -110,7 +110,7 @@ def test_a_config_that_cannot_work_is_refused_by_check(tmp_path):
 
 
 def test_a_server_that_never_answers_is_unreachable_and_a_refusal_too(silent, monkeypatch):
-    monkeypatch.setattr("sparse_dict.machine.network.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("sparse_dict.machine.background.TIMEOUT_S", 0.2)
     started = time.monotonic()
     assert not reachable(silent)
     assert time.monotonic() - started < 2

@@ -35,8 +35,8 @@ from sparse_dict.launch.explain import in_one_line
 from sparse_dict.launch.jobs import Job
 from sparse_dict.launch.multirun import train_together
 from sparse_dict.machine import threads
-from sparse_dict.machine.balance import balanced
 from sparse_dict.machine.interrupt import Interrupted
+from sparse_dict.machine.threads import balanced
 
 log = logging.getLogger(__name__)
 

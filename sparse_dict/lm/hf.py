@@ -21,8 +21,7 @@ from sparse_dict.config.sites import SITES, Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm import hf_layout
 from sparse_dict.lm.hf_layout import Layout, by_token, given_by, read_by
-from sparse_dict.lm.interface import Follow, Seen
-from sparse_dict.lm.norm import without_division
+from sparse_dict.lm.interface import Follow, Seen, without_division
 
 # What is computed at a place to what the model goes on with; None: with the same.
 Change = Callable[[Tensor], Tensor | None]

@@ -18,8 +18,7 @@ from sparse_dict.errors import MALFORMED, UserError, one_line
 from sparse_dict.lm.hf import Model
 from sparse_dict.lm.hf_tokenizer import Tokenizer
 from sparse_dict.lm.interface import OpenLM
-from sparse_dict.machine.background import in_background
-from sparse_dict.machine.network import reachable
+from sparse_dict.machine.background import in_background, reachable
 from sparse_dict.storage import files
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,8 @@ from sparse_dict.config import ModelConfig
 from sparse_dict.config.sites import SITES, Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm import attention
-from sparse_dict.lm.interface import Follow, Seen
+from sparse_dict.lm.interface import Follow, Seen, without_division
 from sparse_dict.lm.loss import linear_cross_entropy
-from sparse_dict.lm.norm import without_division
 
 At = Callable[[Site, Tensor], Tensor]  # what a site computes to what the model goes on with
 

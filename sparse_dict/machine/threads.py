@@ -1,9 +1,21 @@
 """Cores, and compiled loops in parallel on them: ctypes releases the interpreter lock in a call."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+
+
+def balanced(loads: Sequence[float], parts: int) -> list[list[int]]:
+    """Indices of `loads` in at most `parts` parts of about equal load, none of them empty.
+
+    The heaviest are handed out first, each to the part that is lightest by then.
+    """
+    shares: list[list[int]] = [[] for _ in range(min(parts, len(loads)))]
+    for i in sorted(range(len(loads)), key=lambda i: -loads[i]):
+        lightest = min(shares, key=lambda share: (sum(loads[j] for j in share), len(share)))
+        lightest.append(i)
+    return [sorted(share) for share in shares]
 
 
 def available_cores() -> int:

@@ -1,4 +1,4 @@
-/* What a step reads and changes; `kernel.py` mirrors both structs. */
+/* What a step reads and changes; `step_cpu.py` mirrors both structs. */
 #ifndef DICTIONARY_H
 #define DICTIONARY_H
 #include <stdint.h>

@@ -16,7 +16,7 @@ from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine import interrupt
 from sparse_dict.machine.progress import Progress
-from sparse_dict.sae import checkpoint, kernel
+from sparse_dict.sae import checkpoint, step_cpu
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.batches import batches
 from sparse_dict.sae.data import Columns
@@ -42,7 +42,7 @@ Step = SparseStep | DenseStep
 def make_steps(states: list[State], n_steps: int) -> list[tuple[list[int], Step]]:
     """The fastest step for each of `states`, which see the same rows, and the indices it trains."""
     device, width = states[0].b.device.type, max(states[0].d_in, states[0].d_out)
-    in_c = device == "cpu" and kernel.load(width) is not None
+    in_c = device == "cpu" and step_cpu.load(width) is not None
     fast = [i for i, s in enumerate(states) if in_c and s.is_fast and "W_skip" not in s.params]
     rest = [i for i in range(len(states)) if i not in fast]
     if slow := sorted({s.architecture.sae.activation for s in states if not s.is_fast}):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.machine import runtime
-from sparse_dict.machine.balance import balanced
+from sparse_dict.machine.threads import balanced
 from sparse_dict.sae import interventions
 from sparse_dict.storage.files import fingerprint
 

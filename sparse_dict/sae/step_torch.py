@@ -21,8 +21,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sparse_dict.sae.codes import keep_largest, product
-from sparse_dict.sae.loss import Numbers, Params
+from sparse_dict.sae.loss import Numbers, Params, keep_largest, product
 from sparse_dict.sae.schedule import Hyper
 from sparse_dict.sae.state import FLOOR_DECAY, State, align, keep_aligned
 from sparse_dict.storage.files import fingerprint

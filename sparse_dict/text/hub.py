@@ -12,8 +12,7 @@ from typing_extensions import TypedDict
 from sparse_dict.config import HubData
 from sparse_dict.errors import UserError, one_line
 from sparse_dict.machine import distributed
-from sparse_dict.machine.background import in_background
-from sparse_dict.machine.network import status
+from sparse_dict.machine.background import in_background, status
 from sparse_dict.storage import files, records
 from sparse_dict.text.files import no_column, text_of
 

@@ -17,8 +17,7 @@ from typing_extensions import TypedDict
 
 from sparse_dict.config import BPETokenizer, DataConfig, GPT2Tokenizer
 from sparse_dict.errors import UserError, one_line, reading
-from sparse_dict.machine.background import in_background
-from sparse_dict.machine.network import reachable
+from sparse_dict.machine.background import in_background, reachable
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files, records
 from sparse_dict.storage.cache import ensure_sealed

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_dict.errors import one_line
-from sparse_dict.machine import network
+from sparse_dict.machine import background
 
 PROBE_S = 5.0
 SLOW_S = 8.0  # for opening runs: what follows is written offline
@@ -87,7 +87,7 @@ def _ask() -> str:
         return f"no API key for {url}"
     code = base64.b64encode(f"api:{getattr(key, 'api_key', '')}".encode()).decode()
     headers = {"Authorization": f"Basic {code}", "Content-Type": "application/json"}
-    status = network.status(f"{url}/graphql", PROBE_S, headers, QUESTION)
+    status = background.status(f"{url}/graphql", PROBE_S, headers, QUESTION)
     if status in (401, 403) and hasattr(key, "api_key"):  # other credentials are not tried
         return f"{url} refuses the API key"
     if status is None or status >= 500:

@@ -9,8 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from sparse_dict.config import SAEConfig
-from sparse_dict.sae.codes import product
-from sparse_dict.sae.loss import Encoded, Fit, Numbers, Params, Term, auxiliary, l1, squared_error
+from sparse_dict.sae.loss import (
+    Encoded,
+    Fit,
+    Numbers,
+    Params,
+    Term,
+    auxiliary,
+    l1,
+    product,
+    squared_error,
+)
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

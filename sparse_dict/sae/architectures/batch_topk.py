@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 from sparse_dict.sae.architectures.base import Architecture
 from sparse_dict.sae.architectures.topk import TopK, TopKConfig
-from sparse_dict.sae.codes import SELECTION, keep_largest_of_all
-from sparse_dict.sae.loss import Encoded, Params
+from sparse_dict.sae.loss import SELECTION, Encoded, Params, keep_largest_of_all
 
 if TYPE_CHECKING:
     from torch import Tensor

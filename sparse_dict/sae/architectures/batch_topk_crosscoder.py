@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 from sparse_dict.sae.architectures.batch_topk import BatchTopK, BatchTopKConfig
 from sparse_dict.sae.architectures.crosscoder import Crosscoder, CrosscoderConfig
-from sparse_dict.sae.codes import keep_largest_of_all
-from sparse_dict.sae.loss import Encoded, Params
+from sparse_dict.sae.loss import Encoded, Params, keep_largest_of_all
 
 if TYPE_CHECKING:
     from torch import Tensor

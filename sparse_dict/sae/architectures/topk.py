@@ -7,8 +7,7 @@ from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import positive
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.base import Architecture, Axis
-from sparse_dict.sae.codes import keep_largest
-from sparse_dict.sae.loss import Encoded, Params
+from sparse_dict.sae.loss import Encoded, Params, keep_largest
 
 if TYPE_CHECKING:
     from torch import Tensor

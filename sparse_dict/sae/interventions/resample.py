@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from sparse_dict.config import SAEConfig
-from sparse_dict.sae.codes import SELECTION
 from sparse_dict.sae.interventions.base import Intervention, Moment
+from sparse_dict.sae.loss import SELECTION
 
 if TYPE_CHECKING:
     from torch import Tensor
