@@ -234,7 +234,7 @@ def test_questions_to_a_script_load_nothing_heavy(arguments: list[str], shown: s
         "finally:\n"
         "    heavy = {'torch', 'numpy', 'wandb', 'datasets', 'seaborn', 'scipy', 'sklearn'}\n"
         "    assert not heavy & set(sys.modules)\n"
-        "    assert 'hydra_plugins.sparse_dict_launcher.share_launchers' in sys.modules\n"
+        "    assert 'hydra_plugins.sparse_dict_launcher.launchers' in sys.modules\n"
     )
     line = "python train_sae.py sae=t"
     env = {**HERE, "COMP_LINE": line, "COMP_POINT": str(len(line))}

@@ -14,11 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from processes import HERE, ROOT, finished, said, started
 
+from sparse_dict import tracking
 from sparse_dict.config.ranges import shortened
 from sparse_dict.errors import UserError
 from sparse_dict.launch.overrides import as_meant
 from sparse_dict.machine import distributed
-from sparse_dict.tracking import runs
 
 
 def run(command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -245,10 +245,10 @@ def test_figures_do_not_depend_on_somebodys_matplotlib_settings(tmp_path: Path):
 
 def test_a_run_has_a_name_that_wandb_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr(runs, "_init", lambda mode, identity, *_: asked.append(identity))
+    monkeypatch.setattr(tracking, "_init", lambda mode, identity, *_: asked.append(identity))
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = hydra.compose("train_sae", [f"name={'n' * 200}", "tracking.mode=offline"])
     from sparse_dict.launch.jobs import typed
 
-    runs.open_run(typed(config), "train_sae", "a" * 200, tmp_path)
+    tracking.open_run(typed(config), "train_sae", "a" * 200, tmp_path)
     assert all(len(asked[0][key]) == 128 for key in ("name", "group"))

@@ -15,8 +15,8 @@ from launcher_app import launch, logged, worker
 from omegaconf import OmegaConf
 from processes import ROOT, finished
 
-from hydra_plugins.sparse_dict_launcher import share_launchers
-from hydra_plugins.sparse_dict_launcher.share_launchers import OwnConfigs, cores_of, split
+from hydra_plugins.sparse_dict_launcher import launchers
+from hydra_plugins.sparse_dict_launcher.launchers import OwnConfigs, cores_of, split
 from sparse_dict.errors import UserError
 from sparse_dict.launch.jobs import Job
 from sparse_dict.machine.interrupt import Interrupted
@@ -120,14 +120,14 @@ def test_a_share_lets_submitit_exit_and_tells_of_an_interrupt(monkeypatch, error
     def train(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(share_launchers, "train_together", train)
-    monkeypatch.setattr(share_launchers, "configure_log", lambda *_: None)
+    monkeypatch.setattr(launchers, "train_together", train)
+    monkeypatch.setattr(launchers, "configure_log", lambda *_: None)
     monkeypatch.setattr(os, "chdir", lambda _: None)
     config = OmegaConf.create(
         {"hydra": {"runtime": {"cwd": ".", "version_base": "1.3"}, "job": {"name": "x"},
                    "hydra_logging": None, "verbose": False}}
     )  # fmt: skip
-    share = share_launchers.Share([Job(0, (), config, Path("0"))], "json", None)
+    share = launchers.Share([Job(0, (), config, Path("0"))], "json", None)
     if caught:
         assert isinstance(share(), UserError)
     else:

@@ -81,17 +81,17 @@ def test_offline_mode_does_not_ask_the_network(tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("sparse_dict.text.hub.status", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("sparse_dict.text.hub.reachable", lambda *_: pytest.fail("asked"))
     with pytest.raises(UserError, match="offline mode is on"):
         list(corpus.Documents(local(tmp_path, path="someone/something"), tmp_path))
 
 
 def test_a_commit_is_looked_up_once_and_then_needs_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr("sparse_dict.text.hub.status", lambda *_: 200)
+    monkeypatch.setattr("sparse_dict.text.hub.reachable", lambda *_: 200)
     monkeypatch.setattr("sparse_dict.text.hub._looked_up", lambda data: "0123abcd")
     described = corpus.describe(local(tmp_path, path="someone/something"), tmp_path)
     assert described["commit"] == "0123abcd"
-    monkeypatch.setattr("sparse_dict.text.hub.status", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("sparse_dict.text.hub.reachable", lambda *_: pytest.fail("asked"))
     again = local(tmp_path, path="someone/something", streaming=False)
     assert corpus.describe(again, tmp_path) == described
 
@@ -129,7 +129,7 @@ def test_a_server_that_answers_with_an_error_is_reachable():
 def test_without_network_an_earlier_download_is_read(tmp_path, monkeypatch):
     import datasets
 
-    monkeypatch.setattr("sparse_dict.text.hub.status", lambda *_: None)
+    monkeypatch.setattr("sparse_dict.text.hub.reachable", lambda *_: None)
     data = local(tmp_path, path="someone/something")
     # A download as the client leaves it: a local data set's cache under the hub's naming.
     made = datasets.load_dataset(str(tmp_path / "set"), split="train").cache_files[0]["filename"]

@@ -18,7 +18,6 @@ from wandb_server import WandbServer
 
 from sparse_dict import tracking
 from sparse_dict.machine import interrupt
-from sparse_dict.tracking import runs
 
 KEY = {"WANDB_API_KEY": "0" * 40}
 
@@ -26,7 +25,6 @@ PRELUDE = """
 import logging, math, sys, time
 from pathlib import Path
 from sparse_dict import tracking
-from sparse_dict.tracking import server
 from sparse_dict.config import StudyConfig, TrackingConfig
 from sparse_dict.errors import UserError
 
@@ -281,12 +279,12 @@ def test_what_lies_where_a_runs_id_should_be_is_not_taken_for_one(tmp_path: Path
     id_file = tmp_path / "jobs" / "job" / tracking.ID_FILE
     for text in (b"../../x", b"\xff", b"*"):
         id_file.write_bytes(text)
-        assert runs._remembered(id_file) is None
+        assert tracking._remembered(id_file) is None
     id_file.write_text("0123456789abcdef\n")
-    assert runs._remembered(id_file) == "0123456789abcdef"
+    assert tracking._remembered(id_file) == "0123456789abcdef"
     id_file.write_text("0123456789abcdef finished\n")
-    assert runs._remembered(id_file) is None
-    assert runs._remembered(id_file, finished=True) == "0123456789abcdef"
+    assert tracking._remembered(id_file) is None
+    assert tracking._remembered(id_file, finished=True) == "0123456789abcdef"
 
 
 def test_a_signal_while_runs_are_opened_ends_those_that_are_open(tmp_path: Path) -> None:
@@ -358,39 +356,27 @@ assert "wandb" not in sys.modules
 
 
 @pytest.mark.parametrize(
-    ("status", "key", "reason"),
+    ("key", "reason"),
     [
-        (200, {}, "no API key for {url}"),
-        (401, KEY, "{url} refuses the API key"),
-        (503, KEY, "{url} answers 503"),
-        (None, KEY, "{url} does not answer"),
+        ({}, "tracking.mode=online, but no API key for {url}; "
+         "run `wandb login`, or set tracking.mode=offline"),
+        (KEY, "wandb cannot open a run online: "),
     ],
-)
-def test_online_without_key_or_server_is_a_user_error_at_once(
-    tmp_path: Path, status: int | None, key: dict[str, str], reason: str
+)  # fmt: skip
+def test_online_without_key_or_server_is_a_user_error(
+    tmp_path: Path, key: dict[str, str], reason: str
 ) -> None:
     code = """
-import wandb
-server.PROBE_S = 1.0
-start = time.monotonic()
 try:
     open_run("run", mode="online")
 except UserError as error:
     print(error, end="")
-assert time.monotonic() - start < 3
 """
     with WandbServer() as server:
-        if status is None:
-            server.delay = 30.0
-        else:
-            server.status = status
+        server.status = 401
         process = child(tmp_path, code, WANDB_BASE_URL=server.url, **key)
     assert process.stderr == ""
-    assert process.stdout == (
-        f"tracking.mode=online, but {reason.format(url=server.url)}; "
-        "run `wandb login`, or set tracking.mode=offline"
-    )
-    assert list(tmp_path.iterdir()) == []
+    assert process.stdout.startswith(reason.format(url=server.url))
 
 
 def test_trouble_while_logging_is_one_warning(

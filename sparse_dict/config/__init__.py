@@ -12,57 +12,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from sparse_dict.config.activations import (
-    ActivationsConfig,
-    HarvestConfig,
-    HFModel,
-    StudyLM,
-)
-from sparse_dict.config.analysis import (
-    ANALYSES,
-    BASELINES,
-    LOOPBACK,
-    BaselinesConfig,
-    ComparisonConfig,
-    ConsensusConfig,
-    ContextsConfig,
-    EffectsConfig,
-    InterpConfig,
-    LossRecoveredConfig,
-    NoSettings,
-)
+from sparse_dict.config.analysis import *
 from sparse_dict.config.identity import NEUTRAL
-from sparse_dict.config.lm import (
-    AdamWConfig,
-    LMTrainingConfig,
-    ModelConfig,
-    MuonConfig,
-)
 from sparse_dict.config.ranges import NAME_BYTES, shortened
-from sparse_dict.config.sae import (
-    AdamConfig,
-    SAEConfig,
-    SAETrainingConfig,
-    SparsityConfig,
-)
-from sparse_dict.config.stages import (
-    AnalyzeConfig,
-    HarvestStageConfig,
-    StudyConfig,
-    TrackingConfig,
-    TrainLMConfig,
-    TrainSAEConfig,
-    analyze_schema,
-)
-from sparse_dict.config.text import (
-    BPETokenizer,
-    DataConfig,
-    DocstringsData,
-    FilesData,
-    GPT2Tokenizer,
-    HubData,
-    ToyData,
-)
+from sparse_dict.config.stages import *
 
 CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
 

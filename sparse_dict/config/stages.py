@@ -6,12 +6,295 @@ from typing import Any, TypeVar
 
 from omegaconf import MISSING
 
-from sparse_dict.config.activations import ActivationsConfig, HarvestConfig
 from sparse_dict.config.analysis import ANALYSES, ComparisonConfig
-from sparse_dict.config.lm import AdamWConfig, LMTrainingConfig, ModelConfig
-from sparse_dict.config.ranges import NAME_BYTES, Checked, not_negative, one_of
-from sparse_dict.config.sae import AdamConfig, SAEConfig, SAETrainingConfig, SparsityConfig
+from sparse_dict.config.ranges import (
+    NAME_BYTES,
+    Checked,
+    at_least,
+    between,
+    coefficient,
+    not_negative,
+    one_of,
+    positive,
+)
+from sparse_dict.config.sites import Site, parse
 from sparse_dict.errors import UserError
+
+
+@dataclass
+class DataConfig(Checked, section="data"):
+    """What every corpus has: the share of its documents held out for validation and harvest."""
+
+    val_fraction: float = between(0, 1)  # share of the documents that is held out
+
+
+@dataclass
+class DocstringsData(DataConfig):
+    """Docstrings of installed libraries."""
+
+    packages: list[str] | None = MISSING  # import names; null takes every installed library
+    min_chars: int = MISSING  # shorter docstrings are left out
+
+
+@dataclass
+class FilesData(DataConfig):
+    """Local txt, jsonl or parquet files."""
+
+    files: Any = MISSING  # a path or glob, or a list of them
+    text_column: str = MISSING  # the column or JSON key that holds the text
+
+
+@dataclass
+class HubData(DataConfig):
+    """A data set of the Hugging Face hub."""
+
+    path: str = MISSING  # OWNER/NAME on the hub
+    name: str | None = MISSING  # a configuration of it; null: the only one
+    revision: str | None = MISSING  # branch or commit; null: the main branch
+    split: str = MISSING  # part of the data set
+    streaming: bool = MISSING  # whether it is read as it is downloaded
+    text_column: str = MISSING  # the column that holds the text
+    max_documents: int | None = MISSING  # null takes all
+
+
+@dataclass
+class ToyData(Checked, section="data"):
+    """Synthetic activations whose features are known, in place of a text and a language model."""
+
+    d_in: int = positive()  # columns
+    n_features: int = positive()  # the true ones
+    n_active: float = positive()  # features active in a row, mean
+    decay: float = between(0, 1, "(]")  # a feature's probability as a share of the one before it
+    correlated: bool = MISSING  # whether features are active together
+    value: str = one_of("uniform", "product")  # U(0, 1), or the product of two such
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        most = self.n_active / sum(self.decay**i for i in range(self.n_features))
+        if most >= 1:
+            raise UserError(
+                f"data.n_active={self.n_active} would make the first feature active with "
+                f"probability {most:.2f}: take fewer, more n_features or a larger decay"
+            )
+
+
+@dataclass
+class GPT2Tokenizer:
+    """GPT-2's byte-pair vocabulary, through tiktoken."""
+
+    kind: str = "gpt2"  # follows from the choice
+
+
+@dataclass
+class BPETokenizer(Checked, section="tokenizer"):
+    """A byte-pair vocabulary trained on the corpus."""
+
+    # ids in all: bytes, merges and the end-of-text token
+    vocab_size: int = at_least(258, " (256 bytes, one merge, end of text)")
+    train_chars: int = positive()  # characters of the corpus that the trainer sees
+    kind: str = "bpe"  # follows from the choice
+
+
+@dataclass
+class SAEConfig(Checked, section="sae"):
+    """What every kind of dictionary has.
+
+    `sae/architectures/` adds each kind's own keys, and `sae/interventions/` those of what is done
+    to dictionaries beside training them.
+    """
+
+    dict_size: int = positive()  # number of features
+    activation: str = MISSING  # the kind, a module of sae/architectures/; chosen by sae=NAME
+    tied: bool = MISSING  # encoder = decoder transposed
+    init: str = one_of("independent", "aligned")  # aligned: the encoder starts as the decoder
+    l1: float = coefficient()  # coefficient of the L1 penalty
+    # what l1 is divided by: d_in, so that one l1 gives a similar L0 at any width; none, as the
+    # post; dict_size, the dictionary's size
+    l1_scaling: str = one_of("none", "d_in", "dict_size")
+    dead: str = one_of("none", "resample", "auxk")  # what is done about features that stay inactive
+    resample_every: int = positive(2_500)  # resample: optimiser steps between two
+    aux_k: int = positive()  # auxk: inactive features that model the residual of a row
+    aux_coefficient: float = not_negative()  # auxk: weight of that loss
+    precision: str = one_of("fp32", "bf16")  # of products; on a CPU, of the one that selects codes
+    project_gradient: bool = MISSING  # drop the decoder gradient's part along its unit rows
+    encoder_norm: bool = False  # keep each encoder row times its decoder row at one
+    # LAYER/SITE or a module's path, of a harvest of several: whose columns are read; null: all
+    site: str | None = None
+    target: str | None = None  # transcoder: the site that is reconstructed; null: what is read
+    skip: bool = False  # transcoder: the output also gets a linear map of the input
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("site", "target"):
+            if (place := getattr(self, key)) is not None:
+                parse(place, None, f"sae.{key}")
+        if self.target is not None and (self.tied or self.init == "aligned"):
+            raise UserError(
+                "sae.target: encoder and decoder are of different sites, so they cannot be alike: "
+                "set sae.tied=false and sae.init=independent"
+            )
+        if self.target is not None and self.site in (None, self.target):
+            raise UserError("sae.target needs another site in sae.site, from which it is made")
+        if self.skip and self.target is None:
+            raise UserError("sae.skip needs sae.target: x itself would be its own reconstruction")
+        if self.target is not None and self.encoder_norm:
+            raise UserError("sae.target needs sae.encoder_norm=false")
+
+
+@dataclass
+class SparsityConfig:
+    """The levels of sparsity where kinds are compared; `conf/sae/` takes its values from these."""
+
+    l1: float = MISSING  # of kinds with an L1 penalty
+    k: int = MISSING  # of TopK and its like
+    l0: float = MISSING  # of JumpReLU
+
+
+@dataclass
+class AdamConfig(Checked, section="optimizer"):
+    """Adam for dictionaries: a linear warm-up, and a decay at the end if there is a schedule."""
+
+    lr: float = positive()  # learning rate
+    # what becomes of lr where activations are wider than 128 columns: d_in, times sqrt(128 / d_in);
+    # none, nothing. A record has the rate that was used
+    lr_scaling: str = one_of("none", "d_in", default="none")
+    beta1: float = between(0, 1, "[)")  # decay of the mean gradient
+    beta2: float = between(0, 1, "[)")  # decay of its mean square
+    eps: float = positive()  # added to the root of that
+    warmup_steps: int = not_negative()  # optimiser steps over which the rate rises
+    schedule: str = one_of("constant", "linear", "cosine", default="constant")  # how the rate ends
+    decay_fraction: float = between(0, 1, "(]", default=0.2)  # of the training, in which it falls
+
+
+@dataclass
+class SAETrainingConfig(Checked, section="training"):
+    """How long and in what pieces dictionaries are trained."""
+
+    n_activations: int = positive()  # rows seen in all; more than there are means several passes
+    batch_size: int = positive()  # rows in one optimiser step
+    eval_rows: int = positive()  # rows at the end of the harvest, kept for the final numbers
+    l1_warmup_steps: int = not_negative()  # optimiser steps over which l1 rises from zero
+    # a feature is inactive if none of the last so many rows, or half of the training, activated it
+    dead_window: int = positive()
+    snapshots: int = not_negative()  # decoders kept: at the end, half of it, a quarter and so on
+    log_every: int = positive()  # optimiser steps between logged values
+    checkpoint_every: int = positive()  # optimiser steps between checkpoints
+    rows: str = one_of("all", "half_a", "half_b", "bootstrap", default="all")  # which rows are seen
+    rows_seed: int = not_negative(0)  # of the split into halves, or of the bootstrap
+
+
+@dataclass
+class ModelConfig(Checked, section="model"):
+    """A GPT in the nanoGPT manner."""
+
+    n_layers: int = positive()  # blocks
+    n_heads: int = positive()  # of attention, in a block
+    d_model: int = positive()  # width of the residual stream
+    d_mlp: int = positive()  # neurons of an MLP
+    n_ctx: int = positive()  # tokens in one context
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.d_model % self.n_heads:
+            raise UserError(
+                f"model.d_model ({self.d_model}) must be a multiple of "
+                f"model.n_heads ({self.n_heads})"
+            )
+
+
+@dataclass
+class AdamWConfig(Checked, section="optimizer"):
+    """AdamW with linear warm-up and cosine decay, for the language model."""
+
+    lr: float = positive()  # the highest learning rate
+    min_lr_ratio: float = not_negative()  # learning rate at the end, as a share of lr
+    beta1: float = MISSING  # decay of the mean gradient
+    beta2: float = MISSING  # decay of its mean square
+    weight_decay: float = not_negative()  # on matrices only
+    warmup_fraction: float = not_negative()  # share of the run spent in warm-up
+    grad_clip: float = not_negative()  # global norm; 0 turns clipping off
+    cosine_runs: float = positive(1.0)  # length of the cosine in runs: above 1, the run ends before
+
+
+@dataclass
+class MuonConfig(AdamWConfig):
+    """Muon on the blocks' matrices, AdamW on embeddings, positions and norms."""
+
+    hidden_lr: float = positive()  # Muon's learning rate; `lr` is AdamW's, with the same schedule
+    momentum: float = between(0, 1, "[)")  # of the matrices' gradients
+
+
+@dataclass
+class LMTrainingConfig(Checked, section="training"):
+    """How long and in what pieces the language model is trained."""
+
+    n_tokens: int = positive()  # tokens seen in all
+    batch_size: int = positive()  # sequences of n_ctx tokens in one forward pass
+    accumulate: int = positive()  # forward passes in one optimiser step
+    precision: str = one_of("fp32", "bf16")  # of products
+    eval_every: int = positive()  # optimiser steps between validation losses
+    eval_tokens: int = positive()  # validation tokens in one estimate
+    checkpoint_every: int = positive()  # optimiser steps between checkpoints
+    log_every: int = positive()  # optimiser steps between logged values
+
+
+@dataclass
+class StudyLM:
+    """The language model that train_lm.py has put into lm_dir."""
+
+
+@dataclass
+class HFModel(Checked, section="lm"):
+    """A causal language model of the transformers library, with its own tokenizer."""
+
+    name_or_path: str = MISSING  # a folder, or a name on the Hugging Face hub
+    revision: str | None = MISSING  # branch or commit; null: the main branch
+    n_ctx: int = positive()  # tokens of text in one context
+    dtype: str = one_of("float32", "bfloat16", "float16")  # what the model computes in
+    # whether each context begins with the token that begins a text, which has no row; null: if the
+    # model's tokenizer puts one there
+    bos: bool | None = None
+
+
+@dataclass
+class HarvestConfig(Checked, section="harvest"):
+    """Which activations are written, how many, and how."""
+
+    layer: int = not_negative()  # counted from zero
+    site: str = MISSING  # a short name (sparse_dict/config/sites.py), or with lm=hf a module's path
+    n_tokens: int = positive()  # rows to write; the corpus may hold fewer
+    split: str = one_of("validation", "train", "all")  # part of the corpus
+    batch_size: int = positive()  # sequences of n_ctx tokens in one forward pass
+    shard_rows: int = positive()  # rows in a file
+    dtype: str = one_of("float16", "float32")  # of the rows on disk
+    # LAYER/SITE or modules' paths, side by side in one row; null: layer and site alone
+    sites: list[str] | None = None
+    skip_first: int = not_negative(0)  # positions at each context's start: attention sinks
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        places = self.places()
+        if not places or len(set(places)) < len(places):
+            raise UserError(
+                f"harvest.sites must name one site or more, each once, not {self.sites}"
+            )
+
+    def places(self) -> list[Site]:
+        """The sites in the order in which a row holds them."""
+        if self.sites is None:
+            return [parse(self.site, self.layer, "harvest.site")]
+        return [parse(text, None, "harvest.sites") for text in self.sites]
+
+
+@dataclass
+class ActivationsConfig(Checked, section="activations"):
+    """How a dictionary sees the activations."""
+
+    # what they are divided by, so that their mean square is one: rms, one number; rms_by_site, one
+    # for each of several sites; none
+    scaling: str = one_of("rms", "rms_by_site", "none")
+    # whether the mean row is subtracted first; auto: if it is large against the spread
+    centering: str = one_of("auto", "mean", "none", default="none")
 
 
 @dataclass
@@ -99,22 +382,19 @@ class TrainSAEConfig(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_folders("activations_dir", self.activations_dir)
+        _folders("activations_dir", self.activations_dir)
 
     @property
     def activations_dirs(self) -> list[Path]:
         """The folders of `activations_dir`, one or more."""
-        return _folders(self.activations_dir)
+        return _folders("activations_dir", self.activations_dir)
 
 
-def _folders(given: Any) -> list[Path]:
-    return [Path(folder) for folder in (given if isinstance(given, list) else [given])]
-
-
-def _check_folders(key: str, value: Any) -> None:
-    given = value if isinstance(value, list) else [value]
-    if not given or not all(isinstance(folder, str) for folder in given):
-        raise UserError(f"{key} must be a folder, or a list of them, not {value!r}")
+def _folders(key: str, given: Any) -> list[Path]:
+    named = given if isinstance(given, list) else [given]
+    if not named or not all(isinstance(folder, str) for folder in named):
+        raise UserError(f"{key} must be a folder, or a list of them, not {given!r}")
+    return [Path(folder) for folder in named]
 
 
 Settings = TypeVar("Settings")
@@ -133,18 +413,18 @@ class AnalyzeConfig(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_folders("sae_dir", self.sae_dir)
-        _check_folders("activations_dir", self.activations_dir)
+        _folders("sae_dir", self.sae_dir)
+        _folders("activations_dir", self.activations_dir)
 
     @property
     def sae_dirs(self) -> list[Path]:
         """The folders of `sae_dir`, one or more."""
-        return _folders(self.sae_dir)
+        return _folders("sae_dir", self.sae_dir)
 
     @property
     def activations_dirs(self) -> list[Path]:
         """The folders of `activations_dir`, one or more."""
-        return _folders(self.activations_dir)
+        return _folders("activations_dir", self.activations_dir)
 
     def is_on(self, name: str) -> bool:
         """Whether an analysis was chosen."""

@@ -10,7 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice, repeat
@@ -19,38 +19,30 @@ from typing import TypeVar
 TIMEOUT_S = 3.0
 
 
-def status(
-    url: str, seconds: float, headers: Mapping[str, str] | None = None, data: bytes | None = None
-) -> int | None:
-    """The HTTP status of what answers at `url` within `seconds`; None if nothing does.
+def reachable(url: str, seconds: float = TIMEOUT_S) -> bool:
+    """Whether anything answers at `url` within `seconds`, even with an error.
 
-    It is 0 where the TLS certificate is not accepted here, since the client that is used later may
-    accept it. With `data` the request is a POST, else HEAD.
+    Asked first, because client libraries retry for half a minute.
     """
-    found: list[int] = []
+    answered = threading.Event()
 
     def ask() -> None:
-        request = urllib.request.Request(url, data, dict(headers or {}))
-        request.method = "HEAD" if data is None else "POST"
         try:
-            with urllib.request.urlopen(request, timeout=seconds) as response:
-                found.append(response.status)
-        except urllib.error.HTTPError as error:
-            found.append(error.code)
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=seconds).close()
+        except urllib.error.HTTPError:
+            pass
         except OSError as error:
-            if isinstance(getattr(error, "reason", None), ssl.SSLError):
-                found.append(0)
+            # a certificate that is not accepted here may be by the client that is used later
+            if not isinstance(getattr(error, "reason", None), ssl.SSLError):
+                return
+        answered.set()
 
     # In a thread, because a name look-up has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
-    return found[0] if found else None
-
-
-def reachable(url: str) -> bool:
-    """Whether anything answers at `url` within `TIMEOUT_S`, even with an HTTP error."""
-    return status(url, TIMEOUT_S) is not None
+    return answered.is_set()
 
 
 S = TypeVar("S")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations, Moments
-from sparse_dict.config.sae import SAETrainingConfig
+from sparse_dict.config.stages import SAETrainingConfig
 from sparse_dict.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from typing_extensions import TypedDict
 
 from sparse_dict.config import HubData
 from sparse_dict.errors import UserError, one_line
 from sparse_dict.machine import distributed
-from sparse_dict.machine.background import in_background, status
+from sparse_dict.machine.background import in_background, reachable
 from sparse_dict.storage import files, records
 from sparse_dict.text.files import no_column, text_of
 
@@ -126,7 +125,7 @@ def _looked_up(data: HubData) -> str:
         if data.revision != CONVERTED:
             raise
         info = _info(data.path, None)
-    names = {file["rfilename"] for file in info.get("siblings", ())}
+    names = {file.rfilename for file in info.siblings or ()}
     if f"{data.path.rpartition('/')[2]}.py" in names:
         try:
             info = _info(data.path, CONVERTED)
@@ -135,18 +134,13 @@ def _looked_up(data: HubData) -> str:
                 f"{data.path} is a script, which datasets does not run, and the hub has not "
                 f"converted it to Parquet; {INSTEAD}"
             ) from None
-    return str(info["sha"])
+    return str(info.sha)
 
 
-def _info(path: str, revision: str | None) -> dict[str, Any]:
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+def _info(path: str, revision: str | None) -> Any:
+    from huggingface_hub import HfApi
 
-    at = f"/revision/{quote(revision, safe='')}" if revision else ""
-    url = f"{_endpoint()}/api/datasets/{path}{at}"
-    response = http_backoff("GET", url, headers=build_hf_headers(), timeout=ANSWER_S)
-    hf_raise_for_status(response)
-    found: dict[str, Any] = response.json()
-    return found
+    return HfApi(_endpoint()).dataset_info(path, revision=revision, timeout=ANSWER_S)
 
 
 def _open(data: HubData, commit: str | None) -> Any:
@@ -187,7 +181,7 @@ def _endpoint() -> str:
 def _online() -> bool:
     import datasets
 
-    return not datasets.config.HF_HUB_OFFLINE and status(_endpoint(), ANSWER_S) is not None
+    return not datasets.config.HF_HUB_OFFLINE and reachable(_endpoint(), ANSWER_S)
 
 
 def _told(data: HubData, error: Exception) -> UserError:
