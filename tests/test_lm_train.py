@@ -94,40 +94,6 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_weights(tmp_path, number)
     assert state.history == whole.history
 
 
-@pytest.mark.parametrize("at", [7, 20])  # steps: the first validation, and the last
-def test_a_signal_during_a_validation_costs_it_no_time_and_the_run_no_row(
-    tmp_path, monkeypatch, at
-):
-    straight = new_model()
-    whole = train.train(straight, make_job(tmp_path / "a"), FakeRun())
-    job, model = make_job(tmp_path / "b"), new_model()
-    evaluate, loss, parts = train.evaluate, model.loss, []
-
-    def signalled(model, windows, batch_size, stop=None):
-        if stop is not None and len(parts) == 0 and run.rows[-1]["tokens"] == at * job.step_tokens:
-
-            def once(*given, **options):
-                if not parts:
-                    signal.raise_signal(signal.SIGTERM)
-                parts.append(len(given[0]))
-                return loss(*given, **options)
-
-            monkeypatch.setattr(model, "loss", once)
-        return evaluate(model, windows, batch_size, stop)
-
-    monkeypatch.setattr(train, "evaluate", signalled)
-    run = FakeRun()
-    with pytest.raises(Interrupted):
-        train.train(model, job, run)
-    assert len(job.validation) > job.training.batch_size  # there was more than the one part
-    assert parts == [job.training.batch_size, 1]  # then only a window of the state that is saved
-    monkeypatch.setattr(train, "evaluate", evaluate)
-    resumed = new_model()
-    state = train.train(resumed, job, FakeRun())
-    assert state.history == whole.history
-    assert_alike(resumed, straight)
-
-
 @pytest.mark.parametrize("optimizer", [OPTIMIZER, MUON], ids=["adamw", "muon"])
 def test_a_run_started_from_a_regular_checkpoint_ends_alike(tmp_path, optimizer):
     class Killed(Exception):

@@ -109,10 +109,9 @@ def test_a_config_that_cannot_work_is_refused_by_check(tmp_path):
         corpus.check(local(tmp_path, path=""))
 
 
-def test_a_server_that_never_answers_is_unreachable_and_a_refusal_too(silent, monkeypatch):
-    monkeypatch.setattr("sparse_dict.machine.background.TIMEOUT_S", 0.2)
+def test_a_server_that_never_answers_is_unreachable_and_a_refusal_too(silent):
     started = time.monotonic()
-    assert not reachable(silent)
+    assert not reachable(silent, 0.2)
     assert time.monotonic() - started < 2
     assert not reachable("http://127.0.0.1:9")
 

@@ -3,7 +3,7 @@
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparse_dict import tracking
 from sparse_dict.config import TrainLMConfig, identity
@@ -13,10 +13,6 @@ from sparse_dict.machine import distributed, runtime
 from sparse_dict.storage import files, tensor_files
 from sparse_dict.storage.output import Output
 from sparse_dict.text import corpus
-
-if TYPE_CHECKING:
-    from sparse_dict.lm.checkpoint import State
-    from sparse_dict.lm.train import Job
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +53,8 @@ def run(config: TrainLMConfig) -> None:
 
 def _run(config: TrainLMConfig) -> None:
     lm_dir, cache_dir = Path(config.lm_dir), Path(config.cache_dir)
-    made_from = {
-        "config": identity.record(config),
-        "corpus": corpus.describe(config.data, cache_dir),
-    }
+    described = corpus.describe(config.data, cache_dir)
+    made_from = {"config": identity.record(config), "corpus": described}
     if OUTPUT.is_finished(lm_dir, made_from, config):
         log.info("%s is already trained", lm_dir)
         if distributed.main():
@@ -77,7 +71,7 @@ def _run(config: TrainLMConfig) -> None:
     with distributed.main_first():
         tokenizer = tokenizers.build(config.tokenizer, config.data, cache_dir)
         store = tokens.prepare(config.data, tokenizer, cache_dir)
-    corpus.refuse_change(made_from["corpus"], store.manifest["corpus"])
+    corpus.refuse_change(described, store.manifest["corpus"])
     device = distributed.device(config.device)
     n_ctx = config.model.n_ctx
     text, validation = (store.split(name) for name in tokens.SPLITS)
@@ -106,22 +100,29 @@ def _run(config: TrainLMConfig) -> None:
         checkpoint=lm_dir / folder.CHECKPOINT,
         identity=made_from,
     )
-    prints = {
-        "tokenizer": tokenizer.fingerprint,
-        "corpus": files.fingerprint(made_from["corpus"]),
-    }
-    name = f"{config.name} lm"
+    prints = {"tokenizer": tokenizer.fingerprint, "corpus": files.fingerprint(described)}
     if distributed.main():
         OUTPUT.begin(lm_dir)
+    name = f"{config.name} lm"
     with tracking.open_run(config, "train_lm", name, lm_dir, "tokens", prints) as run:
         state = train.train(model, job, run)
         if not distributed.main():
             return
-        record = _record(job, state, device.type) | {"n_vocab": tokenizer.n_vocab}
-        record["baselines"] = without_model
-        run.summary(
-            record["losses"] | {f"{k}_loss": without_model[k] for k in ("unigram", "bigram")}
-        )
+        losses = {key: state.history[-1][key] for key in ("train_loss", "val_loss")}
+        run.summary(losses | {f"{k}_loss": without_model[k] for k in ("unigram", "bigram")})
+        seen = state.step * job.step_tokens
+        record = {
+            "format_version": folder.FORMAT_VERSION,
+            **made_from,
+            "losses": losses,
+            "tokens": seen,
+            "steps": state.step,
+            "seconds": state.seconds,
+            "tokens_per_second": seen / state.seconds,
+            "device": device.type,
+            "n_vocab": tokenizer.n_vocab,
+            "baselines": without_model,
+        }
         weights = {name: p.detach().cpu().numpy() for name, p in model.named_parameters()}
         tensor_files.write(lm_dir / folder.WEIGHTS, weights)
         tokenizer.save(lm_dir / folder.TOKENIZER)
@@ -134,21 +135,6 @@ def _run(config: TrainLMConfig) -> None:
     shutil.rmtree(lm_dir / folder.CHECKPOINT.parent)
     log.info(
         "%s: validation loss %.3f (unigram %.3f, bigram %.3f), %.0f tokens/s",
-        lm_dir, record["losses"]["val_loss"], without_model["unigram"], without_model["bigram"],
-        record["tokens_per_second"],
+        lm_dir, losses["val_loss"], without_model["unigram"], without_model["bigram"],
+        seen / state.seconds,
     )  # fmt: skip
-
-
-def _record(job: "Job", state: "State", device: str) -> dict[str, Any]:
-    last = state.history[-1]
-    tokens = state.step * job.step_tokens
-    return {
-        "format_version": folder.FORMAT_VERSION,
-        **job.identity,
-        "losses": {"train_loss": last["train_loss"], "val_loss": last["val_loss"]},
-        "tokens": tokens,
-        "steps": state.step,
-        "seconds": state.seconds,
-        "tokens_per_second": tokens / state.seconds,
-        "device": device,
-    }

@@ -84,25 +84,13 @@ def _split(windows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def evaluate(
-    model: GPT,
-    windows: NDArray[np.int64],
-    batch_size: int,
-    stop: interrupt.StopRequest | None = None,
-) -> float | None:
-    """Mean loss in nats over the targets of `windows`, in fp32; processes share the windows.
-
-    None if one of them was asked to stop meanwhile.
-    """
+def evaluate(model: GPT, windows: NDArray[np.int64], batch_size: int) -> float:
+    """Mean loss in nats over the targets of `windows`, in fp32; processes share the windows."""
     device = model.embed.weight.device
     own = torch.from_numpy(windows[distributed.rank() :: distributed.size()])
     total = 0.0
     for part in own.split(batch_size) if len(own) else ():
-        if stop is not None and stop.signal:
-            break
         total += model.loss(*_split(part, device)).item() * len(part)
-    if stop is not None and max(distributed.gather(stop.signal or 0)):
-        return None
     return sum(distributed.gather(total)) / len(windows)
 
 
@@ -143,10 +131,8 @@ def train(model: GPT, job: Job, run: "Run") -> State:
         windows = torch.from_numpy(batch(job, step))
         return windows.pin_memory() if device.type == "cuda" else windows
 
-    def validate(stop: interrupt.StopRequest) -> None:
-        val_loss = evaluate(model, job.validation, config.batch_size, stop)
-        if val_loss is None:
-            return
+    def validate() -> None:
+        val_loss = evaluate(model, job.validation, config.batch_size)
         if not math.isfinite(val_loss):
             raise UserError(_not_finite(job, state.step, saved))
         train_loss = state.loss_sum / state.loss_steps
@@ -159,10 +145,8 @@ def train(model: GPT, job: Job, run: "Run") -> State:
         log.info("step %d: loss %.3f, validation %.3f", state.step, train_loss, val_loss)
 
     with interrupt.on_signal() as stop, progress:
-        if job.lacks_validation(state):  # a signal had come before
-            validate(stop)
-            if job.lacks_validation(state):
-                raise interrupt.Interrupted(128 + _signal(stop))
+        if job.lacks_validation(state):  # an earlier version was stopped by a signal before it
+            validate()
         started = time.perf_counter()
         for windows in prefetched(map(windows_of, range(state.step, job.n_steps))):
             lr = learning_rate(job.optimizer, state.step, job.n_steps)
@@ -193,15 +177,14 @@ def train(model: GPT, job: Job, run: "Run") -> State:
                 values["tokens_per_second"] = tokens / state.seconds
                 run.log(values)
             if job.lacks_validation(state):
-                validate(stop)
-            signal = _signal(stop)
+                validate()
+            signal = round(max(distributed.gather(stop.signal or 0)))  # of any process
             saves = state.step % config.checkpoint_every == 0 or last or signal
-            if saves and not state.validated:
-                # The loss above is of the state before the step: check the one that is saved.
-                loss_now = evaluate(model, job.validation[:1], config.batch_size)
-                if loss_now is None or not math.isfinite(loss_now):
-                    raise UserError(_not_finite(job, state.step, saved))
             if saves:
+                # The loss above is of the state before the step: check the one that is saved.
+                one = None if state.validated else evaluate(model, job.validation[:1], 1)
+                if one is not None and not math.isfinite(one):
+                    raise UserError(_not_finite(job, state.step, saved))
                 if distributed.main():
                     checkpoint.save(job.checkpoint, model, optimizer, state, job.identity)
                 saved = state.step
@@ -216,14 +199,8 @@ def train(model: GPT, job: Job, run: "Run") -> State:
     return state
 
 
-def _signal(stop: interrupt.StopRequest) -> int:
-    return round(max(distributed.gather(stop.signal or 0)))
-
-
 def _not_finite(job: Job, step: int, saved: int) -> str:
-    kept = (
-        f"{job.checkpoint} holds step {saved}, the last good one"
-        if job.checkpoint.exists()
-        else "no checkpoint was written before it"
-    )
+    kept = "no checkpoint was written before it"
+    if job.checkpoint.exists():
+        kept = f"{job.checkpoint} holds step {saved}, the last good one"
     return f"the loss or a gradient is not finite at step {step}: lower optimizer.lr; {kept}"

@@ -16,10 +16,14 @@ from contextlib import closing
 from itertools import islice, repeat
 from typing import TypeVar
 
-TIMEOUT_S = 3.0
+S = TypeVar("S")
+T = TypeVar("T")
+
+NAME = "sparse-dict background"
+_END = object()
 
 
-def reachable(url: str, seconds: float = TIMEOUT_S) -> bool:
+def reachable(url: str, seconds: float = 3.0) -> bool:
     """Whether anything answers at `url` within `seconds`, even with an error.
 
     Asked first, because client libraries retry for half a minute.
@@ -43,13 +47,6 @@ def reachable(url: str, seconds: float = TIMEOUT_S) -> bool:
     thread.start()
     thread.join(seconds)
     return answered.is_set()
-
-
-S = TypeVar("S")
-T = TypeVar("T")
-
-NAME = "sparse-dict background"
-_END = object()
 
 
 def prefetched(items: Iterable[T], depth: int = 2) -> Iterator[T]:

@@ -42,12 +42,9 @@ def _made_from(folder: Path) -> dict[str, Any] | None:
 
 OUTPUT = Output("train_sae", None, folders.METRICS, _made_from)
 
-# Once per process: the moments of a foreign folder cost a pass over it.
+# Once per process: these cost a pass over the activations, or over their last rows.
 _opened = cache(open_all)
-
-
-def _open(config: TrainSAEConfig) -> Activations:
-    return _opened(*config.activations_dirs)
+_check_last = cache(lambda seen, site, rows: check_evaluation_rows(seen.at(site), rows))
 
 
 @cache
@@ -59,9 +56,8 @@ def _damage(activations: Activations) -> UserError | None:
     return None
 
 
-@cache
-def _check_last(activations: Activations, site: str | None, eval_rows: int) -> None:
-    check_evaluation_rows(activations.at(site), eval_rows)
+def _open(config: TrainSAEConfig) -> Activations:
+    return _opened(*config.activations_dirs)
 
 
 def _record(config: TrainSAEConfig, activations: Activations) -> dict[str, Any]:
@@ -129,54 +125,42 @@ def train_many(configs: list[TrainSAEConfig], folders_: list[Path]) -> list[Outc
     Finished ones are skipped, interrupted ones go on. One that fails, or in whose folder another
     process works, leaves the others alone.
     """
-    with ExitStack() as locks:
-        return _train_many(configs, folders_, locks)
-
-
-def _train_many(
-    configs: list[TrainSAEConfig], folders_: list[Path], locks: ExitStack
-) -> list[Outcome]:
     from sparse_dict.sae import passes  # torch, which checking jobs does not need
 
     outcomes: dict[int, Outcome] = {}
     waiting: dict[Job, int] = {}
-    for i, (config, folder) in enumerate(zip(configs, folders_, strict=True)):
-        try:
-            locks.enter_context(lock.holding(folder))
-            activations = _open(config)
-            config = settled(config, activations)
-            job = Job(config, folder, _record(config, activations))
-            if OUTPUT.is_finished(folder, job.record, config):
-                metrics = dict(folders.read_metrics(folder))
+    with ExitStack() as locks:
+        for i, (config, folder) in enumerate(zip(configs, folders_, strict=True)):
+            try:
+                locks.enter_context(lock.holding(folder))
+                activations = _open(config)
+                config = settled(config, activations)
+                job = Job(config, folder, _record(config, activations))
+                if finished := OUTPUT.is_finished(folder, job.record, config):
+                    outcomes[i] = metrics = dict(folders.read_metrics(folder))
+                elif damage := _damage(activations):
+                    raise damage
+                elif meta := folders.read_checkpoint_meta(folder):
+                    job.step = meta["step"]
                 OUTPUT.begin(folder)
-                _finish_what_was_killed(job, metrics)
-                outcomes[i] = metrics
+                if not finished:
+                    waiting[job] = i
+                    continue
                 log.info("%s is already trained", folder)
-                continue
-            if damage := _damage(activations):
-                raise damage
-            if meta := folders.read_checkpoint_meta(folder):
-                job.step = meta["step"]
-            OUTPUT.begin(folder)
-            waiting[job] = i
-        except UserError as error:
-            outcomes[i] = error
-    groups = jobs.passes(waiting)
-    for number, group in enumerate(groups, start=1):
-        if len(groups) > 1:
-            log.info("pass %d of %d: %d dictionaries", number, len(groups), len(group))
-        results = passes.train(group, _open(group[0].config))
-        outcomes.update(zip(map(waiting.__getitem__, group), results, strict=True))
+                # what was left when a process died after it had written a dictionary's last file
+                (folder / folders.CHECKPOINT).unlink(missing_ok=True)
+                if tracking.unfinished(folder):
+                    with passes.opened(job, activations) as run:
+                        passes.ended(run, job, metrics)
+            except UserError as error:
+                outcomes[i] = error
+        groups = jobs.passes(waiting)
+        for number, group in enumerate(groups, start=1):
+            if len(groups) > 1:
+                log.info("pass %d of %d: %d dictionaries", number, len(groups), len(group))
+            results = passes.train(group, _open(group[0].config))
+            outcomes.update(zip(map(waiting.__getitem__, group), results, strict=True))
     return [outcomes[i] for i in range(len(configs))]
-
-
-def _finish_what_was_killed(job: Job, metrics: Any) -> None:
-    from sparse_dict.sae import passes
-
-    (job.folder / folders.CHECKPOINT).unlink(missing_ok=True)
-    if tracking.unfinished(job.folder):
-        with passes.opened(job, _open(job.config)) as run:
-            passes.ended(run, job, metrics)
 
 
 def show(jobs: Mapping[Path, Mapping[str, Any]], failed: Mapping[Path, Exception]) -> None:
