@@ -54,10 +54,7 @@ def masked(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters, which a terminal obeys, and not longer than a screen.
-
-    Any file may hold anything.
-    """
+    """`text` without control characters, which a terminal obeys, and not longer than a screen."""
     text = masked(text)  # before the cut, which might leave half of a secret
     if len(text) > MOST:
         text = f"{text[: MOST // 2]} ... {text[-MOST // 2 :]}"
@@ -95,10 +92,7 @@ class _Record(logging.LogRecord):
 
 
 def one_line(error: BaseException, limit: int = 300, *, named: bool = False) -> str:
-    """What an exception says as one line of at most `limit` characters, with its class if `named`.
-
-    A `UserError` is such a line.
-    """
+    """An exception as one line of at most `limit` characters, with its class if `named`."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, Exception) and (lack := lacking(error)):

@@ -138,10 +138,7 @@ class Run(AbstractContextManager["Run"]):
         self._do("log what was used by", lambda run: _artifact(run, kind, source, digest, True))
 
     def made(self, kind: str, record: Path, *files: Path) -> None:
-        """Say what the run has made, by the file that records it; sent when it finishes well.
-
-        Of `files` the content is sent, too.
-        """
+        """Say what the run has made, by the file that records it; sent when it finishes well."""
         self._made[kind] = (record, *files)
 
     def _do(self, what: str, action: Callable[[Any], None]) -> None:

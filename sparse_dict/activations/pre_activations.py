@@ -1,8 +1,4 @@
-"""How far an MLP's pre-activations reach into the bend of its non-linearity, by layer.
-
-Near zero GELU is nearly linear: where a model keeps its pre-activations small, the hidden
-activation is little more than a linear map of the residual stream, and no neuron is distinguished.
-"""
+"""How far an MLP's pre-activations reach into the bend of its non-linearity, by layer."""
 
 import math
 from collections.abc import Iterable

@@ -43,10 +43,7 @@ OUTPUT = Output("harvest", "activations_dir", store.MANIFEST, _made_from)
 
 
 def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
-    """Raise `UserError` for wrong input within seconds, before anything is written.
-
-    Hydra's folder of the job does not matter: what is made goes to `activations_dir`.
-    """
+    """Raise `UserError` for wrong input within seconds, before anything is written."""
     config, of_text = _resolved(config), not isinstance(config.data, ToyData)
     if of_text:
         module, model = _lm(config)

@@ -316,10 +316,7 @@ def mean_to_spread(mean: NDArray[np.float64], rms: float) -> float:
 
 
 def fingerprint_of(manifest: dict[str, Any], inputs: dict[str, str]) -> str:
-    """The fingerprint of rows that were made from `inputs`, as the rest of their manifest says.
-
-    Pre-activations describe the model, not the rows, and the ratio follows from the rest.
-    """
+    """The fingerprint of rows that were made from `inputs`, as the rest of their manifest says."""
     apart = ("fingerprints", PRE_ACTIVATIONS, RATIO)
     rest = {key: value for key, value in manifest.items() if key not in apart}
     inputs = {key: value for key, value in inputs.items() if key != "activations"}

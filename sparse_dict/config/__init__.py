@@ -1,9 +1,4 @@
-"""The schema of every stage's config: names, types and ranges.
-
-The values live in ``conf/*.yaml``; a field here without a default must be set there. A misspelt
-key or a wrong type ends at compose time; ranges are checked in ``__post_init__``, which
-`OmegaConf.to_object` runs before a stage writes anything.
-"""
+"""The schema of every stage's config: names, types and ranges."""
 
 import textwrap
 from pathlib import Path

@@ -109,11 +109,7 @@ class ContextsConfig(Checked, section="contexts"):
                 )
 
     def function(self) -> Callable[[str, int], Any] | None:
-        """What `show` names, sought where the user stands, too.
-
-        Raises:
-            UserError: it is not there.
-        """
+        """What `show` names, sought where the user stands, too."""
         if self.show is None:
             return None
         module, _, name = self.show.partition(":")

@@ -97,11 +97,7 @@ class BPETokenizer(Checked, section="tokenizer"):
 
 @dataclass
 class SAEConfig(Checked, section="sae"):
-    """What every kind of dictionary has.
-
-    `sae/architectures/` adds each kind's own keys, and `sae/interventions/` those of what is done
-    to dictionaries beside training them.
-    """
+    """What every kind of dictionary has."""
 
     dict_size: int = positive()  # number of features
     activation: str = MISSING  # the kind, a module of sae/architectures/; chosen by sae=NAME

@@ -43,11 +43,7 @@ def again(arguments: list[str]) -> list[str]:
 
 
 def as_meant(argument: str) -> str:
-    """A command line's argument, changed where Hydra would read it otherwise than it is meant.
-
-    Text is quoted where Hydra would take it for a number (``name=12e4567``) or a truth value, or
-    could not read it; ``~`` is the user's home; a whole number may be written ``1e6``.
-    """
+    """A command line's argument, changed where Hydra would read it otherwise than it is meant."""
     if argument == "experiment=null":
         return "experiment=[]"  # Hydra itself takes no null from a command line
     key, equals, value = argument.partition("=")

@@ -75,10 +75,7 @@ def _until_the_end(main: Callable[[], None]) -> None:
 
 
 def run_stage(name: str, config: DictConfig) -> Any:
-    """Run stage `name` for one job, as Hydra calls a script; ends with one line and exit code 1.
-
-    What it returns a sweeper may optimise: the stage's ``objective`` of its outcome.
-    """
+    """Run stage `name` for one job, as Hydra calls a script; ends with one line and exit code 1."""
     stage = jobs.module(name)
     logging.raiseExceptions = False  # a log file on a full disk: no traceback for each line
     try:

@@ -1,7 +1,4 @@
-"""The state of a training run in one safetensors file: tensors, and the rest as JSON in its header.
-
-One file is replaced as a whole, so a checkpoint is always one moment of one run.
-"""
+"""The state of a training run in one file: tensors, and the rest as JSON in its header."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field

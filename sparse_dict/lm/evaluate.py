@@ -29,10 +29,7 @@ class TextLoss:
 
 
 def on_files(lm: folder.LoadedLM, files: Sequence[str], text_column: str = "text") -> TextLoss:
-    """The loss on every whole context of `files` (txt, jsonl, parquet; globs too).
-
-    Documents stand one after another, each followed by the end of text, as in training.
-    """
+    """The loss on every whole context of `files` (txt, jsonl, parquet; globs too)."""
     import torch
 
     data = FilesData(val_fraction=0.5, files=list(files), text_column=text_column)

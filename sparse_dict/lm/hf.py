@@ -72,11 +72,7 @@ class Model:
     def split(
         self, tokens: Tensor, targets: Tensor, sites: Sequence[Site]
     ) -> tuple[list[Tensor], Follow]:
-        """What `sites` compute, and what leads from other values there to the loss.
-
-        The second part takes as many contexts at a time as LOGITS allow. Blocks before the first
-        site are not run again, unless a site has no short name.
-        """
+        """What `sites` compute, and what leads from other values there to the loss."""
         sites = [self.short_name(site) for site in sites]
         for site in sites:
             self._check_replaceable(site)

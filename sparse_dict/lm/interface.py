@@ -1,7 +1,4 @@
-"""What the harvest and the analyses ask of a language model, whether it is ours or another's.
-
-`lm.model.GPT` answers for ours, `lm.hf.Model` for those of Hugging Face's transformers.
-"""
+"""What the harvest and the analyses ask of a language model, whether it is ours or another's."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence

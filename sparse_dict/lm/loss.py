@@ -42,10 +42,7 @@ def _bf16_products() -> bool:
 
 
 def kernel_for(hidden: Tensor, bf16: bool) -> ctypes.CDLL | None:
-    """The kernel that takes `hidden` (n, d), or None where torch has to do it.
-
-    Without bfloat16 products in the processor, `bf16` is computed in float32, which is no slower.
-    """
+    """The kernel that takes `hidden` (n, d), or None where torch has to do it."""
     fits = hidden.device.type == "cpu" and hidden.dtype == torch.float32
     if not fits or hidden.shape[1] > MAX_WIDTH:
         return None

@@ -48,11 +48,7 @@ class Block(nn.Module):
         return self.attn_out(attention.causal(qkv).reshape(b, t, d))
 
     def forward(self, x: Tensor, at: Callable[[str, Tensor], Tensor] | None = None) -> Tensor:
-        """The residual stream behind the block, (batch, n_ctx, d_model) both ways.
-
-        `at` is given each site's name and value as soon as it is known, and returns what the block
-        goes on with.
-        """
+        """The residual stream behind the block, (batch, n_ctx, d_model) both ways."""
         at = at or _as_it_is
         x = at("resid_pre", x)
         x = at("resid_mid", x + at("attn_out", self.attention(x)))

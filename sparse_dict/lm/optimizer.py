@@ -17,10 +17,7 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 def learning_rate(config: AdamWConfig, step: int, n_steps: int) -> float:
-    """Linear warm-up, then half a cosine down to ``lr * min_lr_ratio`` at the end of the run.
-
-    Or later, if the cosine is longer than the run.
-    """
+    """Linear warm-up, then half a cosine down to ``lr * min_lr_ratio`` at the end of the run."""
     warmup = round(config.warmup_fraction * n_steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup

@@ -29,10 +29,7 @@ OUTPUT = Output("train_lm", "lm_dir", folder.RECORD, _made_from)
 
 
 def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
-    """Find wrong input within seconds, before anything is written.
-
-    Hydra's folder of the job does not matter: what is made goes to `lm_dir`.
-    """
+    """Find wrong input within seconds, before anything is written."""
     OUTPUT.is_finished(Path(config.lm_dir), {"config": identity.record(config)}, config)
     if config.training.batch_size % distributed.size():
         raise UserError(

@@ -107,10 +107,7 @@ class _Loss(nn.Module):
 
 
 def train(model: GPT, job: Job, run: "Run") -> State:
-    """Train `model` to the end, from the job's checkpoint if there is one.
-
-    A signal raises `Interrupted` when the checkpoint holds the last step.
-    """
+    """Train `model` to the end, from the job's checkpoint if there is one."""
     config = job.training
     device = model.embed.weight.device
     optimizer = make_optimizer(model, job.optimizer)

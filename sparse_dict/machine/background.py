@@ -24,10 +24,7 @@ _END = object()
 
 
 def reachable(url: str, seconds: float = 3.0) -> bool:
-    """Whether anything answers at `url` within `seconds`, even with an error.
-
-    Asked first, because client libraries retry for half a minute.
-    """
+    """Whether anything answers at `url` within `seconds`, even with an error."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -63,10 +60,7 @@ def prefetched(items: Iterable[T], depth: int = 2) -> Iterator[T]:
 
 
 def mapped(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
-    """`function` of each item in order, by `threads` threads; otherwise as `prefetched`.
-
-    At most two results more than there are threads are made and not taken yet.
-    """
+    """`function` of each item in order, by `threads` threads; otherwise as `prefetched`."""
     return _made(function, items, threads, threads + 1)
 
 

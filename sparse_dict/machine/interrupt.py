@@ -55,10 +55,7 @@ def ending() -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process now, even if a thread is in foreign code, which may take minutes to return.
-
-    Exit handlers still run: locks are released, logs and runs closed.
-    """
+    """End the process now, even if a thread is in foreign code; exit handlers still run."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

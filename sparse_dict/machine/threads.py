@@ -7,10 +7,7 @@ from functools import cache
 
 
 def balanced(loads: Sequence[float], parts: int) -> list[list[int]]:
-    """Indices of `loads` in at most `parts` parts of about equal load, none of them empty.
-
-    The heaviest are handed out first, each to the part that is lightest by then.
-    """
+    """Indices of `loads` in at most `parts` parts of about equal load, none of them empty."""
     shares: list[list[int]] = [[] for _ in range(min(parts, len(loads)))]
     for i in sorted(range(len(loads)), key=lambda i: -loads[i]):
         lightest = min(shares, key=lambda share: (sum(loads[j] for j in share), len(share)))

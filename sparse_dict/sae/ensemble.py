@@ -1,9 +1,4 @@
-"""Trains many dictionaries in one pass over the activations; one dictionary is an ensemble of one.
-
-All see the same batches in the same order, and the result of each depends on its own config alone.
-With several GPUs each trains a part of them, on batches of its own; one thread enqueues the work of
-all, and waits for them only when values are logged or saved.
-"""
+"""Trains many dictionaries in one pass over the activations; each depends on its own config alone."""
 
 import logging
 import time

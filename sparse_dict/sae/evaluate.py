@@ -35,10 +35,7 @@ class Evaluation:
     rows: int
 
     def error(self, scale: npt.NDArray[np.float64] | float = 1.0) -> dict[str, float]:
-        """Means over columns, in units of `scale` (d_out,): error, variance, and their ratio.
-
-        The fraction of variance unexplained takes both from the same rows.
-        """
+        """Means over columns, in units of `scale` (d_out,): error, variance, and their ratio."""
         mse, variance = (float((part / scale**2).mean()) for part in (self.mse, self.variance))
         return {"mse": mse, "variance": variance, "fvu": mse / variance}
 
@@ -50,10 +47,7 @@ def evaluate(
     start: int,
     device: torch.device,
 ) -> list[Evaluation]:
-    """Numbers of every dictionary on the rows from `start` to the end, read once.
-
-    `data` are what each reads and what it reconstructs.
-    """
+    """Numbers of every dictionary on the rows from `start` to the end, read once."""
     modules = [TorchDictionary(d).to(device) for d in dictionaries]
     last = data[0][0].rows if data else start
     rows = last - start

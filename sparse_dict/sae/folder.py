@@ -92,10 +92,7 @@ class CheckpointMeta(TypedDict):
 
 @dataclass(repr=False)
 class Dictionary:
-    """A trained dictionary for raw activations: act(x W_enc + b_enc) W_dec + b_dec.
-
-    What it reconstructs is as wide as what it reads, but for a transcoder: d_out is d_in.
-    """
+    """A trained dictionary for raw activations: act(x W_enc + b_enc) W_dec + b_dec."""
 
     W_enc: Array  # (d_in, dict_size)
     b_enc: Array  # (dict_size,)
@@ -166,11 +163,7 @@ def write(
     hook: str | None,
     hook_out: str | None = None,
 ) -> None:
-    """Write a finished dictionary; `metrics.json` comes last and says that the rest is there.
-
-    `hook` is SAELens' name of what it reads, if there is one, `hook_out` of what a transcoder
-    makes.
-    """
+    """Write a finished dictionary; `metrics.json` comes last and says that the rest is there."""
     d_in, dict_size = dictionary.W_enc.shape
     tensors = {
         name: getattr(dictionary, name)

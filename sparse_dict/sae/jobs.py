@@ -32,10 +32,7 @@ def weight(config: TrainSAEConfig) -> int:
 
 
 def passes(jobs: Iterable[Job]) -> list[list[Job]]:
-    """Jobs that can be trained together: at one time they are at the same batch.
-
-    Which rows and columns of the activations a batch is of may differ.
-    """
+    """Jobs that can be trained together: at one time they are at the same batch."""
     together: dict[str, list[Job]] = defaultdict(list)
     for job in jobs:
         config = job.config

@@ -55,11 +55,7 @@ OF = {"init_read": reading, "init_write": writing}  # the directions that `sae.g
 
 
 def first_contexts(activations: Activations, n_ctx: int) -> NDArray[np.int64]:
-    """Contexts (n, n_ctx) of the text that was harvested, from its beginning; as its rows say.
-
-    Where positions were left out (`harvest.skip_first`), the tokens that were kept follow each
-    other.
-    """
+    """Contexts (n, n_ctx) of the text that was harvested, from its beginning; as its rows say."""
     first = np.empty((0, 3), np.int32)
     for start in range(0, activations.rows, PIECE):
         found = activations.origins(start, min(start + PIECE, activations.rows))

@@ -65,10 +65,7 @@ def _record(config: TrainSAEConfig, activations: Activations) -> dict[str, Any]:
 
 
 def check(config: TrainSAEConfig, folder: Path) -> None:
-    """Raise `UserError` if `config` cannot be trained in `folder`; writes nothing.
-
-    That includes a folder which holds a result of another config or of other activations.
-    """
+    """Raise `UserError` if `config` cannot be trained in `folder`; writes nothing."""
     architectures.of(config.sae)
     runtime.check_device(config.device)
     tracking.check(config.tracking)
@@ -85,10 +82,7 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
 
 
 def _check_companions(folder: Path, activations: Activations) -> None:
-    """Refuse `folder` beside dictionaries of other activations: they could not be compared.
-
-    Dictionaries that cannot be read are ignored; of the others only the first is looked at.
-    """
+    """Refuse `folder` beside dictionaries of other activations: they could not be compared."""
     for path in sorted(folder.parent.glob(f"*/{folders.METRICS}")):
         try:
             there = read_json(path)["fingerprints"]["activations"]

@@ -53,10 +53,7 @@ def keep_aligned(W_enc: Tensor, W_dec: Tensor, g_enc: Tensor, g_dec: Tensor) -> 
 
 @dataclass
 class State:
-    """One dictionary in training. Rows are features.
-
-    With tied weights there is no parameter ``W_enc``: it *is* ``W_dec``.
-    """
+    """One dictionary in training. Rows are features."""
 
     params: Params  # as its architecture has them
     m: Params  # Adam's first moments
@@ -82,10 +79,7 @@ class State:
         changes: Sequence[Change] = (),
         terms: tuple[Term, ...] = (),
     ) -> "State":
-        """The initial values of its architecture, and nothing learned yet.
-
-        They depend on the config's seed, its size and widths, and `changes` of them, alone.
-        """
+        """The initial values of its architecture, and nothing learned yet."""
         architecture, training = architectures.of(config.sae), config.training
         drawn = drawn_from(config.seed, architecture, d_in, d_out, changes)
         params = {name: tensor.to(device) for name, tensor in drawn.items()}
@@ -154,10 +148,7 @@ class State:
                 moments[name][features] = 0.0
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint by name: ``W_enc`` with moments ``m_enc``, ``v_enc`` ...
-
-        The sums are not among them; they are saved as `stats`.
-        """
+        """The tensors of a checkpoint by name: ``W_enc`` with moments ``m_enc``, ``v_enc`` ..."""
         named = dict(self.params)
         for kind, moments in (("m", self.m), ("v", self.v)):
             for name, tensor in moments.items():

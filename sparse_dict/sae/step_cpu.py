@@ -197,10 +197,7 @@ def _entry(state: State, gradients: dict[str, Tensor]) -> DictionaryStruct:
 def auxiliary_gradients(
     state: State, x: Tensor, y: Tensor, inactive: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `loss.auxiliary`, times its coefficient, of W_enc, W_dec, b at `inactive`.
-
-    `state` is the dictionary before its update, x (batch, d_in), y (batch, d_out).
-    """
+    """Gradients of `loss.auxiliary`, times its coefficient, of W_enc, W_dec, b at `inactive`."""
     W_enc, W_dec, b = state.W_enc[inactive], state.W_dec[inactive], state.b[inactive]
     g_enc, g_dec, g_b = torch.zeros_like(W_enc), torch.zeros_like(W_dec), torch.zeros_like(b)
     if not len(b):

@@ -18,10 +18,7 @@ SEAL = "fingerprint"  # of a record, within it
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success it is synced and renamed to `path`.
-
-    On an exception the temporary file is removed and `path` stays as it was.
-    """
+    """Give a temporary name beside `path`; on success it is synced and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)  # it might be a link to somewhere else

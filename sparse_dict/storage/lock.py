@@ -51,10 +51,7 @@ def hold_until_exit(folders: Iterable[Path]) -> None:
 
 
 def holder(folder: Path) -> str | None:
-    """The process that works in `folder`, if one does; writes nothing and needs no permission to.
-
-    `filelock` would have to open the file for writing.
-    """
+    """The process that works in `folder`, if one does; writes nothing (as `filelock` would)."""
     path = folder / FILE
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

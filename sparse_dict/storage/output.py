@@ -33,10 +33,7 @@ class Output:
     elsewhere: str = ""  # what to choose instead, unless that is name= or the key
 
     def is_finished(self, folder: Path, wanted: Mapping[str, Any], config: object = None) -> bool:
-        """Whether `folder` holds the result that is made from `wanted`: record and inputs.
-
-        With the `config` itself, records of other versions count as the same.
-        """
+        """Whether `folder` holds the result that is made from `wanted`: record and inputs."""
         self.refuse_foreign(folder)
         if (there := self._said(folder)) is None:
             return False

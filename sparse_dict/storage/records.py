@@ -1,8 +1,4 @@
-"""Records that are read back: JSON whose keys, types and ranges are declared by a `TypedDict`.
-
-pydantic checks them, once, where they are read. A record stays the dict that was read, with the
-keys that other versions write, since its seal covers them all.
-"""
+"""Records that are read back: JSON whose keys, types and ranges are declared by a `TypedDict`."""
 
 import re
 from functools import cache
@@ -85,11 +81,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def overrides(folder: Path) -> list[str]:
-    """The overrides that a run was given, which Hydra notes in its folder ``.hydra``.
-
-    Raises:
-        UserError: they are not there, or not a list of texts.
-    """
+    """The overrides that a run was given, which Hydra notes in its folder ``.hydra``."""
     path = folder / "overrides.yaml"
     from omegaconf import OmegaConf
     from yaml import YAMLError  # type: ignore[import-untyped]

@@ -1,9 +1,4 @@
-"""The checks on everything that comes from elsewhere: the files of a study, a corpus, a cache.
-
-Reading goes through `opened`: a regular file of a plausible size, never a pipe or a device, which
-would wait or go on for ever. Folders that are written to pass `refuse_links`. What records hold is
-checked by `records`.
-"""
+"""The checks on everything that comes from elsewhere: the files of a study, a corpus, a cache."""
 
 import os
 import re

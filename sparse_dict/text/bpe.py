@@ -58,10 +58,7 @@ def _head(texts: Iterable[str], max_chars: int, progress: Progress) -> Iterator[
 
 
 def pieces(text: str) -> list[str]:
-    """`text`, with words and stretches of blanks of more than `MOST_RUN` characters cut up.
-
-    GPT-2's expression makes one word of them; the trainer's time is quadratic in a word.
-    """
+    """`text`, with words and stretches of blanks of more than `MOST_RUN` characters cut up."""
     words = list(map(len, text.split()))
     blanks = len(text) - sum(words) - len(words)  # beyond one for each word
     if max(words, default=0) < MOST_RUN > blanks + 1:  # quickly seen, and nearly always so

@@ -13,10 +13,7 @@ BLOCKS = ("body", "orelse", "finalbody", "handlers")
 
 
 def extract(paths: Sequence[str], min_chars: int) -> list[str]:
-    """The cleaned docstrings of at least `min_chars` characters in these files, file by file.
-
-    A file that is gone or that this Python cannot parse is passed over.
-    """
+    """The cleaned docstrings of at least `min_chars` characters in these files, file by file."""
     found = []
     for path in paths:
         try:

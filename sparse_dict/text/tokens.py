@@ -367,10 +367,7 @@ class _Tokenisation:
             write_checkpoint(self._path, arrays, record)
 
     def _batches(self) -> Iterator[tuple[list[str], _End]]:
-        """Lists of texts, bounded in number and, but for one long document, in characters.
-
-        With each, where the stream is behind it.
-        """
+        """Lists of texts, bounded in number and, but for one long document, in characters."""
         batch: list[str] = []
         chars = 0
         for text in self._documents:

@@ -1,8 +1,4 @@
-"""What a kind of dictionary consists of.
-
-This class is the plain dictionary: two matrices, a bias, ReLU, and the loss at the head of
-`loss.py`. A subclass overrides what differs.
-"""
+"""What a kind of dictionary consists of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

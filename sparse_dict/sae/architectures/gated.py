@@ -52,10 +52,7 @@ class Gated(Architecture[GatedConfig]):
         return Fit(loss + squared_error(self.decode(fixed, gates), y.detach()), encoded, x_hat)
 
     def export(self, p: Params, scale: float, floor: float) -> "Dictionary":
-        """SAELens' ``jumprelu``: a Gated SAE is a special case of it (section 3.2 of the paper).
-
-        The gate is open where the magnitude before its ReLU exceeds b_mag - exp(r_mag) b.
-        """
+        """SAELens' ``jumprelu``: a Gated SAE is a special case of it (section 3.2 of the paper)."""
         gain = p["r_mag"].exp()
         own = {"W_enc": gain[:, None] * p["W_enc"], "b": p["b_mag"]}
         threshold = (p["b_mag"] - gain * p["b"]) * scale

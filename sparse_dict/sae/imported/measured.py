@@ -24,10 +24,7 @@ def measured(
     l1: float = 0.0,
     seed: int = 0,
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    """The metrics of a dictionary on the last rows of raw activations, and its `fire_count`.
-
-    `kind` is as `sae.activation` names it; `made` goes into the config and tells families apart.
-    """
+    """The metrics of a dictionary on the last rows of raw activations, and its `fire_count`."""
     started = time.perf_counter()
     rows = min(activations.rows, EVAL_ROWS)
     check_evaluation_rows(activations, rows)

@@ -47,10 +47,7 @@ def only(path: Path, config: dict[str, Any], **usual: Any) -> None:
 
 
 def nothing_else(path: Path, left: Mapping[str, Any], harmless: str = "") -> None:
-    """See that what no reader has taken out of a config, or of the tensors, changes nothing.
-
-    `harmless` are the keys that say how a dictionary was trained or stored, not what it computes.
-    """
+    """See that what no reader has taken out of a config, or of the tensors, changes nothing."""
     for key in sorted(left.keys() - {*harmless.split()}):
         value = left[key]
         what = f"{key}={value!r}" if not isinstance(value, np.ndarray) else f"the tensor {key}"

@@ -26,10 +26,7 @@ def known() -> dict[str, type[Intervention[Any]]]:
 
 
 def keys() -> dict[str, dict[str, Any]]:
-    """By intervention, its own keys of `sae` with their defaults, by which nothing is done.
-
-    A config has them where ``intervention=NAME`` is chosen. One without keys is not in here.
-    """
+    """By intervention, its own keys of `sae` with their defaults, by which nothing is done."""
     shared = {field.name for field in fields(SAEConfig)}
     own = {
         name: {f.name: f.default for f in fields(kind.Config) if f.name not in shared}
