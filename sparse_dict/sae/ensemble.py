@@ -1,4 +1,4 @@
-"""Trains many dictionaries in one pass over the activations; each depends on its own config alone."""
+"""Trains many dictionaries in one pass; the result of each depends on its own config alone."""
 
 import logging
 import time

@@ -19,7 +19,7 @@ from sparse_dict.sae.loss import SELECTION, keep_largest
 from sparse_dict.sae.schedule import Hyper
 from sparse_dict.sae.state import FLOOR_DECAY, State
 
-SOURCE = Path(__file__).with_name("c")
+SOURCE = Path(__file__).with_name("kernel.c")
 LANES = 16  # the width is padded to a multiple of this
 
 
