@@ -391,8 +391,8 @@ def test_arrays_of_every_version_of_the_format_are_read(tmp_path: Path, version:
 
 def test_what_numpy_cannot_name_is_named(tmp_path: Path):
     for rows, message in (
-        (np.zeros((9, 4), "V2"), r"numpy has no bfloat16; save them \.float\(\)"),
-        (np.zeros((3, 5, 4), np.float32), r"save them \.reshape\(-1, 4\)"),
+        (np.zeros((9, 4), "V2"), r"save them \.float\(\)"),
+        (np.zeros((3, 5, 4), np.float32), r"save them \.float\(\)\.reshape\(-1, columns\)"),
     ):
         np.save(tmp_path / "a.npy", rows)
         with pytest.raises(UserError, match=message):

@@ -73,8 +73,8 @@ def _run(config: HarvestStageConfig) -> None:
     of_text = not isinstance(config.data, ToyData)
     inputs: dict[str, Any] = {}
     if of_text:
-        described = corpus.describe(config.data, Path(config.cache_dir))
         module, model = _lm(config)
+        described = corpus.describe(config.data, Path(config.cache_dir))
         inputs = module.prints(model) | {"corpus": described}
     if OUTPUT.is_finished(target, {"config": _deciding(config), **inputs}, config):
         if distributed.main():

@@ -30,7 +30,6 @@ Origins = NDArray[np.int32]
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PRE_ACTIVATIONS = "pre_activations"  # key of the manifest: see pre_activations.py
-RATIO = "mean_to_spread"  # key of the manifest
 SPOOL = "partial"  # subfolder that is there from the first row to the manifest
 OURS = re.compile(r"(shard|origin)-\d{5}\.npy")
 SCAN_ROWS = 1 << 16
@@ -39,9 +38,7 @@ CACHE_ROWS = 1 << 10  # few enough to stay in the cache as float64
 SCAN_VALUES = 1 << 23  # values that are read at once
 
 
-class ShardRecord(TypedDict):
-    """A file of rows, and the one that says where they come from."""
-
+class _ShardRecord(TypedDict):  # a file of rows, and the one that says where they come from
     file: ArrayName
     rows: Positive
     sha256: Line
@@ -49,32 +46,24 @@ class ShardRecord(TypedDict):
     origin_sha256: Line
 
 
-class Place(TypedDict):
-    """The columns of one site."""
-
+class _Place(TypedDict):  # the columns of one site
     site: NotRequired[Line]
     columns: Annotated[list[Count], Len(2, 2)]  # the first, and one behind the last
     rms: Amount
 
 
-class Regime(TypedDict):
-    """What was measured of a layer: see `pre_activations.measure`."""
-
+class _Regime(TypedDict):  # what was measured of a layer: see `pre_activations.measure`
     layer: Count
     std: Number
     linear: Number
 
 
-class Reading(TypedDict):
-    """The section `harvest` of its config."""
-
+class _Reading(TypedDict):  # the section `harvest` of its config
     skip_first: NotRequired[Count | None]
     split: NotRequired[Literal["train", "validation", "all"]]
 
 
-class Named(TypedDict):
-    """The section `lm`: a model of transformers."""
-
+class _Named(TypedDict):  # the section `lm`: a model of transformers
     name_or_path: NotRequired[Line]
     revision: NotRequired[Line | None]
     n_ctx: NotRequired[Positive]
@@ -82,12 +71,10 @@ class Named(TypedDict):
     bos: NotRequired[bool | None]
 
 
-class Config(TypedDict):
-    """The config that it was harvested with, as far as it is read back."""
-
-    harvest: NotRequired[Reading]
+class _Config(TypedDict):  # the config that it was harvested with, as far as it is read back
+    harvest: NotRequired[_Reading]
     data: NotRequired[dict[str, Any]]
-    lm: NotRequired[Named]
+    lm: NotRequired[_Named]
 
 
 class Manifest(TypedDict):
@@ -99,13 +86,13 @@ class Manifest(TypedDict):
     dtype: Literal["float16", "float32"]
     mean: list[Number]
     rms: Amount
-    shards: list[ShardRecord]
+    shards: list[_ShardRecord]
     fingerprints: records.Texts
     site: NotRequired[Line]  # where there is one
     layer: NotRequired[Count]
-    sites: NotRequired[list[Place]]  # where there are several
-    pre_activations: NotRequired[list[Regime]]
-    config: NotRequired[Config]
+    sites: NotRequired[list[_Place]]  # where there are several
+    pre_activations: NotRequired[list[_Regime]]
+    config: NotRequired[_Config]
     corpus: NotRequired[dict[str, Any]]
     lm_commit: NotRequired[Line | None]
 
@@ -172,9 +159,11 @@ class Activations:
         shards, widths = [], []
         for path in paths:
             array = Stored(path)
-            if (advice := _unlike_rows(array)) is not None:
-                what = f"{array.dtype} {array.shape}"
-                raise UserError(f"{path} is {what}, not float16, float32 or float64 rows{advice}")
+            if len(array.shape) != 2 or array.dtype.kind != "f" or array.dtype.itemsize > 8:
+                raise UserError(
+                    f"{path} is {array.dtype} {array.shape}, not float16, float32 or float64 rows: "
+                    "save them .float().reshape(-1, columns)"
+                )
             shards.append(Shard(path, len(array)))
             widths.append(array.shape[1])
             if widths[-1] != widths[0]:
@@ -235,7 +224,7 @@ class Activations:
 
     @property
     def mean_to_spread(self) -> float:
-        """The largest of the sites': see `mean_to_spread`."""
+        """The norm of the mean row over the spread about it, the largest of the sites'."""
         return max(mean_to_spread(self.mean[columns], rms) for columns, rms in self.sites)
 
     @property
@@ -317,7 +306,7 @@ def mean_to_spread(mean: NDArray[np.float64], rms: float) -> float:
 
 def fingerprint_of(manifest: dict[str, Any], inputs: dict[str, str]) -> str:
     """The fingerprint of rows that were made from `inputs`, as the rest of their manifest says."""
-    apart = ("fingerprints", PRE_ACTIVATIONS, RATIO)
+    apart = ("fingerprints", PRE_ACTIVATIONS, "mean_to_spread")  # the last of older harvests
     rest = {key: value for key, value in manifest.items() if key not in apart}
     inputs = {key: value for key, value in inputs.items() if key != "activations"}
     return files.fingerprint([inputs, rest])
@@ -381,15 +370,6 @@ def _parsed(folder: Path, manifest: Manifest) -> list[Shard]:
     if "activations" not in manifest["fingerprints"]:
         raise ValueError("the rows have no fingerprint")
     return shards
-
-
-def _unlike_rows(array: Stored) -> str | None:
-    if array.dtype == "V2":
-        return ": numpy has no bfloat16; save them .float()"
-    if len(array.shape) > 2 and array.dtype.kind == "f":
-        return f": save them .reshape(-1, {array.shape[-1]})"
-    rows = len(array.shape) == 2 and array.dtype.kind == "f" and array.dtype.itemsize <= 8
-    return None if rows else ""
 
 
 def _convert(part: NDArray[Any], out: NDArray[Any]) -> None:

@@ -17,13 +17,11 @@ from sparse_dict.activations.store import (
     FORMAT_VERSION,
     MANIFEST,
     OURS,
-    RATIO,
     SPOOL,
     Moments,
     Origins,
     Rows,
     fingerprint_of,
-    mean_to_spread,
 )
 from sparse_dict.errors import UserError
 from sparse_dict.machine import distributed
@@ -215,10 +213,8 @@ class ShardWriter:
             moments.sum += note.pop("sum")
             moments.squares += note.pop("squares")
             shards.append(note)
-        sites = fields.get("sites", [])
-        for place in sites:
+        for place in fields.get("sites", []):
             place["rms"] = moments.rms(*place["columns"])
-        columns = [place["columns"] for place in sites] or [(0, self.d_in)]
         manifest = fields | {
             "format_version": FORMAT_VERSION,
             "rows": self.rows,
@@ -226,10 +222,6 @@ class ShardWriter:
             "dtype": self.dtype.name,
             "mean": moments.mean.tolist(),
             "rms": moments.rms(),
-            RATIO: max(
-                mean_to_spread(moments.mean[start:stop], moments.rms(start, stop))
-                for start, stop in columns
-            ),
             "shards": shards,
         }
         own = fingerprint_of(manifest, inputs)

@@ -35,9 +35,7 @@ class State:
         return bool(self.history) and self.history[-1]["step"] == self.step
 
 
-class StateRecord(TypedDict):
-    """A `State`."""
-
+class _StateRecord(TypedDict):
     step: Count
     seconds: Amount
     loss_sum: Number
@@ -45,16 +43,14 @@ class StateRecord(TypedDict):
     history: list[dict[str, Number]]
 
 
-class Record(TypedDict):
-    """What a checkpoint holds besides tensors."""
-
-    state: StateRecord
+class _Record(TypedDict):  # what a checkpoint holds besides tensors
+    state: _StateRecord
     identity: dict[str, Any]  # of what run it is
 
 
 def identity(path: Path) -> dict[str, Any] | None:
     """What the checkpoint at `path` is a checkpoint of, or None if there is none."""
-    return tensor_files.read_record(path, Record)["identity"] if path.exists() else None
+    return tensor_files.read_record(path, _Record)["identity"] if path.exists() else None
 
 
 def save(
@@ -79,7 +75,7 @@ def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
     import torch
 
     arrays = tensor_files.read_checkpoint(path)
-    state = State(**tensor_files.read_record(path, Record)["state"])
+    state = State(**tensor_files.read_record(path, _Record)["state"])
     try:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         kept = [(name, moments) for name, _, moments in _parameters(model, optimizer)]

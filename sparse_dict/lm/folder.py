@@ -32,9 +32,7 @@ PRINTED = (WEIGHTS, *(f"{TOKENIZER}/{name}" for name in ("ranks.tiktoken", "toke
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 
 
-class Shape(TypedDict):
-    """The keys of `ModelConfig`."""
-
+class _Shape(TypedDict):  # the keys of `ModelConfig`
     n_layers: Positive
     d_model: Positive
     n_heads: Positive
@@ -42,22 +40,16 @@ class Shape(TypedDict):
     n_ctx: Positive
 
 
-class Config(TypedDict):
-    """What was asked for; the sections that are read back."""
-
-    model: Shape
+class _Config(TypedDict):  # what was asked for; the sections that are read back
+    model: _Shape
 
 
-class Losses(TypedDict):
-    """In nats a token."""
-
+class _Losses(TypedDict):  # in nats a token
     train_loss: Number
     val_loss: Number
 
 
-class Prints(TypedDict):
-    """What the model is, and what it was made from."""
-
+class _Prints(TypedDict):  # what the model is, and what it was made from
     model: Line
     tokenizer: Line
     corpus: Line
@@ -68,10 +60,10 @@ class Record(TypedDict):
 
     format_version: Literal[1]
     n_vocab: Count
-    config: Config
+    config: _Config
     corpus: dict[str, Any]
-    fingerprints: Prints
-    losses: NotRequired[Losses]
+    fingerprints: _Prints
+    losses: NotRequired[_Losses]
     steps: NotRequired[Count]
     seconds: NotRequired[Amount]
     sha256: NotRequired[records.Texts]

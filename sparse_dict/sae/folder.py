@@ -34,24 +34,20 @@ HASHED = (WEIGHTS, CONFIG, FEATURES, HISTORY)  # and snapshots: their SHA-256 is
 WEIGHT_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
 
-class Settings(TypedDict):
-    """The section `sae` of a config, as far as it is read back."""
-
+class _Settings(TypedDict):  # the section `sae` of a config, as far as it is read back
     k: NotRequired[Number | None]
     l0: NotRequired[Number | None]
 
 
-class Config(TypedDict):
-    """A config's sections."""
-
-    sae: NotRequired[Settings | None]  # which an imported dictionary has not
+class _Config(TypedDict):  # a config's sections
+    sae: NotRequired[_Settings | None]  # which an imported dictionary has not
     training: NotRequired[dict[str, Any] | None]
 
 
 class Metrics(TypedDict):
     """`metrics.json`; earlier versions recorded less of it."""
 
-    config: Config
+    config: _Config
     dict_size: Count
     eval_rows: Count
     seed: Whole
@@ -72,9 +68,7 @@ class Metrics(TypedDict):
     activation: NotRequired[Shown | None]
 
 
-class Kind(TypedDict):
-    """`cfg.json`, as far as it is read back."""
-
+class _Kind(TypedDict):  # `cfg.json`, as far as it is read back
     k: NotRequired[Positive | None]
     d_out: NotRequired[Positive | None]
     metadata: NotRequired[dict[str, Any] | None]
@@ -230,7 +224,7 @@ def read(folder: str | Path) -> Trained:
 
 
 def _read(folder: Path) -> Trained:
-    metrics, config = read_metrics(folder), records.read(folder / CONFIG, Kind)
+    metrics, config = read_metrics(folder), records.read(folder / CONFIG, _Kind)
     weights, features = (tensor_files.read(folder / name) for name in (WEIGHTS, FEATURES))
     size = metrics["dict_size"]
     d_in = len(np.atleast_1d(weights.get("W_enc", ())))

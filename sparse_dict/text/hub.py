@@ -23,9 +23,7 @@ ANSWER_S = 15.0  # within which a hub answers its first request
 HIDDEN = ("RepositoryNotFoundError", "GatedRepoError", "DatasetNotFoundError")
 
 
-class Note(TypedDict):
-    """Which commit a name stood for when it was first looked up."""
-
+class _Note(TypedDict):  # which commit a name stood for when it was first looked up
     commit: records.Line
 
 
@@ -102,7 +100,7 @@ def _commit(data: HubData, cache_dir: Path) -> str | None:
     asked = [_endpoint(), data.path, data.revision]
     path = cache_dir / "hub" / f"{files.fingerprint(asked)}.json"
     if path.exists():
-        return records.read(path, Note)["commit"]
+        return records.read(path, _Note)["commit"]
     if not _online():
         return None
     try:

@@ -37,9 +37,7 @@ BLANKS = re.compile(r"(\s{100000})")  # a run that is encoded in pieces
 BPE_RULES = 2  # increased when the same corpus and settings give another vocabulary
 
 
-class Record(TypedDict):
-    """`tokenizer.json`."""
-
+class _Record(TypedDict):  # `tokenizer.json`
     name: records.Line
     pat_str: str
     special_tokens: dict[str, records.Count]
@@ -101,7 +99,7 @@ class Tokenizer:
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote."""
         path = folder / "tokenizer.json"
-        record, ranks = records.read(path, Record), _read_ranks(folder / "ranks.tiktoken")
+        record, ranks = records.read(path, _Record), _read_ranks(folder / "ranks.tiktoken")
         with reading(path):
             expected = {"special_tokens": {END_OF_TEXT: len(ranks)}, "n_vocab": len(ranks) + 1}
             for key, value in expected.items():

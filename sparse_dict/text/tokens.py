@@ -36,39 +36,29 @@ BATCH_CHARS = 2**23
 _End = tuple[dict[str, Any] | None, int]  # a stream's state, and how many documents it gave
 
 
-class FileRecord(TypedDict):
-    """A file beside the manifest."""
-
+class _FileRecord(TypedDict):  # a file beside the manifest
     name: ArrayName
     sha256: Line
 
 
-class ShardRecord(FileRecord):
-    """A file of ids."""
-
+class _ShardRecord(_FileRecord):  # a file of ids
     tokens: Count
 
 
-class WriterRecord(TypedDict):
-    """One part of the corpus, half written."""
-
-    shards: list[ShardRecord]
+class _WriterRecord(TypedDict):  # one part of the corpus, half written
+    shards: list[_ShardRecord]
     tokens: Count
     bytes: Count
 
 
-class SplitRecord(WriterRecord):
-    """One part of the corpus."""
-
+class _SplitRecord(_WriterRecord):  # one part of the corpus
     documents: Count
-    document_starts: FileRecord
+    document_starts: _FileRecord
 
 
-class Splits(TypedDict):
-    """Those of a store."""
-
-    train: SplitRecord
-    validation: SplitRecord
+class _Splits(TypedDict):  # those of a store
+    train: _SplitRecord
+    validation: _SplitRecord
 
 
 class Manifest(TypedDict):
@@ -82,15 +72,13 @@ class Manifest(TypedDict):
     dtype: Literal["uint16", "uint32"]
     n_vocab: Count
     eot: Count
-    splits: Splits
+    splits: _Splits
 
 
-class Resume(TypedDict):
-    """Where a stream broke off."""
-
+class _Resume(TypedDict):  # where a stream broke off
     state: dict[str, Any]
-    train: WriterRecord
-    validation: WriterRecord
+    train: _WriterRecord
+    validation: _WriterRecord
 
 
 class Encoder(Protocol):
@@ -225,7 +213,7 @@ class TokenStore:
 
 
 def _stream(
-    folder: Path, split: SplitRecord, dtype: np.dtype[Any], hashes: dict[str, str]
+    folder: Path, split: _SplitRecord, dtype: np.dtype[Any], hashes: dict[str, str]
 ) -> TokenStream:
     shards = []
     for shard in split["shards"]:
@@ -250,7 +238,7 @@ def _verify(folder: Path, hashes: dict[str, str]) -> None:
 
 class _SplitWriter:
     def __init__(
-        self, folder: Path, name: str, kept: WriterRecord, arrays: Mapping[str, np.ndarray]
+        self, folder: Path, name: str, kept: _WriterRecord, arrays: Mapping[str, np.ndarray]
     ) -> None:
         self._folder, self._name = folder, name
         self.shards = [*kept["shards"]]  # written, as the manifest lists them
@@ -272,7 +260,7 @@ class _SplitWriter:
     def _left(self) -> int:
         return self.tokens - sum(shard["tokens"] for shard in self.shards)
 
-    def close(self) -> SplitRecord:
+    def close(self) -> _SplitRecord:
         if self._left:
             self._flush(self._left)
         starts = f"{self._name}-documents.npy"
@@ -285,7 +273,7 @@ class _SplitWriter:
             "document_starts": {"name": starts, "sha256": sha256},
         }
 
-    def state(self) -> tuple[WriterRecord, dict[str, np.ndarray]]:
+    def state(self) -> tuple[_WriterRecord, dict[str, np.ndarray]]:
         arrays = {f"{self._name}.starts": np.array(self.starts, np.int64)}
         if self.pending:
             self.pending = [np.concatenate(self.pending)]
@@ -312,16 +300,16 @@ class _Tokenisation:
         self._tokenizer = tokenizer
         self._path = folder / RESUME
         state, arrays = None, {"keys": np.empty(0, np.uint64)}
-        nothing: WriterRecord = {"shards": [], "tokens": 0, "bytes": 0}
+        nothing: _WriterRecord = {"shards": [], "tokens": 0, "bytes": 0}
         kept = dict.fromkeys(SPLITS, nothing)
         if self._path.exists():
-            arrays, record = read_checkpoint(self._path), read_record(self._path, Resume)
+            arrays, record = read_checkpoint(self._path), read_record(self._path, _Resume)
             state = record["state"]
             kept = {"train": record["train"], "validation": record["validation"]}
         self._writers = {name: _SplitWriter(folder, name, kept[name], arrays) for name in SPLITS}
         self._documents = corpus.Documents(data, cache_dir, state, arrays["keys"].tolist())
 
-    def run(self) -> dict[str, SplitRecord]:
+    def run(self) -> dict[str, _SplitRecord]:
         # Reading, encoding (itself on all cores) and writing each work on another batch.
         encoded = (
             (*batch, self._tokenizer.encode_batch(batch[0]))
