@@ -126,7 +126,11 @@ class ShardWriter:
         self._added = 0
         self._next = 0  # number of the first row kept
         if distributed.main():
-            start_afresh(folder)
+            if (folder / SPOOL).is_dir():  # what an interrupted harvest left
+                for path in folder.glob("*.npy"):
+                    if OURS.fullmatch(path.name):
+                        path.unlink()
+                remove_spools(folder)
             (folder / SPOOL).mkdir(parents=True, exist_ok=True)
         distributed.barrier()
 
@@ -280,15 +284,6 @@ def _unfit(rows: Rows, dtype: np.dtype[Any]) -> UserError:
         return UserError("activations are not finite")
     size = "" if rounded else f" of {np.abs(rows).max():.3g}"
     return UserError(f"an activation{size} does not fit {dtype}: set harvest.dtype=float32")
-
-
-def start_afresh(folder: Path) -> None:
-    """Remove what an interrupted harvest left in `folder`, and nothing else."""
-    if (folder / SPOOL).is_dir():
-        for path in folder.glob("*.npy"):
-            if OURS.fullmatch(path.name):
-                path.unlink()
-        remove_spools(folder)
 
 
 def remove_spools(folder: Path) -> None:

@@ -1,7 +1,5 @@
 """What a model without context, and one that sees a single token, reach on the same text."""
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,11 +11,6 @@ FIT_TOKENS = 20_000_000  # counts of more text change the losses little and take
 PIECE = 1 << 22
 
 
-def _pieces(stream: TokenStream, n: int) -> Iterator[Tokens]:
-    for start in range(0, n, PIECE):
-        yield stream.window(start, min(PIECE + 1, n - start))  # one shared token joins the pieces
-
-
 class Ngrams:
     """Unigram and bigram counts of a token stream, at most its first `FIT_TOKENS`."""
 
@@ -26,7 +19,9 @@ class Ngrams:
         self.fitted_tokens = min(len(stream), FIT_TOKENS)
         self.count: Tokens = np.zeros(n_vocab, np.int64)
         pairs, counts = np.empty(0, np.int64), np.empty(0, np.int64)
-        for piece in _pieces(stream, self.fitted_tokens):
+        for start in range(0, self.fitted_tokens, PIECE):
+            # one shared token joins the pieces
+            piece = stream.window(start, min(PIECE + 1, self.fitted_tokens - start))
             self.count += np.bincount(piece[:PIECE], minlength=n_vocab)
             new, times = np.unique(piece[:-1] * n_vocab + piece[1:], return_counts=True)
             pairs, where = np.unique(np.concatenate([pairs, new]), return_inverse=True)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +16,6 @@ from sparse_dict.lm.interface import Follow, Seen, without_division
 from sparse_dict.lm.loss import linear_cross_entropy
 
 At = Callable[[Site, Tensor], Tensor]  # what a site computes to what the model goes on with
-
-
-def _gelu(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-def _as_it_is(_site: str, value: Tensor) -> Tensor:
-    return value
 
 
 class Block(nn.Module):
@@ -49,11 +40,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, at: Callable[[str, Tensor], Tensor] | None = None) -> Tensor:
         """The residual stream behind the block, (batch, n_ctx, d_model) both ways."""
-        at = at or _as_it_is
+        at = at or (lambda _, value: value)
         x = at("resid_pre", x)
         x = at("resid_mid", x + at("attn_out", self.attention(x)))
         hidden = at("mlp_pre", self.mlp_in(self.norm_2(x)))
-        written = self.mlp_out(at("mlp_post", _gelu(hidden)))
+        written = self.mlp_out(at("mlp_post", F.gelu(hidden, approximate="tanh")))
         return at("resid_post", x + at("mlp_out", written))
 
 
@@ -97,7 +88,7 @@ class GPT(nn.Module):
 
     def _onwards(self, x: Tensor, first: int, at: At | None = None) -> Tensor:
         for layer, block in enumerate(self.blocks[first:], first):
-            x = block(x) if at is None else block(x, partial(_at_site, at, layer))
+            x = block(x, at and (lambda name, value, i=layer: at(Site(name, i), value)))
         return self.norm(x)
 
     def loss(self, tokens: Tensor, targets: Tensor, *, bf16: bool = False) -> Tensor:
@@ -150,7 +141,3 @@ class GPT(nn.Module):
         if site.name == "mlp_post":
             rows = rows @ self.get_parameter(f"blocks.{site.layer}.mlp_out.weight").to(rows).T
         return without_division(self.norm, rows) @ self.embed.weight.to(rows).T
-
-
-def _at_site(at: At, layer: int, name: str, value: Tensor) -> Tensor:
-    return at(Site(name, layer), value)

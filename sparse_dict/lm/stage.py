@@ -59,6 +59,8 @@ def _run(config: TrainLMConfig) -> None:
             shutil.rmtree(lm_dir / folder.CHECKPOINT.parent, ignore_errors=True)
         return
 
+    import torch
+
     from sparse_dict.lm import baselines, train
     from sparse_dict.lm.model import GPT
     from sparse_dict.text import tokenizer as tokenizers
@@ -85,7 +87,7 @@ def _run(config: TrainLMConfig) -> None:
             "validation loss without a model: unigram %.3f, bigram %.3f",
             without_model["unigram"], without_model["bigram"],
         )  # fmt: skip
-    runtime.seed_torch(config.seed)
+    torch.manual_seed(config.seed % 2**64)  # it takes no more bits
     model = GPT(config.model, tokenizer.n_vocab).to(device)
     job = train.Job(
         train=text,

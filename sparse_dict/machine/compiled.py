@@ -28,7 +28,9 @@ TYPES: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "i": ctypes.
 WITHOUT = "dense products by torch instead of compiled loops, slower"
 
 
-def _cpu() -> str:
+@cache
+def cpu() -> str:
+    """The processor's features, which native code depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -62,7 +64,7 @@ def library(source: Path, flags: Sequence[str], **functions: str) -> ctypes.CDLL
     command = [*compiler, *flags, "-march=native", "-shared", "-fPIC"]
     texts = [path.read_bytes() for path in [source, *sorted(source.parent.glob("*.h"))]]
     key = hashlib.sha256(
-        b"\0".join([*texts, " ".join(command).encode(), _cpu().encode()])
+        b"\0".join([*texts, " ".join(command).encode(), cpu().encode()])
     ).hexdigest()[:16]
 
     def make(folder: Path) -> None:

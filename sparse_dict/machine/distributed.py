@@ -62,15 +62,11 @@ def _environment() -> tuple[int, int, str | None]:
         if 0 <= own < n and int(there["MASTER_PORT"]) and there["MASTER_ADDR"] and "RANK" in there:
             return own, n, None
     shown = " ".join(f"{name}={value}" for name, value in there.items())
-    wanted = ", ".join(VARIABLES)
-    return (
-        0,
-        1,
-        (
-            f"{shown} is set, but not {wanted} as torchrun sets them: start it with torchrun, "
-            f"or first `unset {' '.join(there)}`"
-        ),
+    wrong = (
+        f"{shown} is set, but not {', '.join(VARIABLES)} as torchrun sets them: start it with "
+        f"torchrun, or first `unset {' '.join(there)}`"
     )
+    return 0, 1, wrong
 
 
 def main() -> bool:

@@ -48,12 +48,10 @@ def device(name: str) -> "torch.device":
     """The device called `name`; ``auto`` takes cuda, else cpu."""
     import torch
 
-    there = {
-        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "cpu": 1,
-    }
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = {"cuda": gpus, "cpu": 1}
     if name == "auto":
-        return torch.device(next(kind for kind, count in there.items() if count))
+        return torch.device("cuda" if gpus else "cpu")
     try:
         found = torch.device(name)
     except RuntimeError:
@@ -63,10 +61,3 @@ def device(name: str) -> "torch.device":
     if (found.index or 0) >= there[found.type]:
         raise UserError(f"device {name} is not available here; device=auto takes what there is")
     return found
-
-
-def seed_torch(seed: int) -> None:
-    """Seed torch's generators on every device."""
-    import torch
-
-    torch.manual_seed(seed % 2**64)  # torch takes no more bits

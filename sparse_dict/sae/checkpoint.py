@@ -6,7 +6,7 @@ identifies the result, the history, the sums since its last line, seconds. Which
 follows from the step.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 
 import torch
 
@@ -52,7 +52,8 @@ def load(trainee: Trainee) -> None:
         trainee.state.load(tensors)
         for intervention in trainee.interventions:
             intervention.load(tensors)
-        trainee.state.add_stats(Stats(**meta["sums"]))
+        sums = torch.tensor(astuple(Stats(**meta["sums"])), dtype=torch.float64)
+        trainee.state.sums += sums.to(trainee.state.sums.device)
         if not 0 <= meta["step"] <= total_steps(trainee.config):
             raise ValueError(f"step {meta['step']}")
         if any(tuple(row) != HISTORY for row in meta["history"]):

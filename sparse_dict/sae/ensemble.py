@@ -7,7 +7,6 @@ from contextlib import ExitStack, closing
 
 import torch
 
-from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.machine import interrupt
 from sparse_dict.machine.progress import Progress
@@ -49,12 +48,6 @@ def make_steps(states: list[State], n_steps: int) -> list[tuple[list[int], Step]
         compiled = device == "cuda" and n_steps >= COMPILE_FROM
         steps.append((rest, DenseStep([states[i] for i in rest], compiled=compiled)))
     return steps
-
-
-def snapshot_steps(config: TrainSAEConfig) -> set[int]:
-    """Steps after which the decoder is kept: the last, half of it, a quarter ..."""
-    last = total_steps(config)
-    return {last >> halvings for halvings in range(config.training.snapshots)} - {0}
 
 
 class _Part:
@@ -127,7 +120,8 @@ def train(groups: list[list[Trainee]], first_step: int) -> None:
     last_step = total_steps(config)
     ticked = logged = time.monotonic()
     logged_rows = first_step * batch_size
-    snapshots = snapshot_steps(config)
+    # steps after which the decoder is kept: the last, half of it, a quarter ...
+    snapshots = {last_step >> halvings for halvings in range(training.snapshots)}
     with (
         interrupt.on_signal() as request,
         ExitStack() as stack,

@@ -177,11 +177,6 @@ class State:
         squared_error, l1, active, rows = self.sums.tolist()
         return Stats(squared_error, l1, int(active), int(rows))
 
-    def add_stats(self, stats: "Stats") -> None:
-        """Add to the sums."""
-        numbers = [stats.squared_error, stats.l1, stats.active, stats.rows]
-        self.sums += torch.tensor(numbers, dtype=self.sums.dtype).to(self.sums.device)
-
 
 @dataclass
 class Stats:

@@ -4,7 +4,6 @@ A dictionary's result depends neither on the number of threads nor on what else 
 """
 
 import ctypes
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparse_dict.machine import compiled
+from sparse_dict.machine.threads import available_cores
 from sparse_dict.sae.loss import SELECTION, keep_largest
 from sparse_dict.sae.schedule import Hyper
 from sparse_dict.sae.state import FLOOR_DECAY, State
@@ -84,7 +84,7 @@ class SparseStep:
         self._wide: dict[str, Tensor] = {}
         # Large ones first: they take longest, and small ones then fill the gaps.
         self._order = sorted(range(len(states)), key=lambda i: -states[i].dict_size)
-        self._threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self._threads = available_cores()
         self._pool = ThreadPoolExecutor(self._threads)  # for what torch computes; C has its own
         self._torch_threads = torch.get_num_threads()
         self._step: int | None = None

@@ -35,7 +35,8 @@ class Unique:
             if not normalised:
                 continue
             key = int.from_bytes(hashlib.blake2b(normalised, digest_size=8).digest(), "little")
-            if key in recent or _holds(settled, key):
+            place = int(settled.searchsorted(np.uint64(key)))
+            if key in recent or key in settled[place : place + 1]:
                 continue
             recent.add(key)
             self.keys.append(key)
@@ -43,8 +44,3 @@ class Unique:
                 settled = np.union1d(settled, np.fromiter(recent, np.uint64))
                 recent.clear()
             yield text
-
-
-def _holds(ordered: np.ndarray, key: int) -> bool:
-    place = int(ordered.searchsorted(np.uint64(key)))
-    return place < len(ordered) and int(ordered[place]) == key

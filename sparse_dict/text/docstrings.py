@@ -64,19 +64,19 @@ def describe(data: DocstringsData, _cache_dir: Path) -> dict[str, Any]:
 def documents(data: DocstringsData, cache_dir: Path) -> Iterator[str]:
     """The docstrings in an order that is random but fixed; extracted once, then cached."""
     folder = cache_dir / "corpus" / whole_files.fingerprint(describe(data, cache_dir))
-    ensure_sealed(folder, lambda fresh: _make(data, fresh))
+
+    def make(fresh: Path) -> None:
+        started = time.monotonic()
+        texts = _extract(data)
+        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
+        whole_files.write_text(fresh / "documents.jsonl", "".join(lines))
+        log.info(
+            "docstrings: %s documents, %.1f MB, in %.0f s",
+            f"{len(texts):,}", sum(map(len, texts)) / 1e6, time.monotonic() - started,
+        )  # fmt: skip
+
+    ensure_sealed(folder, make)
     return read_jsonl(folder / "documents.jsonl", "text")
-
-
-def _make(data: DocstringsData, folder: Path) -> None:
-    started = time.monotonic()
-    texts = _extract(data)
-    lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
-    whole_files.write_text(folder / "documents.jsonl", "".join(lines))
-    log.info(
-        "docstrings: %s documents, %.1f MB, in %.0f s",
-        f"{len(texts):,}", sum(map(len, texts)) / 1e6, time.monotonic() - started,
-    )  # fmt: skip
 
 
 def _extract(data: DocstringsData) -> list[str]:
@@ -113,21 +113,16 @@ def _sources(data: DocstringsData) -> list[str]:
 
 
 def _chosen(data: DocstringsData) -> dict[str, metadata.Distribution]:
-    chosen = _distributions()
-    if data.packages is not None:
-        providers = _providers()
-        names = {name for package in data.packages for name in providers[package]}
-        chosen = {name: dist for name, dist in chosen.items() if name in names}
-    return chosen
-
-
-def _distributions() -> dict[str, metadata.Distribution]:
     found: dict[str, metadata.Distribution] = {}
     for dist in metadata.distributions():
-        name = dist.metadata["Name"]
-        if name and _normalised(name) != PROJECT:
+        if name := dist.metadata["Name"]:
             found.setdefault(_normalised(name), dist)  # the first on sys.path is what is imported
-    return dict(sorted(found.items()))
+    found.pop(PROJECT, None)
+    wanted = {*found}
+    if data.packages is not None:
+        providers = _providers()
+        wanted = {name for package in data.packages for name in providers[package]}
+    return {name: found[name] for name in sorted(wanted & {*found})}
 
 
 def _providers() -> dict[str, list[str]]:

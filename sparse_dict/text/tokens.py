@@ -143,16 +143,16 @@ class TokenStream:
     """A sequence of ids across the borders of shards; `document_starts` are int64 (documents,)."""
 
     def __init__(self, shards: Sequence[np.ndarray | Stored], document_starts: np.ndarray) -> None:
-        self._shards = Joined(shards)
+        self.shards = Joined(shards)
         self.document_starts = document_starts
 
     def __len__(self) -> int:
-        return len(self._shards)
+        return len(self.shards)
 
     def window(self, start: int, length: int) -> np.ndarray:
         """Ids at start, ..., start + length - 1: int64 (length,); IndexError if out of range."""
         out = np.empty(max(length, 0), np.int64)
-        for part, where in self._shards.pieces(start, start + length):
+        for part, where in self.shards.pieces(start, start + length):
             out[where] = part
         return out
 
@@ -167,11 +167,6 @@ class TokenStream:
         lengths = np.diff([start, *starts[1:], start + length])
         place = np.arange(start, start + length) - np.repeat(starts, lengths)
         return np.repeat(documents, lengths), place
-
-    def followed_by(self, other: "TokenStream") -> "TokenStream":
-        """This stream and then `other`, as one."""
-        starts = np.concatenate([self.document_starts, other.document_starts + len(self)])
-        return TokenStream([*self._shards.arrays, *other._shards.arrays], starts)
 
 
 @dataclass(frozen=True)
@@ -201,7 +196,12 @@ class TokenStore:
     def split(self, name: str) -> TokenStream:
         """The stream of "train" or "validation", or of "all": the one after the other."""
         train, validation = (self.streams[part] for part in SPLITS)
-        stream = train.followed_by(validation) if name == "all" else self.streams[name]
+        if name == "all":
+            starts = [train.document_starts, validation.document_starts + len(train)]
+            shards = [*train.shards.arrays, *validation.shards.arrays]
+            stream = TokenStream(shards, np.concatenate(starts))
+        else:
+            stream = self.streams[name]
         if not len(stream):
             total = len(train.document_starts) + len(validation.document_starts)
             raise UserError(
