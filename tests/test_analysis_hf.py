@@ -43,7 +43,7 @@ from sparse_dict.analysis.report import provenance  # noqa: E402
 from sparse_dict.config import ContextsConfig, LossRecoveredConfig  # noqa: E402
 from sparse_dict.config.sites import SITES, Site  # noqa: E402
 from sparse_dict.errors import UserError  # noqa: E402
-from sparse_dict.lm import hf, hf_source, hf_tokenizer  # noqa: E402
+from sparse_dict.lm import hf, hf_source  # noqa: E402
 from sparse_dict.storage import files  # noqa: E402
 from sparse_dict.tools.notebook import show_feature  # noqa: E402
 
@@ -396,7 +396,7 @@ def test_a_record_without_its_model_is_named(folders, tmp_path, change):
 def test_tokens_are_shown_as_the_text_they_stand_for(tmp_path):
     from tokenizers import Tokenizer, decoders, models
 
-    made = hf_tokenizer.Tokenizer(tokenizer())
+    made = hf_source.Tokenizer(tokenizer())
     line = [made.token_bytes(int(i)) for i in made.encode_batch(["é \n"])[0]]
     assert line == ["é".encode()[:1], "é".encode()[1:], b" ", b"\n"]
     assert made.token_bytes(0) == EOS.encode()
@@ -404,7 +404,7 @@ def test_tokens_are_shown_as_the_text_they_stand_for(tmp_path):
     pieces = {"▁one": 1, "<0x0A>": 2, "x": 3, "<0x0": 4, "</s>": 0}
     sentence = Tokenizer(models.BPE(pieces, [], byte_fallback=True))
     sentence.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
-    other = hf_tokenizer.Tokenizer(
+    other = hf_source.Tokenizer(
         transformers.PreTrainedTokenizerFast(tokenizer_object=sentence, eos_token="</s>")
     )
     shown = [other.token_bytes(i) for i in range(5)]

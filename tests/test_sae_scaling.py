@@ -11,7 +11,7 @@ from sparse_dict.config import ActivationsConfig, identity
 from sparse_dict.errors import UserError
 from sparse_dict.sae import stage
 from sparse_dict.sae.folder import read
-from sparse_dict.sae.scaling import Scaling, settled
+from sparse_dict.sae.scaling import Scaling, decided
 from sparse_dict.sae.schedule import hyper
 
 AS_NEW = ActivationsConfig(scaling="rms_by_site", centering="auto")
@@ -37,8 +37,8 @@ def test_the_mean_is_taken_away_where_it_is_large_against_the_spread(tmp_path):
     spread = np.sqrt((rows**2).mean())
     assert small.mean_to_spread == pytest.approx(0.3 / spread, rel=1e-4)
     assert large.mean_to_spread == pytest.approx(0.8 / spread, rel=1e-4)
-    assert settled(AS_NEW, small) == ActivationsConfig("rms", "none")
-    assert settled(AS_NEW, large) == ActivationsConfig("rms", "mean")
+    assert decided(AS_NEW, small) == ActivationsConfig("rms", "none")
+    assert decided(AS_NEW, large) == ActivationsConfig("rms", "mean")
 
 
 def test_the_ratio_that_older_harvests_have_is_no_part_of_what_identifies_them(tmp_path):
@@ -55,7 +55,7 @@ def test_sites_side_by_side_are_seen_alike(tmp_path, centering):
     seen = (rows - scaling.mean) / scaling.scale
     for part in (seen[:, :4], seen[:, 4:]):
         assert np.sqrt((part**2).mean()) == pytest.approx(1, rel=1e-4)
-    assert settled(ActivationsConfig("rms_by_site", centering), opened).scaling == "rms_by_site"
+    assert decided(ActivationsConfig("rms_by_site", centering), opened).scaling == "rms_by_site"
 
 
 def test_a_site_that_never_varies_is_refused(tmp_path):
@@ -106,7 +106,7 @@ def test_an_l1_divided_by_the_width_is_the_older_one_to_the_bit(tmp_path):
 def test_a_record_without_centering_is_one_of_a_study_that_did_not_centre(tmp_path):
     opened = harvested(tmp_path, sparse_rows(100, 16).numpy())
     config = sae_config()
-    config.activations = settled(AS_NEW, opened)
+    config.activations = decided(AS_NEW, opened)
     new = identity.record(config)
     old = identity.record(sae_config())
     del old["activations"]["centering"]

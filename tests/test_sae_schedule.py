@@ -9,7 +9,7 @@ from sae_helpers import sae_config
 from sparse_dict.activations.store import Activations
 from sparse_dict.config import AdamConfig
 from sparse_dict.errors import UserError
-from sparse_dict.sae.data import settled
+from sparse_dict.sae.scaling import settled
 from sparse_dict.sae.schedule import check, hyper, rate
 
 SHAPES = st.sampled_from(["constant", "linear", "cosine"])

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from sparse_dict.config import BPETokenizer, FilesData, GPT2Tokenizer
 from sparse_dict.errors import UserError
-from sparse_dict.text import bpe, tokenizer
+from sparse_dict.text import tokenizer
 from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
 
 TEXTS = [
     f"The {i} dictionaries of the {i % 7} models don't find the same features." for i in range(200)
 ]
-RANKS = bpe.train_ranks(TEXTS, 300, 100_000)
+RANKS = tokenizer.train_ranks(TEXTS, 300, 100_000)
 TRAINED = Tokenizer("bpe", RANKS, GPT2_PATTERN)
 
 
@@ -61,7 +61,7 @@ def test_merges_encode_as_the_trainer_itself_encodes():
         TEXTS,
         trainers.BpeTrainer(
             vocab_size=300,
-            min_frequency=bpe.MIN_PAIRS,
+            min_frequency=tokenizer.MIN_PAIRS,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
@@ -83,7 +83,7 @@ def test_ids_take_two_bytes_if_they_fit():
 
 
 def test_training_sees_only_the_first_characters():
-    seen = bpe.train_ranks(["ab" * 50, "cd" * 50], 258, 100)
+    seen = tokenizer.train_ranks(["ab" * 50, "cd" * 50], 258, 100)
     assert {token for token, rank in seen.items() if rank >= 256} == {b"ab", b"abab"}
 
 
@@ -96,7 +96,7 @@ def test_a_saved_tokenizer_is_loaded_with_the_same_ids(tmp_path):
 
 
 def test_the_fingerprint_follows_ranks_and_pattern():
-    other = bpe.train_ranks(TEXTS, 299, 100_000)
+    other = tokenizer.train_ranks(TEXTS, 299, 100_000)
     prints = {
         Tokenizer("bpe", RANKS, GPT2_PATTERN).fingerprint,
         Tokenizer("another name", RANKS, GPT2_PATTERN).fingerprint,
@@ -136,7 +136,7 @@ def test_a_trained_vocabulary_is_cached_by_corpus_and_settings(tmp_path, data, m
     first = tokenizer.build(BPETokenizer(300, 10_000), data, tmp_path)
     other = tokenizer.build(BPETokenizer(280, 10_000), data, tmp_path)
     assert (first.n_vocab, other.n_vocab) == (300, 280)
-    monkeypatch.delattr(bpe, "train_ranks")
+    monkeypatch.delattr(tokenizer, "train_ranks")
     again = tokenizer.build(BPETokenizer(300, 10_000), data, tmp_path)
     assert again.fingerprint == first.fingerprint
 

@@ -36,7 +36,7 @@ from sparse_dict.launch.multirun import _reopened
 from sparse_dict.machine.background import in_background, prefetched
 from sparse_dict.sae import folder as folders
 from sparse_dict.storage import lock, records, untrusted
-from sparse_dict.text import bpe, corpus, files, tokenizer, tokens
+from sparse_dict.text import corpus, files, tokenizer, tokens
 from sparse_dict.tools import status, verify
 
 # --- what is read is what was hashed --------------------------------------------------------------
@@ -121,11 +121,11 @@ def test_a_signal_is_heard_during_somebody_elses_long_call(wait: Callable[[objec
 @pytest.mark.parametrize("run", [" " * 5000, "a" * 5000, "é" * 5000, "0" * 2500 + "=" * 2500])
 def test_the_trainer_gets_no_long_runs_and_nothing_is_lost(run: str):
     text = f"some words {run} and more"
-    parts = bpe.pieces(text)
+    parts = tokenizer.pieces(text)
     assert "".join(parts) == text
     assert len(parts) >= 5
-    assert max(map(len, parts)) <= bpe.MOST_RUN + len("some words  and more")
-    assert bpe.pieces("short words " * 1000) == ["short words " * 1000]
+    assert max(map(len, parts)) <= tokenizer.MOST_RUN + len("some words  and more")
+    assert tokenizer.pieces("short words " * 1000) == ["short words " * 1000]
 
 
 def test_a_million_blanks_are_encoded():

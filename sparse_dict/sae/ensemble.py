@@ -10,12 +10,12 @@ import torch
 from sparse_dict.errors import UserError
 from sparse_dict.machine import interrupt
 from sparse_dict.machine.progress import Progress
-from sparse_dict.sae import checkpoint, step_cpu
 from sparse_dict.sae import folder as folders
+from sparse_dict.sae import step_cpu
 from sparse_dict.sae.batches import batches
-from sparse_dict.sae.data import Columns
 from sparse_dict.sae.interventions import Moment
 from sparse_dict.sae.rows import Rows
+from sparse_dict.sae.scaling import Columns
 from sparse_dict.sae.schedule import rate, total_steps
 from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
@@ -163,7 +163,7 @@ def train(groups: list[list[Trainee]], first_step: int) -> None:
                     folders.write_snapshot(trainee.job.folder, W_dec * balance, seen)
             if saves:
                 for trainee in living:
-                    checkpoint.save(trainee, step)
+                    trainee.save(step)
             if stops:
                 log.error("stopped after %s rows: the same command goes on from there", seen)
                 raise request.error()

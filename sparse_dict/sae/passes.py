@@ -9,14 +9,14 @@ from sparse_dict import tracking
 from sparse_dict.activations.store import MANIFEST, Activations
 from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
-from sparse_dict.sae import checkpoint, ensemble, jobs
+from sparse_dict.sae import ensemble, jobs
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae.data import Data
 from sparse_dict.sae.evaluate import Evaluation, evaluate, on_raw
 from sparse_dict.sae.jobs import Job
 from sparse_dict.sae.origin import of_activations
 from sparse_dict.sae.rows import training_rows
 from sparse_dict.sae.run_names import end_values, run_name
+from sparse_dict.sae.scaling import Data
 from sparse_dict.sae.schedule import total_steps
 from sparse_dict.sae.trainee import Trainee
 from sparse_dict.storage.files import read_json, write_csv
@@ -39,7 +39,7 @@ def train(own: list[Job], activations: Activations) -> list[dict[str, Any] | Use
             trainees |= zip(seeing_the_same, group, strict=True)
             for trainee in group:
                 try:
-                    checkpoint.load(trainee)
+                    trainee.load()
                 except UserError as error:
                     trainee.error = error
             groups.append([trainee for trainee in group if trainee.error is None])

@@ -1,4 +1,4 @@
-"""How dictionaries see activations: centred, scaled as `activations.*` says; and the way back."""
+"""What a dictionary reads and reconstructs: columns of the activations, centred and scaled."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.config import ActivationsConfig
+from sparse_dict.config import ActivationsConfig, TrainSAEConfig
 from sparse_dict.errors import UserError
+from sparse_dict.sae import architectures, schedule
 from sparse_dict.sae.folder import Array, Dictionary
 
 # From this `Activations.mean_to_spread` on, activations.centering=auto subtracts the mean: without
@@ -77,7 +78,7 @@ def undone(d: Dictionary, x: Scaling, y: Scaling) -> Dictionary:
     )
 
 
-def settled(config: ActivationsConfig, *seen: Activations) -> ActivationsConfig:
+def decided(config: ActivationsConfig, *seen: Activations) -> ActivationsConfig:
     """`config` as a record keeps it, with ``auto`` decided by all activations that are `seen`."""
     scaling, centering = config.scaling, config.centering
     if scaling == "rms_by_site" and all(len(found.sites) == 1 for found in seen):
@@ -86,3 +87,52 @@ def settled(config: ActivationsConfig, *seen: Activations) -> ActivationsConfig:
         far = max(found.mean_to_spread for found in seen)
         centering = "mean" if far >= CENTRE_FROM else "none"
     return replace(config, scaling=scaling, centering=centering)
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Some columns of the activations, and how dictionaries see them."""
+
+    activations: Activations
+    scaling: Scaling
+
+    @property
+    def width(self) -> int:
+        """How many columns."""
+        return self.activations.d_in
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What is read and what is reconstructed: one and the same, but for a transcoder."""
+
+    x: Columns
+    y: Columns
+
+    @classmethod
+    def of(cls, config: TrainSAEConfig, activations: Activations) -> Self:
+        """Those of a dictionary whose config is settled."""
+        read, written = _sites(config, activations)
+        x = Columns(read, Scaling.of(config.activations, read))
+        if read is written:
+            return cls(x, x)
+        return cls(x, Columns(written, Scaling.of(config.activations, written)))
+
+
+def _sites(config: TrainSAEConfig, activations: Activations) -> tuple[Activations, Activations]:
+    read = activations.at(config.sae.site, "sae.site")
+    if config.sae.target is None:
+        return read, read
+    return read, activations.at(config.sae.target, "sae.target")
+
+
+def settled(config: TrainSAEConfig, activations: Activations) -> TrainSAEConfig:
+    """`config` as a record keeps it: what depends on the activations decided."""
+    read, written = _sites(config, activations)
+    widths = [columns.stop - columns.start for columns, _ in read.sites]
+    return replace(
+        config,
+        activations=decided(config.activations, read, written),
+        sae=type(architectures.of(config.sae)).settled(config.sae, widths),
+        optimizer=schedule.settled(config.optimizer, read.d_in),
+    )

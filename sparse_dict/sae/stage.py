@@ -16,10 +16,10 @@ from sparse_dict.errors import UserError, printable
 from sparse_dict.machine import runtime
 from sparse_dict.sae import architectures, interventions, jobs, schedule, usefulness
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae.data import Data, settled
 from sparse_dict.sae.jobs import Job, weight
 from sparse_dict.sae.rows import check_evaluation_rows, training_rows
 from sparse_dict.sae.run_names import run_name
+from sparse_dict.sae.scaling import Data, settled
 from sparse_dict.storage import lock
 from sparse_dict.storage.files import read_json
 from sparse_dict.storage.output import Output

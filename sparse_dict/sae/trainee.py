@@ -1,6 +1,6 @@
 """A dictionary in training with all that is its own."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,13 +8,21 @@ import torch
 
 from sparse_dict.config import TrainSAEConfig
 from sparse_dict.errors import UserError
+from sparse_dict.sae import folder as folders
 from sparse_dict.sae import interventions
-from sparse_dict.sae.data import Data
 from sparse_dict.sae.interventions import Intervention
 from sparse_dict.sae.jobs import Job
-from sparse_dict.sae.schedule import Hyper, hyper
-from sparse_dict.sae.state import State
+from sparse_dict.sae.scaling import Data
+from sparse_dict.sae.schedule import Hyper, hyper, total_steps
+from sparse_dict.sae.state import State, Stats
+from sparse_dict.storage import tensor_files
 from sparse_dict.tracking import Run
+
+# Columns of a dictionary's history. `inactive` counts features that the last `dead_window` training
+# rows did not activate; "dead" are those that no evaluation row activates, in metrics.json.
+HISTORY = (
+    "activations", "mse", "fvu", "l0", "l1_norm", "inactive", "lr", "activations_per_second",
+)  # fmt: skip
 
 
 @dataclass
@@ -65,3 +73,42 @@ class Trainee:
     def is_finite(self) -> bool:
         """Whether all its states are: NaN would spread from one to another."""
         return all(state.is_finite() for state in self.states)
+
+    def save(self, step: int) -> None:
+        """Write what it takes to go on to the same bits after `step` steps: rows follow from that."""
+        tensors = self.state.tensors()
+        for intervention in self.interventions:
+            tensors |= intervention.tensors()
+        meta = {
+            "step": step,
+            "record": self.job.record,
+            "history": self.history,
+            "sums": asdict(self.state.stats()),
+            "seconds": self.seconds,
+        }
+        arrays = {name: tensor.contiguous().cpu().numpy() for name, tensor in tensors.items()}
+        tensor_files.write_checkpoint(self.job.folder / folders.CHECKPOINT, arrays, meta)
+        self.saved_step = step
+
+    def load(self) -> None:
+        """Put a dictionary where the checkpoint in its folder was, if there is one."""
+        meta = folders.read_checkpoint_meta(self.job.folder)
+        if meta is None:
+            return
+        path = self.job.folder / folders.CHECKPOINT
+        arrays = tensor_files.read_checkpoint(path)
+        try:
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            self.state.load(tensors)
+            for intervention in self.interventions:
+                intervention.load(tensors)
+            sums = torch.tensor(astuple(Stats(**meta["sums"])), dtype=torch.float64)
+            self.state.sums += sums.to(self.state.sums.device)
+            if not 0 <= meta["step"] <= total_steps(self.config):
+                raise ValueError(f"step {meta['step']}")
+            if any(tuple(row) != HISTORY for row in meta["history"]):
+                raise ValueError("a malformed history")
+            self.history = meta["history"]
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise tensor_files.damaged(path, error) from None
+        self.seconds, self.saved_step = meta["seconds"], int(meta["step"])
