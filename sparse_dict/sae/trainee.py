@@ -75,7 +75,7 @@ class Trainee:
         return all(state.is_finite() for state in self.states)
 
     def save(self, step: int) -> None:
-        """Write what it takes to go on to the same bits after `step` steps: rows follow from that."""
+        """Write what it takes to go on after `step` steps, to the same bits."""
         tensors = self.state.tensors()
         for intervention in self.interventions:
             tensors |= intervention.tensors()
