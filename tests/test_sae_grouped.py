@@ -272,7 +272,7 @@ def test_batches_hold_the_same_rows_however_they_get_to_the_device(
         activations, scaled_by(2.0, 3), CPU, batch_size=batch_size, first_step=first_step,
         last_step=first_step + steps, room=room,
     )  # fmt: skip
-    with mock.patch.object(batches_module, "_block", return_value=block):
+    with mock.patch.dict(batches_module.BLOCK_BYTES, cpu=block * 4 * 3 * batch_size):
         got = [batch.clone() for batch in feed]
     assert len(got) == steps
     for step, batch in enumerate(got, start=first_step):

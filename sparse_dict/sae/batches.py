@@ -1,12 +1,12 @@
 """Batches of activations for training: read ahead by a thread, and kept on a GPU if they fit."""
 
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 
 import torch
 from torch import Tensor
 
+from sparse_dict.machine.background import prefetched
 from sparse_dict.sae.rows import Rows
 from sparse_dict.sae.scaling import Scaling
 
@@ -41,7 +41,9 @@ def batches(
             start = step * batch_size % rows.rows
             if kept is not None and step - first_step >= whole_pass:
                 streamed.close()
-                yield _around(kept, start, batch_size)
+                part = kept[start : start + batch_size]
+                rest = batch_size - len(part)
+                yield torch.cat([part, kept[:rest]]) if rest else part
                 continue
             batch = next(streamed)
             yield batch
@@ -51,16 +53,6 @@ def batches(
                 before_end = min(batch_size, rows.rows - start)
                 kept[start : start + before_end] = batch[:before_end]
                 kept[: batch_size - before_end] = batch[before_end:]
-
-
-def _around(rows: Tensor, start: int, count: int) -> Tensor:
-    part = rows[start : start + count]
-    return part if len(part) == count else torch.cat([part, rows[: count - len(part)]])
-
-
-def _block(device: torch.device, batch_bytes: int) -> int:
-    """Batches to read at a time: opening a file for each small one would cost as much as a step."""
-    return max(1, BLOCK_BYTES.get(device.type, BLOCK_BYTES["cpu"]) // batch_bytes)
 
 
 def _room(device: torch.device) -> int:
@@ -85,7 +77,9 @@ def _streamed(
     last_step: int,
 ) -> Generator[Tensor, None, None]:
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    steps = min(_block(device, 4 * rows.d_in * batch_size), last_step - first_step)
+    block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cpu"])
+    # opening a file for each small batch would cost as much as a step
+    steps = min(max(1, block_bytes // (4 * rows.d_in * batch_size)), last_step - first_step)
     shape = steps * batch_size, rows.d_in
     buffers = [torch.empty(*shape, pin_memory=bool(stream)) for _ in range(2)]
     mean, factor = (torch.from_numpy(a) for a in (scaling.mean, (1 / scaling.scale).astype("f4")))
@@ -105,15 +99,9 @@ def _streamed(
         with torch.cuda.stream(stream) if stream else nullcontext():
             return buffer[:wanted].to(device, non_blocking=bool(stream))
 
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
-        ahead = reader.submit(fill, 0)
-        blocks = -(-(last_step - first_step) // steps)
-        for number in range(blocks):
-            block = ahead.result()
-            if stream:
-                current = torch.cuda.current_stream(device)
-                current.wait_stream(stream)
-                block.record_stream(current)  # its memory is free when `current` is through
-            if number + 1 < blocks:
-                ahead = reader.submit(fill, number + 1)
-            yield from block.split(batch_size)
+    for block in prefetched(map(fill, range(-(-(last_step - first_step) // steps))), depth=1):
+        if stream:
+            current = torch.cuda.current_stream(device)
+            current.wait_stream(stream)
+            block.record_stream(current)  # its memory is free when `current` is through
+        yield from block.split(batch_size)

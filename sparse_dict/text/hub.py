@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -115,30 +116,26 @@ def _commit(data: HubData, cache_dir: Path) -> str | None:
 
 
 def _looked_up(data: HubData) -> str:
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionNotFoundError
 
+    look_up = partial(HfApi(_endpoint()).dataset_info, data.path, timeout=ANSWER_S)
     try:
-        info = _info(data.path, data.revision)
+        info = look_up(revision=data.revision)
     except RevisionNotFoundError:
         if data.revision != CONVERTED:
             raise
-        info = _info(data.path, None)
+        info = look_up()
     names = {file.rfilename for file in info.siblings or ()}
     if f"{data.path.rpartition('/')[2]}.py" in names:
         try:
-            info = _info(data.path, CONVERTED)
+            info = look_up(revision=CONVERTED)
         except RevisionNotFoundError:
             raise UserError(
                 f"{data.path} is a script, which datasets does not run, and the hub has not "
                 f"converted it to Parquet; {INSTEAD}"
             ) from None
     return str(info.sha)
-
-
-def _info(path: str, revision: str | None) -> Any:
-    from huggingface_hub import HfApi
-
-    return HfApi(_endpoint()).dataset_info(path, revision=revision, timeout=ANSWER_S)
 
 
 def _open(data: HubData, commit: str | None) -> Any:
