@@ -227,28 +227,37 @@ def _read(folder: Path) -> Trained:
     metrics, config = read_metrics(folder), records.read(folder / CONFIG, _Kind)
     weights, features = (tensor_files.read(folder / name) for name in (WEIGHTS, FEATURES))
     size = metrics["dict_size"]
-    d_in = len(np.atleast_1d(weights.get("W_enc", ())))
-    d_out, k = config.get("d_out") or d_in, config.get("k")
-    shapes = {"W_enc": (d_in, size), "b_enc": (size,), "W_dec": (size, d_out), "b_dec": (d_out,)}
-    shapes |= {"threshold": (size,)} if "threshold" in weights else {}
-    shapes |= {"W_skip": (d_out, d_in)} if "W_skip" in weights else {}
-    for name, shape in shapes.items():
-        array = weights.get(name, np.empty(0))
-        if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
-            raise UserError(f"{folder / WEIGHTS}: {name} is not finite float32 {shape}")
+    for name in WEIGHT_NAMES[:4]:
+        weights.setdefault(name, np.empty(0))
+    W_skip = weights.pop("W_skip", None)
+    known = {name: weights[name] for name in WEIGHT_NAMES if name in weights}
+    dictionary = Dictionary(**known, k=config.get("k"))
+    if W_skip is not None:
+        dictionary.W_skip = np.ascontiguousarray(W_skip.T)
+    refuse_misfit(folder / WEIGHTS, dictionary, size, config.get("d_out"))
     fire_count = features.get("fire_count", np.empty(0))
     if fire_count.dtype != np.int64 or fire_count.shape != (size,) or (fire_count < 0).any():
         raise UserError(f"{folder / FEATURES}: fire_count is not {size} numbers from 0 on")
-    if k is not None and k > size:
-        raise UserError(f"{folder / CONFIG}: k is {k}, with {size} features")
     for name in (WEIGHTS, CONFIG, FEATURES):
         _refuse_change(folder / name, (metrics.get("sha256") or {}).get(name))
-    W_enc, b_enc, W_dec, b_dec = (weights[name] for name in WEIGHT_NAMES[:4])
-    dictionary = Dictionary(W_enc, b_enc, W_dec, b_dec, weights.get("threshold"), k)
-    if "W_skip" in weights:
-        dictionary.W_skip = np.ascontiguousarray(weights["W_skip"].T)
     site = site_of((config.get("metadata") or {}).get("hook_name"))
     return Trained(folder, dictionary, fire_count, metrics, site)
+
+
+def refuse_misfit(path: Path, d: Dictionary, size: int, d_out: int | None = None) -> None:
+    """See that the arrays of a dictionary that was read fit each other and are finite float32."""
+    d_in = len(np.atleast_1d(d.W_enc))
+    out = d_out or d_in
+    shapes = {"W_enc": (d_in, size), "b_enc": (size,), "W_dec": (size, out), "b_dec": (out,)}
+    shapes |= {"threshold": (size,), "W_skip": (d_in, out)}
+    for name, shape in shapes.items():
+        array = getattr(d, name)
+        if array is not None and (
+            array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all()
+        ):
+            raise UserError(f"{path}: {name} is not finite float32 {shape}")
+    if d.k is not None and not 1 <= d.k <= size:
+        raise UserError(f"{path}: k is {d.k}, with {size} features")
 
 
 def _refuse_change(path: Path, recorded: str | None) -> None:

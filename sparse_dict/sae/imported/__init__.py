@@ -32,7 +32,10 @@ def read(source: str) -> Foreign:
             with reading(folder / found.CONFIG):
                 config = read_json(folder / found.CONFIG)
                 foreign = found.read(folder / weights, config)
-                _check(folder / weights, foreign.dictionary)
+                n, d_in = foreign.dictionary.W_dec.shape
+                if not n * d_in:
+                    raise UserError(f"{folder / weights} holds {n} features of {d_in} columns")
+                ours.refuse_misfit(folder / weights, foreign.dictionary, n)
             return foreign
     raise UserError(
         f"{folder} holds none of {', '.join(FORMATS)}: give the dictionary's own folder"
@@ -44,24 +47,6 @@ def read_any(source: str) -> Dictionary:
     if (Path(source) / ours.METRICS).is_file():
         return ours.read(Path(source)).dictionary
     return read(source).dictionary
-
-
-def _check(path: Path, dictionary: Dictionary) -> None:
-    import numpy as np
-
-    n, d_in = dictionary.W_dec.shape
-    if not dictionary.W_dec.size:
-        raise UserError(f"{path} holds {n} features of {d_in} columns")
-    wanted = {"W_enc": (d_in, n), "b_enc": (n,), "b_dec": (d_in,)}
-    if dictionary.threshold is not None:
-        wanted["threshold"] = (n,)
-    for name, shape in wanted.items():
-        if getattr(dictionary, name).shape != shape:
-            raise UserError(f"{path}: {name} does not have the shape {shape}")
-    if not all(np.isfinite(getattr(dictionary, name)).all() for name in (*wanted, "W_dec")):
-        raise UserError(f"{path} holds values that are not finite")
-    if dictionary.k is not None and not 1 <= dictionary.k <= n:
-        raise UserError(f"{path}: k is {dictionary.k}, with {n} features")
 
 
 def _fetched(name: str) -> Path:
