@@ -96,11 +96,9 @@ class Run(AbstractContextManager["Run"]):
         self._do("write the summary of", lambda run: run.summary.update(values))
 
     def image(self, key: str, path: Path) -> None:
-        """Log an image file."""
         self._do("log to", lambda run: run.log({key: _wandb().Image(str(path))}))
 
     def page(self, key: str, path: Path) -> None:
-        """Log a page of HTML."""
         self._do("log to", lambda run: run.log({key: _wandb().Html(str(path))}))
 
     def curves(self, values: dict[str, float], step: str) -> None:

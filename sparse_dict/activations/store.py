@@ -174,7 +174,6 @@ class Activations:
 
     @property
     def rows(self) -> int:
-        """Rows in all shards."""
         return len(self._rows)
 
     @property
@@ -291,7 +290,6 @@ class Activations:
                         yield path
 
     def verify(self) -> None:
-        """See that there are no `changed` files."""
         with _again(self.folder):
             for path in self.changed():
                 raise UserError(f"{path} has changed since it was written")
@@ -334,7 +332,6 @@ class Moments:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """Mean row, (d_in,)."""
         return self.sum / self.n
 
     @property

@@ -136,7 +136,6 @@ class ShardWriter:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row and its origin."""
         return self.d_in * self.dtype.itemsize + 12
 
     def begin(self, row: int) -> None:

@@ -87,7 +87,6 @@ class Checked:
                 raise UserError(f"{self.key(one.name)} must {one.metadata['what']}, not {value!r}")
 
     def key(self, name: str) -> str:
-        """The full name of a field."""
         return f"{self.section}.{name}" if self.section else name
 
 

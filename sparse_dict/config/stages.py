@@ -382,7 +382,6 @@ class TrainSAEConfig(StudyConfig):
 
     @property
     def activations_dirs(self) -> list[Path]:
-        """The folders of `activations_dir`, one or more."""
         return _folders("activations_dir", self.activations_dir)
 
 
@@ -414,16 +413,13 @@ class AnalyzeConfig(StudyConfig):
 
     @property
     def sae_dirs(self) -> list[Path]:
-        """The folders of `sae_dir`, one or more."""
         return _folders("sae_dir", self.sae_dir)
 
     @property
     def activations_dirs(self) -> list[Path]:
-        """The folders of `activations_dir`, one or more."""
         return _folders("activations_dir", self.activations_dir)
 
     def is_on(self, name: str) -> bool:
-        """Whether an analysis was chosen."""
         return getattr(self, name) is not None
 
     def settings(self, kind: type[Settings]) -> Settings | None:

@@ -79,7 +79,6 @@ class LoadedLM:
 
     @property
     def config(self) -> ModelConfig:
-        """The model's shape."""
         return ModelConfig(**self.record["config"]["model"])
 
 

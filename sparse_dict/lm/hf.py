@@ -32,6 +32,8 @@ LOGITS = 1 << 26  # computed at a time: 256 MiB of float32
 class Model:
     """A model in evaluation mode, read and changed by hooks; contexts begin with `start`."""
 
+    reentrant = False  # a hook does not know whose forward pass it is called in
+
     def __init__(self, model: Any, start: Sequence[int] = ()) -> None:
         self.model = model
         self.start = tuple(start)
@@ -40,17 +42,10 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
         return next(self.model.parameters()).device
 
     @property
-    def reentrant(self) -> bool:
-        """No: a hook does not know whose forward pass it is called in."""
-        return False
-
-    @property
     def remedy(self) -> str:
-        """What helps where its values are not finite."""
         if self.model.dtype == torch.float16:
             return "float16 ends at 65,504: set lm.dtype=bfloat16"
         if self.model.dtype == torch.bfloat16:
@@ -72,7 +67,6 @@ class Model:
     def split(
         self, tokens: Tensor, targets: Tensor, sites: Sequence[Site]
     ) -> tuple[list[Tensor], Follow]:
-        """What `sites` compute, and what leads from other values there to the loss."""
         sites = [self.short_name(site) for site in sites]
         for site in sites:
             self._check_replaceable(site)
@@ -119,7 +113,6 @@ class Model:
         return [value[:, skip:] for value in found[: len(sites)]], follow
 
     def direct(self, site: Site, rows: Tensor) -> Tensor:
-        """What activations `rows` (n, d) add to the logits by the direct path; see `interface`."""
         short, kind, layout = self.short_name(site), type(self.model).__name__, self.layout
         if short.layer is None:
             raise UserError(f"how {site} adds to the residual stream is not known")

@@ -59,7 +59,6 @@ class Tokenizer:
         self._by_byte = '"ByteLevel"' in json.dumps(json.loads(described)["decoder"])
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, `dtype` (n,), without end of sequence; on all cores."""
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(item.ids, self.dtype) for item in encoded]
 
@@ -71,7 +70,6 @@ class Tokenizer:
         return tuple(whole[: next(starts, 0)])
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that `token` stands for; of a special one, its name."""
         text: str = self._backend.id_to_token(token) or f"[{token}]"  # ids may have gaps
         if token in self._special:
             return text.encode()

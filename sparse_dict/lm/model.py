@@ -51,6 +51,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The language model; `tokens` are int64 (batch, n_ctx), contexts may be shorter."""
 
+    reentrant = True
+    remedy = "train it again"
+
     def __init__(self, config: ModelConfig, n_vocab: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(n_vocab, config.d_model)  # also the unembedding
@@ -66,18 +69,7 @@ class GPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return self.embed.weight.device
-
-    @property
-    def reentrant(self) -> bool:
-        """Whether several threads may call `read` at once: it changes nothing."""
-        return True
-
-    @property
-    def remedy(self) -> str:
-        """What helps where its values are not finite."""
-        return "train it again"
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         return self.embed(tokens) + self.positions.weight[: tokens.shape[1]]
@@ -102,7 +94,6 @@ class GPT(nn.Module):
         return linear_cross_entropy(hidden.float(), self.embed.weight, targets.flatten(), bf16=bf16)
 
     def read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
-        """What each of `sites` computes, (batch, n_ctx, d); what follows the last is not run."""
         for site in sites:
             if site.name not in SITES or site.layer not in range(len(self.blocks)):
                 raise UserError(f"{site} is not a site of this model of {len(self.blocks)} layers")
@@ -122,7 +113,6 @@ class GPT(nn.Module):
     def split(
         self, tokens: Tensor, targets: Tensor, sites: Sequence[Site]
     ) -> tuple[list[Tensor], Follow]:
-        """What `sites` compute, and what leads from other values there to the loss."""
         first = min((site.layer or 0 for site in sites), default=0)
         *found, start = self.read(tokens, [*sites, Site("resid_pre", first)])
 
@@ -135,7 +125,6 @@ class GPT(nn.Module):
         return found, follow
 
     def direct(self, site: Site, rows: Tensor) -> Tensor:
-        """What activations `rows` (n, d) add to the logits by the direct path; see `interface`."""
         if site.name == "mlp_pre":
             raise UserError(f"a non-linearity follows {site}")
         if site.name == "mlp_post":

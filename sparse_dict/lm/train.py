@@ -44,7 +44,6 @@ class Job:
 
     @property
     def step_tokens(self) -> int:
-        """Tokens of one optimiser step."""
         return self.training.batch_size * self.training.accumulate * self.n_ctx
 
     @property

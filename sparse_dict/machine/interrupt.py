@@ -17,7 +17,6 @@ class Interrupted(SystemExit):
 
     @property
     def name(self) -> str:
-        """The signal's name."""
         return signal.Signals(int(self.code or 0) - 128).name
 
 
@@ -28,7 +27,6 @@ class StopRequest:
         self.signal: int | None = None
 
     def error(self) -> Interrupted:
-        """What to raise once the state is saved."""
         return Interrupted(128 + (self.signal or 0))
 
 

@@ -98,7 +98,6 @@ class Columns:
 
     @property
     def width(self) -> int:
-        """How many columns."""
         return self.activations.d_in
 
 
@@ -111,7 +110,6 @@ class Data:
 
     @classmethod
     def of(cls, config: TrainSAEConfig, activations: Activations) -> Self:
-        """Those of a dictionary whose config is settled."""
         read, written = _sites(config, activations)
         x = Columns(read, Scaling.of(config.activations, read))
         if read is written:

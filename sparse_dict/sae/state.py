@@ -124,7 +124,6 @@ class State:
 
     @property
     def dict_size(self) -> int:
-        """Number of features."""
         return self.W_dec.shape[-2]
 
     @property

@@ -47,7 +47,6 @@ class DenseStep:
     def __init__(
         self, states: list[State], *, compiled: bool = False, max_features: int | None = None
     ) -> None:
-        """Stack `states`, all on one device; their tensors become parts of the stacks'."""
         self.states = states
         if max_features is None:
             on_cpu = states[0].b.device.type == "cpu"

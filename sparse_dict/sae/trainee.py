@@ -41,7 +41,6 @@ class Trainee:
 
     @classmethod
     def begun(cls, job: Job, run: Run, data: Data, device: torch.device) -> Self:
-        """At the beginning."""
         config, x, y = job.config, data.x, data.y
         asked = interventions.of(config.sae, Path(config.lm_dir), x.activations)
         changes = [intervention.begin for intervention in asked]
@@ -57,12 +56,10 @@ class Trainee:
 
     @property
     def config(self) -> TrainSAEConfig:
-        """Its settled config."""
         return self.job.config
 
     @property
     def state(self) -> State:
-        """Its own."""
         return self.states[0]
 
     def hypers(self, step: int) -> list[Hyper | None]:

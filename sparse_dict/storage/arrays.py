@@ -64,7 +64,6 @@ class Stored:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
-        """Consecutive rows."""
         start, stop, _ = rows.indices(len(self))
         n = max(stop - start, 0)
         order: Literal["C", "F"] = "F" if self._fortran else "C"

@@ -167,7 +167,6 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote."""
         path = folder / "tokenizer.json"
         record, ranks = records.read(path, _Record), _read_ranks(folder / "ranks.tiktoken")
         with reading(path):

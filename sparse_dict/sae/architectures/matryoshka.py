@@ -29,7 +29,6 @@ class MatryoshkaConfig(BatchTopKConfig):
             )
 
     def sizes(self) -> list[int]:
-        """Features of each prefix."""
         return [round(share * self.dict_size) for share in self.prefixes]
 
 

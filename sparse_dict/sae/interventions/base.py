@@ -45,7 +45,6 @@ class Intervention(Generic[C]):
 
     @staticmethod
     def asked(sae: C) -> bool:
-        """Whether a config asks for it."""
         raise NotImplementedError
 
     def check(self) -> None:

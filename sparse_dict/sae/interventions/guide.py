@@ -64,7 +64,6 @@ class Guide(Intervention[GuideConfig]):
             )
 
     def site(self) -> Site:
-        """The site whose weights are read."""
         from sparse_dict.lm.folder import read_record
 
         guide, manifest, folder = self.sae.guide, self.activations.manifest, self.activations.folder
