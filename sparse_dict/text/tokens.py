@@ -32,6 +32,7 @@ SPLITS = ("train", "validation")
 SHARD_TOKENS = 2**24
 BATCH_DOCUMENTS = 2048
 BATCH_CHARS = 2**23
+NONE = np.empty(0, np.int64)
 
 _End = tuple[dict[str, Any] | None, int]  # a stream's state, and how many documents it gave
 
@@ -109,7 +110,7 @@ def prepare(data: DataConfig, tokenizer: Encoder, cache_dir: Path) -> "TokenStor
     folder = cache_dir / "tokens" / name
 
     def make(fresh: Path) -> None:
-        splits = _Tokenisation(data, tokenizer, cache_dir, fresh).run()
+        splits = _encode(data, tokenizer, cache_dir, fresh)
         corpus.refuse_change(described["corpus"], corpus.describe(data, cache_dir))
         manifest = {
             "fingerprint": name,
@@ -237,132 +238,118 @@ def _verify(folder: Path, hashes: dict[str, str]) -> None:
 
 
 class _SplitWriter:
+    """Writes one split's shards as they fill; `record` and `arrays` are what it takes to go on."""
+
     def __init__(
-        self, folder: Path, name: str, kept: _WriterRecord, arrays: Mapping[str, np.ndarray]
+        self, folder: Path, name: str, record: _WriterRecord | None, kept: Mapping[str, np.ndarray]
     ) -> None:
-        self._folder, self._name = folder, name
-        self.shards = [*kept["shards"]]  # written, as the manifest lists them
-        self.tokens, self.bytes = kept["tokens"], kept["bytes"]
-        none = np.empty(0, np.int64)
-        self.starts = array("q", arrays.get(f"{name}.starts", none).tolist())  # of each document
-        pending = f"{name}.pending"  # what is in no shard yet
-        self.pending = [arrays[pending]] if pending in arrays else []
+        self.folder, self.name = folder, name
+        self.record: _WriterRecord = record or {"shards": [], "tokens": 0, "bytes": 0}
+        self.starts = array("q", kept.get(f"{name}.starts", NONE).tolist())  # of each document
+        self.pending = [kept.get(f"{name}.pending", NONE)]  # what is in no shard yet
 
     def add(self, ids: np.ndarray, eot: int, n_bytes: int) -> None:
-        self.starts.append(self.tokens)
-        self.bytes += n_bytes
+        self.starts.append(self.record["tokens"])
+        self.record["tokens"] += len(ids) + 1
+        self.record["bytes"] += n_bytes
         self.pending += [ids, np.array([eot], ids.dtype)]
-        self.tokens += len(ids) + 1
-        while self._left >= SHARD_TOKENS:
-            self._flush(SHARD_TOKENS)
+        if self._left() >= SHARD_TOKENS:
+            self._flush()
 
-    @property
     def _left(self) -> int:
-        return self.tokens - sum(shard["tokens"] for shard in self.shards)
+        return self.record["tokens"] - sum(shard["tokens"] for shard in self.record["shards"])
+
+    def _flush(self, at_least: int | None = None) -> None:
+        """Write whole shards of what is pending; the last may be smaller, of `at_least` tokens."""
+        whole = np.concatenate([part for part in self.pending if len(part)])
+        while (n := min(len(whole), SHARD_TOKENS)) >= (at_least or SHARD_TOKENS):
+            name = f"{self.name}-{len(self.record['shards']):05d}.npy"
+            self.record["shards"].append({**self._saved(name, whole[:n]), "tokens": n})
+            whole = whole[n:]
+        self.pending = [whole]
 
     def close(self) -> _SplitRecord:
-        if self._left:
-            self._flush(self._left)
-        starts = f"{self._name}-documents.npy"
-        sha256 = self._save(starts, np.array(self.starts, np.int64))
-        return {
-            "documents": len(self.starts),
-            "tokens": self.tokens,
-            "bytes": self.bytes,
-            "shards": self.shards,
-            "document_starts": {"name": starts, "sha256": sha256},
-        }
+        if self._left():
+            self._flush(1)
+        starts = self._saved(f"{self.name}-documents.npy", np.array(self.starts, np.int64))
+        return {**self.record, "documents": len(self.starts), "document_starts": starts}
 
-    def state(self) -> tuple[_WriterRecord, dict[str, np.ndarray]]:
-        arrays = {f"{self._name}.starts": np.array(self.starts, np.int64)}
-        if self.pending:
-            self.pending = [np.concatenate(self.pending)]
-            arrays[f"{self._name}.pending"] = self.pending[0]
-        return {"shards": self.shards, "tokens": self.tokens, "bytes": self.bytes}, arrays
+    def arrays(self) -> dict[str, np.ndarray]:
+        pending = [part for part in self.pending if len(part)] or [NONE]
+        self.pending = [np.concatenate(pending)]
+        starts = np.array(self.starts, np.int64)
+        return {f"{self.name}.starts": starts, f"{self.name}.pending": self.pending[0]}
 
-    def _flush(self, n: int) -> None:
-        whole = np.concatenate(self.pending)
-        name = f"{self._name}-{len(self.shards):05d}.npy"
-        sha256 = self._save(name, whole[:n])
-        self.shards.append({"name": name, "tokens": n, "sha256": sha256})
-        self.pending = [whole[n:]]
-
-    def _save(self, name: str, values: np.ndarray) -> str:
-        path = self._folder / name
+    def _saved(self, name: str, values: np.ndarray) -> _FileRecord:
+        path = self.folder / name
         with files.replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, values, allow_pickle=False)
-        return files.sha256_file(path)
+        return {"name": name, "sha256": files.sha256_file(path)}
 
 
-class _Tokenisation:
-    def __init__(self, data: DataConfig, tokenizer: Encoder, cache_dir: Path, folder: Path) -> None:
-        self._data = data
-        self._tokenizer = tokenizer
-        self._path = folder / RESUME
-        state, arrays = None, {"keys": np.empty(0, np.uint64)}
-        nothing: _WriterRecord = {"shards": [], "tokens": 0, "bytes": 0}
-        kept = dict.fromkeys(SPLITS, nothing)
-        if self._path.exists():
-            arrays, record = read_checkpoint(self._path), read_record(self._path, _Resume)
-            state = record["state"]
-            kept = {"train": record["train"], "validation": record["validation"]}
-        self._writers = {name: _SplitWriter(folder, name, kept[name], arrays) for name in SPLITS}
-        self._documents = corpus.Documents(data, cache_dir, state, arrays["keys"].tolist())
+def _encode(
+    data: DataConfig, tokenizer: Encoder, cache_dir: Path, folder: Path
+) -> dict[str, _SplitRecord]:
+    """Write the corpus to `folder`; of a stream that breaks off what is done is kept."""
+    path, record, kept = folder / RESUME, None, {"keys": NONE}
+    if path.exists():
+        kept, record = read_checkpoint(path), read_record(path, _Resume)
+    of_split = {"train": record["train"], "validation": record["validation"]} if record else {}
+    writers = {name: _SplitWriter(folder, name, of_split.get(name), kept) for name in SPLITS}
+    state = record["state"] if record else None
+    documents = corpus.Documents(data, cache_dir, state, kept["keys"].tolist())
 
-    def run(self) -> dict[str, _SplitRecord]:
-        # Reading, encoding (itself on all cores) and writing each work on another batch.
-        encoded = (
-            (*batch, self._tokenizer.encode_batch(batch[0]))
-            for batch in prefetched(self._batches())
-        )
-        before = sum(len(writer.starts) for writer in self._writers.values())
-        if before:
-            log.info("going on behind %s documents", f"{before:,}")
-        end: _End = (None, 0)
-        n_shards = self._n_shards()
-        with Progress("encode", None, "documents", before) as progress:
-            try:
-                for texts, after, all_ids in prefetched(encoded):
-                    for text, ids in zip(texts, all_ids, strict=True):
-                        held = in_validation(text, self._data.val_fraction)
-                        writer = self._writers["validation" if held else "train"]
-                        writer.add(ids, self._tokenizer.eot, len(text.encode()))
-                    end = after
-                    if self._n_shards() > n_shards:
-                        n_shards = self._n_shards()
-                        self._keep(*end)
-                    tokens = sum(writer.tokens for writer in self._writers.values())
-                    progress.advance(len(texts), Mtokens=tokens / 1e6)
-            except UserError:
-                self._keep(*end)
-                raise
-        if not progress.done:
-            raise UserError("the corpus is empty: there is no document to encode")
-        splits = {name: writer.close() for name, writer in self._writers.items()}
-        self._path.unlink(missing_ok=True)
-        return splits
+    def n_shards() -> int:
+        return sum(len(writer.record["shards"]) for writer in writers.values())
 
-    def _n_shards(self) -> int:
-        return sum(len(writer.shards) for writer in self._writers.values())
+    def keep(state: dict[str, Any] | None, n_keys: int) -> None:
+        if state is not None:  # the source can go on there
+            arrays = {"keys": np.array(documents.keys[:n_keys], np.uint64)}
+            for writer in writers.values():
+                arrays |= writer.arrays()
+            records = {name: writer.record for name, writer in writers.items()}
+            write_checkpoint(path, arrays, {"state": state, **records})
 
-    def _keep(self, state: dict[str, Any] | None, n_keys: int) -> None:
-        if state is not None:
-            arrays = {"keys": np.array(self._documents.keys[:n_keys], np.uint64)}
-            record: dict[str, Any] = {"state": state}
-            for name, writer in self._writers.items():
-                record[name], own = writer.state()
-                arrays |= own
-            write_checkpoint(self._path, arrays, record)
+    # Reading, encoding (itself on all cores) and writing each work on another batch.
+    read = prefetched(_batches(documents))
+    encoded = prefetched((*batch, tokenizer.encode_batch(batch[0])) for batch in read)
+    before = sum(len(writer.starts) for writer in writers.values())
+    if before:
+        log.info("going on behind %s documents", f"{before:,}")
+    end: _End = (None, 0)
+    written = n_shards()
+    with Progress("encode", None, "documents", before) as progress:
+        try:
+            for texts, after, all_ids in encoded:
+                for text, ids in zip(texts, all_ids, strict=True):
+                    held = in_validation(text, data.val_fraction)
+                    writer = writers["validation" if held else "train"]
+                    writer.add(ids, tokenizer.eot, len(text.encode()))
+                end = after
+                if n_shards() > written:
+                    written = n_shards()
+                    keep(*end)
+                tokens = sum(writer.record["tokens"] for writer in writers.values())
+                progress.advance(len(texts), Mtokens=tokens / 1e6)
+        except UserError:
+            keep(*end)
+            raise
+    if not progress.done:
+        raise UserError("the corpus is empty: there is no document to encode")
+    splits = {name: writer.close() for name, writer in writers.items()}
+    path.unlink(missing_ok=True)
+    return splits
 
-    def _batches(self) -> Iterator[tuple[list[str], _End]]:
-        """Lists of texts, bounded in number and, but for one long document, in characters."""
-        batch: list[str] = []
-        chars = 0
-        for text in self._documents:
-            batch.append(text)
-            chars += len(text)
-            if len(batch) == BATCH_DOCUMENTS or chars >= BATCH_CHARS:
-                yield batch, (self._documents.state(), len(self._documents.keys))
-                batch, chars = [], 0
-        if batch:
-            yield batch, (self._documents.state(), len(self._documents.keys))
+
+def _batches(documents: corpus.Documents) -> Iterator[tuple[list[str], _End]]:
+    """Lists of texts, bounded in number and, but for one long document, in characters."""
+    batch: list[str] = []
+    chars = 0
+    for text in documents:
+        batch.append(text)
+        chars += len(text)
+        if len(batch) == BATCH_DOCUMENTS or chars >= BATCH_CHARS:
+            yield batch, (documents.state(), len(documents.keys))
+            batch, chars = [], 0
+    if batch:
+        yield batch, (documents.state(), len(documents.keys))
