@@ -152,7 +152,7 @@ def ours(
 
     The checkpoint that it writes behind the last step is left out, as no peer writes one.
     """
-    from sparse_dict.sae import ensemble, evaluate, stage, step_cpu  # noqa: F401  untimed
+    from sparse_dict.sae import ensemble, evaluate, stage, step_cpu, trainee  # noqa: F401
 
     if threads is not None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
@@ -170,14 +170,14 @@ def ours(
     train = ensemble.train
 
     def timed(groups: list[list[Any]], first_step: int) -> None:
-        for trainee, state in zip(groups[0], initial or [], strict=initial is not None):
-            trainee.state.load(state.tensors())
+        for own, state in zip(groups[0], initial or [], strict=initial is not None):
+            own.state.load(state.tensors())
         clock = Clock()
         train(groups, task.warm)
         result.update(clock.read())
 
     ensemble.train = timed
-    ensemble.checkpoint.save = lambda trainee, step: None
+    trainee.Trainee.save = lambda self, step: None  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as temporary, sampling(task.sample_memory, result):
         home = Path(task.keep or temporary)
         grid = configs(task, str(home), **sae)

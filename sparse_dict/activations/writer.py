@@ -146,8 +146,7 @@ class ShardWriter:
         """Take the next `rows`, float32 or as the files hold them, (n, d_in); `origins` (n, 3)."""
         with np.errstate(over="ignore"):  # found below
             stored = rows.astype(self.dtype, copy=False)
-        if not _finite(stored):
-            raise _unfit(rows, self.dtype)
+        _refuse_unfit(rows, stored)
         self._added += len(rows)
         done = 0
         while done < len(rows):
@@ -269,20 +268,21 @@ def _read_whole(paths: list[Path], n: int, width: int, dtype: np.dtype[Any]) -> 
     return out
 
 
-def _finite(rows: Rows) -> bool:
-    if rows.dtype != np.float16:
-        return bool(np.isfinite(rows).all())
-    # ten times as fast: exactly infinities and NaN have all bits of the exponent set
-    exponents = rows.view(np.int16) & 0x7C00
-    return not (exponents == 0x7C00).any()
-
-
-def _unfit(rows: Rows, dtype: np.dtype[Any]) -> UserError:
-    rounded = rows.dtype == dtype  # the values before rounding are no longer known
-    if np.isnan(rows).any() or (np.isinf(rows).any() and not (rounded and dtype == np.float16)):
-        return UserError("activations are not finite")
+def _refuse_unfit(rows: Rows, stored: Rows) -> None:
+    """See that `rows` are finite as they are `stored`."""
+    if stored.dtype == np.float16:
+        # ten times as fast: exactly infinities and NaN have all bits of the exponent set
+        finite = not ((stored.view(np.int16) & 0x7C00) == 0x7C00).any()
+    else:
+        finite = bool(np.isfinite(stored).all())
+    if finite:
+        return
+    rounded = rows.dtype == stored.dtype  # the values before rounding are no longer known
+    infinite = np.isinf(rows).any() and not (rounded and stored.dtype == np.float16)
+    if infinite or np.isnan(rows).any():
+        raise UserError("activations are not finite")
     size = "" if rounded else f" of {np.abs(rows).max():.3g}"
-    return UserError(f"an activation{size} does not fit {dtype}: set harvest.dtype=float32")
+    raise UserError(f"an activation{size} does not fit {stored.dtype}: set harvest.dtype=float32")
 
 
 def remove_spools(folder: Path) -> None:

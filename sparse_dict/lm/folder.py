@@ -49,7 +49,9 @@ class _Losses(TypedDict):  # in nats a token
     val_loss: Number
 
 
-class _Prints(TypedDict):  # what the model is, and what it was made from
+class Prints(TypedDict):
+    """What the model is, and what it was made from."""
+
     model: Line
     tokenizer: Line
     corpus: Line
@@ -62,7 +64,7 @@ class Record(TypedDict):
     n_vocab: Count
     config: _Config
     corpus: dict[str, Any]
-    fingerprints: _Prints
+    fingerprints: Prints
     losses: NotRequired[_Losses]
     steps: NotRequired[Count]
     seconds: NotRequired[Amount]

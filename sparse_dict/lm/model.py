@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,7 @@ class GPT(nn.Module):
 
     def _onwards(self, x: Tensor, first: int, at: At | None = None) -> Tensor:
         for layer, block in enumerate(self.blocks[first:], first):
-            x = block(x, at and (lambda name, value, i=layer: at(Site(name, i), value)))
+            x = block(x, at and partial(_at_site, at, layer))
         return self.norm(x)
 
     def loss(self, tokens: Tensor, targets: Tensor, *, bf16: bool = False) -> Tensor:
@@ -130,3 +131,7 @@ class GPT(nn.Module):
         if site.name == "mlp_post":
             rows = rows @ self.get_parameter(f"blocks.{site.layer}.mlp_out.weight").to(rows).T
         return without_division(self.norm, rows) @ self.embed.weight.to(rows).T
+
+
+def _at_site(at: At, layer: int, name: str, value: Tensor) -> Tensor:
+    return at(Site(name, layer), value)

@@ -42,13 +42,12 @@ def cpu() -> str:
 def _compiler() -> list[str] | None:
     found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     try:
-        words = shlex.split(os.environ.get("CC", "")) or ([found] if found else [])
+        words = shlex.split(os.environ.get("CC", "")) or ([found] if found else None)
+        why = "no C compiler"
     except ValueError as error:
-        log.warning("CC cannot be read (%s): %s", error, WITHOUT)
-        return None
-    if not words:
-        log.warning("no C compiler: %s", WITHOUT)
-        return None
+        words, why = None, f"CC cannot be read ({error})"
+    if words is None:
+        log.warning("%s: %s", why, WITHOUT)
     return words
 
 
@@ -63,9 +62,8 @@ def library(source: Path, flags: Sequence[str], **functions: str) -> ctypes.CDLL
         return None
     command = [*compiler, *flags, "-march=native", "-shared", "-fPIC"]
     texts = [path.read_bytes() for path in [source, *sorted(source.parent.glob("*.h"))]]
-    key = hashlib.sha256(
-        b"\0".join([*texts, " ".join(command).encode(), cpu().encode()])
-    ).hexdigest()[:16]
+    told = b"\0".join([*texts, " ".join(command).encode(), cpu().encode()])
+    key = hashlib.sha256(told).hexdigest()[:16]
 
     def make(folder: Path) -> None:
         with files.replacing(folder / LIBRARY) as temporary:

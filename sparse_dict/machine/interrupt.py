@@ -23,8 +23,7 @@ class Interrupted(SystemExit):
 class StopRequest:
     """Which signal has asked to stop, if any."""
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
+    signal: int | None = None
 
     def error(self) -> Interrupted:
         return Interrupted(128 + (self.signal or 0))
