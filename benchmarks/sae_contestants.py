@@ -177,7 +177,7 @@ def ours(
         result.update(clock.read())
 
     ensemble.train = timed
-    trainee.Trainee.save = lambda self, step: None  # type: ignore[method-assign]
+    trainee.Trainee.save = lambda self, step: None
     with tempfile.TemporaryDirectory() as temporary, sampling(task.sample_memory, result):
         home = Path(task.keep or temporary)
         grid = configs(task, str(home), **sae)
