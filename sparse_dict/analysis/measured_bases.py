@@ -1,29 +1,16 @@
 """The simpler bases of `measures.bases` on a study's activations, beside its dictionaries."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.analysis.measures.bases import (
-    CHUNK,
-    LABELS,
-    Basis,
-    Floats,
-    Moments,
-    Wide,
-    affordable,
-    around,
-    at_sparsity,
-    chunks,
-    fit,
-    mean_of,
-    mmcs_between,
-    on_one_thread,
-)
+from sparse_dict.analysis.measures import bases
+from sparse_dict.analysis.measures.bases import Basis, Floats, Wide
 from sparse_dict.analysis.measures.mcs import max_cosine, normalised
 from sparse_dict.analysis.study import Entry, Study, seed_groups
 from sparse_dict.config import ActivationsConfig, BaselinesConfig
@@ -61,7 +48,7 @@ def measure(
     last ones of the harvest, which no dictionary has seen. Where dictionaries saw each site scaled
     by itself, errors are of such rows, as in their own FVU.
     """
-    if not (methods := affordable(settings.methods, activations.d_in)):
+    if not (methods := bases.affordable(settings.methods, activations.d_in)):
         raise UserError(f"rows of {activations.d_in:,} values are too wide for these methods")
     held_out = min(int(entry.metrics["eval_rows"]) for entry in study.entries)
     half = min(settings.rows, activations.rows - held_out) // 2
@@ -69,50 +56,49 @@ def measure(
     n = min(held_out, settings.rows // 2)
     ends = (0, half), (half, 2 * half), (activations.rows - n, activations.rows)
     *halves, unseen = (activations.read(*of) / (1 if balance is None else balance) for of in ends)
-    mean = mean_of(unseen)
-    deviations = np.concatenate([np.square(part - mean).sum(1) for part in chunks(unseen)])
+    mean = bases.mean_of(unseen)
+    deviations = np.concatenate([np.square(part - mean).sum(1) for part in bases.chunks(unseen)])
 
     log.info(
         "baselines: %s of two halves of %s rows, measured on %s others beside the dictionaries",
-        ", ".join(LABELS[method] for method in methods), f"{half:,}", f"{n:,}",
+        ", ".join(bases.LABELS[method] for method in methods), f"{half:,}", f"{n:,}",
     )  # fmt: skip
     jobs = [(method, x, seed + i) for method in methods for i, x in enumerate(halves)]
     fits: list[Basis] = []
-    with Progress("baselines", len(jobs), "fits") as progress, on_one_thread():
-        for basis in mapped(lambda job: fit(*job), jobs, threads.number(len(jobs))):
+    with Progress("baselines", len(jobs), "fits") as progress, bases.on_one_thread():
+        for basis in mapped(lambda job: bases.fit(*job), jobs, threads.number(len(jobs))):
             fits.append(basis)
             progress.advance(1)
-    measured = [_dictionary(entry, unseen, balance) for entry in study.entries]
-    dictionaries = pd.DataFrame([row for row, _ in measured])
-    ks = sorted({min(k, d_in) for k in {*settings.ks, *around(dictionaries["l0"])}})
+    of_dictionaries, rows = {}, []
+    for entry in study.entries:
+        spread, of_dictionaries[entry.name] = _of_dictionary(entry, unseen, balance)
+        of = {key: float(entry.metrics[key]) for key in ("l0", "fvu")}
+        rows.append({**entry.identity, **of, "kurtosis": spread})
+    dictionaries = pd.DataFrame(rows)
+    ks = sorted({min(k, d_in) for k in {*settings.ks, *bases.around(dictionaries["l0"])}})
     of_bases, summary, front = {}, [], []
     for method, first, second in zip(methods, fits[::2], fits[1::2], strict=True):
-        moments, parts = Moments(len(first.directions)), []
-        for part in chunks(unseen):
-            codes = first.encode(part)
-            moments.add(codes)
-            parts.append(first.errors(part, codes, ks))
-        of_bases[method] = np.concatenate(parts)
-        baseline = {"baseline": LABELS[method]}
+        errors = partial(first.errors, ks=ks)
+        spread, of_bases[method] = _coded(unseen, first.encode, errors)
+        baseline = {"baseline": bases.LABELS[method]}
         summary.append(
             baseline
             | {"directions": len(first.directions), "fitted_rows": half, "rows": n}
-            | {"mmcs_between_halves": mmcs_between(first, second)}
-            | {"kurtosis": _median(moments.kurtosis())}
+            | {"mmcs_between_halves": bases.mmcs_between(first, second)}
+            | {"kurtosis": spread}
         )
         fvus = of_bases[method].sum(0) / deviations.sum()
         front += [{**baseline, "l0": k, "fvu": fvu} for k, fvu in zip(ks, fvus, strict=True)]
-        left = [at_sparsity(ks, of_bases[method], l0).sum() for l0 in dictionaries["l0"]]
+        left = [bases.at_sparsity(ks, of_bases[method], l0).sum() for l0 in dictionaries["l0"]]
         dictionaries[f"fvu_{method}"] = np.array(left) / deviations.sum()
     between = dictionaries["dictionary"].map(_between_seeds(study))
-    dictionaries = dictionaries.drop(columns="axis")
     dictionaries.insert(8, "mmcs_between_seeds", between)
-    bases = dict(zip(methods, fits[::2], strict=True))
+    fitted = dict(zip(methods, fits[::2], strict=True))
     if balance is not None:
-        bases = {method: basis.scaled(balance) for method, basis in bases.items()}
+        fitted = {method: basis.scaled(balance) for method, basis in fitted.items()}
     return Measured(
-        bases, pd.DataFrame(summary), pd.DataFrame(front), dictionaries, ks,
-        {row["dictionary"]: errors for row, errors in measured}, of_bases, deviations,
+        fitted, pd.DataFrame(summary), pd.DataFrame(front), dictionaries, ks,
+        of_dictionaries, of_bases, deviations,
     )  # fmt: skip
 
 
@@ -125,27 +111,27 @@ def _balance(study: Study, activations: Activations) -> Floats | None:
     return None if (balance == 1).all() else balance
 
 
-def _median(values: Wide) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else float("nan")
-
-
-def _dictionary(entry: Entry, rows: Floats, balance: Floats | None) -> tuple[dict[str, Any], Wide]:
-    """A dictionary's numbers, and the squared error of each of `rows`, in units of `balance`."""
+def _of_dictionary(entry: Entry, rows: Floats, balance: Floats | None) -> tuple[float, Wide]:
     dictionary, unit = entry.trained.dictionary, 1 if balance is None else balance
-    moments, errors = Moments(entry.size), []
-    for part in chunks(rows):
-        codes = dictionary.encode(part * unit)
-        moments.add(codes)
-        made = dictionary.decode(codes) / unit
-        errors.append(np.square(made - part, dtype=np.float64).sum(1))
-    row = {
-        **entry.identity,
-        "l0": float(entry.metrics["l0"]),
-        "fvu": float(entry.metrics["fvu"]),
-        "kurtosis": _median(moments.kurtosis()),
-    }
-    return row, np.concatenate(errors)
+
+    def errors(part: Floats, codes: Floats) -> Wide:
+        return np.square(dictionary.decode(codes) / unit - part, dtype=np.float64).sum(1)
+
+    return _coded(rows, lambda part: dictionary.encode(part * unit), errors)
+
+
+def _coded(
+    rows: Floats, encode: Callable[[Floats], Floats], errors: Callable[[Floats, Floats], Wide]
+) -> tuple[float, Wide]:
+    """The median kurtosis of the codes of `rows`, and what `errors` says of both."""
+    sums, found = np.float64(0), []
+    for part in bases.chunks(rows):
+        codes = encode(part)
+        sums = sums + bases.powers(codes)
+        found.append(errors(part, codes))
+    known = bases.kurtosis(sums, len(rows))
+    known = known[np.isfinite(known)]
+    return float(np.median(known)) if len(known) else float("nan"), np.concatenate(found)
 
 
 def _between_seeds(study: Study) -> dict[str, float]:
@@ -154,5 +140,7 @@ def _between_seeds(study: Study) -> dict[str, float]:
     for group in seed_groups(study):
         rows = [normalised(entry.decoder) for entry in group]
         for i, entry in enumerate(group):
-            found[entry.name] = float(max_cosine(rows[i], rows[(i + 1) % len(rows)], CHUNK).mean())
+            found[entry.name] = float(
+                max_cosine(rows[i], rows[(i + 1) % len(rows)], bases.CHUNK).mean()
+            )
     return found

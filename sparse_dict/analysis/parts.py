@@ -14,21 +14,13 @@ from typing import Any
 import pandas as pd
 
 from sparse_dict.analysis.claim import Judged
-from sparse_dict.analysis.report.page import (
-    Block,
-    Code,
-    Link,
-    Markup,
-    Notes,
-    Picture,
-    Section,
-    Table,
-)
+from sparse_dict.analysis.report import page
+from sparse_dict.analysis.report.page import Block, Section
 from sparse_dict.errors import MALFORMED, UserError
 from sparse_dict.storage import files
 
 RECORD = "sections.json"  # in the analysis' folder: all parts, and what they were made of
-KINDS = {kind.kind: kind for kind in (Link, Notes, Code)}
+KINDS = {kind.kind: kind for kind in (page.Link, page.Notes, page.Code)}
 
 
 @dataclass(frozen=True)
@@ -81,15 +73,15 @@ def _plain(block: Block) -> Any:
     match block:
         case str():
             return block
-        case Picture():
+        case page.Picture():
             return {
                 "kind": "picture",
                 **{k: getattr(block, k) for k in ("key", "title", "caption")},
             }
-        case Table():
+        case page.Table():
             text = block.frame.to_json(orient="split", index=False, double_precision=15)
             return {"kind": "table", "title": block.title, "fold": block.fold, **json.loads(text)}
-        case Markup():
+        case page.Markup():
             return {"kind": "link", "text": "The page that shows this part", "href": block.page}
         case _:
             return {"kind": block.kind, **asdict(block)}
@@ -102,8 +94,8 @@ def _block(folder: Path, block: Any) -> Block:
     values = dict(block)
     kind = values.pop("kind")
     if kind == "picture":
-        return Picture(**values, png=(folder / f"{values['key']}.png").read_bytes())
+        return page.Picture(**values, png=(folder / f"{values['key']}.png").read_bytes())
     if kind == "table":
         frame = pd.DataFrame(values["data"], columns=values["columns"])
-        return Table(values["title"], frame, bool(values["fold"]))
+        return page.Table(values["title"], frame, bool(values["fold"]))
     return KINDS[kind](**values)

@@ -1,10 +1,7 @@
 """How much of the language model's loss a reconstruction preserves when it replaces the activation.
 
-Cross-entropy on held-out text: of the model as it is, with the activation of the harvested site
-replaced by a reconstruction at every harvested position, and with it replaced by zero or by its
-mean; positions that the harvest left out keep their activation throughout.
-Recovered = (CE_ablated - CE_reconstructed) / (CE_ablated - CE_original), of means over contexts:
-1 for a perfect reconstruction, 0 for one that is no better than the ablation, below 0 for a worse.
+Recovered = (CE_ablated - CE_reconstructed) / (CE_ablated - CE_original), cross-entropies on unseen
+text, means over contexts: 1 for a perfect reconstruction, 0 for one no better than the ablation.
 """
 
 import logging

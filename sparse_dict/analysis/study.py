@@ -66,7 +66,6 @@ class Entry:
             "family": self.family,
             "dict_size": self.size,
             "l1": self.l1,
-            "axis": self.axis,
             "level": self.level,
             "seed": self.seed,
         }

@@ -46,9 +46,7 @@ class About:
     plain: str  # the family nearest to the post's dictionaries
     d_in: int  # width of decoder rows at that site
     rule: str  # a sentence on how the level of the main figures was chosen
-    given: list[
-        str
-    ]  # overrides that all its dictionaries were trained with: for commands that add some
+    given: list[str]  # overrides that all its dictionaries were trained with, for commands
     comparison: dict[str, Any]  # the settings of `ComparisonConfig`
     weights: dict[str, str]  # fingerprints of its dictionaries' weights, by their folder
     left_out: list[str]  # folders that are not in the tables
@@ -83,11 +81,15 @@ class Tables:
         One of `level` that explains nothing is enough. What is about all dictionaries (`of_all`),
         and anything if none has a larger one, needs only that some dictionary explains something.
         """
-        if (self.dictionaries["fault"] != "").all():
-            return _useless(self.dictionaries, "")
-        if of_all or self.main.empty:
-            return ""
-        return _useless(self.level, f" at {self.setting}")
+        of, where = self.dictionaries, ""
+        if (of["fault"] == "").any():
+            if of_all or self.main.empty:
+                return ""
+            of, where = self.level, f" at {self.setting}"
+        faults = of.loc[of["fault"] != "", "fault"]
+        each = ", ".join(f"{n} {why}" for why, n in faults.value_counts(sort=False).items())
+        told = f"{len(faults)} of {len(of)} dictionaries{where} explain nothing ({each})"
+        return told if len(faults) else ""
 
     @cached_property
     def level(self) -> pd.DataFrame:
@@ -149,18 +151,6 @@ class Tables:
         """The features of some dictionaries, each with the columns of its dictionary."""
         own = self.features[self.features["dictionary"].isin(dictionaries["dictionary"])]
         return own.merge(dictionaries, on="dictionary")
-
-
-def _useless(dictionaries: pd.DataFrame, where: str) -> str:
-    faults = dictionaries.loc[dictionaries["fault"] != "", "fault"]
-    if faults.empty:
-        return ""
-    each = ", ".join(f"{n} {why}" for why, n in faults.value_counts(sort=False).items())
-    n = len(dictionaries)
-    return f"{len(faults)} of {n} dictionaries{where} explain nothing ({each})"
-
-
-# --- files ----------------------------------------------------------------------------------------
 
 
 def fingerprints(study: Study) -> dict[str, str]:

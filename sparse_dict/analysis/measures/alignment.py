@@ -27,10 +27,7 @@ def fit(first: Floats, second: Floats) -> list[Alignment]:
     directions alike; a permutation is the one-to-one matching of largest sum of correlations (Li et
     al. 2015, arXiv 1511.07543), a rotation the solution of the orthogonal Procrustes problem
     (Schoenemann 1966), which with unequal widths keeps what fits into the smaller one.
-
-    Args:
-        first: (n, d).
-        second: (n, e), of the same tokens.
+    Rows (n, d) and (n, e) are of the same tokens.
     """
     half = len(first) // 2
     means = first[:half].mean(0, dtype=np.float64), second[:half].mean(0, dtype=np.float64)

@@ -1,14 +1,5 @@
 """What simpler bases reach: neurons, random directions, PCA, ICA and NMF at matched sparsity.
 
-A baseline is a set of unit directions with an offset, which does not count as a code: the codes are
-those of row - offset, all but the k codes of largest magnitude are dropped, and the
-reconstruction is offset + codes @ directions. Neurons, random directions (a uniformly random
-orthonormal basis) and PCA are complete and orthogonal: their codes are projections, and dropping
-the smallest is the best k-sparse approximation. ICA's codes are those of its unmixing matrix, in
-units of its unit-norm directions; NMF's are non-negative. As with a dictionary, nothing is refitted
-once the k codes are chosen. Offsets: the mean row, for NMF the smallest value of each neuron,
-which makes the rest non-negative. Dictionaries have no offset.
-
 ICA and NMF cost rows * d_in^2: they are fitted on MOST_ROWS, where rows have more than 128 values
 on fewer, at the cost of those (`most_rows`), and left out (`affordable`) where these are too few.
 """
@@ -51,7 +42,15 @@ NMF_PASSES = 100  # at most
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """One baseline, fitted."""
+    """One baseline, fitted: unit directions with an offset, which does not count as a code.
+
+    Codes are those of row - offset, all but the k of largest magnitude are dropped, and the
+    reconstruction is offset + codes @ directions; nothing is refitted once k codes are chosen.
+    Neurons, random directions (a uniformly random orthonormal basis) and PCA are orthonormal:
+    codes are projections, and dropping the smallest is the best k-sparse approximation. ICA's codes
+    are those of its unmixing matrix, in units of its unit-norm directions; NMF's are non-negative.
+    The offset is the mean row, for NMF the smallest value of each neuron.
+    """
 
     directions: Floats  # (n, d_in), unit rows
     offset: Floats  # (d_in,)
@@ -240,30 +239,24 @@ def _nmf(x: Floats, seed: int) -> Basis:
     return Basis(directions, lowest, project, signed=False)
 
 
-class Moments:
-    """Sums of the first four powers of codes, feature by feature, as rows come."""
+def powers(codes: Floats) -> Wide:
+    """Sums of the first four powers of codes (rows, n), feature by feature, (4, n)."""
+    row, feature = np.nonzero(codes)  # a dictionary's are mostly zero
+    values = codes[row, feature].astype(np.float64)
+    sums, power = [], np.ones_like(values)
+    for _ in range(4):
+        power = power * values
+        sums.append(np.bincount(feature, weights=power, minlength=codes.shape[1]))
+    return np.stack(sums)
 
-    def __init__(self, n: int) -> None:
-        self._rows = 0
-        self._sums = np.zeros((4, n))
 
-    def add(self, codes: Floats) -> None:
-        """Count `codes`, (rows, n)."""
-        self._rows += len(codes)
-        row, feature = np.nonzero(codes)  # a dictionary's are mostly zero
-        values = codes[row, feature].astype(np.float64)
-        powers = values.copy()
-        for sums in self._sums:
-            sums += np.bincount(feature, weights=powers, minlength=len(sums))
-            powers *= values
-
-    def kurtosis(self) -> Wide:
-        """Excess kurtosis m4 / m2^2 - 3 of each feature, (n,); nan where codes never vary."""
-        m1, r2, r3, r4 = self._sums / self._rows
-        m2 = r2 - m1**2
-        m4 = r4 - 4 * m1 * r3 + 6 * m1**2 * r2 - 3 * m1**4
-        varied = m2 > 1e-12 * np.maximum(r2, 1e-300)
-        return np.where(varied, m4 / np.where(varied, m2, 1) ** 2 - 3, np.nan)
+def kurtosis(sums: Wide, rows: int) -> Wide:
+    """Excess kurtosis m4 / m2^2 - 3 of each feature, (n,), from `powers`; nan where none varies."""
+    m1, r2, r3, r4 = sums / rows
+    m2 = r2 - m1**2
+    m4 = r4 - 4 * m1 * r3 + 6 * m1**2 * r2 - 3 * m1**4
+    varied = m2 > 1e-12 * np.maximum(r2, 1e-300)
+    return np.where(varied, m4 / np.where(varied, m2, 1) ** 2 - 3, np.nan)
 
 
 def mmcs_between(first: Basis, second: Basis) -> float:

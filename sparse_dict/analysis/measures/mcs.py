@@ -1,8 +1,7 @@
-"""How close each feature of a dictionary comes to any feature of another one: MCS and MMCS.
+"""How close each feature of a dictionary comes to any feature of another one.
 
-The maximum cosine similarity (MCS) of a feature is the largest signed cosine between its decoder
-row and the decoder rows of another dictionary; MMCS is the mean over the *smaller* dictionary.
-With Hungarian matching every feature gets a partner of its own, such that the sum is largest.
+Its maximum cosine similarity (MCS) is the largest signed cosine between its decoder row and those
+of another dictionary; MMCS is the mean over the *smaller* dictionary.
 """
 
 from typing import Any

@@ -143,18 +143,12 @@ def repeated(
 
     A feature's counterpart is the other seed's nearest, with a cosine above `SHARED_ABOVE`. The
     other seed makes the same split if the counterpart splits and two children have counterparts of
-    their own among its children.
+    their own among its children. `parents` are decoder rows of the smaller dictionaries of both,
+    (n, d) and (k, d), `children` of the larger ones.
 
-    Args:
-        one: of the first seed.
-        other: of the other one.
-        parents: decoder rows of the smaller dictionaries of both, (n, d), (k, d).
-        children: of the larger ones.
-
-    Returns:
-        Of the first seed's `splits`, those whose parent has a `counterpart`, of these those where
-        that `splits_too`, and those where in the `same` way; of its living features that do not
-        split, those with a counterpart (`unsplit`), and where that splits (`unsplit_too`).
+    Of the first seed's `splits`, those whose parent has a `counterpart`, of these those where that
+    `splits_too`, and where in the `same` way; of its living features that do not split, those with
+    a counterpart (`unsplit`), and where that splits (`unsplit_too`).
     """
     cosines = normalised(parents[0]) @ normalised(parents[1]).T
     cosines[:, other.fate == DEAD] = -1

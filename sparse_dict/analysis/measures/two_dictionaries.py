@@ -31,7 +31,7 @@ class Matched:
 
     @property
     def pw_mcc(self) -> float:
-        """Mean cosine of decoder rows: see `match_features`."""
+        """See `match_features`."""
         return float(self.cosine.mean())
 
 

@@ -42,7 +42,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         for method, of in kept.items()
         for k in sorted(of)
     ]
-    dictionaries = pd.DataFrame(rows).drop(columns="axis")
+    dictionaries = pd.DataFrame(rows)
     column = dictionaries[["dictionary", "recovered_mean"]]
     model = {"text": what, "contexts": len(original), "original": original.mean()}
     model |= {f"{name}_ablated": ablated.mean() for name, ablated in harm.items()}
