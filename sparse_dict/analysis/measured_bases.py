@@ -124,12 +124,12 @@ def _coded(
     rows: Floats, encode: Callable[[Floats], Floats], errors: Callable[[Floats, Floats], Wide]
 ) -> tuple[float, Wide]:
     """The median kurtosis of the codes of `rows`, and what `errors` says of both."""
-    sums, found = np.float64(0), []
+    sums, found = [], []
     for part in bases.chunks(rows):
         codes = encode(part)
-        sums = sums + bases.powers(codes)
+        sums.append(bases.powers(codes))
         found.append(errors(part, codes))
-    known = bases.kurtosis(sums, len(rows))
+    known = bases.kurtosis(np.sum(sums, axis=0), len(rows))
     known = known[np.isfinite(known)]
     return float(np.median(known)) if len(known) else float("nan"), np.concatenate(found)
 
