@@ -115,9 +115,12 @@ def load(lm_dir: str | Path, device: "torch.device | str" = "cpu") -> LoadedLM:
         try:
             shape = ModelConfig(**record["config"]["model"])
             tensors = {name: torch.tensor(array) for name, array in arrays.items()}  # aligned
-            if shape.n_layers > len(tensors):
-                raise RuntimeError(f"{len(tensors)} tensors for {shape.n_layers} layers")
-            with torch.device("meta"):  # nothing is allocated, whatever size a record may claim
+            sizes = {"embed": record["n_vocab"], "positions": shape.n_ctx}
+            sizes |= {f"blocks.{i}.mlp_in": shape.d_mlp for i in range(shape.n_layers)}
+            for name, rows in sizes.items():  # before anything of a claimed size is allocated
+                if tuple(tensors[f"{name}.weight"].shape) != (rows, shape.d_model):
+                    raise RuntimeError(f"{name} is not {rows} x {shape.d_model}")
+            with torch.random.fork_rng(devices=[]):  # initial values are drawn, and replaced
                 model = GPT(shape, record["n_vocab"])
             model.load_state_dict(tensors, assign=True)
         except (RuntimeError, *MALFORMED) as error:
