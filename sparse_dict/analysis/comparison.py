@@ -5,20 +5,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.measures import gaussian_rows, random_directions
+from sparse_dict.analysis.measures import Floats, Index, gaussian_rows, random_directions
 from sparse_dict.analysis.measures.mcs import distinct, match, match_codes, nearest, normalised
 from sparse_dict.analysis.study import LABELS, Chain, Entry, Study
 from sparse_dict.config import ComparisonConfig
 from sparse_dict.sae.usefulness import ENOUGH, Metrics, recommended
-
-Floats = NDArray[np.floating[Any]]
-Index = NDArray[np.int64]
 
 MATCHING = {
     "max": "plain maximum",

@@ -1,14 +1,11 @@
 """Maps from the activations of one model or layer to those of another, on the same tokens."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sparse_dict.analysis.measures import Floats
 from sparse_dict.analysis.measures.mcs import assign
-
-Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,11 @@ Hartigan's dip test, a two-component Gaussian fit, and the mass above the random
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from diptest import dipstat
-from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
+from sparse_dict.analysis.measures import Floats
 
 DIP_SIMULATIONS = 999
 LARGEST_SIMULATED = 2048

@@ -5,14 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sparse_dict.analysis.measures import Bools, Floats, Index
 from sparse_dict.analysis.measures.mcs import normalised
 from sparse_dict.sae.folder import Dictionary
-
-Floats = NDArray[np.floating[Any]]
-Index = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 BATCH = 512
 STEPS = 400

@@ -1,12 +1,9 @@
 """Correlation of two columns, of which a resample may be constant."""
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-Floats = NDArray[np.floating[Any]]
+from sparse_dict.analysis.measures import Floats
 
 
 def pearson(pairs: Floats) -> float:

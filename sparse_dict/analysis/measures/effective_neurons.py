@@ -1,12 +1,11 @@
 """Over how many neurons a direction is spread: effective neurons (the inverse Simpson index)."""
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
+from sparse_dict.analysis.measures import Floats
 
 
 def shares(rows: Floats) -> Floats:

@@ -6,14 +6,12 @@ uniformly random directions do, whatever they are features of.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_dict.analysis.measures import Floats
 from sparse_dict.analysis.measures.mcs import max_cosine, normalised
-
-Floats = NDArray[np.floating[Any]]
 
 FEWEST = 2048  # rows that are compared, at least: small dictionaries are drawn several times
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
+from sparse_dict.analysis.measures import Floats
 
 RESAMPLES = 1000
 BLOCK = 1 << 18  # numbers that are drawn at once

@@ -4,16 +4,13 @@ Its maximum cosine similarity (MCS) is the largest signed cosine between its dec
 of another dictionary; MMCS is the mean over the *smaller* dictionary.
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_dict.analysis.measures import Floats
 from sparse_dict.errors import UserError
 from sparse_dict.machine.background import in_background
 from sparse_dict.storage.arrays import Rows, as_rows
-
-Floats = NDArray[np.floating[Any]]
 
 # scipy's assignment solver holds its costs in float64: 12 bytes a pair with our float32 cosines.
 MAX_PAIRS = 2**28

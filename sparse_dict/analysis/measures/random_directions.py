@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainc, betaincinv, betaln
 
-Floats = NDArray[np.floating[Any]]
+from sparse_dict.analysis.measures import Floats
 
 GRID = 4001  # points on [-1, 1]; densities of means of maxima are convolved on it
 

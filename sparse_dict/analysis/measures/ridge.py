@@ -5,17 +5,16 @@ to the size: a diagonal ridge, which the post's figure 4 shows and its figure 5 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sparse_dict.analysis.measures import Floats
 from sparse_dict.analysis.measures.intervals import jackknife
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Floats = NDArray[np.floating[Any]]
 
 FEWEST = 3  # L1 values of a peak, and peaks inside the grid of a slope
 PEAKS = ["family", "size", "l1", "mmcs", "interior"]

@@ -7,18 +7,14 @@ their parent's place is the stitching of Leask et al. (2025, arXiv 2502.04878).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_dict.analysis.measures import Bools, Floats, Index
 from sparse_dict.analysis.measures.mcs import normalised
 from sparse_dict.analysis.measures.two_dictionaries import SHARED_ABOVE
 from sparse_dict.sae.folder import Dictionary
-
-Floats = NDArray[np.floating[Any]]
-Index = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 FOUND = 0.9  # cosine above which a feature is the same, as elsewhere
 NEAR = 0.5  # cosine of a child with its parent, at least

@@ -6,15 +6,13 @@ A dictionary is given as encoder and decoder rows, (n, d) each.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.measures import random_directions
+from sparse_dict.analysis.measures import Floats, random_directions
 from sparse_dict.analysis.measures.mcs import match, max_cosine, normalised
 
-Floats = NDArray[np.floating[Any]]
 Rows = tuple[Floats, Floats]  # of the encoder, and of the decoder
 
 SHARED_ABOVE = 0.7  # Paulo and Belrose's threshold

@@ -14,9 +14,9 @@ from sparse_dict.analysis import reconstruction_loss as loss
 from sparse_dict.analysis.claim import SEVERAL_SEEDS
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measures import consensus, gaussian_rows, random_directions
+from sparse_dict.analysis.measures import Floats, consensus, gaussian_rows, random_directions
 from sparse_dict.analysis.measures.consensus import Features
-from sparse_dict.analysis.measures.mcs import Floats, match, max_cosine
+from sparse_dict.analysis.measures.mcs import match, max_cosine
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Block, Table
 from sparse_dict.analysis.sections import truth

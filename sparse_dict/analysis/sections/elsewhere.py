@@ -18,8 +18,8 @@ from sparse_dict.analysis import harvested
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measures import alignment, gaussian_rows
-from sparse_dict.analysis.measures.mcs import Floats, match_codes, max_cosine, normalised
+from sparse_dict.analysis.measures import Floats, alignment, gaussian_rows
+from sparse_dict.analysis.measures.mcs import match_codes, max_cosine, normalised
 from sparse_dict.analysis.measures.two_dictionaries import (
     Rows,
     match_features,
