@@ -248,7 +248,8 @@ class Comparison:
             entries = [entry for chain in alike for entry in chain.entries]
             mean = {key: float(np.mean([e.metrics[key] for e in entries])) for key in ("fvu", "l0")}
             dead = float(np.mean([1 - e.alive.mean() for e in entries]))
-            means.append(mean | {"dead": dead, "dict_size": 1, "level": level})
+            size = float(np.mean([e.size for e in entries]))
+            means.append(mean | {"dead": dead * size, "dict_size": size, "level": level})
         swept, bar = LABELS[chains[0].axis], f"at most {self.settings.max_fvu:g}"
         none = (
             f"no {swept} has an FVU, averaged over sizes and seeds, of {bar} "

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from sparse_dict.config import ActivationsConfig
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae.usefulness import ENOUGH, Metrics, axis, recommended
+from sparse_dict.sae.usefulness import ENOUGH, SPARSE, Metrics, axis, recommended
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,8 @@ def advice(kinds: Kinds, rows: int, overrides: Sequence[str]) -> list[str]:
     key, at, size = axis(chosen), level(chosen), chosen["dict_size"]
     lines = [
         f"{kind(chosen)}, {key} {at:g}: FVU {chosen['fvu']:.2f} with {chosen['l0']:.0f} active "
-        f"features a row; the sparsest that explains {ENOUGH:.0%} of what the best of these does."
+        f"features a row; the sparsest that explains {ENOUGH:.0%} of what the best of these does "
+        f"with at most {SPARSE:.0%} of its features active."
     ]
     if chosen in (kinds[kind(chosen)][0], kinds[kind(chosen)][-1]):
         lines.append("It is at an end of the values tried: values beyond may be better.")

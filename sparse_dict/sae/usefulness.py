@@ -9,6 +9,8 @@ Metrics = Mapping[str, Any]  # a dictionary's metrics.json
 
 # A sparser dictionary is preferred as long as it explains this share of what the best one does.
 ENOUGH = 0.8
+# Best of those with at most this share of features active: nearly the identity explains all.
+SPARSE = 0.25
 
 
 def useless(m: Metrics) -> bool:
@@ -27,6 +29,7 @@ def recommended(rungs: Sequence[Metrics]) -> Metrics | None:
     Each is a dictionary's `fvu`, `l0`, `dead` and `dict_size`, or means over equally sparse ones.
     """
     living = [m for m in rungs if not useless(m) and not mostly_dead(m)]
+    living = [m for m in living if m["l0"] <= SPARSE * m["dict_size"]] or living
     best = max((1 - m["fvu"] for m in living), default=0.0)
     good = [m for m in living if 1 - m["fvu"] >= ENOUGH * best]
     return min(good, key=lambda m: m["l0"], default=None)
