@@ -121,11 +121,12 @@ def panels(
     return used
 
 
-def chance(axis: Axes, means: pd.DataFrame) -> None:
+def chance(axis: Axes, means: pd.DataFrame | Mapping[str, Mapping[int, float]]) -> None:
     """What chance gives, by size: dotted lines of columns that begin with random or gaussian."""
     for name, values in means.items():
         label, colour = CHANCE[str(name).partition("_")[0]]
-        axis.plot(values.index, values, color=colour, ls=":", lw=1.2, label=label)
+        points = pd.Series(values)
+        axis.plot(points.index, points, color=colour, ls=":", lw=1.2, label=label)
 
 
 def facets(

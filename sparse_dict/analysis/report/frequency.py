@@ -1,6 +1,5 @@
 """Share of features found again, by how often a feature is active."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
 
-def by_frequency(frequency: Floats, found: Bools) -> pd.DataFrame:
+def by_frequency(frequency: Floats | pd.Series, found: Bools | pd.Series) -> pd.DataFrame:
     """How many features are found again, by decade of their frequency; the first holds the dead.
 
     `frequency` (n,) is the share of evaluation rows on which a feature is active. Columns: low and
@@ -26,31 +25,27 @@ def by_frequency(frequency: Floats, found: Bools) -> pd.DataFrame:
     return bins.groupby(["low", "high"])["found"].agg(n="size", found="sum").reset_index()
 
 
-def draw(
-    axis: Axes,
-    groups: Sequence[tuple[str, Floats, Bools]],
-    colours: str = "viridis",
-) -> None:
-    """Share found again against firing frequency, a line per group; dead features on the left."""
+def draw(axis: Axes, rows: pd.DataFrame, found: str, colours: str = "viridis") -> None:
+    """Share found again against firing frequency, a line a size; dead features on the left.
+
+    `rows` are features; `found` is a column of truth values. Bars: 95 % (Wilson).
+    """
     from scipy.stats import binomtest
 
-    binned = [(label, by_frequency(frequency, found)) for label, frequency, found in groups]
-    lows = np.concatenate([bins["low"] for _, bins in binned])
+    binned = {size: by_frequency(of["frequency"], of[found]) for size, of in rows.groupby("size")}
+    lows = np.concatenate([bins["low"] for bins in binned.values()])
     rarest = lows.min(where=lows > 0, initial=0.1)
     never_at, any_never = rarest / 12, (lows == 0).any()
     shades = figures.shades(len(binned), colours)
-    for i, ((label, bins), colour) in enumerate(zip(binned, shades, strict=True)):
+    for i, ((size, bins), colour) in enumerate(zip(binned.items(), shades, strict=True)):
         nudge = 1.06 ** (i - (len(binned) - 1) / 2)  # so that error bars do not hide each other
-        if bins.empty:
-            axis.plot([], [], " ", label=f"{label}: no feature counts")
-            continue
         x = np.where(bins["low"] > 0, np.sqrt(bins["low"] * bins["high"]), never_at) * nudge
         share = bins["found"] / bins["n"]
-        exact = [binomtest(found, n) for found, n in zip(bins["found"], bins["n"], strict=True)]
-        ends = np.array([test.proportion_ci(method="wilson") for test in exact]).T
+        counts = bins[["found", "n"]].astype(int).itertuples(index=False)
+        ends = np.array([binomtest(*one).proportion_ci(method="wilson") for one in counts]).T
         bars = np.maximum([share - ends[0], ends[1] - share], 0)
         axis.errorbar(
-            x, share, yerr=bars, color=colour, lw=1, elinewidth=0.8, marker="o", ms=3, label=label
+            x, share, bars, color=colour, lw=1, elinewidth=0.8, marker="o", ms=3, label=str(size)
         )
     axis.set_xscale("log")
     axis.set_xlim(never_at / 2 if any_never else rarest / 1.5, 1.2)

@@ -52,60 +52,37 @@ def show(context: Context) -> Iterator[Block]:
     """Features found again across sizes and seeds."""
     study = context.tables
     if not study.shown.empty:
-        yield context.figure("agreement_sizes", draw(study))
-        yield Table("Chains of sizes", chains(study))
+        shares = chains(study)
+        yield context.figure("agreement_sizes", draw(study, shares))
+        table = shares.pivot(index=["size", "features"], columns="up to", values="share")
+        yield Table("Found in every dictionary up to each size", table.reset_index())
     yield from seeds.show(context)
 
 
-def _sizes(study: Tables) -> list[int]:
-    return sorted(study.level.loc[study.level["seed"] == study.shown["seed"].min(), "size"])
-
-
 def chains(study: Tables) -> pd.DataFrame:
-    """How many features of each size are found in the next size and in all larger ones."""
-    sizes, rows = _sizes(study), []
+    """The share of each size's features that all larger dictionaries have, up to each of these."""
+    lowest = study.level[study.level["seed"] == study.shown["seed"].min()]
+    sizes, rows = sorted(lowest["size"]), []
     for start, (size, part) in enumerate(study.shown.groupby("size")):
-        run, larger = part["run"].dropna(), len(sizes) - 1 - start
-        rows.append(
-            {
-                "size": size,
-                "features": len(run),
-                "larger dictionaries": larger,
-                "found in the next": int((run >= 1).sum()),
-                "found in all larger": int((run == larger).sum()),
-                "share in all larger": float((run == larger).mean()),
-            }
-        )
-    return pd.DataFrame(rows)
+        run = part["run"].dropna()
+        for k, up_to in enumerate(sizes[start:]):
+            rows.append([size, len(run), up_to, (run >= k).mean()])
+    return pd.DataFrame(rows, columns=["size", "features", "up to", "share"])
 
 
-def draw(study: Tables) -> Figure:
+def draw(study: Tables, shares: pd.DataFrame) -> Figure:
     """Found again in larger dictionaries: by firing frequency, and along the chain of sizes."""
-    figure, axes = figures.grid(1, 2, 3.2)
-    left, right = axes[0]
-    sizes, own = _sizes(study), [part for _, part in study.shown.groupby("size")]
-    known = [part.dropna(subset="found") for part in own]
-    groups = [
-        (str(size), part["frequency"].to_numpy(), part["found"].to_numpy(bool))
-        for size, part in zip(sizes, known, strict=False)
-    ]
-    frequency.draw(left, groups)
+    figure, ((left, right),) = figures.grid(1, 2, 3.2)
+    frequency.draw(left, study.shown.dropna(subset="found"), "found")
     left.set_ylabel(f"features with MCS above {study.threshold:g}")
     left.set_title("Found again, by firing frequency")
-    for start, (part, colour) in enumerate(zip(own, figures.shades(len(own)), strict=True)):
-        run, steps = part["run"].dropna(), range(len(sizes) - start)
-        share = [float((run >= k).mean()) for k in steps]
-        right.plot(range(start, len(sizes)), share, color=colour, marker="o", ms=3, lw=1)
-    right.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-    right.tick_params(axis="x", rotation=0 if len(sizes) <= 6 else 45)
-    right.set_ylim(-0.03, 1.03)
-    figures.percent_axis(right)
+    shades = figures.shades(shares["size"].nunique())
+    title = {"share": "Found in every larger one"}
+    figures.panels([right], shares, title, "up to", hue="size", palette=shades, marker="o")
     right.set_xlabel("up to this dictionary size")
-    right.set_ylabel("found in every larger one")
-    right.set_title("Chains of sizes")
-    figures.below(figure, left, 8, "dictionary size")
+    figures.percent_axis(right)
     figure.suptitle(f"Features found again in larger dictionaries, {figures.titled(study)}")
-    return figure
+    return figures.below(figure, left, 8, "dictionary size")
 
 
 def _in_all(f: pd.DataFrame) -> "pd.Series[float]":

@@ -163,8 +163,7 @@ def panels(known: pd.DataFrame, pairs: pd.DataFrame, d: int) -> Figure:
     figure, grid = figures.grid(2, 3, 5.6)
     axes = figures.panels([*grid.flat], rows, PANELS, style="kind", markers=True, **hue)
     if "cosine" in axes:
-        random = pd.Series(random_pw_mcc(d, {*pairs["size"]}))
-        figures.chance(axes["cosine"], pd.DataFrame({"random": random}))
+        figures.chance(axes["cosine"], {"random": random_pw_mcc(d, {*pairs["size"]})})
     if "mmcs" in axes:
         figures.chance(axes["mmcs"], known.groupby("size")[["random_mmcs"]].mean())
         like = {"x": "size", "y": "gaussian_mmcs", "errorbar": None, "legend": False}

@@ -1,12 +1,11 @@
 """How much of what one dictionary learned another seed learned too: part of `agreement`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claim import (
@@ -89,8 +88,7 @@ def show(context: Context) -> Iterator[Block]:
     shown = own if len(own) else pairs
     several_families = known["family"].nunique() > 1
     kind = f"Shown: {study.about.family}." if several_families else ""
-    random = random_pw_mcc(study.about.d_in, {*pairs["size"]})
-    yield context.figure("agreement_seeds", draw(study, shown, random), kind)
+    yield context.figure("agreement_seeds", draw(study, shown), kind)
     yield Table("Pairs of seeds", listed(pairs), fold=pairs["first"].nunique() > 12)
 
 
@@ -98,53 +96,37 @@ def listed(pairs: pd.DataFrame) -> pd.DataFrame:
     """PW-MCC and shared fraction of each pair."""
     each = pairs.groupby(["first", "second"], sort=False)
     ones, means = each.first(), each[["cosine", "same"]].mean()
-    return pd.DataFrame(
-        {
-            "family": ones["family"],
-            "dict_size": ones["size"],
-            "sparsity": [*map(setting, ones["axis"], ones["level"])],
-            "seeds": ones["seed"].astype(str) + ", " + ones["other_seed"].astype(str),
-            "l0": ones["l0"],
-            "pw_mcc": means["cosine"],
-            "shared_fraction": means["same"],
-        }
-    ).reset_index(drop=True)
+    columns = {
+        "family": ones["family"], "dict_size": ones["size"],
+        "sparsity": [*map(setting, ones["axis"], ones["level"])],
+        "seeds": ones["seed"].astype(str) + ", " + ones["other_seed"].astype(str),
+        "l0": ones["l0"], "pw_mcc": means["cosine"], "shared_fraction": means["same"],
+    }  # fmt: skip
+    return pd.DataFrame(columns).reset_index(drop=True)
 
 
-def draw(study: Tables, pairs: pd.DataFrame, random: Mapping[int, float]) -> Figure:
+def draw(study: Tables, pairs: pd.DataFrame) -> Figure:
     """PW-MCC and shared fraction by size, and at the chosen level by firing frequency."""
-    means = pairs.groupby(["first", "second", *SETTING, "axis"])[["cosine", "same"]].mean()
+    means = pairs.groupby(["first", "second", *SETTING])[["cosine", "same"]].mean()
     rows = means.reset_index().sort_values(["level", "family", "size"])
-    rows = rows.assign(value=rows["level"].map(number))
-    levels, several = [*rows["value"].unique()], rows["family"].nunique() > 1
-    figure, axes = figures.grid(1, 3, 3.6)
-    left, middle, right = axes[0]
-    for axis, value, title in ((left, "cosine", "PW-MCC"), (middle, "same", "shared fraction")):
-        sns.lineplot(
-            rows, x="size", y=value, hue="value", hue_order=levels,
-            style="family" if several else None, palette=figures.shades(len(levels)),
-            markers=several, marker=None if several else "o", markersize=5,
-            errorbar=("pi", 100), ax=axis,
-        )  # fmt: skip
-        figures.size_axis(axis, sorted(rows["size"].unique()), rotation=45)
-        axis.set(ylim=(0, 1.03), ylabel="", title=title)
-    sizes = sorted({*rows["size"]} & {*random})
-    left.plot(sizes, [random[n] for n in sizes], color="0.5", ls=":", label="random directions")
+    rows["level"] = rows["level"].map(number)
+    figure, ((*left, right),) = figures.grid(1, 3, 3.6)
+    look: dict[str, Any] = {"hue": "level", "palette": figures.shades(rows["level"].nunique())}
+    several = rows["family"].nunique() > 1
+    look |= {"style": "family", "markers": True} if several else {"marker": "o"}
+    axes = figures.panels(left, rows, {"cosine": "PW-MCC", "same": "shared fraction"}, **look)
+    for axis in left:
+        axis.set_ylim(0, 1.03)
+    random = random_pw_mcc(study.about.d_in, {*rows["size"]})
+    figures.chance(axes["cosine"], {"random": random})
     chosen = study.main_pairs[study.main_pairs["differ"] == SEED]
     if chosen.empty:
         features = study.features[["dictionary", "feature", "frequency"]]
         chosen = pairs.merge(features, on=["dictionary", "feature"])
-    groups = [
-        (str(size), part["frequency"].to_numpy(), part["same"].to_numpy(bool))
-        for size, part in chosen.groupby("size")
-    ]
-    frequency.draw(right, groups, "plasma")
+    frequency.draw(right, chosen, "same", "plasma")
     right.set(xlabel="share of rows active", title="shared fraction by frequency")
-    swept = f"{LABELS[rows['axis'].iloc[0]]} (left and middle)"
-    figures.below(figure, left, 3, swept, "left")
-    figures.below(figure, right, 2, "size (right)", "right")
-    figure.suptitle("How much another seed would have learned")
-    return figure
+    figures.below(figure, left[0], 3, f"{LABELS[pairs['axis'].iloc[0]]} (left and middle)", "left")
+    return figures.below(figure, right, 2, "size (right)", "right")
 
 
 # --- claims ---------------------------------------------------------------------------------------
