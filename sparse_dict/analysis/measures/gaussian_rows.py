@@ -47,5 +47,6 @@ def mcs(law: Law, others: Sequence[Law], block_rows: int, seed: int = 0) -> NDAr
 
 
 def mmcs(rows: Floats, others: Floats, block_rows: int = 2048) -> float:
-    """The mean of `mcs` between the laws of `rows` (n, d) and of `others` (m, d)."""
-    return float(mcs(Law.of(rows), [Law.of(others)], block_rows).mean())
+    """The mean of `mcs` between the laws of `rows` (n, d) and of `others` (m, d), of unit norm."""
+    one, other = (Law.of(normalised(part)) for part in (rows, others))
+    return float(mcs(one, [other], block_rows).mean())

@@ -121,6 +121,15 @@ def panels(
     return used
 
 
+def ends(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The rows with values, with lower and with upper ends of intervals, below one another.
+
+    Their median and its range are the value with its interval.
+    """
+    parts = [{c: rows[f"{c}_{end}"] for c in columns} for end in ("low", "high")]
+    return pd.concat([rows, *(rows.assign(**part) for part in parts)], ignore_index=True)
+
+
 def chance(axis: Axes, means: pd.DataFrame | Mapping[str, Mapping[int, float]]) -> None:
     """What chance gives, by size: dotted lines of columns that begin with random or gaussian."""
     for name, values in means.items():

@@ -19,7 +19,7 @@ from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import Floats, alignment, gaussian_rows
-from sparse_dict.analysis.measures.mcs import match_codes, max_cosine, normalised
+from sparse_dict.analysis.measures.mcs import match_codes, max_cosine
 from sparse_dict.analysis.measures.two_dictionaries import (
     Rows,
     match_features,
@@ -126,7 +126,7 @@ def mapped(first: Entry, second: Entry, matrix: Floats, bar: float) -> dict[str,
     return {
         "mmcs": way.mmcs,
         "random_mmcs": way.random_mmcs,
-        "gaussian_mmcs": gaussian_rows.mmcs(normalised(one[1]), normalised(other[1])),
+        "gaussian_mmcs": gaussian_rows.mmcs(one[1], other[1]),
         "above": way.above / way.features,
         "above_alive": float(living.sum() / max(len(living), 1)),
         "random_above": way.random_above / way.features,

@@ -179,12 +179,10 @@ def differences(frame: pd.DataFrame, plain: str) -> Figure:
     """A panel a measure, a line a kind: the difference from the plain kind with its interval."""
     n, height = frame["dict_size"].nunique(), 1.2 + 0.19 * frame["kind"].nunique()
     titled = frame.assign(title=[MEASURES[name][1] for name in frame["measure"]])
-    ends = titled.melt(
-        ["kind", "dict_size", "title"], ["change", "change_low", "change_high"], value_name="less"
-    )
     grid = figures.facets(
-        sns.catplot, ends, "size", kind="point", x="less", y="kind", hue="dict_size", col="title",
-        col_wrap=3, sharex=False, palette=figures.shades(n), dodge=0.3 * (n > 1),
+        sns.catplot, figures.ends(titled, "change"), "size",
+        kind="point", x="change", y="kind", hue="dict_size", col="title", col_wrap=3,
+        sharex=False, palette=figures.shades(n), dodge=0.3 * (n > 1),
         estimator="median", errorbar=("pi", 100), linestyle="none", markersize=3,
         err_kws={"linewidth": 1}, height=height,
         aspect=figures.WIDTH / 3 / height,

@@ -30,7 +30,7 @@ from sparse_dict.analysis.measures.splitting import (
 from sparse_dict.analysis.measures.two_dictionaries import SHARED_ABOVE
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
-from sparse_dict.analysis.study import Entry
+from sparse_dict.analysis.study import Chain, Entry
 from sparse_dict.analysis.tables import FEWEST_SEEDS, MOST_SEEDS, Tables
 
 FEWEST = 10  # splits that a claim needs
@@ -38,6 +38,11 @@ COLOURS = {
     KEPT: figures.BLUE, DRIFTED: figures.GREEN, SPLIT: figures.ORANGE,
     ABSORBED: figures.PURPLE, LOST: figures.GREY, "born": "0.85",
 }  # fmt: skip
+TOO = {  # columns of `split_replication`, and of what
+    "splits in the other seed too": ("splits_too", "counterpart"),
+    "splits in the other seed in the same way": ("same", "counterpart"),
+    "not split here, splits in the other seed": ("unsplit_too", "unsplit"),
+}
 ORIGINS = {f"of {fate}": fate for fate in (KEPT, DRIFTED, SPLIT)} | {"born": "born"}
 
 
@@ -48,8 +53,8 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         return {}
     x = context.evaluation_rows()
     y = x if context.study.target is None else context.evaluation_rows(of=context.targets)
-    known: dict[int, tuple[tuple[Entry, ...], list[Step]]] = {}
-    features, ends, courses = [], [], []
+    features, ends, courses, others = [], [], [], []
+    known: list[tuple[Chain, list[Step]]] = []
     for chain in context.comparison.same_but_seed(main)[:MOST_SEEDS]:
         steps = []
         for small, large in pairwise(chain.entries):
@@ -58,14 +63,13 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
             ends.append({"seed": chain.seed, **between(small, large, steps[-1])})
         features += of_features(chain.entries, steps)
         courses += [{"seed": chain.seed, **row} for row in course(chain.entries, steps)]
-        known[chain.seed] = chain.entries, steps
-    others = []
-    for (seed, (mine, steps)), (other, (theirs, their_steps)) in permutations(known.items(), 2):
-        for k, (one, two) in enumerate(zip(steps, their_steps, strict=True)):
-            (small, large), (their_small, their_large) = mine[k : k + 2], theirs[k : k + 2]
-            parents = small.decoder, their_small.decoder
-            found = repeated(one, two, parents, (large.decoder, their_large.decoder))
-            others.append({"seed": seed, "other_seed": other, "from": small.size, **found})
+        known.append((chain, steps))
+    for (mine, steps), (theirs, their_steps) in permutations(known, 2):
+        decoders = [[entry.decoder for entry in chain.entries] for chain in (mine, theirs)]
+        for k, both in enumerate(zip(steps, their_steps, strict=True)):
+            parents, children = (tuple(of[j] for of in decoders) for j in (k, k + 1))
+            of = {"seed": mine.seed, "other_seed": theirs.seed, "from": mine.entries[k].size}
+            others.append(of | repeated(*both, parents, children))
     return {
         "features": pd.concat(features, ignore_index=True), "splits": pd.DataFrame(ends),
         "split_courses": pd.DataFrame(courses), "split_replication": pd.DataFrame(others),
@@ -139,25 +143,19 @@ def draw(study: Tables, table: pd.DataFrame, courses: pd.DataFrame) -> Figure:
     """
     figure, ((left, right),) = figures.grid(1, 2, 3.4, sharey=True)
     counts = courses.set_index(["seed", "size"])
-    shares = counts.div(counts.sum(axis=1), axis=0).groupby("size").mean()
-    places = range(len(shares))
-    left.stackplot(places, shares.T, labels=FATES, colors=[COLOURS[name] for name in FATES])
-    left.set(
-        xlim=(0, len(shares) - 1), title=f"Features of size {shares.index[0]}, up to each size"
-    )
-    bottom = np.zeros(len(shares) - 1)
-    for column, values in table.groupby("to")[[*ORIGINS]].mean().items():
-        name = ORIGINS[str(column)]
-        label = name if name == "born" else None  # the others stand in the left panel
-        right.bar(places[1:], values, 0.7, bottom, color=COLOURS[name], label=label)
-        bottom += values
-    right.set_title("Features of each size, by their parent's fate")
+    shares = counts.div(counts.sum(axis=1), axis=0).groupby("size").mean().rename(index=str)
+    origins = table.groupby("to")[[*ORIGINS]].mean().rename(columns=ORIGINS, index=str)
+    look: dict[str, Any] = {"color": COLOURS, "stacked": True, "legend": False}
+    shares.plot.area(ax=left, lw=0, title=f"Features of size {shares.index[0]}, so far", **look)
+    title = "Features of each size, by their parent's fate"
+    origins.plot.bar(ax=right, width=0.7, rot=0, title=title, **look)
     for axis in (left, right):
-        axis.set_xticks(places, [str(size) for size in shares.index])
         axis.set(ylim=(0, 1), xlabel="dictionary size")
-        figures.percent_axis(axis)
-    figure.legend(loc="outside lower center", ncols=6)
+    figures.percent_axis(left)
     figure.suptitle(f"What becomes of features, {figures.titled(study)}")
+    every = dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
+    every |= dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
+    figure.legend(every.values(), every.keys(), loc="outside lower center", ncols=6)
     return figure
 
 
@@ -174,18 +172,12 @@ def share(table: pd.DataFrame, part: str, of: str) -> Estimate | None:
 
 def replication(table: pd.DataFrame) -> pd.DataFrame:
     """What other seeds do with the counterparts of features that split, and of others."""
-    rows: list[list[Any]] = []
-    for what, part, of in (
-        ("splits in the other seed too", "splits_too", "counterpart"),
-        ("splits in the other seed in the same way", "same", "counterpart"),
-        ("not split here, splits in the other seed", "unsplit_too", "unsplit"),
-    ):
-        if e := share(table, part, of):
-            rows.append([what, table[of].sum(), e.value, f"[{e.low:.2f}, {e.high:.2f}]", e.over])
-    n, have = table["splits"].sum(), table["counterpart"].sum()
-    rows.append(["splits whose parent has a counterpart", n, have / n if n else np.nan, "", ""])
-    columns = ["of features with a counterpart", "n", "share", "95 %", "over"]
-    return pd.DataFrame(rows, columns=columns)
+    counted = {what: (share(table, part, of), table[of].sum()) for what, (part, of) in TOO.items()}
+    rows = [[what, n, f"{e:.2f}", e.over] for what, (e, n) in counted.items() if e]
+    if n := table["splits"].sum():
+        have = f"{table['counterpart'].sum() / n:.2f}"
+        rows.append(["splits whose parent has a counterpart", n, have, ""])
+    return pd.DataFrame(rows, columns=["of features with a counterpart", "n", "share", "over"])
 
 
 def _replicate(study: Tables) -> Found:
