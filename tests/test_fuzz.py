@@ -25,6 +25,7 @@ from sparse_dict.activations.toy import TRUTH
 from sparse_dict.analysis import source as sources
 from sparse_dict.analysis import study
 from sparse_dict.analysis.interp import llm
+from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.sections import truth
 from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint
@@ -148,7 +149,7 @@ def read_truth(base: Path) -> None:
     edited("fingerprints", truth=digest)(base / "toy" / "manifest.json")
     context = context_of(config_of(base, activations_dir=str(base / "toy")))
     found = truth.read(context)
-    assert truth.mcs(found, context.study.entries[0].decoder, 64).shape == (len(found),)
+    assert max_cosine(found, context.study.entries[0].decoder, 64).shape == (len(found),)
 
 
 def read_answers(base: Path) -> None:

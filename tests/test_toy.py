@@ -16,6 +16,7 @@ from sparse_dict.activations.toy import TRUTH, Toy, correlation_matrix, probabil
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis import stage as analysis_stage
 from sparse_dict.analysis.claim import judge
+from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.sections import truth
 from sparse_dict.config import (
@@ -181,7 +182,7 @@ def truth_mmcs(folder, rows, steps, configs, **data):
     entries = {entry.name: entry for entry in study.load(folder / "sae").entries}
     entries = [entries[str(i)] for i in range(len(made))]
     features = truth.read(context_of(config_of(folder)))
-    return entries, [truth.mcs(features, entry.decoder, 512) for entry in entries]
+    return entries, [max_cosine(features, entry.decoder, 512) for entry in entries]
 
 
 @pytest.mark.slow  # five seconds

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,7 @@ from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import gaussian_rows, random_directions
 from sparse_dict.analysis.measures.correlation import pearson, spearman
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
-from sparse_dict.analysis.measures.mcs import max_cosine, normalised
+from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.study import NAMES, setting
@@ -26,16 +27,13 @@ from sparse_dict.analysis.tables import Tables
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files, tensor_files
 
-Floats = NDArray[np.float32]
-
-COLUMNS = ("truth_mmcs", "truth_found", "truth_gaussian")
 FEWEST = 8  # dictionaries that a correlation needs
-PANELS = (  # column, title and format of its heat map
-    ("truth_mmcs", "MMCS with the truth", ".2f"),
-    ("truth_found", "share of true features found", ".0%"),
-    ("fvu", "FVU", ".3f"),
-    ("dead", "share of dead features", ".0%"),
-)
+PANELS = {  # titles and formats of heat maps
+    "truth_mmcs": ("MMCS with the truth", ".2f"),
+    "truth_found": ("share of true features found", ".0%"),
+    "fvu": ("FVU", ".3f"),
+    "dead": ("share of dead features", ".0%"),
+}
 
 
 def is_toy(context: Context) -> bool:
@@ -43,59 +41,48 @@ def is_toy(context: Context) -> bool:
     return (context.config.activations_dirs[0] / TRUTH).exists()
 
 
-def read(context: Context) -> Floats:
-    """The true features (n_features, d_in) of the activations.
-
-    Raises:
-        UserError: the study's activations are not there, or have no known features.
-    """
-    study, folder = context.study, context.config.activations_dirs[0]
+def read(context: Context) -> NDArray[np.float32]:
+    """The true features (n_features, d_in) of the activations."""
+    path, d_in = context.config.activations_dirs[0] / TRUTH, context.study.d_in
     manifest = context.activations.manifest or {"fingerprints": {}}
     if "truth" not in manifest["fingerprints"]:
         raise UserError("the features of these activations are not known, as in a toy model")
-    path = folder / TRUTH
     features = tensor_files.read(path).get("features")
     if files.fingerprint(files.sha256_file(path)) != manifest["fingerprints"]["truth"]:
         raise UserError(f"{path} is not the file that the manifest describes")
-    if (
-        features is None
-        or features.dtype != np.float32
-        or features.ndim != 2
-        or features.shape[1] != study.d_in
-    ):
-        raise UserError(f"{path} holds no float32 directions of {study.d_in} dimensions")
+    if features is None or features.dtype != np.float32 or features.shape[1:] != (d_in,):
+        raise UserError(f"{path} holds no float32 directions of {d_in} dimensions")
     return features
 
 
-def mcs(truth: Floats, decoder: Floats, block_rows: int) -> Floats:
-    """Largest cosine of each true feature (n, d) with any decoder row (m, d): shape (n,).
-
-    MMCS with the truth is its mean. Since that is over the *true* features, a dictionary gains
-    nothing by finding a few of them many times.
-    """
-    return max_cosine(truth, decoder, block_rows)
-
-
 def measure(context: Context) -> dict[str, pd.DataFrame]:
-    """Agreement with the truth; MCS of each true feature with the best dictionary of each size."""
-    settings, truth = context.comparison.settings, read(context)
-    law, block = gaussian_rows.Law.of(normalised(truth)), settings.block_rows
-    rows, best = [], dict[int, tuple[float, pd.DataFrame]]()
+    """Agreement with the truth; MCS of each true feature with the best dictionary of each size.
+
+    MMCS with the truth is the mean, over the *true* features, of the largest cosine with any row of
+    the decoder: a dictionary gains nothing by finding a few of them many times.
+    """
+    settings, true = context.comparison.settings, read(context)
+    rows, mcs = [], {}
     for entry in context.study.entries:
-        values = mcs(truth, entry.decoder, settings.block_rows)
-        mean, above = float(values.mean(dtype=np.float64)), values > settings.threshold
-        like = gaussian_rows.mcs(law, [gaussian_rows.Law.of(normalised(entry.decoder))], block)
-        rows.append((entry.name, mean, float(above.mean()), float(like.mean())))
-        if entry.size not in best or mean > best[entry.size][0]:
-            of = {"dictionary": entry.name, "size": entry.size}
-            best[entry.size] = mean, pd.DataFrame(of | {"true": range(len(truth)), "mcs": values})
-    found = pd.DataFrame(rows, columns=["dictionary", *COLUMNS])
+        mcs[entry.name] = values = max_cosine(true, entry.decoder, settings.block_rows)
+        rows.append(
+            {
+                "dictionary": entry.name,
+                "truth_mmcs": float(values.mean(dtype=np.float64)),
+                "truth_found": float((values > settings.threshold).mean()),
+                "truth_gaussian": gaussian_rows.mmcs(true, entry.decoder, settings.block_rows),
+            }
+        )
+    found = pd.DataFrame(rows)
     beside = ["dictionary", "family", "axis", "level", "size", "seed", "mmcs", "fvu", "l0", "dead"]
-    return {
-        "dictionaries": found,
-        "truth": context.tables.dictionaries[beside].merge(found),
-        "truth_best": pd.concat(frame for _, (_, frame) in sorted(best.items())),
-    }
+    table = context.tables.dictionaries[beside].merge(found)
+    best = table.loc[table.groupby("size")["truth_mmcs"].idxmax(), ["dictionary", "size"]]
+    every = [
+        of | {"true": range(len(true)), "mcs": mcs[of["dictionary"]]}
+        for of in best.to_dict("records")
+    ]
+    best = pd.concat(map(pd.DataFrame, every))
+    return {"dictionaries": found, "truth": table, "truth_best": best}
 
 
 def known(study: Tables) -> pd.DataFrame:
@@ -110,17 +97,16 @@ def show(context: Context) -> Iterator[Block]:
     likest = frame.groupby("size")["truth_gaussian"].max()
     chance = ", ".join(
         f"{random_directions.max_mean(d, size):.2f} for {size} (Gaussian {best:.2f} at most)"
-        for size, best in zip(likest.index.astype(int), likest, strict=True)
+        for size, best in likest.items()
     )
     yield (
         f"There are {n} true features in {d} dimensions, and one is found if its MCS exceeds "
         f"{study.threshold:g}. Random dictionaries would reach {chance}, those of {GAUSSIAN} in "
         "parentheses."
     )
-    yield context.figure("truth_heatmaps", heatmaps(frame, n))
+    yield context.figure("truth_heatmaps", heatmaps(frame))
     if frame["mmcs"].count() > 2:
-        figure = predictor(frame.dropna(subset="mmcs"), str(context.comparison.shown))
-        yield context.figure("truth_predictor", figure)
+        yield context.figure("truth_predictor", predictor(frame, str(context.comparison.shown)))
         title = "Correlation of the two, with 95 % intervals over dictionaries"
         yield Table(title, predictions(frame, n))
     columns = ["dictionary", "truth_mmcs", "truth_found", "mmcs", "fvu", "l0", "dead"]
@@ -128,41 +114,37 @@ def show(context: Context) -> Iterator[Block]:
     yield Table("All dictionaries against the truth", table, fold=len(table) > 12)
 
 
-def heatmaps(frame: pd.DataFrame, n_features: int) -> Figure:
+def heatmaps(frame: pd.DataFrame) -> Figure:
     """Agreement with the truth, FVU and dead features by size and L1; mean over seeds.
 
     Each family has two rows of panels.
     """
     families = frame["family"].unique()
-    grid = int(frame.groupby("family")["level"].nunique().max())
+    levels = int(frame.groupby("family")["level"].nunique().max())
     height = (1.9 + 0.62 * frame["size"].nunique()) * len(families)
-    figure, axes = plt.subplots(2 * len(families), 2, figsize=(figures.WIDTH, height))
-    panels = [(family, panel) for family in families for panel in PANELS]
-    for axis, (family, (value, title, fmt)) in zip(axes.flat, panels, strict=True):
-        part = frame[frame["family"] == family]
+    figure, axes = figures.grid(2 * len(families), 2, height)
+    panels = product(frame.groupby("family"), PANELS.items())
+    for axis, ((family, part), (value, (title, fmt))) in zip(axes.flat, panels, strict=True):
         cells = part.pivot_table(index="size", columns="level", values=value)
-        figures.heat(axis, cells, fmt, letters=8 if grid <= 6 else 6)
-        axis.set_title(f"{title}\n{family}" if family else title)
-        axis.set(xlabel=NAMES[part["axis"].iloc[0]], ylabel="dictionary size")
-        axis.tick_params(axis="x", rotation=0 if grid <= 5 else 45)
-    figure.suptitle(f"Dictionaries of {n_features} known features")
+        figures.heat(axis, cells, fmt, letters=8 if levels <= 6 else 6)
+        axis.set(
+            title=f"{title}\n{family}" if family else title, xlabel=NAMES[part["axis"].iloc[0]]
+        )
+        axis.tick_params(axis="x", rotation=0 if levels <= 5 else 45)
     return figure
 
 
 def predictor(frame: pd.DataFrame, shown: str) -> Figure:
     """MMCS-with-truth against MMCS-with-larger, a point per dictionary."""
     figure, axis = plt.subplots(figsize=(5.2, 3.8))
-    sizes = sorted(frame["size"].unique())
-    several = frame["family"].nunique() > 1
-    sns.scatterplot(
-        frame.rename(columns={"family": "kind ", "size": "size "}), x="mmcs", y="truth_mmcs",
-        hue="size ", hue_order=sizes, palette=figures.shades(len(sizes)),
-        style="kind " if several else None, s=36, ax=axis,
-    )  # fmt: skip
+    style = "family" if frame["family"].nunique() > 1 else None
+    shades = figures.shades(frame["size"].nunique())
+    points = {"x": "mmcs", "y": "truth_mmcs", "hue": "size", "palette": shades, "style": style}
+    sns.scatterplot(frame, **points, s=36, ax=axis)
     axis.axline((0, 0), slope=1, color="0.7", lw=0.8, ls="--")
     axis.set(xlabel="MMCS with larger dictionaries", ylabel="MMCS with the truth")
     axis.set(xlim=(0, 1.02), ylim=(0, 1.02))
-    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title="dictionary")
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(f"Agreement with larger dictionaries, and with the truth\n{shown}")
     return figure
 
@@ -175,15 +157,14 @@ def correlations(frame: pd.DataFrame) -> tuple[Estimate, Estimate]:
 
 def predictions(frame: pd.DataFrame, n_features: int) -> pd.DataFrame:
     """`correlations` of all dictionaries, of each family, and of those that can hold the truth."""
-    parts = {"all": frame}
-    if frame["family"].nunique() > 1:
-        parts |= {str(family): part for family, part in frame.groupby("family")}
-    parts[f"{n_features} features or more"] = frame[frame["size"] >= n_features]
-    rows = []
-    for name, part in parts.items():
-        if (n := int(part["mmcs"].count())) > 2:
-            shown = [f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in correlations(part)]
-            rows.append([name, n, *shown])
+    of_kind = frame.groupby("family") if frame["family"].nunique() > 1 else ()
+    large = frame[frame["size"] >= n_features]
+    parts = [("all", frame), *of_kind, (f"{n_features} features or more", large)]
+    rows = [
+        [name, part["mmcs"].count(), *(f"{found:.2f}" for found in correlations(part))]
+        for name, part in parts
+        if part["mmcs"].count() > 2
+    ]
     return pd.DataFrame(rows, columns=["of", "dictionaries", "Pearson", "Spearman"])
 
 
