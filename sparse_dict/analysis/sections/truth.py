@@ -106,7 +106,8 @@ def show(context: Context) -> Iterator[Block]:
     )
     yield context.figure("truth_heatmaps", heatmaps(frame))
     if frame["mmcs"].count() > 2:
-        yield context.figure("truth_predictor", predictor(frame, str(context.comparison.shown)))
+        figure = predictor(frame.dropna(subset="mmcs"), str(context.comparison.shown))
+        yield context.figure("truth_predictor", figure)
         title = "Correlation of the two, with 95 % intervals over dictionaries"
         yield Table(title, predictions(frame, n))
     columns = ["dictionary", "truth_mmcs", "truth_found", "mmcs", "fvu", "l0", "dead"]
