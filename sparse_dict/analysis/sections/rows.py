@@ -34,7 +34,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     for (differ, size, level, alike), group in pairs.groupby(["differ", "size", "level", "alike"]):
         one = group.iloc[0]
         row = {
-            "differs": NAMES[differ], "family": one["family"], "alike": alike, "size": size,
+            "differs": NAMES[str(differ)], "family": one["family"], "alike": alike, "size": size,
             "level": level, "axis": one["axis"],
             "pairs": len(group[["first", "second"]].drop_duplicates()),
         }  # fmt: skip

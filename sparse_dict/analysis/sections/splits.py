@@ -65,9 +65,9 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         courses += [{"seed": chain.seed, **row} for row in course(chain.entries, steps)]
         known.append((chain, steps))
     for (mine, steps), (theirs, their_steps) in permutations(known, 2):
-        decoders = [[entry.decoder for entry in chain.entries] for chain in (mine, theirs)]
+        own, other = ([entry.decoder for entry in of.entries] for of in (mine, theirs))
         for k, both in enumerate(zip(steps, their_steps, strict=True)):
-            parents, children = (tuple(of[j] for of in decoders) for j in (k, k + 1))
+            parents, children = ((own[j], other[j]) for j in (k, k + 1))
             of = {"seed": mine.seed, "other_seed": theirs.seed, "from": mine.entries[k].size}
             others.append(of | repeated(*both, parents, children))
     return {

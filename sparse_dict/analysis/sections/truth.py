@@ -129,7 +129,7 @@ def heatmaps(frame: pd.DataFrame) -> Figure:
         cells = part.pivot_table(index="size", columns="level", values=value)
         figures.heat(axis, cells, fmt, letters=8 if levels <= 6 else 6)
         axis.set(
-            title=f"{title}\n{family}" if family else title, xlabel=NAMES[part["axis"].iloc[0]]
+            title=f"{title}\n{family!s}" if family else title, xlabel=NAMES[part["axis"].iloc[0]]
         )
         axis.tick_params(axis="x", rotation=0 if levels <= 5 else 45)
     return figure
