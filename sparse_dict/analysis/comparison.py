@@ -51,6 +51,11 @@ class Variant:
 VARIANTS = tuple(Variant(*names) for names in product(("max", "hungarian"), AGAINST, FEATURES))
 
 
+def _counts(entry: Entry, features: str) -> NDArray[np.bool_]:
+    """Which features count, (size,): all, or those ever alive."""
+    return entry.alive | (features == "all")
+
+
 class Comparison:
     """MCS between the dictionaries of a study; each pair is compared once and remembered.
 
@@ -125,9 +130,7 @@ class Comparison:
         """Partners one to one (-1: none) and the cosines with them (nan)."""
         found = np.full(entry.size, np.nan, dtype=np.float32)
         partner = np.full(entry.size, -1)
-        used, offered = np.full(entry.size, True), np.full(other.size, True)
-        if features == "alive":
-            used, offered = entry.alive, other.alive
+        used, offered = (_counts(e, features) for e in (entry, other))
         rows, others = self._rows[entry][used], self._rows[other][offered]
         if len(rows) > len(others):
             return partner, found
@@ -147,7 +150,7 @@ class Comparison:
 
         With ``features="alive"`` both must have fired.
         """
-        used, offered = (e.alive | (features == "all") for e in (entry, other))
+        used, offered = (_counts(e, features) for e in (entry, other))
         found = np.zeros(entry.size, bool)
         found[used] = distinct(
             self._rows[entry][used], self._rows[other][offered],
@@ -164,9 +167,8 @@ class Comparison:
         """How many features each partner offers (those alive, if only these count)."""
         variant = variant or self.shown
         partners = self.partners(entry, variant.against)
-        if variant.features == "alive":
-            return [int(partner.alive.sum()) for partner in partners if partner.alive.any()]
-        return [partner.size for partner in partners]
+        sizes = [int(_counts(partner, variant.features).sum()) for partner in partners]
+        return [size for size in sizes if size]
 
     def random_mean(self, entry: Entry, variant: Variant | None = None) -> float:
         """Exact MMCS of random directions with random dictionaries of the partners' sizes.
@@ -182,14 +184,13 @@ class Comparison:
         only these count. For the plain maximum; empty where no features are there to compare.
         """
         every = (entry, *self.partners(entry, variant.against))
-        if variant.features == "alive" and not all(e.alive.any() for e in every):
+        if not all(_counts(e, variant.features).any() for e in every):
             return np.empty(0)
         law, *others = (self._law(e, variant.features) for e in every)
         return gaussian_rows.mcs(law, others, self.settings.block_rows)
 
     def _law(self, entry: Entry, features: str) -> gaussian_rows.Law:
-        rows = self._rows[entry]
-        return gaussian_rows.Law.of(rows[entry.alive] if features == "alive" else rows)
+        return gaussian_rows.Law.of(self._rows[entry][_counts(entry, features)])
 
     def gaussian_mean(self, entry: Entry, variant: Variant | None = None) -> float:
         """The mean of `gaussian_mcs`: the second null of MMCS, beside `random_mean`."""

@@ -4,7 +4,7 @@ Hartigan's dip test, a two-component Gaussian fit, and the mass above the random
 """
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -40,34 +40,19 @@ def dip_test(values: Floats) -> tuple[float, float]:
     return dip, (1 + int((_uniform_dips(simulated) >= scaled).sum())) / (1 + DIP_SIMULATIONS)
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Two Gaussian components, the one with the lower mean first, against one Gaussian."""
+def fit_mixture(values: Floats, floor: float = 0.005) -> dict[str, float]:
+    """The likeliest of several fits of two Gaussians; empty for fewer than 8 values.
 
-    weights: tuple[float, ...]
-    means: tuple[float, ...]
-    sds: tuple[float, ...]
-    bic_gain: float  # BIC of one component less BIC of two: positive favours two
-
-    @property
-    def separation(self) -> float:
-        """Ashman's D, |m1 - m2| sqrt(2 / (s1^2 + s2^2)); above 2 the humps are distinct."""
-        return float(
-            (self.means[1] - self.means[0]) * np.sqrt(2 / (self.sds[0] ** 2 + self.sds[1] ** 2))
-        )
-
-
-def fit_mixture(values: Floats, floor: float = 0.005) -> Mixture | None:
-    """The likeliest of several two-Gaussian fits; None for fewer than 8 values.
-
-    `floor` keeps a spike's standard deviation away from zero; it is about half a histogram's bin.
+    `separation` is Ashman's D, |m1 - m2| sqrt(2 / (s1^2 + s2^2)): above 2 the humps are distinct.
+    `BIC gain` is the BIC of one Gaussian less that of two: positive favours two. `floor` keeps a
+    spike's standard deviation away from zero; it is about half a histogram's bin.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     x = values.astype(np.float64)
     if len(x) < 8 or x.min() == x.max():
-        return None
+        return {}
     one = GaussianMixture(1, reg_covar=floor**2).fit(x[:, None])
     fits = []
     for split in (*np.quantile(x, [0.1, 0.25, 0.5, 0.75, 0.9]), (x.min() + x.max()) / 2):
@@ -82,48 +67,28 @@ def fit_mixture(values: Floats, floor: float = 0.005) -> Mixture | None:
             with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
                 fits.append(fit.fit(x[:, None]))
     best = max(fits, key=lambda fit: float(fit.score(x[:, None])))
-    order = np.argsort(best.means_.ravel())
-    weights, means, variances = (
-        tuple(map(float, array.ravel()[order]))
-        for array in (best.weights_, best.means_, best.covariances_)
-    )
-    gain = float(one.bic(x[:, None]) - best.bic(x[:, None]))
-    return Mixture(weights, means, tuple(np.sqrt(variances).tolist()), gain)
+    means, order = best.means_.ravel(), np.argsort(best.means_.ravel())
+    low, high = means[order]
+    spread = np.square(np.sqrt(best.covariances_.ravel()[order])).sum()
+    return {
+        "lower hump": float(low),
+        "upper hump": float(high),
+        "upper weight": float(best.weights_[order[1]]),
+        "separation": float((high - low) * np.sqrt(2 / spread)),
+        "BIC gain": float(one.bic(x[:, None]) - best.bic(x[:, None])),
+    }
 
 
-@dataclass(frozen=True, eq=False)
-class Humps:
-    """Whether a sample has two humps."""
+def humps(values: Floats) -> dict[str, float]:
+    """The dip of a sample (n,), its p-value, and the fit of two Gaussians where there is one."""
+    dip, p = dip_test(values)
+    return {"dip": dip, "p": p, **fit_mixture(values)}
 
-    dip: float
-    p: float  # of the dip test
-    fit: Mixture | None
 
-    @classmethod
-    def of(cls, values: Floats) -> "Humps":
-        """Those of a sample (n,)."""
-        return cls(*dip_test(values), fit_mixture(values))
-
-    @property
-    def between(self) -> float:
-        """The middle between both humps; nan where two Gaussians could not be fitted."""
-        return sum(self.fit.means) / 2 if self.fit else float("nan")
-
-    @property
-    def numbers(self) -> dict[str, float]:
-        """The tests, and the fit where there is one, with the names of a table."""
-        found = {"dip": self.dip, "p": self.p}
-        if self.fit:
-            found |= {"lower hump": self.fit.means[0], "upper hump": self.fit.means[1]}
-            found |= {"upper weight": self.fit.weights[1], "separation": self.fit.separation}
-            found |= {"BIC gain": self.fit.bic_gain}
-        return found
-
-    @property
-    def two(self) -> bool:
-        """Whether the dip test rejects one, two Gaussians fit better, and they lie apart."""
-        apart = self.fit is not None and self.fit.bic_gain > 0 and self.fit.separation > 2
-        return apart and self.p < 0.01
+def are_two(found: Mapping[str, float]) -> bool:
+    """Whether the dip test rejects one hump, two Gaussians fit better, and they lie apart."""
+    apart = found.get("BIC gain", 0) > 0 and found["separation"] > 2
+    return apart and found["p"] < 0.01
 
 
 def shared_excess(values: Floats, random_cdf: Floats) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,22 +50,25 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     variants = {"low_hump": comparison.shown, "low_hump_alive": comparison.shown.of("alive")}
     names = {*study.main["dictionary"]}
     for entry in [entry for entry in context.study.entries if entry.name in names]:
-        low = {"dictionary": entry.name, "feature": np.arange(entry.size)}
+        low: dict[str, Any] = {"dictionary": entry.name, "feature": np.arange(entry.size)}
         for column, variant in variants.items():
             mcs, sizes = comparison.mcs(entry, variant), comparison.sizes(entry, variant)
             values = mcs[np.isfinite(mcs)]
-            found = bimodality.Humps.of(values)
-            two = len(values) >= FEWEST and found.two
-            low[column] = np.where(np.isfinite(mcs) & two, mcs < found.between, np.nan)
+            found = bimodality.humps(values)
+            two = bimodality.are_two(found)
+            low[column] = np.nan
+            if two and len(values) >= FEWEST:
+                between = (found["lower hump"] + found["upper hump"]) / 2
+                low[column] = np.where(np.isfinite(mcs), mcs < between, np.nan)
             row = {"dictionary": entry.name, "size": entry.size, "seed": entry.seed}
             row |= {"of": variant.features, "features": len(values)}
-            row |= {"above": _above(comparison, entry, variant), **found.numbers}
+            row |= {"above": _above(comparison, entry, variant), **found}
             row |= {"random mean": comparison.random_mean(entry, variant)}
             row |= {"Gaussian mean": comparison.gaussian_mean(entry, variant)}
             if sizes:
                 law = random_directions.mcs_cdf(values, study.about.d_in, sizes)
                 row["not random, at least"] = bimodality.shared_excess(values, law)
-            rows.append(row | {"bimodal": "yes" if found.two else "no"})
+            rows.append(row | {"bimodal": "yes" if two else "no"})
         lows.append(pd.DataFrame(low))
     if not rows:
         return {}
