@@ -109,6 +109,7 @@ def own_files(folder: Path) -> list[Path]:
 def _run(config: AnalyzeConfig, folder: Path) -> None:
     from sparse_dict.analysis import frame, parts, tracked
     from sparse_dict.analysis.report import figures, overview, page, summary
+    from sparse_dict.analysis.tables import fingerprints
     from sparse_dict.sae.folder import METRICS
 
     started, home = time.monotonic(), folder.parent
@@ -121,7 +122,9 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
 
     context = _loaded(config, draw)
     study, compared = context.study, context.fingerprints
-    kept = parts.kept(home, of := _made_of(context), earlier)
+    # what parts are made of: dictionaries, and how they are compared
+    made_of = [compared, *map(fingerprints, context.others), asdict(config.comparison), config.seed]
+    kept = parts.kept(home, of := files.fingerprint(made_of), earlier)
     context.kept = kept
     name, prints = f"{config.name} analysis", {"dictionaries": files.fingerprint(compared)}
     with (
@@ -189,14 +192,6 @@ def _loaded(config: AnalyzeConfig, draw: "Draw") -> "Context":
             log.warning("left out: %s (%s)", item.name, item.reason)
     log.info("comparing %d dictionaries of %s", len(loaded.entries), loaded.folder)
     return Context(config, loaded, draw, others=tuple(others))
-
-
-def _made_of(context: "Context") -> str:
-    """The fingerprint of what parts are made of: dictionaries, and how they are compared."""
-    from sparse_dict.analysis.tables import fingerprints
-
-    every = [context.fingerprints, *map(fingerprints, context.others)]
-    return files.fingerprint([*every, asdict(context.config.comparison), context.config.seed])
 
 
 def _replace(

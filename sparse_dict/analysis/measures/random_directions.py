@@ -21,12 +21,6 @@ def cosine_cdf(t: ArrayLike, d: int) -> Floats:
     return np.asarray(betainc(a, a, np.clip((1 + np.asarray(t, dtype=float)) / 2, 0, 1)))
 
 
-def cosine_pdf(t: ArrayLike, d: int) -> Floats:
-    """Density of that cosine: (1 - t^2)^((d - 3) / 2) / B(1/2, (d - 1) / 2)."""
-    inside = np.clip(1 - np.asarray(t, dtype=float) ** 2, 1e-300, None)
-    return np.asarray(np.exp((d - 3) / 2 * np.log(inside) - betaln(0.5, (d - 1) / 2)))
-
-
 def max_cdf(t: ArrayLike, d: int, m: int) -> Floats:
     """P(largest of the cosines with `m` independent random directions <= t) = F(t)^m."""
     return np.asarray(cosine_cdf(t, d) ** m)
@@ -39,8 +33,10 @@ def max_quantile(p: float, d: int, m: int) -> float:
 
 
 def max_pdf(t: ArrayLike, d: int, m: int) -> Floats:
-    """Density of that maximum: m F(t)^(m - 1) f(t)."""
-    return np.asarray(m * cosine_cdf(t, d) ** (m - 1) * cosine_pdf(t, d))
+    """Its density m F^(m-1) f, where f(t) is (1 - t^2)^((d - 3) / 2) / B(1/2, (d - 1) / 2)."""
+    inside = np.clip(1 - np.asarray(t, dtype=float) ** 2, 1e-300, None)
+    density = np.exp((d - 3) / 2 * np.log(inside) - betaln(0.5, (d - 1) / 2))
+    return np.asarray(m * cosine_cdf(t, d) ** (m - 1) * density)
 
 
 @lru_cache(maxsize=4096)
