@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sparse_dict.activations.store import Activations as Activations
     from sparse_dict.analysis.claim import Claim as Claim
     from sparse_dict.analysis.claim import Lies as Lies
+    from sparse_dict.analysis.claim import Words as Words
     from sparse_dict.analysis.claim import judge as judge
     from sparse_dict.analysis.measures.mcs import max_cosine as max_cosine
     from sparse_dict.analysis.measures.mcs import mmcs as mmcs
@@ -31,6 +32,7 @@ _HOME = {
     "Activations": ("activations.store", "Activations"),
     "Claim": ("analysis.claim", "Claim"),
     "Lies": ("analysis.claim", "Lies"),
+    "Words": ("analysis.claim", "Words"),
     "Site": ("config.sites", "Site"),
     "UserError": ("errors", "UserError"),
     "judge": ("analysis.claim", "judge"),

@@ -13,7 +13,7 @@ from analysis_study import write_study
 
 from sparse_dict.analysis import frame, sections
 from sparse_dict.analysis import stage as analysis_stage
-from sparse_dict.analysis.claim import HOLDS, Claim, Found
+from sparse_dict.analysis.claim import HOLDS, Claim, Found, Words
 from sparse_dict.analysis.report import texts
 from sparse_dict.config import ANALYSES, AnalyzeConfig, ContextsConfig, NoSettings, register
 from sparse_dict.launch.jobs import typed
@@ -42,8 +42,8 @@ def test_an_analysis_with_settings_has_a_file_of_values_and_every_one_its_module
 def dummy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An analysis as a contributor adds it: a module, and a line in ANALYSES."""
     well = Claim(
-        "dummy", "All is well", "-", "yes", "Always.", needs=(),
-        judge=lambda _: Found("indeed", HOLDS),
+        "dummy", needs=(), judge=lambda _: Found("indeed", HOLDS),
+        words=Words("All is well", "Always.", said="yes"),
     )  # fmt: skip
     module = ModuleType(f"{sections.__name__}.dummy")
     module.ANALYSIS = frame.Analysis(  # type: ignore[attr-defined]
@@ -102,12 +102,19 @@ def test_the_toy_experiment_asks_nothing_of_a_language_model():
     assert {"claims", "truth"} <= chosen
 
 
-def test_every_section_and_figure_has_one_text_and_every_text_is_of_one():
-    from sparse_dict.analysis.report import texts
-
-    headings = [(level, key) for level, key, _ in texts.HEADING.findall(texts.PAGE.read_text())]
+def test_every_section_figure_and_claim_has_one_text_and_every_text_is_of_one():
+    headings, stated = (
+        [(level, key) for level, key, _ in texts.HEADING.findall(page.read_text())]
+        for page in (texts.FIGURES, texts.CLAIMS)
+    )
     assert len(headings) == len({*headings})
-    sources = [path.read_text() for path in texts.PAGE.parent.rglob("*.py")]
+    claims = [claim for analysis in frame.load() for claim in analysis.claims]
+    assert stated == [("##", claim.key) for claim in claims]  # in the order of the report
+    for claim in claims:
+        words = Words.of(claim)
+        assert words.claim
+        assert not {*"{}"} & {*words.number}
+    sources = [path.read_text() for path in texts.FIGURES.parent.rglob("*.py")]
     drawn = {key for level, key in headings if level == "###"}
     for key in drawn:
         assert any(f'"{key}' in source for source in sources), key

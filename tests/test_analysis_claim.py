@@ -23,6 +23,7 @@ from sparse_dict.analysis.claim import (
     Found,
     Lies,
     Need,
+    Words,
     both,
     either,
     judge,
@@ -35,8 +36,8 @@ from sparse_dict.errors import UserError
 from sparse_dict.launch.jobs import typed
 
 SHARE = Claim(
-    "share", "Most features are found again", "1", "most", "Share of features found again",
-    lambda f: f["found"], Lies(0.5),
+    "share", lambda f: f["found"], Lies(0.5),
+    words=Words("Most features are found again", "Share of features found again", "1", "most"),
 )  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def test_beside_the_number_stands_that_of_features_that_are_alive(tmp_path: Path
         write_dictionary(tmp_path / "sae" / str(size), rows[:size], count)
     of = sparse_dict.open_study(tmp_path)
     assert judge(SHARE, of).ours == "100% (16 of 16); of those ever active 100% (8 of 8)"
-    dead = Claim("d", "t", "1", "s", "w", lambda f: ~f["alive"], Lies(0.4), living=False)
+    dead = replace(SHARE, values=lambda f: ~f["alive"], rule=Lies(0.4), living=False)
     assert judge(dead, of).ours == "50% (8 of 16)"
 
 
@@ -124,14 +125,14 @@ def test_what_a_study_lacks_is_said_with_the_command_that_adds_it(tmp_path: Path
         ((some_sizes(4),), "python train_sae.py -m name=named sae.dict_size=64,128,256,512"),
         ((some_sizes(3), SEVERAL_SEEDS), "python train_sae.py -m name=named seed=0,1,2"),
     ):
-        claim = Claim("k", "t", "1", "s", "w", SHARE.values, Lies(0), needs=needs)
+        claim = replace(SHARE, needs=needs)
         found = judge(claim, of)
         assert (found.verdict, found.command) == (OPEN, command)
         assert found.ours == f"needs {found.needs}"
 
 
 def test_too_few_values_are_no_verdict(tmp_path: Path) -> None:
-    claim = Claim("k", "t", "1", "s", "w", SHARE.values, Lies(0), fewest=100, sizes=2)
+    claim = replace(SHARE, fewest=100, sizes=2)
     found = judge(claim, study(tmp_path, 0.5))
     assert (found.verdict, found.ours) == (OPEN, claim.too_few)
 
@@ -155,15 +156,16 @@ def test_a_claim_of_another_form_judges_itself(tmp_path: Path) -> None:
         raise UserError("the text is not there")
 
     of = study(tmp_path, 0.5)
-    found = judge(Claim("k", "t", "1", "s", "w", judge=lambda of: Found("yes", HOLDS)), of)
-    assert (found.verdict, found.ours, found.rule) == (HOLDS, "yes", "w")
-    found = judge(Claim("k", "t", "1", "s", "w", judge=absent), of)
+    own = Claim("own", judge=lambda of: Found("yes", HOLDS), words=Words("t", "w"))
+    found = judge(own, of)
+    assert (found.verdict, found.ours, found.rule, found.says) == (HOLDS, "yes", "w", None)
+    found = judge(replace(own, judge=absent), of)
     assert (found.verdict, found.ours) == (OPEN, "the text is not there")
 
 
 PAIRS = Claim(
-    "pairs", "Most features are shared", "-", "-", "Share of features that another seed has",
-    lambda p: p["same"], Lies(0.5), of="main_pairs", needs=(SEVERAL_SEEDS,), says=None,
+    "pairs", lambda p: p["same"], Lies(0.5), of="main_pairs", needs=(SEVERAL_SEEDS,),
+    words=Words("Most features are shared", "Share of features that another seed has"),
 )  # fmt: skip
 
 

@@ -4,9 +4,10 @@
 more, else a bootstrap over features; nothing is decided on dictionaries that explain nothing.
 """
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, jackknife, over_seeds
+from sparse_dict.analysis.report import texts
 from sparse_dict.analysis.tables import FEWEST_SEEDS, About, Tables
 from sparse_dict.errors import UserError
 
@@ -115,14 +117,29 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Words:
+    """What is said of a claim."""
+
+    claim: str
+    number: str  # in words, at the chosen level; that of a claim without `rule` has its rule too
+    source: str = "-"  # a figure of the post, "text", a paper; "-": nobody claims it
+    said: str = "-"  # what the source says
+    verdict: str = HOLDS  # of the source itself
+
+    @classmethod
+    def of(cls, claim: "Claim") -> Self:
+        """Those of `claims.md`: a list of what the source says, and the number."""
+        text = texts.claim(claim.key)
+        number = text.paragraphs[-1].format_map(claim.bars)
+        listed = "".join(text.paragraphs[:-1])
+        return cls(text.title, number, **dict(re.findall(r"- (\w+): (.+?)(?= - \w+: |$)", listed)))
+
+
+@dataclass(frozen=True)
 class Claim:
     """`number` of `values`, judged by `rule`; or what its own `judge` finds."""
 
     key: str
-    text: str
-    source: str  # a figure of the post, "text", a paper; "-": nobody claims it
-    said: str  # what the source says
-    what: str  # `number` in words, at the chosen level; with `rule` the report explains the verdict
     # A column of the table, or several; nan: the row does not count.
     values: Callable[[pd.DataFrame], "pd.Series[Any] | pd.DataFrame"] | None = None
     rule: Callable[[Estimate], str] | None = None
@@ -136,10 +153,11 @@ class Claim:
     sizes: int = 1  # sizes with values that it needs
     fewest: int = 1  # values that such a size has at least
     too_few: str = "too few features that it is about"
-    says: str | None = HOLDS  # the verdict of the source itself; None: it has none
     of_all: bool = False  # about all dictionaries, not only those at the chosen level
     living: bool = True  # whether the number of the features that are alive stands beside it
     judge: Callable[[Tables], Found] | None = None
+    words: Words | None = None  # of a claim that is not in `claims.md`
+    bars: Mapping[str, Any] = field(default_factory=dict)  # what is in braces there
 
 
 @dataclass(frozen=True)
@@ -212,11 +230,12 @@ def lacking(need: Need) -> Found:
 
 def judged(claim: Claim, found: Found, about: About) -> Judged:
     """A claim's row."""
-    estimate, need = found.estimate, found.need
+    estimate, need, words = found.estimate, found.need, claim.words or Words.of(claim)
     return Judged(
-        claim.key, claim.text, claim.source, claim.said, found.here,
+        claim.key, words.claim, words.source, words.said, found.here,
         (estimate.low, estimate.high) if estimate else None, estimate.over if estimate else "",
-        found.verdict, f"{claim.what}: {claim.rule}." if claim.rule else claim.what, claim.says,
+        found.verdict, f"{words.number}: {claim.rule}." if claim.rule else words.number,
+        None if words.source == "-" else words.verdict,
         need.what if need else "", need.told(about) if need else "",
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""What the report says of sections and figures: `figures.md`, which docs/figures.md shows.
+"""What the report says: of sections and figures `figures.md`, of claims `claims.md`.
 
-A heading ``## NAME: TITLE`` begins a section, with its introduction; ``### KEY: TITLE`` a figure of
-it, with its caption. What stands before the first of these is for the documentation alone.
+A heading ``## NAME: TITLE`` begins a section, with its introduction, or a claim; ``### KEY: TITLE``
+a figure, with its caption. What stands before the first of these is for who reads the file.
 """
 
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-PAGE = Path(__file__).parent.parent / "figures.md"
+FIGURES, CLAIMS = (Path(__file__).parent.parent / f"{name}.md" for name in ("figures", "claims"))
 HEADING = re.compile(r"^(##|###) ([\w*]+): (.+)$", re.MULTILINE)
 
 
@@ -27,9 +27,9 @@ class Text:
 
 
 @cache
-def _page() -> dict[tuple[str, str], Text]:
+def _texts(page: Path) -> dict[tuple[str, str], Text]:
     """Every text, by the level of its heading and its key."""
-    _, *parts = HEADING.split(PAGE.read_text(encoding="utf-8"))
+    _, *parts = HEADING.split(page.read_text(encoding="utf-8"))
     headings = zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True)
     found = {}
     for level, key, title, body in headings:
@@ -42,9 +42,14 @@ def _page() -> dict[tuple[str, str], Text]:
 
 def section(name: str) -> Text:
     """The title and the introduction of an analysis' section."""
-    return _page()["##", name]
+    return _texts(FIGURES)["##", name]
 
 
 def figure(key: str) -> Text:
     """The title and the caption of a figure; of several that are numbered, KEY_1, that of KEY."""
-    return _page()["###", re.sub(r"_\d+$", "", key)]
+    return _texts(FIGURES)["###", re.sub(r"_\d+$", "", key)]
+
+
+def claim(key: str) -> Text:
+    """What a claim states, as its title, and how it is judged."""
+    return _texts(CLAIMS)["##", key]

@@ -94,13 +94,12 @@ def _in_all(f: pd.DataFrame) -> "pd.Series[float]":
 CLAIMS = (
     Claim(
         "found_along_chain",
-        "A feature found again once is found again in every larger dictionary",
-        "-", "expected of true features",
-        "Of the smallest dictionary's features found in the next size, the share found in all "
-        "larger ones (a cosine near the threshold may fall on either side of it)",
-        _in_all, Lies(NEARLY_ALL), needs=(LARGER, some_sizes(3)), fewest=20,
-        too_few="fewer than 20 features are found in the next size", says=None,
+        _in_all,
+        Lies(NEARLY_ALL),
+        needs=(LARGER, some_sizes(3)),
+        fewest=20,
+        too_few="fewer than 20 features are found in the next size",
     ),
     *seeds.CLAIMS,
-)  # fmt: skip
+)
 ANALYSIS = Analysis("agreement", show, CLAIMS, measure, pairs=True)

@@ -122,15 +122,5 @@ def _reconstruct(study: Tables) -> Found:
     return Found(here, Lies(0)(less), less)
 
 
-CLAIMS = (
-    Claim(
-        "reconstruct_better",
-        "Dictionaries reconstruct better than the best simple basis at equal sparsity", "-", "-",
-        "FVU of the best of neurons, PCA, ICA and NMF, read off at the L0 of each dictionary at "
-        "the chosen L1, less that of the dictionary, averaged over sizes: holds if the 95 % "
-        "interval (over seeds, with fewer than three over rows) lies above 0, does not hold if "
-        "below.",
-        judge=_reconstruct, needs=(), says=None, living=False,
-    ),
-)  # fmt: skip
+CLAIMS = (Claim("reconstruct_better", judge=_reconstruct, needs=(), living=False),)
 ANALYSIS = Analysis("baselines", show, CLAIMS, measure)

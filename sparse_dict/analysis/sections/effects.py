@@ -189,22 +189,7 @@ PARTNERS = Need(
     lambda study: "effects" in study.others,
 )  # fmt: skip
 CLAIMS = (
-    Claim(
-        "recurring_carry_the_loss", "Features that recur carry most of the loss-relevant signal",
-        "arXiv 2606.12138", "most of it",
-        "Of the summed change of the language model's loss on ablating one feature at a time, the "
-        "share of features that at least half of the other dictionaries (seeds, and rows where "
-        "they differ) share: holds if the 95 % interval lies above 0.5. Over features (bootstrap).",
-        judge=_signal, needs=(PARTNERS,), living=False,
-    ),
-    Claim(
-        "others_span_the_same", "Features that do not recur span reproducible subspaces",
-        "arXiv 2606.12138", "they do",
-        "The most frequent features that do not recur, a quarter of d_in at most, in each of two "
-        "dictionaries: mean squared cosine of the principal angles between their spans, less that "
-        "of as many random directions, mean over the other dictionaries: holds if it exceeds 1.96 "
-        "standard deviations of the latter, which are known exactly.",
-        judge=_same_subspaces, needs=(PARTNERS,), living=False,
-    ),
-)  # fmt: skip
+    Claim("recurring_carry_the_loss", judge=_signal, needs=(PARTNERS,), living=False),
+    Claim("others_span_the_same", judge=_same_subspaces, needs=(PARTNERS,), living=False),
+)
 ANALYSIS = Analysis("effects", show, CLAIMS, measure, pairs=True, needs=(PARTNERS,))

@@ -133,21 +133,12 @@ OVER_L1 = Need(
 CLAIMS = (
     Claim(
         "mmcs_above_random",
-        "Features agree with those of larger dictionaries far better than random directions do, "
-        f"and than {GAUSSIAN}",
-        "1", "clearly above the random .27 to .33",
-        "MMCS less its exact random expectation, averaged over sizes; and less that of Gaussian "
-        "rows (both must pass; the interval shown is of the former)",
-        lambda f: f[["mcs", "random_mmcs", "gaussian_mmcs"]], Lies(0.1), _excess, _mmcs,
+        lambda f: f[["mcs", "random_mmcs", "gaussian_mmcs"]],
+        Lies(0.1),
+        _excess,
+        _mmcs,
         second=(partial(_excess, null=2), both),
     ),
-    Claim(
-        "interior_l1", "MMCS depends on L1 and is best at an intermediate value", "1, 4",
-        "a ridge across the heat map",
-        "Mean MMCS over sizes at the L1 where it is highest, less that at the better end of the L1 "
-        "grid: holds if the former is not an end and the 95 % interval lies above 0 (which the "
-        "choice of the highest makes a little more likely).",
-        judge=_interior, needs=(LARGER, OVER_L1),
-    ),
-)  # fmt: skip
+    Claim("interior_l1", judge=_interior, needs=(LARGER, OVER_L1)),
+)
 ANALYSIS = Analysis("heatmap", show, CLAIMS, needs=(LARGER,))

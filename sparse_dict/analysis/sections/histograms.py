@@ -241,43 +241,27 @@ COUNTED = Need(
     "python analyze.py {name} comparison.features=all",
     lambda study: study.about.comparison["features"] == "all",
 )
-BY_RULE = "At the sizes that count as bimodal by the rule above: "
 NO_HUMP = "no size is bimodal, so there is no lower hump"
 CLAIMS = (
-    Claim(
-        "bimodal", "Every MCS histogram is bimodal", "2, 3", "two humps in every histogram",
-        "At the chosen L1, a size counts as bimodal if Hartigan's dip test gives p < 0.01, two "
-        "Gaussians beat one by BIC, and they lie apart (Ashman's D > 2). Of the sizes with "
-        f"{FEWEST} features or more (fewer say too little), holds if all are, does not hold if the "
-        f"dip test gives p > {ONE_HUMP} for one or more, or none is bimodal.",
-        judge=_bimodal,
-    ),
+    Claim("bimodal", judge=_bimodal, bars={"fewest": FEWEST, "one_hump": ONE_HUMP}),
     Claim(
         "low_hump_random",
-        "The lower hump lies where features lie that share nothing: at random directions, or at "
-        f"{GAUSSIAN}",
-        "3, 3.5", "hump near .3",
-        f"{BY_RULE}median MCS of the features nearer to the lower of the two Gaussians, less the "
-        "random expectation, averaged over these sizes; or less that of Gaussian rows, if that is "
-        "nearer (either is enough; the interval shown is of the former)",
-        _lower, Lies(-0.1, 0.1), _shift, _shifts, second=(partial(_shift, null=2), either),
+        _lower,
+        Lies(-0.1, 0.1),
+        _shift,
+        _shifts,
+        second=(partial(_shift, null=2), either),
         too_few=NO_HUMP,
     ),
     Claim(
-        "low_hump_dead", "The lower hump is made mostly of features that are never active", "text",
-        "never used",
-        f"{BY_RULE}share of features never active on the evaluation rows, of those nearer to the "
-        "lower of the two Gaussians, averaged over these sizes",
-        lambda f: (~f["alive"]).where(f["low_hump"] == 1), Lies(0.5), shown="{:.0%} never active",
-        needs=(LARGER, COUNTED), too_few=NO_HUMP, living=False,
+        "low_hump_dead",
+        lambda f: (~f["alive"]).where(f["low_hump"] == 1),
+        Lies(0.5),
+        shown="{:.0%} never active",
+        needs=(LARGER, COUNTED),
+        too_few=NO_HUMP,
+        living=False,
     ),
-    Claim(
-        "share_above_threshold",
-        "A good part of the features is found again almost unchanged in the next larger dictionary",
-        "2, 3", "a peak above .9",
-        "Share of features with MCS above the threshold at the chosen L1, averaged over sizes "
-        "(random directions: below 0.001)",
-        lambda f: f["found"], Lies(GOOD_PART),
-    ),
-)  # fmt: skip
+    Claim("share_above_threshold", lambda f: f["found"], Lies(GOOD_PART)),
+)
 ANALYSIS = Analysis("histograms", show, CLAIMS, measure, needs=(LARGER,))

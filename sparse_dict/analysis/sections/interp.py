@@ -100,16 +100,6 @@ CHAT = Need(
     lambda study: KEY in study.others,
 )
 CLAIMS = (
-    Claim(
-        "text_readable",
-        "The text that features found again are active on has something in common, in words",
-        "7", "readable",
-        "A chat model explains features from the text that they are most active on. Its mean "
-        "detection score (balanced accuracy in telling held-out excerpts with the feature from "
-        "others) for features with MCS above the threshold, less that for random directions: holds "
-        "if the 95 % interval lies above 0, does not hold if below. Needs random "
-        f"directions among interp.baselines, and {FEWEST} scores of each.",
-        judge=_readable, needs=(CHAT,), living=False,
-    ),
-)  # fmt: skip
+    Claim("text_readable", judge=_readable, needs=(CHAT,), living=False, bars={"fewest": FEWEST}),
+)
 ANALYSIS = Analysis(KEY, show, CLAIMS, measure)

@@ -108,16 +108,5 @@ def _recover(study: Tables) -> Found:
     return Found(here, Lies(0)(less), less)
 
 
-CLAIMS = (
-    Claim(
-        "recover_more",
-        "Dictionaries recover more of the language model's loss than the best simple basis at "
-        "equal sparsity", "-", "-",
-        "Loss recovered of mean-ablation by dictionaries at the chosen L1, averaged over sizes, "
-        "less that by the best of neurons, PCA, ICA and NMF at their L0: holds if the 95 % "
-        "interval (over seeds, with fewer than three over contexts) lies above 0, does not hold "
-        "if below.",
-        judge=_recover, needs=(), says=None, living=False,
-    ),
-)  # fmt: skip
+CLAIMS = (Claim("recover_more", judge=_recover, needs=(), living=False),)
 ANALYSIS = Analysis(KEY, show, CLAIMS, measure)

@@ -89,16 +89,5 @@ HALVES = Need(
     "other seeds on other rows", f"{TRAIN}seed=0,1,2 training.rows=half_a,half_b",
     lambda study: bool((matched(study)["differ"] == BOTH).any()),
 )  # fmt: skip
-CLAIMS = (
-    Claim(
-        "shared_across_data",
-        "Other initial values and other text would have given most of the same features",
-        "-", "hoped for where agreement is to mean that a feature is real",
-        "Shared fraction (see agreement between seeds) of dictionaries with other seeds and other "
-        "rows (the other half, or another bootstrap), over all pairs and then sizes: holds if the "
-        "95 % interval lies above 0.5. Over seeds (jackknife) where there are three or more, else "
-        "over features (bootstrap).",
-        judge=_both, needs=(HALVES,), says=None, of_all=True,
-    ),
-)  # fmt: skip
+CLAIMS = (Claim("shared_across_data", judge=_both, needs=(HALVES,), of_all=True),)
 ANALYSIS = Analysis("rows", show, CLAIMS, measure, pairs=True)

@@ -21,7 +21,7 @@ from sparse_dict.analysis.claim import (
 )
 from sparse_dict.analysis.columns import COLUMNS
 from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
+from sparse_dict.analysis.measures.two_dictionaries import SHARED_ABOVE, random_pw_mcc
 from sparse_dict.analysis.report import figures, frequency
 from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.study import LABELS, number, setting
@@ -217,56 +217,46 @@ KINDS = Need(
     f"{TRAIN}sae=topk sae.k=4,8,16 seed=0,1,2",
     lambda study: bool(_nearest(matched(study), "topk")),
 )
-WHERE = f"over all pairs of seeds (of at most {MOST_SEEDS}, up to comparison.match_limit) and sizes"
-MATCHED = (
-    "Each setting of plain untied ReLU against the TopK one of its size with the nearest L0, "
-    f"within a factor {ALIKE_L0}, averaged. BatchTopK is shown beside it and does not count. The "
-    "interval is over seeds where there are three or more, else over features."
+OnPairs: Callable[..., Claim] = partial(
+    Claim, of="main_pairs", needs=(PAIRS,), bars={"cosine": SHARED_ABOVE, "seeds": MOST_SEEDS}
 )
-SOURCE = "Paulo and Belrose"
-OnPairs: Callable[..., Claim] = partial(Claim, of="main_pairs", needs=(PAIRS,))
 CLAIMS = (
     OnPairs(
-        "shared_across_seeds", "Another seed would have learned most of the same features",
-        SOURCE, "30 % shared at 131k latents (not most)",
-        "Share of features for which the matchings of encoders and decoders agree with both "
-        f"cosines above 0.7, {WHERE}",
-        _same, Lies(0.5), says="does not hold",
+        "shared_across_seeds",
+        _same,
+        Lies(0.5),
         shown=lambda found, seeds: f"{found.value:.0%} ({_by_size(seeds[0])})",
     ),
     OnPairs(
         "shared_falls_with_size",
-        "Another seed would have learned a smaller share of the largest size than of the smallest",
-        SOURCE, "falls with size",
-        f"Shared fraction of the smallest size less that of the largest, {WHERE}",
-        _of_ends, Lies(0), _fall, lambda _found, seeds: _by_size(seeds[0]),
-        sizes=2, too_few="needs two sizes",
+        _of_ends,
+        Lies(0),
+        _fall,
+        lambda _found, seeds: _by_size(seeds[0]),
+        sizes=2,
+        too_few="needs two sizes",
     ),
     OnPairs(
         "shared_rises_with_frequency",
-        "Features that fire often are shared between seeds more than those that fire rarely",
-        SOURCE, "rises with frequency",
-        "Shared fraction of the upper third of a dictionary's features by firing frequency less "
-        f"that of the lower third, {WHERE}",
-        _thirds, Lies(0), lambda sizes: _third(sizes, True) - _third(sizes, False),
+        _thirds,
+        Lies(0),
+        lambda sizes: _third(sizes, True) - _third(sizes, False),
         lambda _found, seeds: f"{_third(seeds[0], True):.0%} against {_third(seeds[0], False):.0%}",
         too_few=f"fewer than {FEWEST} features",
     ),
     Claim(
         "relu_steadier_than_topk",
-        "ReLU dictionaries with an L1 penalty agree more across seeds than TopK ones",
-        SOURCE, "ReLU steadier",
-        "Shared fraction of ReLU less that of TopK dictionaries: holds if the 95 % interval lies "
-        f"above 0. {MATCHED}",
-        judge=partial(_kinds, "same", 1, "{:.0%}"), needs=(), of_all=True,
+        judge=partial(_kinds, "same", 1, "{:.0%}"),
+        needs=(),
+        of_all=True,
+        bars={"factor": ALIKE_L0},
     ),
     # Abstract of arXiv 2505.20254: about .80 for TopK, as the reward of the right architecture.
     Claim(
         "topk_higher_pw_mcc",
-        "TopK dictionaries have a higher PW-MCC across seeds than ReLU ones with an L1 penalty",
-        "Song et al.", "TopK higher, about .80",
-        "PW-MCC of TopK less that of ReLU dictionaries: holds if the 95 % interval lies above 0. "
-        f"{MATCHED}",
-        judge=partial(_kinds, "cosine", -1, "{:.2f}"), needs=(), of_all=True,
+        judge=partial(_kinds, "cosine", -1, "{:.2f}"),
+        needs=(),
+        of_all=True,
+        bars={"factor": ALIKE_L0},
     ),
-)  # fmt: skip
+)

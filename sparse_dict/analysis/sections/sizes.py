@@ -38,7 +38,6 @@ from sparse_dict.analysis.tables import RARE, Tables
 STEEP = 0.02  # MMCS counts as rising if it grows by more than this per doubling of the size
 MOST = 0.5  # larger shares of features count as most of them
 FEWEST = 5  # features of each sort that a size needs to count in a slope of counts
-NO_ANALOGUE = f"“no analogue” means an MCS that more than {RARE:.0%} of random directions exceed"
 
 
 def counts(study: Tables) -> pd.DataFrame:
@@ -160,73 +159,73 @@ WIDER = Need(
     lambda study: bool((study.main["size"] > study.about.d_in).any()),
 )
 PLATEAU = Claim(
-    "mmcs_rises_then_level", "MMCS rises fast with the dictionary's size and then stays level",
-    "text", "rises, then a plateau",
-    "Slopes of MMCS on log2 size over the smaller and the larger half of the sizes (a middle one "
-    f"is in both): holds if the first one's 95 % interval lies above {STEEP} a doubling and the "
-    f"second's within {STEEP} of zero, does not hold if the first's lies below or the second's "
-    "outside. The interval shown is the second's.",
-    lambda f: f["next_mcs"], needs=(LARGER, some_sizes(4)), sizes=3, judge=_rises_then_level,
-)  # fmt: skip
+    "mmcs_rises_then_level",
+    lambda f: f["next_mcs"],
+    needs=(LARGER, some_sizes(4)),
+    sizes=3,
+    judge=_rises_then_level,
+    bars={"steep": STEEP},
+)
 CLAIMS = (
     Claim(
         "more_than_dimensions",
-        "More features are found again than the activations have dimensions",
-        "text", "more than dimensions",
-        "Features with a partner of their own (one to one) above the threshold in the next larger "
-        "dictionary, at the size that has most of them, divided by the width of the activations",
-        _most, Lies(1), lambda sizes: float(sum(v.sum() for v in sizes.values())), "{:.2f} times",
+        _most,
+        Lies(1),
+        lambda sizes: float(sum(v.sum() for v in sizes.values())),
+        "{:.2f} times",
         needs=(LARGER, WIDER),
     ),
     PLATEAU,
     Claim(
-        "mmcs_falls_with_size", "MMCS falls as dictionaries grow", "text", "falls",
-        "Slope of MMCS on log2 size over all sizes (the post says this as well as the claim above; "
-        "both cannot be true of the same sizes)",
-        lambda f: f["next_mcs"], Lies(high=0), slope, "{:+.3f} a doubling",
-        needs=(LARGER, some_sizes(3)), sizes=2,
+        "mmcs_falls_with_size",
+        lambda f: f["next_mcs"],
+        Lies(high=0),
+        slope,
+        "{:+.3f} a doubling",
+        needs=(LARGER, some_sizes(3)),
+        sizes=2,
     ),
     Claim(
         "nearly_identical_at_512",
-        "At size 512 most features are nearly identical to ones of a larger dictionary",
-        "text", "most", "Share of features of size 512 with MCS above the threshold",
-        lambda f: f["near"].where(f["size"] == 512), Lies(MOST), needs=(_at(512),),
+        lambda f: f["near"].where(f["size"] == 512),
+        Lies(MOST),
+        needs=(_at(512),),
     ),
     Claim(
-        "no_analogue_at_2048", "At size 2,048 the majority of features have no analogue in 4,096",
-        "text", "the majority",
-        f"Share of features of size 2,048 without an analogue, where {NO_ANALOGUE}",
-        lambda f: f["unrelated"].where(f["size"] == 2048), Lies(MOST),
+        "no_analogue_at_2048",
+        lambda f: f["unrelated"].where(f["size"] == 2048),
+        Lies(MOST),
         needs=(of_sizes(2048, 4096),),
+        bars={"rare": RARE},
     ),
     Claim(
         "no_analogue_dead_at_2048",
-        "Many of the features of 2,048 without an analogue in 4,096 are never active",
-        "text", "many",
-        "Share of features never active on the evaluation rows, of those of size 2,048 without an "
-        "analogue, of which it needs 20",
-        lambda f: (~f["alive"]).where(f["unrelated"] & (f["size"] == 2048)), Lies(0.25),
-        needs=(of_sizes(2048, 4096),), fewest=20, living=False,
+        lambda f: (~f["alive"]).where(f["unrelated"] & (f["size"] == 2048)),
+        Lies(0.25),
+        needs=(of_sizes(2048, 4096),),
+        fewest=20,
+        living=False,
         too_few="fewer than 20 features without an analogue",
     ),
     Claim(
         "more_similar_at_2048",
-        "Yet at size 2,048 more features are highly similar to ones of a larger dictionary than at "
-        "512", "text", "more",
-        "Number of features with MCS above the threshold at size 2,048 less that at 512",
-        lambda f: f["near"].where(f["size"].isin([512, 2048])), Lies(0),
-        lambda sizes: float(sizes[2048].sum() - sizes[512].sum()), "{:+.0f} features",
-        needs=(_at(512, 2048),), sizes=2,
+        lambda f: f["near"].where(f["size"].isin([512, 2048])),
+        Lies(0),
+        lambda sizes: float(sizes[2048].sum() - sizes[512].sum()),
+        "{:+.0f} features",
+        needs=(_at(512, 2048),),
+        sizes=2,
     ),
     Claim(
         "similar_grow_slower",
-        "The number of highly similar features grows more slowly with size than that of unrelated "
-        "ones", "text", "more slowly",
-        "Slope of ln number on ln size for features without an analogue, less that for those with "
-        f"MCS above the threshold, where {NO_ANALOGUE}, over sizes with {FEWEST} of each sort",
-        _both_sorts, Lies(0), lambda sizes: growth(sizes, 0) - growth(sizes, 1), _powers,
-        needs=(LARGER, some_sizes(4)), sizes=3,
+        _both_sorts,
+        Lies(0),
+        lambda sizes: growth(sizes, 0) - growth(sizes, 1),
+        _powers,
+        needs=(LARGER, some_sizes(4)),
+        sizes=3,
         too_few=f"fewer than three sizes with {FEWEST} features of each sort",
+        bars={"fewest": FEWEST, "rare": RARE},
     ),
-)  # fmt: skip
+)
 ANALYSIS = Analysis("sizes", show, CLAIMS, needs=(LARGER,))

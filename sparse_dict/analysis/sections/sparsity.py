@@ -178,34 +178,21 @@ def _on_few(study: Tables) -> Found:
 
 TOO_FEW = f"fewer than {FEWEST} features above the threshold, or below it"
 NOT_SPARSE = Claim(
-    "neurons_high_vs_random",
-    "Features found again are no sparser in the neuron basis than random directions",
-    "6", "85 against 82 effective neurons",
-    "Effective neurons (inverse Simpson index) of features above the threshold, less the exact "
-    f"random expectation: holds if the 95 % interval lies above -{MARGIN:.0%} of that expectation "
-    "(so that being alike holds), does not hold if it lies below.",
-    _both, judge=_against_random, too_few=TOO_FEW,
-)  # fmt: skip
+    "neurons_high_vs_random", _both, judge=_against_random, too_few=TOO_FEW, bars={"margin": MARGIN}
+)
 OUTLIERS = Claim(
-    "neuron_outliers",
-    "A few of the features found again are outliers, written to one or two neurons",
-    "6", "two outliers",
-    "Share of features above the threshold with effective neurons below "
-    f"{FEW:.0%} of what random directions have, pooled over sizes: holds if there is one or more "
-    f"and the 95 % interval lies below {RARE:.0%}, does not hold if there is none or the interval "
-    "lies above (then they are no outliers).",
-    _both, judge=_on_few, too_few=TOO_FEW,
-)  # fmt: skip
+    "neuron_outliers", _both, judge=_on_few, too_few=TOO_FEW, bars={"few": FEW, "rare": RARE}
+)
 CLAIMS = (
     NOT_SPARSE,
     Claim(
         "neurons_high_vs_low",
-        "Features found again are spread over slightly more neurons than the others",
-        "6", "85 against 83",
-        "Mean effective neurons of features above the threshold less that of the others, pooled "
-        "over sizes",
-        _both, Lies(0), lambda s: _mean(s) - _mean(s, False), _of_both, too_few=TOO_FEW,
+        _both,
+        Lies(0),
+        lambda s: _mean(s) - _mean(s, False),
+        _of_both,
+        too_few=TOO_FEW,
     ),
     OUTLIERS,
-)  # fmt: skip
+)
 ANALYSIS = Analysis("sparsity", show, CLAIMS, needs=(LARGER,))

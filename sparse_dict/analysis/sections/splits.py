@@ -197,13 +197,10 @@ def _replicate(study: Tables) -> Found:
 CLAIMS = (
     Claim(
         "splits_replicate",
-        "Most features that split in a larger dictionary split in the same way in another seed's",
-        "-", "expected if splits show a structure of the model",
-        "Of the splits whose parent has a counterpart in the other seed (cosine above "
-        f"{SHARED_ABOVE:g}), the share in which that splits too and two children have counterparts "
-        "of their own among its children: holds if the 95 % interval lies above 0.5, does not hold "
-        f"if below. Needs {FEWEST}. Features that were never active do not count.",
-        judge=_replicate, needs=(LARGER, SEVERAL_SEEDS), says=None, living=False,
+        judge=_replicate,
+        needs=(LARGER, SEVERAL_SEEDS),
+        living=False,
+        bars={"shared_above": SHARED_ABOVE, "fewest": FEWEST},
     ),
-)  # fmt: skip
+)
 ANALYSIS = Analysis("splits", show, CLAIMS, measure, needs=(LARGER,))

@@ -201,23 +201,9 @@ ENOUGH = Need(
     lambda study: known(study)["mmcs"].count() >= FEWEST,
 )
 CLAIMS = (
+    Claim("truth_found", judge=_found, needs=(), of_all=True),
     Claim(
-        "truth_found",
-        "The best dictionaries as large as the number of true features have an MMCS with them near "
-        "1", "predecessor", "toy models (the post's predecessor): MMCS with the truth near 1",
-        "Of each size that is at least the number of true features, the dictionary with the "
-        "highest MMCS with the truth: holds if the mean of their MMCS has its 95 % interval "
-        "(bootstrap over the true features) above 0.9, does not if below. Taking the best one "
-        "favours the claim, which then asks that some L1 does it.",
-        judge=_found, needs=(), of_all=True,
+        "truth_predicted", judge=_predicted, needs=(ENOUGH,), of_all=True, bars={"fewest": FEWEST}
     ),
-    Claim(
-        "truth_predicted", "MMCS with larger dictionaries predicts MMCS with the truth",
-        "-", "expected: where there is no truth, the post goes by the former",
-        "Pearson's correlation of the two over dictionaries that have a larger one: holds if its "
-        "95 % interval (bootstrap over dictionaries) lies above 0.5, does not if below. Needs "
-        f"{FEWEST}.",
-        judge=_predicted, needs=(ENOUGH,), says=None, of_all=True,
-    ),
-)  # fmt: skip
+)
 ANALYSIS = Analysis("truth", show, CLAIMS, measure, applies=is_toy)

@@ -245,31 +245,18 @@ SNAPSHOTS = Need(
     lambda study: "snapshots" in study.others,
 )  # fmt: skip
 NEEDS = (LARGER, SNAPSHOTS)
-NO_LEVEL = (
-    f"Where less than {GOOD_PART:.0%} are above it at full training, there is nothing that could "
-    "have levelled off: then it does not “not hold” but is undecided."
-)
 UNDERTRAINED = Claim(
-    "undertrained",
-    "Features found again still increase with training at the end: under-trained",
-    "-", "suspected",
-    "Share of features with MCS above the threshold against the next size, at full training less "
-    "that at half, averaged over sizes at the chosen L1: holds if the 95 % interval lies above 0, "
-    f"else does not hold if it lies below 0.02. {NO_LEVEL}",
-    _values, judge=_grows, needs=NEEDS, says=None, living=False,
-)  # fmt: skip
+    "undertrained", _values, judge=_grows, needs=NEEDS, living=False, bars={"good_part": GOOD_PART}
+)
 CLAIMS = (
     UNDERTRAINED,
     Claim(
         "training_raises_count",
-        "More training raises MMCS slowly and the number of features found again clearly",
-        "text", "MMCS slowly, the number clearly",
-        "Relative growth from half to full training of the share of features with MCS above the "
-        "threshold, and of MMCS, both averaged over sizes at the chosen L1: holds if the former's "
-        f"95 % interval lies above {MUCH} and the latter's within 0 and {MUCH}, does not hold if "
-        "the former's lies below or the latter's outside. The interval shown is the former's. "
-        f"Needs {FEWEST} features above the threshold at half training. {NO_LEVEL}",
-        _values, judge=_slowly, needs=NEEDS, living=False,
+        _values,
+        judge=_slowly,
+        needs=NEEDS,
+        living=False,
+        bars={"good_part": GOOD_PART, "much": MUCH, "fewest": FEWEST},
     ),
-)  # fmt: skip
+)
 ANALYSIS = Analysis("undertraining", show, CLAIMS, measure, needs=NEEDS)
