@@ -9,11 +9,10 @@ import pytest
 from analysis_study import compared, directions, unit, write_dictionary
 
 from sparse_dict.analysis import frame
-from sparse_dict.analysis.claim import groups_of
+from sparse_dict.analysis.claim import groups_of, samples
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.sections import families
-from sparse_dict.analysis.sections.seeds import samples
 
 N, D_IN = 20, 24
 LEVELS = {0.01: 16.0, 0.02: 8.0, 0.04: 4.0}  # L1 and what L0 it gives
@@ -84,9 +83,8 @@ def test_between_levels_values_are_read_off_along_the_logarithm_and_not_beyond(t
     pairs = families.of_seeds(study(tmp_path).tables)
     plain = pairs[pairs["family"].str.endswith("guide=none")]
     family = plain["family"].iloc[0]
-    groups = groups_of(
-        samples(plain.assign(fvu=0.4 - np.log2(plain["l0"]) / 20), ["l0", "fvu"], families.GROUP)
-    )
+    values = plain.assign(fvu=0.4 - np.log2(plain["l0"]) / 20)[["l0", "fvu"]]
+    groups = groups_of(samples(plain, values, families.GROUP))
 
     def fvu(l0: float) -> float:
         return families.read_off(family, l0, groups)

@@ -279,20 +279,23 @@ def _samples(claim: Claim, table: pd.DataFrame) -> list[Sample]:
     assert claim.values is not None
     if table.empty:
         return []
-    values = claim.values(table).dropna()
-    ends = ["seed"] if claim.of == "main" else ["seed", "other_seed"]
-    keys = table.loc[values.index, ["dictionary", "size", *ends]]
-    if claim.of != "main":
-        keys["dictionary"] += "\n" + table.loc[values.index, "second"]
-    places = keys.reset_index(drop=True).groupby("dictionary", sort=False).indices
-    array = values.to_numpy(float)
-    rows = {name: keys.iloc[place[0]] for name, place in places.items()}
-    found = [
-        Sample(int(rows[name]["size"]), frozenset(rows[name][ends].astype(int)), array[place])
-        for name, place in places.items()
-        if len(place) >= claim.fewest
-    ]
+    every = samples(table, claim.values(table).dropna(), "size")
+    found = [sample for sample in every if len(sample.values) >= claim.fewest]
     return sorted(found, key=lambda sample: (sample.size, sorted(sample.seeds)))
+
+
+def samples(
+    rows: pd.DataFrame, values: "pd.Series[Any] | pd.DataFrame", by: str | list[str]
+) -> list[Sample]:
+    """The values of some rows by dictionary, or by pair, with the columns that group these."""
+    ends = [end for end in ("seed", "other_seed") if end in rows]
+    known, array = rows.loc[values.index], values.to_numpy(float)
+    places = known.groupby(["dictionary", "second"][: len(ends)], sort=False).indices
+    firsts = known.iloc[[place[0] for place in places.values()]]
+    groups = firsts[by].itertuples(index=False, name=None) if isinstance(by, list) else firsts[by]
+    seeds = map(frozenset, firsts[ends].to_numpy(int).tolist())
+    parts = (array[place] for place in places.values())
+    return [Sample(*one) for one in zip(groups, seeds, parts, strict=True)]
 
 
 def _by_size(samples: Sequence[Sample], values: Sequence[Array]) -> Sizes:

@@ -135,17 +135,26 @@ class Tables:
         return Tables(self.about, self.dictionaries, features, pairs, self.others, False)
 
     @cached_property
+    def matched(self) -> pd.DataFrame:
+        """The pairs of the main site, with the first one's columns and `other_seed`.
+
+        `l0` is the mean of both; `useless` is whether either explains nothing.
+        """
+        here = self.dictionaries[self.dictionaries["site"] == self.about.site]
+        second = here[["dictionary", "seed", "l0", "fault"]].add_prefix("other_")
+        pairs = self.pairs.reindex(columns=[*COLUMNS["pairs"]]) if self.pairs.empty else self.pairs
+        joined = pairs.merge(here, left_on="first", right_on="dictionary").merge(
+            second, left_on="second", right_on="other_dictionary"
+        )
+        useless = (joined["fault"] != "") | (joined["other_fault"] != "")
+        return joined.assign(l0=(joined["l0"] + joined["other_l0"]) / 2, useless=useless)
+
+    @cached_property
     def main_pairs(self) -> pd.DataFrame:
-        """The pairs of dictionaries of `level`, with the first one's columns and its features'."""
-        if self.pairs.empty:
-            return self.pairs
-        chosen = self.pairs[self.pairs["first"].isin(self.level["dictionary"])]
-        first = chosen.rename(columns={"first": "dictionary"})
-        features = self.joined(self.level)[["dictionary", "feature", "alive", "frequency"]]
-        columns = ["dictionary", "family", "level", "size", "seed"]
-        second = self.dictionaries.set_index("dictionary")["seed"]
-        joined = first.merge(self.level[columns], on="dictionary").merge(features, how="left")
-        return joined.assign(other_seed=joined["second"].map(second).astype(int))
+        """Those of dictionaries of `level`, with columns of the first one's features."""
+        chosen = self.matched[self.matched["dictionary"].isin(self.level["dictionary"])]
+        features = self.features[["dictionary", "feature", "alive", "frequency"]]
+        return chosen.merge(features, how="left", on=["dictionary", "feature"])
 
     def joined(self, dictionaries: pd.DataFrame) -> pd.DataFrame:
         """The features of some dictionaries, each with the columns of its dictionary."""

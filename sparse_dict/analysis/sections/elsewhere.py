@@ -18,14 +18,8 @@ from sparse_dict.analysis import harvested
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measures import Floats, alignment, gaussian_rows
+from sparse_dict.analysis.measures import Floats, alignment, gaussian_rows, two_dictionaries
 from sparse_dict.analysis.measures.mcs import match_codes, max_cosine
-from sparse_dict.analysis.measures.two_dictionaries import (
-    Rows,
-    match_features,
-    one_way,
-    random_pair,
-)
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Block, Table
 from sparse_dict.analysis.same_tokens import paired
@@ -118,10 +112,12 @@ def _compared(
 
 def mapped(first: Entry, second: Entry, matrix: Floats, bar: float) -> dict[str, float]:
     """Agreement of two dictionaries, the first one's directions mapped into the other's space."""
-    one: Rows = first.encoder @ matrix, first.decoder @ matrix
-    other: Rows = second.encoder, second.decoder
+    one: two_dictionaries.Rows = first.encoder @ matrix, first.decoder @ matrix
+    other: two_dictionaries.Rows = second.encoder, second.decoder
     small, large = sorted([one, other], key=lambda rows: len(rows[1]))
-    matched, way = match_features(small, large), one_way(one[1], other[1], bar)
+    sizes = len(small[1]), len(large[1])
+    matched = two_dictionaries.match_features(small, large)
+    way = two_dictionaries.one_way(one[1], other[1], bar)
     living = max_cosine(one[1][first.alive], other[1][second.alive]) > bar
     return {
         "mmcs": way.mmcs,
@@ -131,7 +127,7 @@ def mapped(first: Entry, second: Entry, matrix: Floats, bar: float) -> dict[str,
         "above_alive": float(living.sum() / max(len(living), 1)),
         "random_above": way.random_above / way.features,
         "pw_mcc": matched.pw_mcc,
-        "random_pw_mcc": random_pair(second.decoder.shape[1], len(small[1]), len(large[1])),
+        "random_pw_mcc": two_dictionaries.random_pair(matrix.shape[1], *sizes),
         "shared_fraction": float(matched.same.mean()),
     }
 

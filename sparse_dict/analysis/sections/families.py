@@ -14,14 +14,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis.claim import Sizes, groups_of, mean_of_means, over_pairs
+from sparse_dict.analysis.claim import Sizes, groups_of, mean_of_means, over_pairs, samples
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Block, Table
-from sparse_dict.analysis.sections.seeds import matched, samples
 from sparse_dict.analysis.study import setting
 from sparse_dict.analysis.tables import SEED, Tables
 
@@ -42,8 +41,7 @@ PANELS = {  # columns and titles
 
 def of_seeds(study: Tables) -> pd.DataFrame:
     """The pairs that differ in the seed alone, a row a feature of the first."""
-    pairs = matched(study)
-    return pairs[pairs["differ"] == SEED]
+    return study.matched[study.matched["differ"] == SEED]
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
@@ -68,7 +66,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         l0 = usual.loc[usual["level"].isin(level), "l0"].mean()
         for family, own in of.groupby("family") if l0 > 0 else ():
             one, kind = own.iloc[0], partial(read_off, str(family), l0)
-            if np.isnan(kind(groups_of(samples(own, ["l0", "l0"], GROUP)))):
+            if np.isnan(kind(groups_of(samples(own, own[["l0", "l0"]], GROUP)))):
                 continue
             both = own if family == plain else pd.concat([own, usual])
             less = partial(_less, kind, partial(read_off, plain, l0))
@@ -77,7 +75,9 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
             for name, (column, _, _) in MEASURES.items():
                 if column in pairs:
                     value, change = (
-                        over_pairs(samples(part, ["l0", column], GROUP), of, column in OF_PAIRS)
+                        over_pairs(
+                            samples(part, part[["l0", column]], GROUP), of, column in OF_PAIRS
+                        )
                         for part, of in ((own, kind), (both, less))
                     )
                     found = value.columns("value") | change.columns("change")
@@ -117,7 +117,7 @@ def show(context: Context) -> Iterator[Block]:
     yield context.figure("families", panels(known, pairs, study.about.d_in))
     shares = []
     for kind, part in pairs.groupby("kind", sort=False):
-        found = over_pairs(samples(part, "same", ["size"]), mean_of_means)
+        found = over_pairs(samples(part, part["same"], "size"), mean_of_means)
         shares.append(f"{kind!s}: {found:.0%} over {found.over}")
     means = "Features that another seed learned too, mean over sizes with a 95 % interval: "
     none = MISSING.format("each kind has one seed, so seeds are not compared")

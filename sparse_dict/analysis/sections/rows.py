@@ -8,13 +8,21 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need, mean_of_means, over_pairs
+from sparse_dict.analysis.claim import (
+    TRAIN,
+    Claim,
+    Found,
+    Lies,
+    Need,
+    mean_of_means,
+    over_pairs,
+    samples,
+)
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
-from sparse_dict.analysis.sections.seeds import matched, samples
 from sparse_dict.analysis.study import setting
 from sparse_dict.analysis.tables import BOTH, ROWS, SEED, Tables
 
@@ -26,7 +34,7 @@ TITLES = {"pw_mcc": "PW-MCC", "shared_fraction": "shared fraction"}
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
     """PW-MCC and shared fraction by what differs, kind and size: at the end, and at step 0."""
-    pairs = matched(context.tables)
+    pairs = context.tables.matched
     if not pairs["differ"].isin([ROWS, BOTH]).any():
         return {}
     entries = {entry.name: entry for entry in context.study.entries}
@@ -40,7 +48,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         }  # fmt: skip
         before = context.at_step_0(entries[one["first"]], entries[one["second"]])
         for (key, value), start in zip(MEASURES.items(), before, strict=True):
-            found = over_pairs(samples(group, value, ["size"]), mean_of_means)
+            found = over_pairs(samples(group, group[value], "size"), mean_of_means)
             row |= found.columns(key) | {f"{key}_at_step_0": start}
         rows.append(row)
     return {"rows": pd.DataFrame(rows)}
@@ -77,8 +85,8 @@ def draw(study: Tables, table: pd.DataFrame) -> Figure:
 
 def _both(study: Tables) -> Found:
     """The share of features that dictionaries of other seeds and other rows have in common."""
-    pairs = matched(study)
-    own = samples(pairs[pairs["differ"] == BOTH], "same", ["size"])
+    pairs = study.matched[study.matched["differ"] == BOTH]
+    own = samples(pairs, pairs["same"], "size")
     found = over_pairs(own, mean_of_means)
     every = float(np.mean([sample.values.mean() for sample in own]))
     told = f"{found.value:.0%} (mean of {len(own)} pairs {every:.0%})"
@@ -87,7 +95,7 @@ def _both(study: Tables) -> Found:
 
 HALVES = Need(
     "other seeds on other rows", f"{TRAIN}seed=0,1,2 training.rows=half_a,half_b",
-    lambda study: bool((matched(study)["differ"] == BOTH).any()),
+    lambda study: bool((study.matched["differ"] == BOTH).any()),
 )  # fmt: skip
 CLAIMS = (Claim("shared_across_data", judge=_both, needs=(HALVES,), of_all=True),)
 ANALYSIS = Analysis("rows", show, CLAIMS, measure, pairs=True)

@@ -14,12 +14,11 @@ from sparse_dict.analysis.claim import (
     Found,
     Lies,
     Need,
-    Sample,
     Sizes,
     groups_of,
     over_pairs,
+    samples,
 )
-from sparse_dict.analysis.columns import COLUMNS
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures.two_dictionaries import SHARED_ABOVE, random_pw_mcc
 from sparse_dict.analysis.report import figures, frequency
@@ -30,45 +29,12 @@ from sparse_dict.analysis.tables import MOST_SEEDS, SEED, Tables
 FEWEST = 15  # features of a dictionary whose thirds by frequency are compared
 ALIKE_L0 = 1.5  # two kinds are compared if their L0 differ by at most this factor
 SETTING = ["family", "level", "size"]
-OF_FIRST = ["dictionary", *SETTING, "kind", "axis", "alike", "seed", "l0", "fault"]
-OF_FIRST += ["strategy", "tied", "activation"]
-
-
-def matched(study: Tables) -> pd.DataFrame:
-    """The pairs of the main site, a row a feature, with the first one's columns and `other_seed`.
-
-    `l0` is the mean of both; `useless` is whether either explains nothing.
-    """
-    here = study.dictionaries.loc[study.dictionaries["site"] == study.about.site, OF_FIRST]
-    if study.pairs.empty:
-        own = [*COLUMNS["pairs"]]
-        return pd.DataFrame(columns=[*here, *own, "other_seed", "useless"])
-    second = here[["dictionary", "seed", "l0", "fault"]].add_prefix("other_")
-    joined = study.pairs.merge(here, left_on="first", right_on="dictionary").merge(
-        second, left_on="second", right_on="other_dictionary"
-    )
-    useless = (joined["fault"] != "") | (joined["other_fault"] != "")
-    return joined.assign(l0=(joined["l0"] + joined["other_l0"]) / 2, useless=useless)
-
-
-def samples(pairs: pd.DataFrame, value: str | list[str], by: list[str]) -> list[Sample]:
-    """A column of each pair of dictionaries, or several, grouped by some of their columns."""
-    if pairs.empty:
-        return []
-    number = pairs.groupby(["first", "second"], sort=False).ngroup().to_numpy()
-    order = np.argsort(number, kind="stable")
-    starts = np.flatnonzero(np.diff(number[order], prepend=-1))
-    firsts = pairs.iloc[order[starts]]
-    groups = firsts[by].itertuples(index=False, name=None)
-    both = map(frozenset, firsts[["seed", "other_seed"]].to_numpy(int).tolist())
-    parts = np.split(pairs[value].to_numpy(float)[order], starts[1:])
-    return [Sample(*one) for one in zip(groups, both, parts, strict=True)]
 
 
 def show(context: Context) -> Iterator[Block]:
     """PW-MCC and the shared fraction of pairs of seeds."""
     study = context.tables
-    pairs = matched(study)
+    pairs = study.matched
     pairs = pairs[pairs["differ"] == SEED]
     limit = study.about.comparison["match_limit"]
     known = study.dictionaries[study.dictionaries["site"] == study.about.site]
@@ -169,9 +135,9 @@ def _by_size(sizes: Sizes) -> str:
 
 def _kinds(value: str, sign: int, form: str, study: Tables) -> Found:
     """ReLU less TopK, or with `sign` -1 TopK less ReLU; BatchTopK beside."""
-    pairs = matched(study)
+    pairs = study.matched
     pairs = pairs[(pairs["differ"] == SEED) & ~pairs["useless"].astype(bool)]
-    every = samples(pairs, value, SETTING)
+    every = samples(pairs, pairs[value], SETTING)
     shown, apart = {}, None
     for kind in ("topk", "batch_topk"):
         if not (found := _nearest(pairs, kind)):
@@ -215,7 +181,7 @@ PAIRS = Need(
 KINDS = Need(
     "several seeds of ReLU and TopK dictionaries of similar L0",
     f"{TRAIN}sae=topk sae.k=4,8,16 seed=0,1,2",
-    lambda study: bool(_nearest(matched(study), "topk")),
+    lambda study: bool(_nearest(study.matched, "topk")),
 )
 OnPairs: Callable[..., Claim] = partial(
     Claim, of="main_pairs", needs=(PAIRS,), bars={"cosine": SHARED_ABOVE, "seeds": MOST_SEEDS}

@@ -12,21 +12,9 @@ from sparse_dict.analysis.claim import LARGER, SEVERAL_SEEDS, Claim, Found, Lies
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.features import tree
 from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.measures import splitting
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, over_seeds
-from sparse_dict.analysis.measures.splitting import (
-    ABSORBED,
-    DEAD,
-    DRIFTED,
-    FATES,
-    FOUND,
-    KEPT,
-    LOST,
-    SPLIT,
-    Step,
-    lives,
-    repeated,
-    step,
-)
+from sparse_dict.analysis.measures.splitting import DEAD, FATES, FOUND, KEPT, Step
 from sparse_dict.analysis.measures.two_dictionaries import SHARED_ABOVE
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
@@ -34,16 +22,14 @@ from sparse_dict.analysis.study import Chain, Entry
 from sparse_dict.analysis.tables import FEWEST_SEEDS, MOST_SEEDS, Tables
 
 FEWEST = 10  # splits that a claim needs
-COLOURS = {
-    KEPT: figures.BLUE, DRIFTED: figures.GREEN, SPLIT: figures.ORANGE,
-    ABSORBED: figures.PURPLE, LOST: figures.GREY, "born": "0.85",
-}  # fmt: skip
+SHADES = figures.BLUE, figures.GREEN, figures.ORANGE, figures.PURPLE, figures.GREY, "0.85"
+COLOURS = dict(zip([*FATES, "born"], SHADES, strict=True))
 TOO = {  # columns of `split_replication`, and of what
     "splits in the other seed too": ("splits_too", "counterpart"),
     "splits in the other seed in the same way": ("same", "counterpart"),
     "not split here, splits in the other seed": ("unsplit_too", "unsplit"),
 }
-ORIGINS = {f"of {fate}": fate for fate in (KEPT, DRIFTED, SPLIT)} | {"born": "born"}
+ORIGINS = {f"of {fate}": fate for fate in FATES[:3]} | {"born": "born"}  # columns of `splits`
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
@@ -59,7 +45,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         steps = []
         for small, large in pairwise(chain.entries):
             dictionaries = small.trained.dictionary, large.trained.dictionary
-            steps.append(step(*dictionaries, (small.alive, large.alive), x, y))
+            steps.append(splitting.step(*dictionaries, (small.alive, large.alive), x, y))
             ends.append({"seed": chain.seed, **between(small, large, steps[-1])})
         features += of_features(chain.entries, steps)
         courses += [{"seed": chain.seed, **row} for row in course(chain.entries, steps)]
@@ -69,7 +55,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         for k, both in enumerate(zip(steps, their_steps, strict=True)):
             parents, children = ((own[j], other[j]) for j in (k, k + 1))
             of = {"seed": mine.seed, "other_seed": theirs.seed, "from": mine.entries[k].size}
-            others.append(of | repeated(*both, parents, children))
+            others.append(of | splitting.repeated(*both, parents, children))
     return {
         "features": pd.concat(features, ignore_index=True), "splits": pd.DataFrame(ends),
         "split_courses": pd.DataFrame(courses), "split_replication": pd.DataFrame(others),
@@ -109,10 +95,10 @@ def between(small: Entry, large: Entry, found: Step) -> dict[str, Any]:
 
 def course(entries: Sequence[Entry], steps: list[Step]) -> Iterator[dict[str, int]]:
     """The smallest dictionary's living features, by what first happened to them up to each size."""
-    fate, when = lives(steps)
+    fate, when = splitting.lives(steps)
     for number, entry in enumerate(entries):
         so_far = np.where(when < number, fate, KEPT)[fate != DEAD]
-        yield {"size": entry.size, **{name: int((so_far == name).sum()) for name in FATES}}
+        yield {"size": entry.size} | {name: int((so_far == name).sum()) for name in FATES}
 
 
 def show(context: Context) -> Iterator[Block]:
