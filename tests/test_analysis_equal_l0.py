@@ -80,7 +80,7 @@ def test_kinds_are_read_off_at_the_l0_of_the_plain_kind(tmp_path: Path, seeds):
 
 
 def test_between_levels_values_are_read_off_along_the_logarithm_and_not_beyond(tmp_path: Path):
-    pairs = families.of_seeds(study(tmp_path).tables)
+    pairs = study(tmp_path).tables.seed_pairs
     plain = pairs[pairs["family"].str.endswith("guide=none")]
     family = plain["family"].iloc[0]
     values = plain.assign(fvu=0.4 - np.log2(plain["l0"]) / 20)[["l0", "fvu"]]

@@ -29,6 +29,10 @@ KEYS = {  # of a row
     "features": ["dictionary", "feature"],
     "pairs": ["first", "second", "feature"],
 }
+OF_FIRST = [  # columns that pairs have of their first dictionary
+    "dictionary", "kind", "family", "axis", "level", "size", "seed", "alike", "l0", "fault",
+    "strategy", "tied", "activation",
+]  # fmt: skip
 ABOUT = b"sparse_dict"  # in the files' metadata
 SEED, ROWS, BOTH = "seed", "rows", "both"  # in what two dictionaries of a pair differ
 MOST_SEEDS = 5  # of each setting that are compared, the lowest ones: ten pairs
@@ -136,25 +140,29 @@ class Tables:
 
     @cached_property
     def matched(self) -> pd.DataFrame:
-        """The pairs of the main site, with the first one's columns and `other_seed`.
+        """The pairs of the main site, with columns of the first one and of its features.
 
         `l0` is the mean of both; `useless` is whether either explains nothing.
         """
-        here = self.dictionaries[self.dictionaries["site"] == self.about.site]
+        here = self.dictionaries.loc[self.dictionaries["site"] == self.about.site, OF_FIRST]
         second = here[["dictionary", "seed", "l0", "fault"]].add_prefix("other_")
+        features = self.features[["dictionary", "feature", "alive", "frequency"]]
         pairs = self.pairs.reindex(columns=[*COLUMNS["pairs"]]) if self.pairs.empty else self.pairs
-        joined = pairs.merge(here, left_on="first", right_on="dictionary").merge(
-            second, left_on="second", right_on="other_dictionary"
-        )
+        joined = pairs.rename(columns={"first": "dictionary"}).merge(here, on="dictionary")
+        joined = joined.merge(second, left_on="second", right_on="other_dictionary")
+        joined = joined.merge(features, how="left", on=["dictionary", "feature"])
         useless = (joined["fault"] != "") | (joined["other_fault"] != "")
         return joined.assign(l0=(joined["l0"] + joined["other_l0"]) / 2, useless=useless)
 
     @cached_property
+    def seed_pairs(self) -> pd.DataFrame:
+        """Those that differ in the seed alone."""
+        return self.matched[self.matched["differ"] == SEED]
+
+    @cached_property
     def main_pairs(self) -> pd.DataFrame:
-        """Those of dictionaries of `level`, with columns of the first one's features."""
-        chosen = self.matched[self.matched["dictionary"].isin(self.level["dictionary"])]
-        features = self.features[["dictionary", "feature", "alive", "frequency"]]
-        return chosen.merge(features, how="left", on=["dictionary", "feature"])
+        """Those, of dictionaries of `level`."""
+        return self.seed_pairs[self.seed_pairs["dictionary"].isin(self.level["dictionary"])]
 
     def joined(self, dictionaries: pd.DataFrame) -> pd.DataFrame:
         """The features of some dictionaries, each with the columns of its dictionary."""

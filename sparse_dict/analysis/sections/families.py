@@ -22,7 +22,7 @@ from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Block, Table
 from sparse_dict.analysis.study import setting
-from sparse_dict.analysis.tables import SEED, Tables
+from sparse_dict.analysis.tables import Tables
 
 GROUP = ["family", "level"]
 REACH = 1.05  # factor beyond the lowest and the highest L0 of a kind that counts as the same
@@ -39,18 +39,14 @@ PANELS = {  # columns and titles
 }  # fmt: skip
 
 
-def of_seeds(study: Tables) -> pd.DataFrame:
-    """The pairs that differ in the seed alone, a row a feature of the first."""
-    return study.matched[study.matched["differ"] == SEED]
-
-
 def measure(context: Context) -> dict[str, pd.DataFrame]:
     """A row for each kind, size and measure, at the L0 that the plain kind has at its level.
 
     `before` is PW-MCC of the initial values, `change` the difference from the plain kind, over the
     seeds that both have. Kinds without levels on both sides of that L0 have no rows.
     """
-    study, plain, pairs = context.tables, context.tables.about.plain, of_seeds(context.tables)
+    study, plain = context.tables, context.tables.about.plain
+    pairs = study.seed_pairs.copy()
     if len(context.study.families) < 2:
         return {}
     known = study.dictionaries.set_index("dictionary")
@@ -58,7 +54,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     level = known.loc[known["chosen"] & (known["family"] == plain), "level"]
     for column, _, _ in MEASURES.values():
         if column in known:  # of a pair, the mean of both
-            ends = [pairs[end].map(known[column]) for end in ("first", "second")]
+            ends = [pairs[end].map(known[column]) for end in ("dictionary", "second")]
             pairs[column] = (ends[0] + ends[1]) / 2
     rows = []
     for size, of in pairs.groupby("size"):
@@ -70,7 +66,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
                 continue
             both = own if family == plain else pd.concat([own, usual])
             less = partial(_less, kind, partial(read_off, plain, l0))
-            before = context.at_step_0(entries[one["first"]], entries[one["second"]])[0]
+            before = context.at_step_0(entries[one["dictionary"]], entries[one["second"]])[0]
             row = {"kind": one["kind"], "dict_size": size, "l0": l0, "before": before}
             for name, (column, _, _) in MEASURES.items():
                 if column in pairs:
@@ -140,7 +136,7 @@ def at_level(study: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The main site's dictionaries at the level chosen for their family, and pairs of these."""
     known = study.dictionaries[study.dictionaries["site"] == study.about.site]
     level = known[known["chosen"]].groupby("family")["level"].first()
-    every = known, of_seeds(study)
+    every = known, study.seed_pairs
     known, pairs = (of[of["level"] == of["family"].map(level)] for of in every)
     return known, pairs
 
@@ -157,7 +153,7 @@ def at_equal_size(known: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 def panels(known: pd.DataFrame, pairs: pd.DataFrame, d: int) -> Figure:
     """Agreement, reconstruction and sparsity by size, a line a kind; dotted: chance."""
     kinds = known["kind"].unique()
-    each = pairs.groupby(["kind", "size", "first", "second"])[["same", "cosine"]].mean()
+    each = pairs.groupby(["kind", "size", "dictionary", "second"])[["same", "cosine"]].mean()
     rows = pd.concat([known, each.astype(float).reset_index()], ignore_index=True)
     hue = {"hue": "kind", "palette": sns.color_palette("colorblind", len(kinds))}
     figure, grid = figures.grid(2, 3, 5.6)

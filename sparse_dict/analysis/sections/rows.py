@@ -44,9 +44,9 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         row = {
             "differs": NAMES[str(differ)], "family": one["family"], "alike": alike, "size": size,
             "level": level, "axis": one["axis"],
-            "pairs": len(group[["first", "second"]].drop_duplicates()),
+            "pairs": len(group[["dictionary", "second"]].drop_duplicates()),
         }  # fmt: skip
-        before = context.at_step_0(entries[one["first"]], entries[one["second"]])
+        before = context.at_step_0(entries[one["dictionary"]], entries[one["second"]])
         for (key, value), start in zip(MEASURES.items(), before, strict=True):
             found = over_pairs(samples(group, group[value], "size"), mean_of_means)
             row |= found.columns(key) | {f"{key}_at_step_0": start}

@@ -24,7 +24,7 @@ from sparse_dict.analysis.measures.two_dictionaries import SHARED_ABOVE, random_
 from sparse_dict.analysis.report import figures, frequency
 from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.study import LABELS, number, setting
-from sparse_dict.analysis.tables import MOST_SEEDS, SEED, Tables
+from sparse_dict.analysis.tables import MOST_SEEDS, Tables
 
 FEWEST = 15  # features of a dictionary whose thirds by frequency are compared
 ALIKE_L0 = 1.5  # two kinds are compared if their L0 differ by at most this factor
@@ -34,8 +34,7 @@ SETTING = ["family", "level", "size"]
 def show(context: Context) -> Iterator[Block]:
     """PW-MCC and the shared fraction of pairs of seeds."""
     study = context.tables
-    pairs = study.matched
-    pairs = pairs[pairs["differ"] == SEED]
+    pairs = study.seed_pairs
     limit = study.about.comparison["match_limit"]
     known = study.dictionaries[study.dictionaries["site"] == study.about.site]
     several = known.groupby(SETTING)["seed"].transform("nunique") > 1
@@ -55,12 +54,12 @@ def show(context: Context) -> Iterator[Block]:
     several_families = known["family"].nunique() > 1
     kind = f"Shown: {study.about.family}." if several_families else ""
     yield context.figure("agreement_seeds", draw(study, shown), kind)
-    yield Table("Pairs of seeds", listed(pairs), fold=pairs["first"].nunique() > 12)
+    yield Table("Pairs of seeds", listed(pairs), fold=pairs["dictionary"].nunique() > 12)
 
 
 def listed(pairs: pd.DataFrame) -> pd.DataFrame:
     """PW-MCC and shared fraction of each pair."""
-    each = pairs.groupby(["first", "second"], sort=False)
+    each = pairs.groupby(["dictionary", "second"], sort=False)
     ones, means = each.first(), each[["cosine", "same"]].mean()
     columns = {
         "family": ones["family"], "dict_size": ones["size"],
@@ -73,7 +72,7 @@ def listed(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def draw(study: Tables, pairs: pd.DataFrame) -> Figure:
     """PW-MCC and shared fraction by size, and at the chosen level by firing frequency."""
-    means = pairs.groupby(["first", "second", *SETTING])[["cosine", "same"]].mean()
+    means = pairs.groupby(["dictionary", "second", *SETTING])[["cosine", "same"]].mean()
     rows = means.reset_index().sort_values(["level", "family", "size"])
     rows["level"] = rows["level"].map(number)
     figure, ((*left, right),) = figures.grid(1, 3, 3.6)
@@ -85,11 +84,7 @@ def draw(study: Tables, pairs: pd.DataFrame) -> Figure:
         axis.set_ylim(0, 1.03)
     random = random_pw_mcc(study.about.d_in, {*rows["size"]})
     figures.chance(axes["cosine"], {"random": random})
-    chosen = study.main_pairs[study.main_pairs["differ"] == SEED]
-    if chosen.empty:
-        features = study.features[["dictionary", "feature", "frequency"]]
-        chosen = pairs.merge(features, on=["dictionary", "feature"])
-    frequency.draw(right, chosen, "same", "plasma")
+    frequency.draw(right, study.main_pairs if len(study.main_pairs) else pairs, "same", "plasma")
     right.set(xlabel="share of rows active", title="shared fraction by frequency")
     figures.below(figure, left[0], 3, f"{LABELS[pairs['axis'].iloc[0]]} (left and middle)", "left")
     return figures.below(figure, right, 2, "size (right)", "right")
@@ -99,12 +94,11 @@ def draw(study: Tables, pairs: pd.DataFrame) -> Figure:
 
 
 def _same(f: pd.DataFrame) -> "pd.Series[float]":
-    return f["same"].astype(float).where(f["differ"] == SEED)
+    return f["same"].astype(float)
 
 
 def _of_ends(f: pd.DataFrame) -> "pd.Series[float]":
-    sizes = f.loc[f["differ"] == SEED, "size"]
-    return _same(f).where(f["size"].isin([sizes.min(), sizes.max()]))
+    return _same(f).where(f["size"].isin([f["size"].min(), f["size"].max()]))
 
 
 def _thirds(f: pd.DataFrame) -> pd.DataFrame:
@@ -135,8 +129,7 @@ def _by_size(sizes: Sizes) -> str:
 
 def _kinds(value: str, sign: int, form: str, study: Tables) -> Found:
     """ReLU less TopK, or with `sign` -1 TopK less ReLU; BatchTopK beside."""
-    pairs = study.matched
-    pairs = pairs[(pairs["differ"] == SEED) & ~pairs["useless"].astype(bool)]
+    pairs = study.seed_pairs[~study.seed_pairs["useless"].astype(bool)]
     every = samples(pairs, pairs[value], SETTING)
     shown, apart = {}, None
     for kind in ("topk", "batch_topk"):
@@ -176,12 +169,12 @@ def _nearest(pairs: pd.DataFrame, activation: str) -> list[tuple[Any, Any]]:
 
 PAIRS = Need(
     "several seeds of sizes up to comparison.match_limit", f"{TRAIN}seed=0,1,2",
-    lambda study: not study.main_pairs.empty and bool((study.main_pairs["differ"] == SEED).any()),
+    lambda study: not study.main_pairs.empty,
 )  # fmt: skip
 KINDS = Need(
     "several seeds of ReLU and TopK dictionaries of similar L0",
     f"{TRAIN}sae=topk sae.k=4,8,16 seed=0,1,2",
-    lambda study: bool(_nearest(study.matched, "topk")),
+    lambda study: bool(_nearest(study.seed_pairs, "topk")),
 )
 OnPairs: Callable[..., Claim] = partial(
     Claim, of="main_pairs", needs=(PAIRS,), bars={"cosine": SHARED_ABOVE, "seeds": MOST_SEEDS}
