@@ -138,20 +138,18 @@ def coded(
     """Correlations of codes on rows of the same tokens, matched one to one.
 
     Of features that are active on some of the rows; the dictionary that has fewer counts. Chance:
-    the same with the second one's rows in another order.
+    the same with the rows of one in another order.
     """
-    every = [e.trained.dictionary.encode(x) for e, x in zip(entries, rows, strict=True)]
-    one, other = [codes[:, (codes > 0).any(0)] for codes in every]
-
-    def matched(*both: Floats) -> Floats:
-        return match_codes(*sorted(both, key=lambda codes: codes.shape[1]))[1]
-
-    correlation = matched(one, other)
+    every = (e.trained.dictionary.encode(x) for e, x in zip(entries, rows, strict=True))
+    active = [codes[:, (codes > 0).any(0)] for codes in every]
+    few, many = sorted(active, key=lambda codes: codes.shape[1])
+    _, correlation = match_codes(few, many)
+    _, chance = match_codes(few, np.roll(many, len(many) // 2, axis=0))
     return {
         "active": len(correlation),
         "correlation": float(correlation.mean()),
         "correlated": float((correlation > bar).mean()),
-        "chance": float(matched(one, np.roll(other, len(other) // 2, axis=0)).mean()),
+        "chance": float(chance.mean()),
     }
 
 

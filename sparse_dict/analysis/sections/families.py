@@ -104,12 +104,6 @@ def show(context: Context) -> Iterator[Block]:
     if len(context.study.families) < 2:
         return
     known, pairs = at_level(study)
-    if (known["strategy"] == "freeze_perturb").any():
-        yield (
-            "strategy=freeze_perturb trains a companion of the same size beside each dictionary, "
-            "so at the same number of activations it costs twice the work of plain training. A "
-            "fair rival is plain training on twice the activations."
-        )
     yield context.figure("families", panels(known, pairs, study.about.d_in))
     shares = []
     for kind, part in pairs.groupby("kind", sort=False):
@@ -134,11 +128,9 @@ def show(context: Context) -> Iterator[Block]:
 
 def at_level(study: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The main site's dictionaries at the level chosen for their family, and pairs of these."""
-    known = study.dictionaries[study.dictionaries["site"] == study.about.site]
-    level = known[known["chosen"]].groupby("family")["level"].first()
-    every = known, study.seed_pairs
-    known, pairs = (of[of["level"] == of["family"].map(level)] for of in every)
-    return known, pairs
+    of, pairs = study.dictionaries, study.seed_pairs
+    known = of[(of["site"] == study.about.site) & of["chosen"]]
+    return known, pairs[pairs["dictionary"].isin(known["dictionary"])]
 
 
 def at_equal_size(known: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:

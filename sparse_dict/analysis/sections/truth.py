@@ -181,11 +181,9 @@ def _found(study: Tables) -> Found:
     values = large.pivot_table(index="true", columns="size", values="mcs").to_numpy()
     found = bootstrap([values], lambda samples: float(samples[0].mean(dtype=np.float64)))
     of = study.dictionaries.set_index("dictionary").loc[large["dictionary"].unique()]
-    each = "; ".join(
-        f"{row['size']}: {row['truth_mmcs']:.3f} "
-        f"({', '.join(filter(None, [setting(row['axis'], row['level']), row['family']]))})"
-        for _, row in of.iterrows()
-    )
+    at = map(setting, of["axis"], of["level"])
+    told = (", ".join(filter(None, names)) for names in zip(at, of["family"], strict=True))
+    each = "; ".join(map("{}: {:.3f} ({})".format, of["size"], of["truth_mmcs"], told))
     return Found(each, Lies(0.9)(found), found)
 
 
