@@ -47,9 +47,8 @@ def test_every_listed_column_is_measured_in_its_order_and_no_other(study: Tables
 
 def test_columns_that_nobody_asked_for_are_absent(home: Path) -> None:
     context = compared(home / "sae")
-    found = measured.measure(
-        [context.comparison], "x", pd.DataFrame(), tables.fingerprints(context.study)
-    )
+    prints = tables.fingerprints(context.study)
+    found = measured.measure([context.comparison], "x", prints, with_pairs=False)
     for name in ("dictionaries", "features"):
         always = [column for column, by in COLUMNS[name].items() if not by]
         assert list(getattr(found, name).columns) == always

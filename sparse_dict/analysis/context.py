@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -16,7 +15,6 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import harvested
 from sparse_dict.analysis.claim import Judged
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.measured import matched_pairs
 from sparse_dict.analysis.measures.two_dictionaries import match_features
 from sparse_dict.analysis.parts import Part
 from sparse_dict.analysis.report import texts
@@ -115,12 +113,6 @@ class Context:
         """The last rows that the dictionaries of `study`, a site, read: of the same tokens."""
         return self.evaluation_rows(harvested.activations_of(study, self.config))
 
-    @cached_property
-    def pairs(self) -> pd.DataFrame:
-        """`Tables.pairs`, of all sites, whether or not an analysis asked for it."""
-        limit = self.config.comparison.match_limit
-        return matched_pairs((self.study, *self.study.beside), limit)
-
     def at_step_0(self, first: Entry, second: Entry) -> tuple[float, float]:
         """PW-MCC and shared fraction of what two dictionaries began with.
 
@@ -134,7 +126,6 @@ class Context:
         return found.pw_mcc, float(found.same.mean())
 
     def _begun(self, entry: Entry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Encoder and decoder rows at the beginning, (size, d_in) each."""
         from sparse_dict.sae.state import drawn_from
 
         name = entry.metrics["activation"]

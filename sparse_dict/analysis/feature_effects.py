@@ -116,14 +116,11 @@ def measure(
 
 
 class _Kept(TypedDict):
-    """What was measured: of what, and for each feature its two effects."""
-
     of: records.Line
     effects: list[Annotated[list[records.Number], Len(2, 2)]]
 
 
 def _known(kept: Path, of: str) -> list[list[float]]:
-    """The saved pairs of effects of the measurement with hash `of`: those of its first features."""
     try:
         found = records.read(kept, _Kept)
     except UserError:

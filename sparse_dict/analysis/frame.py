@@ -88,8 +88,8 @@ def measure(context: Context) -> None:
     """Fill `context.tables`, with what the analyses that are on measure besides."""
     chosen = [analysis for analysis in load() if _is_on(context, analysis)]
     comparisons = [*context.comparisons.values()]
-    pairs = context.pairs if any(analysis.pairs for analysis in chosen) else pd.DataFrame()
-    context.tables = measured.measure(comparisons, context.config.name, pairs, context.fingerprints)
+    pairs = any(analysis.pairs for analysis in chosen)
+    context.tables = measured.measure(comparisons, context.config.name, context.fingerprints, pairs)
     for analysis in chosen:
         if analysis.measure is None:
             continue

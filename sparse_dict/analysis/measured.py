@@ -29,8 +29,8 @@ from sparse_dict.storage import records
 def measure(
     comparisons: Sequence[Comparison],
     name: str,
-    pairs: pd.DataFrame,
     fingerprints: Mapping[str, str],
+    with_pairs: bool,
 ) -> Tables:
     """Measure a study: its sites' comparisons, that of the main figures first."""
     main, rows, parts = comparisons[0], [], []
@@ -43,7 +43,10 @@ def measure(
     names = [column for column, by in COLUMNS["dictionaries"].items() if not by]
     dictionaries = pd.DataFrame(rows, columns=names)
     features = pd.concat(parts, ignore_index=True)
-    if len(pairs.columns):
+    pairs = pd.DataFrame()
+    if with_pairs:
+        limit = main.settings.match_limit
+        pairs = matched_pairs([one.study for one in comparisons], limit)
         dictionaries, features = _with_pairs(dictionaries, features, pairs)
     about = About(
         name, main.study.at, main.family, main.study.plain, main.study.d_in,
@@ -67,7 +70,6 @@ def _given(study: Study, name: str) -> list[str]:
 
 
 def _features(comparison: Comparison, entry: Entry) -> pd.DataFrame:
-    """The rows of one dictionary's features."""
     columns: dict[str, Any] = {"dictionary": entry.name, "feature": range(entry.size)}
     columns |= {"alive": entry.alive, "frequency": entry.frequency}
     columns |= dict.fromkeys(("mcs", "mcs_alive", "next_mcs", "next_mcs_alive"), np.nan)
@@ -95,7 +97,6 @@ def _features(comparison: Comparison, entry: Entry) -> pd.DataFrame:
 
 
 def _row(comparison: Comparison, entry: Entry, features: pd.DataFrame) -> dict[str, Any]:
-    """A dictionary's numbers, of its config, its metrics and its features."""
     study, threshold, metrics = comparison.study, comparison.settings.threshold, entry.metrics
     row: dict[str, Any] = {
         **{key: getattr(entry, key) for key in ("family", "axis", "level", "size", "seed", "l1")},
@@ -164,7 +165,6 @@ def matched_pairs(found: Sequence[Study], limit: int) -> pd.DataFrame:
 def _with_pairs(
     dictionaries: pd.DataFrame, features: pd.DataFrame, pairs: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables with what the pairs say of each dictionary and feature."""
     ends = []  # each pair from both its ends: a partner's partner is the feature itself
     for dictionary, feature in (("first", "feature"), ("second", "partner")):
         end = pairs[[dictionary, feature, "differ", "cosine", "same"]]

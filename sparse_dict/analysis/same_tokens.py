@@ -50,7 +50,6 @@ def _origins(activations: Activations) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def _taken(activations: Activations, rows: NDArray[np.int64]) -> Floats:
-    """The rows of these numbers, in their order."""
     out = np.empty((len(rows), activations.d_in), np.float32)
     for start in np.unique(rows // READ * READ).tolist():
         here = rows // READ * READ == start

@@ -177,7 +177,6 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
 
 
 def _loaded(config: AnalyzeConfig, draw: "Draw") -> "Context":
-    """The study with those beside it; the log says what is left out."""
     from sparse_dict.analysis import study
     from sparse_dict.analysis.context import Context
     from sparse_dict.analysis.restated import restate
@@ -218,7 +217,6 @@ def _replace(
 
 
 def _say(context: "Context", home: Path, sentences: list[str], alarm: str | None) -> None:
-    """Tell the log what was found and where; a part that has failed is an error."""
     from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN
 
     claims = context.claims

@@ -363,7 +363,6 @@ def everywhere(study: Study) -> list[Study]:
 
 
 def _study(folder: Path, found: Mapping[str, "Trained"]) -> Study:
-    """Dictionaries of one site, sorted; repetitions are left out."""
     characters = {name: character(trained.metrics) for name, trained in found.items()}
     swept = axes_of(characters)
     labels = labels_of(characters, swept)

@@ -225,7 +225,7 @@ def open_study(folder: str | Path) -> Tables:
         folder: the study's, such as ``outputs/demo``.
     """
     from sparse_dict.analysis.comparison import Comparison
-    from sparse_dict.analysis.measured import matched_pairs, measure
+    from sparse_dict.analysis.measured import measure
 
     home = Path(folder)
     sae_dir = home / "sae"
@@ -247,7 +247,5 @@ def open_study(folder: str | Path) -> Tables:
             log.info("%s holds no pairs: measuring them", home / "analysis" / FOLDER)
     settings = STANDARD_COMPARISON
     loaded = studies.load(sae_dir, settings.features, settings.site)
-    sites = (loaded, *loaded.beside)
-    pairs = matched_pairs(sites, settings.match_limit)
-    comparisons = [Comparison(one, settings) for one in sites]
-    return measure(comparisons, home.resolve().name, pairs, fingerprints(loaded))
+    comparisons = [Comparison(one, settings) for one in (loaded, *loaded.beside)]
+    return measure(comparisons, home.resolve().name, fingerprints(loaded), with_pairs=True)
