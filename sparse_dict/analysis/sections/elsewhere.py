@@ -205,12 +205,10 @@ def draw_sites(table: pd.DataFrame) -> Figure:
     codes = table[table["map"] == "codes"]
     nexts = codes[codes["next"] != SEEDS]
     where = dict(zip(nexts["site"], nexts["site"] + "\nto " + nexts["next"], strict=True))
-    parts = {"the next site": nexts, SEEDS: codes[codes["next"] == SEEDS]}
-    rows = pd.concat([part.assign(against=name) for name, part in parts.items()])
-    chance = nexts.assign(against="chance", correlation=nexts["chance"])
-    rows = pd.concat([rows, chance], ignore_index=True).assign(
-        site=lambda row: row["site"].map(where)
-    )
+    chance = nexts.assign(correlation=nexts["chance"])
+    parts = {"the next site": nexts, SEEDS: codes[codes["next"] == SEEDS], "chance": chance}
+    every = [part.assign(against=name) for name, part in parts.items()]
+    rows = pd.concat(every, ignore_index=True).replace({"site": where})
     figure, axis = plt.subplots(figsize=(min(figures.WIDTH, 3.2 + 1.4 * len(where)), 3.4))
     sns.lineplot(
         rows, x="site", y="correlation", hue="size", style="against", markers=True,
@@ -231,7 +229,8 @@ def draw_studies(maps: pd.DataFrame, table: pd.DataFrame) -> Figure:
     left.tick_params(axis="x", rotation=30 if maps["study"].nunique() > 1 else 0)
     titles = {"mmcs": "MMCS", "correlation": "Correlation of codes"}
     axes = figures.panels(others, table, titles, style="study", markers=True, **hue)
-    figures.chance(axes["mmcs"], table.groupby("size")[["random_mmcs", "gaussian_mmcs"]].mean())
+    of_others = table[table["study"] != SEEDS].groupby("size")
+    figures.chance(axes["mmcs"], of_others[["random_mmcs", "gaussian_mmcs"]].mean())
     return figures.below(figure, axes["mmcs"], 5)
 
 
