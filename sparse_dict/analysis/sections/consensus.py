@@ -85,6 +85,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     of_living = [max_cosine(whole.W_dec, e.decoder[e.alive]) < settings.cosine for e in group]
     described = {
         "seeds": len(group), "size": group[0].size, "setting": group[0].setting, "k": whole.k,
+        "halved": rows(sides[0][0]) != rows(sides[1][0]),
         "features": len(recurs), "in_every_seed": int((recurs == len(group)).sum()),
         "lacking": lacks.mean(), "lacking_least": lacks.min(), "lacking_most": lacks.max(),
         "lacking_of_living": np.sum(of_living, axis=1).mean(), "loss_missing": why,
