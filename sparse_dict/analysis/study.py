@@ -339,11 +339,7 @@ def _usable(name: str, path: Path, features: str) -> "Trained":
 
 
 def load_study(folder: str | Path) -> Study:
-    """The dictionaries of a study, or of a folder of them, with those of other sites `beside`.
-
-    Args:
-        folder: the study's, such as ``outputs/demo``, or what holds dictionaries.
-    """
+    """The dictionaries of a study, such as ``outputs/demo``, or of what holds dictionaries."""
     home = Path(folder)
     return load(home / "sae" if (home / "sae").is_dir() else home)
 

@@ -215,14 +215,11 @@ def read(folder: Path) -> Tables:
 
 
 def open_study(folder: str | Path) -> Tables:
-    """A study's dictionaries, features and pairs.
+    """The dictionaries, features and pairs of a study such as ``outputs/demo``.
 
     They are read from the tables that `analyze.py` wrote, if these are there and of the
     dictionaries as they are now; else measured, with the settings of ``conf/analyze.yaml``, and a
     line of the log says why. Nothing is written.
-
-    Args:
-        folder: the study's, such as ``outputs/demo``.
     """
     from sparse_dict.analysis.comparison import Comparison
     from sparse_dict.analysis.measured import measure
