@@ -16,7 +16,10 @@ PAGES = {
     "benchmarks/README.md": "benchmarks.md",
 }
 # What a page shows below its own text, and which page shows a file.
-BELOW = {"figures.md": "sparse_dict/analysis/figures.md"}
+BELOW = {
+    "figures.md": "sparse_dict/analysis/figures.md",
+    "tables.md": "sparse_dict/analysis/columns.md",
+}
 LINK = re.compile(r"(!?)\[([^]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
