@@ -703,23 +703,6 @@ def test_verify_tells_what_was_made_from_what(whole: Study, capsys: pytest.Captu
     assert lines[5:] == ["analysis: of 3 dictionaries", "", "0 faults"]
 
 
-def test_verify_says_of_files_without_recorded_hashes_that_they_were_not_checked(
-    copy: Path, capsys: pytest.CaptureFixture[str]
-):
-    def older(record: dict[str, Any]) -> None:
-        del record["sha256"]
-        record.pop("fingerprint", None)
-
-    edit(copy / ONE / "metrics.json", older)
-    edit(copy / "analysis" / "analysis.json", older)
-    edit(copy / "lm" / "lm.json", older)
-    assert verify.main([str(copy)]) == 0
-    said = capsys.readouterr().out
-    assert len(re.findall(r"no hash recorded, not checked: .*history.csv.*snapshots/", said)) == 1
-    assert re.search(r"^lm: .*not checked: history.csv", said, re.MULTILINE)
-    assert re.search(r"^analysis: .*not checked: .*report.html", said, re.MULTILINE)
-
-
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     value = json.loads(path.read_text())
     change(value)

@@ -128,8 +128,7 @@ def read_checkpoint(base: Path) -> None:
 
 
 def read_dictionary(base: Path) -> None:
-    sae_folder.read(base / ONE)
-    sae_folder.read_snapshots(base / ONE)
+    sae_folder.read_snapshots(sae_folder.read(base / ONE))
 
 
 def read_interrupted(base: Path) -> None:

@@ -252,9 +252,10 @@ def test_jobs_that_cannot_share_a_pass_form_several_and_are_shown_in_one_table(
 def test_snapshots_lie_at_the_end_half_and_so_on(activations_dir, tmp_path):
     config = config_in(activations_dir, training={"snapshots": 3})
     stage.train_many([config], [tmp_path / "a"])
-    kept = folder.read_snapshots(tmp_path / "a")
+    trained = folder.read(tmp_path / "a")
+    kept = folder.read_snapshots(trained)
     assert list(kept) == [2 * 512, 4 * 512, 8 * 512]
-    np.testing.assert_array_equal(kept[8 * 512], folder.read(tmp_path / "a").dictionary.W_dec)
+    np.testing.assert_array_equal(kept[8 * 512], trained.dictionary.W_dec)
 
 
 def frozen_config(activations_dir):

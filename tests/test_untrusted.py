@@ -236,8 +236,7 @@ def test_a_hash_that_was_recorded_is_checked_where_the_file_is_read(tmp_path: Pa
     folders.write(tmp_path, made, np.arange(8), metrics, None)
 
     def read() -> None:
-        folders.read(tmp_path)
-        assert len(folders.read_snapshots(tmp_path)) == 1
+        assert len(folders.read_snapshots(folders.read(tmp_path))) == 1
 
     read()
     (path,) = tmp_path.glob(name)
@@ -271,7 +270,7 @@ def test_looking_at_dictionaries_takes_as_long_for_each_however_many_there_are(t
             write_dictionary(sae / f"done-{i:02}", eye, np.ones(4, np.int64))
             (sae / f"begun-{i:02}" / ".hydra").mkdir(parents=True)
         found["status"].append(calls(lambda: status.table(tmp_path)))
-        found["verify"].append(calls(lambda: verify.Verification(tmp_path).run()))
+        found["verify"].append(calls(lambda: verify.verify(tmp_path)))
     for counts in found.values():
         _, a, b, c = counts
         assert abs((c - b) - (b - a)) < 0.05 * (b - a)

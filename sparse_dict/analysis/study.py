@@ -3,6 +3,7 @@
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -27,6 +28,7 @@ ARCHITECTURES = {
     "relu": "ReLU", "topk": "TopK", "batch_topk": "BatchTopK", "jumprelu": "JumpReLU",
     "crosscoder": "L1 crosscoder", "batch_topk_crosscoder": "BatchTopK crosscoder",
 }  # fmt: skip
+MARKS = (".hydra", "sae_weights.safetensors", "checkpoint.safetensors")  # of a dictionary begun
 ALL_SITES = "all sites"  # what a dictionary of all columns is called where others see one site
 LABELS = {key: axis.short for key, axis in axes().items()}
 NAMES = {key: axis.long for key, axis in axes().items()}
@@ -242,31 +244,39 @@ def fault(entry: Entry) -> str | None:
     return None
 
 
+def folders(top: Path) -> tuple[list[Path], list[Path]]:
+    """Folders of dictionaries: `top` itself, its children and theirs, sorted.
+
+    First those that are finished, which have a `metrics.json`, then those that have Hydra's config
+    or weights without it.
+    """
+    done: list[Path] = []
+    others: list[Path] = []
+
+    def look(folder: str, depth: int) -> None:
+        with suppress(PermissionError), os.scandir(folder) as found:
+            entries = [*found]
+            names = {entry.name for entry in entries}
+            if "metrics.json" in names:
+                done.append(Path(folder))
+            elif depth and not names.isdisjoint(MARKS):
+                others.append(Path(folder))
+            for entry in entries if depth < 2 else ():
+                if not entry.name.startswith(".") and entry.is_dir():
+                    look(entry.path, depth + 1)
+
+    if top.is_dir():
+        look(str(top), 0)
+    return sorted(done), sorted(others)
+
+
 def finished(folder: Path) -> list[Path]:
-    """Folders with a `metrics.json`: `folder` itself, its children and theirs, sorted; some."""
+    """Folders of finished dictionaries, of which there are some."""
     if not folder.is_dir():
         raise UserError(f"sae_dir {folder} is not a folder: train dictionaries first, or set it")
-    found = sorted(
-        path.parent
-        for pattern in ("metrics.json", "*/metrics.json", "*/*/metrics.json")
-        for path in folder.glob(pattern)
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not found:
+    if not (found := folders(folder)[0]):
         raise UserError(f"{folder} holds no finished dictionary (none has a metrics.json)")
     return found
-
-
-def unfinished(folder: Path, done: list[Path]) -> list[Path]:
-    """Folders that look like a dictionary's (Hydra's config or weights) without `metrics.json`."""
-    marks, known = (".hydra", "sae_weights.safetensors", "checkpoint.safetensors"), {*done}
-    return sorted(
-        path
-        for pattern in ("*", "*/*")
-        for path in folder.glob(pattern)
-        if path not in known and path.is_dir()
-        if any(os.path.exists(path / mark) for mark in marks)  # noqa: PTH110  # of mode 000: no
-    )
 
 
 def load(folder: Path, features: str = "all", site: str | None = None) -> Study:
@@ -282,7 +292,7 @@ def load(folder: Path, features: str = "all", site: str | None = None) -> Study:
     """
     paths = finished(folder)
     why = "not finished: it has no metrics.json"
-    left_out = [LeftOut(printable(_name(p, folder)), why) for p in unfinished(folder, paths)]
+    left_out = [LeftOut(printable(_name(p, folder)), why) for p in folders(folder)[1]]
     found: dict[str, Trained] = {}
     for name, path in ((_name(path, folder), path) for path in paths):
         try:

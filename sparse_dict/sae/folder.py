@@ -15,7 +15,7 @@ from sparse_dict.errors import UserError, advising
 from sparse_dict.sae.origin import UNKNOWN, site_of
 from sparse_dict.storage import records, tensor_files
 from sparse_dict.storage.arrays import Rows, as_rows
-from sparse_dict.storage.files import sealed, sha256_file, sha256_of, write_json
+from sparse_dict.storage.files import sealed, sha256_of, write_json
 from sparse_dict.storage.records import Amount, Count, Number, Positive, Shown, Texts, Whole
 
 if TYPE_CHECKING:
@@ -185,10 +185,14 @@ def write(
         },
     )
     tensor_files.write(folder / FEATURES, {"fire_count": fire_count})
-    snapshots = (str(path.relative_to(folder)) for path in snapshot_paths(folder))
-    hashes = sha256_of(folder, [*HASHED, *snapshots])
-    write_json(folder / METRICS, sealed(metrics | {"sha256": hashes}))
+    write_json(folder / METRICS, sealed(metrics | {"sha256": hashes_of(folder)}))
     (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of a dictionary but for `metrics.json`, where they are to be found."""
+    snapshots = (str(path.relative_to(folder)) for path in snapshot_paths(folder))
+    return sha256_of(folder, [*HASHED, *snapshots])
 
 
 def _kind(dictionary: Dictionary, transcodes: bool) -> dict[str, Any]:
@@ -224,8 +228,11 @@ def read(folder: str | Path) -> Trained:
 
 
 def _read(folder: Path) -> Trained:
-    metrics, config = read_metrics(folder), records.read(folder / CONFIG, _Kind)
-    weights, features = (tensor_files.read(folder / name) for name in (WEIGHTS, FEATURES))
+    metrics = read_metrics(folder)
+    hashes = metrics.get("sha256") or {}
+    config = records.read(folder / CONFIG, _Kind, hashes.get(CONFIG))
+    weights = tensor_files.read(folder / WEIGHTS, hashes.get(WEIGHTS))
+    features = tensor_files.read(folder / FEATURES, hashes.get(FEATURES))
     size = metrics["dict_size"]
     for name in WEIGHT_NAMES[:4]:
         weights.setdefault(name, np.empty(0))
@@ -238,8 +245,6 @@ def _read(folder: Path) -> Trained:
     fire_count = features.get("fire_count", np.empty(0))
     if fire_count.dtype != np.int64 or fire_count.shape != (size,) or (fire_count < 0).any():
         raise UserError(f"{folder / FEATURES}: fire_count is not {size} numbers from 0 on")
-    for name in (WEIGHTS, CONFIG, FEATURES):
-        _refuse_change(folder / name, (metrics.get("sha256") or {}).get(name))
     site = site_of((config.get("metadata") or {}).get("hook_name"))
     return Trained(folder, dictionary, fire_count, metrics, site)
 
@@ -260,14 +265,14 @@ def refuse_misfit(path: Path, d: Dictionary, size: int, d_out: int | None = None
         raise UserError(f"{path}: k is {d.k}, with {size} features")
 
 
-def _refuse_change(path: Path, recorded: str | None) -> None:
-    if recorded not in (None, sha256_file(path)):
-        raise UserError(f"{path} has changed since it was written")
-
-
 def write_snapshot(folder: Path, W_dec: Array, seen: int) -> None:
     """Keep a decoder (dict_size, d_in) as it is after `seen` rows."""
-    tensor_files.write(folder / SNAPSHOTS / f"{seen:012d}.safetensors", {"W_dec": W_dec})
+    tensor_files.write(folder / snapshot_name(seen), {"W_dec": W_dec})
+
+
+def snapshot_name(seen: int) -> str:
+    """The file of a snapshot after `seen` rows, in the dictionary's folder."""
+    return f"{SNAPSHOTS}/{seen:012d}.safetensors"
 
 
 def snapshot_paths(folder: Path) -> list[Path]:
@@ -275,15 +280,16 @@ def snapshot_paths(folder: Path) -> list[Path]:
     return sorted((folder / SNAPSHOTS).glob("[0-9]*.safetensors"))
 
 
-def read_snapshots(folder: Path) -> dict[int, Array]:
+def read_snapshots(trained: Trained) -> dict[int, Array]:
     """Decoders by the number of rows seen, in that order."""
-    snapshots, hashes = {}, read_metrics(folder).get("sha256") or {}
-    with _again(folder):
-        for path in snapshot_paths(folder):
-            _refuse_change(path, hashes.get(str(path.relative_to(folder))))
-            W_dec = tensor_files.read(path).get("W_dec")
-            if W_dec is None or W_dec.ndim != 2 or not path.stem.isdecimal():
-                raise UserError(f"{path} is not a snapshot of a decoder")
+    snapshots, hashes = {}, trained.metrics.get("sha256") or {}
+    with _again(trained.folder):
+        for path in snapshot_paths(trained.folder):
+            recorded = hashes.get(f"{SNAPSHOTS}/{path.name}")
+            W_dec = tensor_files.read(path, recorded).get("W_dec")
+            shape = trained.dictionary.W_dec.shape
+            if W_dec is None or W_dec.shape != shape or not path.stem.isdecimal():
+                raise UserError(f"{path} is not a snapshot of a decoder {shape}")
             snapshots[int(path.stem)] = W_dec
     return snapshots
 

@@ -57,15 +57,23 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
+def read_json(path: Path, recorded: str | None = None) -> dict[str, Any]:
+    """Read a JSON object from a file, whose SHA-256 is compared with the `recorded` one."""
+    data = untrusted.read_bytes(path)
     try:
-        value = json.loads(untrusted.read_bytes(path).decode())
+        value = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {type(value).__name__}, not a JSON object")
+    refuse_change(path, data, recorded)
     return value
+
+
+def refuse_change(path: Path, data: bytes, recorded: str | None) -> None:
+    """See that what was read from a file has the SHA-256 that was `recorded`, if one was."""
+    if recorded not in (None, hashlib.sha256(data).hexdigest()):
+        raise UserError(f"{path} has changed since it was written")
 
 
 def sha256_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -94,4 +102,4 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
 def is_sealed(record: Mapping[str, Any]) -> bool:
     """Whether a record is unchanged since `sealed`; True for older ones, which have no seal."""
     rest = {key: value for key, value in record.items() if key != SEAL}
-    return record.get(SEAL, fingerprint(rest)) == fingerprint(rest)
+    return record.get(SEAL) in (None, fingerprint(rest))

@@ -42,9 +42,9 @@ ArrayName = Annotated[str, Predicate(the_name_of_an_npy_file_beside_it)]
 Texts = dict[Line, Line]
 
 
-def read(path: Path, kind: type[T]) -> T:
-    """The record in a JSON file, if it is of its `kind`."""
-    value = read_json(path)
+def read(path: Path, kind: type[T], recorded: str | None = None) -> T:
+    """The record in a JSON file, if it is of its `kind` and has the SHA-256 that was `recorded`."""
+    value = read_json(path, recorded)
     ours = get_args(getattr(kind, "__annotations__", {}).get(VERSION))
     if ours and type(there := value.get(VERSION)) is int and there not in ours:
         raise Advised(

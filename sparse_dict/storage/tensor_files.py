@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.numpy import load, save
 
 from sparse_dict.errors import MALFORMED, Advised, UserError, one_line
 from sparse_dict.storage import files, records
-from sparse_dict.storage.untrusted import opened
+from sparse_dict.storage.untrusted import MOST_BYTES, opened
 
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
@@ -37,13 +38,15 @@ def write_checkpoint(
     files.write_bytes(path, save(whole, {RECORD: text, DIGEST: _digest(whole, text)}))
 
 
-def read(path: Path) -> Arrays:
-    """The arrays of a file."""
+def read(path: Path, recorded: str | None = None) -> Arrays:
+    """The arrays of a file, whose SHA-256 is compared with the `recorded` one."""
     try:
-        with _header(path):
-            return load(path.read_bytes())
+        data = _whole(path)
+        arrays = load(data)
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
+    files.refuse_change(path, data, recorded)
+    return arrays
 
 
 def read_record(path: Path, kind: type[T]) -> T:
@@ -61,7 +64,7 @@ def read_checkpoint(path: Path) -> Arrays:
         with _header(path) as file:
             header = file.metadata()
             text, digest = header[RECORD], header[DIGEST]
-        arrays = load(path.read_bytes())
+        arrays = load(_whole(path))
         if _digest(arrays, text) != digest:
             raise ValueError("it has changed since it was written")
     except UNREADABLE as error:
@@ -74,6 +77,15 @@ def _header(path: Path) -> Iterator[Any]:
     """The opened file, whose header says how large it must be: that it is no larger is checked."""
     with opened(path), safe_open(path, framework="numpy") as file:
         yield file
+
+
+def _whole(path: Path) -> bytes:
+    """All of a file; of a large one only if it is as large as its header says."""
+    with opened(path) as file:
+        if os.fstat(file.fileno()).st_size > MOST_BYTES:
+            with safe_open(path, framework="numpy"):
+                pass
+        return file.read()
 
 
 def damaged(path: Path, error: Exception) -> UserError:

@@ -132,17 +132,9 @@ def _analysis(folder: Path) -> tuple[float, str]:
     return float(record["seconds"]), text
 
 
-def dictionaries(sae_dir: Path) -> tuple[list[Path], list[Path]]:
-    """Folders of dictionaries that are finished, and of those that are not."""
-    done: list[Path] = []
-    with suppress(UserError):
-        done = study.finished(sae_dir)
-    return done, study.unfinished(sae_dir, done) if sae_dir.is_dir() else []
-
-
 def _dictionaries(sae_dir: Path) -> Iterator[Row]:
     """One row for all, and one for each that is not done."""
-    done, others = dictionaries(sae_dir)
+    done, others = study.folders(sae_dir)
     seconds, rows = 0.0, []
     for path in done:
         try:

@@ -99,10 +99,7 @@ def _batch_size(entry: Entry) -> int:
 
 
 def _snapshots(entry: Entry) -> dict[int, NDArray[np.float32]]:
-    kept = folders.read_snapshots(entry.trained.folder)
-    for seen, decoder in kept.items():
-        if decoder.shape != entry.decoder.shape:
-            raise UserError(f"{entry.name}: the snapshot after {seen} rows has another shape")
+    kept = folders.read_snapshots(entry.trained)
     return {seen: normalised(decoder) for seen, decoder in kept.items()}
 
 
