@@ -52,9 +52,6 @@ def bases(m: Metrics) -> tuple[int, Bases]:
     """How many rows the activations have, and FVU of neurons and ICA at the targets.
 
     On the evaluation rows of a dictionary; none for transcoders: no basis maps a site to another.
-
-    Raises:
-        UserError: the activations are not there.
     """
     from sparse_dict.activations.side_by_side import open_all
     from sparse_dict.analysis.measures.bases import (

@@ -53,11 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(smaller: Dictionary, larger: Dictionary) -> Agreement:
-    """Agreement of two dictionaries of the same activations.
-
-    Raises:
-        UserError: they are of activations of different width, or too large to match.
-    """
+    """Agreement of two dictionaries of the same activations."""
     widths = len(smaller.W_enc), len(larger.W_enc)
     if widths[0] != widths[1]:
         raise UserError(
@@ -68,11 +64,7 @@ def compare(smaller: Dictionary, larger: Dictionary) -> Agreement:
 
 
 def of_codes(smaller: Dictionary, larger: Dictionary, activations_dir: Path) -> dict[str, Any]:
-    """Features matched one to one by the correlation of their codes on the same rows.
-
-    Raises:
-        UserError: the activations cannot be read, or are not as wide as the dictionaries.
-    """
+    """Features matched one to one by the correlation of their codes on the same rows."""
     activations = Activations.open(activations_dir)
     if activations.d_in != len(smaller.W_enc):
         raise UserError(f"{activations_dir} holds rows of {activations.d_in}")

@@ -58,12 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(source: str, dest: Path, activations_dir: Path, seed: int | None = None) -> dict[str, Any]:
-    """Import the dictionary `source` into `dest`, and measure it; returns its metrics.
-
-    Raises:
-        UserError: it cannot be read or represented, does not fit the activations, or `dest` holds
-            something already.
-    """
+    """Import the dictionary `source` into `dest`, and measure it; returns its metrics."""
     if dest.resolve() == Path(source).expanduser().resolve():
         raise UserError(f"{dest} is what is imported: choose another folder")
     if OUTPUT.is_finished(dest, {}):

@@ -35,9 +35,6 @@ def show_feature(study: str | Path, feature: str, contexts: int = 10) -> Shown:
         study: the study's folder, such as ``outputs/demo``, which ``analyze.py`` has analysed.
         feature: NAME/INDEX as in ``contexts.features``: 256/3, FOLDER/3 or neuron/5.
         contexts: how many of each kind to show, at most.
-
-    Raises:
-        UserError: circuitsvis is not installed, or the feature's contexts are not saved.
     """
     path = Path(study) / "analysis" / "features.json"
     if not path.exists():

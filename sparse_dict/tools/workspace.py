@@ -42,11 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def save(name: str, project: str, entity: str | None) -> str:
-    """Save a workspace for study `name`; returns its address.
-
-    Raises:
-        UserError: wandb-workspaces is not installed, there is no key, or the server refuses.
-    """
+    """Save a workspace for study `name`; returns its address."""
     if why_not := tracking.why_offline():
         raise UserError(f"{why_not}: a workspace needs an account; run `wandb login`")
     try:
@@ -62,11 +58,7 @@ def save(name: str, project: str, entity: str | None) -> str:
 
 
 def build(name: str, project: str, entity: str) -> "Workspace":
-    """The workspace of study `name`, not saved.
-
-    Raises:
-        UserError: wandb-workspaces is not installed.
-    """
+    """The workspace of study `name`, not saved."""
     try:
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as workspaces

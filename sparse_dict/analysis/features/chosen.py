@@ -59,9 +59,6 @@ def choose(
     Without `settings.features`: of each size of the main chain those with the highest and the
     lowest MCS and a random sample, all of them alive; outliers in effective neurons; dead ones;
     and those of `also` that are not among these.
-
-    Raises:
-        UserError: a feature that was asked for does not exist.
     """
     entries = comparison.main.entries if comparison.main else comparison.study.entries[:1]
     chosen: list[Chosen] = []

@@ -100,12 +100,7 @@ class Gallery:
 
 
 def gather(config: AnalyzeConfig, comparison: Comparison, also: Sequence[Chosen] = ()) -> Gallery:
-    """Choose features, those of `also` too, and find their contexts.
-
-    Raises:
-        UserError: `contexts.features` names a feature that does not exist, or the text, the model
-            or the activations are not there.
-    """
+    """Choose features, those of `also` too, and find their contexts."""
     settings = config.settings(ContextsConfig)
     assert settings is not None
     chosen = choose(comparison, settings, config.seed, also)

@@ -114,11 +114,7 @@ def pictures(context: Context) -> Iterator[str | Picture]:
 
 
 def _texts(context: Context, chosen: list[Chosen]) -> list[Lines]:
-    """The strongest contexts of each feature.
-
-    Raises:
-        UserError: the language model or its text is not there.
-    """
+    """The strongest contexts of each feature."""
     settings = ContextsConfig(
         features=None, per_group=1, n_tokens=TOKENS, top=TEXTS, spread=0, width=24
     )

@@ -58,11 +58,7 @@ def to_send(cases: Sequence[Case], client: Client) -> tuple[list[Question], int]
 
 
 def ask(cases: Sequence[Case], settings: InterpConfig, path: Path) -> Found:
-    """Interpret all cases, as far as the cap and the endpoint allow; answers are kept in `path`.
-
-    Raises:
-        UserError: the key is missing, or another process asks.
-    """
+    """Interpret all cases, as far as the cap and the endpoint allow; answers are kept in `path`."""
     found: dict[int, Result] = {}
     stopped: str | None = None
     with lock.holding(path.parent), Client(settings, path) as client:
@@ -99,11 +95,7 @@ def ask(cases: Sequence[Case], settings: InterpConfig, path: Path) -> Found:
 
 
 def about(comparison: Comparison, config: AnalyzeConfig) -> Found:
-    """Ask about features of the study and directions of simpler bases; answers go to ANSWERS.
-
-    Raises:
-        UserError: nothing can be asked.
-    """
+    """Ask about features of the study and directions of simpler bases; answers go to ANSWERS."""
     settings = config.settings(InterpConfig)
     assert settings is not None
     source = open_source(config, comparison.study, settings.n_tokens)

@@ -34,9 +34,6 @@ def cases(settings: InterpConfig, seed: int, comparison: Comparison, source: Sou
 
     Left out are those active in too few excerpts (or in too many) to ask about. Memory: 4 bytes
     for each token read and each of CANDIDATES x per_group x groups columns.
-
-    Raises:
-        UserError: a baseline cannot be fitted.
     """
     text = source.text[:, source.place.skip_first :]  # what has activations
     width = min(settings.width, text.shape[1])

@@ -283,22 +283,14 @@ class Client:
 
 
 def check(settings: InterpConfig) -> None:
-    """See that the key and the `openai` client are there.
-
-    Raises:
-        UserError: one of them is missing.
-    """
+    """See that the key and the `openai` client are there."""
     api_key(settings)
     if importlib.util.find_spec("openai") is None:
         raise UserError("interp.base_url needs openai: pip install -e '.[interp]'")
 
 
 def api_key(settings: InterpConfig) -> str | None:
-    """The key in the environment variable that the config names; None if it names none.
-
-    Raises:
-        UserError: the variable is not set, or holds what no header can.
-    """
+    """The key in the environment variable that the config names; None if it names none."""
     if settings.api_key_env is None:
         return None
     key = os.environ.get(settings.api_key_env, "").strip()

@@ -154,11 +154,7 @@ def balanced_accuracy(detected: Sequence[bool], true: Sequence[bool]) -> float:
 
 
 def interpret(case: Case, client: Client) -> Result:
-    """Explain a case and score the explanation.
-
-    Raises:
-        UserError: the endpoint gives no more answers, or the cap is reached.
-    """
+    """Explain a case and score the explanation."""
     result = Result(case, read_explanation(client.ask(explain(case))))
     if not result.explanation:
         result.malformed = 1
