@@ -268,7 +268,7 @@ def test_harvests_of_the_same_text_agree_row_for_row_whatever_was_read_there(
     with pytest.raises(UserError, match="not the same"):
         verify.same_rows(tmp_path / "one", tmp_path / "skip")
     changed = new_stream()
-    changed._shards.arrays[0][123] = 1 - (changed._shards.arrays[0][123] == 1)
+    changed.shards.arrays[0][123] = 1 - (changed.shards.arrays[0][123] == 1)
     harvested(tmp_path / "changed" / "activations", model, changed)
     with pytest.raises(UserError, match=r"position and token of row \d+ are \(\d+, \d+, \d+\) and"):
         verify.same_rows(tmp_path / "one", tmp_path / "changed")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,15 +90,16 @@ def test_the_workspace_shows_the_studys_pictures_scatter_coordinates_and_curves(
 
 
 @pytest.mark.parametrize(
-    ("key", "reason"), [({}, "no API key for {url}"), (KEY, "{url} does not answer")]
+    ("key", "line"),
+    [
+        ({}, r"no API key for {url}: a workspace needs an account; run `wandb login`"),
+        (KEY, r"wandb did not take the workspace: .*{url}.*"),
+    ],
 )
 def test_without_a_key_or_a_server_it_ends_with_one_line(
-    tmp_path: Path, key: dict[str, str], reason: str
+    tmp_path: Path, key: dict[str, str], line: str
 ) -> None:
     process = run(tmp_path, WANDB_BASE_URL="http://127.0.0.1:9", **key)
     assert process.returncode == 1
     assert process.stdout == ""
-    assert process.stderr == (
-        f"workspace: {reason.format(url='http://127.0.0.1:9')}: a workspace needs an account; "
-        "run `wandb login`\n"
-    )
+    assert re.fullmatch(f"workspace: {line.format(url='http://127.0.0.1:9')}\n", process.stderr)
