@@ -340,8 +340,8 @@ def test_what_is_missing_is_named(base, tmp_path, key, monkeypatch):
     if key == "lm_dir":  # the harvest's record would still lead to it
         original = files.read_json
 
-        def without_record(path):
-            return {k: v for k, v in original(path).items() if k != "lm_dir"}
+        def without_record(path, *whole):
+            return {k: v for k, v in original(path, *whole).items() if k != "lm_dir"}
 
         monkeypatch.setattr(records, "read_json", without_record)
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "none"))):

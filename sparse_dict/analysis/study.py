@@ -262,8 +262,9 @@ def folders(top: Path) -> tuple[list[Path], list[Path]]:
             elif depth and not names.isdisjoint(MARKS):
                 others.append(Path(folder))
             for entry in entries if depth < 2 else ():
-                if not entry.name.startswith(".") and entry.is_dir():
-                    look(entry.path, depth + 1)
+                with suppress(OSError):  # a link to itself
+                    if not entry.name.startswith(".") and entry.is_dir():
+                        look(entry.path, depth + 1)
 
     if top.is_dir():
         look(str(top), 0)
