@@ -84,7 +84,7 @@ def best_l1(ridges: pd.DataFrame, peaks: pd.DataFrame, grid: list[float]) -> Fig
     axis.minorticks_off()
     axis.set_ylabel("L1 with the best MMCS")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    axis.set_title("Ridge of the heat map (open circles: at the edge of the grid, not fitted)")
+    axis.set_title("open circles: at the edge of the grid, not fitted")
     return figure
 
 
