@@ -140,7 +140,7 @@ def test_any_error_of_a_check_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bug: Exception, line: str
 ) -> None:
     """Hydra would make a warning of it and go on, unchecked."""
-    monkeypatch.setattr(check_first.distributed, "check", mock.Mock(side_effect=bug))
+    monkeypatch.setattr(check_first.distributed, "size", mock.Mock(side_effect=bug))
     handlers = {"root": {"handlers": ["console"]}}
     hydra_part = {"job": {"chdir": False}, "job_logging": handlers, "hydra_logging": handlers}
     with pytest.raises(SystemExit) as ended:
