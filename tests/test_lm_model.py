@@ -1,14 +1,18 @@
 import math
+import tracemalloc
 
 import pytest
 import torch
 import torch.nn.functional as F
 from rounding import assert_rounded, through
+from safetensors.torch import save_file
 
 from sparse_dict.config import ModelConfig
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
+from sparse_dict.lm import folder
 from sparse_dict.lm.model import GPT
+from sparse_dict.storage import files
 
 CONFIG = ModelConfig(n_layers=3, n_heads=2, d_model=8, d_mlp=20, n_ctx=16)
 N_VOCAB = 37
@@ -67,3 +71,23 @@ def test_an_unknown_site_is_refused(model, tokens):
     for site in (Site("resid", 0), Site("mlp_post", 3), Site("blocks.0.norm_1")):
         with pytest.raises(UserError, match="is not a site"):
             model.read(tokens, [site])
+
+
+@pytest.mark.parametrize(
+    "claim", [{"n_layers": 10**6}, {"d_mlp": 10**12}, {"n_ctx": 10**12}, {"n_vocab": 10**12}]
+)
+def test_a_record_that_claims_a_larger_model_is_refused_before_that_is_made(tmp_path, model, claim):
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    shape = vars(CONFIG) | claim
+    prints = {"model": folder.fingerprint(tmp_path / "model.safetensors")}
+    record = {
+        "format_version": 1, "n_vocab": shape.pop("n_vocab", N_VOCAB), "corpus": {},
+        "config": {"model": shape}, "fingerprints": prints | {"tokenizer": "t", "corpus": "c"},
+    }  # fmt: skip
+    files.write_json(tmp_path / "lm.json", record)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="safetensors cannot be loaded"):
+        folder.load(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * 2**20

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NotRequired
@@ -115,9 +116,9 @@ def load(lm_dir: str | Path, device: "torch.device | str" = "cpu") -> LoadedLM:
         try:
             shape = ModelConfig(**record["config"]["model"])
             tensors = {name: torch.tensor(array) for name, array in arrays.items()}  # aligned
-            sizes = {"embed": record["n_vocab"], "positions": shape.n_ctx}
-            sizes |= {f"blocks.{i}.mlp_in": shape.d_mlp for i in range(shape.n_layers)}
-            for name, rows in sizes.items():  # before anything of a claimed size is allocated
+            mlps = ((f"blocks.{i}.mlp_in", shape.d_mlp) for i in range(shape.n_layers))
+            tables = ("embed", record["n_vocab"]), ("positions", shape.n_ctx)
+            for name, rows in chain(tables, mlps):  # before anything of a claimed size is made
                 if tuple(tensors[f"{name}.weight"].shape) != (rows, shape.d_model):
                     raise RuntimeError(f"{name} is not {rows} x {shape.d_model}")
             with torch.random.fork_rng(devices=[]):  # initial values are drawn, and replaced

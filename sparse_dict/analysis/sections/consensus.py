@@ -209,7 +209,8 @@ def show(context: Context) -> Iterator[Block]:
 def draw(table: pd.DataFrame) -> Figure:
     """Agreement of halves, error, loss or recall, and number of features, by number of seeds."""
     style = {"hue": "of", "style": "of", "palette": COLOURS, "markers": True, "dashes": False}
-    figure, grid = figures.grid(2, 3, 5.2)
+    columns = -(-sum(column in table for column in PANELS) // 2)
+    figure, grid = figures.grid(2, columns, 5.2)
     axes = figures.panels([*grid.flat], table, PANELS, x="seeds", **style)
     nulls = table[table["of"] == TOGETHER].groupby("seeds")[["random", "gaussian"]].mean()
     figures.chance(axes["pw_mcc"], nulls)

@@ -45,10 +45,10 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     `before` is PW-MCC of the initial values, `change` the difference from the plain kind, over the
     seeds that both have. Kinds without levels on both sides of that L0 have no rows.
     """
-    study, plain = context.tables, context.tables.about.plain
-    pairs = study.seed_pairs.copy()
     if len(context.study.families) < 2:
         return {}
+    study, plain = context.tables, context.tables.about.plain
+    pairs = study.seed_pairs.copy()
     known = study.dictionaries.set_index("dictionary")
     entries = {entry.name: entry for entry in context.study.entries}
     level = known.loc[known["chosen"] & (known["family"] == plain), "level"]

@@ -196,7 +196,7 @@ def simulated(sizes: Sequence[int], d: int) -> Figure:
         law = random_directions.max_pdf(t, d, m)
         axis.plot(t, law, color=colour, lw=1.4, label=f"{n} in {m}: {mean}")
     axis.legend(title="sizes: exact / simulated mean", loc="upper left", bbox_to_anchor=(1, 1))
-    title = f"Random directions in {d} dimensions: exact law (lines) and simulation (bars)"
+    title = f"in {d} dimensions: exact law (lines) and simulation (bars)"
     axis.set(xlabel="MCS of random directions", ylabel="density", title=title)
     return figure
 
