@@ -50,8 +50,8 @@ def test_a_site_is_what_its_name_says_and_is_replaced_as_such(family):
 
         def loss(name, value, layer=layer):
             found, follow = model.split(tokens, targets, [Site(name, layer)])
-            torch.testing.assert_close(follow(found), whole)
-            return follow([value])
+            torch.testing.assert_close(follow(found).mean(1), whole)
+            return follow([value]).mean(1)
 
         for part, behind in (("mlp_out", "resid_post"), ("attn_out", "resid_mid")):
             if part == "attn_out" and mid is None:

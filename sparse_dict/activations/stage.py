@@ -171,7 +171,7 @@ def _try(model: "LanguageModel", context: NDArray[np.int64]) -> None:
     tokens = torch.from_numpy(context)[None].to(model.device)
     with torch.inference_mode():
         _, follow = model.split(tokens[:, :-1], tokens[:, 1:], [])
-        (loss,) = finite(follow([]), model)
+        loss = finite(follow([]), model).mean()
     log.info("the language model's loss on the first context: %.2f nats", loss)
 
 

@@ -101,7 +101,8 @@ def _loss(
     model: LanguageModel, follow: Follow, read: Sequence[Tensor], written: Sequence[Tensor],
     skip: int, new: Floats,
 ) -> Tensor:  # fmt: skip
-    return finite(follow([*read, *put_back(written, new, skip)]), model).double().cpu()
+    changed = [*read, *put_back(written, new, skip)]
+    return finite(follow(changed), model).double().mean(1).cpu()
 
 
 def recovered(loss: Losses, original: Losses, ablated: Losses) -> Estimate:

@@ -84,9 +84,9 @@ class Model:
         step = max(1, LOGITS // (tokens.shape[1] * self.model.config.get_text_config().vocab_size))
         skip = len(self.start)
 
-        def follow(values: Sequence[Tensor], n: int = len(tokens)) -> Tensor:
+        def follow(values: Sequence[Tensor], of: Tensor | None = None) -> Tensor:
             given = [*values, *found[len(sites) :]]
-            losses = []
+            losses, n = [], len(values[0] if values else tokens)
             with _passed_by(before, outputs):
                 for i in range(0, n, step):
                     part = slice(i, min(i + step, n))
@@ -98,14 +98,15 @@ class Model:
                     wanted = targets[part]  # (contexts, n_ctx)
                     flat = logits.float().flatten(0, 1)
                     each = F.cross_entropy(flat, wanted.flatten(), reduction="none")
-                    losses.append(each.view(wanted.shape).mean(1))
-            return torch.cat(losses)
+                    losses.append(each.view(wanted.shape))
+            whole = torch.cat(losses)
+            return whole if of is None else whole[of]
 
         if before and self._resumes is None:
             whole = F.cross_entropy(self._run(tokens[:1], []).logits[0, skip:].float(), targets[0])
             near = max(1e-4, torch.finfo(self.model.dtype).eps)
             with suppress(Exception):  # what later blocks ask of earlier ones fails in many ways
-                loss = follow(found[: len(sites)], 1)
+                loss = follow([value[:1] for value in found[: len(sites)]]).mean()
                 self._resumes = bool(torch.isclose(loss, whole, rtol=near))
             if not self._resumes:
                 self._resumes = False

@@ -1,7 +1,7 @@
 """What the harvest and the analyses ask of a language model, whether it is ours or another's."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,9 +40,15 @@ def _near(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).norm() <= 1e-3 * other.norm())
 
 
-# The mean cross-entropy of each context in nats, (batch,), computed from other activations than the
-# model's own, one (batch, n_ctx, d) for each site of a `split`.
-Follow = Callable[[Sequence[Tensor]], Tensor]
+class Follow(Protocol):
+    """The second part of a model that a `split` has cut in two."""
+
+    def __call__(self, values: Sequence[Tensor], of: Tensor | None = None) -> Tensor:
+        """The cross-entropy of each token in nats, (batch, n_ctx), from other activations.
+
+        `values` are in the place of the model's own, (batch, n_ctx, d) for each site; with `of`, a
+        mask (batch, n_ctx), only the losses of these tokens are computed, (n,).
+        """
 
 
 class LanguageModel(Protocol):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -177,3 +178,12 @@ def linear_cross_entropy(
         hidden, weight = hidden.detach(), weight.detach()  # else `forward` would compute gradients
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, bf16, rows)
     return loss
+
+
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy of each row in nats, (n,), of which no gradient is taken."""
+    if (kernel := kernel_for(hidden, False)) is not None:
+        return cross_entropy(kernel, hidden, weight, targets, False, False)[0]
+    rows = CPU_ROWS if hidden.device.type == "cpu" else GPU_ROWS
+    parts = zip(hidden.split(rows), targets.split(rows), strict=True)
+    return torch.cat([F.cross_entropy(h @ weight.T, t, reduction="none") for h, t in parts])

@@ -14,7 +14,7 @@ from sparse_dict.config.sites import SITES, Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm import attention
 from sparse_dict.lm.interface import Follow, Seen, without_division
-from sparse_dict.lm.loss import linear_cross_entropy
+from sparse_dict.lm.loss import linear_cross_entropy, token_losses
 
 At = Callable[[Site, Tensor], Tensor]  # what a site computes to what the model goes on with
 
@@ -117,11 +117,12 @@ class GPT(nn.Module):
         first = min((site.layer or 0 for site in sites), default=0)
         *found, start = self.read(tokens, [*sites, Site("resid_pre", first)])
 
-        def follow(values: Sequence[Tensor]) -> Tensor:
+        def follow(values: Sequence[Tensor], of: Tensor | None = None) -> Tensor:
             instead = dict(zip(sites, values, strict=True))
-            hidden = self._onwards(start, first, instead.get)
-            both = zip(hidden, targets, strict=True)
-            return torch.stack([linear_cross_entropy(h, self.embed.weight, t) for h, t in both])
+            wanted = torch.ones_like(targets, dtype=torch.bool) if of is None else of
+            hidden = self._onwards(start, first, instead.get)[wanted]  # (n, d_model)
+            found = token_losses(hidden, self.embed.weight, targets[wanted])
+            return found.view(targets.shape) if of is None else found
 
         return found, follow
 
