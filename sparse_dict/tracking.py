@@ -9,10 +9,8 @@ import functools
 import logging
 import os
 import re
-import resource
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -26,7 +24,7 @@ from typing import Any
 from sparse_dict.config import StudyConfig, TrackingConfig
 from sparse_dict.config.ranges import shortened
 from sparse_dict.errors import UserError, one_line
-from sparse_dict.machine.interrupt import Interrupted
+from sparse_dict.machine import interrupt
 from sparse_dict.storage import files
 from sparse_dict.storage.untrusted import read_bytes
 
@@ -37,8 +35,6 @@ DONE = " finished"
 NAME_BYTES = 128  # of the name of a run, a group or an artifact, which servers take
 KILLED = 255  # exit code that wandb gives a run that Ctrl-C has ended
 AT_ONCE = 32  # runs that are opened side by side
-FILES = 3  # that wandb's service keeps open for a run; here there is one, and a lock for each job
-SPARE = 64  # files that the work needs besides
 HEADER = 7  # bytes with which a .wandb file begins
 SETTINGS = {
     "silent": True,
@@ -178,7 +174,7 @@ class Run(AbstractContextManager["Run"]):
 def _exit_code(error: BaseException | None) -> int:
     if error is None:
         return 0
-    return KILLED if isinstance(error, KeyboardInterrupt | Interrupted) else 1
+    return KILLED if isinstance(error, KeyboardInterrupt | interrupt.Interrupted) else 1
 
 
 @contextmanager
@@ -225,7 +221,7 @@ def open_run(
     """
     tracking, wandb_dir = config.tracking, Path(config.study_dir) / "wandb"
     mode, before = _mode(tracking), _remembered(folder / ID_FILE, finished is not None)
-    if mode == "disabled" or (finished is not None and before is None) or not _room():
+    if mode == "disabled" or (finished is not None and before is None):
         return Run()
     check(tracking)
     about = {"folder": folder.name, "commit": _commit(), "fingerprints": fingerprints}
@@ -272,7 +268,10 @@ def _init(
     for key in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         os.environ.setdefault(key, str(folder / ".cache"))  # else the user's home
     wandb = _client()
-    _prepare_cache()
+    from wandb.sdk.artifacts import artifact_file_cache
+
+    with _lock, interrupt.not_heard():  # it starts a process for it, which Ctrl-C does not reach so
+        artifact_file_cache.get_artifact_file_cache()
     wanted = SETTINGS | {"mode": mode, "root_dir": str(folder.parent)}
     wanted |= LIMITS if mode == "online" else {}
     known = wandb.Settings.model_fields  # those that begin with x_ come and go
@@ -332,18 +331,6 @@ def _client() -> Any:
     return wandb
 
 
-def _prepare_cache() -> None:
-    """Let wandb make its cache now: it starts a process for it, which Ctrl-C does not reach so."""
-    from wandb.sdk.artifacts import artifact_file_cache
-
-    with _lock:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            artifact_file_cache.get_artifact_file_cache()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def why_offline() -> str:
     """Why the server is not used, or "" if it is: there is a key, and no run has met trouble."""
     with _lock:
@@ -370,16 +357,6 @@ def _lacking() -> str:
     except Exception as error:  # a key that cannot be one, say
         return one_line(error, named=True)
     return "" if key else f"no API key for {url}"
-
-
-def _room() -> bool:
-    """Whether one run more may have its files open."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if FILES * len(list(Path("/proc/self/fd").glob("*"))) + SPARE <= most:
-        return True
-    say = f"no more runs are opened: only {most} files may be open, see ulimit -n"
-    _say(logging.WARNING, say)
-    return False
 
 
 def _mode(tracking: TrackingConfig) -> str:

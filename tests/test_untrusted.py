@@ -32,7 +32,6 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import study
 from sparse_dict.config import BPETokenizer
 from sparse_dict.errors import UserError
-from sparse_dict.launch.multirun import _reopened
 from sparse_dict.machine.background import in_background, prefetched
 from sparse_dict.sae import folder as folders
 from sparse_dict.storage import lock, records, untrusted
@@ -505,21 +504,6 @@ def test_limits_of_the_system_are_named(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
         for file in opened:
             file.close()
-
-
-def test_the_logs_of_a_grid_hold_no_files_open(tmp_path: Path):
-    handlers = [
-        _reopened(logging.FileHandler(tmp_path / f"{i}.log", delay=True)) for i in range(50)
-    ]
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    for text in ("one", "two"):
-        for handler in handlers:
-            handler.handle(logging.LogRecord("x", logging.INFO, "", 0, text, None, None))
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
-    assert (tmp_path / "49.log").read_text() == "one\ntwo\n"
-    (tmp_path / "0.log").unlink()
-    (tmp_path / "0.log").mkdir()
-    handlers[0].handle(logging.LogRecord("x", logging.INFO, "", 0, "lost", None, None))
 
 
 # --- wandb ----------------------------------------------------------------------------------------

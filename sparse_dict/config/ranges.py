@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import field, fields
+from functools import partial
 from typing import Any
 
 from omegaconf import MISSING
@@ -11,27 +12,17 @@ from sparse_dict.errors import UserError
 
 NAME_BYTES = 255  # of a file's name, in all common file systems
 
-Fits = Callable[[Any], bool]
 
-
-def _ranged(default: Any, fits: Fits, what: str) -> Any:
+def _ranged(fits: Callable[[Any], bool], what: str, default: Any = MISSING) -> Any:
     """A field whose values must fit; `what` ends the sentence "KEY must be ..."."""
     return field(default=default, metadata={"fits": fits, "what": what})
 
 
-def positive(default: Any = MISSING) -> Any:
-    """A field above zero."""
-    return _ranged(default, lambda value: value > 0, "be positive")
-
-
-def not_negative(default: Any = MISSING) -> Any:
-    """A field of at least zero."""
-    return _ranged(default, lambda value: value >= 0, "not be negative")
-
-
-def coefficient() -> Any:
-    """A field of at least zero that the record of a result can hold."""
-    return between(0, 1e18, "[)")
+# Fields without a default, unless one is given.
+positive = partial(_ranged, lambda value: value > 0, "be positive")
+not_negative = partial(_ranged, lambda value: value >= 0, "not be negative")
+even = partial(_ranged, lambda value: value > 0 and value % 2 == 0, "be even and positive")
+counts = partial(_ranged, lambda values: values and min(values) > 0, "be positive numbers")
 
 
 def between(low: float, high: float, brackets: str = "()", default: Any = MISSING) -> Any:
@@ -41,33 +32,26 @@ def between(low: float, high: float, brackets: str = "()", default: Any = MISSIN
         above = value > low if brackets[0] == "(" else value >= low
         return above and (value < high if brackets[1] == ")" else value <= high)
 
-    return _ranged(default, fits, f"lie in {brackets[0]}{low}, {high}{brackets[1]}")
+    return _ranged(fits, f"lie in {brackets[0]}{low}, {high}{brackets[1]}", default)
+
+
+# Fields of at least zero that the record of a result can hold.
+coefficient = partial(between, 0, 1e18, "[)")
 
 
 def one_of(*choices: str, default: Any = MISSING) -> Any:
     """A field that is one of some texts."""
-    return _ranged(default, choices.__contains__, f"be one of {', '.join(choices)}")
+    return _ranged(choices.__contains__, f"be one of {', '.join(choices)}", default)
 
 
 def at_least(low: int, why: str) -> Any:
     """A field from `low` on."""
-    return _ranged(MISSING, lambda value: value >= low, f"be at least {low}{why}")
-
-
-def even() -> Any:
-    """A field that is even and above zero."""
-    return _ranged(MISSING, lambda value: value > 0 and value % 2 == 0, "be even and positive")
-
-
-def counts() -> Any:
-    """A field that is a list of numbers above zero."""
-    return _ranged(MISSING, lambda values: bool(values) and min(values) > 0, "be positive numbers")
+    return _ranged(lambda value: value >= low, f"be at least {low}{why}")
 
 
 def some_of(*choices: str) -> Any:
     """A field that is a list of some texts."""
-    what = f"hold none but {', '.join(choices)}"
-    return _ranged(MISSING, lambda values: {*values} <= {*choices}, what)
+    return _ranged(lambda values: {*values} <= {*choices}, f"hold none but {', '.join(choices)}")
 
 
 class Checked:
@@ -84,10 +68,8 @@ class Checked:
             value = getattr(self, one.name)
             # null, where it may be, is no value
             if one.metadata and value is not None and not one.metadata["fits"](value):
-                raise UserError(f"{self.key(one.name)} must {one.metadata['what']}, not {value!r}")
-
-    def key(self, name: str) -> str:
-        return f"{self.section}.{name}" if self.section else name
+                key = f"{self.section}.{one.name}".lstrip(".")
+                raise UserError(f"{key} must {one.metadata['what']}, not {value!r}")
 
 
 def shortened(name: str, most: int) -> str:

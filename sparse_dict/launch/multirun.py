@@ -111,19 +111,8 @@ class BegunJob:
         return self._return
 
 
-class _Reopened(logging.FileHandler):
-    """A log file that is open only while a record is written: there may be hundreds of them."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            super().emit(record)
-        except OSError:  # it could not be opened
-            self.handleError(record)
-        self.close()
-
-
 def _reopened(file: logging.FileHandler) -> logging.FileHandler:
-    again = _Reopened(file.baseFilename, encoding=file.encoding, delay=True)
+    again = logging.FileHandler(file.baseFilename, encoding=file.encoding, delay=True)
     again.setLevel(file.level)
     again.setFormatter(file.formatter)
     return again

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -28,45 +28,19 @@ if TYPE_CHECKING:
 
 # Others wait for as long as rank 0 tokenises a corpus; if it dies, their connection breaks at once.
 PATIENCE = timedelta(days=7)
-VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets of them
+MARK = "TORCHELASTIC_RUN_ID"  # torchrun alone sets it; other launchers set RANK and its like, too
 WAIT_S = 5.0  # after which a process says that it waits for others
 GRACE_S = 5.0  # torchrun ends all ranks when one has ended: rank 0 goes first, to report why
 
 
 def rank() -> int:
     """This process' number."""
-    return _environment()[0]
+    return int(os.environ["RANK"]) if MARK in os.environ else 0
 
 
 def size() -> int:
     """How many processes there are."""
-    return _environment()[1]
-
-
-def check() -> None:
-    """Raise `UserError` if torchrun's environment variables are incomplete or malformed."""
-    if wrong := _environment()[2]:
-        raise UserError(wrong)
-
-
-def _environment() -> tuple[int, int, str | None]:
-    """Rank and number of the processes, and what is wrong with torchrun's variables, if anything.
-
-    A process with variables that other launchers leave counts as the only one, which can report it.
-    """
-    there = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    with suppress(KeyError, ValueError):
-        own, n = int(there.get("RANK", 0)), int(there.get("WORLD_SIZE", 1))
-        if own == 0 and n == 1:
-            return 0, 1, None
-        if 0 <= own < n and int(there["MASTER_PORT"]) and there["MASTER_ADDR"] and "RANK" in there:
-            return own, n, None
-    shown = " ".join(f"{name}={value}" for name, value in there.items())
-    wrong = (
-        f"{shown} is set, but not {', '.join(VARIABLES)} as torchrun sets them: start it with "
-        f"torchrun, or first `unset {' '.join(there)}`"
-    )
-    return 0, 1, wrong
+    return int(os.environ["WORLD_SIZE"]) if MARK in os.environ else 1
 
 
 def main() -> bool:
