@@ -50,7 +50,7 @@ from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.model import GPT
 from sparse_dict.storage import files, records
 from sparse_dict.text import tokens
-from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
+from sparse_dict.text.tokenizer import Tokenizer
 from sparse_dict.tracking import Run
 
 N_CTX, D, LAYER = 16, 12, 1
@@ -72,7 +72,7 @@ def base(tmp_path_factory):
             file.write(json.dumps({"text": f"{i} {text}\n"}) + "\n")
     data = FilesData(0.3, str(base / "text.jsonl"), "text")
     ranks = {bytes([i]): i for i in range(256)}
-    tokenizer = Tokenizer("bytes", ranks | {b"al": 256, b"ta": 257}, GPT2_PATTERN)
+    tokenizer = Tokenizer("bytes", ranks | {b"al": 256, b"ta": 257})
     tokens.prepare(data, tokenizer, base / "cache")
 
     torch.manual_seed(0)

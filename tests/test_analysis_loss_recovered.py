@@ -35,7 +35,7 @@ from sparse_dict.lm import folder as lm_folder
 from sparse_dict.lm.model import GPT
 from sparse_dict.storage import files
 from sparse_dict.text import tokens
-from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
+from sparse_dict.text.tokenizer import Tokenizer
 from sparse_dict.tracking import Run
 
 N_VOCAB, N_CTX, D, LAYER = 31, 16, 12, 1
@@ -197,7 +197,7 @@ def base(tmp_path_factory):
         (base / "text").mkdir(exist_ok=True)
         (base / "text" / f"{i}.txt").write_text(line)
     data = FilesData(0.3, str(base / "text" / "*.txt"), "text")
-    tokenizer = Tokenizer("bytes", {bytes([i]): i for i in range(256)}, GPT2_PATTERN)
+    tokenizer = Tokenizer("bytes", {bytes([i]): i for i in range(256)})
     store = tokens.prepare(data, tokenizer, base / "cache")
     model = random_model(tokenizer.n_vocab)
     fingerprints = write_model(base / "lm", model, MODEL, tokenizer)

@@ -39,7 +39,7 @@ from sparse_dict.launch.explain import in_one_line
 from sparse_dict.machine.interrupt import Interrupted
 from sparse_dict.machine.threads import balanced
 from sparse_dict.sae import batches as batches_module
-from sparse_dict.sae import jobs, stage, step_cpu, step_torch
+from sparse_dict.sae import jobs, passes, stage, step_cpu, step_torch
 from sparse_dict.sae.batches import batches
 from sparse_dict.sae.schedule import hyper
 from sparse_dict.sae.state import State
@@ -313,7 +313,7 @@ def dense(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
     """No C compiler, and as many devices as the list is given."""
     there = [CPU]
     monkeypatch.setattr(step_cpu, "load", lambda width: None)
-    monkeypatch.setattr(jobs, "training_devices", lambda name: there)
+    monkeypatch.setattr(passes, "training_devices", lambda name: there)
     return there
 
 

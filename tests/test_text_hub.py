@@ -103,8 +103,8 @@ def test_records_without_a_commit_agree_with_those_that_have_one():
 
 
 def test_a_config_that_cannot_work_is_refused_by_check(tmp_path):
-    with pytest.raises(UserError, match="max_documents must be positive"):
-        corpus.check(local(tmp_path, max_documents=0))
+    with pytest.raises(UserError, match=r"data\.max_documents must be positive"):
+        local(tmp_path, max_documents=0)
     with pytest.raises(UserError, match=r"data\.path is empty"):
         corpus.check(local(tmp_path, path=""))
 

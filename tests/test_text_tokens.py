@@ -18,14 +18,14 @@ from sparse_dict.config import FilesData
 from sparse_dict.errors import UserError
 from sparse_dict.storage import cache
 from sparse_dict.text import corpus, tokenizer, tokens
-from sparse_dict.text.tokenizer import GPT2_PATTERN, Tokenizer
+from sparse_dict.text.tokenizer import Tokenizer
 from sparse_dict.text.tokens import TokenStore, TokenStream
 
 TEXTS = [f"Document {i} of many, {'and more ' * (i % 5)}with é." for i in range(60)]
 
 
 def make_tokenizer(n_ranks: int = 280) -> Tokenizer:
-    return Tokenizer("bpe", tokenizer.train_ranks(TEXTS, n_ranks, 10_000), GPT2_PATTERN)
+    return Tokenizer("bpe", tokenizer.train_ranks(TEXTS, n_ranks, 10_000))
 
 
 def make_data(folder: Path, texts: list[str] = TEXTS, val_fraction: float = 0.3) -> FilesData:

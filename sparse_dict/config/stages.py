@@ -54,7 +54,7 @@ class HubData(DataConfig):
     split: str = MISSING  # part of the data set
     streaming: bool = MISSING  # whether it is read as it is downloaded
     text_column: str = MISSING  # the column that holds the text
-    max_documents: int | None = MISSING  # null takes all
+    max_documents: int | None = positive()  # null takes all
 
 
 @dataclass

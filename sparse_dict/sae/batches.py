@@ -48,7 +48,9 @@ def batches(
             batch = next(streamed)
             yield batch
             if step == first_step and last_step - first_step > whole_pass:
-                kept = _place_for(rows.rows, batch, _room(device) if room is None else room)
+                room = _room(device) if room is None else room
+                fits = rows.rows * batch[0].nbytes <= room
+                kept = batch.new_empty(rows.rows, rows.d_in) if fits else None
             if kept is not None:
                 before_end = min(batch_size, rows.rows - start)
                 kept[start : start + before_end] = batch[:before_end]
@@ -57,15 +59,6 @@ def batches(
 
 def _room(device: torch.device) -> int:
     return int(SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
-
-
-def _place_for(rows: int, batch: Tensor, room: int) -> Tensor | None:
-    if rows * batch[0].nbytes > room:
-        return None
-    try:
-        return batch.new_empty(rows, batch.shape[1])
-    except torch.OutOfMemoryError:  # another process has taken the memory
-        return None
 
 
 def _streamed(

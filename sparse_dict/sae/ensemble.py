@@ -15,7 +15,6 @@ from sparse_dict.sae import step_cpu
 from sparse_dict.sae.batches import batches
 from sparse_dict.sae.interventions import Moment
 from sparse_dict.sae.rows import Rows
-from sparse_dict.sae.scaling import Columns
 from sparse_dict.sae.schedule import rate, total_steps
 from sparse_dict.sae.state import State
 from sparse_dict.sae.step_cpu import SparseStep
@@ -59,25 +58,26 @@ class _Part:
         for _, step_fn in self.steps:
             stack.enter_context(step_fn)
         data = trainees[0].data
-        xs = stack.enter_context(closing(self._batches(data.x, first_step, self.last_step)))
+        xs = stack.enter_context(closing(self._batches(first_step, self.last_step)))
         if data.y is data.x:
             self.feed: Iterator[tuple[torch.Tensor, torch.Tensor]] = ((x, x) for x in xs)
         else:
-            ys = stack.enter_context(closing(self._batches(data.y, first_step, self.last_step)))
+            ys = stack.enter_context(closing(self._batches(first_step, self.last_step, y=True)))
             self.feed = zip(xs, ys, strict=True)
         # sums of what is reconstructed, and of its squares, since values were logged
-        self.sum = torch.zeros(data.y.width).to(states[0].sums)
+        self.sum = torch.zeros(data.y.d_in).to(states[0].sums)
         self.squares = torch.zeros(()).to(states[0].sums)
         unlogged = states[0].stats().rows // trainees[0].config.training.batch_size
-        for y in self._batches(data.y, first_step - unlogged, first_step) if unlogged else ():
+        for y in self._batches(first_step - unlogged, first_step, y=True) if unlogged else ():
             self._see(y)
 
     def _batches(
-        self, columns: Columns, first_step: int, last_step: int
+        self, first_step: int, last_step: int, y: bool = False
     ) -> Generator[torch.Tensor, None, None]:
-        training, device = self.trainees[0].config.training, self.trainees[0].state.b.device
+        data, training = self.trainees[0].data, self.trainees[0].config.training
+        activations, scaling = (data.y, data.y_scaling) if y else (data.x, data.x_scaling)
         return batches(
-            Rows(columns.activations, training), columns.scaling, device,
+            Rows(activations, training), scaling, self.trainees[0].state.b.device,
             batch_size=training.batch_size, first_step=first_step, last_step=last_step,
         )  # fmt: skip
 
@@ -100,7 +100,7 @@ class _Part:
             step_fn(x, y, [hypers[i] for i in indices], seen)
 
         def before(rows: int) -> Iterator[torch.Tensor]:
-            return self._batches(self.trainees[0].data.x, max(0, step - -(-rows // len(x))), step)
+            return self._batches(max(0, step - -(-rows // len(x))), step)
 
         at = Moment(step, self.last_step, seen, x, y, before)
         for trainee in self.trainees:
@@ -159,7 +159,7 @@ def train(groups: list[list[Trainee]], first_step: int) -> None:
             if step in snapshots:
                 for trainee in living:
                     W_dec = trainee.state.W_dec.cpu().numpy()
-                    balance = trainee.data.y.scaling.balance
+                    balance = trainee.data.y_scaling.balance
                     folders.write_snapshot(trainee.job.folder, W_dec * balance, seen)
             if saves:
                 for trainee in living:
@@ -189,7 +189,7 @@ def _log(part: _Part, seen: int, step: int, speed: float) -> None:
     for trainee in living:
         state, sums = trainee.state, trainee.state.stats()
         state.sums.zero_()
-        mse = sums.squared_error / (sums.rows * trainee.data.y.width)
+        mse = sums.squared_error / (sums.rows * trainee.data.y.d_in)
         values = {
             "activations": seen,
             "mse": mse,

@@ -34,10 +34,20 @@ class Evaluation:
     fire_count: npt.NDArray[np.int64]  # (dict_size,) rows on which each feature was active
     rows: int
 
-    def error(self, scale: npt.NDArray[np.float64] | float = 1.0) -> dict[str, float]:
-        """Means over columns, in units of `scale` (d_out,): error, variance, and their ratio."""
+    def metrics(
+        self, scale: npt.NDArray[np.float64] | float = 1.0, unit: float = 1.0
+    ) -> dict[str, float]:
+        """As `metrics.json` has them: errors in units of `scale` (d_out,), codes of `unit`."""
         mse, variance = (float((part / scale**2).mean()) for part in (self.mse, self.variance))
-        return {"mse": mse, "variance": variance, "fvu": mse / variance}
+        return {
+            "mse": mse,
+            "variance": variance,
+            "fvu": mse / variance,
+            "l0": self.l0,
+            "l1_norm": self.l1 / unit,
+            "dead": int((self.fire_count == 0).sum()),
+            "eval_rows": self.rows,
+        }
 
 
 @torch.inference_mode()

@@ -90,31 +90,18 @@ def decided(config: ActivationsConfig, *seen: Activations) -> ActivationsConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
-    """Some columns of the activations, and how dictionaries see them."""
-
-    activations: Activations
-    scaling: Scaling
-
-    @property
-    def width(self) -> int:
-        return self.activations.d_in
-
-
-@dataclass(frozen=True, eq=False)
 class Data:
     """What is read and what is reconstructed: one and the same, but for a transcoder."""
 
-    x: Columns
-    y: Columns
+    x: Activations
+    y: Activations
+    x_scaling: Scaling
+    y_scaling: Scaling
 
     @classmethod
     def of(cls, config: TrainSAEConfig, activations: Activations) -> Self:
-        read, written = _sites(config, activations)
-        x = Columns(read, Scaling.of(config.activations, read))
-        if read is written:
-            return cls(x, x)
-        return cls(x, Columns(written, Scaling.of(config.activations, written)))
+        x, y = _sites(config, activations)
+        return cls(x, y, *(Scaling.of(config.activations, columns) for columns in (x, y)))
 
 
 def _sites(config: TrainSAEConfig, activations: Activations) -> tuple[Activations, Activations]:

@@ -75,7 +75,7 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     training_rows(activations, config.training.eval_rows, config.training.batch_size)
     data = Data.of(config, activations)
     _check_last(activations, config.sae.target or config.sae.site, config.training.eval_rows)
-    for intervention in interventions.of(config.sae, Path(config.lm_dir), data.x.activations):
+    for intervention in interventions.of(config.sae, Path(config.lm_dir), data.x):
         intervention.check()
     OUTPUT.is_finished(folder, _record(config, activations), config)
     _check_companions(folder, activations)

@@ -41,18 +41,24 @@ class Trainee:
 
     @classmethod
     def begun(cls, job: Job, run: Run, data: Data, device: torch.device) -> Self:
+        """As its checkpoint has it, if there is one."""
         config, x, y = job.config, data.x, data.y
-        asked = interventions.of(config.sae, Path(config.lm_dir), x.activations)
+        asked = interventions.of(config.sae, Path(config.lm_dir), x)
         changes = [intervention.begin for intervention in asked]
         terms = tuple(term for intervention in asked if (term := intervention.term) is not None)
 
         def begin(seed: int) -> State:
             other = replace(config, seed=seed)
-            return State.initial(other, x.width, y.width, device, changes, terms)
+            return State.initial(other, x.d_in, y.d_in, device, changes, terms)
 
         own = begin(config.seed)
         beside = [other for intervention in asked for other in intervention.beside(own, begin)]
-        return cls(job, run, data, asked, [own, *beside])
+        begun = cls(job, run, data, asked, [own, *beside])
+        try:
+            begun.load()
+        except UserError as error:
+            begun.error = error
+        return begun
 
     @property
     def config(self) -> TrainSAEConfig:
@@ -64,7 +70,7 @@ class Trainee:
 
     def hypers(self, step: int) -> list[Hyper | None]:
         """The numbers of an optimiser step, for each of its states; None: it is over."""
-        numbers = None if self.error else hyper(self.config, step, self.data.y.width)
+        numbers = None if self.error else hyper(self.config, step, self.data.y.d_in)
         return [numbers] * len(self.states)
 
     def is_finite(self) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from sparse_dict.errors import UserError, advising
+from sparse_dict.errors import advising
 from sparse_dict.storage import files, lock, records
 
 HASHES = "sha256.json"  # of a folder's files, where they do not say so themselves
@@ -24,9 +24,7 @@ def ensure_sealed(folder: Path, make: Callable[[Path], None]) -> None:
     if path.exists():  # not in the folders of earlier versions
         with advising(f"delete {folder} to have it made again"):
             for name, sha256 in records.read(path, records.Texts).items():
-                path = folder / Path(name).name
-                if not path.is_file() or files.sha256_file(path) != sha256:
-                    raise UserError(f"{path} has changed since it was written")
+                files.refuse_changed_file(folder / Path(name).name, sha256)
     ensure(folder, make_and_seal)
 
 

@@ -88,6 +88,12 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def refuse_changed_file(path: Path, recorded: str) -> None:
+    """See that a file has the SHA-256 that was `recorded`."""
+    if sha256_file(path) != recorded:
+        raise UserError(f"{path} has changed since it was written")
+
+
 def fingerprint(value: Any) -> str:
     """Sixteen hexadecimal digits that identify a JSON-able value, whatever its key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)

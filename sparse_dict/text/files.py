@@ -3,6 +3,7 @@
 import functools
 import glob
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -125,10 +126,8 @@ def _expand(item: str) -> list[Path]:
 
 
 def _contents(path: Path) -> dict[str, Any]:
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    with opened(path) as file:
+        state = os.fstat(file.fileno())
     same = (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     return {"bytes": state.st_size, "sha256": _sha256(path, same)}
 

@@ -32,15 +32,10 @@ def check(data: HubData) -> None:
     """Quick test of the config; does not ask the network."""
     if not data.path:
         raise UserError("data.path is empty: give a data set of the hub, e.g. NeelNanda/pile-10k")
-    if data.max_documents is not None and data.max_documents < 1:
-        raise UserError(
-            f"data.max_documents must be positive, or null for all, not {data.max_documents}"
-        )
 
 
 def describe(data: HubData, cache_dir: Path) -> dict[str, Any]:
     """Where the data set comes from. Streaming or not gives the same documents."""
-    check(data)
     keys = ("path", "name", "revision", "split", "text_column", "max_documents")
     described = {"kind": "hub", **{key: getattr(data, key) for key in keys}}
     commit = _commit(data, cache_dir)
@@ -49,7 +44,6 @@ def describe(data: HubData, cache_dir: Path) -> dict[str, Any]:
 
 def documents(data: HubData, cache_dir: Path, state: dict[str, Any] | None = None) -> "Stream":
     """The documents in the data set's order, or those behind `state`."""
-    check(data)
     return Stream(data, _open(data, _commit(data, cache_dir)), state)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from sparse_dict.config import DataConfig
-from sparse_dict.errors import UserError, advising
+from sparse_dict.errors import UserError, advising, reading
 from sparse_dict.machine import distributed
 from sparse_dict.machine.background import prefetched
 from sparse_dict.machine.progress import Progress
@@ -57,11 +57,6 @@ class _SplitRecord(_WriterRecord):  # one part of the corpus
     document_starts: _FileRecord
 
 
-class _Splits(TypedDict):  # those of a store
-    train: _SplitRecord
-    validation: _SplitRecord
-
-
 class Manifest(TypedDict):
     """`manifest.json` of a store."""
 
@@ -73,7 +68,7 @@ class Manifest(TypedDict):
     dtype: Literal["uint16", "uint32"]
     n_vocab: Count
     eot: Count
-    splits: _Splits
+    splits: dict[str, _SplitRecord]
 
 
 class _Resume(TypedDict):  # where a stream broke off
@@ -184,14 +179,19 @@ class TokenStore:
         path = folder / "manifest.json"
         with advising(f"delete {folder} to have it made again"):
             manifest = records.read(path, Manifest)
-            splits, dtype = manifest["splits"], np.dtype(manifest["dtype"])
-            hashes: dict[str, str] = {}
-            streams = {
-                "train": _stream(folder, splits["train"], dtype, hashes),
-                "validation": _stream(folder, splits["validation"], dtype, hashes),
-            }
+            with reading(path):
+                splits = {name: manifest["splits"][name] for name in SPLITS}
+            dtype = np.dtype(manifest["dtype"])
+            streams = {name: _stream(folder, split, dtype) for name, split in splits.items()}
             if distributed.main():
-                _verify(folder, hashes)
+                recorded: list[_FileRecord] = [
+                    file for split in splits.values() for file in split["shards"]
+                ]
+                recorded += [split["document_starts"] for split in splits.values()]
+                with ThreadPoolExecutor(available_cores()) as pool:
+                    paths = [folder / file["name"] for file in recorded]
+                    hashes = [file["sha256"] for file in recorded]
+                    list(pool.map(files.refuse_changed_file, paths, hashes))
         return cls(folder, manifest, streams)
 
     def split(self, name: str) -> TokenStream:
@@ -213,28 +213,15 @@ class TokenStore:
         return stream
 
 
-def _stream(
-    folder: Path, split: _SplitRecord, dtype: np.dtype[Any], hashes: dict[str, str]
-) -> TokenStream:
-    shards = []
-    for shard in split["shards"]:
-        shards.append(stored(folder / shard["name"], dtype, (shard["tokens"],)))
-        hashes[shard["name"]] = shard["sha256"]
-    record = split["document_starts"]
-    starts = stored(folder / record["name"], np.dtype(np.int64), (split["documents"],))[:]
-    hashes[record["name"]] = record["sha256"]
-    stream = TokenStream(shards, starts)
+def _stream(folder: Path, split: _SplitRecord, dtype: np.dtype[Any]) -> TokenStream:
+    shards = [stored(folder / s["name"], dtype, (s["tokens"],)) for s in split["shards"]]
+    name = split["document_starts"]["name"]
+    stream = TokenStream(
+        shards, stored(folder / name, np.dtype(np.int64), (split["documents"],))[:]
+    )
     if split["tokens"] != len(stream):
-        raise UserError(f"{folder}: the shards of {record['name']} do not add up")
+        raise UserError(f"{folder}: the shards of {name} do not add up")
     return stream
-
-
-def _verify(folder: Path, hashes: dict[str, str]) -> None:
-    with ThreadPoolExecutor(available_cores()) as pool:
-        found = pool.map(files.sha256_file, [folder / name for name in hashes])
-        for (name, wanted), digest in zip(hashes.items(), found, strict=True):
-            if digest != wanted:
-                raise UserError(f"{folder / name} has changed since it was written")
 
 
 class _SplitWriter:
