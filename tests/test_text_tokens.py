@@ -250,7 +250,7 @@ def saved(array):
         (MANIFEST, edited(format=0), "format is 0, not 1"),
         (MANIFEST, edited(dtype="float64"), "dtype is 'float64', not"),
         (MANIFEST, edited(eot=-1), "eot is -1"),
-        (MANIFEST, edited(splits={}), "it lacks 'splits.train'"),
+        (MANIFEST, edited(splits={}), "it lacks 'train'"),
         (MANIFEST, edited(*TRAIN, documents=True), "documents is True"),
         (MANIFEST, edited(*TRAIN, shards="x"), "is malformed"),
         (MANIFEST, edited(*TRAIN, "shards", 0, name="../x.npy"), "'../x.npy', not the name of"),

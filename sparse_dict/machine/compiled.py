@@ -41,13 +41,9 @@ def cpu() -> str:
 @cache
 def _compiler() -> list[str] | None:
     found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    try:
-        words = shlex.split(os.environ.get("CC", "")) or ([found] if found else None)
-        why = "no C compiler"
-    except ValueError as error:
-        words, why = None, f"CC cannot be read ({error})"
+    words = shlex.split(os.environ.get("CC", "")) or ([found] if found else None)
     if words is None:
-        log.warning("%s: %s", why, WITHOUT)
+        log.warning("no C compiler: %s", WITHOUT)
     return words
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.numpy import load, save
 
 from sparse_dict.errors import MALFORMED, Advised, UserError, one_line
 from sparse_dict.storage import files, records
-from sparse_dict.storage.untrusted import MOST_BYTES, opened
+from sparse_dict.storage.untrusted import opened
 
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
@@ -80,12 +79,9 @@ def _header(path: Path) -> Iterator[Any]:
 
 
 def _whole(path: Path) -> bytes:
-    """All of a file; of a large one only if it is as large as its header says."""
-    with opened(path) as file:
-        if os.fstat(file.fileno()).st_size > MOST_BYTES:
-            with safe_open(path, framework="numpy"):
-                pass
-        return file.read()
+    """All of a file, if it is as large as its header says."""
+    with _header(path):
+        return path.read_bytes()
 
 
 def damaged(path: Path, error: Exception) -> UserError:
