@@ -257,7 +257,7 @@ def test_text_is_neither_padded_nor_cut_and_names_of_special_tokens_are_text(fol
     ("change", "message"),
     [
         ({"harvest": {"layer": 3}}, "has layers 0 to 2"),
-        ({"harvest": {"skip_first": N_CTX}}, "leaves nothing of a context"),
+        ({"harvest": {"skip_first": N_CTX}}, "is less than one context"),
         ({"lm": {"n_ctx": N_CTX + 1}}, f"takes {N_CTX} tokens at most"),
         ({"lm": {"name_or_path": "no/such/folder/here"}}, "lm.name_or_path=no/such"),
     ],

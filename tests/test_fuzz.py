@@ -101,8 +101,6 @@ def read_activations(base: Path) -> None:
     opened = Activations.open(base / "activations")
     for shard in opened.shards:
         assert shard.path.parent == base / "activations"
-        assert shard.origin_path is not None
-        assert shard.origin_path.parent == base / "activations"
     opened.read(0, opened.rows)
     assert opened.mean.shape == (opened.d_in,)
     assert opened.rms >= 0

@@ -40,7 +40,7 @@ def test_rows_and_moments_are_those_of_both(both):
     ]  # fmt: skip
     assert joined.fingerprint not in (one.fingerprint, two.fingerprint)
     assert joined.fingerprint == open_all(*both).fingerprint
-    assert list(joined.changed()) == []
+    joined.verify()
     assert open_all(both[0]).fingerprint == one.fingerprint
 
 

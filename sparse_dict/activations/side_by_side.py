@@ -1,8 +1,6 @@
 """Harvests of the same tokens, such as two models' of one text, read as one: side by side."""
 
-import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +59,9 @@ class SideBySide(Activations):
         for part, stop in zip(self.parts, self._stops, strict=True):
             out[:, stop - part.d_in : stop] = part.read(start, start + len(out))
 
-    def changed(self) -> Iterator[Path]:
-        return itertools.chain.from_iterable(part.changed() for part in self.parts)
+    def verify(self) -> None:
+        for part in self.parts:
+            part.verify()
 
 
 def refuse_other_tokens(one: Activations, other: Activations) -> None:

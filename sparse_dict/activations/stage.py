@@ -47,7 +47,12 @@ def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
     config, of_text = _resolved(config), not isinstance(config.data, ToyData)
     if of_text:
         module, model = _lm(config)
-        _check_lengths(config, module.check(model, config.harvest.places()))
+        n_ctx, settings = module.check(model, config.harvest.places()), config.harvest
+        if not 0 < n_ctx - settings.skip_first <= settings.n_tokens:
+            raise UserError(
+                f"harvest.n_tokens={settings.n_tokens} with harvest.skip_first="
+                f"{settings.skip_first} is less than one context of {n_ctx} tokens"
+            )
     elif distributed.size() > 1:
         raise UserError("data=toy is written by one process: start it without torchrun")
     # The weights of a model that is not ours take long to read: `run` compares them.
@@ -179,19 +184,6 @@ def _resolved(config: HarvestStageConfig) -> HarvestStageConfig:
     if isinstance(config.data, ToyData) or not isinstance(config.lm, HFModel):
         return config
     return replace(config, lm=lm_folder.hf().with_start(config.lm))
-
-
-def _check_lengths(config: HarvestStageConfig, n_ctx: int) -> None:
-    skipped = config.harvest.skip_first
-    if skipped >= n_ctx:
-        raise UserError(
-            f"harvest.skip_first={skipped} leaves nothing of a context of {n_ctx} tokens"
-        )
-    if config.harvest.n_tokens < n_ctx - skipped:
-        raise UserError(
-            f"harvest.n_tokens must hold at least one context of {n_ctx - skipped} tokens, "
-            f"not {config.harvest.n_tokens}"
-        )
 
 
 def _lm(config: HarvestStageConfig) -> tuple[ModuleType, Any]:

@@ -3,10 +3,9 @@
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import copy
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Self
@@ -97,15 +96,6 @@ class Manifest(TypedDict):
     lm_commit: NotRequired[Line | None]
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A file of rows and, in a harvest of ours, the file that says where they come from."""
-
-    path: Path
-    rows: int
-    origin_path: Path | None = None
-
-
 class Activations:
     """Rows of activations, one after another across shards, read when they are asked for.
 
@@ -114,14 +104,19 @@ class Activations:
     """
 
     def __init__(
-        self, folder: Path, shards: list[Shard], d_in: int, manifest: dict[str, Any] | None
+        self,
+        folder: Path,
+        shards: list[Stored],
+        d_in: int,
+        manifest: dict[str, Any] | None = None,
+        origins: Sequence[Stored] = (),
     ) -> None:
         self.folder = folder
         self.folders = [folder]  # of each harvest that is read side by side
         self.shards = shards
         self.d_in = d_in
         self.manifest = manifest
-        self._rows = Joined([Stored(shard.path) for shard in shards])
+        self._rows, self._origins = Joined(shards), Joined(origins)
         self._columns = slice(None)  # of the files', those that are seen
         self._sites: list[tuple[slice, float]] | None = None  # where they are not the manifest's
 
@@ -146,31 +141,27 @@ class Activations:
         with _again(folder):
             manifest = records.read(path, Manifest)
             with reading(path):
-                shards = _parsed(folder, manifest)
-            d_in, dtype = manifest["d_in"], np.dtype(manifest["dtype"])
-            for shard in shards:
-                stored(shard.path, dtype, (shard.rows, d_in))
-                if shard.origin_path:
-                    stored(shard.origin_path, np.dtype(np.int32), (shard.rows, 3))
-        return cls(folder, shards, d_in, dict(manifest))
+                _refuse_misfit(manifest)
+            d_in, dtype, listed = manifest["d_in"], np.dtype(manifest["dtype"]), manifest["shards"]
+            shards = [stored(folder / s["file"], dtype, (s["rows"], d_in)) for s in listed]
+            int32 = np.dtype(np.int32)
+            origins = [stored(folder / s["origin_file"], int32, (s["rows"], 3)) for s in listed]
+        return cls(folder, shards, d_in, dict(manifest), origins)
 
     @classmethod
     def _open_foreign(cls, folder: Path, paths: list[Path]) -> Self:
-        shards, widths = [], []
-        for path in paths:
-            array = Stored(path)
+        shards = [Stored(path) for path in paths]
+        for array in shards:
             if len(array.shape) != 2 or array.dtype.kind != "f" or array.dtype.itemsize > 8:
                 raise UserError(
-                    f"{path} is {array.dtype} {array.shape}, not float16, float32 or float64 rows: "
-                    "save them .float().reshape(-1, columns)"
+                    f"{array.path} is {array.dtype} {array.shape}, not float16, float32 or float64 "
+                    "rows: save them .float().reshape(-1, columns)"
                 )
-            shards.append(Shard(path, len(array)))
-            widths.append(array.shape[1])
-            if widths[-1] != widths[0]:
-                raise UserError(f"{path} is {widths[-1]} wide, {paths[0].name} is {widths[0]}")
-        if not widths[0] or not sum(shard.rows for shard in shards):
+            if (width := array.shape[1]) != (first := shards[0].shape[1]):
+                raise UserError(f"{array.path} is {width} wide, {paths[0].name} is {first}")
+        if not first or not sum(map(len, shards)):
             raise UserError(f"{folder} holds .npy files without a single value")
-        return cls(folder, shards, widths[0], None)
+        return cls(folder, shards, first)
 
     @property
     def rows(self) -> int:
@@ -239,10 +230,10 @@ class Activations:
         moments = Moments(self.d_in)
         scanned = moments.at_once * max(1, SCAN_VALUES // (moments.at_once * self.d_in))
         digests = []
-        for shard, array in zip(self.shards, self._rows.arrays, strict=True):
+        for shard in self.shards:
             digest = hashlib.sha256()
-            for start in range(0, shard.rows, scanned):
-                stored = np.ascontiguousarray(array[start : start + scanned])
+            for start in range(0, len(shard), scanned):
+                stored = np.ascontiguousarray(shard[start : start + scanned])
                 digest.update(stored.data)
                 with np.errstate(over="ignore"):  # of float64 values, found below
                     rows = stored.astype(np.float32)
@@ -250,7 +241,7 @@ class Activations:
                 if len(bad):
                     raise UserError(f"{shard.path} row {start + bad[0]}: not a finite float32")
                 moments.add(rows)
-            digests.append([shard.path.name, str(array.dtype), shard.rows, digest.hexdigest()])
+            digests.append([shard.path.name, str(shard.dtype), len(shard), digest.hexdigest()])
         return moments.mean, moments.rms(), files.fingerprint([self.d_in, digests])
 
     def read(self, start: int, stop: int) -> Floats:
@@ -273,26 +264,18 @@ class Activations:
             out[where] = part
         return out
 
-    @cached_property
-    def _origins(self) -> Joined:
-        return Joined([Stored(shard.origin_path) for shard in self.shards if shard.origin_path])
-
-    def changed(self) -> Iterator[Path]:
-        """Files that differ from what the manifest records, all of them hashed anew; or itself."""
-        if self.manifest is not None:
+    def verify(self) -> None:
+        """See that all files are those that the manifest records; they are hashed anew."""
+        if self.manifest is None:
+            return
+        with _again(self.folder):
             prints = self.manifest["fingerprints"]
             if fingerprint_of(self.manifest, prints) != prints["activations"]:
-                yield self.folder / MANIFEST
+                raise UserError(f"{self.folder / MANIFEST} has changed since it was written")
             for shard in self.manifest["shards"]:
                 for kind in ("", "origin_"):
                     path = self.folder / shard[f"{kind}file"]
-                    if files.sha256_file(path) != shard[f"{kind}sha256"]:
-                        yield path
-
-    def verify(self) -> None:
-        with _again(self.folder):
-            for path in self.changed():
-                raise UserError(f"{path} has changed since it was written")
+                    files.refuse_changed_file(path, shard[f"{kind}sha256"])
 
 
 def mean_to_spread(mean: NDArray[np.float64], rms: float) -> float:
@@ -348,15 +331,12 @@ def _again(folder: Path) -> AbstractContextManager[None]:
     return advising(f"delete {folder / MANIFEST} and harvest again")
 
 
-def _parsed(folder: Path, manifest: Manifest) -> list[Shard]:
-    """The shards of a manifest; ValueError if its parts do not fit each other."""
-    shards = [
-        Shard(folder / entry["file"], entry["rows"], folder / entry["origin_file"])
-        for entry in manifest["shards"]
-    ]
-    if len({shard.path for shard in shards}) != len(shards):
+def _refuse_misfit(manifest: Manifest) -> None:
+    """See that the parts of a manifest fit each other; ValueError if not."""
+    shards = manifest["shards"]
+    if len({shard["file"] for shard in shards}) != len(shards):
         raise ValueError("a shard is listed twice")
-    if sum(shard.rows for shard in shards) != manifest["rows"]:
+    if sum(shard["rows"] for shard in shards) != manifest["rows"]:
         raise ValueError("the shards' rows do not add up")
     if len(manifest["mean"]) != manifest["d_in"]:
         raise ValueError(f"mean is not {manifest['d_in']} numbers")
@@ -366,7 +346,6 @@ def _parsed(folder: Path, manifest: Manifest) -> list[Shard]:
             raise ValueError(f"a site is {place!r}")
     if "activations" not in manifest["fingerprints"]:
         raise ValueError("the rows have no fingerprint")
-    return shards
 
 
 def _convert(part: NDArray[Any], out: NDArray[Any]) -> None:

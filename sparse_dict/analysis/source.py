@@ -103,7 +103,7 @@ def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
 def open_rows(activations: Activations, study: Study, settings: ContextsConfig) -> Source:
     """As `open_source`, of arrays that no language model made: evenly spaced rows."""
     function = settings.function()
-    starts = np.cumsum([0, *(shard.rows for shard in activations.shards)])
+    starts = np.cumsum([0, *map(len, activations.shards)])
 
     def shown(row: int) -> str:
         which = int(np.searchsorted(starts, row, "right")) - 1
