@@ -37,7 +37,6 @@ class Model:
     def __init__(self, model: Any, start: Sequence[int] = ()) -> None:
         self.model = model
         self.start = tuple(start)
-        self._checked: set[Site] = set()  # what is put there, the model goes on from
         self._resumes: bool | None = None  # whether blocks can be passed by; not tried yet
 
     @property
@@ -68,8 +67,6 @@ class Model:
         self, tokens: Tensor, targets: Tensor, sites: Sequence[Site]
     ) -> tuple[list[Tensor], Follow]:
         sites = [self.short_name(site) for site in sites]
-        for site in sites:
-            self._check_replaceable(site)
         layers = [-1 if site.layer is None else site.layer for site in sites]
         first = max(0, min(layers, default=0)) if self._resumes is not False else 0
         before = self._blocks()[:first] if first else []
@@ -162,7 +159,9 @@ class Model:
         block = layout.blocks[site.layer]
         if site.name in block.places:
             return block.places[site.name]
-        why = block.lacking.get(site.name, "no module gives what the name says")
+        why = "no module gives what the name says"
+        if site.name == "resid_mid" and {"attn_out", "mlp_out"} <= block.places.keys():
+            why = "attention and MLP are parallel"
         has = ", ".join(name for name in SITES if name in block.places)
         raise UserError(
             f"harvest: {site} does not exist in {kind}: {why}; layer {site.layer} has {has}, or "
@@ -187,36 +186,6 @@ class Model:
         if missing := [site for site in sites if site not in found]:
             raise UserError(f"harvest: a forward pass does not reach {missing[0]}")
         return [found[site] for site in sites]
-
-    def _check_replaceable(self, site: Site) -> None:
-        """See that the model goes on from what is put at a site: that its sums still are true."""
-        if site.layer is None or site in self._checked:
-            return
-        own, noise = self.place(site), torch.Generator().manual_seed(0)
-        sums = list(self.layout.blocks[site.layer].sums)
-        if site.layer + 1 < len(self.layout.blocks) and site.name == "resid_post":
-            sums.append((self.layout.blocks[site.layer + 1].places["resid_pre"], ((own, 1.0),)))
-        sums = [item for item in sums if item[0] != own]
-        found: dict[str, Tensor] = {}
-
-        def change(value: Tensor) -> Tensor:
-            drawn = torch.randn(value.shape, generator=noise).to(value)
-            found[own] = value + drawn * value.std()
-            return found[own].clone()
-
-        def keep(place: str, value: Tensor) -> None:
-            found.setdefault(place, value.clone())
-
-        places = {place for whole, parts in sums for place in (whole, *dict(parts))}
-        at: list[tuple[str, Change]] = [(own, change)]
-        at += [(place, partial(keep, place)) for place in places - {own}]
-        self._run(hf_layout.some_tokens(self.device), at)
-        for whole, parts in sums:
-            if not hf_layout.holds(found, whole, parts):
-                raise UserError(
-                    f"{type(self.model).__name__} does not go on from what is put at {site}"
-                )
-        self._checked.add(site)
 
     def _run(self, tokens: Tensor, at: Sequence[tuple[str, Change]]) -> Any:
         """A forward pass of contexts with `start` before them.

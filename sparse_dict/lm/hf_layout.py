@@ -6,9 +6,9 @@ module for which what it promises is true: resid_pre + attn_out = resid_mid and 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,16 +27,10 @@ class Block:
     """One block of a model."""
 
     places: dict[str, str]  # of each short name it has: a module's path and ":in" or ":out"
-    lacking: dict[str, str] = field(default_factory=dict)  # why it lacks a name, where known
-    sums: tuple[tuple[str, tuple[Part, ...]], ...] = ()  # found true: a place, and what adds up
+    adds: bool  # whether it is known to leave the residual stream as it is, and to add to it
     # Path of the MLP's last matrix, and by what its output is multiplied before it is added to the
     # residual stream; None where it is not added as it is, or unknown.
     down: Part | None = None
-
-    @property
-    def adds(self) -> bool:
-        """Whether it is known to leave the residual stream as it is, and to add to it."""
-        return any(self.places["resid_pre"] in dict(parts) for _, parts in self.sums)
 
 
 @dataclass(frozen=True)
@@ -63,11 +57,6 @@ def measure(model: Any) -> Layout:
     blocks = tuple(_Search(model, seen, f"{path}.{i}").block() for i in range(n))
     outside = {k: v for k, v in seen.items() if not k.startswith(f"{path}.")}
     return Layout(path, blocks, _head(model, outside, seen[f"{path}.{n - 1}:out"], logits))
-
-
-def some_tokens(device: torch.device) -> Tensor:
-    """Tokens that every vocabulary has, int64 (CONTEXTS, LENGTH)."""
-    return torch.arange(3, 3 + CONTEXTS * LENGTH, device=device).view(CONTEXTS, LENGTH)
 
 
 def read_by(args: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -97,12 +86,6 @@ def adds_up(whole: Tensor, *parts: Tensor, dtype: torch.dtype) -> Tensor:
     return ((exact.sum(0) - whole).abs() <= bound).all(-1)
 
 
-def holds(values: Mapping[str, Tensor], whole: str, parts: Sequence[Part]) -> bool:
-    """Whether the multiples of `parts` add up to `whole`, in other `values` of their places."""
-    multiples = [factor * sample(values[place]) for place, factor in parts]
-    return bool(adds_up(sample(values[whole]), *multiples, dtype=values[whole].dtype))
-
-
 def sample(value: Tensor) -> Tensor:
     """Some values of (CONTEXTS, LENGTH, d), float64 (n,) on the CPU: not every GPU has float64.
 
@@ -117,7 +100,8 @@ def _everything(model: Any) -> tuple[dict[str, Tensor], Tensor]:
 
     Modules that run several times are left out.
     """
-    tokens = some_tokens(next(model.parameters()).device)
+    device = next(model.parameters()).device  # tokens that every vocabulary has
+    tokens = torch.arange(3, 3 + CONTEXTS * LENGTH, device=device).view(CONTEXTS, LENGTH)
     seen: dict[str, Tensor] = {}
     times: Counter[str] = Counter()
 
@@ -217,48 +201,30 @@ class _Search:
         self.values = torch.stack(values) if values else self.post.new_empty((0, len(self.post)))
 
     def block(self) -> Block:
-        places, lacking = dict(self.ends), {}
-        pre, post = ((place, 1.0) for place in self.ends.values())
+        places, mid = dict(self.ends), ""
         attention: Part | None = None
         mlp: Part | None = None
-        sums: list[tuple[str, tuple[Part, ...]]] = []
         if one_by_one := self._one_after_the_other():
             mid, attention, mlp = one_by_one
-            sums = [(post[0], ((mid, 1.0), mlp))]
-            if attention:
+            if adds := attention is not None:
                 places["resid_mid"] = mid
-                sums.append((mid, (pre, attention)))
-            else:
-                lacking["resid_mid"] = f"at {mid} something else than one module's values is added"
         elif parallel := self._side_by_side():
-            lacking["resid_mid"] = "attention and MLP are parallel"
-            attention, mlp = parallel
-            sums = [(post[0], (pre, *parallel))]
-        elif single := self._part(self.pre, self.post):
-            sums = [(post[0], (pre, single))]
-        for name, part in (("attn_out", attention), ("mlp_out", mlp)):
-            if part and (why := self._why_not(name, *part)):
-                lacking[name] = why
-            elif part:
-                places[name] = part[0]
-        down = self._last_matrix(one_by_one[0] if one_by_one else "", mlp, known=bool(sums))
-        if down:
-            places["mlp_post"] = f"{down}:in"
-            if bend := self._before_the_bend(down):
-                places["mlp_pre"] = bend
-        if down and mlp and torch.equal(self._value(f"{down}:out"), self._value(mlp[0])):
-            return Block(places, lacking, tuple(sums), (down, mlp[1]))
-        return Block(places, lacking, tuple(sums))
-
-    def _why_not(self, name: str, place: str, factor: float) -> str:
-        if factor != 1:
-            return (
-                f"{place} is multiplied by {factor:.4g} before it is added, and no module gives "
-                "the product"
-            )
-        if name == "attn_out" and not any(map(self._attends, self._until(place))):
-            return f"it has no attention; {place} is what it adds instead"
-        return ""
+            (attention, mlp), adds = parallel, True
+        else:
+            adds = self._part(self.pre, self.post) is not None
+        # what is multiplied before it is added is given by no module, and not all have an attention
+        if attention and attention[1] == 1 and any(map(self._attends, self._until(attention[0]))):
+            places["attn_out"] = attention[0]
+        if mlp and mlp[1] == 1:
+            places["mlp_out"] = mlp[0]
+        down = self._last_matrix(mid, mlp, known=mlp is not None or adds)
+        if down is None:
+            return Block(places, adds)
+        places["mlp_post"] = f"{down}:in"
+        if bend := self._before_the_bend(down):
+            places["mlp_pre"] = bend
+        as_it_is = mlp and torch.equal(self._value(f"{down}:out"), self._value(mlp[0]))
+        return Block(places, adds, (down, mlp[1]) if mlp and as_it_is else None)
 
     def _one_after_the_other(self) -> tuple[str, Part | None, Part] | None:
         found = []
