@@ -121,7 +121,10 @@ def test_the_log_ends_and_the_report_begins_with_what_was_trained_found_and_left
     assert f'<p class="lead">{trained} At L1 0.03' in page
     assert page.index(trained) < page.index("<h2>")
     assert 'class="alarm"' not in page
-    assert "analyze, 2 of 2: heatmap" in caplog.messages
+    told = [m.removeprefix("analyze, ") for m in caplog.messages if m.startswith("analyze, ")]
+    assert told[0] == "0 of 100 %: measuring dictionaries"
+    assert told[1].endswith(" of 100 %: heatmap")
+    assert told[2:] == ["100 of 100 %: the report"]
 
 
 def test_a_study_of_dead_dictionaries_says_so_in_red_before_all_else(tmp_path: Path):

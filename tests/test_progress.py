@@ -50,7 +50,7 @@ def test_a_log_file_gets_whole_lines_without_carriage_returns():
     assert "\x1b" not in text
     lines = text.splitlines()
     assert len(lines) == 7
-    assert lines[0] == "work, 1 of 3: a part"
+    assert lines[0] == "work, 0 of 3 things: a part"
     assert lines[1].startswith("work: 1 of 3 things, ")
     assert lines[3].endswith(" s left, loss 1")
     assert lines[6].startswith("work: 3 things, ")

@@ -28,6 +28,8 @@ from sparse_dict.storage import files
 
 log = logging.getLogger(__name__)
 
+ALL = 3.0  # seconds that measuring what all analyses need takes in the demo
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -45,6 +47,8 @@ class Analysis:
     pairs: bool = False  # whether it needs `Tables.pairs`
     applies: Callable[[Context], bool] = lambda _: True  # whether this study can have it at all
     needs: tuple[Need, ...] = ()  # without which there is nothing to show
+    # That measuring and showing it take in the demo: by these the time that is left is told.
+    seconds: tuple[float, float] = (0.3, 0.7)
 
 
 def load() -> list[Analysis]:
@@ -58,17 +62,23 @@ def make(context: Context) -> dict[str, Section]:
     claims, *others = load()
     chosen = [analysis for analysis in others if _is_on(context, analysis)]
     made: dict[str, Section | None] = {name: part.section for name, part in kept.items()}
-    with Progress("analyze", len(chosen) + 1, "analyses") as progress:
-        progress.say("measuring")
-        measure(context)
+    whole, done = ALL + sum(sum(analysis.seconds) for analysis in chosen), 0.0
+    with Progress("analyze", 100, "%") as progress:
+
+        def begun(what: str, seconds: float) -> None:
+            nonlocal done
+            progress.advance(round(100 * done / whole) - progress.done)
+            progress.say(what)
+            done += seconds
+
+        measure(context, begun)
         tables.write(context.tables, context.folder)
         if config.is_on(claims.name) or claims.name in kept:
             context.claims += [row for analysis in others for row in verdicts(context, analysis)]
-        progress.advance(1)
         for analysis in chosen:
-            progress.say(analysis.name)
+            begun(analysis.name, analysis.seconds[1])
             made[analysis.name] = _part(context, analysis)
-            progress.advance(1)
+        begun("the report", 0.0)
     if config.is_on(claims.name):
         with _making(context, claims.name):
             rows = [claim.as_json() for claim in context.claims]
@@ -84,15 +94,20 @@ def make(context: Context) -> dict[str, Section]:
     return {name: section for name, section in every.items() if section is not None}
 
 
-def measure(context: Context) -> None:
-    """Fill `context.tables`, with what the analyses that are on measure besides."""
+def measure(context: Context, begun: Callable[[str, float], object] = lambda *_: None) -> None:
+    """Fill `context.tables`, with what the analyses that are on measure besides.
+
+    `begun` is told what is begun, and how many seconds that takes in the demo.
+    """
     chosen = [analysis for analysis in load() if _is_on(context, analysis)]
     comparisons = [*context.comparisons.values()]
     pairs = any(analysis.pairs for analysis in chosen)
+    begun("measuring dictionaries", ALL)
     context.tables = measured.measure(comparisons, context.config.name, context.fingerprints, pairs)
     for analysis in chosen:
         if analysis.measure is None:
             continue
+        begun(f"measuring {analysis.name}", analysis.seconds[0])
         with _making(context, analysis.name):
             try:
                 found = analysis.measure(context)

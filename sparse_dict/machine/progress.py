@@ -64,7 +64,9 @@ class Progress:
         if self._bar is not None:
             self._bar.set_description(f"{self.description}: {what}")
         elif distributed.main():
-            log.info("%s, %d of %s: %s", self.description, self.done + 1, self.total, what)
+            log.info(
+                "%s, %d of %s %s: %s", self.description, self.done, self.total, self.unit, what
+            )
 
     @property
     def rate(self) -> float:

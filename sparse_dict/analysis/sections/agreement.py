@@ -102,4 +102,4 @@ CLAIMS = (
     ),
     *seeds.CLAIMS,
 )
-ANALYSIS = Analysis("agreement", show, CLAIMS, measure, pairs=True)
+ANALYSIS = Analysis("agreement", show, CLAIMS, measure, pairs=True, seconds=(0.1, 1.8))

@@ -220,5 +220,9 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 ANALYSIS = Analysis(
-    "consensus", show, measure=measure, applies=lambda context: context.study.target is None
+    "consensus",
+    show,
+    measure=measure,
+    applies=lambda context: context.study.target is None,
+    seconds=(5.5, 0.2),
 )

@@ -15,4 +15,4 @@ def show(context: Context) -> Iterator[Block]:
     yield page.sample(gallery)
 
 
-ANALYSIS = Analysis("contexts", show)
+ANALYSIS = Analysis("contexts", show, seconds=(0, 6))

@@ -192,4 +192,6 @@ CLAIMS = (
     Claim("recurring_carry_the_loss", judge=_signal, needs=(PARTNERS,), living=False),
     Claim("others_span_the_same", judge=_same_subspaces, needs=(PARTNERS,), living=False),
 )
-ANALYSIS = Analysis("effects", show, CLAIMS, measure, pairs=True, needs=(PARTNERS,))
+ANALYSIS = Analysis(
+    "effects", show, CLAIMS, measure, pairs=True, needs=(PARTNERS,), seconds=(26, 1.7)
+)

@@ -141,4 +141,4 @@ CLAIMS = (
     ),
     Claim("interior_l1", judge=_interior, needs=(LARGER, OVER_L1)),
 )
-ANALYSIS = Analysis("heatmap", show, CLAIMS, needs=(LARGER,))
+ANALYSIS = Analysis("heatmap", show, CLAIMS, needs=(LARGER,), seconds=(0, 1.6))

@@ -264,4 +264,4 @@ CLAIMS = (
     ),
     Claim("share_above_threshold", lambda f: f["found"], Lies(GOOD_PART)),
 )
-ANALYSIS = Analysis("histograms", show, CLAIMS, measure, needs=(LARGER,))
+ANALYSIS = Analysis("histograms", show, CLAIMS, measure, needs=(LARGER,), seconds=(1.9, 5.5))

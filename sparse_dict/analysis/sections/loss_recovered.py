@@ -109,4 +109,4 @@ def _recover(study: Tables) -> Found:
 
 
 CLAIMS = (Claim("recover_more", judge=_recover, needs=(), living=False),)
-ANALYSIS = Analysis(KEY, show, CLAIMS, measure)
+ANALYSIS = Analysis(KEY, show, CLAIMS, measure, seconds=(10, 0.5))

@@ -189,4 +189,4 @@ CLAIMS = (
         bars={"shared_above": SHARED_ABOVE, "fewest": FEWEST},
     ),
 )
-ANALYSIS = Analysis("splits", show, CLAIMS, measure, needs=(LARGER,))
+ANALYSIS = Analysis("splits", show, CLAIMS, measure, needs=(LARGER,), seconds=(1.1, 3))

@@ -256,4 +256,4 @@ CLAIMS = (
         bars={"good_part": GOOD_PART, "much": MUCH, "fewest": FEWEST},
     ),
 )
-ANALYSIS = Analysis("undertraining", show, CLAIMS, measure, needs=NEEDS)
+ANALYSIS = Analysis("undertraining", show, CLAIMS, measure, needs=NEEDS, seconds=(1.3, 1))
