@@ -2,7 +2,8 @@
 
 `python tests/messages.py` runs each command of the page and writes its answer there. Each runs in a
 process of its own, forked from one that has imported Hydra, in a folder of its own. A new command
-is a new line of the page, with any answer; what is there beforehand is one of `GIVEN`.
+is a new line of the page, ``- `COMMAND`, with GIVEN: `any answer` ``, where GIVEN is what is there
+beforehand, one of `GIVEN`, or is left out. The name of the script before an answer is not shown.
 """
 
 import atexit
@@ -35,6 +36,7 @@ from sparse_dict.sae import stage as _sae  # noqa: F401
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "tests" / "messages.md"
 LATER = "What only the work itself can find"  # the page's last section
+LINE = re.compile(r"^- `(.*?)`(?:, with (.*?))?: `.*`$", re.MULTILINE)
 
 
 # --- what is there beforehand ---------------------------------------------------------------------
@@ -82,39 +84,28 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "a folder of texts": _text("texts/a.txt", "some text"),
     "a Markdown file": _text("notes.md", "# Notes"),
     'lines such as {"body": "..."}': _text("rows.jsonl", '{"body": "some text"}\n'),
-    "lines that are no UTF-8": _text("rows.jsonl", b'{"text": "\xe9"}\n'),
-    "lines that are no JSON": _text("rows.jsonl", "some text\n"),
     "a text of nine words": _text("short.jsonl", '{"text": "1 2 3 4 5 6 7 8 9"}'),
     "a hundred texts": _text(
         "many.jsonl", "".join(f'{{"text": "text number {i}, one of many"}}\n' for i in range(100))
     ),
     "a language model of two layers, contexts of 16": _lm_json,
     "a language model that was stopped": _text("outputs/x/lm/checkpoint/state.safetensors", b""),
-    "an lm.json cut short": _text("outputs/x/lm/lm.json", json.dumps(LM)[:40]),
-    "an lm.json of another version": _text(
-        "outputs/x/lm/lm.json", json.dumps(LM | {"format_version": 9})
-    ),
     "somebody's arrays": _all(
         _lm_json, _array("outputs", "x", "activations", "a.npy", values=ROWS)
     ),
     "300 rows": _rows,
-    "rows that are all the same": _array("rows", "a.npy", values=np.ones((300, 4), np.float32)),
     "rows of two widths": _all(_rows, _array("rows", "b.npy", values=ROWS[:, :3])),
     "an array of whole numbers": _array("rows", "a.npy", values=np.ones((300, 4), np.int64)),
-    "pickled objects": _array("rows", "a.npy", values=np.array([{}] * 300)),
     "a row with a NaN": _array("rows", "a.npy", values=WITH_NAN),
     "a harvest that was stopped": _all(
         _text("rows/partial/00000", b""), _array("rows", "shard-00000.npy", values=ROWS)
     ),
-    "a manifest of nothing": _text("rows/manifest.json", "{}"),
     "an experiment without its first line": _text("own/experiment/mine.yaml", "seed: 1"),
     "a dictionary of seed 7": _all(
         _rows, _text("outputs/x/sae/default/metrics.json", json.dumps(TRAINED))
     ),
     "a dictionary in training": _text("outputs/x/sae/default/checkpoint.safetensors", b""),
-    "somebody's model": _all(_rows, _text("theirs/model.safetensors", b"")),
     "another program's run": _all(_rows, _text("theirs/.hydra/hydra.yaml", "hydra: {}")),
-    "somebody's report": _text("theirs/report.html", ""),
 }  # fmt: skip
 
 
@@ -181,30 +172,19 @@ def answers(text: str, most: int | None = None) -> Iterator[Answer]:
     sys.path.insert(0, str(ROOT))  # the launchers lie there
     Plugins.instance()  # found once, for all children
     for section in text.split("\n## ")[1:]:
-        for line in list(filter(is_row, section.splitlines()))[:most]:
-            given, command = re.fullmatch(r"\| (.*?)(?: \| )?`python (.*?)` \| `.*", line).groups()
-            yield answer(section.splitlines()[0], command.replace("\\|", "|"), given)
-
-
-def is_row(line: str) -> bool:
-    """Whether a line of the page holds a command."""
-    return line.startswith("| ") and "`python " in line
+        for command, given in LINE.findall(section)[:most]:
+            yield answer(section.splitlines()[0], command, given)
 
 
 def page(text: str, found: list[Answer]) -> str:
     """The page's text with the answers that were found."""
     new = iter(found)
-    return "\n".join(
-        f"{line.partition('` | `')[0]}` | {in_code(next(new).message.strip())} |"
-        if is_row(line)
-        else line
-        for line in text.split("\n")
-    )
+    return LINE.sub(lambda line: f"{line[0].partition(': `')[0]}: {in_code(next(new))}", text)
 
 
-def in_code(text: str) -> str:
-    """A cell that shows `text` as it is."""
-    return "`" + text.replace("|", "\\|") + "`"
+def in_code(found: Answer) -> str:
+    """An answer as the page shows it."""
+    return f"`{found.message.strip().removeprefix(f'{found.command.split()[0]}: ')}`"
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_a_wrong_command_of_each_kind_costs_the_line_that_the_page_of_messages_s
     assert len(found) == SHOWN.count("\n## ")
     for answer in found:
         sane(answer)
-        assert f"{messages.in_code(answer.message.strip())} |" in SHOWN
+        assert f": {messages.in_code(answer)}\n" in SHOWN
 
 
 @pytest.mark.slow
