@@ -1,11 +1,10 @@
 """Which short names of sites each family of transformers has: tests/families.md lists them.
 
 `python tests/families.py` builds a small random model of each of `FAMILIES` from its config, and
-writes what `hf_layout` finds in them to the page's table.
+writes what `hf_layout` does not find in them to the page's list.
 """
 
 import os
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -79,34 +78,30 @@ def build(family: str) -> Any:
     return model
 
 
-def names(layout: hf_layout.Layout) -> tuple[str, ...]:
-    """For each short name whether all layers have it, some or none, and whether a logit's path."""
-    found = []
-    for name in SITES:
-        n = sum(name in block.places for block in layout.blocks)
-        found.append("yes" if n == len(layout.blocks) > 0 else "some" if n else "")
-    known = layout.head is not None and all(block.adds for block in layout.blocks)
-    return (*found, "yes" if known and layout.blocks else "")
+def lacks(layout: hf_layout.Layout) -> str:
+    """The short names that no layer has, those that some have, and whether the logits are known."""
+    counts = {name: sum(name in block.places for block in layout.blocks) for name in SITES}
+    none = [name for name, n in counts.items() if n == 0]
+    known = layout.head is not None and layout.blocks and all(block.adds for block in layout.blocks)
+    none += [] if known else ["logits"]
+    some = [f"{name} (some)" for name, n in counts.items() if 0 < n < len(layout.blocks)]
+    return ", ".join(none + some) or "nothing"
 
 
-def table() -> str:
-    """The page's table: families with the same names in one row."""
-    rows = defaultdict(list)
+def listed() -> str:
+    """The page's list: families that lack the same in one line."""
+    lines = defaultdict(list)
     for family in FAMILIES:
-        rows[names(hf_layout.measure(build(family)))].append(family)
-    lines = [f"| {' | '.join(SITES)} | logits | families |", "|---" * (len(SITES) + 2) + "|"]
-    for found, families in sorted(rows.items(), key=lambda row: -len(row[1])):
-        lines.append(f"| {' | '.join(found)} | {', '.join(families)} |")
-    return "\n".join(lines) + "\n"
+        lines[lacks(hf_layout.measure(build(family)))].append(family)
+    by_number = sorted(lines.items(), key=lambda line: -len(line[1]))
+    return "".join(f"- {what}: {', '.join(families)}\n" for what, families in by_number)
 
 
 def page(text: str) -> str:
-    """The page's text with its table made anew."""
-    before, _, rest = text.partition("| resid_pre")
-    _, _, after = rest.partition("\n\n")
-    return before + table() + "\n" + after
+    """The page's text with its list made anew."""
+    head, _, _ = text.partition("\n- ")
+    return f"{head}\n{listed()}"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(table())
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
