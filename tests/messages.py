@@ -82,7 +82,6 @@ TRAINED = {"record": {"config": {"seed": 7}}}
 GIVEN: dict[str, Callable[[Path], None]] = {
     "": lambda folder: None,
     "a folder of texts": _text("texts/a.txt", "some text"),
-    "a Markdown file": _text("notes.md", "# Notes"),
     'lines such as {"body": "..."}': _text("rows.jsonl", '{"body": "some text"}\n'),
     "a text of nine words": _text("short.jsonl", '{"text": "1 2 3 4 5 6 7 8 9"}'),
     "a hundred texts": _text(
@@ -90,21 +89,14 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     ),
     "a language model of two layers, contexts of 16": _lm_json,
     "a language model that was stopped": _text("outputs/x/lm/checkpoint/state.safetensors", b""),
-    "somebody's arrays": _all(
-        _lm_json, _array("outputs", "x", "activations", "a.npy", values=ROWS)
-    ),
     "300 rows": _rows,
     "rows of two widths": _all(_rows, _array("rows", "b.npy", values=ROWS[:, :3])),
     "an array of whole numbers": _array("rows", "a.npy", values=np.ones((300, 4), np.int64)),
     "a row with a NaN": _array("rows", "a.npy", values=WITH_NAN),
-    "a harvest that was stopped": _all(
-        _text("rows/partial/00000", b""), _array("rows", "shard-00000.npy", values=ROWS)
-    ),
     "an experiment without its first line": _text("own/experiment/mine.yaml", "seed: 1"),
     "a dictionary of seed 7": _all(
         _rows, _text("outputs/x/sae/default/metrics.json", json.dumps(TRAINED))
     ),
-    "a dictionary in training": _text("outputs/x/sae/default/checkpoint.safetensors", b""),
     "another program's run": _all(_rows, _text("theirs/.hydra/hydra.yaml", "hydra: {}")),
 }  # fmt: skip
 
