@@ -32,9 +32,9 @@ GROUPS = {
 }
 HEAD = """# Every config key
 
-Each with its default and what it is; [overriding](overriding.md) says how they are set. `${...}` is
-the value of another key, `???` must be given, `null` is no value. This page is made of the
-dataclasses and `conf/` by `python tests/keys.py`. Launchers' keys lie in `conf/hydra/launcher/`.
+Each with its default; [overriding](overriding.md) says how they are set. `${...}` is the value of another
+key, `???` must be given, `null` is no value. `python tests/keys.py` makes this page of the dataclasses
+and `conf/`. Launchers' keys lie in `conf/hydra/launcher/`.
 """
 
 
@@ -136,7 +136,8 @@ def line(key: str, one: Key) -> str:
     allowed = re.fullmatch(r"be one of (.*)", declared.metadata.get("what", ""))
     if allowed and not all(each in about for each in allowed[1].split(", ")):
         about += f" ({allowed[1]})"
-    return f"- `{key}` ({', '.join([default, *(more if len(more) <= 3 else [])])}): {about}"
+    beside = f" ({', '.join(more)})" if 0 < len(more) <= 3 else ""
+    return f"- `{key}={default.strip('`')}`{beside}: {about}"
 
 
 def joined(with_: list[str]) -> str:

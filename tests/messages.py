@@ -75,7 +75,6 @@ LM = {
     "format_version": 1, "n_vocab": 300, "corpus": {}, "config": {"model": SHAPE, "seed": 7},
     "fingerprints": {"model": "m", "tokenizer": "t", "corpus": "c"},
 }  # fmt: skip
-_lm_json = _text("outputs/x/lm/lm.json", json.dumps(LM))
 _rows = _array("rows", "a.npy", values=ROWS)
 TRAINED = {"record": {"config": {"seed": 7}}}
 
@@ -87,7 +86,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "a hundred texts": _text(
         "many.jsonl", "".join(f'{{"text": "text number {i}, one of many"}}\n' for i in range(100))
     ),
-    "a language model of two layers, contexts of 16": _lm_json,
+    "a language model of two layers, contexts of 16": _text("outputs/x/lm/lm.json", json.dumps(LM)),
     "a language model that was stopped": _text("outputs/x/lm/checkpoint/state.safetensors", b""),
     "300 rows": _rows,
     "rows of two widths": _all(_rows, _array("rows", "b.npy", values=ROWS[:, :3])),

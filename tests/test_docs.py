@@ -74,7 +74,7 @@ def test_every_file_that_the_pages_name_is_there() -> None:
 def test_the_page_of_keys_has_every_field_of_every_schema_with_a_line() -> None:
     shown = keys.PAGE.read_text(encoding="utf-8")
     assert keys.page() == shown, "python tests/keys.py writes it anew"
-    listed = dict(re.findall(r"^- `([\w.]+)` \(.*?`\): (.*)$", shown, re.MULTILINE))
+    listed = dict(re.findall(r"^- `([\w.]+)=.*?`(?: \(.*?`\))?: (.*)$", shown, re.MULTILINE))
     assert [key for key, line in listed.items() if not line.strip()] == []
     schemas = ConfigStore.instance().repo["schema"]
     nodes = [{name: node for name, node in schemas.items() if name != "launcher"}]
