@@ -32,9 +32,9 @@ GROUPS = {
 }
 HEAD = """# Every config key
 
-Each with its default; [overriding](overriding.md) says how they are set. `${...}` is the value of another
-key, `???` must be given, `null` is no value. `python tests/keys.py` makes this page of the dataclasses
-and `conf/`. Launchers' keys lie in `conf/hydra/launcher/`.
+Each with its default; [overriding](overriding.md) says how they are set. `${...}` is the value of
+another key, `???` must be given, `null` is no value. `python tests/keys.py` makes this page of the
+dataclasses and `conf/`. Launchers' keys lie in `conf/hydra/launcher/`.
 """
 
 
@@ -119,8 +119,9 @@ def choices(stage: str) -> list[str]:
 
 def shown(value: Any) -> str:
     """A value as YAML has it, shortened."""
-    text = value if isinstance(value, str) else json.dumps(value).replace('"', "")
-    return f"`{textwrap.shorten(text, 60, placeholder=' ...')}`"
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    text = text.replace('"', "")
+    return f"`{text if len(text) < 60 else f'{text[:56]}...'}`"
 
 
 def line(key: str, one: Key) -> str:

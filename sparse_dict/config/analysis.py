@@ -40,9 +40,8 @@ class ComparisonConfig(Checked, section="comparison"):
     threshold: float = between(-1, 1, "[]")  # an MCS above it is called high
     block_rows: int = positive()  # features compared at a time; bounds the memory
     match_limit: int = positive()  # dictionaries of different seeds above this size are not matched
-    max_fvu: float = positive()  # main figures show the sparsest level with an FVU of at most this
-    # of dictionaries of several sites those that all sections but `elsewhere` show, such as
-    # 2/mlp_post, or of transcoders "2/resid_mid to 2/mlp_out"; null: those of which there are most
+    max_fvu: float = positive()  # the highest FVU of the level that main figures show
+    # which of several sites, such as 2/mlp_post, or of transcoders "2/resid_mid to 2/mlp_out"
     site: str | None = None
 
 
@@ -60,8 +59,8 @@ class BaselinesConfig(Checked, section="baselines"):
     """Simpler bases that dictionaries are measured against."""
 
     methods: list[str] = some_of(*BASELINES)  # which
-    rows: int = positive()  # for two fits, each to one half; half as many others are measured
-    ks: list[int] = counts()  # codes kept in a row: the points of a baseline's curves
+    rows: int = positive()  # to fit, and half as many to measure
+    ks: list[int] = counts()  # codes kept in a row
 
 
 @dataclass
@@ -79,23 +78,21 @@ class EffectsConfig(Checked, section="effects"):
     features: int = positive()  # measured at most; drawn at random if there are more
     contexts: int = positive()  # of each feature, drawn from those that it is active in
     n_tokens: int = positive()  # of the harvested text, which are searched for contexts
-    minutes: float = positive()  # after which no further feature is begun: the same command goes on
+    minutes: float = positive()  # after which it stops; the same command goes on
 
 
 @dataclass
 class ContextsConfig(Checked, section="contexts"):
     """Which features are shown with the text that they are active on, and how much of it."""
 
-    # null: some of each kind; or a list of NAME/INDEX, where NAME is a dictionary's folder, a size
-    # in the main chain, or "neuron"
+    # NAME/INDEX of a dictionary's folder or size, or "neuron"; null: some of each kind
     features: list[str] | None = MISSING
     per_group: int = positive()  # of each dictionary: top MCS, low MCS, random, outliers, dead
-    n_tokens: int = positive()  # of the harvested text, read again to find contexts; or own rows
+    n_tokens: int = positive()  # read again to find contexts; or own rows
     top: int = positive()  # contexts with the highest activations
     spread: int = not_negative()  # contexts at evenly spaced quantiles of the activations
     width: int = positive()  # tokens shown on either side
-    # Of own arrays: MODULE:FUNCTION, which is given a row's file and number there and returns its
-    # text, or the bytes of a PNG or JPEG; null: file and number are shown
+    # MODULE:FUNCTION, which makes a text or a picture of the file and number of an own row
     show: str | None = None
 
     def __post_init__(self) -> None:
@@ -150,7 +147,7 @@ class InterpConfig(Checked, section="interp"):
     price_out: float | None = not_negative()  # of a million tokens of answer; likewise
     max_cost: float = not_negative()  # never exceeded, all runs together; in the prices' currency
     per_group: int = positive()  # features explained of each group and baseline
-    baselines: list[str] = some_of(*BASELINES)  # bases whose directions are explained as well
+    baselines: list[str] = some_of(*BASELINES)  # bases that are explained as well
     rows: int = positive()  # to fit these
     n_tokens: int = positive()  # of the harvested text, read again for excerpts
     width: int = positive()  # tokens of an excerpt

@@ -25,14 +25,14 @@ from sparse_dict.errors import UserError
 class DataConfig(Checked, section="data"):
     """What every corpus has: the share of its documents held out for validation and harvest."""
 
-    val_fraction: float = between(0, 1)  # share of the documents that is held out
+    val_fraction: float = between(0, 1)  # share of documents held out
 
 
 @dataclass
 class DocstringsData(DataConfig):
     """Docstrings of installed libraries."""
 
-    packages: list[str] | None = MISSING  # import names; null takes every installed library
+    packages: list[str] | None = MISSING  # import names; null: all that are installed
     min_chars: int = MISSING  # shorter docstrings are left out
 
 
@@ -104,19 +104,16 @@ class SAEConfig(Checked, section="sae"):
     tied: bool = MISSING  # encoder = decoder transposed
     init: str = one_of("independent", "aligned")  # aligned: the encoder starts as the decoder
     l1: float = coefficient()  # coefficient of the L1 penalty
-    # what l1 is divided by: d_in, so that one l1 gives a similar L0 at any width; none, as the
-    # post; dict_size, the dictionary's size
-    l1_scaling: str = one_of("none", "d_in", "dict_size")
-    dead: str = one_of("none", "resample", "auxk")  # what is done about features that stay inactive
+    l1_scaling: str = one_of("none", "d_in", "dict_size")  # what l1 is divided by
+    dead: str = one_of("none", "resample", "auxk")  # what is done about inactive features
     resample_every: int = positive(2_500)  # resample: optimiser steps between two
     aux_k: int = positive()  # auxk: inactive features that model the residual of a row
     aux_coefficient: float = not_negative()  # auxk: weight of that loss
     precision: str = one_of("fp32", "bf16")  # of products; on a CPU, of the one that selects codes
     project_gradient: bool = MISSING  # drop the decoder gradient's part along its unit rows
     encoder_norm: bool = False  # keep each encoder row times its decoder row at one
-    # LAYER/SITE or a module's path, of a harvest of several: whose columns are read; null: all
-    site: str | None = None
-    target: str | None = None  # transcoder: the site that is reconstructed; null: what is read
+    site: str | None = None  # LAYER/SITE or a module's path: what is read; null: all columns
+    target: str | None = None  # the site that a transcoder reconstructs
     skip: bool = False  # transcoder: the output also gets a linear map of the input
 
     def __post_init__(self) -> None:
@@ -151,8 +148,7 @@ class AdamConfig(Checked, section="optimizer"):
     """Adam for dictionaries: a linear warm-up, and a decay at the end if there is a schedule."""
 
     lr: float = positive()  # learning rate
-    # what becomes of lr where activations are wider than 128 columns: d_in, times sqrt(128 / d_in);
-    # none, nothing. A record has the rate that was used
+    # d_in: lr times sqrt(128 / d_in) where activations are wider than 128 columns
     lr_scaling: str = one_of("none", "d_in", default="none")
     beta1: float = between(0, 1, "[)")  # decay of the mean gradient
     beta2: float = between(0, 1, "[)")  # decay of its mean square
@@ -166,13 +162,12 @@ class AdamConfig(Checked, section="optimizer"):
 class SAETrainingConfig(Checked, section="training"):
     """How long and in what pieces dictionaries are trained."""
 
-    n_activations: int = positive()  # rows seen in all; more than there are means several passes
+    n_activations: int = positive()  # rows seen in all, in several passes if need be
     batch_size: int = positive()  # rows in one optimiser step
-    eval_rows: int = positive()  # rows at the end of the harvest, kept for the final numbers
+    eval_rows: int = positive()  # the last rows, kept for the final numbers
     l1_warmup_steps: int = not_negative()  # optimiser steps over which l1 rises from zero
-    # a feature is inactive if none of the last so many rows, or half of the training, activated it
-    dead_window: int = positive()
-    snapshots: int = not_negative()  # decoders kept: at the end, half of it, a quarter and so on
+    dead_window: int = positive()  # rows, none of which activates an inactive feature
+    snapshots: int = not_negative()  # decoders kept: at the end, half of it ...
     log_every: int = positive()  # optimiser steps between logged values
     checkpoint_every: int = positive()  # optimiser steps between checkpoints
     rows: str = one_of("all", "half_a", "half_b", "bootstrap", default="all")  # which rows are seen
@@ -209,7 +204,7 @@ class AdamWConfig(Checked, section="optimizer"):
     weight_decay: float = not_negative()  # on matrices only
     warmup_fraction: float = not_negative()  # share of the run spent in warm-up
     grad_clip: float = not_negative()  # global norm; 0 turns clipping off
-    cosine_runs: float = positive(1.0)  # length of the cosine in runs: above 1, the run ends before
+    cosine_runs: float = positive(1.0)  # length of the cosine, in runs
 
 
 @dataclass
@@ -247,9 +242,7 @@ class HFModel(Checked, section="lm"):
     revision: str | None = MISSING  # branch or commit; null: the main branch
     n_ctx: int = positive()  # tokens of text in one context
     dtype: str = one_of("float32", "bfloat16", "float16")  # what the model computes in
-    # whether each context begins with the token that begins a text, which has no row; null: if the
-    # model's tokenizer puts one there
-    bos: bool | None = None
+    bos: bool | None = None  # whether a token begins each context; null: as its tokenizer does
 
 
 @dataclass
@@ -263,8 +256,7 @@ class HarvestConfig(Checked, section="harvest"):
     batch_size: int = positive()  # sequences of n_ctx tokens in one forward pass
     shard_rows: int = positive()  # rows in a file
     dtype: str = one_of("float16", "float32")  # of the rows on disk
-    # LAYER/SITE or modules' paths, side by side in one row; null: layer and site alone
-    sites: list[str] | None = None
+    sites: list[str] | None = None  # LAYER/SITE or modules' paths, side by side
     skip_first: int = not_negative(0)  # positions at each context's start: attention sinks
 
     def __post_init__(self) -> None:
@@ -286,10 +278,8 @@ class HarvestConfig(Checked, section="harvest"):
 class ActivationsConfig(Checked, section="activations"):
     """How a dictionary sees the activations."""
 
-    # what they are divided by, so that their mean square is one: rms, one number; rms_by_site, one
-    # for each of several sites; none
-    scaling: str = one_of("rms", "rms_by_site", "none")
-    # whether the mean row is subtracted first; auto: if it is large against the spread
+    scaling: str = one_of("rms", "rms_by_site", "none")  # what they are divided by
+    # auto: the mean row is subtracted first if it is large against the spread
     centering: str = one_of("auto", "mean", "none", default="none")
 
 
@@ -297,7 +287,7 @@ class ActivationsConfig(Checked, section="activations"):
 class TrackingConfig(Checked, section="tracking"):
     """Weights & Biases."""
 
-    # whether runs are sent; auto: if there is a key and the server answers
+    # auto: online if there is a key and the server answers
     mode: str = one_of("auto", "online", "offline", "disabled")
     project: str = MISSING  # to which the runs belong
     entity: str | None = MISSING  # user or team; null: the key's own

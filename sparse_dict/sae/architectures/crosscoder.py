@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 class CrosscoderConfig(SAEConfig):
     """Which columns belong to which site."""
 
-    # columns of each site; null: as the harvest says, which is what its record holds
-    widths: list[int] | None = None
+    widths: list[int] | None = None  # columns of each site; null: as the harvest says
 
     def __post_init__(self) -> None:
         super().__post_init__()

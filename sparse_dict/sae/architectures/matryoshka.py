@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class MatryoshkaConfig(BatchTopKConfig):
     """The prefixes that must reconstruct."""
 
-    prefixes: list[float] = MISSING  # shares of the dictionary, the last of which is 1
+    prefixes: list[float] = MISSING  # shares of the dictionary; the last is 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,7 +26,7 @@ COMPANION_SEED = 1_000_003  # added to the seed
 class FreezePerturbConfig(SAEConfig):
     """What counts as converged, and the noise."""
 
-    # freeze_perturb: what a companion has found too is frozen, the rest perturbed
+    # freeze what a companion has found too, perturb the rest
     strategy: str = one_of("plain", "freeze_perturb", default="plain")
     freeze_above: float = 0.9  # MCS with the companion above which to freeze
     perturb_every: int = positive(500)  # optimiser steps between perturbations

@@ -32,8 +32,7 @@ ROWS = 1 << 16  # the last ones seen, over which a selection averages codes
 class GuideConfig(SAEConfig):
     """Which way, and its numbers."""
 
-    # how the weights inform it: initial decoder rows of what those behind the site read, or those
-    # before it write; an L1 that grows where the model does not look; keep what acts most
+    # how the model's weights inform it: docs/stability.md
     guide: str = one_of("none", "init_read", "init_write", "penalty", "select", default="none")
     guide_strength: float = not_negative(1.0)  # penalty: surcharge where there is no effect, by L1
     guide_keep: float = between(0, 1, default=0.5)  # select: share of the features that are kept
