@@ -22,7 +22,7 @@ from sparse_dict.errors import UserError
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae import imported
 from sparse_dict.sae.origin import Origin
-from sparse_dict.tools import import_sae, verify
+from sparse_dict.tools import ending, import_sae, verify
 
 D, N = 16, 40
 
@@ -210,9 +210,15 @@ def test_what_cannot_be_represented_is_named(tmp_path, config, message):
         imported.read(source)
 
 
+def ended(source, dest, rows):
+    with pytest.raises(SystemExit) as found:
+        ending(lambda: import_sae.main([source, str(dest), "--activations", str(rows)]))
+    return found.value.code
+
+
 def test_torn_and_missing_files_are_one_line(rows, tmp_path, capsys):
     source = saelens(tmp_path / "a", {k: v for k, v in weights().items() if k != "b_enc"})
-    assert import_sae.main([source, str(tmp_path / "out"), "--activations", str(rows)]) == 1
+    assert ended(source, tmp_path / "out", rows) == 1
     assert "malformed (it lacks 'b_enc')" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds none of"):
         imported.read(str(tmp_path))
@@ -256,7 +262,7 @@ def without_bias(folder):
 @pytest.mark.parametrize("message", HOSTILE)
 def test_all_is_checked_before_anything_is_written(rows, tmp_path, capsys, message):
     source, dest = HOSTILE[message](tmp_path / "theirs"), tmp_path / "out"
-    assert import_sae.main([source, str(dest), "--activations", str(rows)]) == 1
+    assert ended(source, dest, rows) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line)
     assert len(line) < 3000

@@ -8,23 +8,23 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis.measures.mcs import match_codes, normalised
-from sparse_dict.analysis.measures.two_dictionaries import Agreement, agree
+from sparse_dict.analysis.measures.two_dictionaries import one_to_one, one_way
 from sparse_dict.errors import UserError
 from sparse_dict.sae import imported
 from sparse_dict.sae.folder import Dictionary
 from sparse_dict.tools import ending
 
 CODE_ROWS = 16_384  # the last ones of the activations
+THRESHOLD = 0.9  # above which a cosine or a correlation is high
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the comparison; 1 with one line if the two cannot be compared."""
+    """Print the comparison."""
     parser = argparse.ArgumentParser(
         "python -m sparse_dict.compare", description="how far do two dictionaries agree?"
     )
@@ -33,34 +33,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--activations", type=Path, metavar="DIR", help="compare codes, too")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(argv)
-    try:
-        found = {"A": imported.read_any(given.a), "B": imported.read_any(given.b)}
-        names = sorted(found, key=lambda name: len(found[name].b_enc))  # the smaller one first
-        smaller, larger = (found[name] for name in names)
-        compared, folder = compare(smaller, larger), given.activations
-        codes = of_codes(smaller, larger, folder) if folder else None
-    except UserError as error:
-        sys.stderr.write(f"compare: {error}\n")
-        return 1
+    both = [(imported.read_any(path), path, n) for n, path in (("A", given.a), ("B", given.b))]
+    (smaller, *small), (larger, *large) = sorted(both, key=lambda one: len(one[0].b_enc))
+    found = compare(smaller, larger)
+    if given.activations:
+        found["codes"] = of_codes(smaller, larger, given.activations)
     if given.json:
-        record: dict[str, Any] = asdict(compared) | ({"codes": codes} if codes else {})
-        for name, key in zip(names, ("smaller", "larger"), strict=True):
-            record[key] = {"dictionary": given.a if name == "A" else given.b, **record[key]}
-        sys.stdout.write(json.dumps(record, indent=2) + "\n")
+        for key, (path, _) in {"smaller": small, "larger": large}.items():
+            found[key] = {"dictionary": path, **found[key]}
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
-        sys.stdout.write(table(names, compared, len(smaller.W_enc), codes))
+        sys.stdout.write(table((small[1], large[1]), found, len(smaller.W_enc)))
     return 0
 
 
-def compare(smaller: Dictionary, larger: Dictionary) -> Agreement:
-    """Agreement of two dictionaries of the same activations."""
+def compare(smaller: Dictionary, larger: Dictionary) -> dict[str, Any]:
+    """Agreement of two dictionaries of the same activations: either way, and one to one."""
     widths = len(smaller.W_enc), len(larger.W_enc)
     if widths[0] != widths[1]:
         raise UserError(
             f"one dictionary is of activations {widths[0]} wide, the other {widths[1]}: to compare "
             "models, give analyze.py sae_dir=[STUDY/sae,STUDY/sae]"
         )
-    return agree((smaller.W_enc.T, smaller.W_dec), (larger.W_enc.T, larger.W_dec))
+    return {
+        "smaller": one_way(smaller.W_dec, larger.W_dec, THRESHOLD),
+        "larger": one_way(larger.W_dec, smaller.W_dec, THRESHOLD),
+        **one_to_one((smaller.W_enc.T, smaller.W_dec), (larger.W_enc.T, larger.W_dec)),
+    }
 
 
 def of_codes(smaller: Dictionary, larger: Dictionary, activations_dir: Path) -> dict[str, Any]:
@@ -74,32 +73,31 @@ def of_codes(smaller: Dictionary, larger: Dictionary, activations_dir: Path) -> 
     return {
         "rows": len(x),
         "correlation": float(correlation.mean()),
-        "above": int((correlation > 0.9).sum()),
+        "above": int((correlation > THRESHOLD).sum()),
         "cosine": float(cosine.mean()),
     }
 
 
-def table(names: Sequence[str], found: Agreement, d_in: int, codes: dict[str, Any] | None) -> str:
-    """The comparison as text."""
+def table(names: tuple[str, str], found: dict[str, Any], d_in: int) -> str:
+    """The comparison as text; `names` are those of the smaller and the larger dictionary."""
     lines = [f"{'':<44}{'here':>9}{'random':>9}"]
 
     def line(text: str, here: str, random: str = "") -> None:
         lines.append(f"{text:<44}{here:>9}{random:>9}".rstrip())
 
-    for name, other, way in zip(names, names[::-1], (found.smaller, found.larger), strict=True):
-        line(f"MMCS of {name} in {other}", f"{way.mmcs:.3f}", f"{way.random_mmcs:.3f}")
-        line(
-            f"features of {name} above 0.9 in {other}, of {way.features}", f"{way.above}",
-            f"{way.random_above:.1f}",
-        )  # fmt: skip
-    line("PW-MCC, one to one", f"{found.pw_mcc:.3f}", f"{found.random_pw_mcc:.3f}")
-    line("shared fraction, encoder and decoder", f"{found.shared_fraction:.3f}")
-    if codes is not None:
+    ways = found["smaller"], found["larger"]
+    for name, other, way in zip(names, names[::-1], ways, strict=True):
+        line(f"MMCS of {name} in {other}", f"{way['mmcs']:.3f}", f"{way['random_mmcs']:.3f}")
+        above = f"features of {name} above {THRESHOLD} in {other}, of {way['features']}"
+        line(above, f"{way['above']}", f"{way['random_above']:.1f}")
+    line("PW-MCC, one to one", f"{found['pw_mcc']:.3f}", f"{found['random_pw_mcc']:.3f}")
+    line("shared fraction, encoder and decoder", f"{found['shared_fraction']:.3f}")
+    if codes := found.get("codes"):
         line("correlation of codes, one to one", f"{codes['correlation']:.3f}")
-        line("  features with one above 0.9", f"{codes['above']}")
+        line(f"  features with one above {THRESHOLD}", f"{codes['above']}")
         line("  cosine of these pairs, mean", f"{codes['cosine']:.3f}")
-    head = f"{found.smaller.features} features ({names[0]}) and {found.larger.features} "
-    return "\n".join([f"{head}({names[1]}) in {d_in} dimensions", "", *lines]) + "\n"
+    small, large = (f"{way['features']} features ({n})" for way, n in zip(ways, names, strict=True))
+    return "\n".join([f"{small} and {large} in {d_in} dimensions", "", *lines]) + "\n"
 
 
 if __name__ == "__main__":

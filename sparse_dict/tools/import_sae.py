@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparse_dict.activations.store import Activations
-from sparse_dict.errors import UserError, one_line, printable, reading
+from sparse_dict.errors import UserError, printable, reading
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae import imported
 from sparse_dict.sae.imported.measured import measured
@@ -32,7 +32,7 @@ OUTPUT = Output(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Import one dictionary; 1 with one line if that cannot be done."""
+    """Import one dictionary."""
     parser = argparse.ArgumentParser(
         "python -m sparse_dict.import_sae", description="import a dictionary made elsewhere"
     )
@@ -44,12 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, help="its seed, if its own config does not say it")
     given = parser.parse_args(argv)
-    try:
-        with lock.holding(given.dest):
-            metrics = run(given.source, given.dest, given.activations, given.seed)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"import_sae: {printable(one_line(error))}\n")
-        return 1
+    with lock.holding(given.dest):
+        metrics = run(given.source, given.dest, given.activations, given.seed)
     sys.stdout.write(
         f"{given.dest}: {metrics['dict_size']} features, FVU {metrics['fvu']:.4f}, "
         f"L0 {metrics['l0']:.2f}, {metrics['dead']} dead on {metrics['eval_rows']:,} rows\n"
@@ -71,7 +67,10 @@ def run(source: str, dest: Path, activations_dir: Path, seed: int | None = None)
             f"{activations.d_in}"
         )
     if foreign.by_mean_norm:
-        scaled(foreign.dictionary, d_in**0.5 / _mean_norm(activations))
+        pieces = range(0, activations.rows, READ)
+        parts = (activations.read(at, min(at + READ, activations.rows)) for at in pieces)
+        norms = np.concatenate([np.linalg.norm(part, axis=1) for part in parts])
+        scaled(foreign.dictionary, d_in**0.5 / norms.mean(dtype=np.float64))
     said, rows = foreign.origin, of_activations(activations)
     if said.differs(rows):
         told = f"{source} says that it is of {said}, but {activations_dir} holds rows of {rows}"
@@ -91,14 +90,6 @@ def run(source: str, dest: Path, activations_dir: Path, seed: int | None = None)
     OUTPUT.begin(dest)
     folders.write(dest, foreign.dictionary, fire_count, metrics, hook)
     return metrics
-
-
-def _mean_norm(activations: Activations) -> float:
-    norms = [
-        np.linalg.norm(activations.read(at, min(at + READ, activations.rows)), axis=1)
-        for at in range(0, activations.rows, READ)
-    ]
-    return float(np.concatenate(norms).mean(dtype=np.float64))
 
 
 if __name__ == "__main__":

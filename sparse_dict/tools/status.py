@@ -7,6 +7,7 @@ import argparse
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -28,6 +29,7 @@ SHOWN = 20  # dictionaries that are not done
 WIDTH = 100  # characters of a log's last record that are shown
 RECORD = re.compile(r"\[[^]]*\]\[[^]]*\]\[(?P<level>[A-Z]+)\] - (?P<text>.*)")
 TAIL = 1 << 16  # bytes of a log that are read
+PAGES = ("report", "features")  # of an analysis
 
 
 @dataclass
@@ -57,7 +59,7 @@ def table(folder: Path) -> str:
         _row("train_lm", folder / "lm", lm_folder.RECORD, _lm),
         _row("harvest", folder / "activations", store.MANIFEST, _activations),
         *_dictionaries(folder / "sae"),
-        _row("analyze", folder / "analysis", analysis_stage.MANIFEST, _analysis),
+        _row("analyze", made := folder / "analysis", analysis_stage.MANIFEST, _analysis),
     ]
     cells = [("stage", "state", "time", ""), *((r.name, r.state, _time(r), r.text) for r in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(3)]
@@ -65,33 +67,30 @@ def table(folder: Path) -> str:
         f"{name:<{widths[0]}}  {state:<{widths[1]}}  {seconds:>{widths[2]}}  {text}".rstrip()
         for name, state, seconds, text in cells
     ]
-    whole = [f"study {folder}", "", *lines, "", *_pictures(folder / "analysis"), ""]
-    return "\n".join(map(printable, whole))
+    n = len([*made.glob("*.png")])
+    pages = [f"{name}: {made}/{name}.html" for name in PAGES if (made / f"{name}.html").exists()]
+    pictures = f"pictures: {made}/*.png ({n})" if n else "pictures: none yet"
+    return "\n".join(map(printable, [f"study {folder}", "", *lines, "", pictures, *pages, ""]))
 
 
 def _row(name: str, folder: Path, manifest: str, finished: Any) -> Row:
     """The row of a stage with one folder; `finished(folder)` returns its seconds and its text."""
+    level, text = _last(folder)
     if holder := lock.holder(folder):
         started = _started(folder)
         seconds = None if started is None else max(0.0, time.time() - started)
-        return Row(name, "running", seconds, f"{holder}: {_last(folder)[1]}")
+        return Row(name, "running", seconds, f"{holder}: {text}")
     if (folder / manifest).exists():
         try:
             with reading(folder / manifest):
-                seconds, text = finished(folder)
+                return Row(name, "done", *finished(folder))
         except UserError as error:
             return Row(name, "damaged", None, str(error))
-        return Row(name, "done", seconds, text)
-    return _unfinished(name, folder)
-
-
-def _unfinished(name: str, folder: Path) -> Row:
     if not folder.is_dir():
         return Row(name, "not started", None, "")
-    level, text = _last(folder)
     kept = _kept(folder)
     if level in ("ERROR", "CRITICAL") and not text.startswith("stopped "):
-        return Row(name, "failed", None, "; ".join(part for part in (text, kept) if part))
+        return Row(name, "failed", None, "; ".join(filter(None, (text, kept))))
     if kept or text or any(folder.iterdir()):
         return Row(name, "interrupted", None, kept or "nothing to go on from: it starts afresh")
     return Row(name, "not started", None, "")
@@ -101,13 +100,11 @@ def _kept(folder: Path) -> str:
     """What an unfinished stage left to go on from."""
     if (folder / lm_folder.CHECKPOINT).exists():
         return f"checkpoint in {folder / lm_folder.CHECKPOINT.parent}"
-    if (folder / sae_folder.CHECKPOINT).exists():
-        try:
-            meta = sae_folder.read_checkpoint_meta(folder)
-        except UserError as error:
-            return str(error)
-        return f"checkpoint of step {meta['step']:,}" if meta else ""
-    return ""
+    try:
+        meta = sae_folder.read_checkpoint_meta(folder)
+    except UserError as error:
+        return str(error)
+    return f"checkpoint of step {meta['step']:,}" if meta else ""
 
 
 def _lm(folder: Path) -> tuple[float, str]:
@@ -145,58 +142,41 @@ def _dictionaries(sae_dir: Path) -> Iterator[Row]:
             rows.append(Row(f"  {path.name}", "damaged", None, str(error)))
     rows += [_row(f"  {path.name}", path, sae_folder.METRICS, None) for path in others]
     states = [row.state for row in rows]
-    state = next((s for s in ("running", "failed", "interrupted", "damaged") if s in states), "")
-    if not state:
-        state = "done" if done else "not started"
-    whole = len(done) - states.count("damaged")
-    text = f"{whole} of {len(done) + len(others)} dictionaries" if done or others else ""
-    yield Row("train_sae", state, seconds if done else None, text)
+    whole, every = len(done) - states.count("damaged"), len(done) + len(others)
+    usual = "done" if done else "not started"
+    worst = (s for s in ("running", "failed", "interrupted", "damaged") if s in states)
+    text = f"{whole} of {every} dictionaries" if every else ""
+    yield Row("train_sae", next(worst, usual), seconds if done else None, text)
     yield from rows[:SHOWN]
     if len(rows) > SHOWN:
         yield Row(f"  and {len(rows) - SHOWN} more", "", None, "")
 
 
-def _pictures(folder: Path) -> list[str]:
-    pictures = len(list(folder.glob("*.png")))
-    lines = [f"pictures: {folder}/*.png ({pictures})"] if pictures else ["pictures: none yet"]
-    return lines + [
-        f"{name}: {folder / file}"
-        for name, file in (("report", "report.html"), ("features", "features.html"))
-        if (folder / file).exists()
-    ]
-
-
 def _last(folder: Path) -> tuple[str, str]:
     """Level and text of the last record in a folder's log."""
-    found = ("", "")
+    level, text = "", ""
     for path in sorted(folder.glob("*.log")):
         with suppress(UserError), opened(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
             for match in RECORD.finditer(file.read().decode(errors="replace")):
-                found = match["level"], match["text"].strip()
-    level, text = found
-    return level, text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
+                level, text = match["level"], match["text"].strip()
+    return level, textwrap.shorten(text, WIDTH, placeholder="...")
 
 
 def _started(folder: Path) -> float | None:
     """When the last command began: Hydra writes the config first."""
-    try:
+    with suppress(OSError):
         return (folder / ".hydra" / "config.yaml").stat().st_mtime
-    except OSError:
-        return None
+    return None
 
 
 def _time(row: Row) -> str:
     if row.seconds is None or not 0 <= row.seconds < 1e9:
         return ""
-    seconds = round(row.seconds)
-    if seconds == 0:
-        return "< 1 s"
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+    minutes, seconds = divmod(round(row.seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds or '< 1'} s"
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,27 +29,31 @@ from sparse_dict.storage import files, lock, tensor_files
 from sparse_dict.storage.output import ANYWHERE
 from sparse_dict.tools import ending
 
+CHANGED = "has changed since it was written"
 
+
+@dataclass
 class Check:
     """What is found in one folder that should hold the record `manifest`."""
 
-    def __init__(self, folder: Path, manifest: str) -> None:
-        self.folder, self.manifest = folder, folder / manifest
-        self.line = ""  # what it is, if it is finished
-        self.prints: Mapping[str, object] = {}  # fingerprints, for what was made from it
-        self.faults: list[str] = []
-        self.listed = {str(self.manifest)}  # files that records list
-        self.closed: set[str] = set()  # folders of whose files there is no list
+    folder: Path
+    manifest: Path
+    line: str = ""  # what it is, if it is finished
+    prints: Mapping[str, Any] = field(default_factory=dict)  # for what was made from it
+    faults: list[str] = field(default_factory=list)
+    listed: set[str] = field(default_factory=set)  # files that records list
+    closed: set[str] = field(default_factory=set)  # folders of whose files there is no list
 
     def run(self, look: Callable[["Check"], None]) -> "Check":
         """Check the folder by `look`, if it is finished."""
+        self.listed.add(str(self.manifest))
         if holder := lock.holder(self.folder):
             where = f"{self.folder} is being written by {holder}"
             self._fault(f"{where}: verify it again when it has ended")
         elif not self.manifest.is_file():
             name = self.manifest.name
             self._fault(f"{self.folder} is not finished (no {name}): run its stage again")
-            self.checkpoints()
+            self._checkpoints()
         else:
             self._attempt(self.folder, partial(look, self))
         return self
@@ -68,91 +73,80 @@ class Check:
             self._fault(lacking(error) or f"{path}: {error}")
 
     def expect(self, fits: object, text: str) -> None:
-        """What does not fit is a fault."""
+        """What does not fit is a fault of what the manifest says."""
         if not fits:
-            self.faults.append(text)
+            self.faults.append(f"{self.manifest}: {text}")
 
-    def unchanged(
-        self, fits: object, name: str, what: str = "has changed since it was written"
+    def files(
+        self, record: Mapping[str, Any], hashes: Mapping[str, str], read: Iterable[str] = ()
     ) -> None:
-        """As `expect`, of a file that can be made again."""
-        self.expect(fits, f"{self.folder / name} {what}: delete {self.manifest} and make it again")
+        """See that the record and the files that it lists are those that were written.
 
-    def sealed(self, record: Mapping[str, Any]) -> None:
-        """See that the record is the one that was written."""
-        self.unchanged(files.is_sealed(record), self.manifest.name)
+        But for those that were `read`, and compared then.
+        """
+        self.listed.update(f"{self.folder}/{name}" for name in (*hashes, *read))
+        changed = {} if files.is_sealed(record) else {self.manifest.name: CHANGED}
+        there = {name: (self.folder / name).exists() for name in sorted(hashes.keys() - {*read})}
+        changed |= {name: "is missing" for name, exists in there.items() if not exists}
+        names = [name for name, exists in there.items() if exists]
+        pool = ThreadPoolExecutor()  # only large files gain from threads
+        try:
+            found = pool.map(files.sha256_file, [self.folder / name for name in names])
+            with Progress(f"verify {self.folder.name}", len(names), "files") as progress:
+                for name, digest in zip(names, found, strict=True):
+                    changed |= {name: CHANGED} if digest != hashes[name] else {}
+                    progress.advance(1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        again = f"delete {self.manifest} and make it again"
+        self.faults += [f"{self.folder / name} {how}: {again}" for name, how in changed.items()]
+        self._checkpoints()
 
-    def list(self, *names: str) -> None:
-        """Note files that a record lists."""
-        self.listed.update(f"{self.folder}/{name}" for name in names)
-
-    def hashes(self, recorded: Mapping[str, str], read: Sequence[str] = ()) -> None:
-        """Compare files with their SHA-256, but those that were `read`, and compared then."""
-        self.list(*recorded)
-        for name in sorted(recorded.keys() - read):
-            there = (self.folder / name).exists()
-            self.unchanged(there, name, "is missing")
-            if there:
-                self.unchanged(files.sha256_file(self.folder / name) == recorded[name], name)
-
-    def checkpoints(self) -> None:
+    def _checkpoints(self) -> None:
         """Read whatever checkpoint is there."""
         for name in (str(lm_folder.CHECKPOINT), sae_folder.CHECKPOINT):
             if (path := self.folder / name).exists():
-                self.list(name)
+                self.listed.add(f"{self.folder}/{name}")
                 self._attempt(path, partial(tensor_files.read_checkpoint, path))
+
+    def corpus(self, record: Mapping[str, Any]) -> None:
+        """See that the corpus is that of its fingerprint, where there is one."""
+        if "corpus" in record["fingerprints"]:
+            same = files.fingerprint(record["corpus"]) == record["fingerprints"]["corpus"]
+            self.expect(same, "the corpus it describes is not that of its fingerprint")
 
 
 def _lm(check: Check) -> None:
     record = lm_folder.read_record(check.folder)
     prints = check.prints = record["fingerprints"]
     lm_folder.load(check.folder)  # compares the fingerprints of model and tokenizer
-    check.sealed(record)
-    check.expect(files.fingerprint(record["corpus"]) == prints["corpus"], _other_corpus(check))
-    check.list(*lm_folder.PRINTED)
-    check.hashes(record.get("sha256") or {})
-    check.checkpoints()
     check.line = f"model {prints['model']} from corpus {prints['corpus']}"
-
-
-def _other_corpus(check: Check) -> str:
-    return f"{check.manifest}: the corpus it describes is not that of its fingerprint"
+    check.corpus(record)
+    check.files(record, record.get("sha256") or {}, lm_folder.PRINTED)
 
 
 def _activations(lm: Mapping[str, object], check: Check) -> None:
     manifest = store.Activations.open(check.folder).manifest
     assert manifest is not None
     prints = check.prints = manifest["fingerprints"]
-    own = prints["activations"]
-    check.unchanged(store.fingerprint_of(manifest, prints) == own, store.MANIFEST)
-    names = [shard[f"{kind}file"] for shard in manifest["shards"] for kind in ("", "origin_")]
-    hashes = [shard[f"{kind}sha256"] for shard in manifest["shards"] for kind in ("", "origin_")]
-    check.list(*names)
-    pool = ThreadPoolExecutor()  # only large files gain from threads
-    try:
-        found = pool.map(files.sha256_file, [check.folder / name for name in names])
-        with Progress("verify activations", len(names), "files") as progress:
-            for name, wanted, there in zip(names, hashes, found, strict=True):
-                check.unchanged(there == wanted, name)
-                progress.advance(1)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if "truth" in prints:
-        path = check.folder / toy.TRUTH
-        check.list(toy.TRUTH)
-        digest = files.fingerprint(files.sha256_file(path))
-        check.expect(digest == prints["truth"], f"{path} has changed")
+    own, kinds = prints["activations"], ("", "origin_")
+    shards = [(shard, kind) for shard in manifest["shards"] for kind in kinds]
+    hashes = {shard[f"{kind}file"]: shard[f"{kind}sha256"] for shard, kind in shards}
+    read = [toy.TRUTH] if "truth" in prints else []
+    check.files(manifest, hashes, read)
+    check.expect(store.fingerprint_of(manifest, prints) == own, f"{store.MANIFEST} {CHANGED}")
+    if read:
         check.line = f"{own}, synthetic"
+        digest = files.fingerprint(files.sha256_file(check.folder / toy.TRUTH))
+        check.expect(digest == prints["truth"], f"{toy.TRUTH} has changed")
         return
-    if "corpus" in prints:
-        same = files.fingerprint(manifest["corpus"]) == prints["corpus"]
-        check.expect(same, _other_corpus(check))
+    check.corpus(manifest)
     check.line = f"{own} from model {prints.get('model')}"
     if not lm:
         check.line += ", which this study does not hold"
     for key in lm.keys() - {"corpus"}:
         there = prints.get(key)
-        text = f"{check.manifest}: made from the {key} {there}, but the study's is {lm[key]}"
+        text = f"made from the {key} {there}, but the study's is {lm[key]}"
         check.expect(there == lm[key], text)
 
 
@@ -162,28 +156,23 @@ def _dictionary(own: object, check: Check) -> None:
     snapshots = [sae_folder.snapshot_name(seen) for seen in sae_folder.read_snapshots(trained)]
     hashes = metrics.get("sha256") or sae_folder.hashes_of(check.folder)
     made_from = (metrics.get("fingerprints") or {})["activations"]
-    check.hashes(hashes, [sae_folder.WEIGHTS, sae_folder.CONFIG, sae_folder.FEATURES, *snapshots])
-    check.sealed(metrics)
-    check.checkpoints()
-    check.expect(
-        own in (None, made_from),
-        f"{check.manifest}: trained on the activations {made_from}, but the study's are {own}",
-    )
-    weights = files.fingerprint(hashes[sae_folder.WEIGHTS])
-    check.prints = {"weights": weights}
+    read = sae_folder.WEIGHTS, sae_folder.CONFIG, sae_folder.FEATURES, *snapshots
+    check.files(metrics, hashes, read)
+    told = f"trained on the activations {made_from}, but the study's are {own}"
+    check.expect(own in (None, made_from), told)
+    check.prints = {"weights": files.fingerprint(hashes[sae_folder.WEIGHTS])}
     where = "" if own else ", which this study does not hold"
-    check.line = f"{weights} from activations {made_from}{where}"
+    check.line = f"{check.prints['weights']} from activations {made_from}{where}"
 
 
 def _analysis(weights: Mapping[str, object], check: Check) -> None:
     record = analysis_stage.read_record(check.folder)
-    check.sealed(record)
     compared: Mapping[str, str] = record["dictionaries"]
     for name, was in compared.items():
-        now, of = weights.get(name), f"{check.manifest}: {name!r} was compared"
+        now, of = weights.get(name), f"{name!r} was compared"
         check.expect(now, f"{of}, but is not a dictionary here now")
         check.expect(now in (None, was), f"{of} as {was}, and is {now} now: analyse again")
-    check.hashes(record.get("sha256") or {})
+    check.files(record, record.get("sha256") or {})
     # What an analysis goes on from another time, each kind in a folder of its own.
     kept = {str(there) for there in check.folder.iterdir() if there.is_dir()}
     check.closed |= kept - {str(check.folder / columns.FOLDER)}
@@ -207,7 +196,7 @@ def _checks(study: Path) -> Iterator[Check]:
     """The folders of a study, checked."""
 
     def stage(name: str, manifest: str, look: Callable[[Check], None]) -> Check:
-        check = Check(study / name, manifest)
+        check = Check(study / name, study / name / manifest)
         return check.run(look) if check.folder.is_dir() else check
 
     yield (lm := stage("lm", lm_folder.RECORD, _lm))
@@ -215,15 +204,15 @@ def _checks(study: Path) -> Iterator[Check]:
     folder = study / "sae"
     done, others = folders(folder)
     if not folder.is_dir():
-        yield Check(folder, "")
+        yield Check(folder, folder)
     look = partial(_dictionary, rows.prints.get("activations"))
     weights: dict[str, object] = {}
     with Progress("verify", len(done) + len(others), "dictionaries") as progress:
         for path in [*others, *done]:
-            check = Check(path, sae_folder.METRICS).run(look)
+            check = Check(path, path / sae_folder.METRICS).run(look)
             progress.advance(1)
             if check.prints:
-                weights[str(check.folder.relative_to(folder))] = check.prints["weights"]
+                weights[str(path.relative_to(folder))] = check.prints["weights"]
             yield check
     yield stage("analysis", analysis_stage.MANIFEST, partial(_analysis, weights))
 

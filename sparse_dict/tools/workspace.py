@@ -6,7 +6,7 @@ Needs the extra `workspace` (the package wandb-workspaces), an account and the s
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparse_dict import tracking
 from sparse_dict.analysis.tracked import CHARTS
@@ -27,17 +27,13 @@ PICTURES = ("heatmap_mmcs", "high_features", "frontier")  # keys that the analys
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Save the workspace and print its address; 1 with one line if that cannot be done."""
+    """Save the workspace and print its address."""
     parser = argparse.ArgumentParser("python -m sparse_dict.workspace", description=__doc__)
     parser.add_argument("name", help="the study, as in name=NAME")
     parser.add_argument("--project", default="sparse-dict", help="as in tracking.project=")
     parser.add_argument("--entity", help="as in tracking.entity=; yours if not given")
     given = parser.parse_args(argv)
-    try:
-        print(save(given.name, given.project, given.entity))  # noqa: T201
-    except UserError as error:
-        print(f"workspace: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+    sys.stdout.write(f"{save(given.name, given.project, given.entity)}\n")
     return 0
 
 
@@ -68,14 +64,40 @@ def build(name: str, project: str, entity: str) -> "Workspace":
             f"this needs wandb-workspaces ({error.name} is missing): pip install -e '.[workspace]'"
         ) from None
 
+    size, l1 = panels.Config("sae.dict_size"), panels.Config("sae.l1")
+    fvu, l0, dead, mmcs, shared = (
+        panels.SummaryMetric(key) for key in ("fvu", "l0", "dead", "mmcs", "shared_fraction")
+    )
+    wide, axis = Layout(w=24, h=12), panels.ParallelCoordinatesPlotColumn
+    points = {"MMCS by size and L1": (l1, size), "FVU and L0, by MMCS": (l0, fvu)}
+    lines = [*(axis(metric=metric, log=True) for metric in (size, l1, l0))]
+    lines += [axis(metric=metric) for metric in (fvu, dead, mmcs, shared)]
     shown = {
-        "How far larger dictionaries find the same features": _agreement(panels, Layout),
-        "Dictionaries": _dictionaries(panels, Layout),
+        "How far larger dictionaries find the same features": [
+            panels.MediaBrowser(
+                title="MMCS with larger dictionaries", media_keys=list(PICTURES),
+                num_columns=1, layout=wide,
+            ),
+            *(
+                panels.CustomChart(
+                    query={"summaryTable": {"tableKey": f"{key}_table"}}, chart_name=chart,
+                    chart_fields=fields, chart_strings={"title": key},
+                )
+                for key, (chart, fields) in CHARTS.items()
+            ),
+        ],
+        "Dictionaries": [
+            *(
+                panels.ScatterPlot(title=title, x=x, y=y, z=mmcs, log_x=True, log_y=True)
+                for title, (x, y) in points.items()
+            ),
+            panels.ParallelCoordinatesPlot(title="Size x L1", layout=wide, columns=lines),
+        ],
         "Training, by dictionary size": [
             panels.LinePlot(
                 title=title, x="activations", y=[f"sae/{key}"], log_y=key != "inactive",
-                groupby=panels.Config("sae.dict_size"), groupby_aggfunc="mean",
-                groupby_rangefunc="minmax", max_runs_to_show=100,
+                groupby=size, groupby_aggfunc="mean", groupby_rangefunc="minmax",
+                max_runs_to_show=100,
             )
             for key, title in {"fvu": "FVU", "l0": "L0", "inactive": "Inactive features"}.items()
         ],
@@ -83,57 +105,17 @@ def build(name: str, project: str, entity: str) -> "Workspace":
             panels.LinePlot(title="Loss", x="tokens", y=["train_loss", "val_loss"])
         ],
     }  # fmt: skip
-    return workspaces.Workspace(
-        entity=entity,
-        project=project,
-        name=f"Study {name}",
-        sections=[
-            workspaces.Section(name=title, is_open=title != "Language model", panels=of)
-            for title, of in shown.items()
-        ],
-        settings=workspaces.WorkspaceSettings(max_runs=100),
-        runset_settings=workspaces.RunsetSettings(
-            filters=f"Metric('Group') == {name!r}", pinned_columns=list(PINNED)
-        ),
-    )
-
-
-def _agreement(panels: Any, layout: Any) -> list[Any]:
-    """The pictures of MMCS, and the native charts of its tables."""
-    pictures = panels.MediaBrowser(
-        title="MMCS with larger dictionaries", media_keys=list(PICTURES),
-        num_columns=1, layout=layout(w=24, h=12),
-    )  # fmt: skip
-    charts = [
-        panels.CustomChart(
-            query={"summaryTable": {"tableKey": f"{key}_table"}}, chart_name=chart,
-            chart_fields=fields, chart_strings={"title": key},
-        )
-        for key, (chart, fields) in CHARTS.items()
-    ]  # fmt: skip
-    return [pictures, *charts]
-
-
-def _dictionaries(panels: Any, layout: Any) -> list[Any]:
-    """Dictionaries by their settings and by what came out, as points and as lines."""
-    size, l1 = panels.Config("sae.dict_size"), panels.Config("sae.l1")
-    fvu, l0, dead, mmcs, shared = (
-        panels.SummaryMetric(key) for key in ("fvu", "l0", "dead", "mmcs", "shared_fraction")
-    )
-    places = {"MMCS by size and L1": (l1, size), "FVU and L0, by MMCS": (l0, fvu)}
-    points = [
-        panels.ScatterPlot(title=title, x=x, y=y, z=mmcs, log_x=True, log_y=True)
-        for title, (x, y) in places.items()
+    sections = [
+        workspaces.Section(name=title, is_open=title != "Language model", panels=of)
+        for title, of in shown.items()
     ]
-    axis = panels.ParallelCoordinatesPlotColumn
-    lines = panels.ParallelCoordinatesPlot(
-        title="Size x L1", layout=layout(w=24, h=12),
-        columns=[
-            *(axis(metric=metric, log=True) for metric in (size, l1, l0)),
-            *(axis(metric=metric) for metric in (fvu, dead, mmcs, shared)),
-        ],
+    runs = workspaces.RunsetSettings(
+        filters=f"Metric('Group') == {name!r}", pinned_columns=list(PINNED)
+    )
+    return workspaces.Workspace(
+        entity=entity, project=project, name=f"Study {name}", sections=sections,
+        settings=workspaces.WorkspaceSettings(max_runs=100), runset_settings=runs,
     )  # fmt: skip
-    return [*points, lines]
 
 
 if __name__ == "__main__":
