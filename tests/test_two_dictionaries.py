@@ -18,12 +18,12 @@ from analysis_study import (
 from rounding import of_cosines
 from scipy.stats import ortho_group
 
+from sparse_dict.activations.side_by_side import paired
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.measures import alignment
 from sparse_dict.analysis.measures.mcs import match_codes
-from sparse_dict.analysis.same_tokens import paired
 from sparse_dict.analysis.sections import elsewhere
 from sparse_dict.config import NoSettings
 from sparse_dict.errors import UserError
@@ -133,22 +133,22 @@ def test_each_alignment_explains_what_its_kind_of_map_made(name):
         "rotation": ortho_group.rvs(D, random_state=1),
     }  # fmt: skip
     y = 2 * x @ made[name] + 5 + 0.01 * rng.standard_normal(x.shape)
-    found = {m.name: m for m in alignment.fit(x, y)}
+    found = alignment.fit(x, y)
     kinds = list(made)
     for kind in kinds[kinds.index(name) :]:  # an identity is a permutation is a rotation
-        assert found[kind].explained > 0.999
-        np.testing.assert_allclose(found[kind].matrix, made[name], atol=0.02)
+        assert found[kind][1] > 0.999
+        np.testing.assert_allclose(found[kind][0], made[name], atol=0.02)
     for kind in kinds[: kinds.index(name)]:
-        assert found[kind].explained < 0.7
+        assert found[kind][1] < 0.7
 
 
 def test_unequal_widths_leave_the_rotation_and_noise_explains_nothing():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3000, 8))
     basis = ortho_group.rvs(12, random_state=1)[:8]
-    (found,) = alignment.fit(x, x @ basis)
-    assert found.explained > 0.999
-    assert abs(alignment.fit(x, rng.standard_normal((3000, 8)))[-1].explained) < 0.05
+    ((_, explained),) = alignment.fit(x, x @ basis).values()
+    assert explained > 0.999
+    assert abs(alignment.fit(x, rng.standard_normal((3000, 8)))["rotation"][1]) < 0.05
 
 
 def harvest(folder, rows, shard_rows, seed, tokens=0):
@@ -239,6 +239,6 @@ def test_the_comparison_of_a_dictionary_with_itself_is_perfect():
     rows = directions(30, D, 1)
     same = Dictionary(rows.T, np.zeros(30, np.float32), rows, np.zeros(D, np.float32))
     found = compare.compare(same, same)
-    assert found.pw_mcc == pytest.approx(1, abs=of_cosines(D))
-    assert found.shared_fraction == 1
-    assert found.smaller.above == 30
+    assert found["pw_mcc"] == pytest.approx(1, abs=of_cosines(D))
+    assert found["shared_fraction"] == 1
+    assert found["smaller"]["above"] == 30

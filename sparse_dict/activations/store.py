@@ -32,6 +32,7 @@ PRE_ACTIVATIONS = "pre_activations"  # key of the manifest: see pre_activations.
 SPOOL = "partial"  # subfolder that is there from the first row to the manifest
 OURS = re.compile(r"(shard|origin)-\d{5}\.npy")
 SCAN_ROWS = 1 << 16
+TAKE_ROWS = 1 << 13  # read at a time where a few of them are wanted
 WHAT = "activations are what harvest.py writes, or a folder of .npy arrays"
 CACHE_ROWS = 1 << 10  # few enough to stay in the cache as float64
 SCAN_VALUES = 1 << 23  # values that are read at once
@@ -254,6 +255,16 @@ class Activations:
         """Fill `out`, (n, d_in) float32, with rows start..start+n-1."""
         for part, where in self._rows.pieces(start, start + len(out)):
             _convert(part[:, self._columns], out[where])
+
+    def take(self, rows: NDArray[np.int64]) -> Floats:
+        """Some rows, in any order, (n, d_in); the files are read once, a piece at a time."""
+        out = np.empty((len(rows), self.d_in), np.float32)
+        order = np.argsort(rows)
+        pieces = np.flatnonzero(np.diff(rows[order] // TAKE_ROWS)) + 1
+        for part in np.split(order, pieces) if len(rows) else ():
+            start = int(rows[part[0]]) // TAKE_ROWS * TAKE_ROWS
+            out[part] = self.read(start, min(start + TAKE_ROWS, self.rows))[rows[part] - start]
+        return out
 
     def origins(self, start: int, stop: int) -> Origins | None:
         """Document, position in it and token of each row, (stop - start, 3); None if unknown."""

@@ -13,15 +13,8 @@ from torch import Tensor
 
 from sparse_dict.activations.harvest import widths
 from sparse_dict.activations.store import Activations, Rows
-from sparse_dict.analysis.harvested import (
-    Place,
-    activations_of,
-    model,
-    place,
-    recorded,
-    targets_of,
-    text,
-)
+from sparse_dict.analysis import harvested
+from sparse_dict.analysis.harvested import Place
 from sparse_dict.analysis.study import Study
 from sparse_dict.config import AnalyzeConfig, ContextsConfig
 from sparse_dict.config.sites import Site
@@ -79,11 +72,12 @@ def open_source(config: AnalyzeConfig, study: Study, n_tokens: int) -> Source:
 
     Fewer where their rows would need more than MEMORY, which the log says.
     """
-    activations, written = activations_of(study, config), targets_of(study, config)
-    manifest = recorded(activations)
-    taken, lm = place(manifest, study.target or study.site), model(manifest, config)
-    columns = columns_of(lm.model, taken.sites, written.d_in)
-    stream, _ = text(manifest, Path(config.cache_dir), lm.n_ctx)
+    activations = harvested.activations_of(study, config)
+    manifest = harvested.recorded(activations)
+    taken = harvested.place(manifest, study.target or study.site)
+    lm = harvested.model(manifest, config)
+    columns = columns_of(lm.model, taken.sites, harvested.targets_of(study, config).d_in)
+    stream, _ = harvested.text(manifest, Path(config.cache_dir), lm.n_ctx)
     kept = lm.n_ctx - taken.skip_first  # rows of one context
     available = min(activations.rows // kept, len(stream) // lm.n_ctx)
     if not available:
@@ -123,14 +117,9 @@ def open_rows(activations: Activations, study: Study, settings: ContextsConfig) 
 
     n = min(settings.n_tokens, activations.rows, max(MEMORY // (4 * activations.d_in), 1))
     numbers = np.arange(n) * activations.rows // n
-    rows = np.empty((n, 1, activations.d_in), np.float32)
-    for start in range(0, activations.rows, PIECE):
-        stop = min(start + PIECE, activations.rows)
-        first, last = np.searchsorted(numbers, (start, stop))
-        rows[first:last, 0] = activations.read(start, stop)[numbers[first:last] - start]
-    width = study.entries[0].decoder.shape[1]
-    text = numbers[:, None].astype(np.int32)
-    return Source(None, Place((), 0), ((0, width),), text, rows, activations.rows, shown)
+    rows, text = activations.take(numbers)[:, None], numbers[:, None].astype(np.int32)
+    columns = ((0, study.entries[0].decoder.shape[1]),)
+    return Source(None, Place((), 0), columns, text, rows, activations.rows, shown)
 
 
 def rows_of(found: Sequence[Tensor], skip: int) -> Floats:

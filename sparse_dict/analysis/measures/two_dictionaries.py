@@ -6,12 +6,13 @@ A dictionary is given as encoder and decoder rows, (n, d) each.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.measures import Floats, random_directions
-from sparse_dict.analysis.measures.mcs import match, max_cosine, normalised
+from sparse_dict.analysis.measures import Bools, Floats, gaussian_rows, random_directions
+from sparse_dict.analysis.measures.mcs import match, match_codes, max_cosine, normalised
 
 Rows = tuple[Floats, Floats]  # of the encoder, and of the decoder
 
@@ -50,53 +51,83 @@ def match_features(first: Rows, second: Rows) -> Matched:
 
 def random_pw_mcc(d: int, sizes: Iterable[int]) -> dict[int, float]:
     """PW-MCC of one draw of random directions, by dictionary size."""
-    return {n: random_pair(d, n, n) for n in sorted(sizes)}
+    return {n: _random_pair(d, n, n) for n in sorted(sizes)}
 
 
 @lru_cache(maxsize=64)
-def random_pair(d: int, n: int, m: int) -> float:
+def _random_pair(d: int, n: int, m: int) -> float:
     """PW-MCC of one draw of n random directions with m others, n <= m."""
     rng = np.random.default_rng([d, n])
     one, other = (random_directions.unit_vectors(size, d, rng) for size in (n, m))
     return float(match(one, other)[1].mean())
 
 
-@dataclass(frozen=True)
-class OneWay:
-    """The features of one dictionary sought in another: plain maximum."""
+def one_to_one(first: Rows, second: Rows) -> dict[str, float]:
+    """PW-MCC, that of one draw of random directions, and the share of the smaller one's features.
 
-    features: int
-    mmcs: float
-    random_mmcs: float  # exact expectation for random directions
-    above: int  # features whose highest cosine exceeds the threshold
-    random_above: float  # exact expectation
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """The smaller dictionary against the larger one, and back."""
-
-    smaller: OneWay
-    larger: OneWay
-    pw_mcc: float  # the smaller one's features matched one to one
-    random_pw_mcc: float  # of one draw of random directions
-    shared_fraction: float  # share of the smaller one's features
+    Either dictionary may be the larger one.
+    """
+    small, large = sorted([first, second], key=lambda rows: len(rows[1]))
+    matched = match_features(small, large)
+    return {
+        "pw_mcc": matched.pw_mcc,
+        "random_pw_mcc": _random_pair(small[1].shape[1], len(small[1]), len(large[1])),
+        "shared_fraction": float(matched.same.mean()),
+    }
 
 
-def agree(smaller: Rows, larger: Rows, threshold: float = 0.9) -> Agreement:
-    """Compare two dictionaries."""
-    matched, small, large = match_features(smaller, larger), smaller[1], larger[1]
-    return Agreement(
-        one_way(small, large, threshold), one_way(large, small, threshold), matched.pw_mcc,
-        random_pair(small.shape[1], len(small), len(large)), float(matched.same.mean()),
-    )  # fmt: skip
+def one_way(rows: Floats, others: Floats, threshold: float) -> dict[str, Any]:
+    """The rows (n, d) of a decoder sought in another's (m, d): by the plain maximum.
 
-
-def one_way(rows: Floats, others: Floats, threshold: float) -> OneWay:
-    """The rows (n, d) of a decoder sought in another's (m, d), by cosines above `threshold`."""
-    mcs, d = max_cosine(normalised(rows), normalised(others)), rows.shape[1]
+    How many there are, their MMCS, and how many are `above` the threshold; `random`: the exact
+    expectation of either for random directions.
+    """
+    mcs, d = max_cosine(rows, others), rows.shape[1]
     chance = 1 - float(random_directions.max_cdf(threshold, d, len(others)))
-    return OneWay(
-        len(rows), float(mcs.mean(dtype=np.float64)), random_directions.max_mean(d, len(others)),
-        int((mcs > threshold).sum()), len(rows) * chance,
-    )  # fmt: skip
+    return {
+        "features": len(rows),
+        "mmcs": float(mcs.mean(dtype=np.float64)),
+        "random_mmcs": random_directions.max_mean(d, len(others)),
+        "above": int((mcs > threshold).sum()),
+        "random_above": len(rows) * chance,
+    }
+
+
+def of_directions(
+    first: Rows, second: Rows, alive: tuple[Bools, Bools], threshold: float
+) -> dict[str, float]:
+    """The first dictionary's features sought in the second's: shares of them, and one to one.
+
+    `above_alive` counts only features that are `alive`, among such; `gaussian`: what rows with the
+    covariances of both reach.
+    """
+    rows, others = first[1], second[1]
+    way, n = one_way(rows, others, threshold), len(rows)
+    living = max_cosine(rows[alive[0]], others[alive[1]]) > threshold
+    return {
+        "mmcs": way["mmcs"],
+        "random_mmcs": way["random_mmcs"],
+        "gaussian_mmcs": gaussian_rows.mmcs(rows, others),
+        "above": way["above"] / n,
+        "above_alive": float(living.sum() / max(len(living), 1)),
+        "random_above": way["random_above"] / n,
+        **one_to_one(first, second),
+    }
+
+
+def of_codes(codes: Floats, others: Floats, threshold: float) -> dict[str, float]:
+    """Correlations of codes (rows, n) and (rows, m) on the same tokens, matched one to one.
+
+    Of features that are active on some of the rows; the dictionary that has fewer counts. Chance:
+    the same with the rows of one in another order.
+    """
+    active = [part[:, (part > 0).any(0)] for part in (codes, others)]
+    few, many = sorted(active, key=lambda part: part.shape[1])
+    _, correlation = match_codes(few, many)
+    _, chance = match_codes(few, np.roll(many, len(many) // 2, axis=0))
+    return {
+        "active": len(correlation),
+        "correlation": float(correlation.mean()),
+        "correlated": float((correlation > threshold).mean()),
+        "chance": float(chance.mean()),
+    }

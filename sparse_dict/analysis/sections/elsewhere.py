@@ -14,15 +14,15 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from sparse_dict.activations.side_by_side import paired
 from sparse_dict.analysis import harvested
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measures import Floats, alignment, gaussian_rows, two_dictionaries
-from sparse_dict.analysis.measures.mcs import match_codes, max_cosine
+from sparse_dict.analysis.measures import Floats, alignment
+from sparse_dict.analysis.measures.two_dictionaries import of_codes, of_directions
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Block, Table
-from sparse_dict.analysis.same_tokens import paired
 from sparse_dict.analysis.study import Entry, Study, everywhere, seed_groups, setting
 from sparse_dict.config.sites import RESIDUAL
 from sparse_dict.errors import UserError
@@ -34,38 +34,33 @@ Row = dict[str, Any]
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
-    """Agreement with each other study, and of each site with the next one."""
-    maps, studies = _studies(context)
-    found = {"studies_maps": maps, "studies": studies, "sites": [*_sites(context)]}
-    return {name: pd.DataFrame(rows) for name, rows in found.items() if rows}
-
-
-def _studies(context: Context) -> tuple[list[Row], list[Row]]:
-    """How far maps lead from this study's activations to each other's, and agreement after them."""
+    """Agreement with each other study after maps of activations, and of each site with the next."""
     main, own = context.comparison.main, context.comparison.shown_of()
     maps: list[Row] = []
-    rows: list[Row] = []
+    studies: list[Row] = []
     for other in context.others:
         folder = other.folder.resolve()
-        name = folder.parent.name if folder.name == "sae" else folder.name
+        name = {"study": folder.parent.name if folder.name == "sae" else folder.name}
         try:
             read = harvested.activations_of(other, context.config)
             x, y = paired(context.activations, read, ROWS)
         except UserError as error:
-            maps.append({"study": name, "missing": str(error)})
+            maps.append(name | {"missing": str(error)})
             continue
         fitted = alignment.fit(x, y)
-        of = {"study": name, "tokens": len(x)}
-        maps += [of | {"map": m.name, "explained": m.explained} for m in fitted]
+        of = name | {"tokens": len(x)}
+        maps += [of | {"map": key, "explained": share} for key, (_, share) in fitted.items()]
         alike = [c for c in other.chains if main and (c.axis, c.level) == (main.axis, main.level)]
-        compared = Comparison(other, context.config.comparison)
-        theirs = alike[0].entries if alike else compared.shown_of()
-        known = {m.name: m.matrix for m in fitted}
-        rows += [{"study": name} | row for row in _compared(context, own, theirs, (x, y), known)]
-    if rows:
-        again = _another_seed(context, context.study, own, context.evaluation_rows())
-        rows += [{"study": SEEDS} | row for row in again]
-    return maps, rows
+        shown = alike[0].entries if alike else None
+        theirs = shown or Comparison(other, context.config.comparison).shown_of()
+        known = {key: matrix for key, (matrix, _) in fitted.items()}
+        studies += [name | row for row in _compared(context, own, theirs, (x, y), known)]
+    if studies:
+        x = context.evaluation_rows()
+        again = _another_seed(context, context.study, own, x)
+        studies += [{"study": SEEDS} | row for row in again]
+    found = {"studies_maps": maps, "studies": studies, "sites": [*_sites(context)]}
+    return {name: pd.DataFrame(rows) for name, rows in found.items() if rows}
 
 
 def _sites(context: Context) -> Iterator[Row]:
@@ -85,9 +80,9 @@ def _sites(context: Context) -> Iterator[Row]:
 
 def _another_seed(context: Context, study: Study, own: Sequence[Entry], x: Floats) -> Iterator[Row]:
     """The dictionaries against those of another seed that are alike but for that."""
+    maps = {"identity": np.eye(study.d_in)}
     for first, second, *_ in seed_groups(study):
         if first in own:
-            maps = {"identity": np.eye(study.d_in)}
             yield from _compared(context, [first], [second], (x, x), maps)
 
 
@@ -100,57 +95,17 @@ def _compared(
     `maps` are (d, e); `rows` (n, d) and (n, e) are of the same tokens.
     """
     bar, limit = context.config.comparison.threshold, context.config.comparison.match_limit
-    there = [entry for entry in theirs if entry.size <= limit]
-    for first in own if there else ():
-        if first.size <= limit:
-            second = min(there, key=lambda e: abs(e.size - first.size))
-            of = {"size": first.size, "other": second.size}
-            for name, matrix in maps.items():
-                yield of | {"map": name} | mapped(first, second, matrix, bar)
-            yield of | {"map": "codes"} | coded((first, second), rows, bar)
-
-
-def mapped(first: Entry, second: Entry, matrix: Floats, bar: float) -> dict[str, float]:
-    """Agreement of two dictionaries, the first one's directions mapped into the other's space."""
-    one: two_dictionaries.Rows = first.encoder @ matrix, first.decoder @ matrix
-    other: two_dictionaries.Rows = second.encoder, second.decoder
-    small, large = sorted([one, other], key=lambda rows: len(rows[1]))
-    sizes = len(small[1]), len(large[1])
-    matched = two_dictionaries.match_features(small, large)
-    way = two_dictionaries.one_way(one[1], other[1], bar)
-    living = max_cosine(one[1][first.alive], other[1][second.alive]) > bar
-    return {
-        "mmcs": way.mmcs,
-        "random_mmcs": way.random_mmcs,
-        "gaussian_mmcs": gaussian_rows.mmcs(one[1], other[1]),
-        "above": way.above / way.features,
-        "above_alive": float(living.sum() / max(len(living), 1)),
-        "random_above": way.random_above / way.features,
-        "pw_mcc": matched.pw_mcc,
-        "random_pw_mcc": two_dictionaries.random_pair(matrix.shape[1], *sizes),
-        "shared_fraction": float(matched.same.mean()),
-    }
-
-
-def coded(
-    entries: tuple[Entry, Entry], rows: tuple[Floats, Floats], bar: float
-) -> dict[str, float]:
-    """Correlations of codes on rows of the same tokens, matched one to one.
-
-    Of features that are active on some of the rows; the dictionary that has fewer counts. Chance:
-    the same with the rows of one in another order.
-    """
-    every = (e.trained.dictionary.encode(x) for e, x in zip(entries, rows, strict=True))
-    active = [codes[:, (codes > 0).any(0)] for codes in every]
-    few, many = sorted(active, key=lambda codes: codes.shape[1])
-    _, correlation = match_codes(few, many)
-    _, chance = match_codes(few, np.roll(many, len(many) // 2, axis=0))
-    return {
-        "active": len(correlation),
-        "correlation": float(correlation.mean()),
-        "correlated": float((correlation > bar).mean()),
-        "chance": float(chance.mean()),
-    }
+    small, there = ([entry for entry in of if entry.size <= limit] for of in (own, theirs))
+    for first in small if there else ():
+        second = min(there, key=lambda e: abs(e.size - first.size))
+        of = {"size": first.size, "other": second.size}
+        for name, matrix in maps.items():
+            mine = first.encoder @ matrix, first.decoder @ matrix
+            other = second.encoder, second.decoder
+            found = of_directions(mine, other, (first.alive, second.alive), bar)
+            yield of | {"map": name} | found
+        one, two = (e.trained.dictionary for e in (first, second))
+        yield of | {"map": "codes"} | of_codes(one.encode(rows[0]), two.encode(rows[1]), bar)
 
 
 def show(context: Context) -> Iterator[Block]:
@@ -167,7 +122,11 @@ def show(context: Context) -> Iterator[Block]:
             title = f"MMCS with larger dictionaries\n{context.comparison.shown}"
             figure = figures.heatmaps(larger, "mmcs", title, "MMCS", ".2f")
             yield context.figure("sites_mmcs", figure)
-        yield Table("Every site at its chosen level, means over seeds", by_site(every))
+        columns = ["fvu", "l0", "dead", "mmcs", "random_mmcs", "gaussian_mmcs", "shared"]
+        at = every[every["chosen"]]
+        at = at.assign(sparsity=[*map(setting, at["axis"], at["level"])])
+        means = at.groupby(["site", "size", "sparsity"], sort=False)[columns].mean()
+        yield Table("Every site at its chosen level, means over seeds", means.reset_index())
         if "sites" in others:
             yield context.figure("sites_agreement", draw_sites(others["sites"]))
             yield Table("Features of one site in the next", others["sites"])
@@ -188,16 +147,6 @@ def of_sites(context: Context) -> pd.DataFrame:
     shown = every["site"].map({at: one.family for at, one in context.comparisons.items()})
     own = every[every["family"] == shown]
     return own.sort_values("site", key=lambda at: at.map(order.index), kind="stable")
-
-
-def by_site(every: pd.DataFrame) -> pd.DataFrame:
-    """A row a size of each site, at the level that is chosen for it."""
-    columns = ["fvu", "l0", "dead", "mmcs", "random_mmcs", "gaussian_mmcs", "shared"]
-    groups = every[every["chosen"]].groupby(["site", "size", "axis", "level"], sort=False)
-    table = groups[columns].mean().reset_index()
-    sparsity = [*map(setting, table.pop("axis"), table.pop("level"))]
-    table.insert(2, "sparsity", sparsity)
-    return table
 
 
 def draw_sites(table: pd.DataFrame) -> Figure:
