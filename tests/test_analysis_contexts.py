@@ -32,8 +32,7 @@ from sparse_dict.analysis.features.chosen import (
     Chosen,
     choose,
 )
-from sparse_dict.analysis.features.contexts import Context, Feature, Gallery
-from sparse_dict.analysis.features.logit_effects import EFFECTS
+from sparse_dict.analysis.features.contexts import EFFECTS, Context, Feature, Gallery
 from sparse_dict.analysis.harvested import Place
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.source import open_source, printable
@@ -252,8 +251,8 @@ def test_positions_without_rows_count_for_nothing_and_are_shown_without_activati
     where = {key: str(tmp_path / name) for key, name in [("activations_dir", "activations")]}
     gallery = contexts.gather(config(base, **where), compared(tmp_path))
     text, activations = brute
-    assert (gallery.place.skip_first, gallery.n_tokens) == (skip, len(text) * (N_CTX - skip))
-    assert gallery.n_harvested == gallery.n_tokens
+    assert (gallery.source.place.skip_first, gallery.n_tokens) == (skip, len(text) * (N_CTX - skip))
+    assert gallery.source.n_harvested == gallery.n_tokens
     for page in pages(gallery):
         assert "of 16, whose first 12 positions have no activations." in " ".join(page.split())
     for feature in gallery.features:
@@ -307,7 +306,7 @@ def test_each_group_is_shown_and_every_feature_has_its_nearest_neuron(base, gath
     assert of[DEAD] == [3]
     assert any(f.chosen.entry and f.chosen.entry.size == large.size for f in gathered.features)
     neurons = [f.chosen.index for f in gathered.features if f.chosen.entry is None]
-    assert neurons == sorted({f.neuron[0] for f in gathered.features if f.neuron})
+    assert neurons == sorted({f.chosen.nearest()[0] for f in gathered.features if f.chosen.entry})
 
 
 def test_the_features_asked_for_are_shown_in_their_order(base):
@@ -371,24 +370,22 @@ def data_of(page):
 
 def hostile(token, name="x"):
     """A gallery whose one token and whose dictionary's name are `token` and `name`."""
-    entry = study.Entry(name, name, 4, "l1", 0.1, 0, SimpleNamespace(fire_count=np.ones(4)))
+    trained = SimpleNamespace(
+        fire_count=np.ones(4), dictionary=SimpleNamespace(W_dec=np.eye(4)[:, ::-1]),
+        metrics={"config": {}},
+    )  # fmt: skip
+    entry = study.Entry(name, name, 4, "l1", 0.1, 0, trained)
     context = Context(np.zeros(3, np.int32), np.array([0, 2, 1], np.float32), 1)
     counts = np.ones(contexts.BINS, np.int64)
-    effects = [(0, 1.0)]
-
-    def feature(chosen, neuron):
-        return Feature(
-            chosen, 2.0, 0.5, 2.0, counts, [context], [context], [1.0], effects, effects, neuron
-        )
-
-    pair = [
-        feature(Chosen(entry, 1, (TOP,), 0.9), (2, -0.7)),
-        feature(Chosen(None, 2, (NEURON,)), None),
-    ]
+    shown = counts, [context], [context], [(0, 1.0)], [(0, 1.0)]
+    pair = [Chosen(entry, 1, (TOP,), 0.9), Chosen(None, 2, (NEURON,))]
     place = Place((Site("mlp_post", 1),), 0)
-    return Gallery(
-        pair, {0: token}, 10, 100, 16, "plain maximum", place, ((0, 4),), place.sites, ()
+    source = SimpleNamespace(
+        place=place, columns=((0, 4),), text=np.zeros((1, 16)), n_harvested=100,
+        words=lambda _: {0: token},
     )  # fmt: skip
+    features = [Feature(chosen, 0.5, 2.0, *shown) for chosen in pair]
+    return Gallery(features, source, "plain maximum", list(place.sites), [])
 
 
 def pages(gallery):
@@ -439,16 +436,14 @@ def test_the_page_holds_the_contexts_as_they_were_found(gathered, tmp_path):
         assert drawn["dead"] == (feature.chosen.index == 3 and feature.chosen.entry is not None)
         for (ids, values, peak), context in zip(drawn["top"], feature.top, strict=True):
             words = [data["vocabulary"][i] for i in ids]
-            assert words == [gathered.vocabulary[i] for i in context.tokens.tolist()]
+            known = gathered.source.words(context.tokens.tolist())
+            assert words == [known[i] for i in context.tokens.tolist()]
             assert values[peak] / 255 * drawn["largest"] == pytest.approx(
                 context.values[peak], abs=drawn["largest"] / 255
             )
-        if feature.neuron:
+        if found := feature.chosen.nearest():
             nearest = data["features"][drawn["neuron"][0]]
-            assert (nearest["groups"], nearest["index"]) == (
-                [NEURON],
-                feature.neuron[0],
-            )
+            assert (nearest["groups"], nearest["index"]) == ([NEURON], found[0])
 
 
 def test_each_feature_names_its_partner_in_the_next_larger_dictionary(base, gathered):

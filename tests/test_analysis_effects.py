@@ -11,10 +11,11 @@ from analysis_study import directions, unit, write_dictionary
 from rounding import rounding, through
 
 import sparse_dict
+from sparse_dict.analysis import feature_effects as single
 from sparse_dict.analysis import study
 from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, judge
 from sparse_dict.analysis.feature_effects import losses, measure
-from sparse_dict.analysis.measures import subspaces
+from sparse_dict.analysis.measures import alignment
 from sparse_dict.analysis.sections import effects
 from sparse_dict.config import EffectsConfig, ModelConfig
 from sparse_dict.config.sites import Site
@@ -49,6 +50,7 @@ def source_of(model: GPT, skip: int = 0) -> SimpleNamespace:
         place=place,
         lm=SimpleNamespace(model=model),
         rows=lambda contexts: rows[contexts],
+        unit="tokens",
     )
 
 
@@ -148,8 +150,8 @@ def of_effects(folder, recurrence: np.ndarray, ablated: np.ndarray, *decoders):
             "ablated": ablated, "substituted": ablated / 2, "cosine": 0.8,
         }
     )  # fmt: skip
-    own = effects.partners_of(tables)
-    spans = [effects.overlap(entries[0], other, own) for other in entries[1:]]
+    own = single.partners_of(tables)
+    spans = [single.overlap(entries[0], other, own) for other in entries[1:]]
     tables.others["spans"] = pd.DataFrame(spans)
     return tables
 
@@ -166,10 +168,10 @@ def test_the_claim_is_on_the_share_of_the_whole_effect(tmp_path, strong, verdict
     tables = of_effects(tmp_path, recurs.astype(float), ablated, *decoders)
     assert judge(SIGNAL, tables).verdict == verdict
     table = tables.others["effects"]
-    share = effects.by_recurrence(table).set_index("features")["share of effect"]
+    share = single.by_recurrence(table).set_index("features")["share of effect"]
     assert share["recur"] == pytest.approx(strong / (strong + 1), abs=0.01)
-    assert effects.correlations(table)["spearman"].iloc[0] * (strong - 1) > 0
-    assert effects.thirds(table["frequency"]).value_counts().tolist() == [20] * 3
+    assert single.correlations(table)["spearman"].iloc[0] * (strong - 1) > 0
+    assert single.thirds(table["frequency"]).value_counts().tolist() == [20] * 3
     effects.draw(table)
 
 
@@ -187,18 +189,18 @@ def test_features_that_do_not_recur_may_span_the_same_subspace(tmp_path, planted
 def test_equal_spans_overlap_wholly_and_orthogonal_ones_not_at_all():
     rows = np.random.default_rng(0).standard_normal((4, 10))
     mixed = np.random.default_rng(1).standard_normal((4, 4)) @ rows
-    assert subspaces.overlap(rows, mixed) == pytest.approx(1)
-    assert subspaces.overlap(np.eye(10)[:3], np.eye(10)[5:]) == pytest.approx(0)
+    assert alignment.overlap(rows, mixed) == pytest.approx(1)
+    assert alignment.overlap(np.eye(10)[:3], np.eye(10)[5:]) == pytest.approx(0)
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 9), (3, 5, 12), (7, 7, 20)])
 def test_the_overlap_of_random_subspaces_has_the_mean_and_variance_of_drawn_ones(n, m, d):
     rng, draws = np.random.default_rng(0), 4000
     found = [
-        subspaces.overlap(rng.standard_normal((n, d)), rng.standard_normal((m, d)))
+        alignment.overlap(rng.standard_normal((n, d)), rng.standard_normal((m, d)))
         for _ in range(draws)
     ]
-    mean, variance = subspaces.random_overlap(n, m, d)
+    mean, variance = alignment.random_overlap(n, m, d)
     assert np.mean(found) == pytest.approx(mean, abs=4 * np.sqrt(variance / draws))
     # the relative error of a variance is sqrt((kurtosis - 1) / draws), 0.04 of squared normals
     assert np.var(found) == pytest.approx(variance, rel=0.16)
@@ -213,7 +215,7 @@ def test_the_largest_dictionary_that_has_partners_is_measured_against_those_of_o
             write_dictionary(
                 tmp_path / "sae" / f"{size},{seed}", rows, np.ones(size, int), seed=seed
             )
-    own = effects.partners_of(sparse_dict.open_study(tmp_path))
+    own = single.partners_of(sparse_dict.open_study(tmp_path))
     assert {*own["dictionary"], *own["other"]} == {"30,0", "30,1"}
 
 
@@ -223,4 +225,4 @@ def test_without_a_second_dictionary_nothing_is_claimed(tmp_path):
     found = [judge(claim, tables) for claim in effects.CLAIMS]
     assert [claim.verdict for claim in found] == [OPEN, OPEN]
     assert "seed=0,1,2" in found[0].command
-    assert effects.partners_of(tables).empty
+    assert single.partners_of(tables).empty

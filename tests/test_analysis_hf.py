@@ -38,7 +38,7 @@ from sparse_dict.analysis.comparison import Comparison  # noqa: E402
 from sparse_dict.analysis.features import contexts, page  # noqa: E402
 from sparse_dict.analysis.harvested import Place  # noqa: E402
 from sparse_dict.analysis.interp import cases  # noqa: E402
-from sparse_dict.analysis.reconstruction_loss import Replacement, losses, recovered  # noqa: E402
+from sparse_dict.analysis.reconstruction_loss import losses, recovered  # noqa: E402
 from sparse_dict.analysis.report import provenance  # noqa: E402
 from sparse_dict.config import ContextsConfig, LossRecoveredConfig  # noqa: E402
 from sparse_dict.config.sites import SITES, Site  # noqa: E402
@@ -164,11 +164,11 @@ def test_identity_recovers_all_of_the_loss_and_the_mean_nothing(loaded, kind, si
     places = [named[s] if s in named else Site(s[2:], int(s[0])) for s in sites]
     rows = torch.cat(model.read(text[:, :-1], places), -1).flatten(0, 1).numpy()
     mean = rows.mean(0, dtype=np.float64)
-    same = Replacement(("same",), lambda x: [x.copy()])
-    constant = Replacement(
-        ("mean of it",), lambda x: [np.tile(mean.astype(np.float32), (len(x), 1))]
-    )
-    found = losses(model, text.numpy(), Place(tuple(places), 0), mean, [same, constant])
+
+    def made(x):
+        return [("same", x.copy()), ("mean of it", np.tile(mean.astype("f4"), (len(x), 1)))]
+
+    found = losses(model, text.numpy(), Place(tuple(places), 0), mean, made)
     original, ablated = found["original"], found["mean"]
     logits = model.model(text[:, :-1]).logits
     wanted = F.cross_entropy(logits.mT, text[:, 1:], reduction="none").mean(1)
@@ -253,7 +253,7 @@ def test_contexts_are_those_of_a_direct_computation(folders, loaded, tmp_path, k
         )
     model(torch.from_numpy(text))
     rows = np.concatenate([values[name].numpy() for name in SITES_OF[kind]], -1)
-    assert len(gallery.features) == 3 + 2 - (gallery.features[-2].neuron is not None)
+    assert len(gallery.features) == 3 + 2 - (gallery.features[-2].chosen.nearest() is not None)
     for feature in gallery.features:
         chosen = feature.chosen
         codes = rows[..., chosen.index]
@@ -274,7 +274,8 @@ def test_contexts_are_those_of_a_direct_computation(folders, loaded, tmp_path, k
                 for i, j in at
                 if j >= context.peak
             )
-            words = "".join(gallery.vocabulary[t] for t in context.tokens.tolist())
+            known = gallery.source.words(context.tokens.tolist())
+            words = "".join(known[t] for t in context.tokens.tolist())
             assert words == made.decode(context.tokens)
 
 
@@ -434,4 +435,4 @@ def test_a_notebook_shows_a_feature(folders, tmp_path):
     page.write(gallery, tmp_path / "analysis")
     shown = show_feature(tmp_path, "16/5").html
     first = gallery.features[1].top[0]
-    assert all(gallery.vocabulary[t] in shown for t in first.tokens.tolist())
+    assert all(word in shown for word in gallery.source.words(first.tokens.tolist()).values())

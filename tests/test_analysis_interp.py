@@ -20,10 +20,8 @@ from sparse_dict import errors
 from sparse_dict.analysis import frame, stage
 from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, judge
 from sparse_dict.analysis.features import contexts
-from sparse_dict.analysis.interp import ask as interp
 from sparse_dict.analysis.interp import cases as interp_cases
-from sparse_dict.analysis.interp import llm
-from sparse_dict.analysis.interp import questions as interp_questions
+from sparse_dict.analysis.interp import llm, questions
 from sparse_dict.analysis.interp.questions import Case, Excerpt
 from sparse_dict.analysis.measures import bases
 from sparse_dict.analysis.report import page as report
@@ -85,18 +83,18 @@ def numbered(user):
 
 
 def oracle(system, user):
-    if system == interp_questions.EXPLAIN:
+    if system == questions.EXPLAIN:
         return "Explanation: heat,\nby its degree"
     assert "Explanation: heat, by its degree\n" in user
-    if system == interp_questions.SIMULATE:
+    if system == questions.SIMULATE:
         return "\n".join(f"{n}\t{level(token)}" for n, token in numbered(user))
     return "\n".join(f"{n}\t{int('hot' in text)}" for n, text in numbered(user))
 
 
 def constant(system, user):
-    if system == interp_questions.EXPLAIN:
+    if system == questions.EXPLAIN:
         return "anything"
-    value = 3 if system == interp_questions.SIMULATE else 1
+    value = 3 if system == questions.SIMULATE else 1
     return "\n".join(f"{n}\t{value}" for n, _ in numbered(user))
 
 
@@ -141,7 +139,7 @@ def lines(path: Path):
 )
 def test_scores_of(server, tmp_path, answer, explanation, simulation, detection):
     server.answer = answer
-    found = interp.ask([case()], settings_of(server.url), tmp_path / "answers.jsonl")
+    found = questions.ask([case()], settings_of(server.url), tmp_path / "answers.jsonl")
     (result,) = found.results
     assert (result.explanation, result.detection) == (explanation, detection)
     assert result.simulation == pytest.approx(simulation)
@@ -153,7 +151,7 @@ def test_a_key_that_is_told_again_reaches_no_file_and_no_line(server, tmp_path, 
     server.usage |= {"account": KEY}
     server.answer = lambda system, user: f"{KEY} {oracle(system, user)}"
     settings = settings_of(server.url, api_key_env="CHAT_KEY")
-    (result,) = interp.ask([case()], settings, tmp_path / "answers.jsonl").results
+    (result,) = questions.ask([case()], settings, tmp_path / "answers.jsonl").results
     assert result.explanation
     assert server.keys == [f"Bearer {KEY}"] * len(server.requests)
     logged = errors._Record("x", logging.INFO, "", 0, "%s", ({"a": KEY},), None).getMessage()
@@ -164,7 +162,7 @@ def test_a_key_that_is_told_again_reaches_no_file_and_no_line(server, tmp_path, 
 
 
 def test_an_explanation_is_made_from_marked_tokens_and_integer_activations():
-    text = interp_questions.explain(case()).user
+    text = questions.explain(case()).user
     assert "Excerpt 1:  cold<< hot10>><< hot3>>" in text
     assert 'Active: " hot10": 10, " hot3": 3' in text
     assert 'Active: " hot1": 1' in text
@@ -172,13 +170,11 @@ def test_an_explanation_is_made_from_marked_tokens_and_integer_activations():
 
 def test_scores_follow_their_formulas_and_are_undefined_without_contrast():
     x, y = [0, 1, 5, 2], [0.0, 0.5, 3.0, 3.0]
-    assert interp_questions.correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
-    assert np.isnan(interp_questions.correlation([1, 2], [0, 0]))
-    assert np.isnan(interp_questions.correlation([], []))
-    assert interp_questions.balanced_accuracy([1, 1, 1, 0], [1, 0, 0, 0]) == pytest.approx(
-        (1 + 1 / 3) / 2
-    )
-    assert np.isnan(interp_questions.balanced_accuracy([1, 0], [1, 1]))
+    assert questions.correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert np.isnan(questions.correlation([1, 2], [0, 0]))
+    assert np.isnan(questions.correlation([], []))
+    assert questions.balanced_accuracy([1, 1, 1, 0], [1, 0, 0, 0]) == pytest.approx((1 + 1 / 3) / 2)
+    assert np.isnan(questions.balanced_accuracy([1, 0], [1, 1]))
 
 
 @pytest.mark.parametrize(
@@ -196,30 +192,30 @@ def test_scores_follow_their_formulas_and_are_undefined_without_contrast():
     ],
 )
 def test_numbers_are_read_only_if_each_line_is_there_once(answer, wanted):
-    assert interp_questions.read_numbers(answer, 2, 10) == wanted
+    assert questions.read_numbers(answer, 2, 10) == wanted
 
 
 def test_malformed_answers_are_counted_and_do_not_count(server, tmp_path):
     def sometimes(system, user):
-        wrong = system == interp_questions.SIMULATE and "hot7" in user
+        wrong = system == questions.SIMULATE and "hot7" in user
         return None if wrong else oracle(system, user)
 
     server.answer = sometimes
-    (result,) = interp.ask([case()], settings_of(server.url), tmp_path / "a.jsonl").results
+    (result,) = questions.ask([case()], settings_of(server.url), tmp_path / "a.jsonl").results
     assert result.malformed == 1
     assert result.simulation == pytest.approx(1)
     server.answer = lambda system, user: ""
     settings = settings_of(server.url, model="silent")
-    (result,) = interp.ask([case()], settings, tmp_path / "b.jsonl").results
+    (result,) = questions.ask([case()], settings, tmp_path / "b.jsonl").results
     assert result.malformed == 1
     assert np.isnan([result.simulation, result.detection]).all()
 
 
 def test_a_second_run_sends_nothing_and_finds_the_same(server, tmp_path):
     path = tmp_path / "answers.jsonl"
-    first = interp.ask([case(), case("b/1")], settings_of(server.url), path)
+    first = questions.ask([case(), case("b/1")], settings_of(server.url), path)
     sent = len(server.requests)
-    second = interp.ask([case(), case("b/1")], settings_of(server.url), path)
+    second = questions.ask([case(), case("b/1")], settings_of(server.url), path)
     assert len(server.requests) == sent == 7  # both ask the same
     assert [r.simulation for r in first.results] == [r.simulation for r in second.results]
     assert {line["answer"] is None for line in lines(path)} == {False}
@@ -228,13 +224,13 @@ def test_a_second_run_sends_nothing_and_finds_the_same(server, tmp_path):
 
 def test_a_line_that_a_kill_cut_short_is_asked_again_and_spoils_no_other(server, tmp_path):
     path = tmp_path / "answers.jsonl"
-    interp.ask([case()], settings_of(server.url), path)
+    questions.ask([case()], settings_of(server.url), path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-40])
-    (result,) = interp.ask([case()], settings_of(server.url), path).results
+    (result,) = questions.ask([case()], settings_of(server.url), path).results
     assert result.detection == 1
     assert len(server.requests) == 8
-    interp.ask([case()], settings_of(server.url), path)
+    questions.ask([case()], settings_of(server.url), path)
     assert len(server.requests) == 8
 
 
@@ -246,7 +242,7 @@ def test_the_cap_is_never_passed_and_what_is_there_is_kept(server, tmp_path, cap
     server.answer = lambda *texts: (logged.append(caplog.text), oracle(*texts))[1]
     settings = settings_of(server.url, max_cost=0.001, **prices)
     with caplog.at_level(logging.INFO):
-        found = interp.ask([case()], settings, path)
+        found = questions.ask([case()], settings, path)
     assert "7 requests" in logged[0]  # the estimate comes before anything is sent
     assert "interp.max_cost=0.001" in logged[0]
     assert not found.results
@@ -254,10 +250,10 @@ def test_the_cap_is_never_passed_and_what_is_there_is_kept(server, tmp_path, cap
     assert 0 < found.spent <= 0.001
     before = len(server.requests)
     assert before == len(lines(path)) == round(found.spent / 0.00032)
-    again = interp.ask([case()], settings, path)  # what was spent before counts
+    again = questions.ask([case()], settings, path)  # what was spent before counts
     assert again.spent == pytest.approx(found.spent)
     assert len(server.requests) == before
-    more = interp.ask([case()], settings_of(server.url, max_cost=1.0, **prices), path)
+    more = questions.ask([case()], settings_of(server.url, max_cost=1.0, **prices), path)
     assert more.results[0].simulation == pytest.approx(1)
     assert len(server.requests) == 7
 
@@ -278,7 +274,7 @@ def test_the_cap_holds(server, tmp_path, changes, usage, delay):
     server.usage = usage
     server.answer = lambda *texts: (time.sleep(delay), oracle(*texts))[1]
     settings = settings_of(server.url, price_in=1.0, price_out=1.0, **changes)
-    found = interp.ask(several(10), settings, path)
+    found = questions.ask(several(10), settings, path)
     assert settings.max_cost / 3 < found.spent <= settings.max_cost
     assert f"interp.max_cost={settings.max_cost}" in found.stopped
     assert found.spent == pytest.approx(sum(line["cost"] for line in lines(path)))
@@ -321,7 +317,7 @@ def test_a_refusal_is_one_line_without_the_key(server, tmp_path, monkeypatch, st
     monkeypatch.setenv("CHAT_KEY", KEY)
     server.statuses = [status] * 9
     settings = settings_of(server.url, api_key_env="CHAT_KEY")
-    found = interp.ask([case()], settings, tmp_path / "a.jsonl")
+    found = questions.ask([case()], settings, tmp_path / "a.jsonl")
     assert reason in found.stopped
     assert "\n" not in found.stopped
     assert KEY not in found.stopped
@@ -337,7 +333,7 @@ def test_the_key_that_is_named_is_sent_past_any_proxy_and_stored_nowhere(
     for name in ("http_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     settings = settings_of(server.url, api_key_env=variable)
-    assert interp.ask([case()], settings, tmp_path / "a.jsonl").stopped is None
+    assert questions.ask([case()], settings, tmp_path / "a.jsonl").stopped is None
     assert set(server.keys) == {sent}
     assert KEY not in (tmp_path / "a.jsonl").read_text()
 
@@ -348,7 +344,7 @@ def test_a_refused_connection_is_one_line(tmp_path):
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     settings = settings_of(url, retries=0, price_in=1.0, price_out=1.0, max_cost=1.0)
-    found = interp.ask([case()], settings, tmp_path / "a.jsonl")
+    found = questions.ask([case()], settings, tmp_path / "a.jsonl")
     assert "cannot be reached (ConnectError: [Errno 111] Connection refused)" in found.stopped
     assert "\n" not in found.stopped
     assert found.spent == 0
@@ -363,9 +359,9 @@ def test_of_many_cases_those_that_are_answered_are_kept_and_the_others_not_waite
 ):
     path = tmp_path / "a.jsonl"
     many = several(8)
-    interp.ask(many[3:5], settings_of(server.url), path)
+    questions.ask(many[3:5], settings_of(server.url), path)
     server.statuses = [401] * 99
-    found = interp.ask(many, settings_of(server.url, parallel=2), path)
+    found = questions.ask(many, settings_of(server.url, parallel=2), path)
     assert [result.case.name for result in found.results] == ["a/3", "a/4"]
     assert "401" in found.stopped
 
@@ -381,28 +377,32 @@ def test_after_an_interrupt_nothing_more_is_sent_and_the_same_command_goes_on(
 
     def own_words(system, user):  # so that no two cases ask the same
         time.sleep(0.01)
-        return user[:40] if system == interp_questions.EXPLAIN else constant(system, user)
+        return user[:40] if system == questions.EXPLAIN else constant(system, user)
 
     server.answer = own_words
     settings = settings_of(server.url, parallel=2)
     with monkeypatch.context() as patch:
-        patch.setattr(interp.Progress, "advance", interrupted)
+        patch.setattr(questions.Progress, "advance", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            interp.ask(many, settings, path)
+            questions.ask(many, settings, path)
     sent = len(server.requests)
     assert 7 <= sent == len(lines(path)) < 4 * 7
-    found = interp.ask(many, settings, path)
+    found = questions.ask(many, settings, path)
     assert found.stopped is None
     assert len(found.results) == 8
     assert len(server.requests) == 8 * 7
 
 
+def each(results):
+    return pd.DataFrame([result.row() for result in results])
+
+
 def test_means_have_their_intervals():
-    results = [interp_questions.Result(case(), "x", s, 0.5) for s in (0.1, 0.2, 0.6)]
-    table = section.means(interp.each(results))
+    results = [questions.Result(case(), "x", s, 0.5) for s in (0.1, 0.2, 0.6)]
+    table = section.means(each(results))
     assert re.fullmatch(r"0\.30 \[0\.1\d?, 0\.\d+\]", table["simulation"][0])
     assert table["detection"][0] == "0.50 [0.50, 0.50]"
-    assert section.means(interp.each(results[:1]))["detection"][0] == "0.50"
+    assert section.means(each(results[:1]))["detection"][0] == "0.50"
 
 
 @pytest.mark.parametrize(
@@ -420,15 +420,15 @@ def test_text_is_readable_if_explanations_of_features_beat_those_of_random_direc
     spread = np.linspace(-0.1, 0.1, 8)
     groups = {"features, MCS above 0.9": high, "random directions": random, "features, other": 1.0}
     results = [
-        interp_questions.Result(replace(case(), group=group), "x", 0.3, mean + shift)
+        questions.Result(replace(case(), group=group), "x", 0.3, mean + shift)
         for group, mean in groups.items()
         for shift in spread
     ]
-    context.tables.others["interp"] = interp.each(results)
+    context.tables.others["interp"] = each(results)
     claim = judge(section.CLAIMS[0], context.tables)
     assert claim.verdict == expected
     assert f"detection {high:.2f} against {random:.2f}" in claim.ours
-    context.tables.others["interp"] = interp.each(results[:10])
+    context.tables.others["interp"] = each(results[:10])
     claim = judge(section.CLAIMS[0], context.tables)
     assert claim.ours.startswith("only 8 features and 2 random directions")
 
@@ -493,7 +493,7 @@ def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(
     settings, comparison, source = read
     cases, again = (interp_cases.cases(settings, 0, comparison, source) for _ in range(2))
     assert [c.name for c in cases] == [c.name for c in again]
-    assert interp_questions.explain(cases[0]) == interp_questions.explain(again[0])
+    assert questions.explain(cases[0]) == questions.explain(again[0])
     groups = pd.Series([c.group for c in cases]).value_counts()
     assert groups.to_dict() == {
         "features, other": 2, "neuron basis": 2, "random directions": 2,
@@ -509,9 +509,7 @@ def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(
 def test_activations_are_those_of_the_dictionary_on_every_token(read):
     settings, comparison, source = read
     candidates = list(interp_cases._features(settings, 0, comparison))
-    codes = np.concatenate(
-        [part for _, part in contexts.read([c.code for c in candidates], source, "x")], axis=1
-    )
+    codes = contexts.codes([c.code for c in candidates], source, "x").toarray()
     rows = source.rows(slice(None)).reshape(-1, D)
     for candidate, found in zip(candidates, codes, strict=True):
         entry = next(e for e in comparison.study.entries if e.name == candidate.owner)
@@ -521,7 +519,7 @@ def test_activations_are_those_of_the_dictionary_on_every_token(read):
 
 def test_the_report_has_explanations_and_means_and_escapes_them(base, server, tmp_path):  # noqa: F811
     def hostile(system, user):
-        return "<script>alert(1)" if system == interp_questions.EXPLAIN else constant(system, user)
+        return "<script>alert(1)" if system == questions.EXPLAIN else constant(system, user)
 
     server.answer = hostile
     context = context_of(full_config(base, tmp_path, server.url))
@@ -537,7 +535,7 @@ def test_the_report_has_explanations_and_means_and_escapes_them(base, server, tm
     means = shown.tables()[0].frame
     assert means["features"].tolist() == [2, 2, 2]
     assert means["detection"].tolist() == ["0.50 [0.50, 0.50]"] * 3
-    assert (tmp_path / interp.ANSWERS).exists()
+    assert (tmp_path / section.ANSWERS).exists()
 
 
 def test_the_key_and_the_client_are_asked_for_only_where_an_endpoint_is_given(base, monkeypatch):  # noqa: F811

@@ -12,14 +12,7 @@ from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.harvested import Place
 from sparse_dict.analysis.measures import bases
-from sparse_dict.analysis.reconstruction_loss import (
-    Replacement,
-    held_out,
-    losses,
-    of_basis,
-    of_dictionary,
-    recovered,
-)
+from sparse_dict.analysis.reconstruction_loss import held_out, losses, recovered
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.sections import baselines as simpler
 from sparse_dict.analysis.sections import loss_recovered
@@ -78,8 +71,8 @@ def mean(model, contexts):
     return found.flatten(0, 1).double().mean(0).numpy()
 
 
-def taken(model, contexts, mean, *replacements, skip_first=0):
-    return losses(model, contexts, Place((SITE,), skip_first), mean, replacements)
+def taken(model, contexts, mean, reconstruct=lambda _: (), skip_first=0):
+    return losses(model, contexts, Place((SITE,), skip_first), mean, reconstruct)
 
 
 @pytest.mark.parametrize("name", SITES)
@@ -120,9 +113,13 @@ def test_a_perfect_dictionary_recovers_all_and_the_mean_nothing(model, contexts,
     both = np.concatenate([np.eye(D), -np.eye(D)]).astype(np.float32)
     write_dictionary(tmp_path / "perfect", both, np.ones(2 * D, np.int64))
     (entry,) = study.load(tmp_path).entries
-    constant = Replacement(("c",), lambda x: [np.tile(mean.astype(np.float32), (len(x), 1))])
-    nothing = Replacement(("n",), lambda x: [np.zeros_like(x)])
-    found = taken(model, contexts, mean, of_dictionary(entry), constant, nothing)
+
+    def made(x):
+        yield "perfect", entry.trained.dictionary.reconstruct(x)
+        yield "c", np.tile(mean.astype(np.float32), (len(x), 1))
+        yield "n", np.zeros_like(x)
+
+    found = taken(model, contexts, mean, made)
     original, zero, ablated = found["original"], found["zero"], found["mean"]
     assert recovered(found["perfect"], original, ablated).value == pytest.approx(1, abs=1e-4)
     assert recovered(found["perfect"], original, zero).value == pytest.approx(1, abs=1e-4)
@@ -142,9 +139,9 @@ def test_positions_that_were_not_harvested_keep_their_activation(model, contexts
 
     def watched(x):
         seen.append(x.shape)
-        return [x]
+        return [("same", x)]
 
-    found = taken(model, contexts, mean, Replacement(("same",), watched), skip_first=skip)
+    found = taken(model, contexts, mean, watched, skip_first=skip)
     np.testing.assert_allclose(found["zero"], wanted, rtol=BAR)
     whole = taken(model, contexts, mean)
     np.testing.assert_array_equal(found["original"], found["same"])
@@ -157,10 +154,8 @@ def test_more_codes_of_a_basis_recover_more_and_all_of_them_everything(model, co
     with torch.no_grad():
         (x,) = model.read(torch.from_numpy(contexts[:, :-1]), [SITE])
     basis = bases.fit("pca", x.flatten(0, 1).numpy(), 0)
-    found = taken(model, contexts, mean, of_basis("pca", basis, [1, 6, D]))
-    shares = [
-        recovered(found[f"pca:{k}"], found["original"], found["mean"]).value for k in (1, 6, D)
-    ]
+    found = taken(model, contexts, mean, lambda x: enumerate(basis.sparse(x, [1, 6, D])))
+    shares = [recovered(found[i], found["original"], found["mean"]).value for i in range(3)]
     assert shares[0] < shares[1] < shares[2]
     assert shares[2] == pytest.approx(1, abs=1e-4)
 
@@ -314,13 +309,18 @@ def test_dictionaries_are_judged_against_the_best_basis_at_their_own_sparsity(ba
     (claim,) = frame.verdicts(context, loss_recovered.ANALYSIS)
     fitted, sizes = context.once(simpler.fitted).bases, context.study.entries
     contexts, _ = held_out(context.activations.manifest, base / "cache", N_CTX, 320)
-    replacements = [of_dictionary(entry) for entry in sizes]
-    replacements += [of_basis(method, basis, [7, 8]) for method, basis in fitted.items()]
+
+    def made(x):
+        for entry in sizes:
+            yield entry.name, entry.trained.dictionary.reconstruct(x)
+        for method, basis in fitted.items():
+            yield from zip([(method, k) for k in (7, 8)], basis.sparse(x, [7, 8]), strict=True)
+
     model = lm_folder.opened(base / "lm", torch.device("cpu")).model
-    found = taken(model, contexts, context.activations.mean, *replacements)
+    found = taken(model, contexts, context.activations.mean, made)
     harm = (found["mean"] - found["original"]).sum()
     left = {
-        basis: sum((found[f"{basis}:{k}"] - found["original"]).sum() for k in (7, 8)) / 2 / harm
+        basis: sum((found[basis, k] - found["original"]).sum() for k in (7, 8)) / 2 / harm
         for basis in ("neurons", "pca")
     }
     ours = np.mean([found[f"size={n}"] - found["original"] for n in (16, 24)], axis=0).sum() / harm

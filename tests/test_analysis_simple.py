@@ -9,8 +9,8 @@ from analysis_study import config_of, context_of, unit, write_dictionary
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import frame
 from sparse_dict.analysis.report import summary
-from sparse_dict.analysis.restated import restate
 from sparse_dict.analysis.sections import baselines, loss_recovered
+from sparse_dict.analysis.stage import restate
 from sparse_dict.config import BaselinesConfig, LossRecoveredConfig
 
 D, ROWS, EVAL = 12, 4000, 1000

@@ -12,7 +12,7 @@ from site_harvest import harvest_of
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.harvested import Place
-from sparse_dict.analysis.reconstruction_loss import ORIGINAL, ZERO, Replacement, losses
+from sparse_dict.analysis.reconstruction_loss import ORIGINAL, ZERO, losses
 from sparse_dict.analysis.sections import elsewhere
 from sparse_dict.config import ModelConfig
 from sparse_dict.config.sites import Site
@@ -123,12 +123,12 @@ def test_a_transcoder_takes_the_place_of_the_mlp():
             parameter.mul_(8)
     W = model.blocks[1].mlp_out.weight.detach().numpy()
     contexts = np.random.default_rng(0).integers(0, 31, (20, 17))
-    exact = Replacement(("exact",), lambda x: [x @ W.T])
-    nothing = Replacement(("nothing",), lambda x: [np.zeros((len(x), 8), np.float32)])
-    found = losses(
-        model, contexts, Place((Site("mlp_post", 1),), 1), np.zeros(8), [exact, nothing],
-        Place((Site("mlp_out", 1),), 1),
-    )  # fmt: skip
+
+    def made(x):
+        return [("exact", x @ W.T), ("nothing", np.zeros((len(x), 8), np.float32))]
+
+    place, target = (Place((Site(name, 1),), 1) for name in ("mlp_post", "mlp_out"))
+    found = losses(model, contexts, place, np.zeros(8), made, target)
     bar = rounding(through(shape, 31))
     assert found["exact"] == pytest.approx(found[ORIGINAL], rel=bar)
     assert found["nothing"] == pytest.approx(found[ZERO], rel=bar)

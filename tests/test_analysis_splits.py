@@ -177,8 +177,10 @@ def test_planted_splits_replicate_and_are_counted(base, tmp_path):
     assert "without text" in " ".join(b for b in section.blocks if isinstance(b, str))
 
     roots = tree.roots(context.tables, most=3, largest=5)
-    assert [(root.splits, root.size) for root in roots] == [(1, 3)] * 3
-    texts = {id(roots[0]): [("before $x$ ", "token", " after")] * 2}
+    nodes = [root.walk() for root in roots]
+    assert [[node.fate for node in of].count(SPLIT) for of in nodes] == [1] * 3
+    assert [*map(len, nodes)] == [3] * 3
+    texts = {roots[0]: [("before $x$ ", "token", " after")] * 2}
     figure = tree.picture(roots[0], [14, 28], texts)
     figure.canvas.draw()
     drawn = [text.get_text() for text in figure.axes[0].texts]

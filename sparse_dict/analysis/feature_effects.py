@@ -6,25 +6,28 @@ What the dictionary does not explain stays in the activation: nothing but the fe
 import hashlib
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from annotated_types import Len
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
+from sparse_dict.analysis.features.contexts import Code, codes
+from sparse_dict.analysis.measures import Index, alignment
+from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, spearman
 from sparse_dict.analysis.measures.mcs import normalised
-from sparse_dict.analysis.source import Source, put_back, rows_of
+from sparse_dict.analysis.reconstruction_loss import batches
+from sparse_dict.analysis.source import Source
 from sparse_dict.analysis.study import Entry
+from sparse_dict.analysis.tables import SEED, Tables
 from sparse_dict.config import EffectsConfig
 from sparse_dict.errors import UserError
-from sparse_dict.lm.interface import finite, threads_to_share
+from sparse_dict.lm.interface import threads_to_share
 from sparse_dict.machine.background import mapped
 from sparse_dict.machine.progress import Progress
 from sparse_dict.sae.folder import WEIGHTS
@@ -36,7 +39,9 @@ Rows = NDArray[np.float32]
 log = logging.getLogger(__name__)
 
 KEPT = Path("effects") / "measured.json"  # in the analysis' folder
-TOKENS = 4096  # in one forward pass
+RECURS = 0.5  # a feature recurs if at least this share of the other dictionaries share it
+THIRDS = ("rare", "middle", "frequent")  # by firing frequency
+FEWEST = 20  # features of which something is said
 SAVE_S = 20.0  # seconds between two savings of what is measured
 
 
@@ -49,11 +54,10 @@ def measure(
     `cosine` of the two. Results are saved in the file `kept`, from which a measurement goes on that
     was interrupted or reached `settings.minutes`.
     """
+    assert source.lm is not None
+    encode, every = entry.trained.dictionary.encode, range(len(source.text))
     active = np.stack(  # (contexts, size)
-        [
-            (entry.trained.dictionary.encode(source.rows(slice(i, i + 1))[0]) > 0).any(0)
-            for i in range(len(source.text))
-        ]
+        [(encode(source.rows(slice(i, i + 1))[0]) > 0).any(0) for i in every]
     )
     rng = np.random.default_rng(seed)
     features = np.flatnonzero(active.any(0))
@@ -61,7 +65,7 @@ def measure(
     cosines = normalised(entry.decoder[features]) @ normalised(other.decoder).T
     partners = cosines.argmax(axis=1)
     where = [np.flatnonzero(active[:, feature]) for feature in features]
-    chosen = [np.sort(rng.permutation(found)[: settings.contexts]) for found in where]
+    chosen = [np.sort(rng.permutation(there)[: settings.contexts]) for there in where]
     log.info(
         "effects of %d of %d features of %s, each in up to %d contexts of %s tokens",
         len(features), entry.size, entry.name, settings.contexts, f"{source.text.size:,}",
@@ -72,46 +76,47 @@ def measure(
     effects = _known(kept, of)
     # in random order, so that those that there is time for are a sample
     order = np.random.default_rng(seed).permutation(len(features))
-    todo, done = order[len(effects) :], len(effects)
-    own = _codes(entry, features[todo], [chosen[i] for i in todo], source)
-    theirs = _codes(other, partners[todo], [chosen[i] for i in todo], source)
+    todo = order[len(effects) :]
+    found = codes(
+        [Code(encode, entry.size, i) for i in features[todo].tolist()]
+        + [Code(other.trained.dictionary.encode, other.size, i) for i in partners[todo].tolist()],
+        source, "codes",
+    )  # fmt: skip
     # One by one, so that it does not depend on what was measured in an earlier run.
     original = cache(lambda context: losses(source, np.array([context]), [None]).item())
-    assert source.lm is not None
-    saved = started = time.monotonic()
 
     def effect(at: int) -> list[float]:
-        i, ours, match = todo[at], own[at], theirs[at]
-        without = -ours[..., None] * entry.decoder[features[i]]
-        instead = without + match[..., None] * other.decoder[partners[i]]
+        i, both = todo[at], found[[at, at + len(todo)]].toarray()
+        ours, match = both.reshape(2, len(active), -1, 1)[:, chosen[i]]
+        without = -ours * entry.decoder[features[i]]
+        instead = without + match * other.decoder[partners[i]]
         whole = np.mean([original(context) for context in chosen[i].tolist()])
         changed = losses(source, chosen[i], [without, instead]).mean(1) - whole
         share = len(where[i]) / len(active)  # elsewhere nothing changes
         return [float(value) for value in share * changed]
 
+    saved = started = time.monotonic()
     with (
         threads_to_share(source.lm.model) as threads,
-        Progress("effects", len(features), "features", done) as progress,
+        Progress("effects", len(features), "features", len(effects)) as progress,
     ):
-        for found in mapped(effect, range(len(todo)), threads):
-            effects.append(found)
+        for change in mapped(effect, range(len(todo)), threads):
+            effects.append(change)
             progress.advance(1)
-            now = time.monotonic()
+            now, done = time.monotonic(), len(effects) == len(features)
             late = now - started > 60 * settings.minutes
-            if late or now - saved > SAVE_S or len(effects) == len(features):
+            if late or done or now - saved > SAVE_S:
                 write_json(kept, {"of": of, "effects": effects})
                 saved = now
-            if late and len(effects) < len(features):
+            if late and not done:
                 log.info(
                     "effects of %d of %d features in effects.minutes=%g: the same command goes on",
                     len(effects), len(features), settings.minutes,
                 )  # fmt: skip
                 break
-    measured = order[: len(effects)]
-    ablated, substituted = np.reshape(effects, (-1, 2)).T
-    columns = {"feature": features, "cosine": cosines.max(axis=1, initial=-1)}
-    table = pd.DataFrame(columns).iloc[measured]
-    table = table.assign(ablated=ablated, substituted=substituted)
+    table = pd.DataFrame({"feature": features, "cosine": cosines.max(axis=1, initial=-1)})
+    table = table.iloc[order[: len(effects)]]
+    table[["ablated", "substituted"]] = np.reshape(effects, (-1, 2))
     return table.sort_values("feature", ignore_index=True)
 
 
@@ -128,45 +133,79 @@ def _known(kept: Path, of: str) -> list[list[float]]:
     return found["effects"] if found["of"] == of else []
 
 
-def _codes(
-    entry: Entry, features: NDArray[np.int64], chosen: Sequence[NDArray[np.int64]], source: Source
-) -> list[Rows]:
-    """The codes of each feature in the contexts chosen for it, (contexts, kept) each.
-
-    All features are encoded together, and each context once.
-    """
-    found: list[list[Rows]] = [[] for _ in features]
-    users = defaultdict(list)
-    for i, contexts in enumerate(chosen):
-        for context in contexts.tolist():
-            users[context].append(i)
-    for context in sorted(users):
-        codes = entry.trained.dictionary.encode(source.rows(slice(context, context + 1))[0])
-        for i in users[context]:  # in the order of its contexts, which are sorted
-            found[i].append(codes[:, features[i]].copy())
-    return [np.stack(rows) for rows in found]
-
-
-@torch.inference_mode()
-def losses(
-    source: Source, contexts: NDArray[np.int64], changes: Sequence[Rows | None]
-) -> NDArray[np.float64]:
+def losses(source: Source, contexts: Index, changes: Sequence[Rows | None]) -> NDArray[np.float64]:
     """The loss in nats on each context with each change of its rows, (changes, contexts).
 
     A change (contexts, kept, d_in) is added to the rows.
     """
     assert source.lm is not None
-    model, skip = source.lm.model, source.place.skip_first
-    found, at_once = np.empty((len(changes), len(contexts))), max(1, TOKENS // source.text.shape[1])
-    for start in range(0, len(contexts), at_once):
-        some = slice(start, start + at_once)
-        text = source.text[contexts[some]]
-        tokens = torch.from_numpy(text.astype(np.int64)).to(model.device)
-        values, follow = model.split(tokens[:, :-1], tokens[:, 1:], source.place.sites)
-        x = rows_of(values, skip)
+    found = np.empty((len(changes), len(contexts)))
+    for batch in batches(source.lm.model, source.text[contexts], source.place):
         for i, change in enumerate(changes):
-            new = values
-            if change is not None:
-                new = put_back(values, x + change[some, :-1].reshape(x.shape), skip)
-            found[i, some] = finite(follow(new), model).mean(1).cpu()
+            more = 0 if change is None else change[batch.contexts, :-1].reshape(batch.y.shape)
+            found[i, batch.contexts] = batch.loss(batch.y + more)
     return found
+
+
+def partners_of(study: Tables) -> pd.DataFrame:
+    """The pairs of the dictionary that is measured, as columns dictionary, other, differ, ...
+
+    It is the largest that has any at the chosen level, of the lowest seed; those that differ in
+    the seed alone come first.
+    """
+    lowest = study.level[study.level["seed"] == study.level["seed"].min()]
+    if study.pairs.empty:
+        return study.pairs
+    turned = {"first": "second", "second": "first", "feature": "partner", "partner": "feature"}
+    both = pd.concat([study.pairs, study.pairs.rename(columns=turned)])
+    both = both.rename(columns={"first": "dictionary", "second": "other"})
+    own = both.merge(lowest[["dictionary", "size"]])
+    own = own[own["size"] == own["size"].max()]
+    return own.sort_values("differ", key=lambda differ: differ != SEED, kind="stable")
+
+
+def overlap(one: Entry, other: Entry, pairs: pd.DataFrame) -> dict[str, float]:
+    """How much of each other's span the features that the two do not share hold.
+
+    Of those that are active the most frequent ones, at most a quarter of the dimensions.
+    """
+    d, same, rows = one.decoder.shape[1], pairs[pairs["same"]], []
+    for entry, shared in ((one, same["feature"]), (other, same["partner"])):
+        kept = np.setdiff1d(np.flatnonzero(entry.alive), shared)
+        rows.append(entry.decoder[kept[np.argsort(-entry.frequency[kept])][: d // 4]])
+    fewest = min(map(len, rows))
+    mean, variance = alignment.random_overlap(len(rows[0]), len(rows[1]), d)
+    overlap = alignment.overlap(*rows) if fewest else np.nan
+    return {"n": fewest, "overlap": overlap, "random": mean, "variance": variance}
+
+
+def thirds(frequency: "pd.Series[Any]") -> "pd.Series[Any]":
+    """The third by firing frequency to which each feature belongs."""
+    return pd.qcut(frequency.rank(method="first"), 3, labels=list(THIRDS))
+
+
+def correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's coefficient of recurrence and effect, in all and within thirds of frequency."""
+    parts = {"all": table, **dict([*table.groupby(thirds(table["frequency"]), observed=True)])}
+    rows = []
+    for name, part in parts.items():
+        if len(part) >= FEWEST and part["recurrence"].nunique() > 1:
+            found = over_features(part, spearman)
+            rows.append((name, len(part), found.value, found.low, found.high))
+    return pd.DataFrame(rows, columns=["features", "n", "spearman", "low", "high"])
+
+
+def over_features(table: pd.DataFrame, number: Callable[[NDArray[Any]], float]) -> Estimate:
+    """`number` of (features, 2), recurrence and effect, with an interval over features."""
+    return bootstrap([table[["recurrence", "ablated"]].to_numpy()], lambda drawn: number(drawn[0]))
+
+
+def by_recurrence(table: pd.DataFrame) -> pd.DataFrame:
+    """Number and effect of the features that recur, and of the others."""
+    recurs = np.where(table["recurrence"] >= RECURS, "recur", "do not")
+    sums = table.assign(n=1).groupby(recurs)[["n", "ablated", "substituted"]].sum()
+    sums = sums.reindex(["recur", "do not"], fill_value=0).rename_axis("features").reset_index()
+    shares = sums[["n", "ablated"]] / sums[["n", "ablated"]].sum()
+    left = sums["substituted"] / sums["ablated"].replace(0, np.nan)
+    columns = {"share of features": shares["n"], "share of effect": shares["ablated"]}
+    return sums[["features", "n"]].assign(**columns, **{"left with the match": left})

@@ -11,7 +11,7 @@ import pandas as pd
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis.measures import bases
 from sparse_dict.analysis.measures.bases import Basis, Floats, Wide
-from sparse_dict.analysis.measures.mcs import max_cosine, normalised
+from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.study import Entry, Study, seed_groups
 from sparse_dict.config import ActivationsConfig, BaselinesConfig
 from sparse_dict.errors import UserError
@@ -55,10 +55,8 @@ def measure(
     d_in, balance = activations.d_in, _balance(study, activations)
     n = min(held_out, settings.rows // 2)
     ends = (0, half), (half, 2 * half), (activations.rows - n, activations.rows)
-    *halves, unseen = (activations.read(*of) / (1 if balance is None else balance) for of in ends)
-    mean = bases.mean_of(unseen)
-    deviations = np.concatenate([np.square(part - mean).sum(1) for part in bases.chunks(unseen)])
-
+    *halves, unseen = (activations.read(*of) / balance for of in ends)
+    deviations = bases.deviations(unseen)
     log.info(
         "baselines: %s of two halves of %s rows, measured on %s others beside the dictionaries",
         ", ".join(bases.LABELS[method] for method in methods), f"{half:,}", f"{n:,}",
@@ -78,23 +76,20 @@ def measure(
     ks = sorted({min(k, d_in) for k in {*settings.ks, *bases.around(dictionaries["l0"])}})
     of_bases, summary, front = {}, [], []
     for method, first, second in zip(methods, fits[::2], fits[1::2], strict=True):
-        errors = partial(first.errors, ks=ks)
-        spread, of_bases[method] = _coded(unseen, first.encode, errors)
         baseline = {"baseline": bases.LABELS[method]}
-        summary.append(
-            baseline
-            | {"directions": len(first.directions), "fitted_rows": half, "rows": n}
-            | {"mmcs_between_halves": bases.mmcs_between(first, second)}
-            | {"kurtosis": spread}
-        )
-        fvus = of_bases[method].sum(0) / deviations.sum()
+        spread, left = _coded(unseen, first.encode, partial(first.errors, ks=ks))
+        numbers = {"mmcs_between_halves": bases.mmcs_between(first, second), "kurtosis": spread}
+        counts = {"directions": len(first.directions), "fitted_rows": half, "rows": n}
+        summary.append(baseline | counts | numbers)
+        fvus = left.sum(0) / deviations.sum()
         front += [{**baseline, "l0": k, "fvu": fvu} for k, fvu in zip(ks, fvus, strict=True)]
-        left = [bases.at_sparsity(ks, of_bases[method], l0).sum() for l0 in dictionaries["l0"]]
-        dictionaries[f"fvu_{method}"] = np.array(left) / deviations.sum()
+        at = [bases.at_sparsity(ks, left, l0).sum() for l0 in dictionaries["l0"]]
+        dictionaries[f"fvu_{method}"] = np.array(at) / deviations.sum()
+        of_bases[method] = left
     between = dictionaries["dictionary"].map(_between_seeds(study))
     dictionaries.insert(8, "mmcs_between_seeds", between)
     fitted = dict(zip(methods, fits[::2], strict=True))
-    if balance is not None:
+    if (balance != 1).any():
         fitted = {method: basis.scaled(balance) for method, basis in fitted.items()}
     return Measured(
         fitted, pd.DataFrame(summary), pd.DataFrame(front), dictionaries, ks,
@@ -102,22 +97,21 @@ def measure(
     )  # fmt: skip
 
 
-def _balance(study: Study, activations: Activations) -> Floats | None:
-    """How large the columns are that dictionaries saw as alike, (d_in,); None if all are."""
+def _balance(study: Study, activations: Activations) -> Floats:
+    """How large the columns are that dictionaries saw as alike, (d_in,)."""
     seen = study.entries[0].metrics["config"].get("activations")
     if not seen:
-        return None
-    balance = Scaling.of(ActivationsConfig(**seen), activations).balance
-    return None if (balance == 1).all() else balance
+        return np.ones(activations.d_in, np.float32)
+    return Scaling.of(ActivationsConfig(**seen), activations).balance
 
 
-def _of_dictionary(entry: Entry, rows: Floats, balance: Floats | None) -> tuple[float, Wide]:
-    dictionary, unit = entry.trained.dictionary, 1 if balance is None else balance
+def _of_dictionary(entry: Entry, rows: Floats, balance: Floats) -> tuple[float, Wide]:
+    dictionary = entry.trained.dictionary
 
     def errors(part: Floats, codes: Floats) -> Wide:
-        return np.square(dictionary.decode(codes) / unit - part, dtype=np.float64).sum(1)
+        return bases.squares(dictionary.decode(codes) / balance - part)
 
-    return _coded(rows, lambda part: dictionary.encode(part * unit), errors)
+    return _coded(rows, lambda part: dictionary.encode(part * balance), errors)
 
 
 def _coded(
@@ -129,18 +123,14 @@ def _coded(
         codes = encode(part)
         sums.append(bases.powers(codes))
         found.append(errors(part, codes))
-    known = bases.kurtosis(np.sum(sums, axis=0), len(rows))
-    known = known[np.isfinite(known)]
-    return float(np.median(known)) if len(known) else float("nan"), np.concatenate(found)
+    known = pd.Series(bases.kurtosis(np.sum(sums, axis=0), len(rows)))
+    return known.replace(np.inf, np.nan).median(), np.concatenate(found)
 
 
 def _between_seeds(study: Study) -> dict[str, float]:
     """MMCS of each dictionary with that of the next seed, the last with the first."""
-    found = {}
-    for group in seed_groups(study):
-        rows = [normalised(entry.decoder) for entry in group]
-        for i, entry in enumerate(group):
-            found[entry.name] = float(
-                max_cosine(rows[i], rows[(i + 1) % len(rows)], bases.CHUNK).mean()
-            )
-    return found
+    return {
+        one.name: float(max_cosine(one.decoder, other.decoder, bases.CHUNK).mean())
+        for group in seed_groups(study)
+        for one, other in zip(group, [*group[1:], group[0]], strict=True)
+    }

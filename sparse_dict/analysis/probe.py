@@ -48,20 +48,13 @@ def at_targets(rungs: Sequence[Metrics]) -> list[float]:
     return [*np.interp(np.log(TARGETS), x, fvus[order], np.nan, np.nan)] if len(x) else [np.nan] * 3
 
 
-def bases(m: Metrics) -> tuple[int, Bases]:
+def simple_bases(m: Metrics) -> tuple[int, Bases]:
     """How many rows the activations have, and FVU of neurons and ICA at the targets.
 
     On the evaluation rows of a dictionary; none for transcoders: no basis maps a site to another.
     """
     from sparse_dict.activations.side_by_side import open_all
-    from sparse_dict.analysis.measures.bases import (
-        LABELS,
-        affordable,
-        chunks,
-        fit,
-        mean_of,
-        neurons,
-    )
+    from sparse_dict.analysis.measures import bases
     from sparse_dict.sae.scaling import Scaling
 
     sae, folders = m["config"]["sae"], m["config"]["activations_dir"]
@@ -72,15 +65,15 @@ def bases(m: Metrics) -> tuple[int, Bases]:
     balance = Scaling.of(ActivationsConfig(**m["config"]["activations"]), x).balance
     start, d = x.rows - m["eval_rows"], x.d_in
     seen, rows = x.read(0, min(start, FITTED)) / balance, x.read(start, x.rows) / balance
-    mean = mean_of(rows)
-    whole = sum(float(((part - mean) ** 2).sum()) for part in chunks(rows))
-    found, ks = {}, [min(k, d) for k in TARGETS]
-    simple = {"neurons": neurons((x.mean / balance).astype("f4"))}
-    if affordable(["ica"], d) and len(seen) >= 2 * d:
-        simple["ica"] = fit("ica", seen, 0)
+    whole, ks = bases.deviations(rows).sum(), [min(k, d) for k in TARGETS]
+    simple = {"neurons": bases.neurons((x.mean / balance).astype("f4"))}
+    if bases.affordable(["ica"], d) and len(seen) >= 2 * d:
+        simple["ica"] = bases.fit("ica", seen, 0)
+    found = {}
     for name, basis in simple.items():
-        left = sum(basis.errors(part, basis.encode(part), ks).sum(0) for part in chunks(rows))
-        found[LABELS[name]] = [*(left / whole)]
+        parts = bases.chunks(rows)
+        left = sum(basis.errors(part, basis.encode(part), ks).sum(0) for part in parts)
+        found[bases.LABELS[name]] = [*(left / whole)]
     return x.rows, found
 
 
@@ -193,7 +186,7 @@ class Recommend(Callback):
                 rungs.sort(key=lambda m: m["l0"])
             any_one = next(iter(kinds.values()))[0]
             log.info("comparing with neurons and ICA")
-            rows, simple = bases(any_one)
+            rows, simple = simple_bases(any_one)
             place = f"-{at.replace('/', '-').replace(' ', '-')}" if at else ""
             path = folder / f"probe-{size}{place}"
             draw(kinds, simple, path)

@@ -1,12 +1,12 @@
-"""How much of the language model's loss a reconstruction preserves when it replaces the activation.
+"""The language model's loss when other rows take the place of an activation.
 
-Recovered = (CE_ablated - CE_reconstructed) / (CE_ablated - CE_original), cross-entropies on unseen
-text, means over contexts: 1 for a perfect reconstruction, 0 for one no better than the ablation.
+How much of it a reconstruction preserves: recovered = (CE_ablated - CE_reconstructed) /
+(CE_ablated - CE_original), cross-entropies on unseen text, means over contexts: 1 for a perfect
+reconstruction, 0 for one no better than the ablation.
 """
 
-import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -21,88 +21,97 @@ from torch import Tensor
 from sparse_dict.analysis import harvested
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.harvested import Place
-from sparse_dict.analysis.measures.bases import Basis, Floats
+from sparse_dict.analysis.measures.bases import Floats
 from sparse_dict.analysis.measures.intervals import Estimate, ratio
 from sparse_dict.analysis.source import columns_of, put_back, rows_of
-from sparse_dict.analysis.study import Entry
-from sparse_dict.config import LossRecoveredConfig
 from sparse_dict.errors import UserError
 from sparse_dict.lm.interface import Follow, LanguageModel, finite, threads_to_share
 from sparse_dict.machine import runtime
 from sparse_dict.machine.background import mapped
 from sparse_dict.machine.progress import Progress
 
-log = logging.getLogger(__name__)
-
 Losses = NDArray[np.float64]  # a value for each context
+Label = str | tuple[str, int]
+# Of rows (n, d_in), what may take their place, (n, d_out) each, under its label; made one by one.
+Reconstruct = Callable[[Floats], Iterable[tuple[Label, Floats]]]
 
 BATCH_TOKENS = 4096
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """What takes the place of an activation, in one or more variants that share some work."""
-
-    labels: tuple[str, ...]
-    reconstruct: Callable[[Floats], Iterable[Floats]]  # (rows, d_in) to one (rows, d_out) a label
-
-
 ORIGINAL, ZERO, MEAN = "original", "zero", "mean"
 
 
-@torch.inference_mode()
-def losses(
-    model: LanguageModel,
-    contexts: NDArray[np.int64],
-    place: Place,
-    mean: NDArray[np.float64],
-    replacements: Iterable[Replacement],
-    target: Place | None = None,
-) -> dict[str, Losses]:
-    """Cross-entropy in nats of the model, ablated and with each replacement: (n,) for each label.
+@dataclass(frozen=True)
+class Batch:
+    """Some contexts that the model has read as far as the activation."""
 
-    `contexts` (n, length + 1) are token ids, the last of each only a target; `mean` (d_out,) is the
-    mean activation. All targets count, those of the positions that `place` leaves out among them.
-    What is replaced is read at `place`; of transcoders, which read there in the same forward pass,
-    it is what `target` computes.
+    contexts: slice
+    x: Floats  # (rows, d_in), the rows that are read
+    y: Floats  # (rows, d_out), those that may be replaced
+    loss: Callable[[Floats], Losses]  # in nats, by context, with other rows (rows, d_out)
+
+    def labelled(self, new: tuple[Label, Floats]) -> tuple[Label, Losses]:
+        """`loss` with rows that have a label."""
+        return new[0], self.loss(new[1])
+
+
+@torch.inference_mode()
+def batches(
+    model: LanguageModel, contexts: NDArray[np.integer[Any]], place: Place,
+    target: Place | None = None,
+) -> Iterator[Batch]:  # fmt: skip
+    """Contexts (n, length + 1) of token ids, the last of each only a target, some at a time.
+
+    All targets count, those of the positions that `place` leaves out among them. What is replaced
+    is read at `place`; of transcoders, which read there in the same forward pass, it is what
+    `target` computes.
     """
-    replacements = [*replacements]
-    labels = [ORIGINAL, ZERO, MEAN, *(label for item in replacements for label in item.labels)]
-    found_losses: dict[str, list[Tensor]] = {label: [] for label in labels}
     n_read = len(place.sites) if target else 0
     sites = [*place.sites, *(target.sites if target else ())]
     step, skip = max(1, BATCH_TOKENS // (contexts.shape[1] - 1)), place.skip_first
-    n = contexts[:, 1:].size
-    log.info("loss recovered: %s tokens, each in %d variants", f"{n:,}", len(labels))
-    with (
-        threads_to_share(model) as threads,
-        Progress("loss recovered", n * len(labels), "tokens") as progress,
-    ):
-        for start in range(0, len(contexts), step):
-            batch = torch.from_numpy(contexts[start : start + step]).to(model.device)
-            found, follow = model.split(batch[:, :-1], batch[:, 1:], sites)
-            read, written = found[:n_read], found[n_read:]
-            y = rows_of(written, skip)
-            x = rows_of(read, skip) if target else y
-            ablated = np.broadcast_to(mean.astype(np.float32), y.shape).copy()
-            # One after another: the reconstructions of many dictionaries are larger than all else.
-            every = chain.from_iterable(item.reconstruct(x) for item in replacements)
-            news = chain([y, np.zeros_like(y), ablated], every)
-
-            loss = partial(_loss, model, follow, read, written, skip)
-            for label, values in zip(labels, mapped(loss, news, threads), strict=True):
-                found_losses[label].append(values)
-                progress.advance(batch[:, 1:].numel())
-    return {label: torch.cat(parts).numpy() for label, parts in found_losses.items()}
+    for start in range(0, len(contexts), step):
+        some = slice(start, start + step)
+        tokens = torch.from_numpy(contexts[some].astype(np.int64)).to(model.device)
+        found, follow = model.split(tokens[:, :-1], tokens[:, 1:], sites)
+        read, written = found[:n_read], found[n_read:]
+        y = rows_of(written, skip)
+        x = rows_of(read, skip) if target else y
+        yield Batch(some, x, y, partial(_loss, model, follow, read, written, skip))
 
 
 @torch.inference_mode()  # of each thread
 def _loss(
     model: LanguageModel, follow: Follow, read: Sequence[Tensor], written: Sequence[Tensor],
     skip: int, new: Floats,
-) -> Tensor:  # fmt: skip
-    changed = [*read, *put_back(written, new, skip)]
-    return finite(follow(changed), model).double().mean(1).cpu()
+) -> Losses:  # fmt: skip
+    losses = finite(follow([*read, *put_back(written, new, skip)]), model)
+    found: Losses = losses.double().mean(1).cpu().numpy()
+    return found
+
+
+def losses(
+    model: LanguageModel, contexts: NDArray[np.int64], place: Place, mean: NDArray[np.float64],
+    reconstruct: Reconstruct, target: Place | None = None,
+) -> dict[Label, Losses]:  # fmt: skip
+    """Cross-entropy in nats of the model, ablated and with each reconstruction: (n,) by label.
+
+    `mean` (d_out,) is the mean activation; all else is as in `batches`.
+    """
+    found: dict[Label, list[Losses]] = {}
+    with (
+        threads_to_share(model) as threads,
+        Progress("loss recovered", contexts[:, 1:].size, "tokens") as progress,
+    ):
+        for batch in batches(model, contexts, place, target):
+            y = batch.y
+            ablated = np.broadcast_to(mean.astype(np.float32), y.shape).copy()
+            simple: list[tuple[Label, Floats]] = [
+                (ORIGINAL, y), (ZERO, np.zeros_like(y)), (MEAN, ablated),
+            ]  # fmt: skip
+            # One after another: the reconstructions of many dictionaries are larger than all else.
+            news = chain(simple, reconstruct(batch.x))
+            for label, values in mapped(batch.labelled, news, threads):
+                found.setdefault(label, []).append(values)
+            progress.advance(contexts[batch.contexts, 1:].size)
+    return {label: np.concatenate(parts) for label, parts in found.items()}
 
 
 def recovered(loss: Losses, original: Losses, ablated: Losses) -> Estimate:
@@ -113,17 +122,6 @@ def recovered(loss: Losses, original: Losses, ablated: Losses) -> Estimate:
     if ablated.mean() <= original.mean():
         return Estimate(math.nan, math.nan, math.nan, "-")
     return ratio(ablated - loss, ablated - original, "contexts")
-
-
-def of_dictionary(entry: Entry) -> Replacement:
-    """The reconstruction by a dictionary, under its name."""
-    dictionary = entry.trained.dictionary
-    return Replacement((entry.name,), lambda x: [dictionary.reconstruct(x)])
-
-
-def of_basis(method: str, basis: Basis, ks: list[int]) -> Replacement:
-    """The reconstructions by a baseline with k codes each, under `method`:k."""
-    return Replacement(tuple(f"{method}:{k}" for k in ks), lambda x: basis.sparse(x, ks))
 
 
 def held_out(
@@ -153,25 +151,19 @@ def held_out(
     return np.stack(windows), f"{size}; they were {'not ' if unseen else ''}harvested"
 
 
-def measure(
-    context: Context, bases: Mapping[str, Basis], also: Iterable[int]
-) -> tuple[dict[str, Losses], str]:
-    """`losses` of all dictionaries and baselines, and what text they were taken on.
-
-    A baseline keeps each of `loss_recovered.ks` codes, and of `also`.
-    """
-    study, settings = context.study, context.settings(LossRecoveredConfig)
-    read, manifest = context.activations, harvested.recorded(context.activations)
+def on_held_out(
+    context: Context, n_tokens: int
+) -> tuple[Callable[[Reconstruct], dict[Label, Losses]], str]:
+    """`losses` of the model behind a study's activations on unseen text, and what text that is."""
+    study, config = context.study, context.config
+    manifest = harvested.recorded(context.activations)
     place = harvested.place(manifest, study.site)
     target = harvested.place(manifest, study.target) if study.target else None
-    lm = harvested.model(manifest, context.config)
-    columns_of(lm.model, place.sites, read.d_in)
+    lm = harvested.model(manifest, config)
+    columns_of(lm.model, place.sites, context.activations.d_in)
     runtime.allocator()
-    contexts, what = held_out(manifest, Path(context.config.cache_dir), lm.n_ctx, settings.tokens)
-    ks = sorted({k for k in (*settings.ks, *also) if k <= read.d_in})
-    replacements = [of_dictionary(entry) for entry in study.entries]
-    replacements += [of_basis(method, basis, ks) for method, basis in bases.items()]
-    found = losses(lm.model, contexts, place, context.targets.mean, replacements, target)
+    contexts, what = held_out(manifest, Path(config.cache_dir), lm.n_ctx, n_tokens)
     if place.skip_first:
         what += f"; positions before {place.skip_first} of each context keep their activation"
-    return found, what
+    mean = context.targets.mean
+    return partial(losses, lm.model, contexts, place, mean, target=target), what

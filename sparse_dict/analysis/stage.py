@@ -3,16 +3,17 @@
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict
 
 from sparse_dict import tracking
-from sparse_dict.config import AnalyzeConfig, ContextsConfig, InterpConfig
+from sparse_dict.config import ActivationsConfig, AnalyzeConfig, ContextsConfig, InterpConfig
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files, lock, records
 from sparse_dict.storage.output import Output
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 
     from sparse_dict.analysis.context import Context
     from sparse_dict.analysis.report.page import Draw, Picture
+    from sparse_dict.analysis.study import Study
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "analysis.json"  # which dictionaries were compared, and files' hashes; written last
+NEITHER = {"scaling": "none", "centering": "none"}  # of dictionaries from elsewhere
 MADE = (".png", ".svg", ".csv", ".json", ".html", ".parquet")
 
 
@@ -87,15 +90,14 @@ def run(config: AnalyzeConfig) -> None:
     partial = folder / PARTIAL
     with lock.holding(folder):
         OUTPUT.begin(folder)
-        if partial.is_dir() and not partial.is_symlink():
-            shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
+        if partial.is_symlink() or partial.is_file():
+            partial.unlink()
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
             _run(config, partial)
-        except BaseException:
+        finally:
             shutil.rmtree(partial, ignore_errors=True)  # nothing goes on from there
-            raise
 
 
 def own_files(folder: Path) -> list[Path]:
@@ -124,8 +126,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
     study, compared = context.study, context.fingerprints
     # what parts are made of: dictionaries, and how they are compared
     made_of = [compared, *map(fingerprints, context.others), asdict(config.comparison), config.seed]
-    kept = parts.kept(home, of := files.fingerprint(made_of), earlier)
-    context.kept = kept
+    context.kept = kept = parts.kept(home, of := files.fingerprint(made_of), earlier)
     name, prints = f"{config.name} analysis", {"dictionaries": files.fingerprint(compared)}
     with (
         tracking.open_run(config, "analyze", name, home, fingerprints=prints) as tracker,
@@ -143,14 +144,13 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
                 columns = [str(column) for column in shown.frame.columns]
                 tracker.table(f"{key}/{shown.key}", columns, shown.frame.itertuples(index=False))
         tracker.summary(tracked.summary(context))
-        text = page.render(
-            f"Sparse dictionaries of the study {config.name}",
-            f"{len(study.entries)} dictionaries in {study.folder}; "
-            f"analysed in {time.monotonic() - started:.0f} s",
-            list(sections.values()),
-            sentences := summary.sentences(context),
-            alarm := summary.alarm(context.tables),
+        sentences, alarm = summary.sentences(context), summary.alarm(context.tables)
+        seconds = time.monotonic() - started
+        subtitle = (
+            f"{len(study.entries)} dictionaries in {study.folder}; analysed in {seconds:.0f} s"
         )
+        title = f"Sparse dictionaries of the study {config.name}"
+        text = page.render(title, subtitle, list(sections.values()), sentences, alarm)
         files.write_text(folder / "report.html", text)
         parts.write(folder, dict(sorted({**kept, **context.parts}.items())), of)
         still = [name for key in kept.keys() - context.parts.keys() for name in kept[key].files]
@@ -164,7 +164,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
             "sha256": hashes,
         }
         files.write_json(folder / MANIFEST, files.sealed(record))
-        _replace(home, folder, earlier, hashes)
+        _replace(home, folder, made, earlier.keys() - hashes.keys())
         tracker.made("analysis", home / MANIFEST)
         for path in _pages(home):
             tracker.page(path.stem, path)
@@ -179,12 +179,11 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
 def _loaded(config: AnalyzeConfig, draw: "Draw") -> "Context":
     from sparse_dict.analysis import study
     from sparse_dict.analysis.context import Context
-    from sparse_dict.analysis.restated import restate
 
-    features = config.comparison.features
+    comparison = config.comparison
     first, *rest = config.sae_dirs
-    loaded = study.load(first, features, config.comparison.site)
-    others = [study.load(sae_dir, features) for sae_dir in rest]
+    loaded = study.load(first, comparison.features, comparison.site)
+    others = [study.load(sae_dir, comparison.features) for sae_dir in rest]
     for one in (loaded, *others):
         restate(one, config)
         for item in one.left_out:
@@ -193,25 +192,47 @@ def _loaded(config: AnalyzeConfig, draw: "Draw") -> "Context":
     return Context(config, loaded, draw, others=tuple(others))
 
 
-def _replace(
-    folder: Path, partial: Path, earlier: Mapping[str, str], now: Mapping[str, str]
-) -> None:
-    """Put a whole analysis in the place of the one in `folder`; the record comes last.
+def restate(study: "Study", config: AnalyzeConfig) -> None:
+    """Take the FVU of all dictionaries by the variance of their evaluation rows, in memory.
 
-    `earlier` and `now` are the files that either records; those that are no longer go.
+    Earlier versions divided by the variance of the whole harvest, and did not record the divisor;
+    what this analysis measures itself would otherwise have another FVU. Without the activations
+    nothing is measured, and the numbers stay as they are.
     """
-    from sparse_dict.analysis.parts import files_in
+    from sparse_dict.analysis.harvested import targets_of
+    from sparse_dict.analysis.study import everywhere
+    from sparse_dict.sae.rows import moments_of
+    from sparse_dict.sae.scaling import Scaling
 
-    for name in files_in(partial) - {MANIFEST}:
+    for one in everywhere(study):
+        old = [e.metrics for e in one.entries if "variance" not in e.metrics and "mse" in e.metrics]
+        if not old:
+            continue
+        try:
+            y = targets_of(one, config)
+        except UserError:
+            continue
+        last = cache(lambda rows, y=y: moments_of(y, y.rows - rows, y.rows).variance)
+        for metrics in old:
+            seen = ActivationsConfig(**(metrics["config"].get("activations") or NEITHER))
+            variance = last(int(metrics["eval_rows"])) / Scaling.of(seen, y).scale ** 2
+            metrics["variance"] = float(variance.mean())
+            metrics["fvu"] = float(metrics["mse"]) / metrics["variance"]
+        what = "FVU of %d dictionaries of an earlier version is by the variance of their rows now"
+        log.info(what, len(old))
+
+
+def _replace(folder: Path, partial: Path, made: Iterable[str], no_longer: Set[str]) -> None:
+    """Put a whole analysis in the place of the one in `folder`; the record comes last."""
+    for name in made:
         (folder / name).parent.mkdir(exist_ok=True)
         (partial / name).replace(folder / name)
     # what is there, not the record's names, which may lead elsewhere
     there = {str(path.relative_to(folder)) for path in own_files(folder)}
-    gone = sorted(there & earlier.keys() - now.keys())
+    gone = sorted(there & no_longer)
     for name in gone:
         (folder / name).unlink()
     (partial / MANIFEST).replace(folder / MANIFEST)
-    shutil.rmtree(partial)
     if gone:
         log.warning("removed, since it is of other dictionaries or settings: %s", ", ".join(gone))
 
@@ -219,20 +240,19 @@ def _replace(
 def _say(context: "Context", home: Path, sentences: list[str], alarm: str | None) -> None:
     from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN
 
-    claims = context.claims
-    keys = {v: [claim.key for claim in claims if claim.verdict == v] for v in (HOLDS, FAILS, OPEN)}
+    keys = {
+        verdict: [claim.key for claim in context.claims if claim.verdict == verdict]
+        for verdict in (HOLDS, FAILS, OPEN)
+    }
     for verdict in (HOLDS, FAILS):
         if keys[verdict]:
             log.info("%s (%d): %s", verdict, len(keys[verdict]), ", ".join(keys[verdict]))
-    if claims:
-        n = len(keys[OPEN])
-        log.info("undecided: %d of %d claims; the report says why", n, len(claims))
+    if claims := len(context.claims):
+        log.info("undecided: %d of %d claims; the report says why", len(keys[OPEN]), claims)
     if alarm:
         log.warning("%s", alarm)
-    for sentence in sentences:
-        log.info("%s", sentence)
-    for path in _pages(home):
-        log.info("to open in a browser: %s", path)
+    for line in (*sentences, *(f"to open in a browser: {path}" for path in _pages(home))):
+        log.info("%s", line)
     if context.failed:
         named = ", ".join(context.failed)
         raise UserError(f"parts have failed, the report says why: {named}; hence exit code 1")

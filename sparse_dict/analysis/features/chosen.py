@@ -28,6 +28,12 @@ class Chosen:
     groups: tuple[str, ...]  # why it was chosen
     mcs: float = float("nan")
 
+    def decoder(self, d_out: int) -> NDArray[np.float32]:
+        """What a unit of activation adds to a row, (d_out,)."""
+        if self.entry is not None:
+            return self.entry.decoder[self.index]
+        return np.eye(1, d_out, self.index, np.float32)[0]
+
     def nearest(self) -> tuple[int, float] | None:
         """The neuron with the largest absolute cosine with a feature, and that cosine.
 
@@ -62,18 +68,17 @@ def choose(
     """
     entries = comparison.main.entries if comparison.main else comparison.study.entries[:1]
     chosen: list[Chosen] = []
-    if settings.features is not None:
-        for name in dict.fromkeys(settings.features):
-            entry, index = _asked(name, entries, comparison.study)
-            value = float(_mcs(comparison, entry)[index]) if entry else float("nan")
-            chosen.append(Chosen(entry, index, (ASKED,), value))
-    else:
-        for entry in entries:
-            mcs = _mcs(comparison, entry)
-            groups = _groups(entry, mcs, settings.per_group, np.random.default_rng(seed))
-            for index in dict.fromkeys(i for members in groups.values() for i in members):
-                names = tuple(name for name, members in groups.items() if index in members)
-                chosen.append(Chosen(entry, index, names, float(mcs[index])))
+    for name in dict.fromkeys(settings.features or []):
+        entry, index = _asked(name, entries, comparison.study)
+        value = float(_mcs(comparison, entry)[index]) if entry else float("nan")
+        chosen.append(Chosen(entry, index, (ASKED,), value))
+    for entry in entries if settings.features is None else ():
+        mcs = _mcs(comparison, entry)
+        groups = _groups(entry, mcs, settings.per_group, np.random.default_rng(seed))
+        for index in dict.fromkeys(i for members in groups.values() for i in members):
+            names = tuple(name for name, members in groups.items() if index in members)
+            chosen.append(Chosen(entry, index, names, float(mcs[index])))
+    if settings.features is None:
         known = {(c.entry, c.index) for c in chosen}
         chosen += [c for c in also if (c.entry, c.index) not in known]
     there = {c.index for c in chosen if c.entry is None}
@@ -95,31 +100,28 @@ def _groups(
     known = alive[np.isfinite(mcs[alive])]
     ranked = known[np.argsort(-mcs[known], kind="stable")]
     effective = simpson_neurons(entry.decoder)
-    return {
-        TOP: ranked[:n].tolist(),
-        LOW: ranked[::-1][:n].tolist(),
-        RANDOM: rng.permutation(alive)[:n].tolist(),
-        OUTLIER: outliers(np.where(entry.alive, effective, np.nan))[:n].tolist(),
-        DEAD: np.flatnonzero(~entry.alive)[:n].tolist(),
+    groups = {
+        TOP: ranked,
+        LOW: ranked[::-1],
+        RANDOM: rng.permutation(alive),
+        OUTLIER: outliers(np.where(entry.alive, effective, np.nan)),
+        DEAD: np.flatnonzero(~entry.alive),
     }
+    return {name: members[:n].tolist() for name, members in groups.items()}
 
 
 def _asked(name: str, chain: Sequence[Entry], study: Study) -> tuple[Entry | None, int]:
     """The dictionary and index of ``NAME/INDEX``; NAME as `ContextsConfig.features` says."""
     owner, _, number = name.rpartition("/")
     index = int(number)  # the config has checked that this is a number
-    if owner == NEURONS and study.target is None:
-        entry, size = None, study.d_in
-    else:
-        found = [e for e in chain if str(e.size) == owner]
-        found += [e for e in study.entries if e.name == owner]
-        if not found:
-            known = [*([] if study.target else [NEURONS]), *(str(e.size) for e in chain)]
-            known += [e.name for e in study.entries]
-            raise UserError(
-                f"contexts.features: {name!r} names no dictionary; there are {', '.join(known)}"
-            )
-        entry, size = found[0], found[0].size
-    if index >= size:
+    known: dict[str, Entry | None] = {} if study.target else {NEURONS: None}
+    for key, one in [(str(e.size), e) for e in chain] + [(e.name, e) for e in study.entries]:
+        known.setdefault(key, one)
+    if owner not in known:
+        raise UserError(
+            f"contexts.features: {name!r} names no dictionary; there are {', '.join(known)}"
+        )
+    entry = known[owner]
+    if index >= (size := entry.size if entry else study.d_in):
         raise UserError(f"contexts.features: {name!r}: indices end at {size - 1}")
     return entry, index

@@ -7,18 +7,18 @@ that no language model made, a row is a text of one token.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.features.chosen import Chosen, choose, partner
-from sparse_dict.analysis.features.logit_effects import LogitEffects, logit_effects
-from sparse_dict.analysis.harvested import Place, activations_of
-from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
+from sparse_dict.analysis.harvested import activations_of
 from sparse_dict.analysis.source import Floats, Source, open_rows, open_source
 from sparse_dict.analysis.study import Entry
 from sparse_dict.config import AnalyzeConfig, ContextsConfig
@@ -26,12 +26,18 @@ from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 log = logging.getLogger(__name__)
 
 Encode = Callable[[Floats], Floats]  # rows (n, d_in) to codes (n, size)
+Tokens = list[tuple[int, float]]  # with their logits for each unit of activation
 
 BINS = 30  # of the histogram of activations, from 0 to the largest
 CHUNK_VALUES = 1 << 22  # codes computed at a time
+EFFECTS = 10  # tokens listed at each end
+ROWS = 64  # directions whose effects on the whole vocabulary are held at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +54,13 @@ class Feature:
     """What is known of one feature or neuron."""
 
     chosen: Chosen
-    effective: float  # effective neurons of its decoder row
     density: float  # share of the tokens read here on which it is active
     largest: float  # activation; 0 if never active
     histogram: NDArray[np.int64]  # (BINS,) active tokens by activation, from 0 to `largest`
     top: list[Context]  # the highest, at most one of each context of the language model
     spread: list[Context]  # at evenly spaced quantiles of its activations, highest first
-    shares: list[float]  # of its squared decoder row that each site has
-    promoted: list[tuple[int, float]]  # tokens and logits for each unit of activation
-    demoted: list[tuple[int, float]]
-    neuron: tuple[int, float] | None  # the nearest neuron and the signed cosine with it
+    promoted: Tokens
+    demoted: Tokens
 
     @property
     def dead(self) -> bool:
@@ -65,23 +68,30 @@ class Feature:
         entry = self.chosen.entry
         return not entry.alive[self.chosen.index] if entry else self.largest == 0
 
+    @property
+    def tokens(self) -> set[int]:
+        """All that are shown of it."""
+        shown = {token for c in (*self.top, *self.spread) for token in c.tokens.tolist()}
+        return shown | {token for token, _ in (*self.promoted, *self.demoted)}
+
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
     """Features with their contexts, and the neurons nearest to them."""
 
     features: list[Feature]
-    vocabulary: dict[int, str]  # every token that occurs, printable
-    n_tokens: int  # read here
-    n_harvested: int
-    n_ctx: int
+    source: Source
     mcs: str  # which variant of MCS
-    place: Place
-    columns: tuple[tuple[int, int], ...]  # of each site: first, and one past the last
-    direct: tuple[Site, ...]  # sites whose effect on the logits is shown
-    indirect: tuple[str, ...]  # why that of others is not
+    direct: list[Site]  # sites whose effect on the logits is shown
+    indirect: list[str]  # why that of others is not
     # each feature's in the next larger dictionary, with their cosine
     partners: dict[Chosen, tuple[Entry, int, float]] = field(default_factory=dict)
+
+    @property
+    def n_tokens(self) -> int:
+        """Those with rows that were read here."""
+        contexts, n_ctx = self.source.text.shape
+        return contexts * (n_ctx - self.source.place.skip_first)
 
     @property
     def has_neurons(self) -> bool:
@@ -91,12 +101,12 @@ class Gallery:
     @property
     def of_rows(self) -> bool:
         """Whether a context is a row of arrays that no language model made."""
-        return not self.place.sites
+        return not self.source.place.sites
 
     @property
     def unit(self) -> str:
         """What a column of the activations is called."""
-        return "neuron" if self.place.of_neurons else "coordinate"
+        return "neuron" if self.source.place.of_neurons else "coordinate"
 
 
 def gather(config: AnalyzeConfig, comparison: Comparison, also: Sequence[Chosen] = ()) -> Gallery:
@@ -104,25 +114,15 @@ def gather(config: AnalyzeConfig, comparison: Comparison, also: Sequence[Chosen]
     settings = config.settings(ContextsConfig)
     assert settings is not None
     chosen = choose(comparison, settings, config.seed, also)
-    own = None
-    with suppress(UserError):  # which `open_source` says better
-        own = activations_of(comparison.study, config)
-    if own is not None and own.manifest is None and len(own.folders) == 1:
+    own = activations_of(comparison.study, config)
+    if own.manifest is None:
         source = open_rows(own, comparison.study, settings)
     else:
         source = open_source(config, comparison.study, settings.n_tokens)
     log.info("contexts: %d features on %s %s", len(chosen), f"{source.text.size:,}", source.unit)
-    found, effects = describe(chosen, source, settings)
-    shown = {token for f in found for c in [*f.top, *f.spread] for token in c.tokens.tolist()}
-    shown |= {token for f in found for token, _ in [*f.promoted, *f.demoted]}
-    n_contexts, n_ctx = source.text.shape
-    skip = source.place.skip_first
-    return Gallery(
-        found, source.words(shown), n_contexts * (n_ctx - skip), source.n_harvested, n_ctx,
-        str(comparison.shown), source.place, source.columns, effects.sites,
-        effects.missing,
-        {c: near for c in chosen if (near := partner(comparison, c)) is not None},
-    )  # fmt: skip
+    found, direct, indirect = describe(chosen, source, settings)
+    known = {c: near for c in chosen if (near := partner(comparison, c)) is not None}
+    return Gallery(found, source, str(comparison.shown), direct, indirect, known)
 
 
 @dataclass(frozen=True)
@@ -134,66 +134,51 @@ class Code:
     index: int
 
 
-def read(
-    wanted: Sequence[Code], source: Source, what: str
-) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Codes on all the text that has rows, some contexts at a time: (wanted, contexts, kept)."""
+def codes(wanted: Sequence[Code], source: Source, what: str) -> "csr_array":
+    """Codes on all the text that has rows, (wanted, contexts * kept), of which few are not zero."""
+    from scipy.sparse import csr_array, hstack
+
     n_contexts, n_ctx = source.text.shape
     together: dict[Encode, list[int]] = {}
     for row, code in enumerate(wanted):
         together.setdefault(code.encode, []).append(row)
-    step = max(CHUNK_VALUES // (max(len(wanted), *(c.size for c in wanted)) * n_ctx), 1)
+    widest = max([1, len(wanted), *(code.size for code in wanted)])
+    step = max(CHUNK_VALUES // (widest * n_ctx), 1)
+    parts = []
     with Progress(what, source.text.size, source.unit) as progress:
         for start in range(0, n_contexts, step):
-            contexts = slice(start, min(start + step, n_contexts))
-            rows = source.rows(contexts)
-            codes = np.empty((len(wanted), *rows.shape[:2]), np.float32)
+            rows = source.rows(slice(start, start + step))
+            rows = rows.reshape(-1, rows.shape[-1])
+            found = np.empty((len(wanted), len(rows)), np.float32)
             for encode, members in together.items():
-                every = encode(rows.reshape(-1, rows.shape[-1]))
-                part = every[:, [wanted[row].index for row in members]].T
-                codes[members] = part.reshape(len(members), *rows.shape[:2])
-            yield contexts, codes
-            progress.advance(rows.shape[0] * n_ctx)
+                found[members] = encode(rows)[:, [wanted[row].index for row in members]].T
+            parts.append(csr_array(found))
+            progress.advance(min(step, n_contexts - start) * n_ctx)
+    return hstack(parts, "csr")
 
 
 def describe(
     chosen: Sequence[Chosen], source: Source, settings: ContextsConfig
-) -> tuple[list[Feature], LogitEffects]:
-    """Contexts, histogram and logit effects of each of `chosen`, in that order."""
-    from scipy.sparse import csr_array, hstack
+) -> tuple[list[Feature], list[Site], list[str]]:
+    """Contexts, histogram and logit effects of each of `chosen`, in that order.
 
-    skip, parts = source.place.skip_first, []
-    for _, part in read([_code(item, source) for item in chosen], source, "contexts"):
-        placed = np.pad(part, ((0, 0), (0, 0), (skip, 0)))  # without rows: inactive
-        parts.append(csr_array(placed.reshape(len(chosen), -1)))
-    codes = hstack(parts, "csr")  # (chosen, tokens); a neuron's may be negative
-    decoders = directions(chosen, source.columns[-1][1])
-    effects = LogitEffects([[]] * len(chosen), [[]] * len(chosen), (), ())
-    if source.lm is not None:
-        effects = logit_effects(decoders, source.lm, source.place.sites, source.columns)
+    And the sites that have a direct path to the logits, and why others have none.
+    """
+    (_, n_ctx), skip, kept = source.text.shape, source.place.skip_first, source.kept.shape[1]
+    found = codes([_code(item, source) for item in chosen], source, "contexts")
+    promoted, demoted, direct, indirect = logit_effects(chosen, source)
     features = []
     for row, item in enumerate(chosen):
-        here = slice(*codes.indptr[row : row + 2])
-        places, values, decoder = codes.indices[here], codes.data[here], decoders[row]
+        here = slice(*found.indptr[row : row + 2])
+        context, at = np.divmod(found.indices[here], kept)
+        places, values = context * n_ctx + at + skip, found.data[here]  # a neuron's may be negative
         top, spread = _picked(places, values, source.text, settings)
         active = values[values > 0]
         largest = float(active.max(initial=0))
-        features.append(
-            Feature(
-                chosen=item,
-                effective=float(simpson_neurons(decoder[None])[0]),
-                density=len(active) / (len(source.text) * (source.text.shape[1] - skip)),
-                largest=largest,
-                histogram=np.histogram(active, BINS, (0, largest or 1))[0],
-                top=top,
-                spread=spread,
-                shares=_shares(decoder, source.columns),
-                promoted=effects.promoted[row],
-                demoted=effects.demoted[row],
-                neuron=item.nearest(),
-            )
-        )
-    return features, effects
+        counts = np.histogram(active, BINS, (0, largest or 1))[0]
+        shown = counts, top, spread, promoted[row], demoted[row]
+        features.append(Feature(item, len(active) / found.shape[1], largest, *shown))
+    return features, direct, indirect
 
 
 def _code(chosen: Chosen, source: Source) -> Code:
@@ -203,24 +188,14 @@ def _code(chosen: Chosen, source: Source) -> Code:
     return Code(entry.trained.dictionary.encode, entry.size, chosen.index)
 
 
-def _shares(decoder: Floats, columns: Sequence[tuple[int, int]]) -> list[float]:
-    squares = decoder.astype(np.float64) ** 2
-    return [float(squares[a:b].sum() / max(squares.sum(), 1e-30)) for a, b in columns]
-
-
 def _picked(
     places: NDArray[np.int32], values: Floats, text: NDArray[np.int32], settings: ContextsConfig
 ) -> tuple[list[Context], list[Context]]:
     """The highest and the evenly spread contexts of one feature.
 
     A context whose text, up to the token in question, is already shown is left out: documentation
-    repeats itself.
-
-    Args:
-        places: of the tokens on which it is not zero, rising, (n,).
-        values: there, (n,).
-        text: (contexts, n_ctx).
-        settings: how many, and how wide.
+    repeats itself. `places` are of the tokens of `text` (contexts, n_ctx) on which the feature is
+    not zero, rising, (n,), and `values` are there.
     """
     seen: set[bytes] = set()
 
@@ -258,12 +233,41 @@ def _around(
     return Context(text.ravel()[first:stop], shown, place - first)
 
 
-def directions(chosen: Sequence[Chosen], d_out: int) -> Floats:
-    """What a unit of activation adds to a row, (chosen, d_out)."""
-    rows = np.zeros((len(chosen), d_out), np.float32)
-    for row, item in zip(rows, chosen, strict=True):
-        if item.entry is None:
-            row[item.index] = 1
-        else:
-            row[:] = item.entry.decoder[item.index]
-    return rows
+@torch.no_grad()
+def logit_effects(
+    chosen: Sequence[Chosen], source: Source
+) -> tuple[list[Tokens], list[Tokens], list[Site], list[str]]:
+    """The tokens whose logits each of `chosen` raises and lowers most.
+
+    By the direct path from where its decoder row is read, as `LanguageModel.direct` has it, and
+    relative to the mean over the vocabulary. And the sites that have such a path, and why others
+    have none: without any no tokens are listed.
+    """
+    lm, sites = source.lm, source.place.sites
+    none: list[Tokens] = [[] for _ in chosen]
+    if lm is None:
+        return none, none, [], []
+    d_out = source.columns[-1][1]
+    decoders = torch.from_numpy(np.stack([c.decoder(d_out) for c in chosen])).to(lm.model.device)
+
+    def part(rows: Tensor, i: int) -> Tensor:
+        return lm.model.direct(sites[i], rows[:, slice(*source.columns[i])])
+
+    direct, missing = [], []
+    for i in range(len(sites)):
+        try:
+            part(decoders[:1], i)
+            direct.append(i)
+        except UserError as error:
+            missing.append(str(error))
+    ends: tuple[list[Tokens], list[Tokens]] = ([], [])
+    for rows in decoders.split(ROWS) if direct else ():
+        # Some models have more rows in the unembedding than tokens.
+        logits = torch.stack([part(rows, i)[:, : lm.tokenizer.n_vocab] for i in direct]).sum(0)
+        logits -= logits.mean(1, keepdim=True)
+        for end, largest in zip(ends, (True, False), strict=True):
+            values, tokens = logits.topk(min(EFFECTS, logits.shape[1]), largest=largest)
+            pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+            end += [[*zip(ids, effects, strict=True)] for ids, effects in pairs]
+    raised, lowered = ends if direct else (none, none)
+    return raised, lowered, [sites[i] for i in direct], missing

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from sparse_dict.analysis.features.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP, Chosen
+from sparse_dict.analysis.features.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
 from sparse_dict.analysis.features.contexts import Context, Feature, Gallery
+from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.report.page import Markup
 from sparse_dict.analysis.study import Entry
@@ -41,13 +42,9 @@ def page(gallery: Gallery) -> str:
 def sample(gallery: Gallery) -> Markup:
     """What the report shows: a few features beside the neurons nearest to them."""
     shown = pick(gallery.features)
-    neurons = {f.neuron[0] for f in shown if f.neuron}
-    beside = [
-        f
-        for f in gallery.features
-        if f.chosen.entry is None and f.chosen.index in neurons and f not in shown
-    ]
-    return _drawn("sample", gallery, [*shown, *beside], shown)
+    near = {found[0] for f in shown if (found := f.chosen.nearest())}
+    neurons = [f for f in gallery.features if f.chosen.entry is None and f.chosen.index in near]
+    return _drawn("sample", gallery, [*shown, *(f for f in neurons if f not in shown)], shown)
 
 
 def pick(features: Sequence[Feature]) -> list[Feature]:
@@ -71,27 +68,28 @@ def payload(
     gallery: Gallery, features: Sequence[Feature], shown: Sequence[Feature]
 ) -> dict[str, Any]:
     """What the script draws; `shown` are those that the report puts on the left."""
+    source = gallery.source
     entries = list(dict.fromkeys(f.chosen.entry for f in features))
     neurons = {f.chosen.index: i for i, f in enumerate(features) if f.chosen.entry is None}
-    used = sorted(
-        {token for f in features for c in [*f.top, *f.spread] for token in c.tokens.tolist()}
-        | {token for f in features for token, _ in [*f.promoted, *f.demoted]}
-    )
-    number = {token: i for i, token in enumerate(used)}
+    words = source.words({token for f in features for token in f.tokens})
+    number = {token: i for i, token in enumerate(words)}
 
     def context(found: Context, largest: float) -> list[Any]:
         values = np.rint(found.values / largest * SCALE).astype(int).tolist()
         return [[number[token] for token in found.tokens.tolist()], values, found.peak]
 
     def described(feature: Feature) -> dict[str, Any]:
-        chosen = feature.chosen
+        chosen, decoder = feature.chosen, feature.chosen.decoder(source.columns[-1][1])
+        squares, neuron = decoder.astype(np.float64) ** 2, chosen.nearest()
+        shares = [squares[a:b].sum() / max(squares.sum(), 1e-30) for a, b in source.columns]
+        partner, place, cosine = gallery.partners.get(chosen, (None, 0, 0))
         return {
             "dictionary": entries.index(chosen.entry),
             "index": chosen.index,
             "groups": chosen.groups,
             "mcs": round(chosen.mcs, 4) if np.isfinite(chosen.mcs) else None,
-            "effective": round(feature.effective, 3),
-            "shares": [round(share, 4) for share in feature.shares],
+            "effective": round(float(simpson_neurons(decoder[None])[0]), 3),
+            "shares": [round(float(share), 4) for share in shares],
             "density": feature.density,
             "dead": bool(feature.dead),
             "largest": feature.largest,
@@ -100,20 +98,18 @@ def payload(
             "spread": [context(c, feature.largest) for c in feature.spread],
             "promoted": [[number[token], round(v, 4)] for token, v in feature.promoted],
             "demoted": [[number[token], round(v, 4)] for token, v in feature.demoted],
-            "partner": _partner(gallery, chosen),
-            "neuron": feature.neuron and [neurons[feature.neuron[0]], round(feature.neuron[1], 3)],
+            "partner": partner and [f"{partner.size}/{place}", round(cosine, 4)],
+            "neuron": neuron and [neurons[neuron[0]], round(neuron[1], 3)],
             "shown": feature in shown,
         }
 
+    sites = map(str, source.place.sites or ("rows",))
     return {
         "scale": SCALE,
         "unit": gallery.unit,
         "what": "row" if gallery.of_rows else "token",
-        "sites": [
-            [str(site), *ends]
-            for site, ends in zip(gallery.place.sites or ("rows",), gallery.columns, strict=True)
-        ],
-        "vocabulary": [gallery.vocabulary[token] for token in used],
+        "sites": [[site, *ends] for site, ends in zip(sites, source.columns, strict=True)],
+        "vocabulary": [*words.values()],
         "dictionaries": [
             {
                 "name": e.name if e else NEURONS,
@@ -124,14 +120,6 @@ def payload(
         ],
         "features": [described(feature) for feature in features],
     }
-
-
-def _partner(gallery: Gallery, chosen: Chosen) -> list[Any] | None:
-    """The address of a feature's partner in the next larger dictionary, and their cosine."""
-    if (found := gallery.partners.get(chosen)) is None:
-        return None
-    entry, index, cosine = found
-    return [f"{entry.size}/{index}", round(cosine, 4)]
 
 
 def _label(entry: Entry | None, unit: str) -> str:

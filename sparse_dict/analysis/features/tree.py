@@ -1,7 +1,7 @@
 """A picture of one feature's tree: what it splits into, each with the text it is most active on."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,11 @@ from matplotlib.figure import Figure
 
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.features.chosen import Chosen
-from sparse_dict.analysis.features.contexts import Context as Stretch
 from sparse_dict.analysis.features.contexts import describe
 from sparse_dict.analysis.measures.splitting import SPLIT
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Picture
-from sparse_dict.analysis.source import Source, open_source
+from sparse_dict.analysis.source import open_source
 from sparse_dict.analysis.tables import Tables
 from sparse_dict.config import ContextsConfig
 from sparse_dict.errors import UserError
@@ -29,13 +28,16 @@ TOKENS = 100_000  # of the harvested text that are read again for them
 LINE = 0.19  # inches
 LETTER = 0.0685  # inches: DejaVu Sans Mono at 8 points
 BEFORE = 34  # letters of a context before its token
+LETTERS: dict[str, Any] = {
+    "va": "center", "fontsize": 8, "family": "DejaVu Sans Mono", "parse_math": False,
+}  # fmt: skip
 
-Lines = list[tuple[str, str, str]]  # text before the token, the token, text after it
+Line = tuple[str, str, str]  # text before the token, the token, text after it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Node:
-    """A feature in a tree, with the rows of the features table that it is made of."""
+    """A feature in a tree, with the columns of the features table that it is made of."""
 
     level: int  # which dictionary of the main chain
     index: int
@@ -45,16 +47,6 @@ class Node:
     parent: int
     fate: str  # in the next larger dictionary; nan in the largest
     children: tuple["Node", ...]  # the nearest first
-
-    @property
-    def size(self) -> int:
-        """Features in the tree."""
-        return len(self.walk())
-
-    @property
-    def splits(self) -> int:
-        """Features in the tree that split."""
-        return sum(node.fate == SPLIT for node in self.walk())
 
     def walk(self) -> list["Node"]:
         """All nodes, parents before children."""
@@ -78,12 +70,14 @@ def roots(study: Tables, most: int = TREES, largest: int = LARGEST) -> list[Node
             of[node.parent].append(node)
         rows = study.features.loc[study.features["dictionary"] == name, columns]
         rows = rows[rows["parent"] >= 0] if level else rows
-        nodes = []
-        for index, frequency, cosine, given, parent, fate in rows.to_numpy(object):
-            children = tuple(of[index])
-            nodes.append(Node(level, index, frequency, cosine, given, parent, fate, children))
-    fitting = [root for root in nodes if root.size <= largest and root.splits]
-    return sorted(fitting, key=lambda r: (-r.splits, -r.size, r.index))[:most]
+        nodes = [
+            Node(level, index, frequency, cosine, given, parent, fate, tuple(of[index]))
+            for index, frequency, cosine, given, parent, fate in rows.to_numpy(object)
+        ]
+    sized = [(sum(n.fate == SPLIT for n in root.walk()), len(root.walk()), root) for root in nodes]
+    fitting = [one for one in sized if one[0] and one[1] <= largest]
+    fitting.sort(key=lambda one: (-one[0], -one[1], one[2].index))
+    return [root for *_, root in fitting[:most]]
 
 
 def shown(context: Context) -> list[Chosen]:
@@ -99,86 +93,66 @@ def shown(context: Context) -> list[Chosen]:
 
 def pictures(context: Context) -> Iterator[str | Picture]:
     """The trees with the most splits, and what is missing where their text is not there."""
-    found, chosen = roots(context.tables), shown(context)
-    if not found:
+    if not (found := roots(context.tables)):
         return
     nodes = [node for root in found for node in root.walk()]
+    texts: dict[Node, list[Line]] = {}
     try:
-        of = dict(zip(map(id, nodes), _texts(context, chosen), strict=True))
+        texts = dict(zip(nodes, _texts(context), strict=True))
     except UserError as error:
-        of = {}
         yield f"The trees are drawn without text: {error}."
     sizes = sorted(context.tables.level["size"].unique())
     for number, root in enumerate(found, 1):
-        yield context.figure(f"splits_tree_{number}", picture(root, sizes, of))
+        yield context.figure(f"splits_tree_{number}", picture(root, sizes, texts))
 
 
-def _texts(context: Context, chosen: list[Chosen]) -> list[Lines]:
-    """The strongest contexts of each feature."""
+def _texts(context: Context) -> Iterator[list[Line]]:
+    """The strongest contexts of each feature that is `shown`."""
     settings = ContextsConfig(
         features=None, per_group=1, n_tokens=TOKENS, top=TEXTS, spread=0, width=24
     )
     source = open_source(context.config, context.study, settings.n_tokens)
-    described, _ = describe(chosen, source, settings)
-    return [[_line(c, source) for c in feature.top] for feature in described]
+    described, *_ = describe(shown(context), source, settings)
+    for feature in described:
+        words = source.words(feature.tokens)
+        of = [([words[token] for token in c.tokens.tolist()], c.peak) for c in feature.top]
+        yield [("".join(text[:at]), text[at], "".join(text[at + 1 :])) for text, at in of]
 
 
-def _line(found: Stretch, source: Source) -> tuple[str, str, str]:
-    words = source.words(found.tokens.tolist())
-    text = [words[token] for token in found.tokens.tolist()]
-    return "".join(text[: found.peak]), text[found.peak], "".join(text[found.peak + 1 :])
-
-
-def picture(root: Node, sizes: list[int], texts: dict[int, Lines]) -> Figure:
-    """The tree as lines, a feature each or, with text (by the node's `id`), a context each."""
+def picture(root: Node, sizes: list[int], texts: Mapping[Node, list[Line]]) -> Figure:
+    """The tree as lines, a feature each or, with text, a context each."""
     nodes = root.walk()
-    rows = {id(node): max(len(texts.get(id(node), [])), 1) for node in nodes}
-    total = sum(rows.values())
-    figure, axis = plt.subplots(figsize=(figures.WIDTH, 0.5 + LINE * total))
-    axis.set_xlim(0, figures.WIDTH)
-    axis.set_ylim(total - 0.3, -0.9)
+    rows = [max(len(texts.get(node, [])), 1) for node in nodes]
+    at = dict(zip(nodes, np.cumsum([0, *rows]).tolist(), strict=False))  # lines from the top
+    figure, axis = plt.subplots(figsize=(figures.WIDTH, 0.5 + LINE * sum(rows)))
+    axis.set(xlim=(0, figures.WIDTH), ylim=(sum(rows) - 0.3, -0.9))
     axis.axis("off")
-    shades = figures.shades(len(sizes))
-    top = max(node.frequency for node in nodes)
-    at: dict[int, float] = {}
-    y = 0.0
-    for node in nodes:
-        at[id(node)] = y
+    shades, top = figures.shades(len(sizes)), max(node.frequency for node in nodes)
+    start = 0.28 + 0.16 * (len(sizes) - 1)
+    for node, y in at.items():
         x = 0.12 + 0.16 * node.level
         area = 14 + 70 * np.sqrt(node.frequency / top)
         axis.scatter([x], [y], s=area, color=shades[node.level], zorder=3)
         label = f"{sizes[node.level]}/{node.index}"
-        detail = "" if node.level == 0 else f" cos {node.cosine:.2f} P {node.given:.2f}"
-        start = 0.28 + 0.16 * (len(sizes) - 1)
-        axis.text(start, y, label + detail, va="center", fontsize=8, family="DejaVu Sans Mono")
-        for number, line in enumerate(texts.get(id(node), [])):
+        label += f" cos {node.cosine:.2f} P {node.given:.2f}" if node.level else ""
+        axis.text(start, y, label, **LETTERS)
+        for number, line in enumerate(texts.get(node, [])):
             _write(axis, line, start + 27 * LETTER, y + number)
-        y += rows[id(node)]
-    for node in nodes:
         for child in node.children:
-            x = 0.12 + 0.16 * node.level
-            below = at[id(child)]
-            axis.plot(
-                [x, x, x + 0.16], [at[id(node)], below, below], color="0.6", zorder=1,
-                lw=0.6 + 1.8 * child.given,
-            )  # fmt: skip
+            places = [x, x, x + 0.16], [y, at[child], at[child]]
+            axis.plot(*places, color="0.6", zorder=1, lw=0.6 + 1.8 * child.given)
     figure.suptitle(f"What feature {sizes[0]}/{root.index} becomes")
     return figure
 
 
-def _write(axis: Axes, line: tuple[str, str, str], x: float, y: float) -> None:
+def _write(axis: Axes, line: Line, x: float, y: float) -> None:
     """A context with its token in orange, at the same place in every line."""
     before, token, after = line
     room = int((figures.WIDTH - x) / LETTER)
     left = min(BEFORE, room // 2)
     token = token[: room - left]
-    style: dict[str, Any] = {
-        "va": "center",
-        "fontsize": 8,
-        "family": "DejaVu Sans Mono",
-        "parse_math": False,
-    }
-    axis.text(x + left * LETTER, y, before[-left:], ha="right", color="0.35", **style)
-    axis.text(x + left * LETTER, y, token, color=figures.ORANGE, weight="bold", **style)
-    rest = room - left - len(token)
-    axis.text(x + (left + len(token)) * LETTER, y, after[:rest], color="0.35", **style)
+    end = left + len(token)
+    middle, grey = x + left * LETTER, {"color": "0.35", **LETTERS}
+    axis.text(middle, y, before[-left:], ha="right", **grey)
+    axis.text(middle, y, token, color=figures.ORANGE, weight="bold", **LETTERS)
+    axis.text(x + end * LETTER, y, after[: room - end], **grey)

@@ -4,6 +4,7 @@ Baselines are the directions of `measures.bases`, each cut to the k codes of lar
 token, of which the positive ones count; k is the dictionaries' L0, so that all are equally sparse.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.features.contexts import Code, Encode, read
+from sparse_dict.analysis.features.contexts import Code, Encode, codes
 from sparse_dict.analysis.interp.questions import Case, Excerpt
 from sparse_dict.analysis.measures import bases
 from sparse_dict.analysis.source import Floats, Source
+from sparse_dict.analysis.study import Entry
 from sparse_dict.config import InterpConfig
 
 CANDIDATES = 3  # looked at for each one explained, since some are active in too few excerpts
@@ -32,8 +34,7 @@ class _Candidate:
 def cases(settings: InterpConfig, seed: int, comparison: Comparison, source: Source) -> list[Case]:
     """Up to `interp.per_group` features of each group and baseline, drawn at random.
 
-    Left out are those active in too few excerpts (or in too many) to ask about. Memory: 4 bytes
-    for each token read and each of CANDIDATES x per_group x groups columns.
+    Left out are those active in too few excerpts (or in too many) to ask about.
     """
     text = source.text[:, source.place.skip_first :]  # what has activations
     width = min(settings.width, text.shape[1])
@@ -48,8 +49,7 @@ def cases(settings: InterpConfig, seed: int, comparison: Comparison, source: Sou
         *_features(settings, seed, comparison),
         *_bases(settings, seed, comparison, source),
     ]
-    parts = [part for _, part in read([c.code for c in candidates], source, "reading for interp")]
-    codes = np.concatenate(parts, axis=1)[:, :, :kept].reshape(-1, len(windows), width)
+    read = codes([c.code for c in candidates], source, "reading for interp")
     words = source.words(np.unique(windows).tolist())
     texts = {int(i): tuple(words[int(t)] for t in windows[i]) for i in fresh}
 
@@ -58,7 +58,8 @@ def cases(settings: InterpConfig, seed: int, comparison: Comparison, source: Sou
         if sum(case.group == candidate.group for case in found) == settings.per_group:
             continue
         rng = np.random.default_rng([seed, row])
-        case = _case(candidate, codes[row], texts, halves, settings, rng)
+        values = read[[row]].toarray().reshape(text.shape)[:, :kept].reshape(windows.shape)
+        case = _case(candidate, values, texts, halves, settings, rng)
         if case is not None:
             found.append(case)
     return found
@@ -109,56 +110,45 @@ def _features(settings: InterpConfig, seed: int, comparison: Comparison) -> Iter
 
     The largest dictionary has no MCS. In a study without chains: features of the first dictionary.
     """
-    chain, threshold = comparison.main, comparison.settings.threshold
-    groups: dict[str, list[tuple[int, int]]] = {}  # pairs of dictionary and feature
-    entries = chain.entries[:-1] if chain else comparison.study.entries[:1]
-    for i, entry in enumerate(entries):
-        alive = np.flatnonzero(entry.alive)
-        if chain is None:
-            groups.setdefault("features", []).extend((i, int(j)) for j in alive)
-            continue
-        mcs = comparison.mcs(entry)
-        for j in alive[np.isfinite(mcs[alive])]:
-            high = mcs[j] > threshold
-            label = found_again(threshold) if high else "features, other"
-            groups.setdefault(label, []).append((i, int(j)))
+    threshold = comparison.settings.threshold
+    groups: dict[str, list[tuple[Entry, int]]] = defaultdict(list)
+    for entry in _entries(comparison):
+        mcs = comparison.mcs(entry) if comparison.main else None
+        for j in np.flatnonzero(entry.alive).tolist():
+            if mcs is None:
+                groups["features"].append((entry, j))
+            elif np.isfinite(mcs[j]):
+                high = mcs[j] > threshold
+                groups[found_again(threshold) if high else "features, other"].append((entry, j))
     rng = np.random.default_rng(seed)
-    for label in sorted(groups):
-        members = groups[label]
+    for label, members in sorted(groups.items()):
         for pick in rng.permutation(len(members))[: CANDIDATES * settings.per_group]:
-            i, column = members[pick]
-            entry = entries[i]
-            encode = entry.trained.dictionary.encode
-            yield _Candidate(label, entry.name, Code(encode, entry.size, column))
+            entry, column = members[pick]
+            code = Code(entry.trained.dictionary.encode, entry.size, column)
+            yield _Candidate(label, entry.name, code)
+
+
+def _entries(comparison: Comparison) -> tuple[Entry, ...]:
+    return comparison.main.entries[:-1] if comparison.main else comparison.study.entries[:1]
 
 
 def _bases(
     settings: InterpConfig, seed: int, comparison: Comparison, source: Source
 ) -> Iterator[_Candidate]:
     """Candidates among the directions of each baseline, fitted on the text that is read here."""
-    if not settings.baselines:
-        return
-    chain = comparison.main
-    entries = chain.entries[:-1] if chain else comparison.study.entries[:1]
-    k = max(round(float(np.mean([float(e.metrics["l0"]) for e in entries]))), 1)
-    n_contexts, n_ctx = source.text.shape
+    l0s = [float(entry.metrics["l0"]) for entry in _entries(comparison)]
+    k, (n_contexts, n_ctx) = max(round(float(np.mean(l0s))), 1), source.text.shape
     wanted = max(min(settings.rows // n_ctx, n_contexts), 1)
     x = source.rows(np.arange(wanted) * n_contexts // wanted)
     x = x.reshape(-1, x.shape[-1])
     for method in bases.affordable(settings.baselines, x.shape[1]):
         basis = bases.fit(method, x, seed)
-        rng = np.random.default_rng(seed)
-        size = len(basis.directions)
-        encode = sparse(basis, k)
-        for column in rng.permutation(size)[: CANDIDATES * settings.per_group].tolist():
+        encode, size = sparse(basis, k), len(basis.directions)
+        drawn = np.random.default_rng(seed).permutation(size)[: CANDIDATES * settings.per_group]
+        for column in drawn.tolist():
             yield _Candidate(bases.LABELS[method], method, Code(encode, size, column))
 
 
 def sparse(basis: bases.Basis, k: int) -> Encode:
     """The positive ones among the k codes of largest magnitude of a row."""
-
-    def encode(x: Floats) -> Floats:
-        (codes,) = bases.largest(basis.encode(x), [k])
-        return np.maximum(codes, 0)
-
-    return encode
+    return lambda x: next(bases.largest(basis.encode(x), [k])).clip(min=0)

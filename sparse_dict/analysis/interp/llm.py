@@ -53,12 +53,17 @@ class Question:
     @property
     def tokens(self) -> float:
         """Tokens of the prompt, estimated."""
-        return (len(self.system) + len(self.user)) / CHARACTERS_A_TOKEN + 2 * MESSAGE_TOKENS
+        return len(self.system + self.user) / CHARACTERS_A_TOKEN + 2 * MESSAGE_TOKENS
 
-    @property
-    def most_tokens(self) -> int:
-        """Tokens of the prompt, at most: byte-level vocabularies have one or more bytes a token."""
-        return len(self.system.encode()) + len(self.user.encode()) + 2 * MESSAGE_TOKENS
+    def body(self, model: str | None) -> dict[str, Any]:
+        """What is sent."""
+        texts = {"system": self.system, "user": self.user}
+        return {
+            "model": model,
+            "messages": [{"role": role, "content": text} for role, text in texts.items()],
+            "max_tokens": self.max_tokens,
+            "temperature": 0,
+        }
 
 
 class Client:
@@ -80,7 +85,6 @@ class Client:
         self._margin = 1.0  # by how much a server has charged more than the most that we expected
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._asking = threading.local()  # has the `question` of each thread
         self._opened = ExitStack()
         self._file: BinaryIO | None = None
 
@@ -100,13 +104,12 @@ class Client:
 
     def known(self, question: Question) -> str | None:
         """The answer, if it was given before."""
-        return self._answers.get(self._hash(question))
+        return self._answers.get(self._hash(question.body(self.settings.model)))
 
     def cost(self, tokens_in: float, tokens_out: float) -> float:
         """What so many tokens cost, by the config's prices per million."""
-        million = 1_000_000
         price_in, price_out = self.settings.price_in or 0, self.settings.price_out or 0
-        return tokens_in * price_in / million + tokens_out * price_out / million
+        return (tokens_in * price_in + tokens_out * price_out) / 1_000_000
 
     def ask(self, question: Question) -> str:
         """The answer's text, from the file or the endpoint; "" if the model gave none.
@@ -116,14 +119,12 @@ class Client:
             UserError: the endpoint cannot be reached, refuses, or is no chat endpoint; or `stop`
                 was called.
         """
-        found = self.known(question)
-        if found is not None:
+        if (found := self.known(question)) is not None:
             return found
         import openai
 
-        self._asking.question = question
         try:
-            self._openai.chat.completions.create(**self._body(question))
+            self._openai.chat.completions.create(**question.body(self.settings.model))
         except openai.APIStatusError as error:
             raise UserError(f"{self._url} refuses: {self._reason(error.response)}") from None
         except openai.APITimeoutError:
@@ -133,7 +134,7 @@ class Client:
             cause = error.__cause__
             text = f"{type(cause).__name__}: {cause}"
             raise UserError(f"{self._url} cannot be reached ({text})") from None
-        return self._answers[self._hash(question)]
+        return self._answers[self._hash(question.body(self.settings.model))]
 
     def _read(self) -> bool:
         """Take in the answers of earlier runs; whether the last line is whole.
@@ -156,19 +157,8 @@ class Client:
                 continue
         return last.endswith(b"\n")
 
-    def _body(self, question: Question) -> dict[str, Any]:
-        return {
-            "model": self.settings.model,
-            "messages": [
-                {"role": "system", "content": question.system},
-                {"role": "user", "content": question.user},
-            ],
-            "max_tokens": question.max_tokens,
-            "temperature": 0,
-        }
-
-    def _hash(self, question: Question) -> str:
-        return files.fingerprint({"url": self._url, "request": self._body(question)})
+    def _hash(self, body: dict[str, Any]) -> str:
+        return files.fingerprint({"url": self._url, "request": body})
 
     @cached_property
     def _openai(self) -> "openai.OpenAI":
@@ -195,15 +185,17 @@ class Client:
     def _attempt(
         self, request: "httpx2.Request", send: Callable[[], "httpx2.Response"]
     ) -> "httpx2.Response":
-        """Send a thread's question once, if the cap allows it, and keep the answer and its cost."""
+        """Send a question once, if the cap allows it, and keep the answer and its cost."""
         import httpx2
 
         if self._stopped.is_set():
             raise UserError(f"{self._url} is not asked any more")
         if self._key is None:
             del request.headers["Authorization"]
-        question: Question = self._asking.question
-        most = self.cost(question.most_tokens, question.max_tokens)
+        body = json.loads(request.content)
+        # byte-level vocabularies have one or more bytes a token
+        bytes_in = sum(len(message["content"].encode()) for message in body["messages"])
+        most = self.cost(bytes_in + 2 * MESSAGE_TOKENS, body["max_tokens"])
         with self._set_aside(most):
             try:
                 response = send()
@@ -211,10 +203,10 @@ class Client:
                 raise  # nothing was sent
             except Exception:
                 # It may have been answered, and billed, though we do not know the answer.
-                self._keep(question, None, {}, most)
+                self._keep(body, None, {}, most)
                 raise
             if response.is_success:
-                self._receive(question, response, most)
+                self._receive(body, response, most)
         return response
 
     @contextmanager
@@ -234,13 +226,13 @@ class Client:
             with self._lock:
                 self._reserved -= most
 
-    def _receive(self, question: Question, response: "httpx2.Response", most: float) -> None:
+    def _receive(self, body: dict[str, Any], response: "httpx2.Response", most: float) -> None:
         """Keep an answer with what it cost: by the server's count of tokens, or else `most`."""
         try:
             value = response.json()
             answer = value["choices"][0]["message"].get("content")
         except (ValueError, LookupError, TypeError, AttributeError):
-            self._keep(question, None, {}, most)
+            self._keep(body, None, {}, most)
             raise UserError(
                 f"{self._url} answered, but with no chat completion: is interp.base_url "
                 "right? It ends in /v1 for most servers"
@@ -253,29 +245,24 @@ class Client:
             cost = self.cost(*(max(n, 0) for n in usage.values()))
             if most:
                 self._margin = max(self._margin, cost / most)
-        self._keep(question, masked(answer) if isinstance(answer, str) else "", usage, cost)
+        self._keep(body, masked(answer) if isinstance(answer, str) else "", usage, cost)
 
     def _reason(self, response: "httpx2.Response") -> str:
         """A refusal in one line."""
-        text = masked(
-            " ".join([str(response.status_code), response.reason_phrase, *response.text.split()])
-        )
+        words = str(response.status_code), response.reason_phrase, *response.text.split()
         hint = HINTS.get(response.status_code)
-        return text[:300] + (f" ({hint})" if hint else "")
+        return masked(" ".join(words))[:300] + (f" ({hint})" if hint else "")
 
     def _keep(
-        self, question: Question, answer: str | None, usage: dict[str, Any], cost: float
+        self, body: dict[str, Any], answer: str | None, usage: dict[str, Any], cost: float
     ) -> None:
         """Append a record; without an answer it only counts what may have been billed."""
-        key = self._hash(question)
-        record = {
-            "key": key, "url": self._url, "request": self._body(question),
-            "answer": answer, "usage": usage, "cost": cost,
-        }  # fmt: skip
-        line = json.dumps(record).encode() + b"\n"
+        key = self._hash(body)
+        record = {"key": key, "url": self._url, "request": body, "answer": answer}
+        line = json.dumps(record | {"usage": usage, "cost": cost})
         with self._lock:
             assert self._file is not None
-            self._file.write(line)  # unbuffered, in append mode: one write
+            self._file.write(line.encode() + b"\n")  # unbuffered, in append mode: one write
             os.fsync(self._file.fileno())
             self.spent += cost
             if answer is not None:

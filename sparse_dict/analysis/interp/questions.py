@@ -9,16 +9,26 @@ the expectation over the model's probabilities, which few endpoints give.) Detec
 excerpts with the feature from excerpts without; the score is the balanced accuracy.
 """
 
+import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.interp.llm import Client, Question
+from sparse_dict.analysis.interp.llm import CapReached, Client, Question
+from sparse_dict.config import InterpConfig
+from sparse_dict.errors import UserError
+from sparse_dict.machine.progress import Progress
+from sparse_dict.storage import lock
 
 Floats = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
 
 BATCH = 5  # excerpts in one question of detection, as Paulo et al. have it
 SCALE = 10  # the largest activation, as prompts and answers write it
@@ -46,6 +56,7 @@ DETECT = (
     "feature is active on any of its tokens. Answer with one line for each excerpt and nothing "
     "else: its number, a tab, then 1 if it is active and 0 if not."
 )
+UNREADABLE = "unreadable answers"  # a column
 LINE = re.compile(r"\s*(\d{1,6})\s*[\t :.,=|]\s*(\d{1,6})\s*")
 
 
@@ -79,6 +90,17 @@ class Result:
     detection: float = float("nan")
     malformed: int = 0  # answers that could not be read, and count for nothing
 
+    def row(self) -> dict[str, Any]:
+        """Of the table of all features."""
+        return {
+            "feature": self.case.name,
+            "group": self.case.group,
+            "explanation": self.explanation or "(none)",
+            "simulation": self.simulation,
+            "detection": self.detection,
+            UNREADABLE: self.malformed,
+        }
+
 
 def explain(case: Case) -> Question:
     """Asks for an explanation."""
@@ -106,16 +128,19 @@ def detect(explanation: str, excerpts: Sequence[Excerpt]) -> Question:
     return Question(DETECT, text, LINE_TOKENS * (len(excerpts) + 1))
 
 
-def batches(case: Case) -> list[tuple[Excerpt, ...]]:
-    """The excerpts of detection, as many as one question has."""
-    return [case.detect[i : i + BATCH] for i in range(0, len(case.detect), BATCH)]
+def follow_ups(case: Case, explanation: str) -> list[tuple[Question, int, int, list[float]]]:
+    """Everything that is asked once there is an explanation: simulations, then detection.
 
-
-def follow_ups(case: Case, explanation: str) -> list[Question]:
-    """Everything that is asked once there is an explanation: simulations, then detection."""
-    return [simulate(explanation, e) for e in case.simulate] + [
-        detect(explanation, batch) for batch in batches(case)
+    Each with how many numbers answer it, the largest, and those that are true.
+    """
+    asked = [
+        (simulate(explanation, e), len(e.tokens), SCALE, e.values.tolist()) for e in case.simulate
     ]
+    for start in range(0, len(case.detect), BATCH):
+        batch = case.detect[start : start + BATCH]
+        active = [float(excerpt.values.max() > 0) for excerpt in batch]
+        asked.append((detect(explanation, batch), len(batch), 1, active))
+    return asked
 
 
 def read_explanation(answer: str) -> str:
@@ -146,7 +171,7 @@ def correlation(simulated: Sequence[float], true: Sequence[float]) -> float:
     return 0.0 if np.ptp(x) == 0 else float(np.corrcoef(x, y)[0, 1])
 
 
-def balanced_accuracy(detected: Sequence[bool], true: Sequence[bool]) -> float:
+def balanced_accuracy(detected: Sequence[float], true: Sequence[float]) -> float:
     """Mean of the shares that are right among the active and the inactive; 0.5 is chance."""
     from sklearn.metrics import balanced_accuracy_score
 
@@ -159,25 +184,75 @@ def interpret(case: Case, client: Client) -> Result:
     if not result.explanation:
         result.malformed = 1
         return result
-    answers = [client.ask(question) for question in follow_ups(case, result.explanation)]
-    simulated: list[int] = []
-    true: list[float] = []
-    for excerpt, answer in zip(case.simulate, answers, strict=False):
-        values = read_numbers(answer, len(excerpt.tokens), SCALE)
-        if values is None:
-            result.malformed += 1
-        else:
-            simulated += values
-            true += excerpt.values.tolist()
-    detected: list[bool] = []
-    active: list[bool] = []
-    for batch, answer in zip(batches(case), answers[len(case.simulate) :], strict=True):
-        values = read_numbers(answer, len(batch), 1)
-        if values is None:
-            result.malformed += 1
-        else:
-            detected += [value == 1 for value in values]
-            active += [bool(e.values.max() > 0) for e in batch]
-    result.simulation = correlation(simulated, true)
-    result.detection = balanced_accuracy(detected, active)
+    said: dict[int, tuple[list[int], list[float]]] = {SCALE: ([], []), 1: ([], [])}
+    for question, n, most, true in follow_ups(case, result.explanation):
+        values = read_numbers(client.ask(question), n, most)
+        result.malformed += values is None
+        if values is not None:
+            said[most][0].extend(values)
+            said[most][1].extend(true)
+    result.simulation = correlation(*said[SCALE])
+    result.detection = balanced_accuracy(*said[1])
     return result
+
+
+@dataclass
+class Found:
+    """Everything that could be asked."""
+
+    results: list[Result] = field(default_factory=list)  # finished ones, in the cases' order
+    spent: float = 0.0
+    stopped: str | None = None  # why the others are missing
+    chosen: int = 0  # features that were to be asked about
+
+
+def to_send(cases: Sequence[Case], client: Client) -> tuple[list[Question], int]:
+    """What asking about `cases` still sends, and how many requests are answered already.
+
+    Where there is no explanation yet, the questions that follow it hold one of a usual length.
+    """
+    questions: list[Question] = []
+    for case in cases:
+        questions.append(explain(case))
+        known, usual = client.known(questions[-1]), "x" * (EXPLANATION_CHARACTERS // 2)
+        if explanation := usual if known is None else read_explanation(known):
+            questions += [question for question, *_ in follow_ups(case, explanation)]
+    found = [question for question in questions if client.known(question) is None]
+    return found, len(questions) - len(found)
+
+
+def ask(cases: Sequence[Case], settings: InterpConfig, path: Path) -> Found:
+    """Interpret all cases, as far as the cap and the endpoint allow; answers are kept in `path`."""
+    found: dict[int, Result] = {}
+    stopped: str | None = None
+    with lock.holding(path.parent), Client(settings, path) as client:
+        questions, answered = to_send(cases, client)
+        tokens_in = sum(question.tokens for question in questions)
+        tokens_out = sum(question.max_tokens for question in questions)
+        log.info(
+            "interp: %d requests to %s (%d more are answered already), about %.3g tokens in and at "
+            "most %.3g out: up to about %.4g; %.4g spent before, interp.max_cost=%g",
+            len(questions), settings.base_url, answered, tokens_in, tokens_out,
+            client.cost(tokens_in, tokens_out), client.spent, settings.max_cost,
+        )  # fmt: skip
+        pool = ThreadPoolExecutor(settings.parallel)
+        try:
+            futures = {pool.submit(interpret, case, client): i for i, case in enumerate(cases)}
+            with Progress("interpreting", len(cases), "features") as progress:
+                for future in as_completed(futures):
+                    try:
+                        found[futures[future]] = future.result()
+                    except UserError as error:
+                        stopped = stopped or str(error)
+                        # Cases whose answers are all there are still finished; after the cap
+                        # also those that cost less.
+                        if not isinstance(error, CapReached):
+                            client.stop()
+                    progress.advance(1)
+        finally:
+            client.stop()  # Ctrl-C: answers under way are waited for, and nothing more is sent
+            pool.shutdown(cancel_futures=True)
+        if stopped is not None:
+            log.warning("interp: %d of %d features: %s", len(found), len(cases), stopped)
+        results = [found[i] for i in sorted(found)]
+        return Found(results, client.spent, stopped, len(cases))

@@ -7,15 +7,16 @@ on fewer, at the cost of those (`most_rows`), and left out (`affordable`) where 
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.measures.mcs import max_cosine, normalised
+from sparse_dict.analysis.measures.intervals import over_seeds, ratio
+from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.errors import UserError
 from sparse_dict.machine.background import in_background
 
@@ -62,9 +63,10 @@ class Basis:
         """All codes (m, n) of rows `x` (m, d_in)."""
         return self.project(x - self.offset)
 
-    def sparse(self, x: Floats, ks: Sequence[int]) -> Iterator[Floats]:
+    def sparse(self, x: Floats, ks: Sequence[int], codes: Floats | None = None) -> Iterator[Floats]:
         """Reconstructions (m, d_in) from the k largest codes of each row, for each of `ks`."""
-        return self._kept(self.encode(x), ks)
+        for kept in largest(self.encode(x) if codes is None else codes, ks):
+            yield kept @ self.directions + self.offset
 
     def scaled(self, balance: Floats) -> "Basis":
         """The same for rows whose columns are `balance` (d_in,) times those that it was fitted to.
@@ -76,22 +78,28 @@ class Basis:
             project=lambda centred: self.project(centred / balance), complete=False,
         )  # fmt: skip
 
-    def _kept(self, codes: Floats, ks: Sequence[int]) -> Iterator[Floats]:
-        for kept in largest(codes, ks):
-            yield kept @ self.directions + self.offset
-
     def errors(self, x: Floats, codes: Floats, ks: Sequence[int]) -> Wide:
         """Squared error of each row of `x` (m, d_in), encoded, with k codes, (m, len(ks)).
 
         What an orthonormal basis drops is the error: the smallest squares.
         """
         if not self.complete:
-            made = self._kept(codes, ks)
-            found = (np.square(rows - x, dtype=np.float64).sum(1) for rows in made)
-            return np.stack([*found], axis=1)
-        squares = np.sort(np.square(codes, dtype=np.float64), axis=1)
-        dropped = np.cumsum(np.pad(squares, ((0, 0), (1, 0))), axis=1)  # by how many are dropped
-        return dropped[:, [max(squares.shape[1] - k, 0) for k in ks]]
+            made = self.sparse(x, ks, codes)
+            return np.stack([squares(rows - x) for rows in made], axis=1)
+        ordered = np.sort(np.square(codes, dtype=np.float64), axis=1)
+        dropped = np.cumsum(np.pad(ordered, ((0, 0), (1, 0))), axis=1)  # by how many are dropped
+        return dropped[:, [max(ordered.shape[1] - k, 0) for k in ks]]
+
+
+def squares(rows: Floats | Wide) -> Wide:
+    """Squared norms of rows (n, d), (n,)."""
+    return np.asarray(np.square(rows, dtype=np.float64).sum(1))
+
+
+def deviations(x: Floats) -> Wide:
+    """Squared distances of rows (n, d) from their mean, (n,)."""
+    mean = mean_of(x)
+    return np.concatenate([squares(part - mean) for part in chunks(x)])
 
 
 def largest(codes: Floats, ks: Sequence[int]) -> Iterator[Floats]:
@@ -241,13 +249,10 @@ def _nmf(x: Floats, seed: int) -> Basis:
 
 def powers(codes: Floats) -> Wide:
     """Sums of the first four powers of codes (rows, n), feature by feature, (4, n)."""
-    row, feature = np.nonzero(codes)  # a dictionary's are mostly zero
-    values = codes[row, feature].astype(np.float64)
-    sums, power = [], np.ones_like(values)
-    for _ in range(4):
-        power = power * values
-        sums.append(np.bincount(feature, weights=power, minlength=codes.shape[1]))
-    return np.stack(sums)
+    from scipy.sparse import csc_array
+
+    known = csc_array(codes, dtype=np.float64)  # a dictionary's are mostly zero
+    return np.stack([known.power(power).sum(0) for power in (1, 2, 3, 4)])
 
 
 def kurtosis(sums: Wide, rows: int) -> Wide:
@@ -261,7 +266,35 @@ def kurtosis(sums: Wide, rows: int) -> Wide:
 
 def mmcs_between(first: Basis, second: Basis) -> float:
     """MMCS of the directions of two bases; a direction may match the opposite of another."""
-    others = normalised(second.directions)
+    others = second.directions
     if second.signed:
         others = np.concatenate([others, -others])
-    return float(max_cosine(normalised(first.directions), others, CHUNK).mean())
+    return float(max_cosine(first.directions, others, CHUNK).mean())
+
+
+def compared(
+    seeds: Sequence[Sequence[tuple[Wide, float]]],
+    curves: Mapping[str, tuple[Sequence[int], Wide]],
+    whole: Wide,
+    over: str,
+) -> dict[str, Any]:
+    """Dictionaries against the simple basis that is best on average over all of them.
+
+    Each dictionary, of several seeds, is what it leaves on each row or context, (n,), and its L0; a
+    basis' curve what it leaves, (n, len(ks)), by its ks; `whole` (n,) is what both are shares of.
+    Found are the `basis`, by its label, the shares that dictionaries, `ours`, and it, `theirs`,
+    leave, and how much less the former do: over seeds, of a single one `over` the n.
+    """
+    theirs = {
+        method: [np.mean([at_sparsity(*curve, l0) for _, l0 in of], axis=0) for of in seeds]
+        for method, curve in curves.items()
+    }
+    best = min(theirs, key=lambda method: float(np.sum(theirs[method])))
+    ours = [np.mean([left for left, _ in of], axis=0) for of in seeds]
+    gains = [their - own for their, own in zip(theirs[best], ours, strict=True)]
+    if len(seeds) > 1:
+        less = over_seeds([float(gain.sum() / whole.sum()) for gain in gains])
+    else:
+        less = ratio(gains[0], whole, over)
+    own, their = (float(np.mean(of, axis=0).sum() / whole.sum()) for of in (ours, theirs[best]))
+    return {"basis": LABELS[best], "ours": own, "theirs": their, **asdict(less)}

@@ -1,7 +1,9 @@
-"""One dictionary from many: directions that recur over seeds, and an encoder refitted to them."""
+"""One dictionary from many: directions that recur over seeds, and an encoder refitted to them.
+
+A feature is a row of 2 d + 1 numbers: encoder weights, bias, decoder row of unit length.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,52 +17,33 @@ STEPS = 400
 RATE = 1e-3
 
 
-@dataclass(frozen=True)
-class Features:
-    """Directions, and the encoder that a refit starts from."""
-
-    W_enc: Floats  # (d_in, n)
-    b_enc: Floats  # (n,)
-    W_dec: Floats  # (n, d_in), unit rows
-
-    @classmethod
-    def of(cls, dictionary: Dictionary, alive: Bools) -> "Features":
-        """The living features of a dictionary, rows of its decoder scaled to unit length."""
-        W_enc, rows = dictionary.W_enc[:, alive], normalised(dictionary.W_dec[alive])
-        return cls(W_enc, dictionary.b_enc[alive], rows)
-
-    def chosen(self, which: Index) -> "Features":
-        """The features with these indices."""
-        return Features(self.W_enc[:, which], self.b_enc[which], self.W_dec[which])
+def features(dictionary: Dictionary, alive: Bools) -> Floats:
+    """The living features of a dictionary, (n, 2 d + 1)."""
+    reads = dictionary.W_enc.T, dictionary.b_enc[:, None]
+    return np.hstack([*reads, normalised(dictionary.W_dec)])[alive]
 
 
-def pool(members: Sequence[Features]) -> Features:
-    """All features side by side."""
-    return Features(
-        np.concatenate([one.W_enc for one in members], axis=1),
-        np.concatenate([one.b_enc for one in members]),
-        np.concatenate([one.W_dec for one in members]),
-    )
+def directions(rows: Floats) -> Floats:
+    """The decoder rows of features, (n, d)."""
+    return rows[:, rows.shape[1] // 2 + 1 :]
 
 
-def consensus(members: Sequence[Features], cosine: float, share: float) -> tuple[Features, Index]:
+def consensus(members: Sequence[Floats], cosine: float, share: float) -> tuple[Floats, Index]:
     """The directions that recur in more than a share of the dictionaries.
 
     Decoder rows are clustered by average linkage (Sokal and Michener 1958) until the mean cosine
     between two clusters is below `cosine`; a cluster with rows of more than `share` of the
-    dictionaries becomes the mean of its rows, of unit length, with the means of their encoder rows
-    and biases.
+    dictionaries becomes the mean of its features, its decoder row of unit length.
 
     Returns:
         The features, most recurrent first, and in how many dictionaries each recurs.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
 
-    pooled = pool(members)
-    owners = np.repeat(np.arange(len(members)), [len(one.b_enc) for one in members])
+    pooled, owners = np.concatenate(members), np.repeat(range(len(members)), [*map(len, members)])
     if len(owners) < 2:
         return pooled, np.ones(len(owners), np.int64)
-    tree = linkage(pooled.W_dec.astype(np.float64), "average", "cosine")
+    tree = linkage(directions(pooled).astype(np.float64), "average", "cosine")
     label = fcluster(tree, 1 - cosine, "distance") - 1  # (rows,)
     n = int(label.max()) + 1
     recurs = np.zeros((n, len(members)), bool)
@@ -70,12 +53,12 @@ def consensus(members: Sequence[Features], cosine: float, share: float) -> tuple
     kept = order[count[order] > share * len(members)]
     mean = np.zeros((n, len(label)))
     mean[label, np.arange(len(label))] = 1
-    mean = mean[kept] / mean[kept].sum(1, keepdims=True)
-    part = Features(pooled.W_enc @ mean.T, mean @ pooled.b_enc, normalised(mean @ pooled.W_dec))
-    return part, count[kept]
+    found = mean[kept] / mean[kept].sum(1, keepdims=True) @ pooled
+    directions(found)[:] = normalised(directions(found))
+    return found, count[kept]
 
 
-def refit(part: Features, b_dec: Floats, k: int, x: Floats, seed: int = 0) -> Dictionary:
+def refit(part: Floats, b_dec: Floats, k: int, x: Floats) -> Dictionary:
     """A TopK dictionary with these directions, its encoder trained on `x` (rows, d_in).
 
     `STEPS` steps of Adam on the squared error, from the encoder that `part` has; the decoder stays
@@ -83,15 +66,17 @@ def refit(part: Features, b_dec: Floats, k: int, x: Floats, seed: int = 0) -> Di
     """
     import torch
 
-    k = min(k, len(part.b_enc))
-    generator = torch.Generator().manual_seed(seed)
-    W_dec, bias = (torch.from_numpy(np.float32(a)) for a in (part.W_dec, b_dec))
-    W, b = (torch.from_numpy(np.float32(a)).requires_grad_() for a in (part.W_enc, part.b_enc))
-    rows, scale = torch.from_numpy(x), float(np.sqrt(np.square(x).mean()))
+    k, d = min(k, len(part)), part.shape[1] // 2
+    generator = torch.Generator().manual_seed(0)
+    rows = part.astype(np.float32)
+    weights = np.ascontiguousarray(rows[:, :d].T), rows[:, d].copy()
+    W, b = (torch.from_numpy(a).requires_grad_() for a in weights)
+    W_dec, bias = (torch.from_numpy(np.float32(a)) for a in (directions(rows).copy(), b_dec))
+    seen, scale = torch.from_numpy(x), float(np.sqrt(np.square(x).mean()))
     groups: list[dict[str, Any]] = [{"params": [W]}, {"params": [b], "lr": RATE * scale}]
     optimiser = torch.optim.Adam(groups, RATE)
     for _ in range(STEPS):
-        batch = rows[torch.randint(len(rows), (BATCH,), generator=generator)]
+        batch = seen[torch.randint(len(seen), (BATCH,), generator=generator)]
         codes = (batch @ W + b).relu()
         kept = codes * (codes >= codes.topk(k, dim=1).values[:, -1:])
         error = ((kept @ W_dec + bias - batch) / scale).square().mean()
@@ -103,6 +88,6 @@ def refit(part: Features, b_dec: Floats, k: int, x: Floats, seed: int = 0) -> Di
 
 def fvu(dictionary: Dictionary, x: Floats) -> float:
     """Share of the variance of `x` (rows, d_in) that is left unexplained."""
-    error = x - dictionary.decode(dictionary.encode(x))
+    error = x - dictionary.reconstruct(x)
     spread = x - x.mean(0, dtype=np.float64)
     return float(np.square(error, dtype=np.float64).sum() / np.square(spread).sum())

@@ -1,4 +1,7 @@
-"""95 % intervals: bootstrap of what a number is made of, Student's t over seeds."""
+"""95 % intervals: bootstrap of what a number is made of, Student's t over seeds.
+
+And correlations of two columns, of which a resample may be constant.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,3 +79,16 @@ def jackknife(value: float, without: Sequence[float]) -> Estimate:
     """Interval of a number of pairs of seeds, from what it is `without` each of the seeds."""
     n = len(without)
     return over_seeds([n * value - (n - 1) * part for part in without])
+
+
+def pearson(pairs: Floats) -> float:
+    """Pearson's coefficient of both columns of (n, 2); nan where one is constant."""
+    flat = (np.ptp(pairs, axis=0) == 0).any()
+    return float("nan") if flat else float(np.asarray(np.corrcoef(pairs.T))[0, 1])
+
+
+def spearman(pairs: Floats) -> float:
+    """The same of their ranks."""
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(pairs, axis=0))

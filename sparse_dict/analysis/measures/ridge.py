@@ -69,18 +69,16 @@ def fit(cells: "pd.DataFrame") -> tuple["pd.DataFrame", "pd.DataFrame"]:
     swept = cells[(cells["axis"] == "l1") & (cells["l1"] > 0)]
     for family, part in swept.groupby("family", sort=False):
         means = part.groupby(["size", "l1"])["mmcs"].mean().dropna()
-        own = [
-            (family, size, *peak([*row.index.get_level_values("l1")], [*row]))
-            for size, row in means.groupby("size")
-            if len(row) >= FEWEST
-        ]
+        rows = {size: row.droplevel("size") for size, row in means.groupby("size")}
+        own = {size: peak([*row.index], [*row]) for size, row in rows.items() if len(row) >= FEWEST}
         if not own:
             continue
-        peaks += own
-        inside = np.array([(size, l1) for _, size, l1, _, interior in own if interior], float)
+        peaks += [(family, size, *found) for size, found in own.items()]
+        inside = np.array(
+            [(size, l1) for size, (l1, _, interior) in own.items() if interior], float
+        )
         line = (np.nan,) * 4
         if len(inside) >= FEWEST:
-            sizes, best = inside.T
-            line = (*slope(sizes, best), *interval(sizes, best))
+            line = (*slope(*inside.T), *interval(*inside.T))
         ridges.append((family, part["l1_scaling"].iloc[0] == "dict_size", *line))
     return pd.DataFrame(ridges, columns=RIDGES), pd.DataFrame(peaks, columns=PEAKS)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.measures import Bools, Floats, Index
@@ -24,6 +25,8 @@ KEPT, DRIFTED, SPLIT, ABSORBED, LOST, DEAD = (
     "kept", "drifted", "split", "absorbed", "lost", "dead",
 )  # fmt: skip
 FATES = (KEPT, DRIFTED, SPLIT, ABSORBED, LOST)
+BORN = "born"  # what a feature without a parent is
+ORIGINS = {f"of {fate}": fate for fate in FATES[:3]} | {BORN: BORN}
 CHUNK = 2048  # rows encoded at a time
 
 
@@ -161,3 +164,31 @@ def repeated(
         "splits_too": int((parted & too).sum()), "same": int(same),
         "unsplit": int(rest.sum()), "unsplit_too": int((rest & too).sum()),
     }  # fmt: skip
+
+
+def shares(found: Step, alive: Bools) -> dict[str, float]:
+    """From a size to the next, of features `alive`: fates, origins, and what splits are like.
+
+    Shares of the smaller one's living features by fate, and of the larger one's by that of their
+    parent; of splits the mean number of children, in how many a child as good as the parent stays,
+    and the median gain.
+    """
+    living, linked = found.fate[found.fate != DEAD], found.parent >= 0
+    of = np.where(linked, found.fate[found.parent], BORN)[alive]
+    nearest = pd.Series(found.cosine[linked]).groupby(found.parent[linked]).agg(["size", "max"])
+    split = nearest[nearest["size"] > 1]
+    return {
+        **{name: float((living == name).mean()) for name in FATES},
+        **{column: float((of == name).mean()) for column, name in ORIGINS.items()},
+        "children": split["size"].mean(),
+        "stays": (split["max"] > FOUND).mean(),
+        "gain": pd.Series(found.gain).median(),
+    }
+
+
+def course(steps: list[Step]) -> Iterator[dict[str, int]]:
+    """The first dictionary's living features, by what first happened to them up to each size."""
+    fate, when = lives(steps)
+    for number in range(len(steps) + 1):
+        so_far = np.where(when < number, fate, KEPT)[fate != DEAD]
+        yield {name: int((so_far == name).sum()) for name in FATES}

@@ -1,7 +1,6 @@
 """What simpler bases reach at matched sparsity, beside the dictionaries."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -11,8 +10,7 @@ from sparse_dict.analysis.claim import Claim, Found, Lies, Need, lacking
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measured_bases import Measured
-from sparse_dict.analysis.measures.bases import LABELS, SIMPLE
-from sparse_dict.analysis.measures.best_basis import Best, compared
+from sparse_dict.analysis.measures.bases import LABELS, SIMPLE, compared
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.report.curves import curves
 from sparse_dict.analysis.report.page import Block, Table
@@ -49,7 +47,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         best = compared(seeds, known, found.deviations, "rows")
         fvus = context.tables.level.set_index("dictionary")["fvu"]  # on all evaluation rows
         fvu = float(fvus[[name for of in level for name in of]].mean())
-        tables["baselines_best"] = row(best, ours=fvu)
+        tables["baselines_best"] = pd.DataFrame([best | {"ours": fvu}])
     return tables
 
 
@@ -65,18 +63,12 @@ def judged(study: Tables) -> list[dict[str, float]]:
     return seeds if len(seeds) >= FEWEST_SEEDS else seeds[:1]
 
 
-def row(best: Best, **changes: float) -> pd.DataFrame:
-    """A comparison as a table of one row."""
-    values = asdict(best)
-    return pd.DataFrame([{**values, **values.pop("less"), **changes}])
-
-
 def standing(study: Tables, key: str) -> tuple["pd.Series[Any]", Estimate] | None:
     """The row of the table `key`_best, and how much less dictionaries leave; None if unknown."""
     if f"{key}_best" not in study.others:
         return None
     best = study.others[f"{key}_best"].iloc[0]
-    return best, Estimate(best["value"], best["low"], best["high"], best["over"])
+    return best, Estimate(**best[["value", "low", "high", "over"]])
 
 
 def show(context: Context) -> Iterator[Block]:

@@ -9,14 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis import harvested
-from sparse_dict.analysis import reconstruction_loss as loss
 from sparse_dict.analysis.claim import SEVERAL_SEEDS
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import Floats, consensus, gaussian_rows, random_directions
-from sparse_dict.analysis.measures.consensus import Features
 from sparse_dict.analysis.measures.mcs import match, max_cosine
+from sparse_dict.analysis.reconstruction_loss import MEAN, ORIGINAL, on_held_out, recovered
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Block, Table
 from sparse_dict.analysis.sections import truth
@@ -54,19 +52,9 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     living = sum(int(entry.alive.sum()) for entry in group)
     if living > MOST:
         raise UserError(f"{living:,} features exceed the {MOST:,} clustered")
-    activations, evaluation = context.activations, context.evaluation_rows()
+    activations = context.activations
+    numbers, why = _numbers(context)
     x = activations.read(0, min(consensus.BATCH * consensus.STEPS, activations.rows))
-    numbers: dict[str, Number] = {"fvu": partial(consensus.fvu, x=evaluation)}
-    why = ""
-    if truth.is_toy(context):
-        true = truth.read(context)
-        numbers["precision"] = lambda found: _share(found.W_dec, true)
-        numbers["recall"] = lambda found: _share(true, found.W_dec)
-    elif activations.manifest is not None:
-        try:
-            numbers["recovered"] = _loss(context)
-        except UserError as error:
-            why = str(error)
     fewer, found = min(map(len, sides)), []
     counts = [1 << i for i in range(fewer.bit_length())] if fewer > 1 else []  # 1, 2, 4 ...
     pairs = [(n, pair) for n in counts for pair in range(min(settings.halves, fewer // n))]
@@ -81,19 +69,45 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     together, recurs = consensus.consensus(_living(group), settings.cosine, settings.share)
     whole = _refitted(together, group, x)
     _write(context, group, whole, settings)
-    lacks = np.array([max_cosine(whole.W_dec, e.decoder) < settings.cosine for e in group]).sum(1)
-    of_living = [max_cosine(whole.W_dec, e.decoder[e.alive]) < settings.cosine for e in group]
+    near = [max_cosine(whole.W_dec, entry.decoder) for entry in group]
+    of_living = [max_cosine(whole.W_dec, entry.decoder[entry.alive]) for entry in group]
+    lacks, living_lack = ((np.array(of) < settings.cosine).sum(1) for of in (near, of_living))
     described = {
         "seeds": len(group), "size": group[0].size, "setting": group[0].setting, "k": whole.k,
         "halved": rows(sides[0][0]) != rows(sides[1][0]),
         "features": len(recurs), "in_every_seed": int((recurs == len(group)).sum()),
         "lacking": lacks.mean(), "lacking_least": lacks.min(), "lacking_most": lacks.max(),
-        "lacking_of_living": np.sum(of_living, axis=1).mean(), "loss_missing": why,
+        "lacking_of_living": living_lack.mean(), "loss_missing": why,
     }  # fmt: skip
     if "recall" in numbers:
         described["true"] = numbers["recall"](whole)
         described["true_alone"] = np.mean([numbers["recall"](e.trained.dictionary) for e in group])
     return {"consensus": pd.DataFrame(found), "consensus_of_all": pd.DataFrame([described])}
+
+
+def _numbers(context: Context) -> tuple[dict[str, Number], str]:
+    """What is measured of each dictionary, and why the model's loss is not, if it might be."""
+    found: dict[str, Number] = {"fvu": partial(consensus.fvu, x=context.evaluation_rows())}
+    if truth.is_toy(context):
+        true = truth.read(context)
+
+        def share(directions: Floats, others: Floats) -> float:
+            return float((max_cosine(directions, others) > TRUE).mean())
+
+        found["precision"] = lambda dictionary: share(dictionary.W_dec, true)
+        found["recall"] = lambda dictionary: share(true, dictionary.W_dec)
+    elif context.activations.manifest is not None:
+        try:
+            take, _ = on_held_out(context, context.settings(ConsensusConfig).tokens)
+        except UserError as error:
+            return found, str(error)
+
+        def loss(dictionary: Dictionary) -> float:
+            found = take(lambda x: [("it", dictionary.reconstruct(x))])
+            return recovered(found["it"], found[ORIGINAL], found[MEAN]).value
+
+        found["recovered"] = loss
+    return found, ""
 
 
 def _sides(context: Context) -> tuple[list[Entry], list[Entry]]:
@@ -119,11 +133,11 @@ def _sides(context: Context) -> tuple[list[Entry], list[Entry]]:
     return max((sides for sides in found if all(sides)), key=rank, default=([], []))
 
 
-def _living(group: Sequence[Entry]) -> list[Features]:
-    return [Features.of(entry.trained.dictionary, entry.alive) for entry in group]
+def _living(group: Sequence[Entry]) -> list[Floats]:
+    return [consensus.features(entry.trained.dictionary, entry.alive) for entry in group]
 
 
-def _refitted(part: Features, group: Sequence[Entry], x: Floats) -> Dictionary:
+def _refitted(part: Floats, group: Sequence[Entry], x: Floats) -> Dictionary:
     """A TopK dictionary with these directions, and with the group's mean L0 and bias."""
     k = max(round(float(np.mean([entry.metrics["l0"] for entry in group]))), 1)
     bias = np.mean([entry.trained.dictionary.b_dec for entry in group], axis=0)
@@ -137,9 +151,9 @@ def _half(
     living, first = _living(group), group[0]
     together, recurs = consensus.consensus(living, settings.cosine, settings.share)
     energy = np.square(first.trained.dictionary.encode(x[:16_384])[:, first.alive]).sum(0)
-    strongest, pooled = np.argsort(-energy)[: len(recurs)], consensus.pool(living)
-    drawn = np.random.default_rng(seed).permutation(len(pooled.b_enc))[: len(recurs)]
-    parts = {TOGETHER: together, SINGLE: living[0].chosen(strongest), POOLED: pooled.chosen(drawn)}
+    strongest, pooled = np.argsort(-energy)[: len(recurs)], np.concatenate(living)
+    drawn = np.random.default_rng(seed).permutation(len(pooled))[: len(recurs)]
+    parts = {TOGETHER: together, SINGLE: living[0][strongest], POOLED: pooled[drawn]}
     return {name: _refitted(part, group, x) for name, part in parts.items()}
 
 
@@ -154,27 +168,6 @@ def _row(halves: Sequence[Dictionary], numbers: dict[str, Number]) -> dict[str, 
         "gaussian": gaussian_rows.mmcs(small, large),
         "above": float((cosine > TRUE).mean()),
     } | {name: float(np.mean([of(half) for half in halves])) for name, of in numbers.items()}
-
-
-def _share(directions: Floats, others: Floats) -> float:
-    """The share of some directions that are among others."""
-    return float((max_cosine(directions, others) > TRUE).mean())
-
-
-def _loss(context: Context) -> Number:
-    """Loss recovered of mean-ablation by a dictionary."""
-    manifest, config = context.activations.manifest, context.config
-    assert manifest is not None
-    place, lm = harvested.place(manifest, context.study.site), harvested.model(manifest, config)
-    tokens = context.settings(ConsensusConfig).tokens
-    text, _ = loss.held_out(manifest, Path(config.cache_dir), lm.n_ctx, tokens)
-
-    def of(dictionary: Dictionary) -> float:
-        how = loss.Replacement(("it",), lambda x: [dictionary.reconstruct(x)])
-        found = loss.losses(lm.model, text, place, context.activations.mean, [how])
-        return loss.recovered(found["it"], found[loss.ORIGINAL], found[loss.MEAN]).value
-
-    return of
 
 
 def _write(

@@ -81,15 +81,13 @@ def tested(entry: Entry, x: Floats, balance: Floats, pairs: Pairs) -> pd.DataFra
     for name, columns in pairs.items():
         own, fitted, noise = (norms(part, columns) for part in (rows, best, moved))
         relative = own[1] / np.maximum(own.sum(0), TINY)
-        first, second = relative <= EXCLUSIVE, relative >= 1 - EXCLUSIVE
+        first = entry.alive & (relative <= EXCLUSIVE)
+        second = entry.alive & (relative >= 1 - EXCLUSIVE)
         shared = (relative >= SHARED[0]) & (relative <= SHARED[1])
-        sort = np.select(
-            [~entry.alive, first, second, shared],
-            ["dead", "first_only", "second_only", "shared"], "between",
-        )  # fmt: skip
+        tests = [~entry.alive, first, second, shared]
+        sort = np.select(tests, ["dead", "first_only", "second_only", "shared"], "between")
         weaker = np.where(relative > 0.5, 0, 1)
         stronger, twin = np.maximum(fitted[1 - weaker, at], TINY), np.zeros(entry.size)
-        first, second = first & entry.alive, second & entry.alive
         if first.any() and second.any():
             correlation = centred[:, first].T @ centred[:, second]
             twin[first], twin[second] = correlation.max(1), correlation.max(0)

@@ -1,6 +1,7 @@
 """Explanations of features by a chat model, where `interp.base_url` names one."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,29 +10,37 @@ import pandas as pd
 from sparse_dict.analysis.claim import Claim, Found, Lies, Need
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.interp import ask
-from sparse_dict.analysis.interp.cases import found_again
+from sparse_dict.analysis.interp import questions
+from sparse_dict.analysis.interp.cases import cases, found_again
+from sparse_dict.analysis.interp.questions import UNREADABLE
 from sparse_dict.analysis.measures import bases
 from sparse_dict.analysis.measures.intervals import bootstrap
 from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.source import open_source
 from sparse_dict.analysis.tables import Tables
 from sparse_dict.config import InterpConfig
+from sparse_dict.errors import UserError
 
 KEY = "interp"
+ANSWERS = Path(KEY) / "answers.jsonl"  # in the analysis' folder: every prompt and answer
 FEWEST = 5  # features of each sort with a score
-UNREADABLE = "unreadable answers"
 
 
-def asked(context: Context) -> ask.Found:
+def asked(context: Context) -> questions.Found:
     """What the chat model says, which costs money: it is asked where this is measured alone."""
-    return ask.about(context.comparison, context.config)
+    settings, config = context.settings(InterpConfig), context.config
+    source = open_source(config, context.study, settings.n_tokens)
+    chosen = cases(settings, config.seed, context.comparison, source)
+    if not chosen:
+        raise UserError("no feature is active in enough excerpts: raise interp.n_tokens")
+    return questions.ask(chosen, settings, Path(config.analysis_dir) / ANSWERS)
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
     """Explanations and scores, a row a feature; none without a chat model."""
     if context.settings(InterpConfig).base_url is None:
         return {}
-    return {KEY: ask.each(context.once(asked).results)}
+    return {KEY: pd.DataFrame([result.row() for result in context.once(asked).results])}
 
 
 def show(context: Context) -> Iterator[Block]:
@@ -45,7 +54,7 @@ def show(context: Context) -> Iterator[Block]:
         f"{settings.model} read {settings.examples} excerpts of {settings.width} tokens for each "
         f"explanation, predicted activations in {settings.simulate} others, and told "
         f"{settings.detect // 2} with the feature from as many without. All prompts and answers "
-        f"are in {ask.ANSWERS}; at the configured prices they cost {found.spent:.4g}."
+        f"are in {ANSWERS}; at the configured prices they cost {found.spent:.4g}."
     )
     if found.stopped is not None:
         yield (

@@ -5,17 +5,24 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 
-from sparse_dict.analysis import reconstruction_loss
 from sparse_dict.analysis.claim import Claim, Found, Lies, lacking
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measures.bases import LABELS, SIMPLE, around
-from sparse_dict.analysis.measures.best_basis import compared
-from sparse_dict.analysis.reconstruction_loss import MEAN, ORIGINAL, ZERO, Losses, recovered
+from sparse_dict.analysis.measures.bases import LABELS, SIMPLE, Floats, around, compared
+from sparse_dict.analysis.reconstruction_loss import (
+    MEAN,
+    ORIGINAL,
+    ZERO,
+    Label,
+    Losses,
+    on_held_out,
+    recovered,
+)
 from sparse_dict.analysis.report.curves import curves
 from sparse_dict.analysis.report.page import Block, Table
-from sparse_dict.analysis.sections.baselines import BASES, fitted, judged, row, standing
+from sparse_dict.analysis.sections.baselines import BASES, fitted, judged, standing
 from sparse_dict.analysis.tables import Tables
+from sparse_dict.config import LossRecoveredConfig
 
 KEY = "loss_recovered"
 
@@ -24,42 +31,47 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     """The loss with each reconstruction; by simpler bases where these could be fitted."""
     with_bases = context.config.is_on("baselines") and "baselines" not in context.missing
     bases = context.once(fitted).bases if with_bases else {}
-    level = judged(context.tables)
-    wanted = around(l0 for of in level for l0 in of.values())
-    losses, what = reconstruction_loss.measure(context, bases, wanted)
-    original, zero, mean = (losses.pop(label) for label in (ORIGINAL, ZERO, MEAN))
+    level, entries = judged(context.tables), context.study.entries
+    settings, d = context.settings(LossRecoveredConfig), context.activations.d_in
+    wanted = {*settings.ks, *around(l0 for of in level for l0 in of.values())}
+    ks = sorted(k for k in wanted if k <= d)
+
+    def every(x: Floats) -> Iterator[tuple[Label, Floats]]:
+        for entry in entries:
+            yield entry.name, entry.trained.dictionary.reconstruct(x)
+        for method, basis in bases.items():
+            yield from zip(((method, k) for k in ks), basis.sparse(x, ks), strict=True)
+
+    take, what = on_held_out(context, settings.tokens)
+    losses = take(every)
+    original, zero, mean = (losses[label] for label in (ORIGINAL, ZERO, MEAN))
     harm = {"mean": mean, "zero": zero}
-    rows = [
+    dictionaries = pd.DataFrame(
         {**e.identity, "l0": float(e.metrics["l0"]), **_numbers(losses[e.name], original, harm)}
-        for e in context.study.entries
-    ]
-    kept: dict[str, dict[int, Losses]] = {method: {} for method in bases}
-    for label in losses.keys() - {of["dictionary"] for of in rows}:
-        method, _, k = label.partition(":")
-        kept[method][int(k)] = losses[label]
-    simpler = [
-        {"baseline": LABELS[method], "l0": k, **_numbers(of[k], original, harm)}
-        for method, of in kept.items()
-        for k in sorted(of)
-    ]
-    dictionaries = pd.DataFrame(rows)
+        for e in entries
+    )
+    simpler = pd.DataFrame(
+        {"baseline": LABELS[method], "l0": k, **_numbers(losses[method, k], original, harm)}
+        for method in bases
+        for k in ks
+    )
     column = dictionaries[["dictionary", "recovered_mean"]]
     model = {"text": what, "contexts": len(original), "original": original.mean()}
     model |= {f"{name}_ablated": ablated.mean() for name, ablated in harm.items()}
     tables = {
         "dictionaries": column.rename(columns={"recovered_mean": KEY}),
-        KEY: pd.concat([dictionaries, pd.DataFrame(simpler)], ignore_index=True),
+        KEY: pd.concat([dictionaries, simpler], ignore_index=True),
         f"{KEY}_model": pd.DataFrame([model]),
     }
     known = {
-        method: (ks, np.stack([kept[method][k] for k in ks], axis=1) - original[:, None])
+        method: (ks, np.stack([losses[method, k] for k in ks], axis=1) - original[:, None])
         for method in SIMPLE
-        if method in kept
-        for ks in [sorted(kept[method])]
+        if method in bases
     }
     if known and mean.mean() > original.mean():
         seeds = [[(losses[name] - original, l0) for name, l0 in of.items()] for of in level]
-        tables[f"{KEY}_best"] = row(compared(seeds, known, mean - original, "contexts"))
+        best = compared(seeds, known, mean - original, "contexts")
+        tables[f"{KEY}_best"] = pd.DataFrame([best])
     return tables
 
 

@@ -1,6 +1,6 @@
 """The best L1 by dictionary size, on the heat map of MMCS (the post's figures 4 and 5)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -54,10 +54,11 @@ def show(context: Context) -> Iterator[Block]:
     yield Table("Peaks", table.rename(columns=names), fold=len(table) > 12)
 
 
-def _slope(row: Any) -> str:
-    """Its slope as a line of a label; empty if there is none."""
+def _named(row: Any, none: str = "") -> str:
+    """A family, and the slope of its ridge, if it has one, in a line of its own."""
     known = np.isfinite(row.slope)
-    return f"\nslope {row.slope:.2f} [{row.low:.2f}, {row.high:.2f}]" if known else ""
+    slope = f"\nslope {row.slope:.2f} [{row.low:.2f}, {row.high:.2f}]" if known else ""
+    return f"{row.family or none}{slope}"
 
 
 def best_l1(ridges: pd.DataFrame, peaks: pd.DataFrame, grid: list[float]) -> Figure:
@@ -69,22 +70,21 @@ def best_l1(ridges: pd.DataFrame, peaks: pd.DataFrame, grid: list[float]) -> Fig
     rows: Iterable[Any] = ridges.itertuples()
     for row, colour in zip(rows, palette, strict=True):
         of = peaks[peaks["family"] == row.family]
-        label = f"{row.family or 'best L1'}{_slope(row)}"
         if np.isfinite(row.slope):
             axis.plot(of["size"], np.exp(row.intercept) * of["size"] ** row.slope, color=colour)
         for inside, part in of.groupby("interior"):
             axis.plot(part["size"], part["l1"], "o", color=colour, ms=5,
                       mfc=colour if inside else "none")  # fmt: skip
-        axis.plot([], [], "o", color=colour, ms=5, label=label)
+        axis.plot([], [], "o", color=colour, ms=5, label=_named(row, "best L1"))
     figures.size_axis(axis, sorted(peaks["size"].unique()))
-    axis.set_yscale("log")
-    axis.set_ylim(grid[0] / 1.3, grid[-1] * 1.3)
     ticks = grid[:: -(-len(grid) // 9)]
+    axis.set(
+        yscale="log", ylim=(grid[0] / 1.3, grid[-1] * 1.3), ylabel="L1 with the best MMCS",
+        title="open circles: at the edge of the grid, not fitted",
+    )  # fmt: skip
     axis.set_yticks(ticks, [number(l1) for l1 in ticks])
     axis.minorticks_off()
-    axis.set_ylabel("L1 with the best MMCS")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    axis.set_title("open circles: at the edge of the grid, not fitted")
     return figure
 
 
@@ -96,64 +96,53 @@ def ridge_heatmaps(
         known[known["family"] == family].pivot_table(index="size", columns="l1", values="mmcs")
         for family in ridges["family"]
     ]
-    figure, axes = figures.grid(
-        1, len(tables), 1.7 + 0.42 * len(tables[0]), width_ratios=[len(t.columns) for t in tables]
-    )
+    widths = [len(table.columns) for table in tables]
+    figure, axes = figures.grid(1, len(tables), 1.7 + 0.42 * len(tables[0]), width_ratios=widths)
     rows: Iterable[Any] = ridges.itertuples()
     for axis, row, table in zip(axes[0], rows, tables, strict=True):
         figures.heat(axis, table, ".2f")
         # Cells are one wide with their centres at .5, so logarithms become positions by rank.
         ranks, places = np.arange(len(table.columns)) + 0.5, np.arange(len(table)) + 0.83
-        grid = np.log(table.columns.to_numpy(float))
-        found: Iterable[Any] = peaks[peaks["family"] == row.family].itertuples()
-        for peak in found:
-            axis.plot(
-                np.interp(np.log(peak.l1), grid, ranks), places[table.index.get_loc(peak.size)],
-                "o", color=figures.RED, ms=5, mfc=figures.RED if peak.interior else "none",
-                clip_on=False,
-            )  # fmt: skip
+        grid, look = np.log(table.columns.to_numpy(float)), {"color": figures.RED, "ms": 5}
+        for inside, of in peaks[peaks["family"] == row.family].groupby("interior"):
+            at = (
+                np.interp(np.log(of["l1"]), grid, ranks),
+                places[table.index.get_indexer(of["size"])],
+            )
+            axis.plot(*at, "o", mfc=figures.RED if inside else "none", clip_on=False, **look)
         line = row.intercept + row.slope * np.log(table.index.to_numpy(float))
         xs = np.interp(line, grid, ranks, left=np.nan, right=np.nan)
         axis.plot(xs, places, color=figures.RED, lw=1.2)
-        axis.set(title=f"{row.family}{_slope(row)}", xlabel="L1 coefficient")
+        axis.set(title=_named(row), xlabel="L1 coefficient")
         axis.set_ylabel("dictionary size" if axis is axes[0, 0] else "")
         axis.tick_params(axis="x", rotation=45)
     figure.suptitle(f"MMCS with larger dictionaries\n{shown}")
     return figure
 
 
-# --- claims ---------------------------------------------------------------------------------------
+def _claim(key: str, divided: bool) -> Claim:
+    """That the first ridge whose L1 term is divided by the size has the slope 1, or if not, 0."""
+    bars = {"low": divided - 0.5, "high": divided + 0.5}
 
+    def fitted(study: Tables) -> pd.DataFrame:
+        ridges = study.others["ridges"]
+        return ridges[(ridges["divided"] == divided) & ridges["slope"].notna()]
 
-def _fitted(study: Tables, divided: bool) -> pd.DataFrame:
-    """The ridges with a slope whose L1 term is, or is not, divided by the dictionary's size."""
-    ridges = study.others["ridges"]
-    return ridges[(ridges["divided"] == divided) & ridges["slope"].notna()]
-
-
-def _judge(divided: bool) -> Callable[[Tables], Found]:
     def judge(study: Tables) -> Found:
-        row = _fitted(study, divided).iloc[0]
+        row = fitted(study).iloc[0]
         named = f" ({row['family']})" if len(study.others["ridges"]) > 1 else ""
         found = Estimate(row["slope"], row["low"], row["high"], "sizes (jackknife)")
-        rule = Lies(divided - 0.5, divided + 0.5)
-        return Found(f"slope {row['slope']:.2f}{named}", rule(found), found)
+        return Found(f"slope {row['slope']:.2f}{named}", Lies(**bars)(found), found)
 
-    return judge
-
-
-def _need(divided: bool) -> Need:
-    scaling = "dict_size" if divided else "none"
-    return Need(
+    scaling, sizes = "dict_size" if divided else "none", "sae.dict_size=64,128,256,512"
+    need = Need(
         f"an L1 {'' if divided else 'not '}divided by the dictionary's size, and three sizes whose "
         "best L1 is not at an end of the grid",
-        f"{TRAIN}sae.l1_scaling={scaling} sae.dict_size=64,128,256,512 sae.l1=0.32,0.64,1.28,2.56",
-        lambda study: not _fitted(study, divided).empty,
+        f"{TRAIN}sae.l1_scaling={scaling} {sizes} sae.l1=0.32,0.64,1.28,2.56",
+        lambda study: not fitted(study).empty,
     )
+    return Claim(key, judge=judge, needs=(need,), of_all=True, bars=bars)
 
 
-CLAIMS = (
-    Claim("ridge_vertical", judge=_judge(False), needs=(_need(False),), of_all=True),
-    Claim("ridge_diagonal", judge=_judge(True), needs=(_need(True),), of_all=True),
-)
+CLAIMS = (_claim("ridge_vertical", divided=False), _claim("ridge_diagonal", divided=True))
 ANALYSIS = Analysis("ridge", show, CLAIMS, measure)

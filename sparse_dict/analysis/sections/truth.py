@@ -17,8 +17,7 @@ from sparse_dict.analysis.comparison import GAUSSIAN
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import gaussian_rows, random_directions
-from sparse_dict.analysis.measures.correlation import pearson, spearman
-from sparse_dict.analysis.measures.intervals import Estimate, bootstrap
+from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, pearson, spearman
 from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
