@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from sparse_dict.analysis.claim import (
     both,
     either,
     judge,
+    mean_of_means,
     some_sizes,
 )
 from sparse_dict.analysis.measures.intervals import Estimate, over_seeds
@@ -132,9 +134,8 @@ def test_what_a_study_lacks_is_said_with_the_command_that_adds_it(tmp_path: Path
 
 
 def test_too_few_values_are_no_verdict(tmp_path: Path) -> None:
-    claim = replace(SHARE, fewest=100, sizes=2)
-    found = judge(claim, study(tmp_path, 0.5))
-    assert (found.verdict, found.ours) == (OPEN, claim.too_few)
+    found = judge(replace(SHARE, fewest=100, sizes=2), study(tmp_path, 0.5))
+    assert (found.verdict, found.ours) == (OPEN, Words.few)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,8 @@ def test_a_second_number_must_pass_as_well_or_be_enough(
 ) -> None:
     of = study(tmp_path, 1.0)
     for joined, expected in ((both, of_both), (either, of_either)):
-        claim = replace(SHARE, second=(lambda _sizes: other, joined))
+        numbers = partial(lambda other, sizes: [mean_of_means(sizes), other], other)
+        claim = replace(SHARE, number=numbers, rule=Lies(0.5, n=2, joined=joined))
         assert judge(claim, of).verdict == expected
         assert judge(claim, of).interval == judge(SHARE, of).interval
 
@@ -214,7 +216,7 @@ def needs() -> dict[str, Need]:
     for path in Path(sections.__path__[0]).glob("[a-z]*.py"):
         module = import_module(f"{sections.__name__}.{path.stem}")
         found += [value for value in vars(module).values() if isinstance(value, Need)]
-        found += [need for claim in getattr(module, "CLAIMS", ()) for need in claim.needs]
+        found += [need for claim in getattr(module, "CLAIMS", ()) for need in claim.every_need]
     return {need.command: need for need in found}
 
 

@@ -106,8 +106,8 @@ def test_sizes_that_a_study_lacks_are_named(tmp_path: Path):
         "mmcs_rises_then_level": "4 dictionary sizes",
         "mmcs_falls_with_size": "3 dictionary sizes",
         "nearly_identical_at_512": "size 512 and a larger one",
-        "no_analogue_at_2048": "the sizes 2048 and 4096",
-        "no_analogue_dead_at_2048": "the sizes 2048 and 4096",
+        "no_analogue_at_2048": "size 2048 and a larger one",
+        "no_analogue_dead_at_2048": "size 2048 and a larger one",
         "more_similar_at_2048": "size 512 and 2048 and a larger one",
         "similar_grow_slower": "4 dictionary sizes",
     }

@@ -6,54 +6,70 @@ more, else a bootstrap over features; nothing is decided on dictionaries that ex
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, jackknife, over_seeds
+from sparse_dict.analysis.measures.intervals import Estimate, bootstraps, jackknife, over_seeds
+from sparse_dict.analysis.measures.two_dictionaries import SHARED_ABOVE
 from sparse_dict.analysis.report import texts
-from sparse_dict.analysis.tables import FEWEST_SEEDS, About, Tables
+from sparse_dict.analysis.tables import FEWEST_SEEDS, MOST_SEEDS, RARE, About, Tables
 from sparse_dict.errors import UserError
 
+# What claims.md names in braces of many claims
+BARS = {"rare": RARE, "cosine": SHARED_ABOVE, "seeds": MOST_SEEDS}
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 Array = NDArray[Any]
 Sizes = Mapping[Any, Array]  # values of each dictionary size, rising; or of another group
+Number = Callable[[Sizes], float | Sequence[float]]  # or several of them
 
 
 # --- what a claim is made of ----------------------------------------------------------------------
 
 
+def verdict(holds: bool, fails: bool) -> str:
+    """Undecided where it is neither."""
+    return HOLDS if holds else FAILS if fails else OPEN
+
+
+def both(*verdicts: str) -> str:
+    """That of a claim that says several things: all must hold."""
+    return verdict({*verdicts} == {HOLDS}, FAILS in verdicts)
+
+
+def either(*verdicts: str) -> str:
+    """That of a claim for which one of several things is enough."""
+    return verdict(HOLDS in verdicts, {*verdicts} == {FAILS})
+
+
 @dataclass(frozen=True)
 class Lies:
-    """The rule that a 95 % interval must lie between two bars; it fails beyond one of them."""
+    """The rule that a 95 % interval must lie between two bars; it fails beyond one of them.
+
+    Of several numbers the first `n` are judged, and their verdicts `joined`.
+    """
 
     low: float = -np.inf
     high: float = np.inf
+    n: int = 1
+    joined: Callable[..., str] = both
 
-    def __call__(self, found: Estimate) -> str:
+    def __call__(self, *found: Estimate) -> str:
         """The verdict; undecided if the interval crosses a bar."""
-        if found.low > self.low and found.high < self.high:
-            return HOLDS
-        return FAILS if found.high < self.low or found.low > self.high else OPEN
+        return self.joined(*map(self._of_one, found[: self.n]))
+
+    def _of_one(self, found: Estimate) -> str:
+        inside = found.low > self.low and found.high < self.high
+        return verdict(inside, found.high < self.low or found.low > self.high)
 
     def __str__(self) -> str:
         bars = {f"above {self.low:g}": self.low, f"below {self.high:g}": self.high}
         where = " and ".join(text for text, bar in bars.items() if np.isfinite(bar))
         return f"holds if the 95 % interval lies {where}, does not hold if it lies beyond"
-
-
-def both(*verdicts: str) -> str:
-    """That of a claim that says several things: all must hold."""
-    return FAILS if FAILS in verdicts else OPEN if OPEN in verdicts else HOLDS
-
-
-def either(*verdicts: str) -> str:
-    """That of a claim for which one of several things is enough."""
-    return HOLDS if HOLDS in verdicts else OPEN if OPEN in verdicts else FAILS
 
 
 @dataclass(frozen=True)
@@ -87,12 +103,12 @@ def some_sizes(n: int) -> Need:
     )  # fmt: skip
 
 
-def of_sizes(*sizes: int) -> Need:
-    """These dictionary sizes."""
+def these_sizes(*sizes: int) -> Need:
+    """Dictionaries of these sizes that have a larger one."""
+    what = f"size {' and '.join(map(str, sizes))} and a larger one"
+    grid = ",".join(map(str, (*sizes, 2 * sizes[-1])))
     return Need(
-        f"the sizes {' and '.join(map(str, sizes))}",
-        f"{TRAIN}sae.dict_size={','.join(map(str, sizes))}",
-        lambda study: {*sizes} <= {*study.level["size"]},
+        what, f"{TRAIN}sae.dict_size={grid}", lambda study: {*sizes} <= {*study.main["size"]}
     )
 
 
@@ -125,14 +141,18 @@ class Words:
     source: str = "-"  # a figure of the post, "text", a paper; "-": nobody claims it
     said: str = "-"  # what the source says
     verdict: str = HOLDS  # of the source itself
+    # How the study's number is told: a format of the numbers, of `sizes` (the mean of each),
+    # `found` (estimates) and `total` (the numbers' sums over seeds); and if there is none
+    here: str = "{:.0%}"
+    few: str = "too few features that it is about"
 
     @classmethod
     def of(cls, claim: "Claim") -> Self:
-        """Those of `claims.md`: a list of what the source says, and the number."""
-        text = texts.claim(claim.key)
-        number = text.paragraphs[-1].format_map(claim.bars)
-        listed = "".join(text.paragraphs[:-1])
-        return cls(text.title, number, **dict(re.findall(r"- (\w+): (.+?)(?= - \w+: |$)", listed)))
+        """Those of `claims.md`: a list of what is said, and the number."""
+        text, bars = texts.claim(claim.key), {**BARS, "fewest": claim.fewest, **claim.bars}
+        listed = dict(re.findall(r"- (\w+): (.+?)(?= - \w+: |$)", "".join(text.paragraphs[:-1])))
+        told = {"number": text.paragraphs[-1], "few": listed.pop("few", cls.few)}
+        return cls(text.title, **listed, **{k: of.format_map(bars) for k, of in told.items()})
 
 
 @dataclass(frozen=True)
@@ -140,24 +160,32 @@ class Claim:
     """`number` of `values`, judged by `rule`; or what its own `judge` finds."""
 
     key: str
-    # A column of the table, or several; nan: the row does not count.
-    values: Callable[[pd.DataFrame], "pd.Series[Any] | pd.DataFrame"] | None = None
-    rule: Callable[[Estimate], str] | None = None
-    number: Callable[[Sizes], float] = mean_of_means
-    # How it is told: a format of the number, or a text from it and the values of each seed.
-    shown: str | Callable[[Estimate, Sequence[Sizes]], str] = "{:.0%}"
-    # Another number that `rule` judges, and how both verdicts make that of the claim.
-    second: tuple[Callable[[Sizes], float], Callable[[str, str], str]] | None = None
-    of: str = "main"  # the table that `values` sees: `Tables.main` or `Tables.main_pairs`
-    needs: tuple[Need, ...] = (LARGER,)
+    # Of the rows of a table, one or several; nan: the row does not count. As text: expressions of
+    # columns, as `DataFrame.eval` takes them, with commas in between
+    values: str | Callable[[pd.DataFrame], "pd.Series[Any] | pd.DataFrame"] = ""
+    # The verdict on estimates of the numbers. What `judge` finds it decides if that did not.
+    rule: Callable[..., str] | None = None
+    number: Number = mean_of_means
+    of: str | Callable[[Tables], pd.DataFrame] = "main"  # rows that `values` sees, or their name
+    needs: tuple[Need, ...] = (LARGER,)  # besides those of the following
+    where: str = ""  # which rows count, for `DataFrame.query`
+    at: tuple[int, ...] = ()  # the sizes that it is about; none named: all
     sizes: int = 1  # sizes with values that it needs
     fewest: int = 1  # values that such a size has at least
-    too_few: str = "too few features that it is about"
     of_all: bool = False  # about all dictionaries, not only those at the chosen level
     living: bool = True  # whether the number of the features that are alive stands beside it
     judge: Callable[[Tables], Found] | None = None
     words: Words | None = None  # of a claim that is not in `claims.md`
     bars: Mapping[str, Any] = field(default_factory=dict)  # what is in braces there
+
+    @property
+    def every_need(self) -> Iterator[Need]:
+        """All that it needs."""
+        yield from self.needs
+        if self.at:
+            yield these_sizes(*self.at)
+        elif self.sizes > 1:
+            yield some_sizes(self.sizes + (self.of == "main"))
 
 
 @dataclass(frozen=True)
@@ -191,13 +219,6 @@ class Judged:
             value["interval"] = None
         return value
 
-    @classmethod
-    def of_json(cls, value: Mapping[str, Any]) -> Self:
-        """The row that `as_json` wrote."""
-        plain = {key: part for key, part in value.items() if key != "agrees"}
-        ends = plain["interval"]
-        return cls(**plain | {"interval": None if ends is None else tuple(ends)})
-
 
 # --- judging --------------------------------------------------------------------------------------
 
@@ -216,11 +237,14 @@ def judge(claim: Claim, study: Tables) -> Judged:
 
 def _found(claim: Claim, study: Tables) -> Found:
     try:
-        if need := next((need for need in claim.needs if not need.there(study)), None):
+        if need := next((need for need in claim.every_need if not need.there(study)), None):
             return lacking(need)
-        return claim.judge(study) if claim.judge else _measured(claim, study)
+        found = claim.judge(study) if claim.judge else _measured(claim, study)
     except UserError as error:
         return Found(str(error))
+    if claim.judge and claim.rule and found.estimate and found.verdict == OPEN:
+        return replace(found, verdict=claim.rule(found.estimate))
+    return found
 
 
 def lacking(need: Need) -> Found:
@@ -234,10 +258,59 @@ def judged(claim: Claim, found: Found, about: About) -> Judged:
     return Judged(
         claim.key, words.claim, words.source, words.said, found.here,
         (estimate.low, estimate.high) if estimate else None, estimate.over if estimate else "",
-        found.verdict, f"{words.number}: {claim.rule}." if claim.rule else words.number,
+        found.verdict,
+        f"{words.number}: {claim.rule}." if isinstance(claim.rule, Lies) else words.number,
         None if words.source == "-" else words.verdict,
         need.what if need else "", need.told(about) if need else "",
     )  # fmt: skip
+
+
+def _values(claim: Claim, table: pd.DataFrame) -> "pd.Series[Any] | pd.DataFrame":
+    if claim.at:
+        table = table[table["size"].isin(claim.at)]
+    if claim.where:
+        table = table.query(claim.where)
+    if callable(claim.values):
+        return claim.values(table).dropna()
+    columns: Any = [table.eval(part) for part in claim.values.split(", ")]
+    return cast(pd.DataFrame, pd.concat(columns, axis=1).dropna().squeeze(axis=1))
+
+
+def _measured(claim: Claim, study: Tables) -> Found:
+    assert claim.rule is not None
+    words = claim.words or Words.of(claim)
+    table = getattr(study, claim.of) if isinstance(claim.of, str) else claim.of(study)
+    every = samples(table, _values(claim, table), "size") if len(table) else []
+    every = [sample for sample in every if len(sample.values) >= claim.fewest]
+    every.sort(key=lambda sample: (sample.size, sorted(sample.seeds)))
+    # Of single dictionaries each seed has a number; one without values is too few.
+    apart = [{seed} for seed in sorted({*table["seed"]})]
+    of = [{*table["seed"]} | {*table["other_seed"]}] if "other_seed" in table else apart
+    seeds = [groups_of([s for s in every if s.seeds <= seeds]) for seeds in of]
+    if min(map(len, seeds), default=0) < claim.sizes:
+        return Found(words.few)
+    if len(seeds) > 1:
+        numbers = (_numbers(claim.number, own) for own in seeds)
+        found = [*map(over_seeds, zip(*numbers, strict=True))]
+    else:
+        found = estimates(every, claim.number, study.with_intervals)
+    return Found(_told(words.here, claim, found, seeds), claim.rule(*found), found[0])
+
+
+def _told(form: str, claim: Claim, found: Sequence[Estimate], seeds: Sequence[Sizes]) -> str:
+    values = [estimate.value for estimate in found]
+    sizes = ", ".join(f"{of.mean():.0%} at {size}" for size, of in seeds[0].items())
+    total = [value * len(seeds) for value in values]
+    text = form.format(*values, sizes=sizes, found=found, total=total)
+    every = {size: np.concatenate([s[size] for s in seeds if size in s]) for size in seeds[0]}
+    counted = claim.number is mean_of_means and claim.of == "main"
+    if not counted or not all(np.isin(values, (0, 1)).all() for values in every.values()):
+        return text
+    counts = ", ".join(f"{int(v.sum())} of {len(v)}" for v in every.values())
+    return f"{text} ({counts}{f' in {len(seeds)} seeds' if len(seeds) > 1 else ''})"
+
+
+# --- values of dictionaries, and of pairs of them -------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -247,41 +320,6 @@ class Sample:
     size: Any  # of the dictionary; or what else groups are made by
     seeds: frozenset[int]
     values: Array
-
-
-def _measured(claim: Claim, study: Tables) -> Found:
-    found, seeds = estimate(claim, study)
-    assert claim.rule is not None
-    if not found:
-        return Found(claim.too_few)
-    verdict = claim.rule(found)
-    if claim.second:
-        number, joined = claim.second
-        other, _ = estimate(replace(claim, number=number), study)
-        verdict = joined(verdict, claim.rule(other or found))
-    return Found(_told(claim, found, seeds), verdict, found)
-
-
-def estimate(claim: Claim, study: Tables) -> tuple[Estimate | None, Sequence[Sizes]]:
-    """A claim's number with its interval, and the values of each seed that it is of.
-
-    None where too few sizes have too few values.
-    """
-    table = getattr(study, claim.of)
-    samples = _samples(claim, table)
-    if claim.of == "main":
-        seeds = sorted({*table["seed"]})  # one that has no values is no reason to leave it out
-        return _over_features(claim, samples, seeds, study.with_intervals)
-    return _over_pairs(claim, samples, study.with_intervals)
-
-
-def _samples(claim: Claim, table: pd.DataFrame) -> list[Sample]:
-    assert claim.values is not None
-    if table.empty:
-        return []
-    every = samples(table, claim.values(table).dropna(), "size")
-    found = [sample for sample in every if len(sample.values) >= claim.fewest]
-    return sorted(found, key=lambda sample: (sample.size, sorted(sample.seeds)))
 
 
 def samples(
@@ -298,53 +336,29 @@ def samples(
     return [Sample(*one) for one in zip(groups, seeds, parts, strict=True)]
 
 
-def _by_size(samples: Sequence[Sample], values: Sequence[Array]) -> Sizes:
-    parts: dict[int, list[Array]] = {}
-    for sample, array in zip(samples, values, strict=True):
+def groups_of(samples: Sequence[Sample], values: Sequence[Array] | None = None) -> Sizes:
+    """The values of each size, or other group; or others in their place, such as resamples."""
+    parts: dict[Any, list[Array]] = {}
+    for sample, array in zip(samples, values or [s.values for s in samples], strict=True):
         parts.setdefault(sample.size, []).append(array)
     return {size: np.concatenate(arrays) for size, arrays in parts.items()}
 
 
-def groups_of(samples: Sequence[Sample]) -> Sizes:
-    """The values of each size, or other group."""
-    return _by_size(samples, [sample.values for sample in samples])
-
-
-def _resampled(
-    number: Callable[[Sizes], float], samples: Sequence[Sample], with_interval: bool
-) -> Estimate:
-    """Each dictionary's features, or each pair's, are drawn anew."""
-    if not with_interval:
-        return Estimate(number(groups_of(samples)), np.nan, np.nan, "")
-    arrays = [sample.values for sample in samples]
-    return bootstrap(arrays, lambda drawn: number(_by_size(samples, drawn)))
-
-
-def _over_features(
-    claim: Claim, samples: Sequence[Sample], seeds: Sequence[int], with_interval: bool
-) -> tuple[Estimate | None, Sequence[Sizes]]:
-    own = [[sample for sample in samples if seed in sample.seeds] for seed in seeds]
-    sizes = [groups_of(part) for part in own]
-    if min(map(len, sizes), default=0) < claim.sizes:
-        return None, sizes
-    if len(seeds) > 1:
-        return over_seeds([claim.number(part) for part in sizes]), sizes
-    return _resampled(claim.number, own[0], with_interval), sizes
-
-
-def _over_pairs(
-    claim: Claim, samples: Sequence[Sample], with_interval: bool
-) -> tuple[Estimate | None, Sequence[Sizes]]:
-    sizes = groups_of(samples)
-    if len(sizes) < claim.sizes:
-        return None, [sizes]
-    return over_pairs(samples, claim.number, with_interval), [sizes]
+def _numbers(number: Number, sizes: Sizes) -> list[float]:
+    return np.ravel(number(sizes)).tolist()
 
 
 def over_pairs(
     samples: Sequence[Sample], number: Callable[[Sizes], float], with_interval: bool = True
 ) -> Estimate:
-    """A number of pairs of dictionaries with its 95 % interval.
+    """A number of pairs of dictionaries, as `estimates` makes it."""
+    return estimates(samples, number, with_interval)[0]
+
+
+def estimates(
+    samples: Sequence[Sample], number: Number, with_interval: bool = True
+) -> list[Estimate]:
+    """The numbers of pairs of dictionaries, or of one of each size, with 95 % intervals.
 
     Where all groups have three or more seeds in common, a jackknife over these (pairs that share a
     seed depend on each other); else a bootstrap of the features of each pair.
@@ -353,24 +367,15 @@ def over_pairs(
     for sample in samples:
         seeds[sample.size] = seeds.get(sample.size, frozenset()) | sample.seeds
     common = sorted(frozenset.intersection(*seeds.values()))
-    if len(common) < FEWEST_SEEDS:
-        return _resampled(number, samples, with_interval)
-    kept = [sample for sample in samples if sample.seeds <= {*common}]
-    without = [
-        number(groups_of([sample for sample in kept if seed not in sample.seeds]))
-        for seed in common
-    ]
-    return jackknife(number(groups_of(kept)), without)
-
-
-def _told(claim: Claim, estimate: Estimate, seeds: Sequence[Sizes]) -> str:
-    if not isinstance(claim.shown, str):
-        return claim.shown(estimate, seeds)
-    text = claim.shown.format(estimate.value)
-    if claim.number is not mean_of_means or claim.of != "main":
-        return text
-    every = {size: np.concatenate([s[size] for s in seeds if size in s]) for size in seeds[0]}
-    if not all(np.isin(values, (0, 1)).all() for values in every.values()):
-        return text
-    counts = ", ".join(f"{int(v.sum())} of {len(v)}" for v in every.values())
-    return f"{text} ({counts}{f' in {len(seeds)} seeds' if len(seeds) > 1 else ''})"
+    if len(common) >= FEWEST_SEEDS:
+        kept = [sample for sample in samples if sample.seeds <= {*common}]
+        without = [
+            _numbers(number, groups_of([sample for sample in kept if seed not in sample.seeds]))
+            for seed in common
+        ]
+        return [*map(jackknife, _numbers(number, groups_of(kept)), zip(*without, strict=True))]
+    if with_interval:
+        arrays = [sample.values for sample in samples]
+        return bootstraps(arrays, lambda drawn: _numbers(number, groups_of(samples, drawn)))
+    values = _numbers(number, groups_of(samples))
+    return [Estimate(value, np.nan, np.nan, "") for value in values]

@@ -1,10 +1,10 @@
 """MCS and MMCS of a study's dictionaries with their larger ones, in every variant."""
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from sparse_dict.analysis.measures import Floats, Index, gaussian_rows, random_d
 from sparse_dict.analysis.measures.mcs import distinct, match, match_codes, nearest, normalised
 from sparse_dict.analysis.study import LABELS, Chain, Entry, Study
 from sparse_dict.config import ComparisonConfig
-from sparse_dict.sae.usefulness import ENOUGH, Metrics, recommended
+from sparse_dict.sae.usefulness import ENOUGH, recommended
 
 MATCHING = {
     "max": "plain maximum",
@@ -28,6 +28,7 @@ AGAINST = {
 }
 GAUSSIAN = "Gaussian rows of the same covariance"  # how that null is called
 FEATURES = {"all": "all features", "alive": "alive features only"}
+NUMBERS = ["partners", "n", "mmcs", "random_mmcs", "gaussian_mmcs", "n_above"]
 REACH = {"next": 1, "next_two": 2, "all_larger": None}
 
 
@@ -78,7 +79,7 @@ class Comparison:
             for chain in study.chains
             for i, entry in enumerate(chain.entries)
         }
-        for name in ("_maxima", "_match", "distinct", "gaussian_mcs", "_law"):
+        for name in ("_match", "distinct", "gaussian_mcs", "_law"):
             setattr(self, name, cache(getattr(self, name)))  # of this comparison alone
 
     def partners(self, entry: Entry, against: str) -> tuple[Entry, ...]:
@@ -103,38 +104,25 @@ class Comparison:
         matching fewer than `entry`, so that some would stay without a partner. Matched by
         correlation of codes, the value is still the cosine with the partner.
         """
-        if matching != "max":
-            return self._match(entry, other, matching, features)[1]
-        _, either, living = self._maxima(entry, other)
-        return either if features == "all" else np.where(entry.alive, living, np.nan)
+        return self._match(entry, other, matching, features)[1]
 
     def partner(self, entry: Entry, other: Entry) -> Index:
         """Which feature of `other` each of `entry` finds there, all features counting; -1: none."""
-        if self.settings.matching != "max":
-            return self._match(entry, other, self.settings.matching, "all")[0]
-        return self._maxima(entry, other)[0]
-
-    def _maxima(self, entry: Entry, other: Entry) -> tuple[Index, Floats, Floats]:
-        """Nearest features, maxima over all of `other`, and over those that fired (nan if none)."""
-        rows, others, block = self._rows[entry], self._rows[other], self.settings.block_rows
-        indices = np.flatnonzero(other.alive), np.flatnonzero(~other.alive)
-        (to_living, living), (to_dead, dead) = (nearest(rows, others[i], block) for i in indices)
-        order = np.concatenate(indices)  # the living first
-        partner = order[np.where(dead > living, len(indices[0]) + to_dead, to_living)]
-        alive = np.where(np.isfinite(living), living, np.nan)
-        return partner, np.maximum(living, dead), alive
+        return self._match(entry, other, self.settings.matching, "all")[0]
 
     def _match(
         self, entry: Entry, other: Entry, matching: str, features: str
     ) -> tuple[Index, Floats]:
-        """Partners one to one (-1: none) and the cosines with them (nan)."""
+        """Partners (-1: none) and the cosines with them (nan)."""
         found = np.full(entry.size, np.nan, dtype=np.float32)
         partner = np.full(entry.size, -1)
         used, offered = (_counts(e, features) for e in (entry, other))
         rows, others = self._rows[entry][used], self._rows[other][offered]
-        if len(rows) > len(others):
+        if len(others) < (1 if matching == "max" else len(rows)):
             return partner, found
-        if matching == "hungarian":
+        if matching == "max":
+            partners, found[used] = nearest(rows, others, self.settings.block_rows)
+        elif matching == "hungarian":
             partners, found[used] = match(rows, others)
         else:
             assert self._sample is not None
@@ -157,6 +145,22 @@ class Comparison:
             self.settings.threshold, self.settings.block_rows,
         )  # fmt: skip
         return found
+
+    def numbers(self, entry: Entry, variant: Variant | None = None) -> dict[str, Any]:
+        """Its partners' sizes, how many features count, MMCS, both nulls, how many are high.
+
+        Gaussian rows, which take long, are compared in the variant shown alone.
+        """
+        variant = variant or self.shown
+        values, larger = self.counted(entry, variant), self.partners(entry, variant.against)
+        return {
+            "partners": " ".join(str(partner.size) for partner in larger),
+            "n": len(values),
+            "mmcs": float(values.mean()) if len(values) else np.nan,
+            "random_mmcs": self.random_mean(entry, variant),
+            "gaussian_mmcs": self.gaussian_mean(entry) if variant == self.shown else np.nan,
+            "n_above": int((values > self.settings.threshold).sum()),
+        }
 
     def counted(self, entry: Entry, variant: Variant | None = None) -> Floats:
         """The MCS values that count: `mcs` without the excluded features."""
@@ -240,35 +244,35 @@ class Comparison:
         """
         chains = [chain for chain in self.study.chains if chain.family == family]
         longest = max(len(chain.entries) for chain in chains)
-        levels: dict[float, list[Chain]] = defaultdict(list)
-        for chain in chains:
-            if len(chain.entries) == longest:
-                levels[chain.level].append(chain)
-        means: list[Metrics] = []
-        for level, alike in levels.items():
-            entries = [entry for chain in alike for entry in chain.entries]
-            mean = {key: float(np.mean([e.metrics[key] for e in entries])) for key in ("fvu", "l0")}
-            dead = float(np.mean([1 - e.alive.mean() for e in entries]))
-            size = float(np.mean([e.size for e in entries]))
-            means.append(mean | {"dead": dead * size, "dict_size": size, "level": level})
+        chains = [chain for chain in chains if len(chain.entries) == longest]
+        each = pd.DataFrame(
+            {"level": e.level, "dict_size": e.size, "dead": 1 - e.alive.mean()}
+            | {key: e.metrics[key] for key in ("fvu", "l0")}
+            for chain in chains
+            for e in chain.entries
+        )
+        means = each.groupby("level", sort=False, as_index=False).mean()
+        means["dead"] *= means["dict_size"]
         swept, bar = LABELS[chains[0].axis], f"at most {self.settings.max_fvu:g}"
         none = (
             f"no {swept} has an FVU, averaged over sizes and seeds, of {bar} "
             "(comparison.max_fvu), so the "
         )
-        if good := [m for m in means if m["fvu"] <= self.settings.max_fvu]:
-            found = min(good, key=lambda m: m["l0"])
+        rungs: Any = means.to_dict("records")
+        if good := [m for m in rungs if m["fvu"] <= self.settings.max_fvu]:
+            found: Mapping[Any, Any] = min(good, key=lambda m: m["l0"])
             why = (
                 f"of each {swept} whose FVU, averaged over sizes and seeds, is {bar} "
                 "(comparison.max_fvu), the sparsest (lowest mean L0)"
             )
-        elif useful := recommended(means):
+        elif useful := recommended(rungs):
             found, best = useful, f"explains {ENOUGH:.0%} of what the best of them does"
             why = f"{none}sparsest that {best}, as in experiment=probe"
         else:
-            found = min(means, key=lambda m: m["fvu"])
+            found = min(rungs, key=lambda m: m["fvu"])
             why = f"{none}one with the lowest FVU, since none is of use"
-        return min(levels[found["level"]], key=lambda chain: chain.seed), why
+        alike = [chain for chain in chains if chain.level == found["level"]]
+        return min(alike, key=lambda chain: chain.seed), why
 
     def same_but_seed(self, chain: Chain) -> list[Chain]:
         """Chains that differ from `chain` in the seed at most, and have the same sizes."""
@@ -285,24 +289,25 @@ class Comparison:
 
         Of the `known` dictionaries, a row each of the table of dictionaries.
         """
-        shown, threshold = self.shown, self.settings.threshold
         own = known[(known["site"] == self.study.at) & (known["next_size"] > 0)]
         own = own.rename(columns={"size": "dict_size"}).set_index("dictionary")
         columns = ["family", "dict_size", "l1", "l1_scaling", "axis", "level", "seed", "fvu", "l0"]
-        named = {entry.name: entry for entry in self.study.entries}
-        entries = [named[name] for name in own.index]
+        entries = [entry for entry in self.study.entries if self._larger[entry]]
         parts = []
-        for variant in [shown, *(v for v in VARIANTS if v.matching == "max" and v != shown)]:
-            values = [self.counted(entry, variant) for entry in entries]
-            larger = [self.partners(entry, variant.against) for entry in entries]
-            part = own[columns].assign(
-                **asdict(variant),
-                partners=[" ".join(str(one.size) for one in found) for found in larger],
-                n=[*map(len, values)],
-                mmcs=[found.mean() if len(found) else np.nan for found in values],
-                random_mmcs=[self.random_mean(entry, variant) for entry in entries],
-                gaussian_mmcs=own["gaussian_mmcs"] if variant == shown else np.nan,
-                n_above=[int((found > threshold).sum()) for found in values],
-            )
-            parts.append(part.assign(share_above=part["n_above"] / part["n"]))
+        for variant in [
+            self.shown,
+            *(v for v in VARIANTS if v.matching == "max" and v != self.shown),
+        ]:
+            rows = {
+                entry.name: {
+                    "partners": " ".join(
+                        str(p.size) for p in self.partners(entry, variant.against)
+                    ),
+                    **self.numbers(entry, variant),
+                }
+                for entry in entries
+            }
+            part = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=NUMBERS)
+            part["share_above"] = part["n_above"] / part["n"]
+            parts.append(own[columns].assign(**asdict(variant)).join(part))
         return pd.concat(parts).reset_index()

@@ -178,16 +178,13 @@ def switched_on(name: str) -> Need:
 def verdicts(context: Context, analysis: Analysis) -> list[Judged]:
     """The claims of an analysis: undecided where it is off or missing, none if it cannot apply.
 
-    Where it is off, but was judged on the same dictionaries, they are what they were.
+    One that is off may have measured the same dictionaries before.
     """
     name, about = analysis.name, context.tables.about
-    on = context.config.is_on(name)
-    if not on and name in context.kept and context.kept[name].claims:
-        return context.kept[name].claims
     try:
         if not analysis.applies(context):
             return []
-        if not on:
+        if not context.config.is_on(name) and name not in context.kept:
             found = Found(f"{name} is off", need=switched_on(name))
         elif name in context.missing:
             found = Found(context.missing[name])
@@ -221,7 +218,5 @@ def _part(context: Context, analysis: Analysis) -> Section | None:
         for half in context.made[name]:
             (context.folder / half).unlink()
         return section
-    keys = {claim.key for claim in analysis.claims}
-    rows = [row for row in context.claims if row.key in keys]
-    context.parts[name] = Part(sorted(context.made[name]), section, rows)
+    context.parts[name] = Part(sorted(context.made[name]), section)
     return section

@@ -97,7 +97,7 @@ def _features(comparison: Comparison, entry: Entry) -> pd.DataFrame:
 
 
 def _row(comparison: Comparison, entry: Entry, features: pd.DataFrame) -> dict[str, Any]:
-    study, threshold, metrics = comparison.study, comparison.settings.threshold, entry.metrics
+    study, metrics = comparison.study, entry.metrics
     row: dict[str, Any] = {
         **{key: getattr(entry, key) for key in ("family", "axis", "level", "size", "seed", "l1")},
         **{key: str(metrics.get(key)) for key in ("l1_scaling", "activation")},
@@ -108,22 +108,16 @@ def _row(comparison: Comparison, entry: Entry, features: pd.DataFrame) -> dict[s
     }  # fmt: skip
     for key in ("n_activations", "eval_rows", "fvu", "l0", "mse", "l1_norm", "seconds"):
         row[key] = np.nan if metrics.get(key) is None else float(metrics[key])
-    mcs, neurons = (features[key].to_numpy() for key in ("mcs", "neurons"))
-    counted, living = mcs[np.isfinite(mcs)], neurons[entry.alive]
     row |= {
         "dead": float((~entry.alive).mean()),
-        "effective_neurons": float(np.nanmean(living)) if len(living) else np.nan,
-        "counted": len(counted), "mmcs": float(counted.mean()) if len(counted) else np.nan,
-        "n_above": int((mcs > threshold).sum()),
-        "n_above_alive": int((features["mcs_alive"] > threshold).sum()),
-        "next_size": 0, "larger": "",
+        "effective_neurons": features.loc[features["alive"], "neurons"].mean(),
+        "counted": 0, "n_above": 0, "next_size": 0, "larger": "",
+        "n_above_alive": int((features["mcs_alive"] > comparison.settings.threshold).sum()),
     }  # fmt: skip
     if larger := comparison.partners(entry, "next"):
-        row |= {
-            "next_size": larger[0].size, "larger": " ".join(map(str, comparison.sizes(entry))),
-            "random_mmcs": comparison.random_mean(entry),
-            "gaussian_mmcs": comparison.gaussian_mean(entry),
-        }  # fmt: skip
+        row |= comparison.numbers(entry)
+        row |= {"counted": row["n"], "next_size": larger[0].size}
+        row["larger"] = " ".join(map(str, comparison.sizes(entry)))
     return row
 
 

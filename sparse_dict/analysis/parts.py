@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-from sparse_dict.analysis.claim import Judged
 from sparse_dict.analysis.report import page
 from sparse_dict.analysis.report.page import Block, Section
 from sparse_dict.errors import MALFORMED, UserError
@@ -29,7 +28,6 @@ class Part:
 
     files: list[str]  # their names in the analysis' folder
     section: Section | None
-    claims: list[Judged]
 
 
 def files_in(folder: Path) -> set[str]:
@@ -44,7 +42,6 @@ def write(folder: Path, parts: Mapping[str, Part], of: str) -> None:
             "files": part.files,
             "title": part.section and part.section.title,
             "blocks": [_plain(block) for block in part.section.blocks] if part.section else [],
-            "claims": [claim.as_json() for claim in part.claims],
         }
         for name, part in parts.items()
     }
@@ -63,8 +60,7 @@ def kept(folder: Path, of: str, recorded: Collection[str]) -> dict[str, Part]:
             if all(file in recorded and (folder / file).is_file() for file in part["files"]):
                 blocks = [_block(folder, block) for block in part["blocks"]]
                 section = None if part["title"] is None else Section(part["title"], blocks)
-                claims = [Judged.of_json(claim) for claim in part["claims"]]
-                found[name] = Part(part["files"], section, claims)
+                found[name] = Part(part["files"], section)
     return found
 
 

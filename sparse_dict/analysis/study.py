@@ -250,25 +250,21 @@ def folders(top: Path) -> tuple[list[Path], list[Path]]:
     First those that are finished, which have a `metrics.json`, then those that have Hydra's config
     or weights without it.
     """
-    done: list[Path] = []
-    others: list[Path] = []
+    places = [
+        top,
+        *(below := _below(top)),
+        *(place for folder in below for place in _below(folder)),
+    ]
+    done = {place for place in places if os.path.lexists(place / "metrics.json")}
+    begun = {p for p in places[1:] if any(os.path.lexists(p / mark) for mark in MARKS)}
+    return sorted(done), sorted(begun - done)
 
-    def look(folder: str, depth: int) -> None:
-        with suppress(PermissionError), os.scandir(folder) as found:
-            entries = [*found]
-            names = {entry.name for entry in entries}
-            if "metrics.json" in names:
-                done.append(Path(folder))
-            elif depth and not names.isdisjoint(MARKS):
-                others.append(Path(folder))
-            for entry in entries if depth < 2 else ():
-                with suppress(OSError):  # a link to itself
-                    if not entry.name.startswith(".") and entry.is_dir():
-                        look(entry.path, depth + 1)
 
-    if top.is_dir():
-        look(str(top), 0)
-    return sorted(done), sorted(others)
+def _below(folder: Path) -> list[Path]:
+    """The folders in a folder, but for hidden ones; none where it cannot be read."""
+    with suppress(OSError):
+        return [p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir()]
+    return []
 
 
 def finished(folder: Path) -> list[Path]:

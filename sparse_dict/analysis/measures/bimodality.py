@@ -14,6 +14,7 @@ from sparse_dict.analysis.measures import Floats
 
 DIP_SIMULATIONS = 999
 LARGEST_SIMULATED = 2048
+P, APART = 0.01, 2  # of the dip test, below which, and Ashman's D, above which humps are two
 
 
 @lru_cache(maxsize=64)
@@ -87,8 +88,8 @@ def humps(values: Floats) -> dict[str, float]:
 
 def are_two(found: Mapping[str, float]) -> bool:
     """Whether the dip test rejects one hump, two Gaussians fit better, and they lie apart."""
-    apart = found.get("BIC gain", 0) > 0 and found["separation"] > 2
-    return apart and found["p"] < 0.01
+    apart = found.get("BIC gain", 0) > 0 and found["separation"] > APART
+    return apart and found["p"] < P
 
 
 def shared_excess(values: Floats, random_cdf: Floats) -> float:

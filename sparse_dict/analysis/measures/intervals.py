@@ -41,13 +41,23 @@ def bootstrap(
     over: str = "features",
 ) -> Estimate:
     """Percentile bootstrap: each of `samples` is resampled along its first axis."""
+    return bootstraps(samples, lambda drawn: [statistic(drawn)], over)[0]
+
+
+def bootstraps(
+    samples: Sequence[NDArray[Any]],
+    statistics: Callable[[Sequence[NDArray[Any]]], Sequence[float]],
+    over: str = "features",
+) -> list[Estimate]:
+    """The same of several numbers of the same draws."""
     rng = np.random.default_rng(0)
     found = [
-        statistic([sample[rng.integers(0, len(sample), len(sample))] for sample in samples])
+        statistics([sample[rng.integers(0, len(sample), len(sample))] for sample in samples])
         for _ in range(RESAMPLES)
     ]
-    low, high = np.nanpercentile(found, [2.5, 97.5])
-    return Estimate(float(statistic(samples)), float(low), float(high), f"{over} (bootstrap)")
+    ends = np.nanpercentile(found, [2.5, 97.5], axis=0).tolist()
+    each = zip(statistics(samples), *ends, strict=True)
+    return [Estimate(float(value), low, high, f"{over} (bootstrap)") for value, low, high in each]
 
 
 def ratio(top: Floats, bottom: Floats, over: str) -> Estimate:

@@ -145,6 +145,7 @@ def facets(
     with mpl.rc_context({"figure.constrained_layout.use": False}):
         grid = plot(rows, **how)
     grid.figure.set_layout_engine("constrained")
+    grid.figure.set_figwidth(min(WIDTH, grid.figure.get_figwidth()))  # seaborn adds the legend's
     sns.move_legend(grid, "outside lower center", ncols=8, title=legend)
     return grid
 

@@ -1,32 +1,20 @@
 """MCS of each size: one hump or two, and where random directions lie (figures 2, 3 and 3.5)."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sparse_dict.analysis.claim import (
-    FAILS,
-    HOLDS,
-    LARGER,
-    OPEN,
-    Claim,
-    Found,
-    Lies,
-    Need,
-    Sizes,
-    either,
-)
-from sparse_dict.analysis.comparison import GAUSSIAN, Comparison, Variant
+from sparse_dict.analysis.claim import LARGER, Claim, Found, Lies, Need, Sizes, either, verdict
+from sparse_dict.analysis.comparison import Comparison, Variant
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import bimodality, random_directions
-from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.measures.random_directions import unit_vectors
 from sparse_dict.analysis.report import figures
@@ -42,43 +30,39 @@ SIMULATED_ROWS = 4096  # small dictionaries are drawn several times
 FEWEST = 50
 ONE_HUMP = 0.1  # p of the dip test above which nothing speaks for a second hump
 GOOD_PART = 0.1  # share of features above the threshold that counts as a good part
+COLOURS = {"dead": figures.ORANGE, "alive": figures.BLUE}
+Panels = Mapping[str, tuple[Entry, Variant]]  # by their titles
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
     """Tests for two humps of the dictionaries that claims are about; who is in the lower one."""
-    comparison, study, rows, lows = context.comparison, context.tables, [], []
+    comparison, rows, lows = context.comparison, [], []
     variants = {"low_hump": comparison.shown, "low_hump_alive": comparison.shown.of("alive")}
-    names = {*study.main["dictionary"]}
+    names = {*context.tables.main["dictionary"]}
     for entry in [entry for entry in context.study.entries if entry.name in names]:
         low: dict[str, Any] = {"dictionary": entry.name, "feature": np.arange(entry.size)}
         for column, variant in variants.items():
-            mcs, sizes = comparison.mcs(entry, variant), comparison.sizes(entry, variant)
+            mcs, of = comparison.mcs(entry, variant), comparison.numbers(entry, variant)
             values = mcs[np.isfinite(mcs)]
             found = bimodality.humps(values)
             two = bimodality.are_two(found)
+            row = {"dictionary": entry.name, "size": entry.size, "seed": entry.seed}
+            row |= {"of": variant.features, "features": of["n"], "above": of["n_above"], **found}
+            row |= {"random mean": of["random_mmcs"]}
+            row |= {"Gaussian mean": comparison.gaussian_mean(entry, variant)}
+            if sizes := comparison.sizes(entry, variant):
+                law = random_directions.mcs_cdf(values, context.study.d_in, sizes)
+                row["not random, at least"] = bimodality.shared_excess(values, law)
+            rows.append(row | {"bimodal": "yes" if two else "no"})
             low[column] = np.nan
             if two and len(values) >= FEWEST:
                 between = (found["lower hump"] + found["upper hump"]) / 2
                 low[column] = np.where(np.isfinite(mcs), mcs < between, np.nan)
-            row = {"dictionary": entry.name, "size": entry.size, "seed": entry.seed}
-            row |= {"of": variant.features, "features": len(values)}
-            row |= {"above": _above(comparison, entry, variant), **found}
-            row |= {"random mean": comparison.random_mean(entry, variant)}
-            row |= {"Gaussian mean": comparison.gaussian_mean(entry, variant)}
-            if sizes:
-                law = random_directions.mcs_cdf(values, study.about.d_in, sizes)
-                row["not random, at least"] = bimodality.shared_excess(values, law)
-            rows.append(row | {"bimodal": "yes" if two else "no"})
         lows.append(pd.DataFrame(low))
     if not rows:
         return {}
     humps = pd.DataFrame(rows).drop_duplicates(["dictionary", "of"])
     return {"features": pd.concat(lows, ignore_index=True), "humps": humps}
-
-
-def _above(comparison: Comparison, entry: Entry, variant: Variant) -> int:
-    """How many features have an MCS above the threshold."""
-    return int((comparison.mcs(entry, variant) > comparison.settings.threshold).sum())
 
 
 def show(context: Context) -> Iterator[Block]:
@@ -87,7 +71,10 @@ def show(context: Context) -> Iterator[Block]:
     assert chain is not None  # LARGER is there
     lower = " One to one, random directions lie lower."
     note = study.about.rule + ("" if comparison.shown.matching == "max" else lower)
-    yield context.figure("histograms", by_size(comparison, chain, figures.titled(study)), note)
+    figure = draw(comparison, by_size(comparison, chain), 2, 1.8)
+    compared = str(comparison.shown.of("all")).rpartition(",")[0]
+    figure.suptitle(f"MCS with larger dictionaries, {figures.titled(study)}\n{compared}")
+    yield context.figure("histograms", figure, note)
     humps = study.others["humps"]
     kept = (humps["seed"] == chain.seed) & (study.living is not None)
     kept |= humps["of"] == comparison.shown.features
@@ -104,80 +91,63 @@ def show(context: Context) -> Iterator[Block]:
     ]
     if len(alike) > 1:  # the main level and its neighbours: how the humps come and go
         start = max(0, min(alike.index(chain) - LEVELS // 2, len(alike) - LEVELS))
-        near = alike[start : start + LEVELS]
-        note = f"Columns: {LABELS[chain.axis]}, {len(near)} of {len(alike)} around the main one."
-        yield context.figure("histograms_l1", by_level(comparison, near, sizes[:-1]), note)
+        near, swept = alike[start : start + LEVELS], LABELS[chain.axis]
+        figure = draw(comparison, by_level(comparison, near, sizes[:-1]), len(near), 1.6)
+        figure.suptitle(f"MCS by dictionary size and {swept}\n{comparison.shown}")
+        note = f"Columns: {swept}, {len(near)} of {len(alike)} around the main one."
+        yield context.figure("histograms_l1", figure, note)
 
 
-def by_size(comparison: Comparison, chain: Chain, title: str) -> Figure:
-    """All features of each size on the left and those alive on the right (figures 2 and 3).
-
-    Two sizes a row if every feature fired.
-    """
-    shown, panels = comparison.shown, []
+def by_size(comparison: Comparison, chain: Chain) -> Panels:
+    """All features of each size, then those alive (figures 2 and 3); once if every one fired."""
+    shown, panels = comparison.shown, {}
     every = all(entry.alive.all() for entry in chain.entries)
     variants = [shown] if every else [shown.of("all"), shown.of("alive")]
     for entry, variant in product(chain.entries[:-1], variants):
-        partners = "/".join(str(p.size) for p in comparison.partners(entry, variant.against))
-        above, n = _above(comparison, entry, variant), len(comparison.counted(entry, variant))
+        of = comparison.numbers(entry, variant)
         kind = "alive" if variant.features == "alive" else "features"
-        of = f"{entry.size} in {partners}: {above} of {n} {kind} above "
-        of += f"{comparison.settings.threshold:g} ({above / max(n, 1):.0%})"
-        panels.append((of, entry, variant))
-    figure = draw(comparison, panels, 2, 1.55)
-    compared = str(shown.of("all")).rpartition(",")[0]
-    figure.suptitle(f"MCS with larger dictionaries, {title}\n{compared}")
-    return figure
+        title = f"{entry.size} in {of['partners'].replace(' ', '/')}: {of['n_above']} of {of['n']} "
+        title += f"{kind} above {comparison.settings.threshold:g} "
+        panels[f"{title}({of['n_above'] / max(of['n'], 1):.0%})"] = entry, variant
+    return panels
 
 
-def by_level(comparison: Comparison, chains: Sequence[Chain], sizes: Sequence[int]) -> Figure:
+def by_level(comparison: Comparison, chains: Sequence[Chain], sizes: Sequence[int]) -> Panels:
     """A row a size, a column a level; with the number above the threshold, and of those alive."""
-    panels, shown = [], comparison.shown
+    panels, shown = {}, comparison.shown
     for size, chain in product(sizes, chains):
         entry = next(entry for entry in chain.entries if entry.size == size)
-        above, alive = (_above(comparison, entry, v) for v in (shown, shown.of("alive")))
-        title = f"{entry.setting}, size {size}\n{above} ({alive} alive)"
-        panels.append((title, entry, shown))
-    figure = draw(comparison, panels, len(chains), 1.2)
-    figure.suptitle(f"MCS by dictionary size and {LABELS[chains[0].axis]}\n{shown}")
-    return figure
+        of, alive = (comparison.numbers(entry, v)["n_above"] for v in (shown, shown.of("alive")))
+        panels[f"{entry.setting}, size {size}\n{of} ({alive} alive)"] = entry, shown
+    return panels
 
 
-def draw(
-    comparison: Comparison, panels: Sequence[tuple[str, Entry, Variant]], columns: int, row: float
-) -> Figure:
+def draw(comparison: Comparison, panels: Panels, columns: int, height: float) -> Figure:
     """A histogram of MCS for each dictionary and variant, with its title, under both nulls."""
-    rows, bar = -(-len(panels) // columns), comparison.settings.threshold
-    figure, axes = figures.grid(rows, columns, 0.9 + row * rows, sharex=True)
-    for axis, (title, entry, variant) in zip(axes.flat, panels, strict=False):
-        mcs, sizes = comparison.mcs(entry, variant), comparison.sizes(entry, variant)
-        known = np.isfinite(mcs)
-        counts, *_ = axis.hist(
-            [mcs[known & entry.alive], mcs[known & ~entry.alive]], bins=BINS, stacked=True, lw=0,
-            color=[figures.BLUE, figures.ORANGE], label=["alive", "dead"],
-        )  # fmt: skip
+    rows = [
+        {"panel": title, "MCS": mcs, "of": "alive" if alive else "dead"}
+        for title, (entry, variant) in panels.items()
+        for mcs, alive in zip(comparison.mcs(entry, variant), entry.alive, strict=True)
+    ]
+    grid = figures.facets(
+        sns.displot, pd.DataFrame(rows).dropna(), "", x="MCS", hue="of", palette=COLOURS,
+        col="panel", col_wrap=columns, bins=BINS, multiple="stack", lw=0, alpha=1, height=height,
+        aspect=figures.WIDTH / columns / height, facet_kws={"sharey": False},
+    )  # fmt: skip
+    grid.set_titles("{col_name}", size=8).set_axis_labels("MCS", "features")
+    for axis, (entry, variant) in zip(grid.axes.flat, panels.values(), strict=True):
+        n, sizes = comparison.numbers(entry, variant)["n"], comparison.sizes(entry, variant)
+        # Room for the tallest bar of the data only: the random curve may leave the panel.
+        axis.set(xlim=(0, 1), ylim=(0, max(1, axis.get_ylim()[1])))
         if sizes:
             t, like = np.linspace(0, 1, 1001), comparison.gaussian_mcs(entry, variant)
             law = random_directions.mcs_pdf(t, comparison.study.d_in, sizes) * BINS[1]
-            axis.plot(t, known.sum() * law, color="black", lw=1, label="random directions")
-            axis.hist(
-                like, bins=BINS, weights=np.full(len(like), known.sum() / max(len(like), 1)),
-                histtype="step", color=figures.PURPLE, lw=1, label=GAUSSIAN,
-            )  # fmt: skip
-        axis.axvline(bar, color="0.4", lw=0.8, ls="--", label=f"threshold {bar:g}")
-        # Room for the tallest bar of the data only: the random curve may leave the panel.
-        axis.set(xlim=(0, 1), ylim=(0, max(1.0, 1.08 * np.max(counts))))
-        axis.set_title(title, loc="left", fontsize=8)
+            axis.plot(t, n * law, color="black", lw=1)
+            weights = np.full(len(like), n / max(len(like), 1))
+            axis.hist(like, BINS, weights=weights, histtype="step", color=figures.PURPLE, lw=1)
+        axis.axvline(comparison.settings.threshold, color="0.4", lw=0.8, ls="--")
         axis.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for axis in axes.flat[: len(panels)][-columns:]:  # the lowest of each column
-        axis.set_xlabel("MCS")
-        axis.tick_params(labelbottom=True)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("features")
-    figures.below(figure, axes[0, 0], 3)
-    return figure
+    return grid.figure
 
 
 def simulated(sizes: Sequence[int], d: int) -> Figure:
@@ -211,29 +181,19 @@ def _bimodal(study: Tables) -> Found:
     part = humps[humps["of"] == study.about.comparison["features"]]
     if part.empty:
         return Found(f"no size has {FEWEST} features with an MCS: too few")
-    n, two = len(part), part["bimodal"] == "yes"
-    one_hump = not two.any() or (part["p"] > ONE_HUMP).any()
+    two = part["bimodal"] == "yes"
     p = ", ".join(f"{p:.3f}" if p > 0.001 else "≤ .001" for p in part["p"])
-    here = f"{two.sum()} of {n} sizes (p by size: {p})"
+    here = f"{two.sum()} of {len(part)} sizes (p by size: {p})"
     if study.living is not None:
         alive = humps.loc[humps["of"] == "alive", "bimodal"] == "yes"
         here += f"; of those ever active {alive.sum()} of {len(alive)}"
-    return Found(here, HOLDS if two.all() else FAILS if one_hump else OPEN)
+    return Found(here, verdict(two.all(), not two.any() or (part["p"] > ONE_HUMP).any()))
 
 
-def _lower(features: pd.DataFrame) -> pd.DataFrame:
-    """MCS of the features in the lower hump, beside both nulls."""
-    return features[["mcs", "random_mmcs", "gaussian_mmcs"]].where(features["low_hump"] == 1)
-
-
-def _shift(sizes: Sizes, null: int = 1) -> float:
-    """Median MCS less a null, averaged over sizes: random directions, or (2) Gaussian rows."""
-    return float(np.mean([np.median(v[:, 0] - v[:, null]) for v in sizes.values()]))
-
-
-def _shifts(found: Estimate, seeds: Sequence[Sizes]) -> str:
-    gaussian = np.mean([_shift(sizes, 2) for sizes in seeds])
-    return f"median {found.value:+.3f} from random, {gaussian:+.3f} from {GAUSSIAN}"
+def _shift(sizes: Sizes) -> Any:
+    """Median MCS less that of random directions, and of Gaussian rows, averaged over sizes."""
+    less = [np.median(values[:, :1] - values[:, 1:], axis=0) for values in sizes.values()]
+    return np.mean(less, axis=0)
 
 
 COUNTED = Need(
@@ -241,27 +201,12 @@ COUNTED = Need(
     "python analyze.py {name} comparison.features=all",
     lambda study: study.about.comparison["features"] == "all",
 )
-NO_HUMP = "no size is bimodal, so there is no lower hump"
+LOW, MCS = "low_hump == 1", "mcs, random_mmcs, gaussian_mmcs"
+BARS = {"fewest": FEWEST, "one_hump": ONE_HUMP, "p": bimodality.P, "apart": bimodality.APART}
 CLAIMS = (
-    Claim("bimodal", judge=_bimodal, bars={"fewest": FEWEST, "one_hump": ONE_HUMP}),
-    Claim(
-        "low_hump_random",
-        _lower,
-        Lies(-0.1, 0.1),
-        _shift,
-        _shifts,
-        second=(partial(_shift, null=2), either),
-        too_few=NO_HUMP,
-    ),
-    Claim(
-        "low_hump_dead",
-        lambda f: (~f["alive"]).where(f["low_hump"] == 1),
-        Lies(0.5),
-        shown="{:.0%} never active",
-        needs=(LARGER, COUNTED),
-        too_few=NO_HUMP,
-        living=False,
-    ),
-    Claim("share_above_threshold", lambda f: f["found"], Lies(GOOD_PART)),
+    Claim("bimodal", judge=_bimodal, bars=BARS),
+    Claim("low_hump_random", MCS, Lies(-0.1, 0.1, 2, either), _shift, where=LOW),
+    Claim("low_hump_dead", "~alive", Lies(0.5), where=LOW, needs=(LARGER, COUNTED), living=False),
+    Claim("share_above_threshold", "found", Lies(GOOD_PART)),
 )
 ANALYSIS = Analysis("histograms", show, CLAIMS, measure, needs=(LARGER,), seconds=(1.9, 5.5))

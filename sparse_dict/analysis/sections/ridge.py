@@ -122,7 +122,7 @@ def ridge_heatmaps(
 
 def _claim(key: str, divided: bool) -> Claim:
     """That the first ridge whose L1 term is divided by the size has the slope 1, or if not, 0."""
-    bars = {"low": divided - 0.5, "high": divided + 0.5}
+    rule = Lies(divided - 0.5, divided + 0.5)
 
     def fitted(study: Tables) -> pd.DataFrame:
         ridges = study.others["ridges"]
@@ -132,7 +132,7 @@ def _claim(key: str, divided: bool) -> Claim:
         row = fitted(study).iloc[0]
         named = f" ({row['family']})" if len(study.others["ridges"]) > 1 else ""
         found = Estimate(row["slope"], row["low"], row["high"], "sizes (jackknife)")
-        return Found(f"slope {row['slope']:.2f}{named}", Lies(**bars)(found), found)
+        return Found(f"slope {row['slope']:.2f}{named}", rule(found), found)
 
     scaling, sizes = "dict_size" if divided else "none", "sae.dict_size=64,128,256,512"
     need = Need(
@@ -141,7 +141,7 @@ def _claim(key: str, divided: bool) -> Claim:
         f"{TRAIN}sae.l1_scaling={scaling} {sizes} sae.l1=0.32,0.64,1.28,2.56",
         lambda study: not fitted(study).empty,
     )
-    return Claim(key, judge=judge, needs=(need,), of_all=True, bars=bars)
+    return Claim(key, judge=judge, needs=(need,), of_all=True, bars=vars(rule))
 
 
 CLAIMS = (_claim("ridge_vertical", divided=False), _claim("ridge_diagonal", divided=True))

@@ -3,21 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis.claim import (
-    TRAIN,
-    Claim,
-    Found,
-    Lies,
-    Need,
-    mean_of_means,
-    over_pairs,
-    samples,
-)
+from sparse_dict.analysis.claim import TRAIN, Claim, Lies, Need, mean_of_means, over_pairs, samples
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
@@ -83,19 +73,16 @@ def draw(study: Tables, table: pd.DataFrame) -> Figure:
     return figures.below(figure, axes[0], 4)
 
 
-def _both(study: Tables) -> Found:
-    """The share of features that dictionaries of other seeds and other rows have in common."""
-    pairs = study.matched[study.matched["differ"] == BOTH]
-    own = samples(pairs, pairs["same"], "size")
-    found = over_pairs(own, mean_of_means)
-    every = float(np.mean([sample.values.mean() for sample in own]))
-    told = f"{found.value:.0%} (mean of {len(own)} pairs {every:.0%})"
-    return Found(told, Lies(0.5)(found), found)
+def _of_both(study: Tables) -> pd.DataFrame:
+    """Pairs of dictionaries of other seeds and other rows."""
+    return study.matched[study.matched["differ"] == BOTH]
 
 
 HALVES = Need(
     "other seeds on other rows", f"{TRAIN}seed=0,1,2 training.rows=half_a,half_b",
-    lambda study: bool((study.matched["differ"] == BOTH).any()),
+    lambda study: not _of_both(study).empty,
 )  # fmt: skip
-CLAIMS = (Claim("shared_across_data", judge=_both, needs=(HALVES,), of_all=True),)
+CLAIMS = (
+    Claim("shared_across_data", "same", Lies(0.5), of=_of_both, needs=(HALVES,), of_all=True),
+)
 ANALYSIS = Analysis("rows", show, CLAIMS, measure, pairs=True)

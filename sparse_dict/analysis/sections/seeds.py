@@ -15,16 +15,15 @@ from sparse_dict.analysis.claim import (
     Lies,
     Need,
     Sizes,
-    groups_of,
-    over_pairs,
+    estimates,
     samples,
 )
 from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.measures.two_dictionaries import SHARED_ABOVE, random_pw_mcc
+from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
 from sparse_dict.analysis.report import figures, frequency
 from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.study import LABELS, number, setting
-from sparse_dict.analysis.tables import MOST_SEEDS, Tables
+from sparse_dict.analysis.tables import Tables
 
 FEWEST = 15  # features of a dictionary whose thirds by frequency are compared
 ALIKE_L0 = 1.5  # two kinds are compared if their L0 differ by at most this factor
@@ -93,14 +92,6 @@ def draw(study: Tables, pairs: pd.DataFrame) -> Figure:
 # --- claims ---------------------------------------------------------------------------------------
 
 
-def _same(f: pd.DataFrame) -> "pd.Series[float]":
-    return f["same"].astype(float)
-
-
-def _of_ends(f: pd.DataFrame) -> "pd.Series[float]":
-    return _same(f).where(f["size"].isin([f["size"].min(), f["size"].max()]))
-
-
 def _thirds(f: pd.DataFrame) -> pd.DataFrame:
     """Whether features are shared, and whether they are of the upper third by frequency, or lower.
 
@@ -110,48 +101,40 @@ def _thirds(f: pd.DataFrame) -> pd.DataFrame:
     rank, n = of.rank(method="first") - 1, of.transform("size")
     often, third = (rank >= n - n // 3).astype(float), n // 3
     outer = (n >= FEWEST) & ((rank < third) | (rank >= n - third))
-    return pd.DataFrame({"same": _same(f), "often": often.where(outer)})
+    return pd.DataFrame({"same": f["same"].astype(float), "often": often.where(outer)})
 
 
-def _third(sizes: Sizes, often: bool) -> float:
-    """The mean of either third of each size, averaged; nan where a resample has none of it."""
-    parts = [values[values[:, 1] == often, 0] for values in sizes.values()]
-    return float(np.mean([part.mean() for part in parts])) if all(map(len, parts)) else np.nan
+def _by_third(sizes: Sizes) -> list[float]:
+    """The upper third less the lower one, and both; nan where a resample has none of it."""
+    parts = [[v[v[:, 1] == often, 0] for v in sizes.values()] for often in (1, 0)]
+    upper, lower = (np.mean([p.sum() / (len(p) or np.nan) for p in of]) for of in parts)
+    return [upper - lower, upper, lower]
 
 
 def _fall(sizes: Sizes) -> float:
     return float(sizes[min(sizes)].mean() - sizes[max(sizes)].mean())
 
 
-def _by_size(sizes: Sizes) -> str:
-    return ", ".join(f"{values.mean():.0%} at {size}" for size, values in sizes.items())
-
-
 def _kinds(value: str, sign: int, form: str, study: Tables) -> Found:
     """ReLU less TopK, or with `sign` -1 TopK less ReLU; BatchTopK beside."""
     pairs = study.seed_pairs[~study.seed_pairs["useless"].astype(bool)]
-    every = samples(pairs, pairs[value], SETTING)
-    shown, apart = {}, None
+    every, shown, known = samples(pairs, pairs[value], SETTING), {}, {}
     for kind in ("topk", "batch_topk"):
-        if not (found := _nearest(pairs, kind)):
-            continue
-        own = [sample for sample in every if any(sample.size in match for match in found)]
-        groups, sides = groups_of(own), [*zip(*found, strict=True)][::sign]
-        shown[kind] = " against ".join(form.format(_mean(groups, side)) for side in sides)
-        if kind == "topk":
-            apart = over_pairs(own, partial(_less, sides=sides))
+        if found := _nearest(pairs, kind):
+            own = [sample for sample in every if any(sample.size in match for match in found)]
+            less = partial(_less, sides=[*zip(*found, strict=True)][::sign])
+            known[kind], *both = estimates(own, less, kind == "topk")
+            shown[kind] = " against ".join(form.format(one.value) for one in both)
     aside = f"; BatchTopK: {shown['batch_topk']}" if "batch_topk" in shown else ""
-    if apart is None:
+    if "topk" not in known:
         return Found(f"needs {KINDS.what}{aside}", need=KINDS)
-    return Found(shown["topk"] + aside, Lies(0)(apart), apart)
+    return Found(shown["topk"] + aside, estimate=known["topk"])
 
 
-def _less(groups: Sizes, sides: Sequence[Sequence[Any]]) -> float:
-    return _mean(groups, sides[0]) - _mean(groups, sides[1])
-
-
-def _mean(groups: Sizes, settings: Sequence[Any]) -> float:
-    return float(np.mean([groups[setting].mean() for setting in settings]))
+def _less(groups: Sizes, sides: Sequence[Sequence[Any]]) -> list[float]:
+    """The mean of some groups less that of others, and both."""
+    one, other = (float(np.mean([groups[of].mean() for of in side])) for side in sides)
+    return [one - other, one, other]
 
 
 def _nearest(pairs: pd.DataFrame, activation: str) -> list[tuple[Any, Any]]:
@@ -176,46 +159,16 @@ KINDS = Need(
     f"{TRAIN}sae=topk sae.k=4,8,16 seed=0,1,2",
     lambda study: bool(_nearest(study.seed_pairs, "topk")),
 )
-OnPairs: Callable[..., Claim] = partial(
-    Claim, of="main_pairs", needs=(PAIRS,), bars={"cosine": SHARED_ABOVE, "seeds": MOST_SEEDS}
+OnPairs: Callable[..., Claim] = partial(Claim, of="main_pairs", needs=(PAIRS,))
+OfKinds: Callable[..., Claim] = partial(
+    Claim, rule=Lies(0), needs=(), of_all=True, bars={"factor": ALIKE_L0}
 )
+ENDS = "size == size.min() or size == size.max()"
 CLAIMS = (
-    OnPairs(
-        "shared_across_seeds",
-        _same,
-        Lies(0.5),
-        shown=lambda found, seeds: f"{found.value:.0%} ({_by_size(seeds[0])})",
-    ),
-    OnPairs(
-        "shared_falls_with_size",
-        _of_ends,
-        Lies(0),
-        _fall,
-        lambda _found, seeds: _by_size(seeds[0]),
-        sizes=2,
-        too_few="needs two sizes",
-    ),
-    OnPairs(
-        "shared_rises_with_frequency",
-        _thirds,
-        Lies(0),
-        lambda sizes: _third(sizes, True) - _third(sizes, False),
-        lambda _found, seeds: f"{_third(seeds[0], True):.0%} against {_third(seeds[0], False):.0%}",
-        too_few=f"fewer than {FEWEST} features",
-    ),
-    Claim(
-        "relu_steadier_than_topk",
-        judge=partial(_kinds, "same", 1, "{:.0%}"),
-        needs=(),
-        of_all=True,
-        bars={"factor": ALIKE_L0},
-    ),
+    OnPairs("shared_across_seeds", "same", Lies(0.5)),
+    OnPairs("shared_falls_with_size", "same", Lies(0), _fall, where=ENDS, sizes=2),
+    OnPairs("shared_rises_with_frequency", _thirds, Lies(0), _by_third, bars={"fewest": FEWEST}),
+    OfKinds("relu_steadier_than_topk", judge=partial(_kinds, "same", 1, "{:.0%}")),
     # Abstract of arXiv 2505.20254: about .80 for TopK, as the reward of the right architecture.
-    Claim(
-        "topk_higher_pw_mcc",
-        judge=partial(_kinds, "cosine", -1, "{:.2f}"),
-        needs=(),
-        of_all=True,
-        bars={"factor": ALIKE_L0},
-    ),
+    OfKinds("topk_higher_pw_mcc", judge=partial(_kinds, "cosine", -1, "{:.2f}")),
 )

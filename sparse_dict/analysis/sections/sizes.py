@@ -4,28 +4,14 @@ Everything here compares with the next size and counts all features, even where
 `comparison.against` or `comparison.features` say otherwise: the post's claims are about these.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis.claim import (
-    LARGER,
-    TRAIN,
-    Claim,
-    Found,
-    Lies,
-    Need,
-    Sizes,
-    both,
-    estimate,
-    of_sizes,
-    some_sizes,
-)
+from sparse_dict.analysis.claim import LARGER, TRAIN, Claim, Lies, Need, Sizes, both
 from sparse_dict.analysis.comparison import MATCHING, Variant
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
@@ -33,11 +19,28 @@ from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
-from sparse_dict.analysis.tables import RARE, Tables
+from sparse_dict.analysis.tables import Tables
 
 STEEP = 0.02  # MMCS counts as rising if it grows by more than this per doubling of the size
 MOST = 0.5  # larger shares of features count as most of them
 FEWEST = 5  # features of each sort that a size needs to count in a slope of counts
+
+
+def show(context: Context) -> Iterator[Block]:
+    """The curves, and the numbers behind them."""
+    study, main = context.tables, context.comparison.main
+    assert main is not None  # LARGER is there
+    table = counts(study)
+    nexts = Variant("max", "next", "all")
+    nulls = [
+        {
+            "random": random_directions.max_mean(study.about.d_in, larger.size),
+            "gaussian": context.comparison.gaussian_mean(entry, nexts),
+        }
+        for entry, larger in zip(main.entries, main.entries[1:], strict=False)
+    ]
+    yield context.figure("sizes", draw(study, table, pd.DataFrame(nulls, index=table["size"])))
+    yield Table("Numbers of features by size", table, fold=len(table) > 12)
 
 
 def counts(study: Tables) -> pd.DataFrame:
@@ -54,66 +57,53 @@ def counts(study: Tables) -> pd.DataFrame:
     return by_size.reset_index()
 
 
-def show(context: Context) -> Iterator[Block]:
-    """The curves, and the numbers behind them."""
-    study = context.tables
-    table = counts(study)
-    nexts, chain = Variant("max", "next", "all"), context.comparison.main
-    assert chain is not None  # LARGER is there
-    gaussian = [context.comparison.gaussian_mean(entry, nexts) for entry in chain.entries[:-1]]
-    yield context.figure("sizes", draw(study, table, gaussian))
-    yield Table("Numbers of features by size", table, fold=len(table) > 12)
-
-
-def draw(study: Tables, table: pd.DataFrame, gaussian: Sequence[float]) -> Figure:
+def draw(study: Tables, table: pd.DataFrame, nulls: pd.DataFrame) -> Figure:
     """MMCS beside both nulls, and numbers of features of each sort, by dictionary size."""
     figure, ((left, right),) = figures.grid(1, 2, 3.3)
-    sizes, d = table["size"].tolist(), study.about.d_in
-    left.plot(sizes, table["MMCS"], color=figures.BLUE, marker="o", ms=4, lw=1.2)
-    nexts = study.shown.groupby("size")["next_size"].first()
-    random = [random_directions.max_mean(d, int(n)) for n in nexts]
-    left.plot(sizes, random, color="0.4", ls=":", lw=1.2)
-    left.plot(sizes, gaussian, color=figures.PURPLE, ls=":", lw=1.2)
-    left.set(ylim=(0, 1), ylabel="MMCS with the next size")
-    colours = (*[figures.BLUE] * 2, *[figures.GREEN] * 2, figures.ORANGE, figures.RED)
-    for sort, colour in zip(table.columns[2:], colours, strict=True):
-        known = table[sort].where(table[sort] > 0)  # a logarithm has no zero
-        right.plot(
-            sizes, known, label=sort, color=colour, marker="o", ms=4, lw=1.2,
-            ls="--" if "one to one" in sort else "-", alpha=0.4 if "ever" in sort else 1,
-        )  # fmt: skip
-    right.axhline(d, color="0.4", ls=":", lw=1.2)
-    right.set(yscale="log", ylabel="features")
-    for axis in (left, right):
-        figures.size_axis(axis, sizes, 0 if len(sizes) <= 5 else 45)
-    figures.below(figure, right, columns=3)
+    names = {"MMCS": "MMCS with the next size"}
+    figures.panels([left], table, names, color=figures.BLUE, marker="o")
+    figures.chance(left, nulls)
+    left.set_ylim(0, 1)
+    blue, green = ([colour, f"{colour}66"] for colour in (figures.BLUE, figures.GREEN))
+    sorts = table.set_index("size").drop(columns="MMCS")
+    sorts.where(sorts > 0).plot(  # a logarithm has no zero
+        ax=right, color=[*blue, *green, figures.ORANGE, figures.RED], ms=4, lw=1.2,
+        style=["o-", "o-", "o--", "o--", "o-", "o-"], logy=True, title="features",
+    )  # fmt: skip
+    right.axhline(study.about.d_in, color="0.4", ls=":", lw=1.2)
+    figures.size_axis(right, [*sorts.index])
     matching = MATCHING[study.about.comparison["matching"]]
     title = f"What larger dictionaries add, {figures.titled(study)}"
     figure.suptitle(f"{title}\n{matching}, next size, all features")
-    return figure
+    return figures.below(figure, right, columns=3)
 
 
-def slope(sizes: Sizes, of: Callable[[Any], float] = np.mean) -> float:
-    """Change of the mean per doubling of the size, by least squares; or of another number."""
-    return float(np.polyfit(np.log2([*sizes]), [of(v) for v in sizes.values()], 1)[0])
+# --- claims ---------------------------------------------------------------------------------------
 
 
-def half(sizes: Sizes, larger: bool) -> Sizes:
-    """The smaller or the larger half of the sizes; a middle one is in both."""
-    n = len(sizes)
-    kept = [*sizes][n // 2 :] if larger else [*sizes][: (n + 1) // 2]
-    return {size: sizes[size] for size in kept}
+def slope(sizes: Sizes) -> float:
+    """Change of the mean per doubling of the size, by least squares."""
+    return float(np.polyfit(np.log2([*sizes]), [*map(np.mean, sizes.values())], 1)[0])
 
 
-def growth(sizes: Sizes, column: int) -> float:
-    """Slope of ln number on ln size, of a column of truth values."""
+def _halves(sizes: Sizes) -> list[float]:
+    """Slopes over the larger and the smaller half of the sizes, and where each half ends."""
+    n, every = len(sizes), [*sizes]
+    halves = every[n // 2 :], every[: (n + 1) // 2]  # a middle one is in both
+    slopes = (slope({size: sizes[size] for size in half}) for half in halves)
+    return [*slopes, *(half[end] for half in halves for end in (0, -1))]
+
+
+def _level(level: Estimate, rises: Estimate, *_: Estimate) -> str:
+    return both(Lies(STEEP)(rises), Lies(-STEEP, STEEP)(level))
+
+
+def _powers(sizes: Sizes) -> list[float]:
+    """Slopes of ln number on ln size: unrelated features less near ones, and both."""
     # Half a feature is added because a resample may hold none, which has no logarithm.
-    return slope(sizes, lambda values: float(np.log2(values[:, column].sum() + 0.5)))
-
-
-def _powers(_found: Estimate, seeds: Sequence[Sizes]) -> str:
-    unrelated, near = (np.mean([growth(sizes, column) for sizes in seeds]) for column in (0, 1))
-    return f"as size to the power {near:.2f}, against {unrelated:.2f}"
+    ln = [{size: np.log2(v[:, k].sum() + 0.5) for size, v in sizes.items()} for k in (0, 1)]
+    unrelated, near = map(slope, ln)
+    return [unrelated - near, unrelated, near]
 
 
 def _both_sorts(features: pd.DataFrame) -> pd.DataFrame:
@@ -129,28 +119,12 @@ def _most(features: pd.DataFrame) -> "pd.Series[Any]":
     return (features["own"] / features["d_in"]).where(features["size"] == most)
 
 
-def _rises_then_level(study: Tables) -> Found:
-    estimates, spans = [], []
-    for larger in (False, True):
-        number = partial(lambda larger, sizes: slope(half(sizes, larger)), larger)
-        found, seeds = estimate(replace(PLATEAU, number=number), study)
-        if found is None:
-            return Found(PLATEAU.too_few)
-        estimates.append(found)
-        first, *_, last = half(seeds[0], larger)
-        known = f" [{found.low:+.3f}, {found.high:+.3f}]" if np.isfinite(found.low) else ""
-        spans.append(f"{found.value:+.3f}{known} a doubling from {first} to {last}")
-    rises, level = Lies(STEEP)(estimates[0]), Lies(-STEEP, STEEP)(estimates[1])
-    return Found(", ".join(spans), both(rises, level), estimates[1])
+def _total(sizes: Sizes) -> float:
+    return sum(values.sum() for values in sizes.values())
 
 
-def _at(*sizes: int) -> Need:
-    """Dictionaries of these sizes that have a larger one."""
-    grid = ",".join(map(str, (*sizes, 2 * sizes[-1])))
-    return Need(
-        f"size {' and '.join(map(str, sizes))} and a larger one", f"{TRAIN}sae.dict_size={grid}",
-        lambda study: {*sizes} <= {*study.main["size"]},
-    )  # fmt: skip
+def _more(sizes: Sizes) -> float:
+    return sizes[max(sizes)].sum() - sizes[min(sizes)].sum()
 
 
 WIDER = Need(
@@ -158,74 +132,23 @@ WIDER = Need(
     f"{TRAIN}sae.dict_size=256,512,1024",
     lambda study: bool((study.main["size"] > study.about.d_in).any()),
 )
-PLATEAU = Claim(
-    "mmcs_rises_then_level",
-    lambda f: f["next_mcs"],
-    needs=(LARGER, some_sizes(4)),
-    sizes=3,
-    judge=_rises_then_level,
-    bars={"steep": STEEP},
-)
+IN_4096 = "next_size == 4096"
 CLAIMS = (
-    Claim(
-        "more_than_dimensions",
-        _most,
-        Lies(1),
-        lambda sizes: float(sum(v.sum() for v in sizes.values())),
-        "{:.2f} times",
-        needs=(LARGER, WIDER),
-    ),
-    PLATEAU,
-    Claim(
-        "mmcs_falls_with_size",
-        lambda f: f["next_mcs"],
-        Lies(high=0),
-        slope,
-        "{:+.3f} a doubling",
-        needs=(LARGER, some_sizes(3)),
-        sizes=2,
-    ),
-    Claim(
-        "nearly_identical_at_512",
-        lambda f: f["near"].where(f["size"] == 512),
-        Lies(MOST),
-        needs=(_at(512),),
-    ),
-    Claim(
-        "no_analogue_at_2048",
-        lambda f: f["unrelated"].where(f["size"] == 2048),
-        Lies(MOST),
-        needs=(of_sizes(2048, 4096),),
-        bars={"rare": RARE},
-    ),
+    Claim("more_than_dimensions", _most, Lies(1), _total, needs=(LARGER, WIDER)),
+    Claim("mmcs_rises_then_level", "next_mcs", _level, _halves, sizes=3, bars={"steep": STEEP}),
+    Claim("mmcs_falls_with_size", "next_mcs", Lies(high=0), slope, sizes=2),
+    Claim("nearly_identical_at_512", "near", Lies(MOST), at=(512,)),
+    Claim("no_analogue_at_2048", "unrelated", Lies(MOST), at=(2048,), where=IN_4096),
     Claim(
         "no_analogue_dead_at_2048",
-        lambda f: (~f["alive"]).where(f["unrelated"] & (f["size"] == 2048)),
+        "~alive",
         Lies(0.25),
-        needs=(of_sizes(2048, 4096),),
+        at=(2048,),
+        where=f"unrelated and {IN_4096}",
         fewest=20,
         living=False,
-        too_few="fewer than 20 features without an analogue",
     ),
-    Claim(
-        "more_similar_at_2048",
-        lambda f: f["near"].where(f["size"].isin([512, 2048])),
-        Lies(0),
-        lambda sizes: float(sizes[2048].sum() - sizes[512].sum()),
-        "{:+.0f} features",
-        needs=(_at(512, 2048),),
-        sizes=2,
-    ),
-    Claim(
-        "similar_grow_slower",
-        _both_sorts,
-        Lies(0),
-        lambda sizes: growth(sizes, 0) - growth(sizes, 1),
-        _powers,
-        needs=(LARGER, some_sizes(4)),
-        sizes=3,
-        too_few=f"fewer than three sizes with {FEWEST} features of each sort",
-        bars={"fewest": FEWEST, "rare": RARE},
-    ),
+    Claim("more_similar_at_2048", "near", Lies(0), _more, at=(512, 2048)),
+    Claim("similar_grow_slower", _both_sorts, Lies(0), _powers, sizes=3, bars={"fewest": FEWEST}),
 )
 ANALYSIS = Analysis("sizes", show, CLAIMS, needs=(LARGER,))

@@ -61,26 +61,25 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     the decoder: a dictionary gains nothing by finding a few of them many times.
     """
     settings, true = context.comparison.settings, read(context)
-    rows, mcs = [], {}
-    for entry in context.study.entries:
-        mcs[entry.name] = values = max_cosine(true, entry.decoder, settings.block_rows)
-        rows.append(
-            {
-                "dictionary": entry.name,
-                "truth_mmcs": float(values.mean(dtype=np.float64)),
-                "truth_found": float((values > settings.threshold).mean()),
-                "truth_gaussian": gaussian_rows.mmcs(true, entry.decoder, settings.block_rows),
-            }
-        )
-    found = pd.DataFrame(rows)
+    decoders = {entry.name: entry.decoder for entry in context.study.entries}
+    mcs = {name: max_cosine(true, rows, settings.block_rows) for name, rows in decoders.items()}
+    each = pd.DataFrame(mcs, dtype=np.float64)  # a row a true feature, a column a dictionary
+    found = pd.DataFrame(
+        {
+            "truth_mmcs": each.mean(),
+            "truth_found": (each > settings.threshold).mean(),
+            "truth_gaussian": {
+                name: gaussian_rows.mmcs(true, rows, settings.block_rows)
+                for name, rows in decoders.items()
+            },
+        }
+    )
+    found = found.rename_axis("dictionary").reset_index()
     beside = ["dictionary", "family", "axis", "level", "size", "seed", "mmcs", "fvu", "l0", "dead"]
     table = context.tables.dictionaries[beside].merge(found)
     best = table.loc[table.groupby("size")["truth_mmcs"].idxmax(), ["dictionary", "size"]]
-    every = [
-        of | {"true": range(len(true)), "mcs": mcs[of["dictionary"]]}
-        for of in best.to_dict("records")
-    ]
-    best = pd.concat(map(pd.DataFrame, every))
+    long = each.rename_axis("true").reset_index().melt("true", None, "dictionary", "mcs")
+    best = best.merge(long)
     return {"dictionaries": found, "truth": table, "truth_best": best}
 
 
@@ -182,14 +181,14 @@ def _found(study: Tables) -> Found:
     of = study.dictionaries.set_index("dictionary").loc[large["dictionary"].unique()]
     at = map(setting, of["axis"], of["level"])
     told = (", ".join(filter(None, names)) for names in zip(at, of["family"], strict=True))
-    each = "; ".join(map("{}: {:.3f} ({})".format, of["size"], of["truth_mmcs"], told))
-    return Found(each, Lies(0.9)(found), found)
+    each = map("{}: {:.3f} ({})".format, of["size"], of["truth_mmcs"], told)
+    return Found("; ".join(each), estimate=found)
 
 
 def _predicted(study: Tables) -> Found:
     n = int(known(study)["mmcs"].count())
     found = replace(correlations(known(study))[0], over=f"{n} dictionaries (bootstrap)")
-    return Found(f"r = {found.value:.2f}", Lies(0.5)(found), found)
+    return Found(f"r = {found.value:.2f}", estimate=found)
 
 
 ENOUGH = Need(
@@ -198,9 +197,14 @@ ENOUGH = Need(
     lambda study: known(study)["mmcs"].count() >= FEWEST,
 )
 CLAIMS = (
-    Claim("truth_found", judge=_found, needs=(), of_all=True),
+    Claim("truth_found", rule=Lies(0.9), judge=_found, needs=(), of_all=True),
     Claim(
-        "truth_predicted", judge=_predicted, needs=(ENOUGH,), of_all=True, bars={"fewest": FEWEST}
+        "truth_predicted",
+        rule=Lies(0.5),
+        judge=_predicted,
+        needs=(ENOUGH,),
+        of_all=True,
+        fewest=FEWEST,
     ),
 )
 ANALYSIS = Analysis("truth", show, CLAIMS, measure, applies=is_toy)
