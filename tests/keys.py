@@ -136,7 +136,7 @@ def line(key: str, one: Key) -> str:
     (declared,) = (each for each in fields(one.owner) if each.name == name)
     allowed = re.fullmatch(r"be one of (.*)", declared.metadata.get("what", ""))
     if allowed and not all(each in about for each in allowed[1].split(", ")):
-        about += f" ({allowed[1]})"
+        about += f" ({allowed[1].replace(', ', '|')})"
     beside = f" ({', '.join(more)})" if 0 < len(more) <= 3 else ""
     return f"- `{key}={default.strip('`')}`{beside}: {about}"
 

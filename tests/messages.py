@@ -83,9 +83,6 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "a folder of texts": _text("texts/a.txt", "some text"),
     'lines such as {"body": "..."}': _text("rows.jsonl", '{"body": "some text"}\n'),
     "a text of nine words": _text("short.jsonl", '{"text": "1 2 3 4 5 6 7 8 9"}'),
-    "a hundred texts": _text(
-        "many.jsonl", "".join(f'{{"text": "text number {i}, one of many"}}\n' for i in range(100))
-    ),
     "a language model of two layers, contexts of 16": _text("outputs/x/lm/lm.json", json.dumps(LM)),
     "a language model that was stopped": _text("outputs/x/lm/checkpoint/state.safetensors", b""),
     "300 rows": _rows,

@@ -39,7 +39,7 @@ class ComparisonConfig(Checked, section="comparison"):
     features: str = one_of("all", "alive")  # which features count
     threshold: float = between(-1, 1, "[]")  # an MCS above it is called high
     block_rows: int = positive()  # features compared at a time; bounds the memory
-    match_limit: int = positive()  # dictionaries of different seeds above this size are not matched
+    match_limit: int = positive()  # size above which seeds are not matched
     max_fvu: float = positive()  # the highest FVU of the level that main figures show
     # which of several sites, such as 2/mlp_post, or of transcoders "2/resid_mid to 2/mlp_out"
     site: str | None = None
@@ -68,16 +68,16 @@ class LossRecoveredConfig(Checked, section="loss_recovered"):
     """The language model's loss with reconstructed activations."""
 
     tokens: int = positive()  # of held-out text
-    ks: list[int] = counts()  # codes that a baseline keeps in a row
+    ks: list[int] = counts()  # codes kept in a row
 
 
 @dataclass
 class EffectsConfig(Checked, section="effects"):
     """How the language model's loss changes without a feature."""
 
-    features: int = positive()  # measured at most; drawn at random if there are more
-    contexts: int = positive()  # of each feature, drawn from those that it is active in
-    n_tokens: int = positive()  # of the harvested text, which are searched for contexts
+    features: int = positive()  # measured at most
+    contexts: int = positive()  # of each feature
+    n_tokens: int = positive()  # searched for contexts
     minutes: float = positive()  # after which it stops; the same command goes on
 
 
@@ -87,10 +87,10 @@ class ContextsConfig(Checked, section="contexts"):
 
     # NAME/INDEX of a dictionary's folder or size, or "neuron"; null: some of each kind
     features: list[str] | None = MISSING
-    per_group: int = positive()  # of each dictionary: top MCS, low MCS, random, outliers, dead
+    per_group: int = positive()  # top MCS, low MCS, random, outliers, dead
     n_tokens: int = positive()  # read again to find contexts; or own rows
     top: int = positive()  # contexts with the highest activations
-    spread: int = not_negative()  # contexts at evenly spaced quantiles of the activations
+    spread: int = not_negative()  # contexts at evenly spaced quantiles
     width: int = positive()  # tokens shown on either side
     # MODULE:FUNCTION, which makes a text or a picture of the file and number of an own row
     show: str | None = None
@@ -125,9 +125,9 @@ class ContextsConfig(Checked, section="contexts"):
 class ConsensusConfig(Checked, section="consensus"):
     """What recurs over seeds, and whether the other half of the seeds gives the same."""
 
-    cosine: float = between(0, 1)  # mean cosine of two clusters, below which they stay apart
-    share: float = between(0, 1, "[)")  # of the seeds, in more than which a cluster must be found
-    halves: int = positive()  # pairs of halves of each number of seeds, at most
+    cosine: float = between(0, 1)  # below it two clusters stay apart
+    share: float = between(0, 1, "[)")  # of the seeds that a cluster exceeds
+    halves: int = positive()  # pairs of halves, at most
     tokens: int = positive()  # of held-out text, for the language model's loss
 
 
@@ -142,21 +142,21 @@ class InterpConfig(Checked, section="interp"):
 
     base_url: str | None = MISSING  # an OpenAI-compatible endpoint, such as http://host:8000/v1
     model: str | None = MISSING  # as the endpoint calls it
-    api_key_env: str | None = MISSING  # environment variable that holds the key; null: none is sent
+    api_key_env: str | None = MISSING  # environment variable of the key
     price_in: float | None = not_negative()  # of a million tokens of prompt; null: 0, only here
     price_out: float | None = not_negative()  # of a million tokens of answer; likewise
     max_cost: float = not_negative()  # never exceeded, all runs together; in the prices' currency
     per_group: int = positive()  # features explained of each group and baseline
     baselines: list[str] = some_of(*BASELINES)  # bases that are explained as well
     rows: int = positive()  # to fit these
-    n_tokens: int = positive()  # of the harvested text, read again for excerpts
+    n_tokens: int = positive()  # read again for excerpts
     width: int = positive()  # tokens of an excerpt
-    examples: int = positive()  # excerpts that an explanation is made from
-    simulate: int = even()  # held-out excerpts simulated, half the highest and half random
-    detect: int = even()  # held-out excerpts to tell apart, half active and half not
+    examples: int = positive()  # excerpts for an explanation
+    simulate: int = even()  # held-out excerpts simulated
+    detect: int = even()  # held-out excerpts to tell apart
     parallel: int = positive()  # requests at a time
-    timeout_s: float = positive()  # seconds after which a request is given up
-    retries: int = not_negative()  # of a request, when the server is busy or fails
+    timeout_s: float = positive()  # seconds for a request
+    retries: int = not_negative()  # of a request
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,7 +41,7 @@ class FilesData(DataConfig):
     """Local txt, jsonl or parquet files."""
 
     files: Any = MISSING  # a path or glob, or a list of them
-    text_column: str = MISSING  # the column or JSON key that holds the text
+    text_column: str = MISSING  # the column or JSON key
 
 
 @dataclass
@@ -52,7 +52,7 @@ class HubData(DataConfig):
     name: str | None = MISSING  # a configuration of it; null: the only one
     revision: str | None = MISSING  # branch or commit; null: the main branch
     split: str = MISSING  # part of the data set
-    streaming: bool = MISSING  # whether it is read as it is downloaded
+    streaming: bool = MISSING  # read as it is downloaded
     text_column: str = MISSING  # the column that holds the text
     max_documents: int | None = positive()  # null takes all
 
@@ -64,9 +64,9 @@ class ToyData(Checked, section="data"):
     d_in: int = positive()  # columns
     n_features: int = positive()  # the true ones
     n_active: float = positive()  # features active in a row, mean
-    decay: float = between(0, 1, "(]")  # a feature's probability as a share of the one before it
+    decay: float = between(0, 1, "(]")  # probability, as a share of the feature before
     correlated: bool = MISSING  # whether features are active together
-    value: str = one_of("uniform", "product")  # U(0, 1), or the product of two such
+    value: str = one_of("uniform", "product")  # U(0, 1), or a product of two
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,9 +89,9 @@ class GPT2Tokenizer:
 class BPETokenizer(Checked, section="tokenizer"):
     """A byte-pair vocabulary trained on the corpus."""
 
-    # ids in all: bytes, merges and the end-of-text token
+    # ids in all
     vocab_size: int = at_least(258, " (256 bytes, one merge, end of text)")
-    train_chars: int = positive()  # characters of the corpus that the trainer sees
+    train_chars: int = positive()  # characters that the trainer sees
     kind: str = "bpe"  # follows from the choice
 
 
@@ -107,14 +107,14 @@ class SAEConfig(Checked, section="sae"):
     l1_scaling: str = one_of("none", "d_in", "dict_size")  # what l1 is divided by
     dead: str = one_of("none", "resample", "auxk")  # what is done about inactive features
     resample_every: int = positive(2_500)  # resample: optimiser steps between two
-    aux_k: int = positive()  # auxk: inactive features that model the residual of a row
+    aux_k: int = positive()  # auxk: inactive features of a row
     aux_coefficient: float = not_negative()  # auxk: weight of that loss
-    precision: str = one_of("fp32", "bf16")  # of products; on a CPU, of the one that selects codes
-    project_gradient: bool = MISSING  # drop the decoder gradient's part along its unit rows
-    encoder_norm: bool = False  # keep each encoder row times its decoder row at one
+    precision: str = one_of("fp32", "bf16")  # of products; on a CPU, of one that selects codes
+    project_gradient: bool = MISSING  # drop the decoder's gradient along its rows
+    encoder_norm: bool = False  # encoder rows times decoder rows stay one
     site: str | None = None  # LAYER/SITE or a module's path: what is read; null: all columns
     target: str | None = None  # the site that a transcoder reconstructs
-    skip: bool = False  # transcoder: the output also gets a linear map of the input
+    skip: bool = False  # transcoder: add a linear map of the input
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,7 +153,7 @@ class AdamConfig(Checked, section="optimizer"):
     beta1: float = between(0, 1, "[)")  # decay of the mean gradient
     beta2: float = between(0, 1, "[)")  # decay of its mean square
     eps: float = positive()  # added to the root of that
-    warmup_steps: int = not_negative()  # optimiser steps over which the rate rises
+    warmup_steps: int = not_negative()  # steps over which the rate rises
     schedule: str = one_of("constant", "linear", "cosine", default="constant")  # how the rate ends
     decay_fraction: float = between(0, 1, "(]", default=0.2)  # of the training, in which it falls
 
@@ -162,10 +162,10 @@ class AdamConfig(Checked, section="optimizer"):
 class SAETrainingConfig(Checked, section="training"):
     """How long and in what pieces dictionaries are trained."""
 
-    n_activations: int = positive()  # rows seen in all, in several passes if need be
+    n_activations: int = positive()  # rows seen in all
     batch_size: int = positive()  # rows in one optimiser step
     eval_rows: int = positive()  # the last rows, kept for the final numbers
-    l1_warmup_steps: int = not_negative()  # optimiser steps over which l1 rises from zero
+    l1_warmup_steps: int = not_negative()  # steps over which l1 rises
     dead_window: int = positive()  # rows, none of which activates an inactive feature
     snapshots: int = not_negative()  # decoders kept: at the end, half of it ...
     log_every: int = positive()  # optimiser steps between logged values
@@ -198,7 +198,7 @@ class AdamWConfig(Checked, section="optimizer"):
     """AdamW with linear warm-up and cosine decay, for the language model."""
 
     lr: float = positive()  # the highest learning rate
-    min_lr_ratio: float = not_negative()  # learning rate at the end, as a share of lr
+    min_lr_ratio: float = not_negative()  # at the end, as a share of lr
     beta1: float = MISSING  # decay of the mean gradient
     beta2: float = MISSING  # decay of its mean square
     weight_decay: float = not_negative()  # on matrices only
@@ -211,7 +211,7 @@ class AdamWConfig(Checked, section="optimizer"):
 class MuonConfig(AdamWConfig):
     """Muon on the blocks' matrices, AdamW on embeddings, positions and norms."""
 
-    hidden_lr: float = positive()  # Muon's learning rate; `lr` is AdamW's, with the same schedule
+    hidden_lr: float = positive()  # Muon's learning rate; `lr` is AdamW's
     momentum: float = between(0, 1, "[)")  # of the matrices' gradients
 
 
@@ -223,7 +223,7 @@ class LMTrainingConfig(Checked, section="training"):
     batch_size: int = positive()  # sequences of n_ctx tokens in one forward pass
     accumulate: int = positive()  # forward passes in one optimiser step
     precision: str = one_of("fp32", "bf16")  # of products
-    eval_every: int = positive()  # optimiser steps between validation losses
+    eval_every: int = positive()  # steps between validation losses
     eval_tokens: int = positive()  # validation tokens in one estimate
     checkpoint_every: int = positive()  # optimiser steps between checkpoints
     log_every: int = positive()  # optimiser steps between logged values
@@ -238,10 +238,10 @@ class StudyLM:
 class HFModel(Checked, section="lm"):
     """A causal language model of the transformers library, with its own tokenizer."""
 
-    name_or_path: str = MISSING  # a folder, or a name on the Hugging Face hub
+    name_or_path: str = MISSING  # a folder, or a name on the hub
     revision: str | None = MISSING  # branch or commit; null: the main branch
     n_ctx: int = positive()  # tokens of text in one context
-    dtype: str = one_of("float32", "bfloat16", "float16")  # what the model computes in
+    dtype: str = one_of("float32", "bfloat16", "float16")  # of the model
     bos: bool | None = None  # whether a token begins each context; null: as its tokenizer does
 
 
@@ -292,7 +292,7 @@ class TrackingConfig(Checked, section="tracking"):
     project: str = MISSING  # to which the runs belong
     entity: str | None = MISSING  # user or team; null: the key's own
     tags: list[str] = MISSING  # of every run
-    label: str | None = None  # name of a dictionary's run; null: what varies in its grid
+    label: str | None = None  # of a dictionary's run; null: what varies
     job_type: str | None = None  # of the runs; null: the stage
     upload: str = one_of("none", "weights", default="none")  # weights: dictionaries are sent
 
@@ -313,9 +313,9 @@ class StudyConfig(Checked):
     """What all four stages share."""
 
     name: str = MISSING  # of the study
-    study_dir: str = MISSING  # where all four stages put what they make
+    study_dir: str = MISSING  # of all that is made
     device: str = MISSING  # auto (all GPUs, or else the CPU), cpu, cuda or cuda:1
-    seed: int = not_negative()  # of initial values, and of what else is drawn
+    seed: int = not_negative()  # of all that is drawn
     tracking: TrackingConfig = MISSING
 
     def __post_init__(self) -> None:
@@ -334,7 +334,7 @@ class TrainLMConfig(StudyConfig):
     """Stage 1."""
 
     lm_dir: str = MISSING  # of the language model
-    cache_dir: str = MISSING  # corpora, vocabularies and token shards, shared by all studies
+    cache_dir: str = MISSING  # of texts and tokens, shared by all studies
     data: Any = MISSING
     tokenizer: Any = MISSING
     model: ModelConfig = MISSING
