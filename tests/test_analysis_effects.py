@@ -14,7 +14,7 @@ import sparse_dict
 from sparse_dict.analysis import feature_effects as single
 from sparse_dict.analysis import study
 from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, judge
-from sparse_dict.analysis.feature_effects import losses, measure
+from sparse_dict.analysis.feature_effects import changes, losses, measure
 from sparse_dict.analysis.measures import alignment
 from sparse_dict.analysis.sections import effects
 from sparse_dict.config import EffectsConfig, ModelConfig
@@ -83,12 +83,14 @@ def test_an_effect_is_that_of_a_hook_that_takes_the_feature_out(model, tmp_path,
         return code[..., None] * torch.from_numpy(entry.decoder[feature])
 
     rows, contexts = torch.from_numpy(source.rows(slice(0, 6))), np.arange(6)
-    whole = losses(source, contexts, [None]).mean()
+    before = losses(source, contexts)
+    whole = before.mean()
     assert whole == pytest.approx(hooked(lambda x: x), rel=BAR)
     for feature in range(5):
         want = hooked(lambda x, f=feature: x - part(first, f, x) + part(second, 7, x))
         change = part(second, 7, rows) - part(first, feature, rows)
-        assert losses(source, contexts, [change.numpy()]).mean() == pytest.approx(want, rel=BAR)
+        rise = changes(source, contexts, [change.numpy()], before).mean()
+        assert whole + rise == pytest.approx(want, rel=BAR)
 
 
 def test_a_neuron_that_nobody_reads_has_no_effect_and_a_twin_replaces_its_feature(model, tmp_path):
@@ -98,7 +100,7 @@ def test_a_neuron_that_nobody_reads_has_no_effect_and_a_twin_replaces_its_featur
     kept = tmp_path / "kept"
     table = measure(first, second, source, EffectsConfig(100, 4, 1000, 9), 0, kept)
     table = table.set_index("feature")
-    rounded = BAR * losses(source, np.arange(len(source.text)), [None]).mean()
+    rounded = BAR * losses(source, np.arange(len(source.text))).mean()
     assert table.loc[[3, D + 3], "ablated"].abs().max() < rounded
     assert table["ablated"].abs().max() > 100 * rounded
     assert table["substituted"].abs().max() < rounded
@@ -112,11 +114,12 @@ def test_an_effect_is_a_mean_over_all_tokens_and_of_many_features_some_are_drawn
     table = measure(first, second, source, all_of_them, 0, kept)
     every = table.set_index("feature")
     contexts, rows = np.arange(len(source.text)), source.rows(slice(None))
-    original = losses(source, contexts, [None]).mean()
+    before = losses(source, contexts)
+    original = before.mean()
     for feature in (1, 5):
         without = -first.trained.dictionary.encode(rows.reshape(-1, D))[:, feature, None]
         change = (without * first.decoder[feature]).reshape(rows.shape)
-        whole = losses(source, contexts, [change]).mean() - original
+        whole = changes(source, contexts, [change], before).mean()
         assert every.at[feature, "ablated"] == pytest.approx(whole, abs=BAR * original)
     some = measure(first, second, source, EffectsConfig(7, 1000, 1000, 9), 0, tmp_path / "others")
     assert len(some) == 7

@@ -21,7 +21,7 @@ from sparse_dict.analysis.features.contexts import Code, codes
 from sparse_dict.analysis.measures import Index, alignment
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, spearman
 from sparse_dict.analysis.measures.mcs import normalised
-from sparse_dict.analysis.reconstruction_loss import batches
+from sparse_dict.analysis.reconstruction_loss import Losses, batches
 from sparse_dict.analysis.source import Source
 from sparse_dict.analysis.study import Entry
 from sparse_dict.analysis.tables import SEED, Tables
@@ -83,15 +83,15 @@ def measure(
         source, "codes",
     )  # fmt: skip
     # One by one, so that it does not depend on what was measured in an earlier run.
-    original = cache(lambda context: losses(source, np.array([context]), [None]).item())
+    original = cache(lambda context: losses(source, np.array([context]))[0])
 
     def effect(at: int) -> list[float]:
         i, both = todo[at], found[[at, at + len(todo)]].toarray()
         ours, match = both.reshape(2, len(active), -1, 1)[:, chosen[i]]
         without = -ours * entry.decoder[features[i]]
         instead = without + match * other.decoder[partners[i]]
-        whole = np.mean([original(context) for context in chosen[i].tolist()])
-        changed = losses(source, chosen[i], [without, instead]).mean(1) - whole
+        before = np.stack([original(context) for context in chosen[i].tolist()])
+        changed = changes(source, chosen[i], [without, instead], before).mean(1)
         share = len(where[i]) / len(active)  # elsewhere nothing changes
         return [float(value) for value in share * changed]
 
@@ -133,17 +133,30 @@ def _known(kept: Path, of: str) -> list[list[float]]:
     return found["effects"] if found["of"] == of else []
 
 
-def losses(source: Source, contexts: Index, changes: Sequence[Rows | None]) -> NDArray[np.float64]:
-    """The loss in nats on each context with each change of its rows, (changes, contexts).
+def losses(source: Source, contexts: Index) -> Losses:
+    """The loss in nats of each token of some contexts, (contexts, n_ctx - 1)."""
+    assert source.lm is not None
+    parts = batches(source.lm.model, source.text[contexts], source.place)
+    return np.concatenate([batch.loss(batch.y) for batch in parts])
 
-    A change (contexts, kept, d_in) is added to the rows.
+
+def changes(source: Source, contexts: Index, of: Sequence[Rows], before: Losses) -> Losses:
+    """By how much the mean loss of each context rises with each change of its rows, in nats.
+
+    (changes, contexts). A change (contexts, kept, d_in) is added to the rows; the losses `before`
+    it are those of `losses`, which stay what they are up to the first row that is changed.
     """
     assert source.lm is not None
-    found = np.empty((len(changes), len(contexts)))
+    found, skip = np.zeros((len(of), len(contexts))), source.place.skip_first
     for batch in batches(source.lm.model, source.text[contexts], source.place):
-        for i, change in enumerate(changes):
-            more = 0 if change is None else change[batch.contexts, :-1].reshape(batch.y.shape)
-            found[i, batch.contexts] = batch.loss(batch.y + more)
+        for i, change in enumerate(of):
+            part = change[batch.contexts, :-1]
+            behind = np.logical_or.accumulate(part.any(2), axis=1)
+            mask = np.pad(behind, ((0, 0), (skip, 0)))  # (contexts, n_ctx - 1)
+            rises = np.zeros(mask.shape)
+            rises[mask] = batch.loss(batch.y + part.reshape(batch.y.shape), mask)
+            rises[mask] -= before[batch.contexts][mask]
+            found[i, batch.contexts] = rises.mean(1)
     return found
 
 

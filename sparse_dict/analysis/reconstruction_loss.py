@@ -30,7 +30,7 @@ from sparse_dict.machine import runtime
 from sparse_dict.machine.background import mapped
 from sparse_dict.machine.progress import Progress
 
-Losses = NDArray[np.float64]  # a value for each context
+Losses = NDArray[np.float64]  # a value for each context, or token
 Label = str | tuple[str, int]
 # Of rows (n, d_in), what may take their place, (n, d_out) each, under its label; made one by one.
 Reconstruct = Callable[[Floats], Iterable[tuple[Label, Floats]]]
@@ -46,11 +46,13 @@ class Batch:
     contexts: slice
     x: Floats  # (rows, d_in), the rows that are read
     y: Floats  # (rows, d_out), those that may be replaced
-    loss: Callable[[Floats], Losses]  # in nats, by context, with other rows (rows, d_out)
+    # In nats, of each token with other rows (rows, d_out); of those that a mask (contexts, length)
+    # picks, if one is given.
+    loss: Callable[..., Losses]
 
     def labelled(self, new: tuple[Label, Floats]) -> tuple[Label, Losses]:
-        """`loss` with rows that have a label."""
-        return new[0], self.loss(new[1])
+        """The mean loss of each context, with rows that have a label."""
+        return new[0], self.loss(new[1]).mean(1)
 
 
 @torch.inference_mode()
@@ -80,10 +82,11 @@ def batches(
 @torch.inference_mode()  # of each thread
 def _loss(
     model: LanguageModel, follow: Follow, read: Sequence[Tensor], written: Sequence[Tensor],
-    skip: int, new: Floats,
+    skip: int, new: Floats, of: NDArray[np.bool_] | None = None,
 ) -> Losses:  # fmt: skip
-    losses = finite(follow([*read, *put_back(written, new, skip)]), model)
-    found: Losses = losses.double().mean(1).cpu().numpy()
+    mask = None if of is None else torch.from_numpy(of).to(model.device)
+    losses = finite(follow([*read, *put_back(written, new, skip)], mask), model)
+    found: Losses = losses.double().cpu().numpy()
     return found
 
 
