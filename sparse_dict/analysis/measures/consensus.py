@@ -4,7 +4,6 @@ A feature is a row of 2 d + 1 numbers: encoder weights, bias, decoder row of uni
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -65,6 +64,7 @@ def refit(part: Floats, b_dec: Floats, k: int, x: Floats) -> Dictionary:
     as it is.
     """
     import torch
+    from torch.optim.adam import adam
 
     k, d = min(k, len(part)), part.shape[1] // 2
     generator = torch.Generator().manual_seed(0)
@@ -73,16 +73,23 @@ def refit(part: Floats, b_dec: Floats, k: int, x: Floats) -> Dictionary:
     W, b = (torch.from_numpy(a).requires_grad_() for a in weights)
     W_dec, bias = (torch.from_numpy(np.float32(a)) for a in (directions(rows).copy(), b_dec))
     seen, scale = torch.from_numpy(x), float(np.sqrt(np.square(x).mean()))
-    groups: list[dict[str, Any]] = [{"params": [W]}, {"params": [b], "lr": RATE * scale}]
-    optimiser = torch.optim.Adam(groups, RATE)
+    # By the function behind torch.optim.Adam, which itself imports torch's compiler, for seconds.
+    parts = [
+        (p, rate, torch.zeros_like(p), torch.zeros_like(p), torch.tensor(0.0))
+        for p, rate in ((W, RATE), (b, RATE * scale))
+    ]
     for _ in range(STEPS):
         batch = seen[torch.randint(len(seen), (BATCH,), generator=generator)]
         codes = (batch @ W + b).relu()
         kept = codes * (codes >= codes.topk(k, dim=1).values[:, -1:])
         error = ((kept @ W_dec + bias - batch) / scale).square().mean()
-        optimiser.zero_grad()
-        error.backward()
-        optimiser.step()
+        gradients = torch.autograd.grad(error, (W, b))
+        with torch.no_grad():
+            for (p, rate, m, v, steps), gradient in zip(parts, gradients, strict=True):
+                adam(
+                    [p], [gradient], [m], [v], [], [steps], amsgrad=False, beta1=0.9, beta2=0.999,
+                    lr=rate, weight_decay=0, eps=1e-8, maximize=False,
+                )  # fmt: skip
     return Dictionary(W.detach().numpy(), b.detach().numpy(), W_dec.numpy(), bias.numpy(), None, k)
 
 
