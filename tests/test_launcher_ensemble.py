@@ -89,7 +89,8 @@ def test_batches_come_as_several_launches_and_a_failure_stops_none(
         ),
         (
             ["size=1,1"],
-            "app.py: job 0 and job 1 would both write to runs/size=1: they are the same\n",
+            "app.py: job 0 and job 1 would both write to runs/size=1: "
+            "type 'name=app-${hydra:job.num}'\n",
         ),
         (["size=range(5,5)"], "app.py: the grid is empty: a swept key has no value\n"),
     ],

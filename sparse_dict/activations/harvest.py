@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,9 +17,7 @@ from sparse_dict.machine import distributed
 from sparse_dict.machine.background import mapped
 from sparse_dict.machine.progress import Progress
 from sparse_dict.text.tokens import TokenStream
-
-if TYPE_CHECKING:
-    from sparse_dict.tracking import Run
+from sparse_dict.tracking import Run
 
 LOG_EVERY_S = 1.0
 
@@ -33,12 +29,9 @@ def widths(model: LanguageModel, sites: Sequence[Site]) -> list[int]:
     return [found.shape[-1] for found in model.read(token, sites)]
 
 
-@dataclass
-class _Batch:
-    rows: Tensor  # (contexts * kept, d_in) on the CPU, as the files hold them
-    origins: NDArray[np.int32]  # (contexts * kept, 3)
-    finite: Tensor  # whether the model's values were, before they were rounded: bool ()
-    copied: "torch.cuda.Event | None"  # a copy from a GPU that is under way
+# Rows (contexts * kept, d_in) on the CPU, as the files hold them; their origins, (contexts * kept,
+# 3); whether the model's values were finite before they were rounded; a copy that is under way.
+_Batch = tuple[Tensor, NDArray[np.int32], Tensor, "torch.cuda.Event | None"]
 
 
 def harvest(
@@ -47,7 +40,7 @@ def harvest(
     config: HarvestConfig,
     n_ctx: int,
     writer: ShardWriter,
-    run: "Run",
+    run: Run,
 ) -> None:
     """Write one row for each position of as many contexts as `writer.rows` asks for.
 
@@ -74,7 +67,7 @@ def harvest(
         for i, values in enumerate((documents, positions, tokens)):
             origins[:, :, i] = values.reshape(n, n_ctx)
         on_cpu, copied = _to_cpu(rows.to(dtype))
-        return _Batch(on_cpu, origins[:, skip:].reshape(-1, 3), finite, copied)
+        return on_cpu, origins[:, skip:].reshape(-1, 3), finite, copied
 
     starts = range(0, n_contexts, config.batch_size)
     rank, size = distributed.rank(), distributed.size()
@@ -84,14 +77,14 @@ def harvest(
     started = time.perf_counter()
     next_log = started + LOG_EVERY_S
     with threads_to_share(model) as threads, Progress("harvest", own, "rows") as progress:
-        for batch in mapped(read, starts, threads):
-            if batch.copied is not None:
-                batch.copied.synchronize()
-            if not batch.finite:
+        for rows, origins, finite, copied in mapped(read, starts, threads):
+            if copied is not None:
+                copied.synchronize()
+            if not finite:
                 raise UserError(f"the language model's activations are not finite: {model.remedy}")
-            writer.add(batch.rows.numpy(), batch.origins)
-            done = progress.done + len(batch.rows)
-            progress.advance(len(batch.rows), MB=done * writer.row_bytes / 1e6)
+            writer.add(rows.numpy(), origins)
+            done = progress.done + len(rows)
+            progress.advance(len(rows), MB=done * writer.row_bytes / 1e6)
             now = time.perf_counter()
             if now >= next_log:
                 next_log = now + LOG_EVERY_S

@@ -94,6 +94,7 @@ class Manifest(TypedDict):
     pre_activations: NotRequired[list[_Regime]]
     config: NotRequired[_Config]
     corpus: NotRequired[dict[str, Any]]
+    lm_dir: NotRequired[Line]
     lm_commit: NotRequired[Line | None]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +26,7 @@ from sparse_dict.activations.store import (
 from sparse_dict.errors import UserError
 from sparse_dict.machine import distributed
 from sparse_dict.storage import files
-
-if TYPE_CHECKING:
-    from sparse_dict.tracking import Run
-
+from sparse_dict.tracking import Run
 
 CARDS = 1 << 16  # dealt at once
 

@@ -114,9 +114,11 @@ def check_grid(config: DictConfig) -> list[Job]:
         for folder in (job.output or job.folder, job.folder):
             other = owners.setdefault(os.path.realpath(folder), job)
             if other is not job:
+                key, there = module(config.hydra.job.name).OUTPUT.key, os.path.relpath(folder)
+                own = f"name={job.config.name}" if key is None else f"{key}={there}"
                 raise UserError(
-                    f"job {other.number} and job {job.number} would both write to "
-                    f"{os.path.relpath(folder)}: {_advice(jobs)}"
+                    f"job {other.number} and job {job.number} would both write to {there}: "
+                    f"type '{own}-${{hydra:job.num}}'"
                 )
     for job, label in zip(jobs, labels([job.overrides for job in jobs]), strict=True):
         if "tracking" in job.config and job.config.tracking.label is None:
@@ -179,19 +181,3 @@ def _compose(config: DictConfig, number: int, overrides: Sequence[str]) -> Job:
         job.hydra.runtime.output_dir = str(folder)
     HydraConfig.instance().set_config(job)  # again, since it holds a copy
     return Job(number, tuple(overrides), job, folder)
-
-
-def _advice(jobs: Sequence[Job]) -> str:
-    job = jobs[0]
-    swept = zip(*(job.overrides for job in jobs), strict=True)  # the values of each override
-    varying = [values[0].partition("=")[0] for values in swept if len(set(values)) > 1]
-    if not varying:
-        return "they are the same"
-    HydraConfig.instance().set_config(job.config)  # what ${hydra:...} in a path is read from
-    config, key = job.config, module(job.config.hydra.job.name).OUTPUT.key or "name"
-    if key == "lm_dir" and config.lm_dir == f"outputs/{config.name}/lm":
-        key = "name"
-    values = [OmegaConf.select(config, name) for name in varying]
-    plain = all(isinstance(value, str | int | float) and "/" not in str(value) for value in values)
-    parts = varying if plain and key not in varying else ["hydra:job.num"]
-    return f"type '{'-'.join([f'{key}={config[key]}', *(f'${{{name}}}' for name in parts)])}'"

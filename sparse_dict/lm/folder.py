@@ -129,10 +129,6 @@ def load(lm_dir: str | Path, device: "torch.device | str" = "cpu") -> LoadedLM:
         tokenizer = Tokenizer.load(lm_dir / TOKENIZER)
         if tokenizer.fingerprint != record["fingerprints"]["tokenizer"]:
             raise UserError(f"{lm_dir / TOKENIZER} is not the tokenizer that {RECORD} describes")
-        if tokenizer.n_vocab != record["n_vocab"]:
-            raise UserError(
-                f"{lm_dir / RECORD}: n_vocab is not the tokenizer's {tokenizer.n_vocab}"
-            )
     return LoadedLM(model.eval().to(device), tokenizer, record)
 
 

@@ -5,7 +5,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,7 @@ from sparse_dict.machine import distributed, interrupt
 from sparse_dict.machine.background import prefetched
 from sparse_dict.machine.progress import Progress
 from sparse_dict.text.tokens import TokenStream
-
-if TYPE_CHECKING:
-    from sparse_dict.tracking import Run
+from sparse_dict.tracking import Run
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +103,7 @@ class _Loss(nn.Module):
         return self.model.loss(tokens, targets, bf16=self.bf16)
 
 
-def train(model: GPT, job: Job, run: "Run") -> State:
+def train(model: GPT, job: Job, run: Run) -> State:
     """Train `model` to the end, from the job's checkpoint if there is one."""
     config = job.training
     device = model.embed.weight.device

@@ -11,15 +11,8 @@ T = TypeVar("T")
 def subclasses(package: str, path: Iterable[str], base: type[T]) -> dict[str, type[T]]:
     """The one subclass of `base` that each module of `package` defines, by the module's name."""
     found = {}
-    for name in sorted(module.name for module in pkgutil.iter_modules(path)):
-        module = import_module(f"{package}.{name}")
-        own = [
-            kind
-            for kind in vars(module).values()
-            if isinstance(kind, type)
-            and issubclass(kind, base)
-            and kind.__module__ == module.__name__
-        ]
-        if name != "base":
-            (found[name],) = own
+    for module in sorted({each.name for each in pkgutil.iter_modules(path)} - {"base"}):
+        there = vars(import_module(f"{package}.{module}")).values()
+        kinds = [kind for kind in there if isinstance(kind, type) and issubclass(kind, base)]
+        (found[module],) = (kind for kind in kinds if kind.__module__ == f"{package}.{module}")
     return found

@@ -60,21 +60,17 @@ def _place(hook: str | None) -> tuple[int | None, str | None]:
 def of_activations(activations: "Activations", site: str | None = None) -> Origin:
     """Where a harvest was taken, or the columns of one of its sites; nothing of arrays."""
     manifest = activations.manifest or {}
-    config = manifest.get("config")
-    lm = config.get("lm") if isinstance(config, dict) else None
-    model = lm.get("name_or_path") if isinstance(lm, dict) else manifest.get("lm_dir")
-    layer, name = manifest.get("layer"), manifest.get("site")
+    lm = (manifest.get("config") or {}).get("lm") or {}
+    model = lm.get("name_or_path", manifest.get("lm_dir"))
+    place = Site(str(manifest.get("site")), manifest.get("layer"))
     if site is not None:
         place = parse(site, None, "sae.site")
-        layer, name = place.layer, place.name
     hook = None
-    if isinstance(name, str):
-        inside = SITES.get(name)
-        if inside is not None and layer is not None:
-            hook = f"blocks.{layer}.{inside}"
-        elif inside is None and layer is None and _is_path(name):
-            hook = name
-    return Origin(hook, model if isinstance(model, str) else None)
+    if place.layer is not None and place.name in SITES:
+        hook = f"blocks.{place.layer}.{SITES[place.name]}"
+    elif place.layer is None and _is_path(place.name):
+        hook = place.name
+    return Origin(hook, model)
 
 
 def site_of(hook: object) -> Site | None:
