@@ -296,17 +296,6 @@ class TrackingConfig(Checked, section="tracking"):
     job_type: str | None = None  # of the runs; null: the stage
     upload: str = one_of("none", "weights", default="none")  # weights: dictionaries are sent
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
-            raise UserError(
-                "tracking.project must have 1 to 128 characters, and none of / \\ # ? % :, "
-                f"not {self.project!r}"
-            )
-        for tag in self.tags:
-            if not 1 <= len(tag) <= 64:
-                raise UserError(f"tracking.tags must have 1 to 64 characters each, not {tag!r}")
-
 
 @dataclass
 class StudyConfig(Checked):

@@ -34,9 +34,6 @@ def _or_end(config: DictConfig, check: Callable[[DictConfig], None]) -> None:
     try:
         if config.hydra.job.chdir:
             raise UserError("hydra.job.chdir must be false: paths count from where you stand")
-        for key in ("job_logging", "hydra_logging"):
-            if not OmegaConf.select(config, f"hydra.{key}.root.handlers"):
-                raise UserError(f"hydra/{key} must have a handler, or no error would be shown")
         check(config)
     except Exception as error:
         script.fail(error, OmegaConf.select(config, "hydra.job.name"))

@@ -12,7 +12,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import islice, repeat
 from typing import TypeVar
 
@@ -25,25 +25,21 @@ _END = object()
 
 def reachable(url: str, seconds: float = 3.0) -> bool:
     """Whether anything answers at `url` within `seconds`, even with an error."""
-    answered = threading.Event()
 
-    def ask() -> None:
-        try:
+    def ask() -> bool:
+        with suppress(urllib.error.HTTPError):
             request = urllib.request.Request(url, method="HEAD")
             urllib.request.urlopen(request, timeout=seconds).close()
-        except urllib.error.HTTPError:
-            pass
-        except OSError as error:
-            # a certificate that is not accepted here may be by the client that is used later
-            if not isinstance(getattr(error, "reason", None), ssl.SSLError):
-                return
-        answered.set()
+        return True
 
-    # In a thread, because a name look-up has no timeout.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()
+    def give_up() -> None:
+        raise TimeoutError
+
+    try:
+        return in_background(ask, seconds, give_up)  # a name look-up has no timeout of its own
+    except OSError as error:
+        # a certificate that is not accepted here may be by the client that is used later
+        return isinstance(getattr(error, "reason", None), ssl.SSLError)
 
 
 def prefetched(items: Iterable[T], depth: int = 2) -> Iterator[T]:
