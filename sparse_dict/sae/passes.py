@@ -16,12 +16,12 @@ from sparse_dict.machine.threads import balanced
 from sparse_dict.sae import ensemble
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae.evaluate import Evaluation, evaluate, on_raw
-from sparse_dict.sae.jobs import Job, weight
 from sparse_dict.sae.origin import of_activations
 from sparse_dict.sae.rows import training_rows
 from sparse_dict.sae.run_names import end_values, run_name
 from sparse_dict.sae.scaling import Data
 from sparse_dict.sae.schedule import total_steps
+from sparse_dict.sae.stage import Job, weight
 from sparse_dict.sae.trainee import Trainee
 from sparse_dict.storage.files import fingerprint, read_json, write_csv
 

@@ -1,9 +1,10 @@
 """Stage 3: which dictionaries are still to train, which together, and what is written of them."""
 
 import logging
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,28 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.config import TrainSAEConfig, identity
 from sparse_dict.errors import UserError, printable
 from sparse_dict.machine import runtime
-from sparse_dict.sae import architectures, interventions, jobs, schedule, usefulness
+from sparse_dict.sae import architectures, interventions, schedule, usefulness
 from sparse_dict.sae import folder as folders
-from sparse_dict.sae.jobs import Job, weight
 from sparse_dict.sae.rows import check_evaluation_rows, training_rows
 from sparse_dict.sae.run_names import run_name
 from sparse_dict.sae.scaling import Data, settled
 from sparse_dict.storage import lock
-from sparse_dict.storage.files import read_json
+from sparse_dict.storage.files import fingerprint, read_json
 from sparse_dict.storage.output import Output
-
-__all__ = ["check", "objective", "run", "show", "train_many", "weight"]  # what launchers ask
 
 log = logging.getLogger(__name__)
 
 Outcome = dict[str, Any] | Exception
+
+
+@dataclass(eq=False)
+class Job:
+    """A dictionary that is to be trained."""
+
+    config: TrainSAEConfig  # settled: see `scaling.settled`
+    folder: Path
+    record: dict[str, Any]  # what decides its result
+    step: int = 0  # optimiser steps that its checkpoint has behind it
 
 
 def _made_from(folder: Path) -> dict[str, Any] | None:
@@ -96,6 +104,11 @@ def _check_companions(folder: Path, activations: Activations) -> None:
         return
 
 
+def weight(config: TrainSAEConfig) -> int:
+    """A dictionary's part of the work of a pass: features that are trained for it."""
+    return config.sae.dict_size * (1 + sum(kind.others for kind in interventions.asked(config.sae)))
+
+
 def objective(metrics: dict[str, Any]) -> tuple[float, float]:
     """What a sweeper such as Optuna minimises: the error, and the number of active features."""
     return metrics["fvu"], metrics["l0"]
@@ -148,13 +161,24 @@ def train_many(configs: list[TrainSAEConfig], folders_: list[Path]) -> list[Outc
                         passes.ended(run, job, metrics)
             except UserError as error:
                 outcomes[i] = error
-        groups = jobs.passes(waiting)
+        groups = _passes(waiting)
         for number, group in enumerate(groups, start=1):
             if len(groups) > 1:
                 log.info("pass %d of %d: %d dictionaries", number, len(groups), len(group))
             results = passes.train(group, _open(group[0].config))
             outcomes.update(zip(map(waiting.__getitem__, group), results, strict=True))
     return [outcomes[i] for i in range(len(configs))]
+
+
+def _passes(jobs: Iterable[Job]) -> list[list[Job]]:
+    """Jobs that can be trained together: at one time they are at the same batch."""
+    together: dict[str, list[Job]] = defaultdict(list)
+    for job in jobs:
+        config = job.config
+        training = replace(config.training, rows="all", rows_seed=0)
+        shared = [config.activations_dir, asdict(training), config.device, job.step]
+        together[fingerprint(shared)].append(job)
+    return list(together.values())
 
 
 def show(jobs: Mapping[Path, Mapping[str, Any]], failed: Mapping[Path, Exception]) -> None:

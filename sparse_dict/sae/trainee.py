@@ -11,9 +11,9 @@ from sparse_dict.errors import UserError
 from sparse_dict.sae import folder as folders
 from sparse_dict.sae import interventions
 from sparse_dict.sae.interventions import Intervention
-from sparse_dict.sae.jobs import Job
 from sparse_dict.sae.scaling import Data
 from sparse_dict.sae.schedule import Hyper, hyper, total_steps
+from sparse_dict.sae.stage import Job
 from sparse_dict.sae.state import State, Stats
 from sparse_dict.storage import tensor_files
 from sparse_dict.tracking import Run

@@ -9,7 +9,7 @@ from typing import Any
 from sparse_dict.config import DataConfig, DocstringsData, FilesData, HubData, ToyData
 from sparse_dict.errors import UserError
 from sparse_dict.text import docstrings, files, hub
-from sparse_dict.text.cleaning import Unique
+from sparse_dict.text.cleaning import unique
 
 SOURCES = {DocstringsData: docstrings, FilesData: files, HubData: hub}
 
@@ -58,15 +58,10 @@ class Documents:
         keys: Iterable[int] = (),
     ) -> None:
         self._texts = _source(data).documents(data, cache_dir, *([state] if state else []))
-        self._unique = Unique(self._texts, keys)
+        self.keys = array("Q", keys)  # a hash of each document given so far and in earlier streams
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._unique)
-
-    @property
-    def keys(self) -> "array[int]":
-        """A hash of each document given so far and in earlier streams."""
-        return self._unique.keys
+        return unique(self._texts, self.keys)
 
     def state(self) -> dict[str, Any] | None:
         """Where the stream is, as JSON; None of a source that can only begin anew."""

@@ -9,6 +9,7 @@ import multiprocessing
 import re
 import sys
 import time
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
@@ -23,7 +24,7 @@ from sparse_dict.machine.progress import Progress
 from sparse_dict.machine.threads import available_cores
 from sparse_dict.storage import files as whole_files
 from sparse_dict.storage.cache import ensure_sealed
-from sparse_dict.text.cleaning import Unique
+from sparse_dict.text.cleaning import unique
 from sparse_dict.text.extract import extract
 from sparse_dict.text.files import read_jsonl
 
@@ -96,7 +97,9 @@ def _extract(data: DocstringsData) -> list[str]:
         for task, texts in zip(tasks, extracted, strict=True):
             found += texts
             progress.advance(len(task))
-    return sorted(Unique(found), key=lambda text: hashlib.blake2b(text.encode()).digest())
+    return sorted(
+        unique(found, array("Q")), key=lambda text: hashlib.blake2b(text.encode()).digest()
+    )
 
 
 def _sources(data: DocstringsData) -> list[str]:

@@ -42,16 +42,11 @@ def describe(data: HubData, cache_dir: Path) -> dict[str, Any]:
     return described | ({"commit": commit} if commit else {})
 
 
-def documents(data: HubData, cache_dir: Path, state: dict[str, Any] | None = None) -> "Stream":
-    """The documents in the data set's order, or those behind `state`."""
-    return Stream(data, _open(data, _commit(data, cache_dir)), state)
-
-
 class Stream:
-    """The documents of an opened data set."""
+    """The documents in the data set's order, or those behind `state`."""
 
-    def __init__(self, data: HubData, dataset: Any, state: dict[str, Any] | None) -> None:
-        column = data.text_column
+    def __init__(self, data: HubData, cache_dir: Path, state: dict[str, Any] | None = None) -> None:
+        dataset, column = _open(data, _commit(data, cache_dir)), data.text_column
         if dataset.column_names is not None:  # a stream may not know them
             if column not in dataset.column_names:
                 raise UserError(f"{data.path}: {no_column(column, dataset.column_names)}")
@@ -83,6 +78,9 @@ class Stream:
         if not hasattr(self._dataset, "state_dict"):
             return None
         return {"taken": self._taken, "dataset": self._dataset.state_dict()}
+
+
+documents = Stream
 
 
 def _commit(data: HubData, cache_dir: Path) -> str | None:
