@@ -39,16 +39,6 @@ def test_both_are_distributions_even_after_a_token_that_was_never_seen():
         assert ngrams.bigram(np.full(30, before), every).sum() == pytest.approx(1)
 
 
-def test_counting_in_pieces_loses_no_pair(monkeypatch):
-    tokens = stream(random_tokens(1_000, 20))
-    whole = Ngrams(tokens, 20)
-    monkeypatch.setattr(baselines, "PIECE", 37)
-    pieces = Ngrams(tokens, 20)
-    a, b = (axis.ravel() for axis in np.indices((20, 20)))
-    assert (pieces.count == whole.count).all()
-    assert (pieces.bigram(a, b) == whole.bigram(a, b)).all()
-
-
 def test_the_bigram_beats_the_unigram_on_text_with_order_and_not_on_noise():
     rng = np.random.default_rng(0)
     chain = [0]

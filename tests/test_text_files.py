@@ -53,14 +53,6 @@ def test_repetitions_and_blank_documents_are_dropped(tmp_path):
     assert read(str(tmp_path / "a.jsonl"), tmp_path) == ["a b", "c"]
 
 
-def test_repetitions_are_found_after_the_recent_ones_were_packed_away(tmp_path, monkeypatch):
-    monkeypatch.setattr("sparse_dict.text.cleaning.SETTLE", 3)
-    rows = [str(i) for i in range(10)]
-    lines = [json.dumps({"text": row}) for row in rows + rows[::-1] + ["last"]]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    assert read(str(tmp_path / "a.jsonl"), tmp_path) == [*rows, "last"]
-
-
 def test_a_lone_surrogate_becomes_the_replacement_character(tmp_path):
     (tmp_path / "a.jsonl").write_text(r'{"text": "a\ud800b"}')
     assert read(str(tmp_path / "a.jsonl"), tmp_path) == ["a\ufffdb"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from damage import edited, first_line
+from damage import first_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,14 +111,8 @@ RANKS_FILE, RECORD = "ranks.tiktoken", "tokenizer.json"
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        (RANKS_FILE, first_line("!!! 0"), r"ranks\.tiktoken is malformed .*base64"),
-        (RANKS_FILE, first_line("IQ== 7"), "the ranks of its tokens are not 0, 1, 2"),
-        (RANKS_FILE, first_line("IQ=="), "ranks.tiktoken is malformed"),
-        (RANKS_FILE, first_line("Ig== 0"), "its tokens are not 0, 1, 2"),  # a repeated token
-        (RANKS_FILE, first_line("bG9uZ2Vy 0"), "lacks some of the 256"),
-        (RECORD, edited(n_vocab=7), "n_vocab is 7, not 301"),
-        (RECORD, edited(special_tokens={"<|endoftext|>": 5}), "special_tokens is"),
-        (RECORD, edited(pat_str="("), r"tokenizer\.json is malformed"),
+        (RANKS_FILE, first_line("IQ== 7"), r"ranks\.tiktoken has changed since it was written"),
+        (RANKS_FILE, first_line("\xff"), r"ranks\.tiktoken is malformed"),
         (RANKS_FILE, Path.unlink, "ranks.tiktoken does not exist"),
         (RECORD, Path.unlink, "tokenizer.json does not exist"),
     ],
@@ -127,7 +121,7 @@ def test_a_damaged_tokenizer_is_refused_with_what_is_wrong(tmp_path, file, chang
     TRAINED.save(tmp_path)
     change(tmp_path / file)
     with pytest.raises(UserError, match=message):
-        Tokenizer.load(tmp_path)
+        Tokenizer.load(tmp_path, TRAINED.fingerprint)
 
 
 def test_a_trained_vocabulary_is_cached_by_corpus_and_settings(tmp_path, data, monkeypatch):

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 import pytest
 from damage import edited, flip
 from fault_study import ENVIRONMENT, ROOT
-from safetensors.numpy import save_file
 from test_text_files import data, read
 from test_text_tokens import make_data, make_tokenizer
 from typing_extensions import TypedDict
@@ -314,9 +313,6 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "metrics.json is larger than": lambda f: os.truncate(f / "metrics.json", 40 << 30),
     "features.safetensors cannot be read": lambda f: os.truncate(
         f / "features.safetensors", 40 << 30
-    ),
-    "fire_count is not 16 numbers from 0 on": lambda f: save_file(
-        {"fire_count": np.full(16, -1)}, f / "features.safetensors"
     ),
 }
 

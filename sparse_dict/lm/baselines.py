@@ -8,7 +8,6 @@ from sparse_dict.text.tokens import TokenStream
 Tokens = NDArray[np.int64]
 
 FIT_TOKENS = 20_000_000  # counts of more text change the losses little and take memory
-PIECE = 1 << 22
 
 
 class Ngrams:
@@ -17,19 +16,11 @@ class Ngrams:
     def __init__(self, stream: TokenStream, n_vocab: int) -> None:
         self.n_vocab = n_vocab
         self.fitted_tokens = min(len(stream), FIT_TOKENS)
-        self.count: Tokens = np.zeros(n_vocab, np.int64)
-        pairs, counts = np.empty(0, np.int64), np.empty(0, np.int64)
-        for start in range(0, self.fitted_tokens, PIECE):
-            # one shared token joins the pieces
-            piece = stream.window(start, min(PIECE + 1, self.fitted_tokens - start))
-            self.count += np.bincount(piece[:PIECE], minlength=n_vocab)
-            new, times = np.unique(piece[:-1] * n_vocab + piece[1:], return_counts=True)
-            pairs, where = np.unique(np.concatenate([pairs, new]), return_inverse=True)
-            counts = np.bincount(
-                where, weights=np.concatenate([counts, times]), minlength=len(pairs)
-            ).astype(np.int64)
-        self._pairs = pairs  # sorted, first * n_vocab + second
-        self._pair_counts = counts
+        tokens = stream.window(0, self.fitted_tokens)
+        self.count: Tokens = np.bincount(tokens, minlength=n_vocab)
+        # first * n_vocab + second, sorted
+        pairs, counts = np.unique(tokens[:-1] * n_vocab + tokens[1:], return_counts=True)
+        self._pairs, self._pair_counts = pairs, counts
         first = pairs // n_vocab
         self._followed = np.bincount(first, weights=counts, minlength=n_vocab)
         self._followers = np.bincount(first, minlength=n_vocab)  # distinct ones

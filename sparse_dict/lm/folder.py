@@ -126,9 +126,7 @@ def load(lm_dir: str | Path, device: "torch.device | str" = "cpu") -> LoadedLM:
             model.load_state_dict(tensors, assign=True)
         except (RuntimeError, *MALFORMED) as error:
             raise UserError(f"{path} cannot be loaded: {one_line(error)}") from None
-        tokenizer = Tokenizer.load(lm_dir / TOKENIZER)
-        if tokenizer.fingerprint != record["fingerprints"]["tokenizer"]:
-            raise UserError(f"{lm_dir / TOKENIZER} is not the tokenizer that {RECORD} describes")
+        tokenizer = Tokenizer.load(lm_dir / TOKENIZER, record["fingerprints"]["tokenizer"])
     return LoadedLM(model.eval().to(device), tokenizer, record)
 
 

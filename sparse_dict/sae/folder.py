@@ -11,7 +11,7 @@ import numpy.typing as npt
 from typing_extensions import TypedDict
 
 from sparse_dict.config.sites import Site
-from sparse_dict.errors import UserError, advising
+from sparse_dict.errors import UserError, advising, reading
 from sparse_dict.sae.origin import UNKNOWN, site_of
 from sparse_dict.storage import records, tensor_files
 from sparse_dict.storage.arrays import Rows, as_rows
@@ -223,7 +223,7 @@ def read(folder: str | Path) -> Trained:
     folder = Path(folder)
     if not (folder / METRICS).exists():
         raise UserError(f"{folder} holds no finished dictionary ({METRICS})")
-    with _again(folder):
+    with _again(folder), reading(folder):
         return _read(folder)
 
 
@@ -234,19 +234,14 @@ def _read(folder: Path) -> Trained:
     weights = tensor_files.read(folder / WEIGHTS, hashes.get(WEIGHTS))
     features = tensor_files.read(folder / FEATURES, hashes.get(FEATURES))
     size = metrics["dict_size"]
-    for name in WEIGHT_NAMES[:4]:
-        weights.setdefault(name, np.empty(0))
-    W_skip = weights.pop("W_skip", None)
-    known = {name: weights[name] for name in WEIGHT_NAMES if name in weights}
-    dictionary = Dictionary(**known, k=config.get("k"))
+    W_skip = weights.get("W_skip")
+    known = {name: weights[name] for name in WEIGHT_NAMES[:4]}
+    dictionary = Dictionary(**known, threshold=weights.get("threshold"), k=config.get("k"))
     if W_skip is not None:
         dictionary.W_skip = np.ascontiguousarray(W_skip.T)
     refuse_misfit(folder / WEIGHTS, dictionary, size, config.get("d_out"))
-    fire_count = features.get("fire_count", np.empty(0))
-    if fire_count.dtype != np.int64 or fire_count.shape != (size,) or (fire_count < 0).any():
-        raise UserError(f"{folder / FEATURES}: fire_count is not {size} numbers from 0 on")
     site = site_of((config.get("metadata") or {}).get("hook_name"))
-    return Trained(folder, dictionary, fire_count, metrics, site)
+    return Trained(folder, dictionary, features["fire_count"], metrics, site)
 
 
 def refuse_misfit(path: Path, d: Dictionary, size: int, d_out: int | None = None) -> None:

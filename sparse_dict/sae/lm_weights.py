@@ -13,7 +13,6 @@ from sparse_dict.errors import UserError
 from sparse_dict.lm.folder import LoadedLM
 
 SAMPLE_TOKENS = 8_192  # over which pre-activations are averaged
-PIECE = 1 << 18  # origins read at a time
 
 
 def reading(lm: LoadedLM, site: Site, _activations: Activations) -> Tensor:
@@ -56,13 +55,10 @@ OF = {"init_read": reading, "init_write": writing}  # the directions that `sae.g
 
 def first_contexts(activations: Activations, n_ctx: int) -> NDArray[np.int64]:
     """Contexts (n, n_ctx) of the text that was harvested, from its beginning; as its rows say."""
-    first = np.empty((0, 3), np.int32)
-    for start in range(0, activations.rows, PIECE):
-        found = activations.origins(start, min(start + PIECE, activations.rows))
-        assert found is not None
-        both = np.concatenate([first, found])
-        order = np.lexsort((both[:, 1], both[:, 0]))  # by document, then position
-        first = both[order[:SAMPLE_TOKENS]]
+    origins = activations.origins(0, activations.rows)
+    assert origins is not None
+    order = np.lexsort((origins[:, 1], origins[:, 0]))  # by document, then position
+    first = origins[order[:SAMPLE_TOKENS]]
     n = len(first) // n_ctx
     if not n:
         raise UserError(f"{activations.folder} holds less than a context of {n_ctx} tokens")

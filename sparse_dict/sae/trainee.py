@@ -12,7 +12,7 @@ from sparse_dict.sae import folder as folders
 from sparse_dict.sae import interventions
 from sparse_dict.sae.interventions import Intervention
 from sparse_dict.sae.scaling import Data
-from sparse_dict.sae.schedule import Hyper, hyper, total_steps
+from sparse_dict.sae.schedule import Hyper, hyper
 from sparse_dict.sae.stage import Job
 from sparse_dict.sae.state import State, Stats
 from sparse_dict.storage import tensor_files
@@ -107,10 +107,6 @@ class Trainee:
                 intervention.load(tensors)
             sums = torch.tensor(astuple(Stats(**meta["sums"])), dtype=torch.float64)
             self.state.sums += sums.to(self.state.sums.device)
-            if not 0 <= meta["step"] <= total_steps(self.config):
-                raise ValueError(f"step {meta['step']}")
-            if any(tuple(row) != HISTORY for row in meta["history"]):
-                raise ValueError("a malformed history")
             self.history = meta["history"]
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise tensor_files.damaged(path, error) from None
