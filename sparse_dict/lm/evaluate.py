@@ -4,7 +4,7 @@ import argparse
 import logging
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,34 +33,27 @@ def on_files(lm: folder.LoadedLM, files: Sequence[str], text_column: str = "text
     import torch
 
     data = FilesData(val_fraction=0.5, files=list(files), text_column=text_column)
+    n_bytes, encoded = 0, [np.empty(0, np.int64)]
+    for text in corpus.Documents(data, Path()):
+        encoded += [*lm.tokenizer.encode_batch([text]), np.array([lm.tokenizer.eot])]
+        n_bytes += len(text.encode())
+    ids = torch.from_numpy(np.concatenate(encoded).astype(np.int64))
     n_ctx, size = lm.config.n_ctx, BLOCK * lm.config.n_ctx
-    means, n_bytes = [], 0
-    pending = np.empty(0, np.int64)
-    with torch.no_grad():
-        for ids, length in _encoded(lm, data):
-            pending, n_bytes = np.concatenate([pending, ids]), n_bytes + length
-            while len(pending) > size:
-                windows = torch.from_numpy(pending[: size + 1].copy())
-                before, after = windows[:-1].view(BLOCK, n_ctx), windows[1:].view(BLOCK, n_ctx)
-                means.append(lm.model.loss(before, after).item())
-                pending = pending[size:]
-    if len(means) < 2:
+    n = (len(ids) - 1) // size
+    if n < 2:
         raise UserError(f"{', '.join(files)}: fewer than {2 * size + 1} tokens, too few to measure")
-    tokens = len(means) * size
+    tokens = n * size
+    before, after = (part.view(n, BLOCK, n_ctx) for part in (ids[:tokens], ids[1 : tokens + 1]))
+    with torch.no_grad():
+        means = [lm.model.loss(*block).item() for block in zip(before, after, strict=True)]
     loss = statistics.fmean(means)
-    share = tokens / (tokens + len(pending))  # of the text that was measured
+    share = tokens / len(ids)  # of the text that was measured
     return TextLoss(
         loss=loss,
         error=statistics.stdev(means) / len(means) ** 0.5,
         bits_per_byte=loss * tokens / np.log(2).item() / (n_bytes * share),
         tokens=tokens,
     )
-
-
-def _encoded(lm: folder.LoadedLM, data: FilesData) -> Iterator[tuple[np.ndarray, int]]:
-    for text in corpus.Documents(data, Path()):
-        (ids,) = lm.tokenizer.encode_batch([text])
-        yield np.append(ids.astype(np.int64), lm.tokenizer.eot), len(text.encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
