@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sparse_dict.activations.store import fingerprint_of
+
 
 def flip(path: Path, position: int = -1) -> None:
     """Another bit."""
@@ -30,6 +32,18 @@ def edited(*keys: str | int, **values: Any) -> Callable[[Path], None]:
             part = part[key]
         part.update(values)
         path.write_text(json.dumps(whole))
+
+    return change
+
+
+def resealed(*keys: str | int, **values: Any) -> Callable[[Path], None]:
+    """As `edited`, of a harvest's manifest, with a fingerprint that fits."""
+
+    def change(path: Path) -> None:
+        edited(*keys, **values)(path)
+        manifest = json.loads(path.read_text())
+        own = fingerprint_of(manifest, manifest["fingerprints"])
+        edited("fingerprints", activations=own)(path)
 
     return change
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from analysis_study import config_of, context_of
-from damage import edited
+from damage import edited, resealed
 from fault_study import GRID, ROOT, SCRIPTS, call, composed, overrides, write_corpus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -143,7 +143,7 @@ def read_source(base: Path) -> None:
 
 def read_truth(base: Path) -> None:
     digest = fingerprint(sha256_file(base / "toy" / TRUTH))  # a stranger makes it fit
-    edited("fingerprints", truth=digest)(base / "toy" / "manifest.json")
+    resealed("fingerprints", truth=digest)(base / "toy" / "manifest.json")
     context = context_of(config_of(base, activations_dir=str(base / "toy")))
     found = truth.read(context)
     assert max_cosine(found, context.study.entries[0].decoder, 64).shape == (len(found),)
@@ -305,7 +305,7 @@ def test_a_record_names_no_folder_away_from_the_study(template: Path, tmp_path: 
     for where, found in ((tmp_path / "outputs" / "other", True), (tmp_path / "elsewhere", False)):
         if found:
             shutil.copytree(tmp_path / "elsewhere", where)
-        edited(lm_dir=str(where))(manifest)
+        resealed(lm_dir=str(where))(manifest)
         if found:
             read_source(base)
         else:

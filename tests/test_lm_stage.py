@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damage import edited, written
+from damage import edited, resealed, written
 from fault_study import write_corpus
 
 from sparse_dict.activations import stage as harvest_stage
@@ -272,7 +272,7 @@ def test_a_harvest_older_than_a_key_is_as_if_made_with_its_default(study, tmp_pa
 
 def test_activations_of_another_model_are_refused(study, tmp_path):
     harvest_stage.run(harvest_config(study, activations_dir=str(tmp_path / "a")))
-    edited("fingerprints", model="0" * 16)(tmp_path / "a" / "manifest.json")
+    resealed("fingerprints", model="0" * 16)(tmp_path / "a" / "manifest.json")
     with pytest.raises(UserError, match="model is '0000000000000000' there"):
         harvest_stage.check(harvest_config(study, activations_dir=str(tmp_path / "a")))
 
