@@ -197,9 +197,7 @@ def together(openers: Sequence[Callable[[], Run]]) -> Iterator[list[Run]]:
 def check(tracking: TrackingConfig) -> None:
     """See that nothing here is against `tracking.mode=online`; `open_run` asks the server."""
     if _mode(tracking) == "online" and (why_not := why_offline()):
-        raise UserError(
-            f"tracking.mode=online, but {why_not}; run `wandb login`, or set tracking.mode=offline"
-        )
+        raise UserError(f"tracking.mode=online, but {why_not}: run `wandb login`")
 
 
 def open_run(

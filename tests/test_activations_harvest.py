@@ -191,7 +191,7 @@ def test_the_first_positions_of_each_context_are_read_but_not_written(tmp_path, 
         ({"site": "mlp"}, "harvest.site must be one of resid_pre.*not 'mlp'"),
         ({"sites": ["mlp_post"]}, "harvest.sites must be LAYER/SITE"),
         ({"sites": ["1/mlp_post", "1/mlp_post"]}, "each once"),
-        ({"sites": []}, "one site or more"),
+        ({"sites": []}, "must name sites"),
         ({"skip_first": -1}, "must not be negative"),
     ],
 )
@@ -265,7 +265,7 @@ def test_harvests_of_the_same_text_agree_row_for_row_whatever_was_read_there(
     assert f"the same {ROWS} tokens, row for row" in said
 
     harvested(tmp_path / "skip" / "activations", model, stream, skip=1)
-    with pytest.raises(UserError, match="not the same"):
+    with pytest.raises(UserError, match="rows, "):
         verify.same_rows(tmp_path / "one", tmp_path / "skip")
     changed = new_stream()
     changed.shards.arrays[0][123] = 1 - (changed.shards.arrays[0][123] == 1)

@@ -257,8 +257,8 @@ def test_text_is_neither_padded_nor_cut_and_names_of_special_tokens_are_text(fol
     ("change", "message"),
     [
         ({"harvest": {"layer": 3}}, "has layers 0 to 2"),
-        ({"harvest": {"skip_first": N_CTX}}, "is less than one context"),
-        ({"lm": {"n_ctx": N_CTX + 1}}, f"takes {N_CTX} tokens at most"),
+        ({"harvest": {"skip_first": N_CTX}}, "leave no context"),
+        ({"lm": {"n_ctx": N_CTX + 1}}, f"takes {N_CTX} at most"),
         ({"lm": {"name_or_path": "no/such/folder/here"}}, "lm.name_or_path=no/such"),
     ],
 )
@@ -335,7 +335,7 @@ def test_a_model_without_a_beginning_is_read_without_and_has_no_key_of_it(folder
     with pytest.raises(UserError, match=r"lm\.bos=true: .* has no token for the beginning"):
         stage.check(config)
     config.lm = lm(with_beginning(folders / "gpt2", tmp_path / "model"))
-    message = f"takes {N_CTX - 1} tokens at most beside its beginning of text"
+    message = f"takes {N_CTX - 1} at most"
     with pytest.raises(UserError, match=message):
         stage.check(config)
 
@@ -354,7 +354,7 @@ def test_ids_that_the_model_lacks_are_refused_with_both_numbers(folders, tmp_pat
     stage.check(config)  # no text has that one
     made.add_tokens(["things"])
     made.save_pretrained(folder)
-    with pytest.raises(UserError, match=r"ids up to 258.*rows for 257 tokens"):
+    with pytest.raises(UserError, match=r"259 ids, rows for 257 tokens"):
         stage.check(config)
 
 

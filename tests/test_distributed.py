@@ -155,7 +155,7 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused_once_and_leaves_nothin
     process = script("train_lm.py", base, "training.batch_size=5")
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 1
-    assert output.count("training.batch_size=5 is not a multiple of the 2 processes") == 1
+    assert output.count("training.batch_size must be a multiple of the 2 processes") == 1
     assert not (base / "two").exists()
 
 

@@ -220,7 +220,7 @@ def test_torn_and_missing_files_are_one_line(rows, tmp_path, capsys):
     source = saelens(tmp_path / "a", {k: v for k, v in weights().items() if k != "b_enc"})
     assert ended(source, tmp_path / "out", rows) == 1
     assert "malformed (it lacks 'b_enc')" in capsys.readouterr().err
-    with pytest.raises(UserError, match="holds none of"):
+    with pytest.raises(UserError, match="no dictionary in"):
         imported.read(str(tmp_path))
     with pytest.raises(UserError, match="is not a folder, nor a name"):
         imported.read("nothing")

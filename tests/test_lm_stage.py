@@ -160,7 +160,7 @@ def test_a_stopped_run_is_unfinished_refuses_other_configs_and_goes_on(tmp_path,
 
 def test_a_corpus_shorter_than_a_context_is_named(tmp_path):
     write_corpus(tmp_path / "text.jsonl", n=6)
-    with pytest.raises(UserError, match=r"too few for one context \(model.n_ctx = 5000\)"):
+    with pytest.raises(UserError, match=r"too few for a context of 5000"):
         stage.run(lm_config(tmp_path, model=ModelConfig(1, 1, 4, 4, 5_000)))
     assert not (tmp_path / "lm").exists()
 

@@ -261,8 +261,8 @@ def test_saelens_opens_a_transcoder_and_computes_the_same(tmp_path, own):
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ({"tied": True, **SITES}, "cannot be alike"),
-        ({"init": "aligned", **SITES}, "cannot be alike"),
+        ({"tied": True, **SITES}, "needs sae.tied=false"),
+        ({"init": "aligned", **SITES}, "needs sae.tied=false"),
         ({"skip": True}, "needs sae.target"),
         ({"target": "1/mlp_out"}, "needs another site"),
         ({"target": "1/mlp_out", "site": "1/mlp_out"}, "needs another site"),

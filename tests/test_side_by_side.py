@@ -46,7 +46,7 @@ def test_rows_and_moments_are_those_of_both(both):
 
 def test_harvests_of_other_tokens_are_refused(both, tmp_path):
     shorter = harvest_of(tmp_path / "shorter", {"2/mlp_post": sparse_rows(800, 8)})
-    with pytest.raises(UserError, match=r"900 rows, .* 800: not the same"):
+    with pytest.raises(UserError, match=r"900 rows, .* 800"):
         open_all(both[0], shorter)
     other = harvest_of(tmp_path / "other", {"2/mlp_post": sparse_rows(900, 8)}, seed=1)
     with pytest.raises(UserError, match="not of the same text row for row"):
@@ -78,7 +78,7 @@ def test_a_crosscoder_of_both_is_right_on_raw_rows(both, tmp_path, kind):
 def test_a_crosscoder_of_one_site_is_refused(both, tmp_path):
     config = sae_config(activation="crosscoder", widths=None)
     config.activations_dir = str(both[0])
-    with pytest.raises(UserError, match="needs activations of two sites or more"):
+    with pytest.raises(UserError, match="needs two sites"):
         stage.check(config, tmp_path / "sae" / "a")
-    with pytest.raises(UserError, match="reads and writes all sites"):
+    with pytest.raises(UserError, match="takes all sites"):
         sae_config(activation="crosscoder", site="2/mlp_post")

@@ -166,7 +166,7 @@ def test_a_split_without_documents_is_refused_only_when_it_is_asked_for(tmp_path
     store = tokens.prepare(make_data(tmp_path, TEXTS[:1], 1e-9), make_tokenizer(), tmp_path)
     assert len(store.split("train").document_starts) == 1
     assert len(store.split("all").document_starts) == 1
-    with pytest.raises(UserError, match=r"validation part of the corpus is empty.*val_fraction"):
+    with pytest.raises(UserError, match=r"no document falls into validation.*val_fraction"):
         store.split("validation")
 
 

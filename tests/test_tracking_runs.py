@@ -358,8 +358,7 @@ assert "wandb" not in sys.modules
 @pytest.mark.parametrize(
     ("key", "reason"),
     [
-        ({}, "tracking.mode=online, but no API key for {url}; "
-         "run `wandb login`, or set tracking.mode=offline"),
+        ({}, "tracking.mode=online, but no API key for {url}: run `wandb login`"),
         (KEY, "wandb cannot open a run online: "),
     ],
 )  # fmt: skip

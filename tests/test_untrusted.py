@@ -150,7 +150,7 @@ def test_a_folder_that_leads_out_of_a_study_is_not_written_to(tmp_path: Path, li
     stage = base / link.partition("/")[0]
     folder = stage / "one" if stage.name == "sae" else stage
     with (
-        pytest.raises(UserError, match=r"is a link out of .*would go elsewhere"),
+        pytest.raises(UserError, match=r"is a link out of .*: remove it"),
         lock.holding(folder),
     ):
         pass

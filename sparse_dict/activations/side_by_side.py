@@ -69,9 +69,7 @@ class SideBySide(Activations):
 def refuse_other_tokens(one: Activations, other: Activations) -> None:
     """See that row i of two harvests is of the same token of the same text, for every i."""
     if one.rows != other.rows:
-        raise UserError(
-            f"{one.folder} holds {one.rows:,} rows, {other.folder} {other.rows:,}: not the same"
-        )
+        raise UserError(f"{one.folder} has {one.rows:,} rows, {other.folder} {other.rows:,}")
     for start in range(0, one.rows, SCAN_ROWS):
         stop = min(start + SCAN_ROWS, one.rows)
         ours, theirs = one.origins(start, stop), other.origins(start, stop)

@@ -49,10 +49,7 @@ def check(config: HarvestStageConfig, _folder: Path | None = None) -> None:
         module, model = _lm(config)
         n_ctx, settings = module.check(model, config.harvest.places()), config.harvest
         if not 0 < n_ctx - settings.skip_first <= settings.n_tokens:
-            raise UserError(
-                f"harvest.n_tokens={settings.n_tokens} with harvest.skip_first="
-                f"{settings.skip_first} is less than one context of {n_ctx} tokens"
-            )
+            raise UserError(f"harvest.n_tokens and skip_first leave no context of {n_ctx} tokens")
     elif distributed.size() > 1:
         raise UserError("data=toy is written by one process: start it without torchrun")
     # The weights of a model that is not ours take long to read: `run` compares them.
@@ -128,10 +125,7 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
     n_contexts = min(settings.n_tokens // kept, len(stream) // n_ctx)
     rows = n_contexts * kept
     if not rows:
-        raise UserError(
-            f"the {settings.split} part of the corpus holds {len(stream)} tokens, less than "
-            f"one context ({n_ctx})"
-        )
+        raise UserError(f"{len(stream)} {settings.split} tokens are less than a context of {n_ctx}")
     if rows < settings.n_tokens // kept * kept:
         log.warning(
             "the %s part of the corpus holds %s tokens: %s rows instead of harvest.n_tokens=%s",

@@ -73,8 +73,7 @@ class ToyData(Checked, section="data"):
         most = self.n_active / sum(self.decay**i for i in range(self.n_features))
         if most >= 1:
             raise UserError(
-                f"data.n_active={self.n_active} would make the first feature active with "
-                f"probability {most:.2f}: take fewer, more n_features or a larger decay"
+                f"data.n_active={self.n_active} is too many: a probability is {most:.2f}"
             )
 
 
@@ -122,10 +121,7 @@ class SAEConfig(Checked, section="sae"):
             if (place := getattr(self, key)) is not None:
                 parse(place, None, f"sae.{key}")
         if self.target is not None and (self.tied or self.init == "aligned"):
-            raise UserError(
-                "sae.target: encoder and decoder are of different sites, so they cannot be alike: "
-                "set sae.tied=false and sae.init=independent"
-            )
+            raise UserError("sae.target needs sae.tied=false and sae.init=independent")
         if self.target is not None and self.site in (None, self.target):
             raise UserError("sae.target needs another site in sae.site, from which it is made")
         if self.skip and self.target is None:
@@ -187,10 +183,7 @@ class ModelConfig(Checked, section="model"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.d_model % self.n_heads:
-            raise UserError(
-                f"model.d_model ({self.d_model}) must be a multiple of "
-                f"model.n_heads ({self.n_heads})"
-            )
+            raise UserError(f"model.d_model must be a multiple of model.n_heads, {self.n_heads}")
 
 
 @dataclass
@@ -263,9 +256,7 @@ class HarvestConfig(Checked, section="harvest"):
         super().__post_init__()
         places = self.places()
         if not places or len(set(places)) < len(places):
-            raise UserError(
-                f"harvest.sites must name one site or more, each once, not {self.sites}"
-            )
+            raise UserError(f"harvest.sites must name sites, each once, not {self.sites}")
 
     def places(self) -> list[Site]:
         """The sites in the order in which a row holds them."""
@@ -312,10 +303,7 @@ class StudyConfig(Checked):
         if Path(self.name).name != self.name or self.name[:1] in ("", ".") or not (
             self.name.isprintable() and len(self.name.encode()) <= NAME_BYTES
         ):  # fmt: skip
-            raise UserError(
-                f"name must be a plain folder name, of {NAME_BYTES} bytes at most, "
-                f"not {self.name!r}"
-            )
+            raise UserError(f"name must be a plain folder name, not {self.name!r}")
 
 
 @dataclass

@@ -158,9 +158,7 @@ def check_job(job: Job, task: Any) -> None:
     noted = job.folder / ".hydra" / "hydra.yaml"
     ours = (job.folder / MARK).exists() or not noted.exists()
     if not ours and b"sparse_dict." not in untrusted.read_bytes(noted):
-        raise UserError(
-            f"{noted.parent} is of another program: choose another hydra.run.dir=, or delete it"
-        )
+        raise UserError(f"{noted.parent} is another program's: choose another hydra.run.dir=")
     if stage.OUTPUT.key is not None:
         job.output = Path(getattr(task, stage.OUTPUT.key))
     stage.check(task, job.folder)

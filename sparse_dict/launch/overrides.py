@@ -36,9 +36,7 @@ def again(arguments: list[str]) -> list[str]:
     try:
         kept = overrides(Path(given.config_dir or "."))
     except UserError as error:
-        raise UserError(
-            f"{error}: --config-name runs again what a folder .hydra, --config-dir, has kept"
-        ) from None
+        raise UserError(f"{error}: --config-name runs again what a .hydra has kept") from None
     return [*kept, *given.overrides, *(["--cfg", given.cfg] if given.cfg else [])]
 
 

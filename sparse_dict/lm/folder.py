@@ -135,9 +135,7 @@ def hf() -> ModuleType:
     try:
         from sparse_dict.lm import hf_source as module
     except ImportError as error:
-        raise UserError(
-            f"lm=hf needs transformers: pip install -e '.[hf]' ({error.name} is missing)"
-        ) from None
+        raise UserError(f"lm=hf needs {error.name}: pip install -e '.[hf]'") from None
     return module
 
 

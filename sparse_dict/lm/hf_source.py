@@ -92,18 +92,10 @@ def check(lm: HFModel, sites: Sequence[Site]) -> int:
     tokenizer = load_tokenizer(lm)
     before = len(_start(lm, tokenizer))
     if longest and lm.n_ctx + before > longest:
-        beside = f" beside its beginning of text, {before}" if before else ""
-        raise UserError(
-            f"lm.n_ctx={lm.n_ctx}: {lm.name_or_path} takes {longest - before} tokens at "
-            f"most{beside}"
-        )
+        raise UserError(f"lm.n_ctx={lm.n_ctx}: {lm.name_or_path} takes {longest - before} at most")
     rows = getattr(config, "vocab_size", None)
     if rows and tokenizer.n_rows > rows:
-        raise UserError(
-            f"lm.name_or_path={lm.name_or_path}: its tokenizer gives ids up to "
-            f"{tokenizer.n_rows - 1}, but the model has rows for {rows} tokens only: it was not "
-            "resized when tokens were added, or the tokenizer is another model's"
-        )
+        raise UserError(f"{lm.name_or_path}: {tokenizer.n_rows} ids, rows for {rows} tokens")
     return lm.n_ctx
 
 

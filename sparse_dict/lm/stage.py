@@ -33,8 +33,7 @@ def check(config: TrainLMConfig, _folder: Path | None = None) -> None:
     OUTPUT.is_finished(Path(config.lm_dir), {"config": identity.record(config)}, config)
     if config.training.batch_size % distributed.size():
         raise UserError(
-            f"training.batch_size={config.training.batch_size} is not a multiple of the "
-            f"{distributed.size()} processes that share it"
+            f"training.batch_size must be a multiple of the {distributed.size()} processes"
         )
     runtime.check_device(config.device)
     corpus.check(config.data, validated=True)
@@ -76,10 +75,7 @@ def _run(config: TrainLMConfig) -> None:
     text, validation = (store.split(name) for name in tokens.SPLITS)
     for name, part in zip(tokens.SPLITS, (text, validation), strict=True):
         if len(part) <= n_ctx:
-            raise UserError(
-                f"the corpus holds {len(part)} {name} tokens, too few for one context "
-                f"(model.n_ctx = {n_ctx})"
-            )
+            raise UserError(f"{len(part)} {name} tokens are too few for a context of {n_ctx}")
     windows = train.validation_windows(validation, n_ctx, config.training.eval_tokens)
     if distributed.main():
         without_model = baselines.losses(text, tokenizer.n_vocab, windows)

@@ -51,16 +51,13 @@ def check_evaluation_rows(activations: Activations, eval_rows: int) -> None:
     """See that the last rows vary and can be squared, and tell where they are unlike the rest."""
     if not SMALL < activations.rms < LARGE:
         raise UserError(
-            f"{activations.folder}: the root mean square of the rows is {activations.rms:.3g}, "
-            "whose squares float32 cannot add up: multiply the rows by a number that brings it "
-            "near 1"
+            f"{activations.folder}: scale its rows to an RMS near 1, not {activations.rms:.3g}"
         )
     last = moments_of(activations, activations.rows - eval_rows, activations.rows)
     variance = float(last.variance.mean())
     if variance <= 1e-12 * activations.rms**2:
         raise UserError(
-            f"{activations.folder}: the last {eval_rows:,} rows, which are for evaluation, are all "
-            "the same: shuffle the rows, or raise training.eval_rows"
+            f"{activations.folder}: its last {eval_rows:,} rows are all the same: shuffle it"
         )
     if activations.manifest is not None:  # a harvest of ours is shuffled
         return
@@ -90,9 +87,7 @@ class Rows:
             self._blocks = _blocks(training, rows // self._block)
         if not len(self._blocks):
             raise UserError(
-                f"{activations.folder} has {rows:,} rows for training: too few for "
-                f"training.rows={training.rows}, which takes blocks of {self._block:,}; "
-                "harvest more, or lower training.batch_size"
+                f"{rows:,} rows are too few for blocks of {self._block:,} (training.rows)"
             )
         self.rows = len(self._blocks) * self._block  # each as often as it is selected
 

@@ -36,9 +36,7 @@ class Scaling:
         for columns, rms in sites:
             variance = rms**2 - (activations.mean[columns] ** 2).mean()
             if variance <= 1e-12 * rms**2:
-                raise UserError(
-                    f"{activations.folder}: all rows are the same, so there is nothing to learn"
-                )
+                raise UserError(f"{activations.folder}: all rows are the same")
             if config.scaling != "none":
                 scale[columns] = np.sqrt(variance) if centred else rms
         return cls(mean.astype(np.float32), scale)

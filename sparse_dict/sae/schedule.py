@@ -54,10 +54,7 @@ def check(config: TrainSAEConfig) -> None:
     }
     for key, warmup in warmups.items():
         if warmup > steps:
-            raise UserError(
-                f"{key}={warmup} outlasts the training, which has {steps:,} steps of "
-                f"{config.training.batch_size} rows: lower it, or raise training.n_activations"
-            )
+            raise UserError(f"{key}={warmup} outlasts the training, which has {steps:,} steps")
 
 
 def rate(optimizer: AdamConfig, step: int, last_step: int) -> float:

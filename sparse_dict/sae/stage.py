@@ -98,8 +98,7 @@ def _check_companions(folder: Path, activations: Activations) -> None:
             continue
         if there != activations.fingerprint:
             raise UserError(
-                f"{folder.parent} holds dictionaries of other activations ({there} there, "
-                f"{activations.fingerprint} here): choose another name= or remove them"
+                f"{folder.parent} holds dictionaries of other activations: choose another name="
             )
         return
 

@@ -70,10 +70,7 @@ def refuse_links(path: Path, study: Path | None = None) -> None:
         between += [Path(folder, name) for name in (*folders, *names)]
     for found in between:
         if found.is_symlink() and not found.resolve().is_relative_to(root):
-            raise UserError(
-                f"{found} is a link out of {top}, and what is written there would go elsewhere: "
-                "remove it"
-            )
+            raise UserError(f"{found} is a link out of {top}: remove it")
         if not os.path.lexists(found):
             continue
         state = found.lstat()

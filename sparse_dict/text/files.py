@@ -34,10 +34,7 @@ def refuse_one_document(data: FilesData) -> None:
     """Refuse a single ``.txt``: there must be documents both to train on and to validate on."""
     (first, *others) = paths(data)
     if not others and first.suffix.lower() == ".txt":
-        raise UserError(
-            f"data.files: {first} is one document, as each .txt is, and some must be held out for "
-            'validation: give several, or a .jsonl with a line {"text": "..."} for each document'
-        )
+        raise UserError(f"data.files: {first} is one document: give several, some to be held out")
 
 
 def describe(data: FilesData, _cache_dir: Path) -> dict[str, Any]:

@@ -204,12 +204,7 @@ class TokenStore:
         else:
             stream = self.streams[name]
         if not len(stream):
-            total = len(train.document_starts) + len(validation.document_starts)
-            raise UserError(
-                f"the {name} part of the corpus is empty: of its {total} documents none falls "
-                f"there with data.val_fraction={self.manifest['val_fraction']}; give more or "
-                "shorter documents, or another data.val_fraction"
-            )
+            raise UserError(f"no document falls into {name}: give more, or raise val_fraction")
         return stream
 
 

@@ -30,8 +30,5 @@ def of(sae: SAEConfig) -> Architecture:
     """The kind that a config is of."""
     kind = known().get(sae.activation)
     if kind is None or kind.Config not in (type(sae), type(sae).__base__):
-        raise UserError(
-            f"sae.activation={sae.activation} is not of this kind of dictionary: choose one by "
-            "sae=NAME (--help lists them)"
-        )
+        raise UserError(f"sae.activation={sae.activation} is another kind: choose one by sae=NAME")
     return kind(sae)

@@ -21,14 +21,9 @@ class CrosscoderConfig(SAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.site is not None or self.target is not None:
-            raise UserError(
-                "a crosscoder reads and writes all sites: leave out sae.site and target"
-            )
+            raise UserError("a crosscoder takes all sites: leave out sae.site and target")
         if self.widths is not None and len(self.widths) < 2:
-            raise UserError(
-                "a crosscoder needs activations of two sites or more: harvest.sites, or two "
-                "folders in activations_dir"
-            )
+            raise UserError("a crosscoder needs two sites: harvest.sites, or two activations_dir")
 
 
 class Crosscoder(Architecture[CrosscoderConfig]):

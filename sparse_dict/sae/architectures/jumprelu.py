@@ -27,10 +27,7 @@ class JumpReLUConfig(SAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bandwidth > 2 * self.threshold:
-            raise UserError(
-                f"sae.bandwidth ({self.bandwidth}) must be at most twice sae.threshold "
-                f"({self.threshold}): the kernel would reach below zero"
-            )
+            raise UserError(f"sae.bandwidth must be at most twice sae.threshold, {self.threshold}")
 
 
 class JumpReLU(Architecture[JumpReLUConfig]):

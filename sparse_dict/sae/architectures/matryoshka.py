@@ -24,8 +24,7 @@ class MatryoshkaConfig(BatchTopKConfig):
         sizes = self.sizes()
         if sizes != sorted(set(sizes)) or sizes[:1] == [0] or sizes[-1:] != [self.dict_size]:
             raise UserError(
-                f"sae.prefixes must be shares that grow up to 1, and hold a feature more each "
-                f"time, not {list(self.prefixes)} of {self.dict_size} features"
+                f"sae.prefixes must be growing shares up to 1, not {list(self.prefixes)}"
             )
 
     def sizes(self) -> list[int]:

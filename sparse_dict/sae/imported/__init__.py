@@ -37,9 +37,7 @@ def read(source: str) -> Foreign:
                     raise UserError(f"{folder / weights} holds {n} features of {d_in} columns")
                 ours.refuse_misfit(folder / weights, foreign.dictionary, n)
             return foreign
-    raise UserError(
-        f"{folder} holds none of {', '.join(FORMATS)}: give the dictionary's own folder"
-    )
+    raise UserError(f"no dictionary in {folder}: give the folder of {' or '.join(FORMATS)}")
 
 
 def read_any(source: str) -> Dictionary:

@@ -51,10 +51,7 @@ def nothing_else(path: Path, left: Mapping[str, Any], harmless: str = "") -> Non
     for key in sorted(left.keys() - {*harmless.split()}):
         value = left[key]
         what = f"{key}={value!r}" if not isinstance(value, np.ndarray) else f"the tensor {key}"
-        raise UserError(
-            f"{path}: {what} is not known, and may change what the dictionary computes; if it "
-            "does not, remove it from a copy of the folder"
-        )
+        raise UserError(f"{path}: {what} is not known: remove it from a copy if it is harmless")
 
 
 def tensors(path: Path) -> dict[str, Wide]:

@@ -57,10 +57,7 @@ class Guide(Intervention[GuideConfig]):
     def check(self) -> None:
         self.site()
         if self.sae.guide == "penalty" and architectures.of(self.sae).axis.key != "l1":
-            raise UserError(
-                "sae.guide=penalty adds to the L1 of codes: it needs a kind that L1 makes sparse, "
-                "such as sae=untied or tied"
-            )
+            raise UserError("sae.guide=penalty needs a kind with an L1, such as sae=untied or tied")
 
     def site(self) -> Site:
         from sparse_dict.lm.folder import read_record
@@ -71,10 +68,7 @@ class Guide(Intervention[GuideConfig]):
             or "model" not in manifest["fingerprints"]
             or "lm" in (manifest.get("config") or {})
         ):
-            raise UserError(
-                f"sae.guide={guide} needs activations of a model of train_lm.py, whose weights it "
-                f"reads; {folder} are not"
-            )
+            raise UserError(f"sae.guide={guide} needs a model of train_lm.py, unlike {folder}")
         site = Site(str(manifest.get("site")), manifest.get("layer"))
         if self.sae.site is not None:
             site = parse(self.sae.site, None, "sae.site")
@@ -83,8 +77,7 @@ class Guide(Intervention[GuideConfig]):
         if site.name not in wanted:
             there = site if self.sae.site or "sites" not in manifest else "several sites"
             raise UserError(
-                f"sae.guide={guide} reads the weights around one site, {' or '.join(wanted)}; "
-                f"{folder} holds {there}"
+                f"sae.guide={guide} reads {' or '.join(wanted)}, not {there} of {folder}"
             )
         model = read_record(self.lm_dir)["fingerprints"]["model"]
         if model != manifest["fingerprints"]["model"]:
