@@ -86,7 +86,7 @@ def test_another_seed_is_another_split_and_another_sample():
 
 def test_too_few_rows_for_two_blocks_are_one_line():
     for which in ("half_a", "half_b", "bootstrap"):
-        with pytest.raises(UserError, match=r"too few for training.rows=.*harvest more"):
+        with pytest.raises(UserError, match=r"too few for blocks of"):
             selected(19, 10, which)
 
 
