@@ -108,7 +108,7 @@ def test_who_must_accept_terms_is_told_to_log_in(hub, tmp_path):
     process = started(hub, tmp_path, "data=pile10k")
     output = said(process, 60)
     assert process.returncode == 1, output
-    assert "ran `hf auth login`" in output
+    assert "needs `hf auth login`" in output
     assert "Traceback" not in output
 
 

@@ -79,8 +79,7 @@ def refuse_other_tokens(one: Activations, other: Activations) -> None:
         for i in np.flatnonzero((ours != theirs).any(1))[:1].tolist():
             places = " and ".join(str(tuple(found[i].tolist())) for found in (ours, theirs))
             raise UserError(
-                f"{one.folder} and {other.folder} are not of the same text row for row: document, "
-                f"position and token of row {start + i} are {places}"
+                f"row {start + i} of {one.folder} and {other.folder} is of other text: {places}"
             )
 
 

@@ -157,8 +157,7 @@ class Activations:
         for array in shards:
             if len(array.shape) != 2 or array.dtype.kind != "f" or array.dtype.itemsize > 8:
                 raise UserError(
-                    f"{array.path} is {array.dtype} {array.shape}, not float16, float32 or float64 "
-                    "rows: save them .float().reshape(-1, columns)"
+                    f"{array.path} is {array.dtype} {array.shape}: save .float().reshape(-1, columns)"
                 )
             if (width := array.shape[1]) != (first := shards[0].shape[1]):
                 raise UserError(f"{array.path} is {width} wide, {paths[0].name} is {first}")

@@ -100,10 +100,7 @@ class ContextsConfig(Checked, section="contexts"):
         for name in self.features or []:
             owner, _, index = name.rpartition("/")
             if not (owner and index.isascii() and index.isdigit()):
-                raise UserError(
-                    "contexts.features must hold NAME/INDEX, such as 256/3 or neuron/5, "
-                    f"not {name!r}"
-                )
+                raise UserError(f"contexts.features must hold NAME/INDEX, not {name!r}")
 
     def function(self) -> Callable[[str, int], Any] | None:
         """What `show` names, sought where the user stands, too."""
@@ -163,10 +160,7 @@ class InterpConfig(Checked, section="interp"):
         name = self.api_key_env
         if name is not None and name not in os.environ and not NAME.fullmatch(name):
             hide(name)
-            raise UserError(
-                "interp.api_key_env must name an environment variable that is set; the key itself "
-                "is for that variable alone"
-            )
+            raise UserError("interp.api_key_env must name a variable that is set, not hold a key")
         if self.base_url is None:
             return
         try:
@@ -177,18 +171,12 @@ class InterpConfig(Checked, section="interp"):
         more = (parts.username, parts.query, parts.fragment) if host else ()
         if not host or parts.scheme not in ("http", "https") or any(more) or KEY.search(parts.path):
             hide(self.base_url)
-            raise UserError(
-                "interp.base_url must be http(s)://HOST/PATH, without password, key or query: "
-                "interp.api_key_env names the environment variable that holds a key"
-            )
+            raise UserError("interp.base_url must be http(s)://HOST/PATH, without key or query")
         if not self.model:
             raise UserError("interp.model must name the model that interp.base_url is to use")
         prices = (self.price_in, self.price_out)
         if None in prices and host not in LOOPBACK:
-            raise UserError(
-                "interp.price_in and interp.price_out must be given for a server elsewhere, "
-                "or the cap could not hold; 0 if it is free"
-            )
+            raise UserError("interp.price_in and price_out must be given for a server elsewhere")
         if any(prices) and not self.max_cost > 0:
             raise UserError("interp.max_cost must be positive where tokens have a price")
 

@@ -146,10 +146,7 @@ def check(lm_dir: Path, sites: Sequence[Site]) -> int:
         if site.layer is None:
             raise UserError(f"harvest: {site} is a module's path, which needs lm=hf")
         if site.layer >= n_layers:
-            raise UserError(
-                f"harvest: {site} does not exist: the model in {lm_dir} has layers 0 to "
-                f"{n_layers - 1}"
-            )
+            raise UserError(f"harvest: no {site}: {lm_dir} has layers 0 to {n_layers - 1}")
     return n_ctx
 
 

@@ -85,9 +85,7 @@ def check(lm: HFModel, sites: Sequence[Site]) -> int:
     layers = getattr(config, "num_hidden_layers", None)
     for site in sites:
         if layers and site.layer is not None and site.layer >= layers:
-            raise UserError(
-                f"harvest: {site} does not exist: {lm.name_or_path} has layers 0 to {layers - 1}"
-            )
+            raise UserError(f"harvest: no {site}: {lm.name_or_path} has layers 0 to {layers - 1}")
     longest = getattr(config, "max_position_embeddings", None)
     tokenizer = load_tokenizer(lm)
     before = len(_start(lm, tokenizer))

@@ -176,8 +176,7 @@ def _drop(trainee: Trainee, step: int) -> None:
     if trainee.saved_step:
         kept = f"{folders.CHECKPOINT} holds step {trainee.saved_step}, the last good one"
     trainee.error = UserError(
-        f"{trainee.job.folder.name}: not finite after {step} steps, dropped; "
-        f"lower optimizer.lr or raise optimizer.warmup_steps; {kept}"
+        f"{trainee.job.folder.name}: not finite after {step} steps: lower optimizer.lr; {kept}"
     )
     log.error("%s", trainee.error)
 

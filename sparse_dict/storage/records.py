@@ -48,8 +48,7 @@ def read(path: Path, kind: type[T], recorded: str | None = None) -> T:
     ours = get_args(getattr(kind, "__annotations__", {}).get(VERSION))
     if ours and type(there := value.get(VERSION)) is int and there not in ours:
         raise Advised(
-            f"{path} is of format version {there}, and {ours[0]} is read here: use the version of "
-            "sparse-dict that wrote it, or another name="
+            f"{path} is of format version {there}, and {ours[0]} is read here: choose another name="
         )
     with reading(path):
         return fitting(value, kind)

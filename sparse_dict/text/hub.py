@@ -124,8 +124,7 @@ def _looked_up(data: HubData) -> str:
             info = look_up(revision=CONVERTED)
         except RevisionNotFoundError:
             raise UserError(
-                f"{data.path} is a script, which datasets does not run, and the hub has not "
-                f"converted it to Parquet; {INSTEAD}"
+                f"{data.path} is a script that the hub has not converted to Parquet; {INSTEAD}"
             ) from None
     return str(info.sha)
 
@@ -148,8 +147,7 @@ def _open(data: HubData, commit: str | None) -> Any:
             raise _told(data, error) from None
         why = "offline mode is on" if before[0] else "there is no network"
         raise UserError(
-            f"{data.path} cannot be fetched from {_endpoint()}: {why}, and it is not in the local "
-            f"cache; {INSTEAD}"
+            f"{data.path} cannot be fetched: {why}, and it is not in the local cache; {INSTEAD}"
         ) from None
     finally:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
@@ -176,7 +174,6 @@ def _told(data: HubData, error: Exception) -> UserError:
         return error
     if type(error).__name__ in HIDDEN:
         return UserError(
-            f"{data.path}: the hub has no such data set, or only for those who accepted its terms "
-            f"there and ran `hf auth login` ({one_line(error, 100)})"
+            f"{data.path}: no such data set, or it needs `hf auth login` ({one_line(error, 100)})"
         )
     return UserError(f"{data.path}: {one_line(error)}")

@@ -228,7 +228,7 @@ def _gpt2() -> Tokenizer:
         found = in_background(partial(tiktoken.get_encoding, "gpt2"), CACHED_S, see_that_it_comes)
     except Exception as error:  # requests', the file system's, or a ValueError of a bad hash
         raise UserError(
-            "GPT-2's vocabulary cannot be fetched: set TIKTOKEN_CACHE_DIR to a folder that holds "
-            f"it, or use tokenizer=bpe ({one_line(error, 100)})"
+            "GPT-2's vocabulary cannot be fetched: set TIKTOKEN_CACHE_DIR, or use tokenizer=bpe "
+            f"({one_line(error, 100)})"
         ) from None
     return Tokenizer("gpt2", found._mergeable_ranks)
