@@ -157,7 +157,7 @@ class Activations:
         for array in shards:
             if len(array.shape) != 2 or array.dtype.kind != "f" or array.dtype.itemsize > 8:
                 raise UserError(
-                    f"{array.path} is {array.dtype} {array.shape}: save .float().reshape(-1, columns)"
+                    f"{array.path} is {array.dtype} {array.shape}: save .float().reshape(-1, d)"
                 )
             if (width := array.shape[1]) != (first := shards[0].shape[1]):
                 raise UserError(f"{array.path} is {width} wide, {paths[0].name} is {first}")
