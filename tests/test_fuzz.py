@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from sparse_dict.activations import store
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import TRUTH
 from sparse_dict.analysis import source as sources
@@ -296,8 +297,11 @@ def test_verify_ends_with_an_exit_code_whatever_it_finds(
     capsys.readouterr()
 
 
-def test_a_record_names_no_folder_away_from_the_study(template: Path, tmp_path: Path):
+def test_a_record_names_no_folder_away_from_the_study(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The one thing that records say of other folders: where the model and the rows lay."""
+    monkeypatch.setattr(store, "fingerprint_of", lambda _, prints: prints["activations"])
     base = tmp_path / "outputs" / "study"
     shutil.copytree(template, base)
     shutil.move(base / "lm", tmp_path / "elsewhere")
@@ -305,7 +309,7 @@ def test_a_record_names_no_folder_away_from_the_study(template: Path, tmp_path: 
     for where, found in ((tmp_path / "outputs" / "other", True), (tmp_path / "elsewhere", False)):
         if found:
             shutil.copytree(tmp_path / "elsewhere", where)
-        resealed(lm_dir=str(where))(manifest)
+        edited(lm_dir=str(where))(manifest)
         if found:
             read_source(base)
         else:

@@ -73,7 +73,7 @@ class ToyData(Checked, section="data"):
         most = self.n_active / sum(self.decay**i for i in range(self.n_features))
         if most >= 1:
             raise UserError(
-                f"data.n_active={self.n_active} is too many: a probability is {most:.2f}"
+                f"data.n_active={self.n_active}: a feature's probability would be {most:.2f}"
             )
 
 

@@ -240,8 +240,10 @@ def _read(folder: Path) -> Trained:
     if W_skip is not None:
         dictionary.W_skip = np.ascontiguousarray(W_skip.T)
     refuse_misfit(folder / WEIGHTS, dictionary, size, config.get("d_out"))
+    if (fire_count := features["fire_count"]).shape != (size,):
+        raise UserError(f"{folder / FEATURES}: fire_count is not {size} numbers")
     site = site_of((config.get("metadata") or {}).get("hook_name"))
-    return Trained(folder, dictionary, features["fire_count"], metrics, site)
+    return Trained(folder, dictionary, fire_count, metrics, site)
 
 
 def refuse_misfit(path: Path, d: Dictionary, size: int, d_out: int | None = None) -> None:

@@ -153,8 +153,9 @@ def _check_parquet(path: Path, column: str) -> None:
             schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as parquet: {one_line(error)}") from None
-    if column not in schema.names:
-        raise UserError(f"{path}: {no_column(column, schema.names)}")
+    if (n := schema.names.count(column)) != 1:
+        what = f"{n} columns have the name {column!r}" if n else no_column(column, schema.names)
+        raise UserError(f"{path}: {what}")
     kind = schema.field(column).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
