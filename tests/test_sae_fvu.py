@@ -94,9 +94,7 @@ def test_last_rows_unlike_the_others_are_told_and_like_ones_are_not(drifting, tm
             stage.check(config_in(path), tmp_path / "sae")
             stage.check(config_in(path), tmp_path / "sae")  # told once
     assert len(caplog.messages) == 2
-    assert all(
-        text.startswith("not shuffled: the mean of the last 256") for text in caplog.messages
-    )
+    assert all(text.startswith("not shuffled: FVU is of the last 256") for text in caplog.messages)
 
 
 def test_last_rows_that_are_all_the_same_are_refused(tmp_path):

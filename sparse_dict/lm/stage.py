@@ -79,10 +79,6 @@ def _run(config: TrainLMConfig) -> None:
     windows = train.validation_windows(validation, n_ctx, config.training.eval_tokens)
     if distributed.main():
         without_model = baselines.losses(text, tokenizer.n_vocab, windows)
-        log.info(
-            "validation loss without a model: unigram %.3f, bigram %.3f",
-            without_model["unigram"], without_model["bigram"],
-        )  # fmt: skip
     torch.manual_seed(config.seed % 2**64)  # it takes no more bits
     model = GPT(config.model, tokenizer.n_vocab).to(device)
     job = train.Job(

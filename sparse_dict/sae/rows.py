@@ -66,9 +66,8 @@ def check_evaluation_rows(activations: Activations, eval_rows: int) -> None:
     spread = math.sqrt(variance / whole)
     if off > max(FAR, MEAN_ERRORS / math.sqrt(eval_rows)) or not 1 / SPREAD < spread < SPREAD:
         log.warning(
-            "not shuffled: the mean of the last %s rows of %s, which are for evaluation, lies "
-            "%.2f spreads from that of all, and they spread %.2f times as far: FVU is of rows "
-            "unlike those trained on", f"{eval_rows:,}", activations.folder, off, spread,
+            "not shuffled: FVU is of the last %s rows of %s, whose mean lies %.2f spreads from all "
+            "rows', and which spread %.2f times as far", eval_rows, activations.folder, off, spread,
         )  # fmt: skip
 
 

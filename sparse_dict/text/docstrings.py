@@ -71,10 +71,7 @@ def documents(data: DocstringsData, cache_dir: Path) -> Iterator[str]:
         texts = _extract(data)
         lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
         whole_files.write_text(fresh / "documents.jsonl", "".join(lines))
-        log.info(
-            "docstrings: %s documents, %.1f MB, in %.0f s",
-            f"{len(texts):,}", sum(map(len, texts)) / 1e6, time.monotonic() - started,
-        )  # fmt: skip
+        log.info("docstrings: %s documents, %.0f s", len(texts), time.monotonic() - started)
 
     ensure_sealed(folder, make)
     return read_jsonl(folder / "documents.jsonl", "text")

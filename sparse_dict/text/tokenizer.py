@@ -206,10 +206,7 @@ def _trained(config: BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokeniz
     ensure_sealed(folder, make)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.n_vocab < config.vocab_size:
-        log.warning(
-            "vocabulary: the corpus yields %d ids only, not tokenizer.vocab_size=%d",
-            tokenizer.n_vocab, config.vocab_size,
-        )  # fmt: skip
+        log.warning("vocabulary: the corpus yields %d ids only", tokenizer.n_vocab)
     return tokenizer
 
 

@@ -119,13 +119,8 @@ def prepare(data: DataConfig, tokenizer: Encoder, cache_dir: Path) -> "TokenStor
 
     ensure(folder, make)
     store = TokenStore.open(folder)
-    log.info(
-        "tokens: %s",
-        ", ".join(
-            f"{name} {len(stream):,} of {len(stream.document_starts):,} documents"
-            for name, stream in store.streams.items()
-        ),
-    )
+    for split, stream in store.streams.items():
+        log.info("tokens: %s %s of %d documents", split, len(stream), len(stream.document_starts))
     return store
 
 
