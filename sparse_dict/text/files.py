@@ -19,15 +19,9 @@ CUT = "too much for one document: cut it into several"
 
 
 def check(data: FilesData) -> None:
-    """Quick test: the files exist, have a known suffix, and their first line or schema fits."""
+    """Quick test: the files exist, have a known suffix, and their first documents can be read."""
     for path in paths(data):
-        if path.suffix.lower() == ".parquet":
-            _check_parquet(path, data.text_column)
-        elif path.suffix.lower() == ".jsonl":
-            next(read_jsonl(path, data.text_column), None)
-        else:
-            with opened(path):
-                pass
+        next(_documents(path, data.text_column), None)
 
 
 def refuse_one_document(data: FilesData) -> None:
@@ -46,13 +40,17 @@ def describe(data: FilesData, _cache_dir: Path) -> dict[str, Any]:
 def documents(data: FilesData, _cache_dir: Path) -> Iterator[str]:
     """The documents, file by file in the given order, a glob's matches sorted."""
     for path in paths(data):
-        match path.suffix.lower():
-            case ".txt":
-                yield _read_txt(path)
-            case ".jsonl":
-                yield from read_jsonl(path, data.text_column)
-            case ".parquet":
-                yield from _read_parquet(path, data.text_column)
+        yield from _documents(path, data.text_column)
+
+
+def _documents(path: Path, column: str) -> Iterator[str]:
+    match path.suffix.lower():
+        case ".txt":
+            yield _read_txt(path)
+        case ".jsonl":
+            yield from read_jsonl(path, column)
+        case ".parquet":
+            yield from _read_parquet(path, column)
 
 
 def paths(data: FilesData) -> list[Path]:
@@ -144,32 +142,23 @@ def _read_txt(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _check_parquet(path: Path, column: str) -> None:
+def _read_parquet(path: Path, column: str) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with opened(path):
-            schema = pq.read_schema(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read as parquet: {one_line(error)}") from None
-    if (n := schema.names.count(column)) != 1:
-        what = f"{n} columns have the name {column!r}" if n else no_column(column, schema.names)
-        raise UserError(f"{path}: {what}")
-    kind = schema.field(column).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if str(kind) not in ("string", "large_string", "string_view"):
-        raise UserError(f"{path}: column {column!r} holds {kind}, not text (data.text_column)")
-
-
-def _read_parquet(path: Path, column: str) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    _check_parquet(path, column)
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=[column]):
+            file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        if (n := names.count(column)) != 1:
+            what = f"{n} columns have the name {column!r}" if n else no_column(column, names)
+            raise UserError(f"{path}: {what}")
+        kind = file.schema_arrow.field(column).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if str(kind) not in ("string", "large_string", "string_view"):
+            raise UserError(f"{path}: column {column!r} holds {kind}, not text (data.text_column)")
+        for batch in file.iter_batches(BATCH_ROWS, columns=[column]):
             for value in batch.column(0):
                 if (text := value.as_py()) is not None:
                     yield text
