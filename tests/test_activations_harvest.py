@@ -270,7 +270,7 @@ def test_harvests_of_the_same_text_agree_row_for_row_whatever_was_read_there(
     changed = new_stream()
     changed.shards.arrays[0][123] = 1 - (changed.shards.arrays[0][123] == 1)
     harvested(tmp_path / "changed" / "activations", model, changed)
-    with pytest.raises(UserError, match=r"position and token of row \d+ are \(\d+, \d+, \d+\) and"):
+    with pytest.raises(UserError, match=r"is of other text: \(\d+, \d+, \d+\) and"):
         verify.same_rows(tmp_path / "one", tmp_path / "changed")
     np.save(tmp_path / "rows.npy", np.ones((ROWS, 4), np.float32))
     (tmp_path / "foreign" / "activations").mkdir(parents=True)

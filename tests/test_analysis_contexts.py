@@ -343,6 +343,8 @@ def test_what_is_missing_is_named(base, tmp_path, key, monkeypatch):
             return {k: v for k, v in original(path, *whole).items() if k != "lm_dir"}
 
         monkeypatch.setattr(records, "read_json", without_record)
+        fits = "sparse_dict.activations.store.fingerprint_of"
+        monkeypatch.setattr(fits, lambda _, prints: prints["activations"])
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "none"))):
         contexts.gather(elsewhere, compared(base))
 

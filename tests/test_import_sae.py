@@ -126,7 +126,7 @@ WRITERS = (saelens, sparsify_folder, dictionary_learning_folder)
 def test_a_key_or_a_tensor_that_is_not_known_is_refused_by_name(tmp_path, write):
     found = imported.read(write(tmp_path / "plain", weights())).dictionary
     assert found.W_dec.shape == (N, D)
-    with pytest.raises(UserError, match="mystery=False is not known, and may change"):
+    with pytest.raises(UserError, match="mystery=False is not known: remove it"):
         imported.read(write(tmp_path / "key", weights(), mystery=False))
     with pytest.raises(UserError, match="the tensor W_mystery is not known"):
         imported.read(write(tmp_path / "tensor", weights() | {"W_mystery": torch.ones(D, D)}))
@@ -238,7 +238,7 @@ HOSTILE = {
     "Cannot copy out of meta tensor": lambda at: dictionary_learning_folder(
         at, weights() | {"W_dec": torch.empty(N, D, device="meta")}
     ),
-    "x=1 is not known, and may change": lambda at: saelens(at, weights(), **{LONG: 1}),
+    "x=1 is not known: remove it": lambda at: saelens(at, weights(), **{LONG: 1}),
     "architecture 'x.*x' cannot": lambda at: saelens(at, weights(), architecture=LONG),
     "activation_fn='x.*x' cannot": lambda at: saelens(at, weights(), activation_fn_str=LONG),
     "a name is too long for this file system": lambda _: LONG,
