@@ -34,7 +34,14 @@ from sparse_dict.lm import folder as lm_folder
 from sparse_dict.sae import folder as sae_folder
 from sparse_dict.sae import imported
 from sparse_dict.storage import tensor_files
-from sparse_dict.storage.files import fingerprint, sha256_file
+from sparse_dict.storage.files import (
+    SEAL,
+    fingerprint,
+    read_json,
+    sealed,
+    sha256_file,
+    write_json,
+)
 from sparse_dict.text.tokens import TokenStore
 from sparse_dict.tools import status, verify
 
@@ -245,7 +252,10 @@ def test_a_damaged_file_is_a_user_error_or_none(
         (copy / file).write_bytes(mutated(template / file, rng, value))
         if file == "lm/model.safetensors":  # a stranger makes the fingerprint fit
             digest = lm_folder.fingerprint(copy / file)
-            edited("fingerprints", model=digest)(copy / "lm" / "lm.json")
+            record = read_json(copy / "lm" / "lm.json")
+            prints = record["fingerprints"] | {"model": digest}
+            rest = {key: value for key, value in record.items() if key != SEAL}
+            write_json(copy / "lm" / "lm.json", sealed(rest | {"fingerprints": prints}))
         with suppress(UserError):
             read(copy)
 

@@ -171,7 +171,7 @@ def test_a_corpus_shorter_than_a_context_is_named(tmp_path):
         ("model.safetensors", Path.unlink, "does not exist"),
         ("model.safetensors", written(b"x"), "not the file that lm.json"),
         ("lm.json", written(b"[]"), "not a JSON object"),
-        ("lm.json", edited(config={}), "malformed"),
+        ("lm.json", edited(config={}), "lm.json has changed since it was written"),
         ("lm.json", edited(fingerprints={}), "it lacks 'fingerprints.model'"),
         ("lm.json", edited(format_version=7), "is of format version 7, and 1 is read here"),
         ("tokenizer/tokenizer.json", Path.unlink, "does not exist"),

@@ -8,10 +8,9 @@ from contextlib import AbstractContextManager
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, Self
+from typing import Any, Literal, NotRequired, Self
 
 import numpy as np
-from annotated_types import Len
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
@@ -46,35 +45,10 @@ class _ShardRecord(TypedDict):  # a file of rows, and the one that says where th
     origin_sha256: Line
 
 
-class _Place(TypedDict):  # the columns of one site
-    site: NotRequired[Line]
-    columns: Annotated[list[Count], Len(2, 2)]  # the first, and one behind the last
-    rms: Amount
-
-
 class _Regime(TypedDict):  # what was measured of a layer: see `pre_activations.measure`
     layer: Count
     std: Number
     linear: Number
-
-
-class _Reading(TypedDict):  # the section `harvest` of its config
-    skip_first: NotRequired[Count | None]
-    split: NotRequired[Literal["train", "validation", "all"]]
-
-
-class _Named(TypedDict):  # the section `lm`: a model of transformers
-    name_or_path: NotRequired[Line]
-    revision: NotRequired[Line | None]
-    n_ctx: NotRequired[Positive]
-    dtype: NotRequired[Line]
-    bos: NotRequired[bool | None]
-
-
-class _Config(TypedDict):  # the config that it was harvested with, as far as it is read back
-    harvest: NotRequired[_Reading]
-    data: NotRequired[dict[str, Any]]
-    lm: NotRequired[_Named]
 
 
 class Manifest(TypedDict):
@@ -90,9 +64,9 @@ class Manifest(TypedDict):
     fingerprints: records.Texts
     site: NotRequired[Line]  # where there is one
     layer: NotRequired[Count]
-    sites: NotRequired[list[_Place]]  # where there are several
+    sites: NotRequired[list[dict[str, Any]]]  # where there are several
     pre_activations: NotRequired[list[_Regime]]
-    config: NotRequired[_Config]
+    config: NotRequired[dict[str, Any]]  # that it was harvested with
     corpus: NotRequired[dict[str, Any]]
     lm_dir: NotRequired[Line]
     lm_commit: NotRequired[Line | None]

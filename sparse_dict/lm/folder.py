@@ -14,7 +14,7 @@ from sparse_dict.config import ModelConfig
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import MALFORMED, UserError, advising, one_line
 from sparse_dict.storage import files, records, tensor_files
-from sparse_dict.storage.records import Amount, Count, Line, Number, Positive
+from sparse_dict.storage.records import Amount, Count, Line, Number
 
 if TYPE_CHECKING:
     import torch
@@ -33,23 +33,6 @@ PRINTED = (WEIGHTS, *(f"{TOKENIZER}/{name}" for name in ("ranks.tiktoken", "toke
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 
 
-class _Shape(TypedDict):  # the keys of `ModelConfig`
-    n_layers: Positive
-    d_model: Positive
-    n_heads: Positive
-    d_mlp: Positive
-    n_ctx: Positive
-
-
-class _Config(TypedDict):  # what was asked for; the sections that are read back
-    model: _Shape
-
-
-class _Losses(TypedDict):  # in nats a token
-    train_loss: Number
-    val_loss: Number
-
-
 class Prints(TypedDict):
     """What the model is, and what it was made from."""
 
@@ -63,10 +46,10 @@ class Record(TypedDict):
 
     format_version: Literal[1]
     n_vocab: Count
-    config: _Config
+    config: dict[str, Any]  # what was asked for
     corpus: dict[str, Any]
     fingerprints: Prints
-    losses: NotRequired[_Losses]
+    losses: NotRequired[dict[str, Number]]  # in nats a token
     steps: NotRequired[Count]
     seconds: NotRequired[Amount]
     sha256: NotRequired[records.Texts]
@@ -93,7 +76,10 @@ def read_record(lm_dir: Path) -> Record:
             raise UserError(f"{lm_dir} is not trained to the end: run train_lm.py again")
         raise UserError(f"{lm_dir} holds no language model ({RECORD}): run train_lm.py first")
     with _again(lm_dir):
-        return records.read(path, Record)
+        record = records.read(path, Record)
+        if not files.is_sealed(record):
+            raise UserError(f"{path} has changed since it was written")
+        return record
 
 
 def _again(lm_dir: Path) -> AbstractContextManager[None]:
