@@ -123,7 +123,7 @@ def test_the_seed_decides_features_and_rows():
     [
         ({"value": "normal"}, r"data\.value"),
         ({"decay": 1.01}, r"data\.decay"),
-        ({"n_active": 100.0}, "first feature"),
+        ({"n_active": 100.0}, "probability would be"),
         ({"d_in": 0}, r"data\.d_in"),
     ],
 )
