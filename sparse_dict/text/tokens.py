@@ -218,39 +218,36 @@ class _SplitWriter:
         self.folder, self.name = folder, name
         self.record: _WriterRecord = record or {"shards": [], "tokens": 0, "bytes": 0}
         self.starts = array("q", kept.get(f"{name}.starts", NONE).tolist())  # of each document
-        self.pending = [kept.get(f"{name}.pending", NONE)]  # what is in no shard yet
+        pending = kept.get(f"{name}.pending", NONE)  # what is in no shard yet
+        self.pending = [pending] if len(pending) else []
 
     def add(self, ids: np.ndarray, eot: int, n_bytes: int) -> None:
         self.starts.append(self.record["tokens"])
         self.record["tokens"] += len(ids) + 1
         self.record["bytes"] += n_bytes
         self.pending += [ids, np.array([eot], ids.dtype)]
-        if self._left() >= SHARD_TOKENS:
+        if self.record["tokens"] >= SHARD_TOKENS * (len(self.record["shards"]) + 1):
             self._flush()
 
-    def _left(self) -> int:
-        return self.record["tokens"] - sum(shard["tokens"] for shard in self.record["shards"])
-
-    def _flush(self, at_least: int | None = None) -> None:
-        """Write whole shards of what is pending; the last may be smaller, of `at_least` tokens."""
-        whole = np.concatenate([part for part in self.pending if len(part)])
-        while (n := min(len(whole), SHARD_TOKENS)) >= (at_least or SHARD_TOKENS):
+    def _flush(self, last: bool = False) -> None:
+        """Write whole shards of what is pending, and at the end a smaller one."""
+        whole = np.concatenate(self.pending)
+        while len(whole) >= SHARD_TOKENS or (last and len(whole)):
+            part, whole = whole[:SHARD_TOKENS], whole[SHARD_TOKENS:]
             name = f"{self.name}-{len(self.record['shards']):05d}.npy"
-            self.record["shards"].append({**self._saved(name, whole[:n]), "tokens": n})
-            whole = whole[n:]
+            self.record["shards"].append({**self._saved(name, part), "tokens": len(part)})
         self.pending = [whole]
 
     def close(self) -> _SplitRecord:
-        if self._left():
-            self._flush(1)
+        if self.pending:
+            self._flush(last=True)
         starts = self._saved(f"{self.name}-documents.npy", np.array(self.starts, np.int64))
         return {**self.record, "documents": len(self.starts), "document_starts": starts}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        pending = [part for part in self.pending if len(part)] or [NONE]
-        self.pending = [np.concatenate(pending)]
+        pending = np.concatenate(self.pending) if self.pending else NONE
         starts = np.array(self.starts, np.int64)
-        return {f"{self.name}.starts": starts, f"{self.name}.pending": self.pending[0]}
+        return {f"{self.name}.starts": starts, f"{self.name}.pending": pending}
 
     def _saved(self, name: str, values: np.ndarray) -> _FileRecord:
         path = self.folder / name
@@ -263,13 +260,12 @@ def _encode(
     data: DataConfig, tokenizer: Encoder, cache_dir: Path, folder: Path
 ) -> dict[str, _SplitRecord]:
     """Write the corpus to `folder`; of a stream that breaks off what is done is kept."""
-    path, record, kept = folder / RESUME, None, {"keys": NONE}
+    path, kept = folder / RESUME, {"keys": NONE}
+    record: Any = {}
     if path.exists():
         kept, record = read_checkpoint(path), read_record(path, _Resume)
-    of_split = {"train": record["train"], "validation": record["validation"]} if record else {}
-    writers = {name: _SplitWriter(folder, name, of_split.get(name), kept) for name in SPLITS}
-    state = record["state"] if record else None
-    documents = corpus.Documents(data, cache_dir, state, kept["keys"].tolist())
+    writers = {name: _SplitWriter(folder, name, record.get(name), kept) for name in SPLITS}
+    documents = corpus.Documents(data, cache_dir, record.get("state"), kept["keys"].tolist())
 
     def n_shards() -> int:
         return sum(len(writer.record["shards"]) for writer in writers.values())
