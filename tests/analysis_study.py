@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from sparse_dict.analysis import study
 from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.measured import measure
 from sparse_dict.analysis.report import figures, page
 from sparse_dict.config import ComparisonConfig, NoSettings, TrackingConfig, analyze_schema
 
@@ -57,6 +58,14 @@ def drawn(key: str, figure: Any, title: str, caption: str) -> page.Picture:
 
 def context_of(config: Any, draw: Any = drawn) -> Context:
     return Context(config, study.load(Path(config.sae_dir)), draw)
+
+
+def tabled(config: Any) -> Context:
+    """The context with the three tables, without what analyses measure besides."""
+    context = context_of(config)
+    comparisons = [*context.comparisons.values()]
+    context.tables = measure(comparisons, config.name, context.fingerprints, False)
+    return context
 
 
 def compared(sae_dir: Path, *chosen: str, draw: Any = drawn, **comparison: Any) -> Context:

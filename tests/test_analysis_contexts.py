@@ -11,12 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from analysis_study import config_of, unit, write_dictionary
-from lm_files import write_model
+from analysis_study import config_of, tabled, unit, write_dictionary
+from lm_files import write_harvest, write_text_and_model
 
-from sparse_dict.activations.harvest import harvest
 from sparse_dict.activations.store import Activations
-from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.analysis import source as module
 from sparse_dict.analysis import study
 from sparse_dict.analysis.comparison import Comparison
@@ -32,25 +30,20 @@ from sparse_dict.analysis.features.chosen import (
     Chosen,
     choose,
 )
-from sparse_dict.analysis.features.contexts import EFFECTS, Context, Feature, Gallery
+from sparse_dict.analysis.features.contexts import EFFECTS, Feature, Gallery, Stretch
 from sparse_dict.analysis.harvested import Place
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.source import open_source, printable
 from sparse_dict.config import (
     ComparisonConfig,
     ContextsConfig,
-    FilesData,
-    HarvestConfig,
     ModelConfig,
 )
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.lm import folder as lm_folder
-from sparse_dict.lm.model import GPT
 from sparse_dict.storage import files, records
 from sparse_dict.text import tokens
-from sparse_dict.text.tokenizer import Tokenizer
-from sparse_dict.tracking import Run
 
 N_CTX, D, LAYER = 16, 12, 1
 MODEL = ModelConfig(n_layers=2, n_heads=2, d_model=8, d_mlp=D, n_ctx=N_CTX)
@@ -65,54 +58,26 @@ def base(tmp_path_factory):
     base = tmp_path_factory.mktemp("study")
     rng = np.random.default_rng(0)
     words = ["alpha", "beta", "gamma", "delta", EVIL]
-    with (base / "text.jsonl").open("w") as file:
-        for i in range(200):
-            text = " ".join(rng.choice(words, size=20, p=[0.3, 0.3, 0.2, 0.18, 0.02]))
-            file.write(json.dumps({"text": f"{i} {text}\n"}) + "\n")
-    data = FilesData(0.3, str(base / "text.jsonl"), "text")
-    ranks = {bytes([i]): i for i in range(256)}
-    tokenizer = Tokenizer("bytes", ranks | {b"al": 256, b"ta": 257})
-    tokens.prepare(data, tokenizer, base / "cache")
-
-    torch.manual_seed(0)
-    model = GPT(MODEL, tokenizer.n_vocab)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(8)  # so that the values differ well beyond rounding
-    fingerprints = write_model(base / "lm", model, MODEL, tokenizer)
-    harvested(base, base, fingerprints)
+    drawn = (
+        " ".join(rng.choice(words, size=20, p=[0.3, 0.3, 0.2, 0.18, 0.02])) for _ in range(200)
+    )
+    lines = [f"{i} {text}\n" for i, text in enumerate(drawn)]
+    harvested(base, base, write_text_and_model(base, lines, MODEL, b"al", b"ta"))
     return base
 
 
 def harvested(base, folder, fingerprints, skip_first=0):
     """Activations of the model in `base` and dictionaries of them, in `folder`."""
-    (path,) = (base / "cache" / "tokens").iterdir()
-    store = tokens.TokenStore.open(path)
-    stream = store.split("validation")
-    rows = len(stream) // N_CTX * (N_CTX - skip_first)
-    config = HarvestConfig(
-        LAYER, "mlp_post", rows, "validation", 8, 1000, "float32", skip_first=skip_first
-    )
-    writer = ShardWriter(folder / "activations", rows, D, 1000, "float32", seed=0)
-    model = lm_folder.load(base / "lm").model
-    harvest(model, stream, config, N_CTX, writer, Run(None, False, folder))
-    fields = {
-        "layer": LAYER, "site": "mlp_post", "lm_dir": str(base / "lm"),
-        "corpus": store.manifest["corpus"],
-        "config": {"data": {"val_fraction": 0.3}, "harvest": vars(config)},
-    }  # fmt: skip
-    writer.finish(fields, fingerprints)
-    manifest = files.read_json(folder / "activations" / "manifest.json")
+    more = {"skip_first": skip_first, "lm_dir": str(base / "lm")}
+    prints = write_harvest(base, folder, fingerprints, LAYER, **more)
     rng = np.random.default_rng(2)
     for size in (8, 20):
         decoder = unit(rng.standard_normal((size, D)))
         count = rng.integers(1, 1000, size)
         count[3] = 0
-        write_dictionary(
-            folder / "sae" / f"size={size}", decoder, count,
-            encoder=decoder + 0.1 * rng.standard_normal((size, D)).astype(np.float32),
-            fingerprints={"activations": manifest["fingerprints"]["activations"]},
-        )  # fmt: skip
+        encoder = decoder + 0.1 * rng.standard_normal((size, D)).astype(np.float32)
+        where = folder / "sae" / f"size={size}"
+        write_dictionary(where, decoder, count, encoder=encoder, fingerprints=prints)
 
 
 def config(base, **changes):
@@ -125,7 +90,7 @@ def compared(base):
 
 @pytest.fixture(scope="module")
 def gathered(base):
-    return contexts.gather(config(base), compared(base))
+    return contexts.gather(tabled(config(base)))
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +177,8 @@ def test_histogram_density_and_maximum_count_every_token(gathered, brute):
 
 
 def test_spread_contexts_lie_at_their_quantiles(base):
-    comparison = compared(base)
     settings = replace(SETTINGS, features=["20/0", "20/1", "neuron/2"], spread=10)
-    gallery = contexts.gather(config(base, contexts=settings), comparison)
+    gallery = contexts.gather(tabled(config(base, contexts=settings)))
     for feature in gallery.features[:3]:
         shown = [c.values[c.peak] for c in feature.spread]
         assert shown == sorted(shown, reverse=True)
@@ -224,7 +188,7 @@ def test_spread_contexts_lie_at_their_quantiles(base):
 
 def test_contexts_do_not_depend_on_the_chunks(base, gathered, monkeypatch):
     monkeypatch.setattr(contexts, "CHUNK_VALUES", 1)
-    again = contexts.gather(config(base), compared(base))
+    again = contexts.gather(tabled(config(base)))
     for one, other in zip(gathered.features, again.features, strict=True):
         np.testing.assert_allclose(one.largest, other.largest, rtol=1e-4)
         assert [up_to_peak(c) for c in one.top] == [up_to_peak(c) for c in other.top]
@@ -249,7 +213,7 @@ def test_positions_without_rows_count_for_nothing_and_are_shown_without_activati
     record = files.read_json(base / "lm" / "lm.json")
     harvested(base, tmp_path, record["fingerprints"], skip)
     where = {key: str(tmp_path / name) for key, name in [("activations_dir", "activations")]}
-    gallery = contexts.gather(config(base, **where), compared(tmp_path))
+    gallery = contexts.gather(tabled(config(base, sae_dir=str(tmp_path / "sae"), **where)))
     text, activations = brute
     assert (gallery.source.place.skip_first, gallery.n_tokens) == (skip, len(text) * (N_CTX - skip))
     assert gallery.source.n_harvested == gallery.n_tokens
@@ -310,21 +274,19 @@ def test_each_group_is_shown_and_every_feature_has_its_nearest_neuron(base, gath
 
 
 def test_the_features_asked_for_are_shown_in_their_order(base):
-    comparison = compared(base)
     asked = ["20/7", "size=8/2", "neuron/5", "20/7"]
-    chosen = choose(comparison, replace(SETTINGS, features=asked), 0)
+    chosen = choose(tabled(config(base)), replace(SETTINGS, features=asked))
     found = [(c.entry and c.entry.size, c.index) for c in chosen if ASKED in c.groups]
     assert found == [(20, 7), (8, 2), (None, 5)]
-    only = contexts.gather(
-        config(base, contexts=replace(SETTINGS, features=["neuron/5"])), comparison
-    )
+    settings = replace(SETTINGS, features=["neuron/5"])
+    only = contexts.gather(tabled(config(base, contexts=settings)))
     assert [f.chosen.index for f in only.features] == [5]
 
 
 @pytest.mark.parametrize("name", ["20/20", "neuron/12", "21/0", "nothing/1"])
 def test_a_feature_that_does_not_exist_is_an_error(base, name):
     with pytest.raises(UserError, match=name):
-        choose(compared(base), replace(SETTINGS, features=[name]), 0)
+        choose(tabled(config(base)), replace(SETTINGS, features=[name]))
 
 
 @pytest.mark.parametrize("name", ["7", "20/", "/3", "20/-1", "20/x"])
@@ -346,11 +308,11 @@ def test_what_is_missing_is_named(base, tmp_path, key, monkeypatch):
         fits = "sparse_dict.activations.store.fingerprint_of"
         monkeypatch.setattr(fits, lambda _, prints: prints["activations"])
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "none"))):
-        contexts.gather(elsewhere, compared(base))
+        contexts.gather(tabled(elsewhere))
 
 
 def test_the_harvests_record_leads_to_a_model_that_is_not_in_the_study(base, tmp_path):
-    assert contexts.gather(config(base, lm_dir=str(tmp_path)), compared(base)).features
+    assert contexts.gather(tabled(config(base, lm_dir=str(tmp_path)))).features
 
 
 def test_another_model_in_the_folder_is_not_taken_for_the_harvested_one(base, tmp_path):
@@ -377,7 +339,7 @@ def hostile(token, name="x"):
         metrics={"config": {}},
     )  # fmt: skip
     entry = study.Entry(name, name, 4, "l1", 0.1, 0, trained)
-    context = Context(np.zeros(3, np.int32), np.array([0, 2, 1], np.float32), 1)
+    context = Stretch(np.zeros(3, np.int32), np.array([0, 2, 1], np.float32), 1)
     counts = np.ones(contexts.BINS, np.int64)
     shown = counts, [context], [context], [(0, 1.0)], [(0, 1.0)]
     pair = [Chosen(entry, 1, (TOP,), 0.9), Chosen(None, 2, (NEURON,))]
@@ -486,7 +448,7 @@ def test_features_of_own_arrays_are_shown_with_the_rows_that_they_are_strongest_
     )
     monkeypatch.chdir(tmp_path)
     settings = replace(SETTINGS, show=show)
-    gallery = contexts.gather(config(tmp_path, contexts=settings), compared(tmp_path))
+    gallery = contexts.gather(tabled(config(tmp_path, contexts=settings)))
     data = features_page.payload(gallery, gallery.features, ())
     assert data["what"] == "row"
     x = np.concatenate(parts)

@@ -3,13 +3,12 @@
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from analysis_study import config_of, context_of, settings_of, unit, write_dictionary
+from analysis_study import config_of, context_of, settings_of, tabled, unit, write_dictionary
 from rounding import assert_rounded
 
 transformers = pytest.importorskip("transformers")
@@ -34,7 +33,6 @@ from sparse_dict.activations import stage  # noqa: E402
 from sparse_dict.activations.store import Activations  # noqa: E402
 from sparse_dict.analysis import frame, harvested, study  # noqa: E402
 from sparse_dict.analysis import source as sources  # noqa: E402
-from sparse_dict.analysis.comparison import Comparison  # noqa: E402
 from sparse_dict.analysis.features import contexts, page  # noqa: E402
 from sparse_dict.analysis.harvested import Place  # noqa: E402
 from sparse_dict.analysis.interp import cases  # noqa: E402
@@ -216,10 +214,6 @@ def studied(folders, target, kind, **changes):
     )
 
 
-def compared(config):
-    return Comparison(study.load(Path(config.sae_dir)), config.comparison)
-
-
 SITES_OF = {
     "gpt2": ["2/resid_pre", "0/mlp_post"],
     "neox": ["1/resid_post"],
@@ -231,7 +225,7 @@ SITES_OF = {
 @pytest.mark.parametrize("kind", SITES_OF)
 def test_contexts_are_those_of_a_direct_computation(folders, loaded, tmp_path, kind):
     config = studied(folders, tmp_path, kind, sites=SITES_OF[kind], skip_first=2)
-    gallery = contexts.gather(config, compared(config))
+    gallery = contexts.gather(tabled(config))
     # All text as transformers' own tokenizer reads it, and what its model computes on it.
     made = transformers.AutoTokenizer.from_pretrained(folders / kind)
     (path,) = (tmp_path / "cache" / "tokens").iterdir()
@@ -283,7 +277,7 @@ def test_contexts_are_those_of_a_direct_computation(folders, loaded, tmp_path, k
 @pytest.mark.parametrize("kind", SITES_OF)
 def test_logit_effects_go_through_the_models_own_unembedding(folders, loaded, tmp_path, kind):
     config = studied(folders, tmp_path, kind, sites=SITES_OF[kind])
-    gallery = contexts.gather(config, compared(config))
+    gallery = contexts.gather(tabled(config))
     feature, model = gallery.features[0], loaded(kind).model
     row = torch.from_numpy(feature.chosen.entry.decoder[feature.chosen.index])
     match kind:
@@ -307,7 +301,7 @@ def test_the_page_tells_each_sites_part_of_a_feature_and_which_effects_are_shown
     tmp_path,
 ):
     config = studied(folders, tmp_path, "gpt2", sites=["1/mlp_pre", "0/resid_mid"])
-    gallery = contexts.gather(config, compared(config))
+    gallery = contexts.gather(tabled(config))
     text = " ".join(page.page(gallery).split())
     assert "decoder row (its part of 0/resid_mid) and the final norm" in text
     data = page.payload(gallery, gallery.features, ())
@@ -319,7 +313,7 @@ def test_the_page_tells_each_sites_part_of_a_feature_and_which_effects_are_shown
             squares = feature.chosen.entry.decoder[feature.chosen.index] ** 2
             assert drawn["shares"][0] == pytest.approx(squares[:D_MLP].sum(), abs=1e-3)
     one = studied(folders, tmp_path / "one", "gpt2", site="mlp_pre")
-    gallery = contexts.gather(one, compared(one))
+    gallery = contexts.gather(tabled(one))
     text = " ".join(page.page(gallery).split())
     assert "A direct path to the logits is missing: a non-linearity follows 1/mlp_pre." in text
     assert all(not feature.promoted for feature in gallery.features)
@@ -352,11 +346,11 @@ def test_the_model_is_found_where_it_was_moved_to_and_no_other_is_taken(folders,
     config = config_of(target, contexts=SHOWN, comparison=settings_of())
     shutil.move(copy, tmp_path / "moved")
     with pytest.raises(UserError, match=f"{copy} does not exist"):
-        contexts.gather(config, compared(config))
+        contexts.gather(tabled(config))
     found = replace(config, lm_dir=str(tmp_path / "moved"))
-    assert contexts.gather(found, compared(config)).features
+    assert contexts.gather(tabled(found)).features
     with pytest.raises(UserError, match="set lm_dir to that model's folder"):
-        contexts.gather(replace(config, lm_dir=str(folders / "llama")), compared(config))
+        contexts.gather(tabled(replace(config, lm_dir=str(folders / "llama"))))
     assert "Hugging Face model" in provenance.paragraph(config, study.load(target / "sae"))
 
 
@@ -416,10 +410,10 @@ def test_tokens_are_shown_as_the_text_they_stand_for(tmp_path):
 
 def test_a_chat_model_reads_the_models_own_tokens_with_their_activations(folders, tmp_path):
     config = studied(folders, tmp_path, "gpt2", sites=SITES_OF["gpt2"])
-    comparison = compared(config)
-    source = sources.open_source(config, comparison.study, 10**6)
+    context = tabled(replace(config, interp=interp_settings("http://localhost:1/v1")))
+    source = sources.open_source(config, context.study, 10**6)
     made = transformers.AutoTokenizer.from_pretrained(folders / "gpt2")
-    asked = cases.cases(interp_settings("http://localhost:1/v1"), 0, comparison, source)
+    asked = cases.cases(context, source)
     assert {case.group for case in asked} >= {"neuron basis", "random directions"}
     text = made.decode(source.text.ravel()).replace("\n", "⏎")
     for case in asked:
@@ -431,7 +425,7 @@ def test_a_chat_model_reads_the_models_own_tokens_with_their_activations(folders
 def test_a_notebook_shows_a_feature(folders, tmp_path):
     pytest.importorskip("circuitsvis")
     config = studied(folders, tmp_path, "llama")
-    gallery = contexts.gather(config, compared(config))
+    gallery = contexts.gather(tabled(config))
     page.write(gallery, tmp_path / "analysis")
     shown = show_feature(tmp_path, "16/5").html
     first = gallery.features[1].top[0]

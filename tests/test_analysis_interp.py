@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from analysis_study import context_of
+from analysis_study import context_of, tabled
 from http_server import Handler, LocalServer
-from test_analysis_contexts import D, base, compared, config  # noqa: F401
+from test_analysis_contexts import D, base, config  # noqa: F401
 
 from sparse_dict import errors
 from sparse_dict.analysis import frame, stage
@@ -22,7 +22,7 @@ from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, judge
 from sparse_dict.analysis.features import contexts
 from sparse_dict.analysis.interp import cases as interp_cases
 from sparse_dict.analysis.interp import llm, questions
-from sparse_dict.analysis.interp.questions import Case, Excerpt
+from sparse_dict.analysis.interp.questions import UNREADABLE, Case, Excerpt
 from sparse_dict.analysis.measures import bases
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.sections import claims
@@ -141,9 +141,9 @@ def test_scores_of(server, tmp_path, answer, explanation, simulation, detection)
     server.answer = answer
     found = questions.ask([case()], settings_of(server.url), tmp_path / "answers.jsonl")
     (result,) = found.results
-    assert (result.explanation, result.detection) == (explanation, detection)
-    assert result.simulation == pytest.approx(simulation)
-    assert (result.malformed, found.stopped, len(server.requests)) == (0, None, 7)
+    assert (result["explanation"], result["detection"]) == (explanation, detection)
+    assert result["simulation"] == pytest.approx(simulation)
+    assert (result[UNREADABLE], found.stopped, len(server.requests)) == (0, None, 7)
 
 
 def test_a_key_that_is_told_again_reaches_no_file_and_no_line(server, tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_a_key_that_is_told_again_reaches_no_file_and_no_line(server, tmp_path, 
     server.answer = lambda system, user: f"{KEY} {oracle(system, user)}"
     settings = settings_of(server.url, api_key_env="CHAT_KEY")
     (result,) = questions.ask([case()], settings, tmp_path / "answers.jsonl").results
-    assert result.explanation
+    assert result["explanation"]
     assert server.keys == [f"Bearer {KEY}"] * len(server.requests)
     logged = errors._Record("x", logging.INFO, "", 0, "%s", ({"a": KEY},), None).getMessage()
     kept = (tmp_path / "answers.jsonl").read_text()
@@ -202,13 +202,13 @@ def test_malformed_answers_are_counted_and_do_not_count(server, tmp_path):
 
     server.answer = sometimes
     (result,) = questions.ask([case()], settings_of(server.url), tmp_path / "a.jsonl").results
-    assert result.malformed == 1
-    assert result.simulation == pytest.approx(1)
+    assert result[UNREADABLE] == 1
+    assert result["simulation"] == pytest.approx(1)
     server.answer = lambda system, user: ""
     settings = settings_of(server.url, model="silent")
     (result,) = questions.ask([case()], settings, tmp_path / "b.jsonl").results
-    assert result.malformed == 1
-    assert np.isnan([result.simulation, result.detection]).all()
+    assert result[UNREADABLE] == 1
+    assert np.isnan([result["simulation"], result["detection"]]).all()
 
 
 def test_a_second_run_sends_nothing_and_finds_the_same(server, tmp_path):
@@ -217,7 +217,7 @@ def test_a_second_run_sends_nothing_and_finds_the_same(server, tmp_path):
     sent = len(server.requests)
     second = questions.ask([case(), case("b/1")], settings_of(server.url), path)
     assert len(server.requests) == sent == 7  # both ask the same
-    assert [r.simulation for r in first.results] == [r.simulation for r in second.results]
+    assert first.results == second.results
     assert {line["answer"] is None for line in lines(path)} == {False}
     assert lines(path)[0]["request"] == server.requests[0]
 
@@ -228,7 +228,7 @@ def test_a_line_that_a_kill_cut_short_is_asked_again_and_spoils_no_other(server,
     whole = path.read_bytes()
     path.write_bytes(whole[:-40])
     (result,) = questions.ask([case()], settings_of(server.url), path).results
-    assert result.detection == 1
+    assert result["detection"] == 1
     assert len(server.requests) == 8
     questions.ask([case()], settings_of(server.url), path)
     assert len(server.requests) == 8
@@ -254,7 +254,7 @@ def test_the_cap_is_never_passed_and_what_is_there_is_kept(server, tmp_path, cap
     assert again.spent == pytest.approx(found.spent)
     assert len(server.requests) == before
     more = questions.ask([case()], settings_of(server.url, max_cost=1.0, **prices), path)
-    assert more.results[0].simulation == pytest.approx(1)
+    assert more.results[0]["simulation"] == pytest.approx(1)
     assert len(server.requests) == 7
 
 
@@ -362,7 +362,7 @@ def test_of_many_cases_those_that_are_answered_are_kept_and_the_others_not_waite
     questions.ask(many[3:5], settings_of(server.url), path)
     server.statuses = [401] * 99
     found = questions.ask(many, settings_of(server.url, parallel=2), path)
-    assert [result.case.name for result in found.results] == ["a/3", "a/4"]
+    assert [result["feature"] for result in found.results] == ["a/3", "a/4"]
     assert "401" in found.stopped
 
 
@@ -393,16 +393,18 @@ def test_after_an_interrupt_nothing_more_is_sent_and_the_same_command_goes_on(
     assert len(server.requests) == 8 * 7
 
 
-def each(results):
-    return pd.DataFrame([result.row() for result in results])
+def each(*scores):
+    """The table of features with a group, a score of simulation and one of detection."""
+    columns = ["group", "simulation", "detection"]
+    return pd.DataFrame(scores, columns=columns).assign(feature="a/0", **{UNREADABLE: 0})
 
 
 def test_means_have_their_intervals():
-    results = [questions.Result(case(), "x", s, 0.5) for s in (0.1, 0.2, 0.6)]
-    table = section.means(each(results))
+    scores = [("features", s, 0.5) for s in (0.1, 0.2, 0.6)]
+    table = section.means(each(*scores))
     assert re.fullmatch(r"0\.30 \[0\.1\d?, 0\.\d+\]", table["simulation"][0])
     assert table["detection"][0] == "0.50 [0.50, 0.50]"
-    assert section.means(each(results[:1]))["detection"][0] == "0.50"
+    assert section.means(each(scores[0]))["detection"][0] == "0.50"
 
 
 @pytest.mark.parametrize(
@@ -419,16 +421,12 @@ def test_text_is_readable_if_explanations_of_features_beat_those_of_random_direc
     frame.measure(context)
     spread = np.linspace(-0.1, 0.1, 8)
     groups = {"features, MCS above 0.9": high, "random directions": random, "features, other": 1.0}
-    results = [
-        questions.Result(replace(case(), group=group), "x", 0.3, mean + shift)
-        for group, mean in groups.items()
-        for shift in spread
-    ]
-    context.tables.others["interp"] = each(results)
+    scores = [(group, 0.3, mean + shift) for group, mean in groups.items() for shift in spread]
+    context.tables.others["interp"] = each(*scores)
     claim = judge(section.CLAIMS[0], context.tables)
     assert claim.verdict == expected
     assert f"detection {high:.2f} against {random:.2f}" in claim.ours
-    context.tables.others["interp"] = each(results[:10])
+    context.tables.others["interp"] = each(*scores[:10])
     claim = judge(section.CLAIMS[0], context.tables)
     assert claim.ours.startswith("only 8 features and 2 random directions")
 
@@ -483,15 +481,13 @@ def full_config(base, folder, url):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def read(base):  # noqa: F811
-    """Settings, dictionaries and text of the study."""
-    settings = full_config(base, base / "none", "http://localhost:1/v1")
-    comparison = compared(base)
-    return settings.interp, comparison, open_source(settings, comparison.study, 10**6)
+    """The study, and its text."""
+    context = tabled(full_config(base, base / "none", "http://localhost:1/v1"))
+    return context, open_source(context.config, context.study, 10**6)
 
 
 def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(read):
-    settings, comparison, source = read
-    cases, again = (interp_cases.cases(settings, 0, comparison, source) for _ in range(2))
+    cases, again = (interp_cases.cases(*read) for _ in range(2))
     assert [c.name for c in cases] == [c.name for c in again]
     assert questions.explain(cases[0]) == questions.explain(again[0])
     groups = pd.Series([c.group for c in cases]).value_counts()
@@ -507,12 +503,12 @@ def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(
 
 
 def test_activations_are_those_of_the_dictionary_on_every_token(read):
-    settings, comparison, source = read
-    candidates = list(interp_cases._features(settings, 0, comparison))
+    context, source = read
+    candidates = list(interp_cases._features(context, context.study.entries[:1]))
     codes = contexts.codes([c.code for c in candidates], source, "x").toarray()
     rows = source.rows(slice(None)).reshape(-1, D)
     for candidate, found in zip(candidates, codes, strict=True):
-        entry = next(e for e in comparison.study.entries if e.name == candidate.owner)
+        entry = next(e for e in context.study.entries if e.name == candidate.owner)
         wanted = entry.trained.dictionary.encode(rows)[:, candidate.code.index]
         np.testing.assert_allclose(found.ravel(), wanted, rtol=1e-4, atol=1e-5)
 

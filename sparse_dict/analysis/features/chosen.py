@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.measures.effective_neurons import outliers, simpson_neurons
-from sparse_dict.analysis.study import Entry, Study
+from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.measures.effective_neurons import outliers
+from sparse_dict.analysis.study import Entry
 from sparse_dict.config import ContextsConfig
 from sparse_dict.errors import UserError
 
@@ -27,6 +28,16 @@ class Chosen:
     index: int
     groups: tuple[str, ...]  # why it was chosen
     mcs: float = float("nan")
+    partner: tuple[str, float] | None = None  # SIZE/INDEX in the next larger, and their cosine
+
+    @classmethod
+    def of(cls, context: Context, entry: Entry, index: int, groups: tuple[str, ...]) -> "Chosen":
+        """A feature, with what the table of features says of it."""
+        row: Any = context.once(_features).loc[(entry.name, index)]
+        larger, partner = context.comparison.partners(entry, "next"), None
+        if larger and row["partner"] >= 0:
+            partner = f"{larger[0].size}/{row['partner']}", float(row["next_mcs"])
+        return cls(entry, index, groups, float(row["mcs"]), partner)
 
     def decoder(self, d_out: int) -> NDArray[np.float32]:
         """What a unit of activation adds to a row, (d_out,)."""
@@ -46,38 +57,29 @@ class Chosen:
         return index, float(row[index] / max(np.linalg.norm(row), 1e-30))
 
 
-def partner(comparison: Comparison, chosen: Chosen) -> tuple[Entry, int, float] | None:
-    """The feature of the next larger dictionary that is nearest to one, and their cosine."""
-    entry = chosen.entry
-    if entry is None or not (larger := comparison.partners(entry, "next")):
-        return None
-    index = int(comparison.partner(entry, larger[0])[chosen.index])
-    one, other = entry.decoder[chosen.index], larger[0].decoder[index]
-    lengths = max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-30)
-    return None if index < 0 else (larger[0], index, float(one @ other) / lengths)
+def _features(context: Context) -> pd.DataFrame:
+    return context.tables.features.set_index(["dictionary", "feature"])
 
 
-def choose(
-    comparison: Comparison, settings: ContextsConfig, seed: int, also: Sequence[Chosen] = ()
-) -> list[Chosen]:
+def choose(context: Context, settings: ContextsConfig, also: Sequence[Chosen] = ()) -> list[Chosen]:
     """The features that `settings` ask for, each once, then the neurons nearest to them.
 
     Without `settings.features`: of each size of the main chain those with the highest and the
     lowest MCS and a random sample, all of them alive; outliers in effective neurons; dead ones;
     and those of `also` that are not among these.
     """
-    entries = comparison.main.entries if comparison.main else comparison.study.entries[:1]
+    main = context.comparison.main
+    entries = main.entries if main else context.study.entries[:1]
     chosen: list[Chosen] = []
     for name in dict.fromkeys(settings.features or []):
-        entry, index = _asked(name, entries, comparison.study)
-        value = float(_mcs(comparison, entry)[index]) if entry else float("nan")
-        chosen.append(Chosen(entry, index, (ASKED,), value))
+        entry, index = _asked(name, entries, context)
+        asked = Chosen.of(context, entry, index, (ASKED,)) if entry else None
+        chosen.append(asked or Chosen(None, index, (ASKED,)))
     for entry in entries if settings.features is None else ():
-        mcs = _mcs(comparison, entry)
-        groups = _groups(entry, mcs, settings.per_group, np.random.default_rng(seed))
-        for index in dict.fromkeys(i for members in groups.values() for i in members):
-            names = tuple(name for name, members in groups.items() if index in members)
-            chosen.append(Chosen(entry, index, names, float(mcs[index])))
+        of = _groups(context, entry, settings.per_group)
+        for index in dict.fromkeys(i for members in of.values() for i in members):
+            names = tuple(name for name, members in of.items() if index in members)
+            chosen.append(Chosen.of(context, entry, index, names))
     if settings.features is None:
         known = {(c.entry, c.index) for c in chosen}
         chosen += [c for c in also if (c.entry, c.index) not in known]
@@ -86,34 +88,24 @@ def choose(
     return chosen + [Chosen(None, index, (NEURON,)) for index in sorted(nearest - there)]
 
 
-def _mcs(comparison: Comparison, entry: Entry) -> NDArray[Any]:
-    """MCS of each feature, (size,); nan throughout where there is no larger dictionary."""
-    if comparison.partners(entry, comparison.shown.against):
-        return comparison.mcs(entry)
-    return np.full(entry.size, np.nan)
-
-
-def _groups(
-    entry: Entry, mcs: NDArray[Any], n: int, rng: np.random.Generator
-) -> dict[str, list[int]]:
-    alive = np.flatnonzero(entry.alive)
-    known = alive[np.isfinite(mcs[alive])]
-    ranked = known[np.argsort(-mcs[known], kind="stable")]
-    effective = simpson_neurons(entry.decoder)
-    groups = {
+def _groups(context: Context, entry: Entry, n: int) -> dict[str, list[int]]:
+    own = context.once(_features).loc[entry.name]
+    alive = own[own["alive"]]
+    ranked = alive["mcs"].dropna().sort_values(ascending=False, kind="stable").index
+    groups: dict[str, Any] = {
         TOP: ranked,
         LOW: ranked[::-1],
-        RANDOM: rng.permutation(alive),
-        OUTLIER: outliers(np.where(entry.alive, effective, np.nan)),
-        DEAD: np.flatnonzero(~entry.alive),
+        RANDOM: np.random.default_rng(context.config.seed).permutation(alive.index),
+        OUTLIER: outliers(own["neurons"].where(own["alive"]).to_numpy()),
+        DEAD: own.index[~own["alive"]],
     }
     return {name: members[:n].tolist() for name, members in groups.items()}
 
 
-def _asked(name: str, chain: Sequence[Entry], study: Study) -> tuple[Entry | None, int]:
+def _asked(name: str, chain: Sequence[Entry], context: Context) -> tuple[Entry | None, int]:
     """The dictionary and index of ``NAME/INDEX``; NAME as `ContextsConfig.features` says."""
     owner, _, number = name.rpartition("/")
-    index = int(number)  # the config has checked that this is a number
+    index, study = int(number), context.study  # the config has checked that this is a number
     known: dict[str, Entry | None] = {} if study.target else {NEURONS: None}
     for key, one in [(str(e.size), e) for e in chain] + [(e.name, e) for e in study.entries]:
         known.setdefault(key, one)

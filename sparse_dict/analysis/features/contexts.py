@@ -8,7 +8,7 @@ that no language model made, a row is a text of one token.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.features.chosen import Chosen, choose, partner
-from sparse_dict.analysis.harvested import activations_of
+from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.features.chosen import Chosen, choose
 from sparse_dict.analysis.source import Floats, Source, open_rows, open_source
-from sparse_dict.analysis.study import Entry
-from sparse_dict.config import AnalyzeConfig, ContextsConfig
+from sparse_dict.config import ContextsConfig
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
 from sparse_dict.machine.progress import Progress
@@ -41,7 +39,7 @@ ROWS = 64  # directions whose effects on the whole vocabulary are held at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Context:
+class Stretch:
     """A stretch of text around one token, within what the language model saw at once."""
 
     tokens: NDArray[np.int32]  # (n,)
@@ -57,8 +55,8 @@ class Feature:
     density: float  # share of the tokens read here on which it is active
     largest: float  # activation; 0 if never active
     histogram: NDArray[np.int64]  # (BINS,) active tokens by activation, from 0 to `largest`
-    top: list[Context]  # the highest, at most one of each context of the language model
-    spread: list[Context]  # at evenly spaced quantiles of its activations, highest first
+    top: list[Stretch]  # the highest, at most one of each context of the language model
+    spread: list[Stretch]  # at evenly spaced quantiles of its activations, highest first
     promoted: Tokens
     demoted: Tokens
 
@@ -84,8 +82,6 @@ class Gallery:
     mcs: str  # which variant of MCS
     direct: list[Site]  # sites whose effect on the logits is shown
     indirect: list[str]  # why that of others is not
-    # each feature's in the next larger dictionary, with their cosine
-    partners: dict[Chosen, tuple[Entry, int, float]] = field(default_factory=dict)
 
     @property
     def n_tokens(self) -> int:
@@ -109,20 +105,17 @@ class Gallery:
         return "neuron" if self.source.place.of_neurons else "coordinate"
 
 
-def gather(config: AnalyzeConfig, comparison: Comparison, also: Sequence[Chosen] = ()) -> Gallery:
+def gather(context: Context, also: Sequence[Chosen] = ()) -> Gallery:
     """Choose features, those of `also` too, and find their contexts."""
-    settings = config.settings(ContextsConfig)
-    assert settings is not None
-    chosen = choose(comparison, settings, config.seed, also)
-    own = activations_of(comparison.study, config)
-    if own.manifest is None:
-        source = open_rows(own, comparison.study, settings)
+    settings, study = context.settings(ContextsConfig), context.study
+    chosen = choose(context, settings, also)
+    if context.activations.manifest is None:
+        source = open_rows(context.activations, study, settings)
     else:
-        source = open_source(config, comparison.study, settings.n_tokens)
+        source = open_source(context.config, study, settings.n_tokens)
     log.info("contexts: %d features on %s %s", len(chosen), f"{source.text.size:,}", source.unit)
     found, direct, indirect = describe(chosen, source, settings)
-    known = {c: near for c in chosen if (near := partner(comparison, c)) is not None}
-    return Gallery(found, source, str(comparison.shown), direct, indirect, known)
+    return Gallery(found, source, str(context.comparison.shown), direct, indirect)
 
 
 @dataclass(frozen=True)
@@ -190,7 +183,7 @@ def _code(chosen: Chosen, source: Source) -> Code:
 
 def _picked(
     places: NDArray[np.int32], values: Floats, text: NDArray[np.int32], settings: ContextsConfig
-) -> tuple[list[Context], list[Context]]:
+) -> tuple[list[Stretch], list[Stretch]]:
     """The highest and the evenly spread contexts of one feature.
 
     A context whose text, up to the token in question, is already shown is left out: documentation
@@ -199,8 +192,8 @@ def _picked(
     """
     seen: set[bytes] = set()
 
-    def fresh(candidates: NDArray[np.int64], most: int) -> list[Context]:
-        found: list[Context] = []
+    def fresh(candidates: NDArray[np.int64], most: int) -> list[Stretch]:
+        found: list[Stretch] = []
         for place in places[candidates].tolist():
             if len(found) == most:
                 break
@@ -222,7 +215,7 @@ def _picked(
 
 def _around(
     place: int, places: NDArray[np.int32], values: Floats, text: NDArray[np.int32], width: int
-) -> Context:
+) -> Stretch:
     """The text around a place, as far as the language model saw it at once."""
     n_ctx = text.shape[1]
     start = place // n_ctx * n_ctx
@@ -230,7 +223,7 @@ def _around(
     shown = np.zeros(stop - first, np.float32)
     here = slice(*np.searchsorted(places, (first, stop)))
     shown[places[here] - first] = values[here]
-    return Context(text.ravel()[first:stop], shown, place - first)
+    return Stretch(text.ravel()[first:stop], shown, place - first)
 
 
 @torch.no_grad()

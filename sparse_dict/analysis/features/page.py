@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparse_dict.analysis.features.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
-from sparse_dict.analysis.features.contexts import Context, Feature, Gallery
+from sparse_dict.analysis.features.contexts import Feature, Gallery, Stretch
 from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.report.page import Markup
@@ -74,7 +74,7 @@ def payload(
     words = source.words({token for f in features for token in f.tokens})
     number = {token: i for i, token in enumerate(words)}
 
-    def context(found: Context, largest: float) -> list[Any]:
+    def context(found: Stretch, largest: float) -> list[Any]:
         values = np.rint(found.values / largest * SCALE).astype(int).tolist()
         return [[number[token] for token in found.tokens.tolist()], values, found.peak]
 
@@ -82,7 +82,6 @@ def payload(
         chosen, decoder = feature.chosen, feature.chosen.decoder(source.columns[-1][1])
         squares, neuron = decoder.astype(np.float64) ** 2, chosen.nearest()
         shares = [squares[a:b].sum() / max(squares.sum(), 1e-30) for a, b in source.columns]
-        partner, place, cosine = gallery.partners.get(chosen, (None, 0, 0))
         return {
             "dictionary": entries.index(chosen.entry),
             "index": chosen.index,
@@ -98,7 +97,7 @@ def payload(
             "spread": [context(c, feature.largest) for c in feature.spread],
             "promoted": [[number[token], round(v, 4)] for token, v in feature.promoted],
             "demoted": [[number[token], round(v, 4)] for token, v in feature.demoted],
-            "partner": partner and [f"{partner.size}/{place}", round(cosine, 4)],
+            "partner": chosen.partner and [chosen.partner[0], round(chosen.partner[1], 4)],
             "neuron": neuron and [neurons[neuron[0]], round(neuron[1], 3)],
             "shown": feature in shown,
         }

@@ -83,12 +83,11 @@ def roots(study: Tables, most: int = TREES, largest: int = LARGEST) -> list[Node
 def shown(context: Context) -> list[Chosen]:
     """The features of the trees, for the features page."""
     main = context.comparison.main
-    entries = main.entries if main else ()
-    return [
-        Chosen(entries[node.level], node.index, (f"tree of {entries[0].size}/{root.index}",))
-        for root in roots(context.tables)
-        for node in root.walk()
-    ]
+    entries, found = main.entries if main else (), []
+    for root in roots(context.tables):
+        why = (f"tree of {entries[0].size}/{root.index}",)
+        found += [Chosen.of(context, entries[n.level], n.index, why) for n in root.walk()]
+    return found
 
 
 def pictures(context: Context) -> Iterator[str | Picture]:

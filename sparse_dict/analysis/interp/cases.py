@@ -4,14 +4,15 @@ Baselines are the directions of `measures.bases`, each cut to the k codes of lar
 token, of which the positive ones count; k is the dictionaries' L0, so that all are equally sparse.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.comparison import Comparison
+from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.features.contexts import Code, Encode, codes
 from sparse_dict.analysis.interp.questions import Case, Excerpt
 from sparse_dict.analysis.measures import bases
@@ -31,11 +32,12 @@ class _Candidate:
     code: Code
 
 
-def cases(settings: InterpConfig, seed: int, comparison: Comparison, source: Source) -> list[Case]:
+def cases(context: Context, source: Source) -> list[Case]:
     """Up to `interp.per_group` features of each group and baseline, drawn at random.
 
     Left out are those active in too few excerpts (or in too many) to ask about.
     """
+    settings, seed = context.settings(InterpConfig), context.config.seed
     text = source.text[:, source.place.skip_first :]  # what has activations
     width = min(settings.width, text.shape[1])
     kept = text.shape[1] // width * width
@@ -45,10 +47,10 @@ def cases(settings: InterpConfig, seed: int, comparison: Comparison, source: Sou
     order = np.random.default_rng(seed).permutation(fresh)
     halves = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
 
-    candidates = [
-        *_features(settings, seed, comparison),
-        *_bases(settings, seed, comparison, source),
-    ]
+    main = context.comparison.main
+    # the largest has no MCS
+    entries = main.entries[:-1] if main else context.study.entries[:1]
+    candidates = [*_features(context, entries), *_bases(settings, seed, entries, source)]
     read = codes([c.code for c in candidates], source, "reading for interp")
     words = source.words(np.unique(windows).tolist())
     texts = {int(i): tuple(words[int(t)] for t in windows[i]) for i in fresh}
@@ -105,38 +107,34 @@ def found_again(threshold: float) -> str:
     return f"features, MCS above {threshold:g}"
 
 
-def _features(settings: InterpConfig, seed: int, comparison: Comparison) -> Iterator[_Candidate]:
-    """Candidates among the living features of the main chain: those with a high MCS, and others.
+def _features(context: Context, entries: Sequence[Entry]) -> Iterator[_Candidate]:
+    """Candidates among the living features of some dictionaries: of high MCS, and others.
 
-    The largest dictionary has no MCS. In a study without chains: features of the first dictionary.
+    In a study without larger dictionaries there is one group.
     """
-    threshold = comparison.settings.threshold
-    groups: dict[str, list[tuple[Entry, int]]] = defaultdict(list)
-    for entry in _entries(comparison):
-        mcs = comparison.mcs(entry) if comparison.main else None
-        for j in np.flatnonzero(entry.alive).tolist():
-            if mcs is None:
-                groups["features"].append((entry, j))
-            elif np.isfinite(mcs[j]):
-                high = mcs[j] > threshold
-                groups[found_again(threshold) if high else "features, other"].append((entry, j))
-    rng = np.random.default_rng(seed)
-    for label, members in sorted(groups.items()):
-        for pick in rng.permutation(len(members))[: CANDIDATES * settings.per_group]:
-            entry, column = members[pick]
+    tables, named = context.tables, {entry.name: entry for entry in entries}
+    rows, most = tables.features, CANDIDATES * context.settings(InterpConfig).per_group
+    living = rows[rows["alive"] & rows["dictionary"].isin([*named])]
+    living = living.sort_values("dictionary", key=lambda n: n.map([*named].index), kind="stable")
+    group = pd.Series("features", living.index)
+    if context.comparison.main:
+        living = living.dropna(subset="mcs")
+        high, found = living["mcs"] > tables.threshold, found_again(tables.threshold)
+        group = high.map({True: found, False: "features, other"})
+    rng = np.random.default_rng(context.config.seed)
+    for label, members in living.groupby(group):  # sorted
+        chosen: Any = members.iloc[rng.permutation(len(members))[:most]]
+        for name, column in zip(chosen["dictionary"], chosen["feature"].tolist(), strict=True):
+            entry = named[name]
             code = Code(entry.trained.dictionary.encode, entry.size, column)
-            yield _Candidate(label, entry.name, code)
-
-
-def _entries(comparison: Comparison) -> tuple[Entry, ...]:
-    return comparison.main.entries[:-1] if comparison.main else comparison.study.entries[:1]
+            yield _Candidate(str(label), name, code)
 
 
 def _bases(
-    settings: InterpConfig, seed: int, comparison: Comparison, source: Source
+    settings: InterpConfig, seed: int, entries: Sequence[Entry], source: Source
 ) -> Iterator[_Candidate]:
     """Candidates among the directions of each baseline, fitted on the text that is read here."""
-    l0s = [float(entry.metrics["l0"]) for entry in _entries(comparison)]
+    l0s = [float(entry.metrics["l0"]) for entry in entries]
     k, (n_contexts, n_ctx) = max(round(float(np.mean(l0s))), 1), source.text.shape
     wanted = max(min(settings.rows // n_ctx, n_contexts), 1)
     x = source.rows(np.arange(wanted) * n_contexts // wanted)

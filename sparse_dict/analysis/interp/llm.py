@@ -11,16 +11,18 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
+
+from typing_extensions import TypedDict
 
 from sparse_dict.config import LOOPBACK, InterpConfig
 from sparse_dict.errors import UserError, hide, masked
-from sparse_dict.storage import files
+from sparse_dict.storage import files, records
 from sparse_dict.storage.untrusted import read_bytes
 
 if TYPE_CHECKING:
@@ -66,6 +68,12 @@ class Question:
         }
 
 
+class _Kept(TypedDict):  # a line of the file
+    key: str
+    answer: str | None
+    cost: records.Amount
+
+
 class Client:
     """Answers from the file or the endpoint; safe to share between threads.
 
@@ -85,18 +93,20 @@ class Client:
         self._margin = 1.0  # by how much a server has charged more than the most that we expected
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._opened = ExitStack()
-        self._file: BinaryIO | None = None
+        there = path.exists() or path.is_symlink()
+        for line in read_bytes(path).splitlines() if there else ():
+            with suppress(ValueError, RecursionError):  # a line that a kill cut short
+                record = records.fitting(json.loads(line), _Kept)
+                self.spent += record["cost"]
+                if record["answer"] is not None:
+                    self._answers[record["key"]] = masked(record["answer"])
 
     def __enter__(self) -> Self:
-        whole = self._read()
-        self._file = self._opened.enter_context(self.path.open("ab", buffering=0))
-        if not whole:
-            self._file.write(b"\n")  # so that the next record does not continue the half one
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._opened.close()
+        if "_openai" in vars(self):
+            self._openai.close()
 
     def stop(self) -> None:
         """Send nothing more, from any thread; what is under way is still received and kept."""
@@ -136,27 +146,6 @@ class Client:
             raise UserError(f"{self._url} cannot be reached ({text})") from None
         return self._answers[self._hash(question.body(self.settings.model))]
 
-    def _read(self) -> bool:
-        """Take in the answers of earlier runs; whether the last line is whole.
-
-        A line that a kill cut short is skipped.
-        """
-        last = b"\n"
-        there = self.path.exists() or self.path.is_symlink()
-        for line in read_bytes(self.path).splitlines(keepends=True) if there else ():
-            last = line
-            try:
-                record = json.loads(line)
-                cost = float(record["cost"])
-                if not cost >= 0:
-                    continue
-                self.spent += cost
-                if isinstance(record["answer"], str):
-                    self._answers[str(record["key"])] = masked(record["answer"])
-            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-                continue
-        return last.endswith(b"\n")
-
     def _hash(self, body: dict[str, Any]) -> str:
         return files.fingerprint({"url": self._url, "request": body})
 
@@ -173,7 +162,7 @@ class Client:
 
         # A redirect would take the API key to a host that the user did not name.
         local = urlsplit(self._url).hostname in LOOPBACK
-        http = self._opened.enter_context(Metered(follow_redirects=False, trust_env=not local))
+        http = Metered(follow_redirects=False, trust_env=not local)
         return openai.OpenAI(
             base_url=self.settings.base_url,
             api_key=self._key or "none",  # without one the client would look for OPENAI_API_KEY
@@ -260,10 +249,10 @@ class Client:
         key = self._hash(body)
         record = {"key": key, "url": self._url, "request": body, "answer": answer}
         line = json.dumps(record | {"usage": usage, "cost": cost})
-        with self._lock:
-            assert self._file is not None
-            self._file.write(line.encode() + b"\n")  # unbuffered, in append mode: one write
-            os.fsync(self._file.fileno())
+        with self._lock, self.path.open("ab+", buffering=0) as file:
+            whole = not file.tell() or os.pread(file.fileno(), 1, file.tell() - 1) == b"\n"
+            file.write(b"\n" * (not whole) + line.encode() + b"\n")  # one write, at the end
+            os.fsync(file.fileno())
             self.spent += cost
             if answer is not None:
                 self._answers[key] = answer

@@ -11,9 +11,9 @@ excerpts with the feature from excerpts without; the score is the balanced accur
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,28 +80,6 @@ class Case:
     detect: tuple[Excerpt, ...]
 
 
-@dataclass
-class Result:
-    """What came out for a case; a score is nan where it is not defined."""
-
-    case: Case
-    explanation: str = ""
-    simulation: float = float("nan")
-    detection: float = float("nan")
-    malformed: int = 0  # answers that could not be read, and count for nothing
-
-    def row(self) -> dict[str, Any]:
-        """Of the table of all features."""
-        return {
-            "feature": self.case.name,
-            "group": self.case.group,
-            "explanation": self.explanation or "(none)",
-            "simulation": self.simulation,
-            "detection": self.detection,
-            UNREADABLE: self.malformed,
-        }
-
-
 def explain(case: Case) -> Question:
     """Asks for an explanation."""
     parts = []
@@ -114,33 +92,23 @@ def explain(case: Case) -> Question:
     return Question(EXPLAIN, "\n\n".join(parts), EXPLANATION_TOKENS)
 
 
-def simulate(explanation: str, excerpt: Excerpt) -> Question:
-    """Asks for the activation on each token of an excerpt."""
-    lines = "\n".join(f"{number}\t{token}" for number, token in enumerate(excerpt.tokens, 1))
-    text = f"Explanation: {explanation}\n\nTokens:\n{lines}"
-    return Question(SIMULATE, text, LINE_TOKENS * (len(excerpt.tokens) + 1))
-
-
-def detect(explanation: str, excerpts: Sequence[Excerpt]) -> Question:
-    """Asks in which excerpts the feature is active."""
-    lines = "\n".join(f"{number}. {''.join(e.tokens)}" for number, e in enumerate(excerpts, 1))
-    text = f"Explanation: {explanation}\n\nExcerpts:\n{lines}"
-    return Question(DETECT, text, LINE_TOKENS * (len(excerpts) + 1))
-
-
-def follow_ups(case: Case, explanation: str) -> list[tuple[Question, int, int, list[float]]]:
+def follow_ups(case: Case, explanation: str) -> Iterator[tuple[Question, int, list[float]]]:
     """Everything that is asked once there is an explanation: simulations, then detection.
 
-    Each with how many numbers answer it, the largest, and those that are true.
+    Each with the largest number that answers it, and the true ones.
     """
-    asked = [
-        (simulate(explanation, e), len(e.tokens), SCALE, e.values.tolist()) for e in case.simulate
-    ]
+
+    def question(system: str, what: str, lines: list[str]) -> Question:
+        text = f"Explanation: {explanation}\n\n{what}:\n" + "\n".join(lines)
+        return Question(system, text, LINE_TOKENS * (len(lines) + 1))
+
+    for excerpt in case.simulate:
+        lines = [f"{number}\t{token}" for number, token in enumerate(excerpt.tokens, 1)]
+        yield question(SIMULATE, "Tokens", lines), SCALE, excerpt.values.tolist()
     for start in range(0, len(case.detect), BATCH):
         batch = case.detect[start : start + BATCH]
-        active = [float(excerpt.values.max() > 0) for excerpt in batch]
-        asked.append((detect(explanation, batch), len(batch), 1, active))
-    return asked
+        lines = [f"{number}. {''.join(e.tokens)}" for number, e in enumerate(batch, 1)]
+        yield question(DETECT, "Excerpts", lines), 1, [float(e.values.max() > 0) for e in batch]
 
 
 def read_explanation(answer: str) -> str:
@@ -178,32 +146,37 @@ def balanced_accuracy(detected: Sequence[float], true: Sequence[float]) -> float
     return float(balanced_accuracy_score(true, detected)) if len({*true}) > 1 else float("nan")
 
 
-def interpret(case: Case, client: Client) -> Result:
-    """Explain a case and score the explanation."""
-    result = Result(case, read_explanation(client.ask(explain(case))))
-    if not result.explanation:
-        result.malformed = 1
-        return result
+def interpret(case: Case, client: Client) -> dict[str, Any]:
+    """Explain a case and score the explanation: a row of the table of all features.
+
+    A score is nan where it is not defined; answers that could not be read count for nothing.
+    """
+    explanation, unreadable = read_explanation(client.ask(explain(case))), 0
     said: dict[int, tuple[list[int], list[float]]] = {SCALE: ([], []), 1: ([], [])}
-    for question, n, most, true in follow_ups(case, result.explanation):
-        values = read_numbers(client.ask(question), n, most)
-        result.malformed += values is None
-        if values is not None:
+    for question, most, true in follow_ups(case, explanation) if explanation else ():
+        if (values := read_numbers(client.ask(question), len(true), most)) is None:
+            unreadable += 1
+        else:
             said[most][0].extend(values)
             said[most][1].extend(true)
-    result.simulation = correlation(*said[SCALE])
-    result.detection = balanced_accuracy(*said[1])
-    return result
+    return {
+        "feature": case.name,
+        "group": case.group,
+        "explanation": explanation or "(none)",
+        "simulation": correlation(*said[SCALE]),
+        "detection": balanced_accuracy(*said[1]),
+        UNREADABLE: unreadable if explanation else 1,
+    }
 
 
 @dataclass
 class Found:
     """Everything that could be asked."""
 
-    results: list[Result] = field(default_factory=list)  # finished ones, in the cases' order
-    spent: float = 0.0
-    stopped: str | None = None  # why the others are missing
-    chosen: int = 0  # features that were to be asked about
+    results: list[dict[str, Any]]  # a row for each that is finished, in the cases' order
+    spent: float
+    stopped: str | None  # why the others are missing
+    chosen: int  # features that were to be asked about
 
 
 def to_send(cases: Sequence[Case], client: Client) -> tuple[list[Question], int]:
@@ -223,7 +196,7 @@ def to_send(cases: Sequence[Case], client: Client) -> tuple[list[Question], int]
 
 def ask(cases: Sequence[Case], settings: InterpConfig, path: Path) -> Found:
     """Interpret all cases, as far as the cap and the endpoint allow; answers are kept in `path`."""
-    found: dict[int, Result] = {}
+    found: dict[int, dict[str, Any]] = {}
     stopped: str | None = None
     with lock.holding(path.parent), Client(settings, path) as client:
         questions, answered = to_send(cases, client)

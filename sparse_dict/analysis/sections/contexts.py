@@ -10,7 +10,7 @@ from sparse_dict.analysis.report.page import Block
 
 def show(context: Context) -> Iterator[Block]:
     """A few features; all of them go to `features.html` and `features.json`."""
-    gallery = contexts.gather(context.config, context.comparison, tree.shown(context))
+    gallery = contexts.gather(context, tree.shown(context))
     page.write(gallery, context.folder)
     yield page.sample(gallery)
 

@@ -30,7 +30,7 @@ def asked(context: Context) -> questions.Found:
     """What the chat model says, which costs money: it is asked where this is measured alone."""
     settings, config = context.settings(InterpConfig), context.config
     source = open_source(config, context.study, settings.n_tokens)
-    chosen = cases(settings, config.seed, context.comparison, source)
+    chosen = cases(context, source)
     if not chosen:
         raise UserError("no feature is active in enough excerpts: raise interp.n_tokens")
     return questions.ask(chosen, settings, Path(config.analysis_dir) / ANSWERS)
@@ -40,7 +40,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     """Explanations and scores, a row a feature; none without a chat model."""
     if context.settings(InterpConfig).base_url is None:
         return {}
-    return {KEY: pd.DataFrame([result.row() for result in context.once(asked).results])}
+    return {KEY: pd.DataFrame(context.once(asked).results)}
 
 
 def show(context: Context) -> Iterator[Block]:
