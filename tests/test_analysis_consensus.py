@@ -11,9 +11,9 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import Toy
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.measures import consensus as measures
+from sparse_dict.analysis.measures.consensus import Member, fvu, refit
 from sparse_dict.analysis.measures.consensus import consensus as clustered
 from sparse_dict.analysis.measures.consensus import directions as rows_of
-from sparse_dict.analysis.measures.consensus import features, fvu, refit
 from sparse_dict.analysis.sections import consensus
 from sparse_dict.config import ConsensusConfig
 from sparse_dict.sae import folder as folders
@@ -40,7 +40,7 @@ def test_directions_that_recur_in_more_than_the_share_are_kept_once_and_averaged
         one = dictionary(np.concatenate([rows, twice, directions(6, D, 90 + seed)]))
         alive = np.ones(len(one.b_enc), bool)
         alive[:2] = seed != 2  # there the first two are dead; its duplicate of the first lives
-        members.append(features(one, alive))
+        members.append(Member(one, alive, 3))
     part, count = clustered(members, cosine=0.8, share=0.5)
     cosines = rows_of(part) @ truth.T
     assert len(count) == 6  # 4 and 3 of 4 seeds; 2 of 4 is not more than half
@@ -48,13 +48,13 @@ def test_directions_that_recur_in_more_than_the_share_are_kept_once_and_averaged
     assert dict(zip(cosines.argmax(1).tolist(), count.tolist(), strict=True)) == {
         0: 4, 1: 3, 2: 4, 3: 4, 4: 3, 5: 3,
     }  # fmt: skip
-    assert cosines.max(1).min() > (rows_of(members[0])[:6] @ truth.T).max(1).min()
+    assert cosines.max(1).min() > (rows_of(members[0].features)[:6] @ truth.T).max(1).min()
     np.testing.assert_allclose(np.linalg.norm(rows_of(part), axis=1), 1, rtol=rounding(D))
 
 
 def test_one_dictionary_is_its_own_consensus():
     rows = directions(20, D, 1)
-    living = features(dictionary(rows), np.ones(20, bool))
+    living = Member(dictionary(rows), np.ones(20, bool), 3)
     part, count = clustered([living], cosine=0.9, share=0.5)
     assert count.tolist() == [1] * 20
     np.testing.assert_allclose(
@@ -69,7 +69,8 @@ def test_a_refit_lowers_the_error_and_leaves_the_directions():
     x = (codes @ W_dec).astype(np.float32)
     W_enc = np.float32(0.3 * W_dec.T + 0.02 * rng.standard_normal((D, 30)))
     first = Dictionary(W_enc, np.zeros(30, np.float32), W_dec, np.zeros(D, np.float32), None, 3)
-    found = refit(features(first, np.ones(30, bool)), np.zeros(D), 3, x)
+    member = Member(first, np.ones(30, bool), 3)
+    found = refit(member.features, [member], x)
     assert fvu(found, x) < 0.5 * fvu(first, x)
     np.testing.assert_allclose(found.W_dec, W_dec, rtol=rounding(D))
     assert (found.encode(x) > 0).sum(1).max() <= 3

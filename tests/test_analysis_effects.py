@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from analysis_study import directions, unit, write_dictionary
+from lm_files import random_model
 from rounding import rounding, through
 
 import sparse_dict
@@ -30,13 +31,10 @@ BAR = 2 * rounding(through(MODEL, N_VOCAB) + 6 * N_CTX)
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    torch.manual_seed(0)
-    model = GPT(MODEL, N_VOCAB)
+    model = random_model(MODEL, N_VOCAB)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(8)
         model.blocks[LAYER].mlp_out.weight[:, 3] = 0  # what neuron 3 does is not heard
-    return model.eval()
+    return model
 
 
 def source_of(model: GPT, skip: int = 0) -> SimpleNamespace:

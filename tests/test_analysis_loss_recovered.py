@@ -3,12 +3,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from analysis_study import config_of, context_of, unit, write_dictionary
-from lm_files import write_model
+from lm_files import random_model, write_harvest, write_text_and_model
 from rounding import assert_rounded, rounding, through
 from safetensors.torch import save_file
 
-from sparse_dict.activations.harvest import harvest
-from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.harvested import Place
 from sparse_dict.analysis.measures import bases
@@ -19,7 +17,6 @@ from sparse_dict.analysis.sections import loss_recovered
 from sparse_dict.config import (
     BaselinesConfig,
     FilesData,
-    HarvestConfig,
     LossRecoveredConfig,
     ModelConfig,
 )
@@ -29,7 +26,6 @@ from sparse_dict.lm.model import GPT
 from sparse_dict.storage import files
 from sparse_dict.text import tokens
 from sparse_dict.text.tokenizer import Tokenizer
-from sparse_dict.tracking import Run
 
 N_VOCAB, N_CTX, D, LAYER = 31, 16, 12, 1
 SITE = Site("mlp_post", LAYER)
@@ -38,18 +34,9 @@ TERMS = through(MODEL, N_VOCAB)
 BAR = rounding(TERMS)  # of a loss, as a share of it
 
 
-def random_model(n_vocab=N_VOCAB):
-    torch.manual_seed(0)
-    model = GPT(MODEL, n_vocab)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(8)  # so that the activation matters for the loss
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def model():
-    return random_model()
+    return random_model(MODEL, N_VOCAB)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +89,7 @@ def test_the_original_loss_is_the_models_own(model, contexts, mean):
 
 
 def test_zero_ablation_is_a_model_whose_mlp_writes_nothing(model, contexts, mean):
-    silent = random_model()
+    silent = random_model(MODEL, N_VOCAB)
     with torch.no_grad():
         silent.blocks[LAYER].mlp_out.weight.zero_()
     wanted = taken(silent, contexts, mean)["original"]
@@ -188,29 +175,11 @@ def base(tmp_path_factory):
     base = tmp_path_factory.mktemp("study")
     rng = np.random.default_rng(0)
     lines = [" ".join(rng.choice(["alpha", "beta", "gamma"], 20)) + f" {i}" for i in range(200)]
-    for i, line in enumerate(lines):
-        (base / "text").mkdir(exist_ok=True)
-        (base / "text" / f"{i}.txt").write_text(line)
-    data = FilesData(0.3, str(base / "text" / "*.txt"), "text")
-    tokenizer = Tokenizer("bytes", {bytes([i]): i for i in range(256)})
-    store = tokens.prepare(data, tokenizer, base / "cache")
-    model = random_model(tokenizer.n_vocab)
-    fingerprints = write_model(base / "lm", model, MODEL, tokenizer)
-    settings = HarvestConfig(LAYER, "mlp_post", 1600, "validation", 8, 1000, "float32")
-    writer = ShardWriter(base / "activations", 1600, D, 1000, "float32", seed=0)
-    harvest(model, store.split("validation"), settings, N_CTX, writer, Run(None, False, base))
-    fields = {
-        "layer": LAYER, "site": "mlp_post", "corpus": store.manifest["corpus"],
-        "config": {"data": vars(data), "harvest": vars(settings)},
-    }  # fmt: skip
-    writer.finish(fields, fingerprints)
-    manifest = files.read_json(base / "activations" / "manifest.json")
+    prints = write_harvest(base, base, write_text_and_model(base, lines, MODEL), LAYER, 1600)
     for size in (16, 24):
-        decoder = unit(rng.standard_normal((size, D)))
-        write_dictionary(
-            base / "sae" / f"size={size}", decoder, np.ones(size, np.int64), eval_rows=400,
-            fingerprints={"activations": manifest["fingerprints"]["activations"]},
-        )  # fmt: skip
+        decoder, alive = unit(rng.standard_normal((size, D))), np.ones(size, np.int64)
+        where = base / "sae" / f"size={size}"
+        write_dictionary(where, decoder, alive, eval_rows=400, fingerprints=prints)
     return base
 
 
@@ -272,7 +241,7 @@ def test_behind_a_harvest_of_all_it_is_never_training_text_that_is_taken(base):
 def test_without_a_validation_part_it_is_said_that_the_text_may_have_been_trained_on(
     base, tmp_path
 ):
-    data = FilesData(1e-9, str(base / "text" / "*.txt"), "text")
+    data = FilesData(1e-9, str(base / "text.jsonl"), "text")
     tokenizer = Tokenizer.load(base / "lm" / "tokenizer")
     store = tokens.prepare(data, tokenizer, tmp_path)
     manifest = of_all(base, 100) | {"corpus": store.manifest["corpus"]}

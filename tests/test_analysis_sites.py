@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from analysis_study import EVAL_ROWS, compared, config_of, context_of, directions, write_dictionary
+from lm_files import random_model
 from rounding import rounding, through
 from site_harvest import harvest_of
 
@@ -17,7 +17,6 @@ from sparse_dict.analysis.sections import elsewhere
 from sparse_dict.config import ModelConfig
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
-from sparse_dict.lm.model import GPT
 
 N = 12  # features
 
@@ -115,12 +114,8 @@ def test_a_study_of_one_site_has_no_such_section(tmp_path):
 
 def test_a_transcoder_takes_the_place_of_the_mlp():
     """One whose skip is the MLP's last matrix changes nothing; one that is zero ablates it."""
-    torch.manual_seed(0)
     shape = ModelConfig(n_layers=2, n_heads=2, d_model=8, d_mlp=12, n_ctx=16)
-    model = GPT(shape, 31).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(8)
+    model = random_model(shape, 31)
     W = model.blocks[1].mlp_out.weight.detach().numpy()
     contexts = np.random.default_rng(0).integers(0, 31, (20, 17))
 

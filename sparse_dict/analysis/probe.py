@@ -80,10 +80,9 @@ def simple_bases(m: Metrics) -> tuple[int, Bases]:
 def table(kinds: Kinds, simple: Bases) -> list[str]:
     """A line for each dictionary, and FVU at the targets of each kind and simple basis."""
     lines = [f"{'':<12} {'':>8} {'FVU':>7} {'L0':>7} {'dead':>6}"]
-    for name, rungs in kinds.items():
-        for m in rungs:
-            numbers = f"{m['fvu']:>7.3f} {m['l0']:>7.1f} {m['dead']:>6}"
-            lines.append(f"{name:<12} {f'{axis(m)} {level(m):g}':>8} {numbers}")
+    for name, m in ((name, m) for name, rungs in kinds.items() for m in rungs):
+        numbers = f"{m['fvu']:>7.3f} {m['l0']:>7.1f} {m['dead']:>6}"
+        lines.append(f"{name:<12} {f'{axis(m)} {level(m):g}':>8} {numbers}")
     lines += ["", f"{'FVU at L0':<18} " + " ".join(f"{k:>7}" for k in TARGETS)]
     for name, values in {**{k: at_targets(v) for k, v in kinds.items()}, **simple}.items():
         shown = " ".join("      -" if math.isnan(fvu) else f"{fvu:>7.3f}" for fvu in values)

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from sparse_dict.analysis.claim import SEVERAL_SEEDS
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measures import Floats, consensus, gaussian_rows, random_directions
-from sparse_dict.analysis.measures.mcs import match, max_cosine
+from sparse_dict.analysis.measures import Floats, consensus
+from sparse_dict.analysis.measures.consensus import POOLED, SINGLE, TOGETHER, Member
+from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.reconstruction_loss import MEAN, ORIGINAL, on_held_out, recovered
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Block, Table
@@ -27,7 +28,6 @@ from sparse_dict.sae.folder import Dictionary
 from sparse_dict.sae.imported.measured import measured
 from sparse_dict.storage import files
 
-TOGETHER, SINGLE, POOLED = "consensus", "single, as large", "pooled, as large"
 COLOURS = {TOGETHER: figures.BLUE, SINGLE: figures.ORANGE, POOLED: figures.GREY}
 TRUE = 0.9  # cosine with a toy's true feature, above which that is found
 MOST = 16_384  # features clustered at a time: a GiB of distances
@@ -55,19 +55,23 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     activations = context.activations
     numbers, why = _numbers(context)
     x = activations.read(0, min(consensus.BATCH * consensus.STEPS, activations.rows))
+    members = [[Member(e.trained.dictionary, e.alive, e.metrics["l0"]) for e in s] for s in sides]
+    how = settings.cosine, settings.share
     fewer, found = min(map(len, sides)), []
     counts = [1 << i for i in range(fewer.bit_length())] if fewer > 1 else []  # 1, 2, 4 ...
     pairs = [(n, pair) for n in counts for pair in range(min(settings.halves, fewer // n))]
     with Progress("consensus", len(pairs), "pairs of halves") as progress:
         for n, pair in pairs:
             chosen = slice(n * pair, n * (pair + 1))
-            halves = [_half(side[chosen], settings, x, i) for i, side in enumerate(sides)]
+            both = [consensus.half(side[chosen], *how, x, i) for i, side in enumerate(members)]
             for method in COLOURS:
-                row = _row([half[method] for half in halves], numbers)
-                found.append({"seeds": n, "pair": pair, "of": method, **row})
+                halves = [half[method] for half in both]
+                means = {key: float(np.mean([*map(of, halves)])) for key, of in numbers.items()}
+                agree = consensus.agreement(halves, TRUE)
+                found.append({"seeds": n, "pair": pair, "of": method, **agree, **means})
             progress.advance(1)
-    together, recurs = consensus.consensus(_living(group), settings.cosine, settings.share)
-    whole = _refitted(together, group, x)
+    together, recurs = consensus.consensus(every := [*members[0], *members[1]], *how)
+    whole = consensus.refit(together, every, x)
     _write(context, group, whole, settings)
     near = [max_cosine(whole.W_dec, entry.decoder) for entry in group]
     of_living = [max_cosine(whole.W_dec, entry.decoder[entry.alive]) for entry in group]
@@ -131,43 +135,6 @@ def _sides(context: Context) -> tuple[list[Entry], list[Entry]]:
         return sum(map(len, sides)), chosen, entry.size
 
     return max((sides for sides in found if all(sides)), key=rank, default=([], []))
-
-
-def _living(group: Sequence[Entry]) -> list[Floats]:
-    return [consensus.features(entry.trained.dictionary, entry.alive) for entry in group]
-
-
-def _refitted(part: Floats, group: Sequence[Entry], x: Floats) -> Dictionary:
-    """A TopK dictionary with these directions, and with the group's mean L0 and bias."""
-    k = max(round(float(np.mean([entry.metrics["l0"] for entry in group]))), 1)
-    bias = np.mean([entry.trained.dictionary.b_dec for entry in group], axis=0)
-    return consensus.refit(part, bias, k, x)
-
-
-def _half(
-    group: Sequence[Entry], settings: ConsensusConfig, x: Floats, seed: int
-) -> dict[str, Dictionary]:
-    """The consensus of `group`, and dictionaries as large from its first member and from all."""
-    living, first = _living(group), group[0]
-    together, recurs = consensus.consensus(living, settings.cosine, settings.share)
-    energy = np.square(first.trained.dictionary.encode(x[:16_384])[:, first.alive]).sum(0)
-    strongest, pooled = np.argsort(-energy)[: len(recurs)], np.concatenate(living)
-    drawn = np.random.default_rng(seed).permutation(len(pooled))[: len(recurs)]
-    parts = {TOGETHER: together, SINGLE: living[0][strongest], POOLED: pooled[drawn]}
-    return {name: _refitted(part, group, x) for name, part in parts.items()}
-
-
-def _row(halves: Sequence[Dictionary], numbers: dict[str, Number]) -> dict[str, float]:
-    """What one method gives on one pair of halves; `numbers` are means over both."""
-    small, large = sorted((half.W_dec for half in halves), key=len)
-    _, cosine = match(small, large)
-    return {
-        "features": (len(small) + len(large)) / 2,
-        "pw_mcc": float(cosine.mean()),
-        "random": random_directions.max_mean(small.shape[1], len(large)),
-        "gaussian": gaussian_rows.mmcs(small, large),
-        "above": float((cosine > TRUE).mean()),
-    } | {name: float(np.mean([of(half) for half in halves])) for name, of in numbers.items()}
 
 
 def _write(

@@ -36,8 +36,7 @@ Row = dict[str, Any]
 def measure(context: Context) -> dict[str, pd.DataFrame]:
     """Agreement with each other study after maps of activations, and of each site with the next."""
     main, own = context.comparison.main, context.comparison.shown_of()
-    maps: list[Row] = []
-    studies: list[Row] = []
+    found: dict[str, list[Row]] = {"studies_maps": [], "studies": [], "sites": []}
     for other in context.others:
         folder = other.folder.resolve()
         name = {"study": folder.parent.name if folder.name == "sae" else folder.name}
@@ -45,60 +44,55 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
             read = harvested.activations_of(other, context.config)
             x, y = paired(context.activations, read, ROWS)
         except UserError as error:
-            maps.append(name | {"missing": str(error)})
+            found["studies_maps"].append(name | {"missing": str(error)})
             continue
-        fitted = alignment.fit(x, y)
-        of = name | {"tokens": len(x)}
-        maps += [of | {"map": key, "explained": share} for key, (_, share) in fitted.items()]
+        fitted, of = alignment.fit(x, y), name | {"tokens": len(x)}
+        known = {key: matrix for key, (matrix, _) in fitted.items()}
+        told = [of | {"map": key, "explained": share} for key, (_, share) in fitted.items()]
+        found["studies_maps"] += told
         alike = [c for c in other.chains if main and (c.axis, c.level) == (main.axis, main.level)]
         shown = alike[0].entries if alike else None
         theirs = shown or Comparison(other, context.config.comparison).shown_of()
-        known = {key: matrix for key, (matrix, _) in fitted.items()}
-        studies += [name | row for row in _compared(context, own, theirs, (x, y), known)]
-    if studies:
+        found["studies"] += _compared(context, name, own, theirs, (x, y), known)
+    if found["studies"]:
         x = context.evaluation_rows()
-        again = _another_seed(context, context.study, own, x)
-        studies += [{"study": SEEDS} | row for row in again]
-    found = {"studies_maps": maps, "studies": studies, "sites": [*_sites(context)]}
+        found["studies"] += _another_seed(context, {"study": SEEDS}, context.study, own, x)
+    every = everywhere(context.study) if context.study.beside else []
+    single = [study for study in every if study.site is not None and study.target is None]
+    for one, two in pairwise(single):
+        x, y = context.sample_of(one), context.sample_of(two)
+        own, theirs = (context.comparisons[study.at].shown_of() for study in (one, two))
+        residual = RESIDUAL.issuperset(str(s.site).rpartition("/")[2] for s in (one, two))
+        maps = {"identity": np.eye(one.d_in)} if residual and one.d_in == two.d_in else {}
+        of = {"site": one.at, "next": two.at}
+        found["sites"] += _compared(context, of, own, theirs, (x, y), maps)
+        found["sites"] += _another_seed(context, of | {"next": SEEDS}, one, own, x)
     return {name: pd.DataFrame(rows) for name, rows in found.items() if rows}
 
 
-def _sites(context: Context) -> Iterator[Row]:
-    """Agreement of the dictionaries of each site with those of the next, and with another seed."""
-    every = everywhere(context.study) if context.study.beside else []
-    single = [study for study in every if study.site is not None and study.target is None]
-    for one, other in pairwise(single):
-        x, y = context.sample_of(one), context.sample_of(other)
-        own, theirs = (context.comparisons[study.at].shown_of() for study in (one, other))
-        residual = RESIDUAL.issuperset(str(s.site).rpartition("/")[2] for s in (one, other))
-        maps = {"identity": np.eye(one.d_in)} if residual and one.d_in == other.d_in else {}
-        for row in _compared(context, own, theirs, (x, y), maps):
-            yield {"site": one.at, "next": other.at, **row}
-        for row in _another_seed(context, one, own, x):
-            yield {"site": one.at, "next": SEEDS, **row}
-
-
-def _another_seed(context: Context, study: Study, own: Sequence[Entry], x: Floats) -> Iterator[Row]:
+def _another_seed(
+    context: Context, of: Row, study: Study, own: Sequence[Entry], x: Floats
+) -> Iterator[Row]:
     """The dictionaries against those of another seed that are alike but for that."""
     maps = {"identity": np.eye(study.d_in)}
     for first, second, *_ in seed_groups(study):
         if first in own:
-            yield from _compared(context, [first], [second], (x, x), maps)
+            yield from _compared(context, of, [first], [second], (x, x), maps)
 
 
 def _compared(
-    context: Context, own: Sequence[Entry], theirs: Sequence[Entry], rows: tuple[Floats, Floats],
-    maps: Mapping[str, Floats],
+    context: Context, of: Row, own: Sequence[Entry], theirs: Sequence[Entry],
+    rows: tuple[Floats, Floats], maps: Mapping[str, Floats],
 ) -> Iterator[Row]:  # fmt: skip
     """Each dictionary against the other that is nearest in size: after each map, and by codes.
 
-    `maps` are (d, e); `rows` (n, d) and (n, e) are of the same tokens.
+    Rows begin with `of`; `maps` are (d, e); `rows` (n, d) and (n, e) are of the same tokens.
     """
     bar, limit = context.config.comparison.threshold, context.config.comparison.match_limit
     small, there = ([entry for entry in of if entry.size <= limit] for of in (own, theirs))
     for first in small if there else ():
         second = min(there, key=lambda e: abs(e.size - first.size))
-        of = {"size": first.size, "other": second.size}
+        of = of | {"size": first.size, "other": second.size}
         for name, matrix in maps.items():
             mine = first.encoder @ matrix, first.decoder @ matrix
             other = second.encoder, second.decoder

@@ -79,8 +79,7 @@ def _numbers(loss: Losses, original: Losses, ablations: Mapping[str, Losses]) ->
     """The mean loss, and what is recovered of each ablation, with its interval."""
     found = {"loss": float(loss.mean())}
     for name, ablated in ablations.items():
-        share, key = recovered(loss, original, ablated), f"recovered_{name}"
-        found |= {key: share.value, f"{key}_low": share.low, f"{key}_high": share.high}
+        found |= recovered(loss, original, ablated).columns(f"recovered_{name}")
     return found
 
 
