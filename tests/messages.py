@@ -76,13 +76,9 @@ LM = {
     "fingerprints": {"model": "m", "tokenizer": "t", "corpus": "c"},
 }  # fmt: skip
 _rows = _array("rows", "a.npy", values=ROWS)
-TRAINED = {"record": {"config": {"seed": 7}}}
 
 GIVEN: dict[str, Callable[[Path], None]] = {
     "": lambda folder: None,
-    "a folder of texts": _text("texts/a.txt", "some text"),
-    'lines such as {"body": "..."}': _text("rows.jsonl", '{"body": "some text"}\n'),
-    "a text of nine words": _text("short.jsonl", '{"text": "1 2 3 4 5 6 7 8 9"}'),
     "a language model of two layers, contexts of 16": _text("outputs/x/lm/lm.json", json.dumps(LM)),
     "a language model that was stopped": _text("outputs/x/lm/checkpoint/state.safetensors", b""),
     "300 rows": _rows,
@@ -90,9 +86,6 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "an array of whole numbers": _array("rows", "a.npy", values=np.ones((300, 4), np.int64)),
     "a row with a NaN": _array("rows", "a.npy", values=WITH_NAN),
     "an experiment without its first line": _text("own/experiment/mine.yaml", "seed: 1"),
-    "a dictionary of seed 7": _all(
-        _rows, _text("outputs/x/sae/default/metrics.json", json.dumps(TRAINED))
-    ),
     "another program's run": _all(_rows, _text("theirs/.hydra/hydra.yaml", "hydra: {}")),
 }  # fmt: skip
 

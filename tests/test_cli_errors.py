@@ -60,7 +60,7 @@ def test_a_wrong_command_of_each_kind_costs_the_line_that_the_page_of_messages_s
 @pytest.mark.timeout(300)
 def test_the_page_of_messages_is_what_the_scripts_say() -> None:
     found = [messages.Answer(**each) for each in json.loads(forked())]
-    assert len(found) >= 35
+    assert len(found) >= 30
     assert {answer.command.split(".")[0] for answer in found} == set(SCRIPTS)
     for answer in found:
         sane(answer)

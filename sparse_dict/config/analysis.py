@@ -41,7 +41,7 @@ class ComparisonConfig(Checked, section="comparison"):
     block_rows: int = positive()  # features compared at a time; bounds the memory
     match_limit: int = positive()  # size above which seeds are not matched
     max_fvu: float = positive()  # the highest FVU of the level that main figures show
-    # which of several sites, such as 2/mlp_post, or of transcoders "2/resid_mid to 2/mlp_out"
+    # which of several, such as 2/mlp_post or "2/resid_mid to 2/mlp_out"
     site: str | None = None
 
 
@@ -92,7 +92,7 @@ class ContextsConfig(Checked, section="contexts"):
     top: int = positive()  # contexts with the highest activations
     spread: int = not_negative()  # contexts at evenly spaced quantiles
     width: int = positive()  # tokens shown on either side
-    # MODULE:FUNCTION, which makes a text or a picture of the file and number of an own row
+    # MODULE:FUNCTION that makes a text or picture of an own row
     show: str | None = None
 
     def __post_init__(self) -> None:

@@ -108,7 +108,7 @@ class SAEConfig(Checked, section="sae"):
     resample_every: int = positive(2_500)  # resample: optimiser steps between two
     aux_k: int = positive()  # auxk: inactive features of a row
     aux_coefficient: float = not_negative()  # auxk: weight of that loss
-    precision: str = one_of("fp32", "bf16")  # of products; on a CPU, of one that selects codes
+    precision: str = one_of("fp32", "bf16")  # of products, or on a CPU of selection
     project_gradient: bool = MISSING  # drop the decoder's gradient along its rows
     encoder_norm: bool = False  # encoder rows times decoder rows stay one
     site: str | None = None  # LAYER/SITE or a module's path: what is read; null: all columns
@@ -144,7 +144,7 @@ class AdamConfig(Checked, section="optimizer"):
     """Adam for dictionaries: a linear warm-up, and a decay at the end if there is a schedule."""
 
     lr: float = positive()  # learning rate
-    # d_in: lr times sqrt(128 / d_in) where activations are wider than 128 columns
+    # d_in: lr times sqrt(128 / d_in) where that is below one
     lr_scaling: str = one_of("none", "d_in", default="none")
     beta1: float = between(0, 1, "[)")  # decay of the mean gradient
     beta2: float = between(0, 1, "[)")  # decay of its mean square
@@ -270,7 +270,7 @@ class ActivationsConfig(Checked, section="activations"):
     """How a dictionary sees the activations."""
 
     scaling: str = one_of("rms", "rms_by_site", "none")  # what they are divided by
-    # auto: the mean row is subtracted first if it is large against the spread
+    # auto: the mean row is subtracted if it is large
     centering: str = one_of("auto", "mean", "none", default="none")
 
 
@@ -278,7 +278,7 @@ class ActivationsConfig(Checked, section="activations"):
 class TrackingConfig(Checked, section="tracking"):
     """Weights & Biases."""
 
-    # auto: online if there is a key and the server answers
+    # auto: online if the server answers
     mode: str = one_of("auto", "online", "offline", "disabled")
     project: str = MISSING  # to which the runs belong
     entity: str | None = MISSING  # user or team; null: the key's own
