@@ -4,15 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from analysis_study import compared, directions, unit, write_dictionary, write_study
-from hypothesis import given
-from hypothesis import strategies as st
 from rounding import of_cosines
 
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.claim import Sample, mean_of_means, over_pairs
 from sparse_dict.analysis.measured import matched_pairs
 from sparse_dict.analysis.measures.two_dictionaries import match_features
-from sparse_dict.analysis.report.frequency import by_frequency
 
 
 def test_the_same_dictionary_in_another_order_agrees_fully():
@@ -75,38 +72,11 @@ def test_intervals_over_seeds_hold_the_truth_though_pairs_have_seeds_in_common(n
     assert 0.92 < inside / 400 < 0.98
 
 
-def test_two_seeds_give_an_interval_over_features():
-    shared = np.array([1.0, 0, 1, 0])
-    found = over_pairs([Sample(4, frozenset((0, 1)), shared)], mean_of_means)
-    assert (found.value, found.over) == (0.5, "features (bootstrap)")
-    assert found.low < 0.5 < found.high
-
-
 def test_two_seeds_are_compared_once_and_share_what_was_put_into_both(tmp_path: Path):
     write_study(tmp_path, sizes=(64,), seeds=(0, 1), d=128, noise=0.01)
     pairs = matched_pairs([study.load(tmp_path)], 100)
     assert len(pairs) == 64
     assert pairs["same"].sum() == int(0.75 * 64)
-
-
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([0.0, 1e-4, 3e-4, 0.01, 0.5, 1.0]), st.booleans()), min_size=1
-    )
-)
-def test_frequency_bins_hold_every_feature_once_and_cover_its_frequency(features):
-    frequency = np.array([f for f, _ in features])
-    found = np.array([hit for _, hit in features])
-    bins = by_frequency(frequency, found)
-    assert bins["n"].sum() == len(features)
-    assert bins["found"].sum() == found.sum()
-    for b in bins.itertuples():
-        inside = (frequency >= b.low * (1 - 1e-9)) & (frequency < b.high * (1 - 1e-9))
-        if b.high == 0:
-            inside = frequency == 0
-        elif b.high == 1:
-            inside |= frequency == 1
-        assert inside.sum() == b.n
 
 
 def test_a_chain_ends_at_the_first_dictionary_that_lacks_the_feature(tmp_path: Path):

@@ -99,7 +99,7 @@ def pair_of(folder: Path, small, large, matching: str, features: str = "all") ->
         write_dictionary(folder / name, rows, np.array(alive, np.int64), l1=len(rows) / 100)
     comparison = Comparison(study.load(folder), settings_of(block_rows=2))
     entries = {entry.name: entry for entry in comparison.study.entries}
-    return comparison.pair(entries["a"], entries["b"], matching, features)
+    return comparison.matched(entries["a"], entries["b"], matching, features)[1]
 
 
 @pytest.mark.parametrize("matching", ["max", "hungarian"])
@@ -137,7 +137,7 @@ def test_next_two_and_all_larger_average_over_the_dictionaries_there_are(tmp_pat
     }
     assert sizes == {"next": [1, 1, 1], "next_two": [2, 2, 1], "all_larger": [3, 2, 1]}
     partners = compared.partners(first, "all_larger")
-    one = [compared.pair(first, partner, "max", "all") for partner in partners]
+    one = [compared.matched(first, partner, "max", "all")[1] for partner in partners]
     found = compared.mcs(first, Variant("max", "all_larger", "all"))
     np.testing.assert_allclose(found, np.mean(one, axis=0), rtol=0, atol=rounding(3))
 

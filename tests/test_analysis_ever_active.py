@@ -41,7 +41,8 @@ def test_the_pictures_of_the_first_page_and_their_table_tell_both_numbers(contex
     main = context.comparison.main
     assert main is not None
     with figures.style():
-        (title, _) = histograms.by_level(context.comparison, [main], (64, 128))
+        comparison = context.comparison
+        title = histograms.titled(comparison, main.entries[0], comparison.shown, True)
         (table,) = [block for block in histograms.show(context) if isinstance(block, Table)]
     assert title.endswith("40 (30 alive)")
     assert table.frame[["of", "above 0.9"]].values.tolist() == [["all", ALL], ["alive", ALIVE]] * 2

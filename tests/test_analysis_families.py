@@ -40,7 +40,7 @@ def test_kinds_are_named_by_their_architecture_and_taken_at_the_l1_of_the_rule(t
         for e in context.study.entries
         if (e.size, e.l1, e.family) == (16, 0.03, own["family"].iloc[0])
     ]
-    means = [context.comparison.counted(entry).mean() for entry in entries]
+    means = [context.comparison.numbers(entry)["mmcs"] for entry in entries]
     assert table.at[("ReLU", 16), families.PANELS["mmcs"]] == pytest.approx(np.mean(means))
     assert np.isnan(table.at[("ReLU", 32), families.PANELS["mmcs"]])
 

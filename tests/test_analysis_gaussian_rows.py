@@ -51,5 +51,6 @@ def test_it_stands_beside_random_directions_and_counts_who_is_alive(tmp_path: Pa
         write_dictionary(tmp_path / str(size), unit(rows), alive * 9)
     compared = Comparison(study.load(tmp_path), settings_of())
     first = compared.study.entries[0]
-    living = compared.gaussian_mean(first, Variant("max", "next", "alive"))
-    assert compared.random_mean(first) + 0.1 < compared.gaussian_mean(first) < living
+    living = compared.numbers(first, Variant("max", "next", "alive"), True)["gaussian_mmcs"]
+    every = compared.numbers(first, gaussian=True)
+    assert every["random_mmcs"] + 0.1 < every["gaussian_mmcs"] < living

@@ -73,7 +73,7 @@ def test_features_that_share_a_partner_do_not_exceed_the_dimensions(tmp_path: Pa
     assert claim.ours.startswith("0.25 times")
     assert claim.verdict == FAILS
     first, second = context.study.entries
-    assert (context.comparison.pair(first, second, "max", "all") > 0.9).sum() == 40
+    assert (context.comparison.matched(first, second, "max", "all")[1] > 0.9).sum() == 40
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def test_each_snapshot_is_compared_with_that_of_the_next_size_after_as_many_rows
     assert points["steps"].tolist() == [250 / 256, 500 / 256, 1000 / 256]
     assert study.main["half_mcs"].mean() == pytest.approx(points["mmcs"].iloc[1], rel=1e-6)
     assert study.main["next_mcs"].mean() == pytest.approx(points["mmcs"].iloc[2], rel=1e-6)
-    (row,) = undertraining.ends(points).to_dict("records")
-    assert (row["share above, half"], row["share above, full"]) == (0.25, 0.75)
+    ends = undertraining.ends(points)
+    assert ends[["seen", "share_above"]].values.tolist() == [[500, 0.25], [1000, 0.75]]
 
 
 def test_features_that_are_still_being_found_at_the_end_mean_too_short_a_training(tmp_path: Path):

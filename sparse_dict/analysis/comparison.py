@@ -28,7 +28,7 @@ AGAINST = {
 }
 GAUSSIAN = "Gaussian rows of the same covariance"  # how that null is called
 FEATURES = {"all": "all features", "alive": "alive features only"}
-NUMBERS = ["partners", "n", "mmcs", "random_mmcs", "gaussian_mmcs", "n_above"]
+NUMBERS = ["partners", "n", "mmcs", "random_mmcs", "gaussian_mmcs", "n_above", "share_above"]
 REACH = {"next": 1, "next_two": 2, "all_larger": None}
 
 
@@ -79,7 +79,7 @@ class Comparison:
             for chain in study.chains
             for i, entry in enumerate(chain.entries)
         }
-        for name in ("_match", "distinct", "gaussian_mcs", "_law"):
+        for name in ("matched", "distinct", "gaussian_mcs", "_law"):
             setattr(self, name, cache(getattr(self, name)))  # of this comparison alone
 
     def partners(self, entry: Entry, against: str) -> tuple[Entry, ...]:
@@ -93,27 +93,20 @@ class Comparison:
         """MCS of each feature averaged over its partners, shape (size,); nan where excluded."""
         variant = variant or self.shown
         partners = self.partners(entry, variant.against)
-        columns = [self.pair(entry, p, variant.matching, variant.features) for p in partners]
+        how = variant.matching, variant.features
+        columns = [self.matched(entry, partner, *how)[1] for partner in partners]
         return np.mean(columns, axis=0, dtype=np.float64)
 
-    def pair(self, entry: Entry, other: Entry, matching: str, features: str) -> Floats:
-        """MCS of each feature of `entry` with those of `other`, shape (size,), float32.
+    def matched(
+        self, entry: Entry, other: Entry, matching: str, features: str
+    ) -> tuple[Index, Floats]:
+        """Which feature of `other` each of `entry` finds (-1: none), and MCS (nan), (size,) each.
 
         With ``features="alive"`` both sides are restricted to features that fired: the dead ones
-        of `entry` get ``nan``. So do all if `other` has no feature that fired, or with one-to-one
+        of `entry` find none. So do all if `other` has no feature that fired, or with one-to-one
         matching fewer than `entry`, so that some would stay without a partner. Matched by
         correlation of codes, the value is still the cosine with the partner.
         """
-        return self._match(entry, other, matching, features)[1]
-
-    def partner(self, entry: Entry, other: Entry) -> Index:
-        """Which feature of `other` each of `entry` finds there, all features counting; -1: none."""
-        return self._match(entry, other, self.settings.matching, "all")[0]
-
-    def _match(
-        self, entry: Entry, other: Entry, matching: str, features: str
-    ) -> tuple[Index, Floats]:
-        """Partners (-1: none) and the cosines with them (nan)."""
         found = np.full(entry.size, np.nan, dtype=np.float32)
         partner = np.full(entry.size, -1)
         used, offered = (_counts(e, features) for e in (entry, other))
@@ -146,26 +139,28 @@ class Comparison:
         )  # fmt: skip
         return found
 
-    def numbers(self, entry: Entry, variant: Variant | None = None) -> dict[str, Any]:
+    def numbers(
+        self, entry: Entry, variant: Variant | None = None, gaussian: bool = False
+    ) -> dict[str, Any]:
         """Its partners' sizes, how many features count, MMCS, both nulls, how many are high.
 
-        Gaussian rows, which take long, are compared in the variant shown alone.
+        MMCS of random directions with random dictionaries of the partners' sizes is exact, for the
+        plain maximum; one to one it lies a little lower. That of Gaussian rows is simulated, if
+        asked for.
         """
         variant = variant or self.shown
-        values, larger = self.counted(entry, variant), self.partners(entry, variant.against)
+        values = pd.Series(self.mcs(entry, variant)).dropna()
+        above = values > self.settings.threshold
+        like = self.gaussian_mcs(entry, variant) if gaussian else np.empty(0)
         return {
-            "partners": " ".join(str(partner.size) for partner in larger),
+            "partners": " ".join(str(p.size) for p in self.partners(entry, variant.against)),
             "n": len(values),
-            "mmcs": float(values.mean()) if len(values) else np.nan,
-            "random_mmcs": self.random_mean(entry, variant),
-            "gaussian_mmcs": self.gaussian_mean(entry) if variant == self.shown else np.nan,
-            "n_above": int((values > self.settings.threshold).sum()),
+            "mmcs": values.mean(),
+            "random_mmcs": random_directions.mean_mcs(self.study.d_in, self.sizes(entry, variant)),
+            "gaussian_mmcs": pd.Series(like).mean(),
+            "n_above": int(above.sum()),
+            "share_above": above.mean(),
         }
-
-    def counted(self, entry: Entry, variant: Variant | None = None) -> Floats:
-        """The MCS values that count: `mcs` without the excluded features."""
-        values = self.mcs(entry, variant)
-        return values[np.isfinite(values)]
 
     def sizes(self, entry: Entry, variant: Variant | None = None) -> list[int]:
         """How many features each partner offers (those alive, if only these count)."""
@@ -173,13 +168,6 @@ class Comparison:
         partners = self.partners(entry, variant.against)
         sizes = [int(_counts(partner, variant.features).sum()) for partner in partners]
         return [size for size in sizes if size]
-
-    def random_mean(self, entry: Entry, variant: Variant | None = None) -> float:
-        """Exact MMCS of random directions with random dictionaries of the partners' sizes.
-
-        For the plain maximum; one-to-one matching of random directions lies a little lower.
-        """
-        return random_directions.mean_mcs(self.study.d_in, self.sizes(entry, variant))
 
     def gaussian_mcs(self, entry: Entry, variant: Variant) -> Floats:
         """MCS of rows drawn from Gaussians with the covariances of the rows compared, (draws,).
@@ -195,11 +183,6 @@ class Comparison:
 
     def _law(self, entry: Entry, features: str) -> gaussian_rows.Law:
         return gaussian_rows.Law.of(self._rows[entry][_counts(entry, features)])
-
-    def gaussian_mean(self, entry: Entry, variant: Variant | None = None) -> float:
-        """The mean of `gaussian_mcs`: the second null of MMCS, beside `random_mean`."""
-        values = self.gaussian_mcs(entry, variant or self.shown)
-        return float(values.mean()) if len(values) else float("nan")
 
     @cached_property
     def main(self) -> Chain | None:
@@ -294,20 +277,9 @@ class Comparison:
         columns = ["family", "dict_size", "l1", "l1_scaling", "axis", "level", "seed", "fvu", "l0"]
         entries = [entry for entry in self.study.entries if self._larger[entry]]
         parts = []
-        for variant in [
-            self.shown,
-            *(v for v in VARIANTS if v.matching == "max" and v != self.shown),
-        ]:
-            rows = {
-                entry.name: {
-                    "partners": " ".join(
-                        str(p.size) for p in self.partners(entry, variant.against)
-                    ),
-                    **self.numbers(entry, variant),
-                }
-                for entry in entries
-            }
+        for variant in dict.fromkeys([self.shown, *(v for v in VARIANTS if v.matching == "max")]):
+            shown = variant == self.shown
+            rows = {entry.name: self.numbers(entry, variant, shown) for entry in entries}
             part = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=NUMBERS)
-            part["share_above"] = part["n_above"] / part["n"]
             parts.append(own[columns].assign(**asdict(variant)).join(part))
         return pd.concat(parts).reset_index()

@@ -113,14 +113,15 @@ class Context:
         """The last rows that the dictionaries of `study`, a site, read: of the same tokens."""
         return self.evaluation_rows(harvested.activations_of(study, self.config))
 
-    def at_step_0(self, first: Entry, second: Entry) -> tuple[float, float]:
-        """PW-MCC and shared fraction of what two dictionaries began with.
+    def at_step_0(self, *names: str) -> tuple[float, float]:
+        """PW-MCC and shared fraction of what two dictionaries, by their names, began with.
 
         Nan where that is not known: of dictionaries made elsewhere, and where the language model's
         weights decided part of it and cannot be read.
         """
+        named = {entry.name: entry for entry in self.study.entries}
         try:
-            found = match_features(self._begun(first), self._begun(second))
+            found = match_features(*(self._begun(named[name]) for name in names))
         except (UserError, *MALFORMED):
             return float("nan"), float("nan")
         return found.pw_mcc, float(found.same.mean())

@@ -70,8 +70,7 @@ def _given(study: Study, name: str) -> list[str]:
 
 
 def _features(comparison: Comparison, entry: Entry) -> pd.DataFrame:
-    columns: dict[str, Any] = {"dictionary": entry.name, "feature": range(entry.size)}
-    columns |= {"alive": entry.alive, "frequency": entry.frequency}
+    columns: dict[str, Any] = {"alive": entry.alive, "frequency": entry.frequency}
     columns |= dict.fromkeys(("mcs", "mcs_alive", "next_mcs", "next_mcs_alive"), np.nan)
     columns |= {"partner": -1, "own": False, "own_alive": False, "unrelated": False}
     if larger := comparison.partners(entry, "next"):
@@ -83,7 +82,7 @@ def _features(comparison: Comparison, entry: Entry) -> pd.DataFrame:
             "mcs_alive": comparison.mcs(entry, shown.of("alive")),
             "next_mcs": following,
             "next_mcs_alive": comparison.mcs(entry, Variant(matching, "next", "alive")),
-            "partner": comparison.partner(entry, larger[0]),
+            "partner": comparison.matched(entry, larger[0], matching, "all")[0],
             "own": comparison.distinct(entry, larger[0]),
             "own_alive": comparison.distinct(entry, larger[0], "alive"),
             "unrelated": following <= bar,
@@ -93,7 +92,7 @@ def _features(comparison: Comparison, entry: Entry) -> pd.DataFrame:
     if entry.encoder.shape == entry.decoder.shape:
         reads = normalised(entry.encoder) * normalised(entry.decoder)
         columns["encoder_cosine"] = reads.sum(1)
-    return pd.DataFrame(columns)
+    return entry.features(**columns)
 
 
 def _row(comparison: Comparison, entry: Entry, features: pd.DataFrame) -> dict[str, Any]:
@@ -115,7 +114,7 @@ def _row(comparison: Comparison, entry: Entry, features: pd.DataFrame) -> dict[s
         "n_above_alive": int((features["mcs_alive"] > comparison.settings.threshold).sum()),
     }  # fmt: skip
     if larger := comparison.partners(entry, "next"):
-        row |= comparison.numbers(entry)
+        row |= comparison.numbers(entry, gaussian=True)
         row |= {"counted": row["n"], "next_size": larger[0].size}
         row["larger"] = " ".join(map(str, comparison.sizes(entry)))
     return row

@@ -7,7 +7,7 @@ make it anew keeps it.
 import json
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sparse_dict.errors import MALFORMED, UserError
 from sparse_dict.storage import files
 
 RECORD = "sections.json"  # in the analysis' folder: all parts, and what they were made of
-KINDS = {kind.kind: kind for kind in (page.Link, page.Notes, page.Code)}
+KINDS = {kind.kind: kind for kind in (page.Picture, page.Table, page.Link, page.Notes, page.Code)}
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,16 @@ def kept(folder: Path, of: str, recorded: Collection[str]) -> dict[str, Part]:
 
 def _plain(block: Block) -> Any:
     """A block as JSON; what is drawn by a script is, when it is kept, a link to its page."""
-    match block:
-        case str():
-            return block
-        case page.Picture():
-            return {
-                "kind": "picture",
-                **{k: getattr(block, k) for k in ("key", "title", "caption")},
-            }
-        case page.Table():
-            text = block.frame.to_json(orient="split", index=False, double_precision=15)
-            return {"kind": "table", "title": block.title, "fold": block.fold, **json.loads(text)}
-        case page.Markup():
-            return {"kind": "link", "text": "The page that shows this part", "href": block.page}
-        case _:
-            return {"kind": block.kind, **asdict(block)}
+    if isinstance(block, str):
+        return block
+    if isinstance(block, page.Markup):
+        block = page.Link("The page that shows this part", block.page)
+    values = {"kind": block.kind, **vars(block)}
+    values.pop("png", None)
+    if isinstance(block, page.Table):
+        text = values.pop("frame").to_json(orient="split", index=False, double_precision=15)
+        values |= json.loads(text)
+    return values
 
 
 def _block(folder: Path, block: Any) -> Block:
@@ -88,10 +83,10 @@ def _block(folder: Path, block: Any) -> Block:
     if isinstance(block, str):
         return block
     values = dict(block)
-    kind = values.pop("kind")
-    if kind == "picture":
-        return page.Picture(**values, png=(folder / f"{values['key']}.png").read_bytes())
-    if kind == "table":
-        frame = pd.DataFrame(values["data"], columns=values["columns"])
-        return page.Table(values["title"], frame, bool(values["fold"]))
-    return KINDS[kind](**values)
+    kind: Any = KINDS[values.pop("kind")]
+    if kind is page.Picture:
+        values["png"] = (folder / f"{values['key']}.png").read_bytes()
+    if kind is page.Table:
+        values["frame"] = pd.DataFrame(values.pop("data"), columns=values.pop("columns"))
+    found: Block = kind(**values)
+    return found

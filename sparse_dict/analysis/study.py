@@ -21,6 +21,8 @@ from sparse_dict.storage import files
 from sparse_dict.storage.records import a_line_of_text, a_line_without_a_formula
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from sparse_dict.sae.folder import Trained
 
 PLAIN = "plain"  # what the plain kind is called, if it is one of several of an architecture
@@ -106,6 +108,12 @@ class Entry:
     def alive(self) -> NDArray[np.bool_]:
         """Which features were active at least once on the evaluation rows, shape (size,)."""
         return self.trained.fire_count > 0
+
+    def features(self, **columns: Any) -> "pd.DataFrame":
+        """Columns of the table of features, with their keys."""
+        import pandas as pd
+
+        return pd.DataFrame({"dictionary": self.name, "feature": range(self.size), **columns})
 
 
 @dataclass(frozen=True)
@@ -250,11 +258,8 @@ def folders(top: Path) -> tuple[list[Path], list[Path]]:
     First those that are finished, which have a `metrics.json`, then those that have Hydra's config
     or weights without it.
     """
-    places = [
-        top,
-        *(below := _below(top)),
-        *(place for folder in below for place in _below(folder)),
-    ]
+    below = _below(top)
+    places = [top, *below, *(place for folder in below for place in _below(folder))]
     done = {place for place in places if os.path.lexists(place / "metrics.json")}
     begun = {p for p in places[1:] if any(os.path.lexists(p / mark) for mark in MARKS)}
     return sorted(done), sorted(begun - done)

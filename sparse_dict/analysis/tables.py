@@ -194,7 +194,7 @@ def write(tables: Tables, folder: Path) -> None:
 
 def read(folder: Path) -> Tables:
     """The tables in the analysis' folder; pairs empty if there are none."""
-    frames, abouts = {}, []
+    frames = {}
     for name in COLUMNS:
         path = folder / FOLDER / f"{name}.parquet"
         if name == "pairs" and not path.exists():
@@ -208,10 +208,7 @@ def read(folder: Path) -> Tables:
             raise UserError(f"{path} is damaged: {type(error).__name__}") from None
         if missing := [c for c, by in COLUMNS[name].items() if not by and c not in frames[name]]:
             raise UserError(f"{path} lacks the column {missing[0]}")
-        abouts.append(about)
-    if any(about != abouts[0] for about in abouts):
-        raise UserError(f"the tables in {folder / FOLDER} are of different analyses")
-    return Tables(abouts[0], **frames)
+    return Tables(about, **frames)
 
 
 def open_study(folder: str | Path) -> Tables:

@@ -4,58 +4,43 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 
 from sparse_dict.analysis.report import figures
 
-Floats = NDArray[np.floating[Any]]
-Bools = NDArray[np.bool_]
 
+def wilson(found: "pd.Series[Any]") -> "pd.Series[Any]":
+    """A share from truth values, and its 95 % interval (Wilson)."""
+    from scipy.stats import binomtest
 
-def by_frequency(frequency: Floats | pd.Series, found: Bools | pd.Series) -> pd.DataFrame:
-    """How many features are found again, by decade of their frequency; the first holds the dead.
-
-    `frequency` (n,) is the share of evaluation rows on which a feature is active. Columns: low and
-    high, the ends of the decade (0 of the dead), n, found. Decades without features are left out.
-    """
-    with np.errstate(divide="ignore"):  # what is active on every row joins the topmost decade
-        decade = np.minimum(np.floor(np.log10(frequency)), -1)
-    bins = pd.DataFrame({"low": 10.0**decade, "high": 10.0 ** (decade + 1), "found": found})
-    return bins.groupby(["low", "high"])["found"].agg(n="size", found="sum").reset_index()
+    low, high = binomtest(int(found.sum()), len(found)).proportion_ci(method="wilson")
+    return pd.Series({"share": found.mean(), "share_low": low, "share_high": high})
 
 
 def draw(axis: Axes, rows: pd.DataFrame, found: str, colours: str = "viridis") -> None:
-    """Share found again against firing frequency, a line a size; dead features on the left.
+    """Share found again by decade of the firing frequency, a line a size; the dead on the left.
 
     `rows` are features; `found` is a column of truth values. Bars: 95 % (Wilson).
     """
-    from scipy.stats import binomtest
-
-    binned = {size: by_frequency(of["frequency"], of[found]) for size, of in rows.groupby("size")}
-    lows = np.concatenate([bins["low"] for bins in binned.values()])
-    rarest = lows.min(where=lows > 0, initial=0.1)
-    never_at, any_never = rarest / 12, (lows == 0).any()
-    shades = figures.shades(len(binned), colours)
-    for i, ((size, bins), colour) in enumerate(zip(binned.items(), shades, strict=True)):
-        nudge = 1.06 ** (i - (len(binned) - 1) / 2)  # so that error bars do not hide each other
-        x = np.where(bins["low"] > 0, np.sqrt(bins["low"] * bins["high"]), never_at) * nudge
-        share = bins["found"] / bins["n"]
-        counts = bins[["found", "n"]].astype(int).itertuples(index=False)
-        ends = np.array([binomtest(*one).proportion_ci(method="wilson") for one in counts]).T
-        bars = np.maximum([share - ends[0], ends[1] - share], 0)
-        axis.errorbar(
-            x, share, bars, color=colour, lw=1, elinewidth=0.8, marker="o", ms=3, label=str(size)
-        )
-    axis.set_xscale("log")
-    axis.set_xlim(never_at / 2 if any_never else rarest / 1.5, 1.2)
-    decades = range(round(np.log10(rarest)), 1)
-    labels = [f"$10^{{{k}}}$" if k else "1" for k in decades]
-    axis.set_xticks([10.0**k for k in decades], labels)
-    if any_never:
-        axis.axvline(never_at * 4, color="0.8", lw=0.8)
-        axis.set_xticks([never_at, *(10.0**k for k in decades)], ["dead", *labels])
+    with np.errstate(divide="ignore"):  # what is active on every row joins the topmost decade
+        decade = np.minimum(np.floor(np.log10(rows["frequency"])), -1)
+    lowest = int(decade.where(decade > -np.inf).min()) if (decade > -np.inf).any() else -1
+    known = pd.DataFrame({"size": rows["size"], "found": rows[found].astype(float)})
+    known["at"] = 10 ** (decade.clip(lower=lowest - 1.5) + 0.5)  # the dead beyond the rarest
+    shares = known.groupby(["size", "at"])["found"].apply(wilson).unstack().reset_index()
+    shades = figures.shades(known["size"].nunique(), colours)
+    sns.lineplot(
+        figures.ends(shares, "share"), x="at", y="share", hue="size", palette=shades,
+        estimator="median", errorbar=("pi", 100), err_style="bars", err_kws={"lw": 0.8},
+        marker="o", ms=4, lw=1, ax=axis,
+    )  # fmt: skip
+    ticks = {10.0**k: f"$10^{{{k}}}$" if k else "1" for k in range(lowest, 1)}
+    if (decade == -np.inf).any():
+        axis.axvline(10 ** (lowest - 0.4), color="0.8", lw=0.8)
+        ticks[10.0 ** (lowest - 1)] = "dead"
+    axis.set(xscale="log", ylim=(-0.03, 1.03), ylabel="")
+    axis.set_xticks([*ticks], ticks.values())
     axis.minorticks_off()
-    axis.set_ylim(-0.03, 1.03)
     figures.percent_axis(axis)
     axis.set_xlabel("share of rows on which a feature is active")

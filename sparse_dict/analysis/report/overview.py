@@ -50,13 +50,8 @@ def left_out(study: Study) -> Section | None:
     """The folders that could not be used; None if all could."""
     if not study.left_out:
         return None
-    return Section(
-        "Left out",
-        [
-            "These folders are not part of the analysis.",
-            Notes([f"{item.name}: {item.reason}" for item in study.left_out]),
-        ],
-    )
+    notes = Notes([f"{item.name}: {item.reason}" for item in study.left_out])
+    return Section("Left out", ["These folders are not part of the analysis.", notes])
 
 
 def configs(study: Study, config: dict[str, Any]) -> Section:

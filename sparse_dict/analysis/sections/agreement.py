@@ -23,15 +23,9 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     """In how many successive larger dictionaries each feature of the chosen level is found."""
     shown, level = context.comparison.shown, context.tables.level
     names = {*level.loc[level["next_size"] > 0, "dictionary"]}
+    runs = {"run": shown.features, "run_alive": "alive"}
     parts = [
-        pd.DataFrame(
-            {
-                "dictionary": entry.name,
-                "feature": np.arange(entry.size),
-                "run": _run(context, entry, shown.features),
-                "run_alive": _run(context, entry, "alive"),
-            }
-        )
+        entry.features(**{column: _run(context, entry, of) for column, of in runs.items()})
         for entry in context.study.entries
         if entry.name in names
     ]
@@ -43,7 +37,7 @@ def _run(context: Context, entry: Entry, features: str) -> NDArray[np.float64]:
     comparison = context.comparison
     larger = comparison.partners(entry, "all_larger")
     matching = comparison.shown.matching
-    values = np.stack([comparison.pair(entry, e, matching, features) for e in larger], axis=1)
+    values = np.stack([comparison.matched(entry, e, matching, features)[1] for e in larger], axis=1)
     run = np.cumprod(values > comparison.settings.threshold, axis=1).sum(axis=1)
     return np.where(np.isfinite(values).all(axis=1), run, np.nan)
 

@@ -1,6 +1,7 @@
 """The claims, as a table at the top of the report: what the other analyses found of each."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import pandas as pd
 
@@ -11,6 +12,11 @@ from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.report.page import Block, Link, Table
 from sparse_dict.analysis.study import LABELS
 
+COLUMNS = {
+    "claim": "claim", "figure": "its figure", "post": "there", "ours": "here",
+    "interval": "95 % interval", "over": "over", "verdict": "verdict",
+    "agrees": "agrees with its source",
+}  # fmt: skip
 AGREES = {True: "yes", False: "no", None: "-"}
 
 
@@ -18,20 +24,12 @@ def table(claims: Sequence[Judged]) -> pd.DataFrame:
     """The claims that have a number, decided ones first."""
     known = [c for c in claims if c.verdict != OPEN or c.interval is not None]
     known.sort(key=lambda claim: claim.verdict == OPEN)
-    return pd.DataFrame(
-        {
-            "claim": [c.claim for c in known],
-            "its figure": [c.figure for c in known],
-            "there": [c.post for c in known],
-            "here": [c.ours for c in known],
-            "95 % interval": [
-                f"{c.interval[0]:.3f} to {c.interval[1]:.3f}" if c.interval else "-" for c in known
-            ],
-            "over": [c.over or "-" for c in known],
-            "verdict": [c.verdict for c in known],
-            "agrees with its source": [AGREES[c.agrees] for c in known],
-        }
-    )
+    frame = pd.DataFrame([asdict(c) for c in known], columns=[*COLUMNS])
+    told = "{:.3f} to {:.3f}".format
+    frame["interval"] = [told(*c.interval) if c.interval else "-" for c in known]
+    frame["over"] = frame["over"].replace("", "-")
+    frame["agrees"] = [AGREES[c.agrees] for c in known]
+    return frame.rename(columns=COLUMNS)
 
 
 def lacking(claims: Sequence[Judged]) -> list[tuple[str, list[str]]]:

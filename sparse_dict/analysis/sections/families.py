@@ -14,7 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis.claim import Sizes, groups_of, mean_of_means, over_pairs, samples
+from sparse_dict.analysis.claim import Sizes, mean_of_means, over_pairs, samples
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures.intervals import Estimate
@@ -50,7 +50,6 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     study, plain = context.tables, context.tables.about.plain
     pairs = study.seed_pairs.copy()
     known = study.dictionaries.set_index("dictionary")
-    entries = {entry.name: entry for entry in context.study.entries}
     level = known.loc[known["chosen"] & (known["family"] == plain), "level"]
     for column, _, _ in MEASURES.values():
         if column in known:  # of a pair, the mean of both
@@ -60,37 +59,31 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     for size, of in pairs.groupby("size"):
         usual = of[of["family"] == plain]
         l0 = usual.loc[usual["level"].isin(level), "l0"].mean()
-        for family, own in of.groupby("family") if l0 > 0 else ():
+        for family, own in of.groupby("family"):
             one, kind = own.iloc[0], partial(read_off, str(family), l0)
-            if np.isnan(kind(groups_of(samples(own, own[["l0", "l0"]], GROUP)))):
-                continue
             both = own if family == plain else pd.concat([own, usual])
             less = partial(_less, kind, partial(read_off, plain, l0))
-            before = context.at_step_0(entries[one["dictionary"]], entries[one["second"]])[0]
+            before = context.at_step_0(one["dictionary"], one["second"])[0]
             row = {"kind": one["kind"], "dict_size": size, "l0": l0, "before": before}
             for name, (column, _, _) in MEASURES.items():
-                if column in pairs:
-                    value, change = (
-                        over_pairs(
-                            samples(part, part[["l0", column]], GROUP), of, column in OF_PAIRS
-                        )
-                        for part, of in ((own, kind), (both, less))
-                    )
-                    found = value.columns("value") | change.columns("change")
+                if column in pairs and np.isfinite((value := _over(own, column, kind)).value):
+                    found = value.columns("value") | _over(both, column, less).columns("change")
                     rows.append(row | {"measure": name, "over": value.over or "-"} | found)
     return {"equal_l0": pd.DataFrame(rows)} if len({row["kind"] for row in rows}) > 1 else {}
 
 
-def read_off(family: str, l0: float, groups: Sizes) -> float:
-    """What a kind has at an L0, of groups (family, level) with L0 and a measure, (n, 2) each.
+def _over(pairs: pd.DataFrame, column: str, number: Callable[[Sizes], float]) -> Estimate:
+    """A number of groups (family, level) of pairs, with L0 and a measure."""
+    return over_pairs(samples(pairs, pairs[["l0", column]], GROUP), number, column in OF_PAIRS)
 
-    Nan beyond its levels.
-    """
+
+def read_off(family: str, l0: float, groups: Sizes) -> float:
+    """What a kind has at an L0, of groups with L0 and a measure, (n, 2); nan beyond its levels."""
     means = [values.mean(0) for group, values in groups.items() if group[0] == family]
     points = sorted((np.log(x), y) for x, y in means if x > 0)
     if not points:
         return np.nan
-    (x, y), at, reach = np.array(points).T, np.log(l0), np.log(REACH)
+    (x, y), at, reach = np.array(points).T, np.log(l0 or np.nan), np.log(REACH)
     return float(np.interp(at, x, y)) if x[0] - reach <= at <= x[-1] + reach else np.nan
 
 

@@ -27,7 +27,6 @@ from sparse_dict.analysis.study import Chain, setting
 from sparse_dict.analysis.tables import Tables
 
 MATCH_TABLE_SIZE = 4096  # the table of all variants matches dictionaries up to this size
-NULLS = "random directions", GAUSSIAN
 
 
 def show(context: Context) -> Iterator[Block]:
@@ -67,9 +66,9 @@ def _variants(comparison: Comparison, chain: Chain) -> pd.DataFrame:
             else:
                 table[str(variant)][size] = np.nan
         for against, label in (("next", "next size"), ("all_larger", "mean of all larger")):
-            variant, names = Variant("max", against, "all"), [f"{null}, {label}" for null in NULLS]
-            table[f"{names[0]} (exact)"][size] = comparison.random_mean(entry, variant)
-            table[f"{names[1]} (simulated)"][size] = comparison.gaussian_mean(entry, variant)
+            of = comparison.numbers(entry, Variant("max", against, "all"), gaussian=True)
+            table[f"random directions, {label} (exact)"][size] = of["random_mmcs"]
+            table[f"{GAUSSIAN}, {label} (simulated)"][size] = of["gaussian_mmcs"]
     return pd.DataFrame(table).T.rename_axis("variant").reset_index()
 
 

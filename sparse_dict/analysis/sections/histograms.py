@@ -1,6 +1,6 @@
 """MCS of each size: one hump or two, and where random directions lie (figures 2, 3 and 3.5)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from typing import Any
 
@@ -19,7 +19,7 @@ from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.measures.random_directions import unit_vectors
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
-from sparse_dict.analysis.study import LABELS, Chain, Entry
+from sparse_dict.analysis.study import LABELS, Entry
 from sparse_dict.analysis.tables import Tables
 
 BINS = np.linspace(0, 1, 51)
@@ -31,7 +31,6 @@ FEWEST = 50
 ONE_HUMP = 0.1  # p of the dip test above which nothing speaks for a second hump
 GOOD_PART = 0.1  # share of features above the threshold that counts as a good part
 COLOURS = {"dead": figures.ORANGE, "alive": figures.BLUE}
-Panels = Mapping[str, tuple[Entry, Variant]]  # by their titles
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
@@ -40,16 +39,15 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     variants = {"low_hump": comparison.shown, "low_hump_alive": comparison.shown.of("alive")}
     names = {*context.tables.main["dictionary"]}
     for entry in [entry for entry in context.study.entries if entry.name in names]:
-        low: dict[str, Any] = {"dictionary": entry.name, "feature": np.arange(entry.size)}
+        low: dict[str, Any] = {}
         for column, variant in variants.items():
-            mcs, of = comparison.mcs(entry, variant), comparison.numbers(entry, variant)
+            mcs, of = comparison.mcs(entry, variant), comparison.numbers(entry, variant, True)
             values = mcs[np.isfinite(mcs)]
             found = bimodality.humps(values)
             two = bimodality.are_two(found)
             row = {"dictionary": entry.name, "size": entry.size, "seed": entry.seed}
             row |= {"of": variant.features, "features": of["n"], "above": of["n_above"], **found}
-            row |= {"random mean": of["random_mmcs"]}
-            row |= {"Gaussian mean": comparison.gaussian_mean(entry, variant)}
+            row |= {"random mean": of["random_mmcs"], "Gaussian mean": of["gaussian_mmcs"]}
             if sizes := comparison.sizes(entry, variant):
                 law = random_directions.mcs_cdf(values, context.study.d_in, sizes)
                 row["not random, at least"] = bimodality.shared_excess(values, law)
@@ -58,7 +56,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
             if two and len(values) >= FEWEST:
                 between = (found["lower hump"] + found["upper hump"]) / 2
                 low[column] = np.where(np.isfinite(mcs), mcs < between, np.nan)
-        lows.append(pd.DataFrame(low))
+        lows.append(entry.features(**low))
     if not rows:
         return {}
     humps = pd.DataFrame(rows).drop_duplicates(["dictionary", "of"])
@@ -71,7 +69,10 @@ def show(context: Context) -> Iterator[Block]:
     assert chain is not None  # LARGER is there
     lower = " One to one, random directions lie lower."
     note = study.about.rule + ("" if comparison.shown.matching == "max" else lower)
-    figure = draw(comparison, by_size(comparison, chain), 2, 1.8)
+    # All features of each size, then those alive (figures 2 and 3); once if every one fired.
+    every, shown = all(entry.alive.all() for entry in chain.entries), comparison.shown
+    variants = [shown] if every else [shown.of("all"), shown.of("alive")]
+    figure = draw(comparison, [*product(chain.entries[:-1], variants)], 2, False)
     compared = str(comparison.shown.of("all")).rpartition(",")[0]
     figure.suptitle(f"MCS with larger dictionaries, {figures.titled(study)}\n{compared}")
     yield context.figure("histograms", figure, note)
@@ -92,42 +93,36 @@ def show(context: Context) -> Iterator[Block]:
     if len(alike) > 1:  # the main level and its neighbours: how the humps come and go
         start = max(0, min(alike.index(chain) - LEVELS // 2, len(alike) - LEVELS))
         near, swept = alike[start : start + LEVELS], LABELS[chain.axis]
-        figure = draw(comparison, by_level(comparison, near, sizes[:-1]), len(near), 1.6)
+        rows = ([e for one in near for e in one.entries if e.size == size] for size in sizes[:-1])
+        panels = [(entry, comparison.shown) for row in rows for entry in row]
+        figure = draw(comparison, panels, len(near), True)
         figure.suptitle(f"MCS by dictionary size and {swept}\n{comparison.shown}")
         note = f"Columns: {swept}, {len(near)} of {len(alike)} around the main one."
         yield context.figure("histograms_l1", figure, note)
 
 
-def by_size(comparison: Comparison, chain: Chain) -> Panels:
-    """All features of each size, then those alive (figures 2 and 3); once if every one fired."""
-    shown, panels = comparison.shown, {}
-    every = all(entry.alive.all() for entry in chain.entries)
-    variants = [shown] if every else [shown.of("all"), shown.of("alive")]
-    for entry, variant in product(chain.entries[:-1], variants):
-        of = comparison.numbers(entry, variant)
-        kind = "alive" if variant.features == "alive" else "features"
-        title = f"{entry.size} in {of['partners'].replace(' ', '/')}: {of['n_above']} of {of['n']} "
-        title += f"{kind} above {comparison.settings.threshold:g} "
-        panels[f"{title}({of['n_above'] / max(of['n'], 1):.0%})"] = entry, variant
-    return panels
+def titled(comparison: Comparison, entry: Entry, variant: Variant, of_levels: bool) -> str:
+    """How many features are above the threshold: by size of all or of those alive, or by level."""
+    of, bar = comparison.numbers(entry, variant), comparison.settings.threshold
+    if of_levels:
+        alive = comparison.numbers(entry, variant.of("alive"))["n_above"]
+        return f"{entry.setting}, size {entry.size}\n{of['n_above']} ({alive} alive)"
+    kind = "alive" if variant.features == "alive" else "features"
+    above = f"{of['n_above']} of {of['n']} {kind} above {bar:g}"
+    return f"{entry.size} in {of['partners'].replace(' ', '/')}: {above} ({of['share_above']:.0%})"
 
 
-def by_level(comparison: Comparison, chains: Sequence[Chain], sizes: Sequence[int]) -> Panels:
-    """A row a size, a column a level; with the number above the threshold, and of those alive."""
-    panels, shown = {}, comparison.shown
-    for size, chain in product(sizes, chains):
-        entry = next(entry for entry in chain.entries if entry.size == size)
-        of, alive = (comparison.numbers(entry, v)["n_above"] for v in (shown, shown.of("alive")))
-        panels[f"{entry.setting}, size {size}\n{of} ({alive} alive)"] = entry, shown
-    return panels
-
-
-def draw(comparison: Comparison, panels: Panels, columns: int, height: float) -> Figure:
+def draw(
+    comparison: Comparison, panels: Sequence[tuple[Entry, Variant]], columns: int, levels: bool
+) -> Figure:
     """A histogram of MCS for each dictionary and variant, with its title, under both nulls."""
+    height = 1.6 if levels else 1.8
     rows = [
-        {"panel": title, "MCS": mcs, "of": "alive" if alive else "dead"}
-        for title, (entry, variant) in panels.items()
-        for mcs, alive in zip(comparison.mcs(entry, variant), entry.alive, strict=True)
+        {"panel": titled(comparison, entry, variant, levels), "MCS": mcs, "of": alive}
+        for entry, variant in panels
+        for mcs, alive in zip(
+            comparison.mcs(entry, variant), np.where(entry.alive, "alive", "dead"), strict=True
+        )
     ]
     grid = figures.facets(
         sns.displot, pd.DataFrame(rows).dropna(), "", x="MCS", hue="of", palette=COLOURS,
@@ -135,7 +130,7 @@ def draw(comparison: Comparison, panels: Panels, columns: int, height: float) ->
         aspect=figures.WIDTH / columns / height, facet_kws={"sharey": False},
     )  # fmt: skip
     grid.set_titles("{col_name}", size=8).set_axis_labels("MCS", "features")
-    for axis, (entry, variant) in zip(grid.axes.flat, panels.values(), strict=True):
+    for axis, (entry, variant) in zip(grid.axes.flat, panels, strict=True):
         n, sizes = comparison.numbers(entry, variant)["n"], comparison.sizes(entry, variant)
         # Room for the tallest bar of the data only: the random curve may leave the panel.
         axis.set(xlim=(0, 1), ylim=(0, max(1, axis.get_ylim()[1])))

@@ -27,7 +27,6 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     pairs = context.tables.matched
     if not pairs["differ"].isin([ROWS, BOTH]).any():
         return {}
-    entries = {entry.name: entry for entry in context.study.entries}
     rows = []
     for (differ, size, level, alike), group in pairs.groupby(["differ", "size", "level", "alike"]):
         one = group.iloc[0]
@@ -36,7 +35,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
             "level": level, "axis": one["axis"],
             "pairs": len(group[["dictionary", "second"]].drop_duplicates()),
         }  # fmt: skip
-        before = context.at_step_0(entries[one["dictionary"]], entries[one["second"]])
+        before = context.at_step_0(one["dictionary"], one["second"])
         for (key, value), start in zip(MEASURES.items(), before, strict=True):
             found = over_pairs(samples(group, group[value], "size"), mean_of_means)
             row |= found.columns(key) | {f"{key}_at_step_0": start}

@@ -15,7 +15,6 @@ from sparse_dict.analysis.claim import LARGER, TRAIN, Claim, Lies, Need, Sizes, 
 from sparse_dict.analysis.comparison import MATCHING, Variant
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
@@ -32,14 +31,9 @@ def show(context: Context) -> Iterator[Block]:
     assert main is not None  # LARGER is there
     table = counts(study)
     nexts = Variant("max", "next", "all")
-    nulls = [
-        {
-            "random": random_directions.max_mean(study.about.d_in, larger.size),
-            "gaussian": context.comparison.gaussian_mean(entry, nexts),
-        }
-        for entry, larger in zip(main.entries, main.entries[1:], strict=False)
-    ]
-    yield context.figure("sizes", draw(study, table, pd.DataFrame(nulls, index=table["size"])))
+    of = [context.comparison.numbers(entry, nexts, gaussian=True) for entry in main.entries[:-1]]
+    nulls = pd.DataFrame(of, index=table["size"])[["random_mmcs", "gaussian_mmcs"]]
+    yield context.figure("sizes", draw(study, table, nulls))
     yield Table("Numbers of features by size", table, fold=len(table) > 12)
 
 

@@ -27,8 +27,6 @@ FEW = 0.25  # of the effective neurons of random directions: below it a feature 
 RARE = 0.05  # share of features up to which they are outliers
 COLOURS = (figures.BLUE, figures.ORANGE)
 FEWEST = 5  # features above the threshold, and below it
-
-
 OTHERS = "the others"
 
 
@@ -45,14 +43,12 @@ def show(context: Context) -> Iterator[Block]:
     known["MCS"] = known["found"].map({1: f"above {study.threshold:g}", 0: OTHERS})
     if known["neurons"].notna().any():
         yield context.figure("effective_neurons", draw(known, d))
-    means = known.groupby(["size", "MCS"], sort=False).agg(
-        features=("feature", "size"),
-        alive=("alive", "sum"),
-        neurons=("neurons", "mean"),
-        entropy=("entropy", "mean"),
-    )
-    names = {"alive": "ever active", "neurons": "effective neurons", "entropy": "entropy (nats)"}
-    yield Table("Means", means.rename(columns=names).reset_index())
+    numbers: dict[str, Any] = {
+        "features": ("feature", "size"), "ever active": ("alive", "sum"),
+        "effective neurons": ("neurons", "mean"), "entropy (nats)": ("entropy", "mean"),
+    }  # fmt: skip
+    means = known.groupby(["size", "MCS"], sort=False).agg(**numbers)
+    yield Table("Means", means.reset_index())
     odd = [
         f"{name}, feature {row.feature}: {row.neurons:.1f} effective neurons, MCS {row.mcs:.2f}, "
         f"active on {row.frequency:.2%} of rows"

@@ -75,8 +75,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
             numbers |= {"n_above": (mcs > bar).sum(), "share_above": (mcs > bar).mean()}
             rows.append(of | numbers)
             if seen == half:
-                columns = {"dictionary": entry.name, "feature": np.arange(entry.size)}
-                halves.append(pd.DataFrame(columns | {"half_mcs": mcs, "half_near": mcs > bar}))
+                halves.append(entry.features(half_mcs=mcs, half_near=mcs > bar))
     return {"features": pd.concat(halves), "snapshots": pd.DataFrame(rows)} if rows else {}
 
 
@@ -133,14 +132,11 @@ def draw(points: pd.DataFrame, threshold: float) -> Figure:
 
 
 def ends(points: pd.DataFrame) -> pd.DataFrame:
-    """One row per size: half and full training beside each other; means over seeds."""
-    rows = []
-    for by, group in points.groupby(["size", "next_size"]):
-        means = group.groupby("seen")[["mmcs", "share_above"]].mean()
-        times = [half_of(means.index), means.index.max()]
-        rows.append([*by, *times, *means.loc[times].to_numpy().T.ravel()])
-    numbers = [f"{of}, {end}" for of in ("MMCS", "share above") for end in ("half", "full")]
-    return pd.DataFrame(rows, columns=["size", "next", "half", "full", *numbers])
+    """A row for each size at half and at full training; means over seeds."""
+    of = ["mmcs", "share_above"]
+    means = points.groupby(["size", "next_size", "seen"])[of].mean().reset_index()
+    ends = means.groupby("size")["seen"].transform(lambda s: s.isin([half_of(s), s.max()]))
+    return means[ends]
 
 
 # --- claims ---------------------------------------------------------------------------------------
