@@ -249,7 +249,7 @@ def stopped(name: str, base: Path, number: signal.Signals, *more: str, **env: st
 
 def test_sigterm_costs_a_checkpoint_and_a_non_zero_exit_code_within_ten_seconds(copy: Path):
     output = stopped("train_lm", copy, signal.SIGTERM)
-    (step,) = re.findall(r"stopped at step (\d+) of", output)
+    (step,) = re.findall(r"stopped at step (\d+):", output)
     state = copy / "lm" / "checkpoint" / "state.safetensors"
     assert checkpoint.identity(state) is not None
     with safe_open(state, framework="np") as file:

@@ -176,17 +176,13 @@ def train(model: GPT, job: Job, run: Run) -> State:
             saves = state.step % config.checkpoint_every == 0 or last or signal
             if saves:
                 # The loss above is of the state before the step: check the one that is saved.
-                one = None if state.validated else evaluate(model, job.validation[:1], 1)
-                if one is not None and not math.isfinite(one):
+                if not (state.validated or math.isfinite(evaluate(model, job.validation[:1], 1))):
                     raise UserError(_not_finite(job, state.step, saved))
                 if distributed.main():
                     checkpoint.save(job.checkpoint, model, optimizer, state, job.identity)
                 saved = state.step
             if signal and not (last and state.validated):
-                log.info(
-                    "stopped at step %d of %d: the same command goes on from there",
-                    state.step, job.n_steps,
-                )  # fmt: skip
+                log.info("stopped at step %d: the same command goes on from there", state.step)
                 distributed.barrier()  # the checkpoint is there
                 raise interrupt.Interrupted(128 + signal)
             started = time.perf_counter()
