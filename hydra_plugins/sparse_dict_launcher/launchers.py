@@ -159,15 +159,12 @@ class Share:
     jobs: list[Job]
     stage: str  # its module
     callbacks: Callbacks
-    environment: dict[str, str | None] = field(default_factory=dict)  # None: not set
+    environment: dict[str, str] = field(default_factory=dict)
     cores: list[int] | None = None  # None leaves them to whoever started the worker
 
     def __call__(self) -> Result:
         """Train the jobs in this process, which does nothing else."""
-        for key, value in self.environment.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value
+        os.environ.update(self.environment)
         if self.cores is not None:
             # torch, which is not imported yet, makes so many threads; ours count the affinity
             limit = int(os.environ.get("OMP_NUM_THREADS", len(self.cores)))

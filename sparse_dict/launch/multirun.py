@@ -46,28 +46,23 @@ def train_together(jobs: list[Job], stage: str, callbacks: Callbacks) -> list[Jo
                     begun.append(BegunJob(job, copy.deepcopy(callbacks)))
                 except Exception as error:
                     raise CompactHydraException(f"{job}: {in_one_line(error)}") from error
-            outcomes = _outcomes(begun, module)
+            logs = [file for job in begun for file in job.logs]
+            logging.getLogger().handlers[:] = [*begun[0].consoles, *logs]
+            configs, folders = [job.config for job in begun], [job.folder for job in jobs]
+            outcomes: list[Any]
+            try:
+                outcomes = module.train_many(configs, folders)
+            except Exception as error:
+                outcomes = [error] * len(begun)
             return [job.end(found, module) for job, found in zip(begun, outcomes, strict=True)]
     finally:
         HydraConfig.instance().cfg = before
-
-
-def _outcomes(begun: "list[BegunJob]", module: ModuleType) -> list[Any]:
-    logs = [file for job in begun for file in job.logs]
-    logging.getLogger().handlers[:] = [*begun[0].consoles, *logs]
-    try:
-        configs, folders = [job.config for job in begun], [job.folder for job in begun]
-        return list(module.train_many(configs, folders))
-    except Exception as error:
-        return [error] * len(begun)
 
 
 class BegunJob:
     """A job that has its folder, ``.hydra/``, log file and callbacks, as by Hydra's `run_job`."""
 
     def __init__(self, job: Job, callbacks: Callbacks) -> None:
-        self.folder = job.folder
-        self.stage = job.config.hydra.job.name
         self._hydra_config = job.config
         self._callbacks = callbacks  # its own: they keep state from a job's start to its end
         HydraConfig.instance().set_config(job.config)  # what ${hydra:...} is read from
@@ -97,7 +92,7 @@ class BegunJob:
         HydraConfig.instance().set_config(self._hydra_config)
         root = logging.getLogger()
         if isinstance(outcome, Exception):
-            line = in_one_line(outcome, self.stage)
+            line = in_one_line(outcome, self._hydra_config.hydra.job.name)
             root.handlers[:] = self.logs
             log.error("failed: %s", line, exc_info=None if is_foreseen(outcome) else outcome)
             # any other class need not survive the way back from a worker
