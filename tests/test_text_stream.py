@@ -103,12 +103,12 @@ def test_a_hub_that_is_slow_or_asks_to_wait_is_waited_for(hub, tmp_path):
     assert not hub.busy
 
 
-def test_who_must_accept_terms_is_told_to_log_in(hub, tmp_path):
+def test_who_must_accept_terms_is_told_so(hub, tmp_path):
     hub.gated = {"NeelNanda/pile-10k"}
     process = started(hub, tmp_path, "data=pile10k")
     output = said(process, 60)
     assert process.returncode == 1, output
-    assert "needs `hf auth login`" in output
+    assert "NeelNanda/pile-10k: 403 Client Error. Cannot access gated repo" in output
     assert "Traceback" not in output
 
 

@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 INSTEAD = "use data=docstrings, or data=files data.files=... with a copy of your own"
 CONVERTED = "refs/convert/parquet"  # the branch to which the hub converts a data set by itself
 ANSWER_S = 15.0  # within which a hub answers its first request
-HIDDEN = ("RepositoryNotFoundError", "GatedRepoError", "DatasetNotFoundError")
 
 
 class _Note(TypedDict):  # which commit a name stood for when it was first looked up
@@ -99,7 +98,7 @@ def _commit(data: HubData, cache_dir: Path) -> str | None:
     try:
         commit = in_background(lambda: _looked_up(data))
     except Exception as error:
-        raise _told(data, error) from None
+        raise UserError(f"{data.path}: {one_line(error)}") from None
     note = {"endpoint": asked[0], "path": asked[1], "revision": asked[2], "commit": commit}
     if distributed.main():
         files.write_json(path, note)
@@ -120,12 +119,7 @@ def _looked_up(data: HubData) -> str:
         info = look_up()
     names = {file.rfilename for file in info.siblings or ()}
     if f"{data.path.rpartition('/')[2]}.py" in names:
-        try:
-            info = look_up(revision=CONVERTED)
-        except RevisionNotFoundError:
-            raise UserError(
-                f"{data.path} is a script that the hub has not converted to Parquet; {INSTEAD}"
-            ) from None
+        info = look_up(revision=CONVERTED)  # which datasets does not run
     return str(info.sha)
 
 
@@ -144,7 +138,7 @@ def _open(data: HubData, commit: str | None) -> Any:
         )
     except Exception as error:
         if reached or not isinstance(error, OSError):
-            raise _told(data, error) from None
+            raise UserError(f"{data.path}: {one_line(error)}") from None
         why = "offline mode is on" if before[0] else "there is no network"
         raise UserError(
             f"{data.path} cannot be fetched: {why}, and it is not in the local cache; {INSTEAD}"
@@ -167,13 +161,3 @@ def _online() -> bool:
     import datasets
 
     return not datasets.config.HF_HUB_OFFLINE and reachable(_endpoint(), ANSWER_S)
-
-
-def _told(data: HubData, error: Exception) -> UserError:
-    if isinstance(error, UserError):
-        return error
-    if type(error).__name__ in HIDDEN:
-        return UserError(
-            f"{data.path}: no such data set, or it needs `hf auth login` ({one_line(error, 100)})"
-        )
-    return UserError(f"{data.path}: {one_line(error)}")
