@@ -60,8 +60,7 @@ LIMITS = {  # of a server, in seconds
 }
 
 _lock = threading.RLock()
-_trouble: str | None = None  # why the server is not used; "": it is; None: nobody has asked yet
-_said: set[str] = set()
+_trouble: list[str] = []  # that runs have met: the server is used no more
 
 
 class Run(AbstractContextManager["Run"]):
@@ -157,7 +156,8 @@ class Run(AbstractContextManager["Run"]):
         except Exception as error:
             if not self.online:
                 raise
-            why = _give_up(one_line(error, named=True))
+            why = one_line(error, named=True)
+            _trouble.append(why)
             where = os.path.relpath(run.settings.wandb_dir)
             _say(
                 logging.WARNING,
@@ -239,7 +239,8 @@ def open_run(
             run = _init("online", identity, wandb_dir, step_metric, "allow" if before else None)
             return Run(run, True, id_file)
         except Exception as error:
-            why_not = _give_up(one_line(error, named=True))
+            why_not = one_line(error, named=True)
+            _trouble.append(why_not)
             if mode == "online":
                 raise UserError(f"wandb cannot open a run online: {why_not}") from None
             # to wandb the one that failed is in use as long as this process lives
@@ -332,15 +333,10 @@ def _client() -> Any:
 def why_offline() -> str:
     """Why the server is not used, or "" if it is: there is a key, and no run has met trouble."""
     with _lock:
-        return _give_up(_lacking()) if _trouble is None else _trouble
+        return _trouble[0] if _trouble else _lacking()
 
 
-def _give_up(why: str) -> str:
-    global _trouble
-    _trouble = why
-    return why
-
-
+@functools.cache
 def _lacking() -> str:
     for name in ("wandb", ".wandb"):
         if (file := Path(name, "settings")).exists():  # a stranger's study may name its own server
@@ -397,9 +393,6 @@ def _harmless(action: str) -> Iterator[None]:
         _say(logging.WARNING, f"could not {action} a run: {one_line(error, named=True)}")
 
 
+@functools.cache  # once in a process
 def _say(level: int, message: str) -> None:
-    """Log a message once in a process."""
-    with _lock:
-        if message not in _said:
-            _said.add(message)
-            log.log(level, "wandb: %s", message)
+    log.log(level, "wandb: %s", message)
