@@ -172,24 +172,6 @@ def text(manifest: dict[str, Any], cache_dir: Path, n_ctx: int) -> tuple[TokenSt
     return TokenStore.open(folder).split(split), -(-int(manifest["rows"]) // (n_ctx - skip))
 
 
-def unread(manifest: dict[str, Any], cache_dir: Path, n_ctx: int) -> tuple[TokenStream, int, bool]:
-    """Text to try the model on, where in it what was not harvested begins, and if it is unseen.
-
-    That is the corpus's validation part, which a model trained on this corpus has not seen; where
-    it has none, all of it is training text.
-    """
-    folder, _, split = tokens(manifest, cache_dir)
-    stores = TokenStore.open(folder)
-    if split == "train":
-        return stores.split("validation"), 0, True
-    stream, contexts = text(manifest, cache_dir, n_ctx)
-    end = min(contexts * n_ctx, len(stream))
-    if split == "validation" or not len(stores.streams["validation"]):
-        return stream, end, split == "validation"
-    part = stores.split("validation")  # "all" has it last
-    return part, max(0, end - (len(stream) - len(part))), True
-
-
 def tokens(manifest: dict[str, Any], cache_dir: Path) -> tuple[Path, dict[str, Any], str]:
     """The folder of the harvested text's tokens, its record, and the split that was harvested."""
     with reading(Path(MANIFEST)):

@@ -151,10 +151,8 @@ def draw(kinds: Kinds, simple: Bases, path: Path) -> None:
     with figures.style():
         figure, panel = plt.subplots(figsize=(5.2, 3.4))
         for name, rungs in kinds.items():
-            living = [m for m in rungs if m["l0"] > 0]
-            panel.plot(
-                [m["l0"] for m in living], [m["fvu"] for m in living], "o-", ms=4, label=name
-            )
+            points = np.reshape([(m["l0"], m["fvu"]) for m in rungs if m["l0"] > 0], (-1, 2))
+            panel.plot(*points.T, "o-", ms=4, label=name)
         for name, values in simple.items():
             panel.plot(TARGETS, values, "--", lw=1, label=name)
         if (m := recommended([m for rungs in kinds.values() for m in rungs])) is not None:

@@ -29,6 +29,7 @@ from sparse_dict.lm.interface import Follow, LanguageModel, finite, threads_to_s
 from sparse_dict.machine import runtime
 from sparse_dict.machine.background import mapped
 from sparse_dict.machine.progress import Progress
+from sparse_dict.text.tokens import TokenStore
 
 Losses = NDArray[np.float64]  # a value for each context, or token
 Label = str | tuple[str, int]
@@ -132,19 +133,25 @@ def held_out(
 ) -> tuple[NDArray[np.int64], str]:
     """Contexts (n, n_ctx + 1) of the text that the activations were taken on, and what they are.
 
-    They are of its validation part if it has one, behind the harvested tokens if enough lie there,
-    else the last ones.
+    They are of its validation part if it has one, which a model trained on this corpus has not
+    seen, behind the harvested tokens if enough lie there, else the last ones.
     """
-    stream, first, validation = harvested.unread(manifest, cache_dir, n_ctx)
+    folder, _, split = harvested.tokens(manifest, cache_dir)
+    validation = TokenStore.open(folder).streams["validation"]
+    stream, contexts = harvested.text(manifest, cache_dir, n_ctx)
+    first = min(contexts * n_ctx, len(stream))  # that was not harvested
+    if split == "train":
+        stream, first = validation, 0
+    elif split == "all" and len(validation):  # "all" has it last
+        stream, first = validation, max(0, first - (len(stream) - len(validation)))
     n = min(n_tokens, len(stream) - 1) // n_ctx
-    if not n:
+    if n < 1:
         raise UserError("the text to take it on is shorter than one context")
     unseen = len(stream) - first > n * n_ctx
     start = first if unseen else len(stream) - n * n_ctx - 1
     windows = [stream.window(start + i * n_ctx, n_ctx + 1) for i in range(n)]
-    size = f"{n * n_ctx:,} tokens of the "
-    trained = harvested.is_ours(manifest)
-    if validation:
+    size, trained = f"{n * n_ctx:,} tokens of the ", harvested.is_ours(manifest)
+    if len(validation):
         seen = "neither harvested nor trained on" if trained else "not harvested"
         what = seen if unseen else "the last of those harvested"
         return np.stack(windows), f"{size}validation text, {what}"

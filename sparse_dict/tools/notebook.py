@@ -40,7 +40,15 @@ def show_feature(study: str | Path, feature: str, contexts: int = 10) -> Shown:
     if not path.exists():
         raise UserError(f"{path} is not there: analyze.py writes it, with analysis=[contexts]")
     data = files.read_json(path)
-    found = _find(data, feature)
+    saved: dict[str, Any] = {}
+    for one in data["features"]:
+        of = data["dictionaries"][one["dictionary"]]
+        saved |= {f"{owner}/{one['index']}": one for owner in (of["name"], of["size"])}
+    if feature not in saved:
+        raise UserError(
+            f"the contexts of {feature!r} are not saved: analyze.py contexts.features=[{feature}]"
+        )
+    found = saved[feature]
     try:
         from circuitsvis.tokens import colored_tokens
     except ImportError:
@@ -68,16 +76,3 @@ def show_feature(study: str | Path, feature: str, contexts: int = 10) -> Shown:
         positive_color=COLOUR,
     )
     return Shown(title + drawn.local_src)
-
-
-def _find(data: dict[str, Any], feature: str) -> dict[str, Any]:
-    """The saved feature that is called `feature`."""
-    owner, _, index = feature.rpartition("/")
-    for found in data["features"]:
-        dictionary = data["dictionaries"][found["dictionary"]]
-        if owner in (dictionary["name"], str(dictionary["size"])) and str(found["index"]) == index:
-            known: dict[str, Any] = found
-            return known
-    raise UserError(
-        f"the contexts of {feature!r} are not saved: analyze.py contexts.features=[{feature}]"
-    )

@@ -55,12 +55,11 @@ def pick(features: Sequence[Feature]) -> list[Feature]:
     sized = [(f.chosen.entry.size, f) for f in features if f.chosen.entry is not None and f.top]
     sized = [(size, f) for size, f in sized if np.isfinite(f.chosen.mcs)] or sized
     largest = max((size for size, _ in sized), default=0)
-    candidates = [f for size, f in sized if size == largest]
-    candidates.sort(key=lambda f: len(f.chosen.groups))  # first those of a single group
+    # first those of a single group
+    known = sorted((f for n, f in sized if n == largest), key=lambda f: len(f.chosen.groups))
     found: list[Feature] = []
     for group, count in IN_REPORT.items():
-        of_group = [f for f in candidates if group in f.chosen.groups and f not in found]
-        found += of_group[:count]
+        found += [f for f in known if group in f.chosen.groups and f not in found][:count]
     return found
 
 

@@ -69,21 +69,17 @@ def show(context: Context) -> Iterator[Block]:
 
 def means(features: pd.DataFrame) -> pd.DataFrame:
     """Mean scores of each group with 95 % intervals, bootstrap over features."""
-    columns: dict[str, Any] = {
-        "features": ("feature", "size"),
-        "simulation": ("simulation", _mean),
-        "detection": ("detection", _mean),
-        UNREADABLE: (UNREADABLE, "sum"),
-    }
+
+    def mean(scores: "pd.Series[Any]") -> str:
+        values = scores.dropna().to_numpy(float)
+        if len(values) < 2:
+            return f"{values.mean():.2f}" if len(values) else "nan"
+        return f"{bootstrap([values], lambda drawn: float(drawn[0].mean())):.2f}"
+
+    columns: dict[str, Any] = {"features": ("feature", "size")}
+    columns |= {score: (score, mean) for score in ("simulation", "detection")}
+    columns[UNREADABLE] = (UNREADABLE, "sum")
     return features.groupby("group", sort=False).agg(**columns).reset_index()
-
-
-def _mean(scores: "pd.Series[Any]") -> str:
-    values = scores.dropna().to_numpy(float)
-    if len(values) < 2:
-        return f"{values.mean():.2f}" if len(values) else "nan"
-    interval = bootstrap([values], lambda samples: float(samples[0].mean()))
-    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def _readable(study: Tables) -> Found:
