@@ -58,22 +58,16 @@ def _columns(factor: int, *, _root_: DictConfig) -> int:
     return factor * open_all(*map(Path, named)).at(_root_.sae.site, "sae.site").d_in
 
 
-def _analyze_schema() -> DictConfig:
-    """Stage 4's, with the analyses missing: Hydra says so where a key of one that is off is set."""
-    schema = OmegaConf.structured(analyze_schema())
-    for name in ANALYSES:
-        schema[name] = MISSING
-    return schema
-
-
 def register() -> None:
     """Make the schemas and the resolvers known to Hydra; every script does so by importing us."""
-    store = ConfigStore.instance()
+    store, analyze = ConfigStore.instance(), OmegaConf.structured(analyze_schema())
+    for name in ANALYSES:  # missing: Hydra says so where a key of one that is off is set
+        analyze[name] = MISSING
     for name, node in {
         "train_lm": TrainLMConfig,
         "harvest": HarvestStageConfig,
         "train_sae": TrainSAEConfig,
-        "analyze": _analyze_schema(),
+        "analyze": analyze,
         "data/docstrings": DocstringsData,
         "data/files": FilesData,
         "data/hub": HubData,

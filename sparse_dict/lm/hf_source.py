@@ -81,7 +81,9 @@ class Tokenizer:
 
 def check(lm: HFModel, sites: Sequence[Site]) -> int:
     """See by ``config.json`` and tokenizer that it is there and has all; its contexts' length."""
-    config = _config(lm).get_text_config()
+    with _named(lm):
+        config = in_background(partial(AutoConfig.from_pretrained, **_source(lm)))
+    config = config.get_text_config()
     layers = getattr(config, "num_hidden_layers", None)
     for site in sites:
         if layers and site.layer is not None and site.layer >= layers:
@@ -199,11 +201,6 @@ def _folder(lm: HFModel) -> Path:
 @cache
 def _online() -> bool:
     return not constants.HF_HUB_OFFLINE and reachable(constants.ENDPOINT)
-
-
-def _config(lm: HFModel) -> Any:
-    with _named(lm):
-        return in_background(partial(AutoConfig.from_pretrained, **_source(lm)))
 
 
 @contextmanager
