@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from types import FrameType
 from typing import NoReturn
 
@@ -62,7 +61,6 @@ def leave(code: int) -> NoReturn:
 @contextmanager
 def not_heard() -> Iterator[None]:
     """Block Ctrl-C for the processes that this thread starts within it: their parent handles it."""
-    resource_tracker.ensure_running()  # now, because its start unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from itertools import repeat
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def _extract(data: DocstringsData) -> list[str]:
         Progress("extract docstrings", len(paths), "files") as progress,
         ProcessPoolExecutor(workers, spawn, initializer=gc.disable) as pool,
     ):
+        resource_tracker.ensure_running()  # now, because its start unblocks the signal
         with interrupt.not_heard():
             extracted = pool.map(extract, tasks, repeat(data.min_chars))
         for task, texts in zip(tasks, extracted, strict=True):
