@@ -25,7 +25,7 @@ def test_text_model_and_size_are_told(base, tmp_path):  # noqa: F811
     text = told(base, tmp_path)
     assert f"{D} neurons: the hidden layer of the MLP (site mlp_post) of layer" in text
     assert "a language model of ours (" in text
-    assert "200 text files (the validation part)" in text
+    assert "was 1 text file (the validation part)" in text
     assert "documents" in text
     assert "1,600 of its positions were kept; their RMS is " in text
 
