@@ -249,7 +249,7 @@ def section(made, **changes):
 def test_the_section_holds_a_figure_and_tables_that_are_also_on_disk(made):
     blocks, others = section(made)
     kinds = [type(block).__name__ for block in blocks]
-    assert kinds == ["str", "str", "Picture", "Table", "Table"]
+    assert kinds == ["str", "Picture", "Table", "Table"]
     assert set(others["baselines"]["baseline"]) == set(bases.LABELS.values())
     assert len(others["baselines_matched"]) == 2
 
