@@ -19,6 +19,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
@@ -148,6 +149,16 @@ def facets(
     grid.figure.set_figwidth(min(WIDTH, grid.figure.get_figwidth()))  # seaborn adds the legend's
     sns.move_legend(grid, "outside lower center", ncols=8, title=legend)
     return grid
+
+
+def lines_below(grid: sns.FacetGrid, lines: Mapping[str, Mapping[str, Any]]) -> None:
+    """Name in a grid's legend the lines that were drawn besides, each with how it looks."""
+    old = grid.legend
+    handles = [*old.legend_handles, *(Line2D([], [], **how) for how in lines.values())]
+    names = [*(text.get_text() for text in old.texts), *lines]
+    title = old.get_title().get_text() or None
+    old.remove()
+    grid.figure.legend(handles, names, loc="outside lower center", ncols=3, title=title)
 
 
 def percent_axis(axis: Axes) -> None:

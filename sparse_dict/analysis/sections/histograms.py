@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sparse_dict.analysis.claim import LARGER, Claim, Found, Lies, Need, Sizes, either, verdict
-from sparse_dict.analysis.comparison import Comparison, Variant
+from sparse_dict.analysis.comparison import GAUSSIAN, Comparison, Variant
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import bimodality, random_directions
@@ -117,17 +117,20 @@ def draw(
 ) -> Figure:
     """A histogram of MCS for each dictionary and variant, with its title, under both nulls."""
     height = 1.6 if levels else 1.8
-    rows = [
-        {"panel": titled(comparison, entry, variant, levels), "MCS": mcs, "of": alive}
-        for entry, variant in panels
-        for mcs, alive in zip(
-            comparison.mcs(entry, variant), np.where(entry.alive, "alive", "dead"), strict=True
+    rows = pd.concat(
+        pd.DataFrame(
+            {
+                "panel": titled(comparison, entry, variant, levels),
+                "MCS": comparison.mcs(entry, variant),
+                "of": np.where(entry.alive, "alive", "dead"),
+            }
         )
-    ]
+        for entry, variant in panels
+    )
     grid = figures.facets(
-        sns.displot, pd.DataFrame(rows).dropna(), "", x="MCS", hue="of", palette=COLOURS,
-        col="panel", col_wrap=columns, bins=BINS, multiple="stack", lw=0, alpha=1, height=height,
-        aspect=figures.WIDTH / columns / height, facet_kws={"sharey": False},
+        sns.displot, rows.dropna(), "", x="MCS", hue="of", palette=COLOURS,
+        col="panel", col_wrap=columns, bins=BINS, multiple="stack", element="step", lw=0, alpha=1,
+        height=height, aspect=figures.WIDTH / columns / height, facet_kws={"sharey": False},
     )  # fmt: skip
     grid.set_titles("{col_name}", size=8).set_axis_labels("MCS", "features")
     for axis, (entry, variant) in zip(grid.axes.flat, panels, strict=True):
@@ -142,6 +145,11 @@ def draw(
             axis.hist(like, BINS, weights=weights, histtype="step", color=figures.PURPLE, lw=1)
         axis.axvline(comparison.settings.threshold, color="0.4", lw=0.8, ls="--")
         axis.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    threshold = f"threshold {comparison.settings.threshold:g}"
+    lines = {"random directions": "black", GAUSSIAN: figures.PURPLE, threshold: "0.4"}
+    figures.lines_below(
+        grid, {k: {"color": c, "ls": "--" if k == threshold else "-"} for k, c in lines.items()}
+    )
     return grid.figure
 
 

@@ -26,6 +26,7 @@ from sparse_dict.analysis.claim import (
     both,
     verdict,
 )
+from sparse_dict.analysis.comparison import GAUSSIAN
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import gaussian_rows, random_directions
@@ -121,13 +122,15 @@ def draw(points: pd.DataFrame, threshold: float) -> Figure:
     batch = points["seen"].iloc[0] / points["steps"].iloc[0]
     grid.set_titles("{col_name}").set_axis_labels(f"optimiser steps of {batch:.0f} rows", "")
     grid.set(xscale="log", ylim=(0, 1))
-    for null, dashes in {"random_mmcs": ":", "gaussian_mmcs": "-."}.items():
+    nulls = {"random_mmcs": ("random directions", ":"), "gaussian_mmcs": (GAUSSIAN, "-.")}
+    for null, (_, dashes) in nulls.items():
         sns.lineplot(
             points, x="steps", y=null, lw=0.8, ls=dashes, errorbar=None, legend=False,
             ax=grid.axes.flat[0], **look,
         )  # fmt: skip
     grid.axes.flat[0].set_ylabel("")
     figures.percent_axis(grid.axes.flat[1])
+    figures.lines_below(grid, {name: {"color": "0.4", "ls": ls} for name, ls in nulls.values()})
     return grid.figure
 
 
