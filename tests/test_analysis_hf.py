@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from analysis_study import config_of, context_of, settings_of, tabled, unit, write_dictionary
+from damage import resealed
 from rounding import assert_rounded
 
 transformers = pytest.importorskip("transformers")
@@ -30,7 +31,6 @@ from test_activations_hf import (  # noqa: E402, F401
 from test_analysis_interp import settings_of as interp_settings  # noqa: E402
 
 from sparse_dict.activations import stage  # noqa: E402
-from sparse_dict.activations.store import Activations  # noqa: E402
 from sparse_dict.analysis import frame, harvested, study  # noqa: E402
 from sparse_dict.analysis import source as sources  # noqa: E402
 from sparse_dict.analysis.features import contexts, page  # noqa: E402
@@ -383,11 +383,9 @@ def test_a_name_on_the_hub_is_recorded_with_its_commit_and_opened_from_the_cache
 def test_a_record_without_its_model_is_named(folders, tmp_path, change):
     stage.run(stage_config(folders, tmp_path))
     path = tmp_path / "activations" / "manifest.json"
-    manifest = files.read_json(path)
-    manifest["config"]["lm"] |= change
-    files.write_json(path, manifest)
-    with pytest.raises(UserError, match=rf"config.lm.{min(change)} is .*, not a"):
-        Activations.open(path.parent)
+    resealed("config", "lm", **change)(path)
+    with pytest.raises(UserError):
+        harvested.model(files.read_json(path), config_of(tmp_path))
 
 
 def test_tokens_are_shown_as_the_text_they_stand_for(tmp_path):

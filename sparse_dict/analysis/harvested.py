@@ -123,7 +123,7 @@ def model(manifest: dict[str, Any], config: AnalyzeConfig) -> OpenLM:
     with reading(Path(MANIFEST)):
         own = manifest["config"]["lm"]
         found = HFModel(
-            own["name_or_path"], manifest.get("lm_commit") or own["revision"], own["n_ctx"],
+            str(own["name_or_path"]), manifest.get("lm_commit") or own["revision"], own["n_ctx"],
             own["dtype"], own.get("bos") or False,
         )  # fmt: skip
     moved = Path(config.lm_dir)

@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from typing_extensions import TypedDict
 
@@ -107,20 +107,28 @@ def _commit(data: HubData, cache_dir: Path) -> str | None:
 
 
 def _looked_up(data: HubData) -> str:
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionNotFoundError
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
-    look_up = partial(HfApi(_endpoint()).dataset_info, data.path, timeout=ANSWER_S)
+    def look_up(revision: str | None) -> dict[str, Any]:
+        at = "" if revision is None else f"/revision/{quote(revision, safe='')}"
+        url = f"{_endpoint()}/api/datasets/{data.path}{at}"
+        # as HfApi.dataset_info asks, which does not wait where the hub says so
+        answer = http_backoff("GET", url, headers=build_hf_headers(), timeout=ANSWER_S)
+        hf_raise_for_status(answer)
+        found: dict[str, Any] = answer.json()
+        return found
+
     try:
-        info = look_up(revision=data.revision)
+        info = look_up(data.revision)
     except RevisionNotFoundError:
         if data.revision != CONVERTED:
             raise
-        info = look_up()
-    names = {file.rfilename for file in info.siblings or ()}
+        info = look_up(None)
+    names = {file["rfilename"] for file in info.get("siblings") or ()}
     if f"{data.path.rpartition('/')[2]}.py" in names:
-        info = look_up(revision=CONVERTED)  # which datasets does not run
-    return str(info.sha)
+        info = look_up(CONVERTED)  # which datasets does not run
+    return str(info["sha"])
 
 
 def _open(data: HubData, commit: str | None) -> Any:
