@@ -384,7 +384,7 @@ def test_a_record_without_its_model_is_named(folders, tmp_path, change):
     stage.run(stage_config(folders, tmp_path))
     path = tmp_path / "activations" / "manifest.json"
     resealed("config", "lm", **change)(path)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"^(lm\.name_or_path=|manifest\.json is malformed)"):
         harvested.model(files.read_json(path), config_of(tmp_path))
 
 
