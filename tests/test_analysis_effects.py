@@ -15,7 +15,7 @@ import sparse_dict
 from sparse_dict.analysis import feature_effects as single
 from sparse_dict.analysis import study
 from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, judge
-from sparse_dict.analysis.feature_effects import changes, losses, measure
+from sparse_dict.analysis.feature_effects import Read, measure
 from sparse_dict.analysis.measures import alignment
 from sparse_dict.analysis.sections import effects
 from sparse_dict.config import EffectsConfig, ModelConfig
@@ -46,6 +46,7 @@ def source_of(model: GPT, skip: int = 0) -> SimpleNamespace:
     return SimpleNamespace(
         text=text,
         place=place,
+        columns=((0, D),),
         lm=SimpleNamespace(model=model),
         rows=lambda contexts: rows[contexts],
         unit="tokens",
@@ -81,13 +82,13 @@ def test_an_effect_is_that_of_a_hook_that_takes_the_feature_out(model, tmp_path,
         return code[..., None] * torch.from_numpy(entry.decoder[feature])
 
     rows, contexts = torch.from_numpy(source.rows(slice(0, 6))), np.arange(6)
-    before = losses(source, contexts)
-    whole = before.mean()
+    read = Read.of(source, contexts)
+    whole = read.before.mean()
     assert whole == pytest.approx(hooked(lambda x: x), rel=BAR)
     for feature in range(5):
         want = hooked(lambda x, f=feature: x - part(first, f, x) + part(second, 7, x))
         change = part(second, 7, rows) - part(first, feature, rows)
-        rise = changes(source, contexts, [change.numpy()], before).mean()
+        rise = read.changes(contexts, [change.numpy()]).mean()
         assert whole + rise == pytest.approx(want, rel=BAR)
 
 
@@ -98,13 +99,15 @@ def test_a_neuron_that_nobody_reads_has_no_effect_and_a_twin_replaces_its_featur
     kept = tmp_path / "kept"
     table = measure(first, second, source, EffectsConfig(100, 4, 1000, 9), 0, kept)
     table = table.set_index("feature")
-    rounded = BAR * losses(source, np.arange(len(source.text))).mean()
+    rounded = BAR * Read.of(source, np.arange(len(source.text))).before.mean()
     assert table.loc[[3, D + 3], "ablated"].abs().max() < rounded
     assert table["ablated"].abs().max() > 100 * rounded
     assert table["substituted"].abs().max() < rounded
 
 
-def test_an_effect_is_a_mean_over_all_tokens_and_of_many_features_some_are_drawn(model, tmp_path):
+def test_an_effect_is_a_mean_over_all_tokens_and_of_many_features_some_are_drawn(
+    model, tmp_path, monkeypatch
+):
     neurons = np.concatenate([np.eye(D), -np.eye(D)]).astype(np.float32)
     first, second = entries_of(tmp_path, neurons, neurons)
     source = source_of(model)
@@ -112,17 +115,22 @@ def test_an_effect_is_a_mean_over_all_tokens_and_of_many_features_some_are_drawn
     table = measure(first, second, source, all_of_them, 0, kept)
     every = table.set_index("feature")
     contexts, rows = np.arange(len(source.text)), source.rows(slice(None))
-    before = losses(source, contexts)
-    original = before.mean()
+    read = Read.of(source, contexts)
+    original = read.before.mean()
     for feature in (1, 5):
         without = -first.trained.dictionary.encode(rows.reshape(-1, D))[:, feature, None]
         change = (without * first.decoder[feature]).reshape(rows.shape)
-        whole = changes(source, contexts, [change], before).mean()
+        whole = read.changes(contexts, [change]).mean()
         assert every.at[feature, "ablated"] == pytest.approx(whole, abs=BAR * original)
     some = measure(first, second, source, EffectsConfig(7, 1000, 1000, 9), 0, tmp_path / "others")
     assert len(some) == 7
     same = every.loc[some["feature"], "ablated"]
     np.testing.assert_allclose(some["ablated"], same, rtol=0, atol=BAR * original)
+    with monkeypatch.context() as patch:
+        patch.setattr(single, "MEMORY", 1)  # the model reads the contexts of one feature at a time
+        apart = measure(first, second, source, all_of_them, 0, tmp_path / "apart")
+    columns = ["ablated", "substituted"]
+    np.testing.assert_allclose(apart[columns], table[columns], rtol=0, atol=BAR * original)
 
     late = replace(all_of_them, minutes=1e-9)  # one feature a call
     few = [measure(first, second, source, late, 0, tmp_path / "late") for _ in range(3)]

@@ -120,6 +120,8 @@ def test_an_activation_goes_back_into_the_model_at_its_very_site(loaded, kind, n
     assert_rounded(follow([new]), wanted, TERMS)
     some = torch.arange(targets.numel()).view(targets.shape) % 3 == 1
     assert_rounded(follow([new], some), wanted[some], TERMS)
+    twice = torch.tensor([4, 0, 4])
+    assert_rounded(follow([new[twice]], contexts=twice), wanted[twice], TERMS)
     assert_rounded(model.read(tokens, [site])[0], found[0], TERMS)  # nothing is left behind
 
 

@@ -78,6 +78,9 @@ def test_the_two_parts_of_a_split_model_make_the_whole(model, contexts, layer, n
         assert ((changed - follow(found)).abs() > 1e-3).any()
         some = targets % 3 == 1
         assert_rounded(follow([found[0].flip(-1), *found[1:]], some), changed[some], TERMS)
+        twice = torch.tensor([4, 0, 4])
+        again = [found[0][twice].flip(-1), *(value[twice] for value in found[1:])]
+        assert_rounded(follow(again, contexts=twice), changed[twice], TERMS)
 
 
 def test_the_original_loss_is_the_models_own(model, contexts, mean):

@@ -6,10 +6,10 @@ What the dictionary does not explain stays in the activation: nothing but the fe
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -21,8 +21,8 @@ from sparse_dict.analysis.features.contexts import Code, codes
 from sparse_dict.analysis.measures import Index, alignment
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, spearman
 from sparse_dict.analysis.measures.mcs import normalised
-from sparse_dict.analysis.reconstruction_loss import Losses, batches
-from sparse_dict.analysis.source import Source
+from sparse_dict.analysis.reconstruction_loss import Batch, Losses, batch_size, read
+from sparse_dict.analysis.source import MEMORY, Source
 from sparse_dict.analysis.study import Entry
 from sparse_dict.analysis.tables import SEED, Tables
 from sparse_dict.config import EffectsConfig
@@ -82,38 +82,43 @@ def measure(
         + [Code(other.trained.dictionary.encode, other.size, i) for i in partners[todo].tolist()],
         source, "codes",
     )  # fmt: skip
-    # One by one, so that it does not depend on what was measured in an earlier run.
-    original = cache(lambda context: losses(source, np.array([context]))[0])
+    model, started = source.lm.model, time.monotonic()
+    saved = started
 
-    def effect(at: int) -> list[float]:
-        i, both = todo[at], found[[at, at + len(todo)]].toarray()
-        ours, match = both.reshape(2, len(active), -1, 1)[:, chosen[i]]
-        without = -ours * entry.decoder[features[i]]
-        instead = without + match * other.decoder[partners[i]]
-        before = np.stack([original(context) for context in chosen[i].tolist()])
-        changed = changes(source, chosen[i], [without, instead], before).mean(1)
-        share = len(where[i]) / len(active)  # elsewhere nothing changes
-        return [float(value) for value in share * changed]
+    def late() -> bool:
+        return time.monotonic() - started > 60 * settings.minutes
 
-    saved = started = time.monotonic()
-    with (
-        threads_to_share(source.lm.model) as threads,
-        Progress("effects", len(features), "features", len(effects)) as progress,
-    ):
-        for change in mapped(effect, range(len(todo)), threads):
-            effects.append(change)
-            progress.advance(1)
-            now, done = time.monotonic(), len(effects) == len(features)
-            late = now - started > 60 * settings.minutes
-            if late or done or now - saved > SAVE_S:
-                write_json(kept, {"of": of, "effects": effects})
-                saved = now
-            if late and not done:
-                log.info(
-                    "effects of %d of %d features in effects.minutes=%g: the same command goes on",
-                    len(effects), len(features), settings.minutes,
-                )  # fmt: skip
+    with Progress("effects", len(features), "features", len(effects)) as progress:
+        for group in _groups([chosen[i] for i in todo], _most_contexts(source)):
+            used = np.unique(np.concatenate([chosen[todo[at]] for at in group]))
+            read = Read.of(source, used)
+
+            def effect(at: int, used: Index = used, read: Read = read) -> list[float]:
+                i, both = todo[at], found[[at, at + len(todo)]].toarray()
+                ours, match = both.reshape(2, len(active), -1, 1)[:, chosen[i]]
+                without = -ours * entry.decoder[features[i]]
+                instead = without + match * other.decoder[partners[i]]
+                changed = read.changes(np.searchsorted(used, chosen[i]), [without, instead])
+                share = len(where[i]) / len(active)  # elsewhere nothing changes
+                return [float(value) for value in share * changed.mean(1)]
+
+            with threads_to_share(model) as threads:
+                for change in mapped(effect, group, threads):
+                    effects.append(change)
+                    progress.advance(1)
+                    done = len(effects) == len(features)
+                    if late() or done or time.monotonic() - saved > SAVE_S:
+                        write_json(kept, {"of": of, "effects": effects})
+                        saved = time.monotonic()
+                    if late():
+                        break
+            if late():
                 break
+    if len(effects) < len(features):
+        log.info(
+            "effects of %d of %d features in effects.minutes=%g: the same command goes on",
+            len(effects), len(features), settings.minutes,
+        )  # fmt: skip
     table = pd.DataFrame({"feature": features, "cosine": cosines.max(axis=1, initial=-1)})
     table = table.iloc[order[: len(effects)]]
     table[["ablated", "substituted"]] = np.reshape(effects, (-1, 2))
@@ -133,31 +138,71 @@ def _known(kept: Path, of: str) -> list[list[float]]:
     return found["effects"] if found["of"] == of else []
 
 
-def losses(source: Source, contexts: Index) -> Losses:
-    """The loss in nats of each token of some contexts, (contexts, n_ctx - 1)."""
-    assert source.lm is not None
-    parts = batches(source.lm.model, source.text[contexts], source.place)
-    return np.concatenate([batch.loss(batch.y) for batch in parts])
+def _most_contexts(source: Source) -> int:
+    """How many contexts that a model has read are held at a time."""
+    (first, _), (_, last) = source.columns[0], source.columns[-1]
+    row = 4 * (last - first)  # bytes
+    return max(MEMORY // (4 * row * source.text.shape[1]), 1)
 
 
-def changes(source: Source, contexts: Index, of: Sequence[Rows], before: Losses) -> Losses:
-    """By how much the mean loss of each context rises with each change of its rows, in nats.
+def _groups(chosen: Sequence[Index], most: int) -> Iterator[list[int]]:
+    """Features in order, as many together as have at most `most` contexts in all, or one."""
+    group: list[int] = []
+    together: set[int] = set()
+    for at, contexts in enumerate(chosen):
+        wider = together | {*contexts.tolist()}
+        if group and len(wider) > most:
+            yield group
+            group, wider = [], {*contexts.tolist()}
+        group, together = [*group, at], wider
+    if group:
+        yield group
 
-    (changes, contexts). A change (contexts, kept, d_in) is added to the rows; the losses `before`
-    it are those of `losses`, which stay what they are up to the first row that is changed.
-    """
-    assert source.lm is not None
-    found, skip = np.zeros((len(of), len(contexts))), source.place.skip_first
-    for batch in batches(source.lm.model, source.text[contexts], source.place):
+
+@dataclass(frozen=True)
+class Read:
+    """Contexts of a source that the model has read as far as the activation."""
+
+    batch: Batch
+    rows: Rows  # (contexts, kept, d), the activations
+    skip: int  # tokens of a context without such a row
+    before: Losses  # in nats of each token, (contexts, n_ctx - 1)
+
+    @classmethod
+    def of(cls, source: Source, contexts: Index) -> Self:
+        """Those of these numbers."""
+        assert source.lm is not None
+        model, skip = source.lm.model, source.place.skip_first
+        batch = read(model, source.text[contexts], source.place)
+        rows = batch.y.reshape(len(contexts), -1, batch.y.shape[1])
+        step = batch_size(source.text.shape[1])
+        parts = (np.arange(len(contexts))[i : i + step] for i in range(0, len(contexts), step))
+
+        def losses(part: Index) -> Losses:
+            return batch.loss(rows[part].reshape(-1, rows.shape[2]), None, part)
+
+        with threads_to_share(model) as threads:
+            return cls(batch, rows, skip, np.concatenate([*mapped(losses, parts, threads)]))
+
+    def changes(self, contexts: Index, of: Sequence[Rows]) -> Losses:
+        """By how much the mean loss of each context rises with each change of its rows, in nats.
+
+        (changes, contexts), of `contexts` by their place here. A change (contexts, kept, d) is
+        added to the rows; losses stay what they are up to the first row that is changed.
+        """
+        found = np.zeros((len(of), len(contexts)))
+        step = batch_size(self.before.shape[1])
         for i, change in enumerate(of):
-            part = change[batch.contexts, :-1]
-            behind = np.logical_or.accumulate(part.any(2), axis=1)
-            mask = np.pad(behind, ((0, 0), (skip, 0)))  # (contexts, n_ctx - 1)
-            rises = np.zeros(mask.shape)
-            rises[mask] = batch.loss(batch.y + part.reshape(batch.y.shape), mask)
-            rises[mask] -= before[batch.contexts][mask]
-            found[i, batch.contexts] = rises.mean(1)
-    return found
+            for start in range(0, len(contexts), step):
+                some = contexts[start : start + step]
+                part = change[start : start + step, :-1]
+                behind = np.logical_or.accumulate(part.any(2), axis=1)
+                mask = np.pad(behind, ((0, 0), (self.skip, 0)))  # (contexts, n_ctx - 1)
+                rises = np.zeros(mask.shape)
+                new = (self.rows[some] + part).reshape(-1, part.shape[2])
+                rises[mask] = self.batch.loss(new, mask, some) - self.before[some][mask]
+                found[i, start : start + step] = rises.mean(1)
+        return found
 
 
 def partners_of(study: Tables) -> pd.DataFrame:

@@ -6,7 +6,7 @@ reconstruction, 0 for one no better than the ablation.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -21,6 +21,7 @@ from torch import Tensor
 from sparse_dict.analysis import harvested
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.harvested import Place
+from sparse_dict.analysis.measures import Index
 from sparse_dict.analysis.measures.bases import Floats
 from sparse_dict.analysis.measures.intervals import Estimate, ratio
 from sparse_dict.analysis.source import columns_of, put_back, rows_of
@@ -44,11 +45,11 @@ ORIGINAL, ZERO, MEAN = "original", "zero", "mean"
 class Batch:
     """Some contexts that the model has read as far as the activation."""
 
-    contexts: slice
     x: Floats  # (rows, d_in), the rows that are read
     y: Floats  # (rows, d_out), those that may be replaced
-    # In nats, of each token with other rows (rows, d_out); of those that a mask (contexts, length)
-    # picks, if one is given.
+    # In nats, of each token with other rows (rows, d_out), (contexts, length). Two more arguments:
+    # a mask of that shape, for the losses of which tokens alone; and whose rows they are, of the
+    # contexts that were read.
     loss: Callable[..., Losses]
 
     def labelled(self, new: tuple[Label, Floats]) -> tuple[Label, Losses]:
@@ -57,38 +58,45 @@ class Batch:
 
 
 @torch.inference_mode()
-def batches(
+def read(
     model: LanguageModel, contexts: NDArray[np.integer[Any]], place: Place,
     target: Place | None = None,
-) -> Iterator[Batch]:  # fmt: skip
-    """Contexts (n, length + 1) of token ids, the last of each only a target, some at a time.
+) -> Batch:  # fmt: skip
+    """Contexts (n, length + 1) of token ids, the last of each only a target.
 
     All targets count, those of the positions that `place` leaves out among them. What is replaced
     is read at `place`; of transcoders, which read there in the same forward pass, it is what
     `target` computes.
     """
     n_read = len(place.sites) if target else 0
-    sites = [*place.sites, *(target.sites if target else ())]
-    step, skip = max(1, BATCH_TOKENS // (contexts.shape[1] - 1)), place.skip_first
-    for start in range(0, len(contexts), step):
-        some = slice(start, start + step)
-        tokens = torch.from_numpy(contexts[some].astype(np.int64)).to(model.device)
-        found, follow = model.split(tokens[:, :-1], tokens[:, 1:], sites)
-        read, written = found[:n_read], found[n_read:]
-        y = rows_of(written, skip)
-        x = rows_of(read, skip) if target else y
-        yield Batch(some, x, y, partial(_loss, model, follow, read, written, skip))
+    sites, skip = [*place.sites, *(target.sites if target else ())], place.skip_first
+    tokens = torch.from_numpy(contexts.astype(np.int64)).to(model.device)
+    found, follow = model.split(tokens[:, :-1], tokens[:, 1:], sites)
+    before, written = found[:n_read], found[n_read:]
+    y = rows_of(written, skip)
+    x = rows_of(before, skip) if target else y
+    return Batch(x, y, partial(_loss, model, follow, before, written, skip))
 
 
 @torch.inference_mode()  # of each thread
 def _loss(
-    model: LanguageModel, follow: Follow, read: Sequence[Tensor], written: Sequence[Tensor],
-    skip: int, new: Floats, of: NDArray[np.bool_] | None = None,
+    model: LanguageModel, follow: Follow, before: Sequence[Tensor], written: Sequence[Tensor],
+    skip: int, new: Floats, of: NDArray[np.bool_] | None = None, contexts: Index | None = None,
 ) -> Losses:  # fmt: skip
-    mask = None if of is None else torch.from_numpy(of).to(model.device)
-    losses = finite(follow([*read, *put_back(written, new, skip)], mask), model)
+    mask, which = (
+        None if array is None else torch.from_numpy(array).to(model.device)
+        for array in (of, contexts)
+    )
+    if which is not None:
+        before, written = ([value[which] for value in part] for part in (before, written))
+    losses = finite(follow([*before, *put_back(written, new, skip)], mask, which), model)
     found: Losses = losses.double().cpu().numpy()
     return found
+
+
+def batch_size(n_ctx: int) -> int:
+    """How many contexts go through the model at a time."""
+    return max(1, BATCH_TOKENS // n_ctx)
 
 
 def losses(
@@ -97,14 +105,17 @@ def losses(
 ) -> dict[Label, Losses]:  # fmt: skip
     """Cross-entropy in nats of the model, ablated and with each reconstruction: (n,) by label.
 
-    `mean` (d_out,) is the mean activation; all else is as in `batches`.
+    `mean` (d_out,) is the mean activation; all else is as in `read`.
     """
     found: dict[Label, list[Losses]] = {}
     with (
         threads_to_share(model) as threads,
         Progress("loss recovered", contexts[:, 1:].size, "tokens") as progress,
     ):
-        for batch in batches(model, contexts, place, target):
+        step = batch_size(contexts.shape[1] - 1)
+        for start in range(0, len(contexts), step):
+            some = contexts[start : start + step]
+            batch = read(model, some, place, target)
             y = batch.y
             ablated = np.broadcast_to(mean.astype(np.float32), y.shape).copy()
             simple: list[tuple[Label, Floats]] = [
@@ -114,7 +125,7 @@ def losses(
             news = chain(simple, reconstruct(batch.x))
             for label, values in mapped(batch.labelled, news, threads):
                 found.setdefault(label, []).append(values)
-            progress.advance(contexts[batch.contexts, 1:].size)
+            progress.advance(some[:, 1:].size)
     return {label: np.concatenate(parts) for label, parts in found.items()}
 
 

@@ -81,18 +81,20 @@ class Model:
         step = max(1, LOGITS // (tokens.shape[1] * self.model.config.get_text_config().vocab_size))
         skip = len(self.start)
 
-        def follow(values: Sequence[Tensor], of: Tensor | None = None) -> Tensor:
-            given = [*values, *found[len(sites) :]]
-            losses, n = [], len(values[0] if values else tokens)
+        def follow(
+            values: Sequence[Tensor], of: Tensor | None = None, contexts: Tensor | None = None
+        ) -> Tensor:
+            which, losses = torch.arange(len(tokens)) if contexts is None else contexts, []
             with _passed_by(before, outputs):
-                for i in range(0, n, step):
-                    part = slice(i, min(i + step, n))
+                for i in range(0, len(which), step):
+                    part, some = slice(i, i + step), which[i : i + step]
+                    given = [*(v[part] for v in values), *(v[some] for v in found[len(sites) :])]
                     instead = [
-                        (self.place(site), partial(_instead, value[part]))
+                        (self.place(site), partial(_instead, value))
                         for site, value in zip(asked, given, strict=True)
                     ]
-                    logits = self._run(tokens[part], instead).logits[:, skip:]
-                    wanted = targets[part]  # (contexts, n_ctx)
+                    logits = self._run(tokens[some], instead).logits[:, skip:]
+                    wanted = targets[some]  # (contexts, n_ctx)
                     flat = logits.float().flatten(0, 1)
                     each = F.cross_entropy(flat, wanted.flatten(), reduction="none")
                     losses.append(each.view(wanted.shape))
@@ -103,7 +105,8 @@ class Model:
             whole = F.cross_entropy(self._run(tokens[:1], []).logits[0, skip:].float(), targets[0])
             near = max(1e-4, torch.finfo(self.model.dtype).eps)
             with suppress(Exception):  # what later blocks ask of earlier ones fails in many ways
-                loss = follow([value[:1] for value in found[: len(sites)]]).mean()
+                first_read = [value[:1] for value in found[: len(sites)]]
+                loss = follow(first_read, contexts=torch.arange(1)).mean()
                 self._resumes = bool(torch.isclose(loss, whole, rtol=near))
             if not self._resumes:
                 self._resumes = False

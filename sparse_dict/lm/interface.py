@@ -43,11 +43,14 @@ def _near(one: Tensor, other: Tensor) -> bool:
 class Follow(Protocol):
     """The second part of a model that a `split` has cut in two."""
 
-    def __call__(self, values: Sequence[Tensor], of: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, values: Sequence[Tensor], of: Tensor | None = None, contexts: Tensor | None = None
+    ) -> Tensor:
         """The cross-entropy of each token in nats, (batch, n_ctx), from other activations.
 
         `values` are in the place of the model's own, (batch, n_ctx, d) for each site; with `of`, a
-        mask (batch, n_ctx), only the losses of these tokens are computed, (n,).
+        mask (batch, n_ctx), only the losses of these tokens are computed, (n,). `contexts` (batch,)
+        are the numbers, in what was read, of those that all this is about; None: all of them.
         """
 
 

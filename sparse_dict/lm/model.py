@@ -16,7 +16,9 @@ from sparse_dict.lm import attention
 from sparse_dict.lm.interface import Follow, Seen, without_division
 from sparse_dict.lm.loss import linear_cross_entropy, token_losses
 
-At = Callable[[Site, Tensor], Tensor]  # what a site computes to what the model goes on with
+Compute = Callable[[], Tensor]
+At = Callable[[Site, Compute], Tensor]  # what a site computes to what the model goes on with
+BEHIND = ("mlp_pre", "mlp_post", "mlp_out", "resid_post")  # sites behind the attention's output
 
 
 class Block(nn.Module):
@@ -39,14 +41,22 @@ class Block(nn.Module):
         qkv = self.qkv(self.norm_1(x)).view(b, t, 3, self.n_heads, d // self.n_heads)
         return self.attn_out(attention.causal(qkv).reshape(b, t, d))
 
-    def forward(self, x: Tensor, at: Callable[[str, Tensor], Tensor] | None = None) -> Tensor:
-        """The residual stream behind the block, (batch, n_ctx, d_model) both ways."""
-        at = at or (lambda _, value: value)
-        x = at("resid_pre", x)
-        x = at("resid_mid", x + at("attn_out", self.attention(x)))
-        hidden = at("mlp_pre", self.mlp_in(self.norm_2(x)))
-        written = self.mlp_out(at("mlp_post", F.gelu(hidden, approximate="tanh")))
-        return at("resid_post", x + at("mlp_out", written))
+    def forward(self, x: Tensor, at: Callable[[str, Compute], Tensor] | None = None) -> Tensor:
+        """The residual stream behind the block, (batch, n_ctx, d_model) both ways.
+
+        A site is not computed where `at` has something else in its place.
+        """
+        at = at or (lambda _, compute: compute())
+        pre = at("resid_pre", lambda: x)
+        mid = at("resid_mid", lambda: pre + at("attn_out", lambda: self.attention(pre)))
+        return at("resid_post", lambda: mid + at("mlp_out", lambda: self._mlp(mid, at)))
+
+    def _mlp(self, mid: Tensor, at: Callable[[str, Compute], Tensor]) -> Tensor:
+        def active() -> Tensor:
+            hidden = at("mlp_pre", lambda: self.mlp_in(self.norm_2(mid)))
+            return F.gelu(hidden, approximate="tanh")
+
+        return self.mlp_out(at("mlp_post", active))
 
 
 class GPT(nn.Module):
@@ -100,7 +110,8 @@ class GPT(nn.Module):
                 raise UserError(f"{site} is not a site of this model of {len(self.blocks)} layers")
         found: dict[Site, Tensor] = {}
 
-        def keep(site: Site, value: Tensor) -> Tensor:
+        def keep(site: Site, compute: Compute) -> Tensor:
+            value = compute()
             if site in sites:
                 found[site] = value
                 if len(found) == len({*sites}):
@@ -115,14 +126,24 @@ class GPT(nn.Module):
         self, tokens: Tensor, targets: Tensor, sites: Sequence[Site]
     ) -> tuple[list[Tensor], Follow]:
         first = min((site.layer or 0 for site in sites), default=0)
-        *found, start = self.read(tokens, [*sites, Site("resid_pre", first)])
+        # what goes on from there: the attention is needed only if a site lies before its end
+        late = {*BEHIND} >= {site.name for site in sites if site.layer == first}
+        start = Site("resid_mid" if late else "resid_pre", first)
+        *found, x = self.read(tokens, [*sites, start])
 
-        def follow(values: Sequence[Tensor], of: Tensor | None = None) -> Tensor:
-            instead = dict(zip(sites, values, strict=True))
-            wanted = torch.ones_like(targets, dtype=torch.bool) if of is None else of
-            hidden = self._onwards(start, first, instead.get)[wanted]  # (n, d_model)
-            found = token_losses(hidden, self.embed.weight, targets[wanted])
-            return found.view(targets.shape) if of is None else found
+        def follow(
+            values: Sequence[Tensor], of: Tensor | None = None, contexts: Tensor | None = None
+        ) -> Tensor:
+            begun, wanted = (v if contexts is None else v[contexts] for v in (x, targets))
+            instead = {start: begun, **dict(zip(sites, values, strict=True))}
+            mask = torch.ones_like(wanted, dtype=torch.bool) if of is None else of
+
+            def at(site: Site, compute: Compute) -> Tensor:
+                return instead[site] if site in instead else compute()
+
+            hidden = self._onwards(begun, first, at)[mask]  # (n, d_model)
+            found = token_losses(hidden, self.embed.weight, wanted[mask])
+            return found.view(wanted.shape) if of is None else found
 
         return found, follow
 
@@ -134,5 +155,5 @@ class GPT(nn.Module):
         return without_division(self.norm, rows) @ self.embed.weight.to(rows).T
 
 
-def _at_site(at: At, layer: int, name: str, value: Tensor) -> Tensor:
-    return at(Site(name, layer), value)
+def _at_site(at: At, layer: int, name: str, compute: Compute) -> Tensor:
+    return at(Site(name, layer), compute)
