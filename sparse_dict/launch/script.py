@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
@@ -29,6 +30,16 @@ log = logging.getLogger(__name__)
 
 FULL = "HYDRA_FULL_ERROR"  # set to 1, it gets the whole traceback of any error
 ASKED = os.environ.get(FULL) == "1"
+
+
+def start_stage(name: str) -> None:
+    """The whole of the script ``NAME.py``."""
+
+    def task(config: DictConfig) -> Any:
+        return run_stage(name, config)
+
+    task.__module__ = name  # by which Hydra calls the job
+    start(hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(task))
 
 
 def start(main: Callable[[], None]) -> None:

@@ -17,16 +17,13 @@ the config, so it imports no torch.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from sparse_dict.sae.types import Tensor
 
 SELECTION = 256  # rows over which BatchTopK shares its budget
 
 
-def product(a: "Tensor", b: "Tensor", precision: str) -> "Tensor":
+def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
     """The matrix product a @ b, of factors rounded to bfloat16 if `precision` is bf16.
 
     A GPU gives it in float32; the CPU, which has no such product, rounds it to bfloat16 as well.
@@ -42,14 +39,14 @@ def product(a: "Tensor", b: "Tensor", precision: str) -> "Tensor":
     return multiply(a, b, out_dtype=torch.float32)
 
 
-def keep_largest(codes: "Tensor", k: int) -> "Tensor":
+def keep_largest(codes: Tensor, k: int) -> Tensor:
     """`codes` with all but the `k` largest of each row zero; ties are all kept."""
     if k >= codes.shape[-1]:
         return codes
     return codes * (codes >= codes.topk(k, dim=-1).values[..., -1:])
 
 
-def keep_largest_of_all(codes: "Tensor", k: int) -> "tuple[Tensor, list[Tensor]]":
+def keep_largest_of_all(codes: Tensor, k: int) -> tuple[Tensor, list[Tensor]]:
     """The k * rows largest of `SELECTION` rows of codes (..., rows, dict_size) at a time.
 
     All others are zero; with them the smallest one kept of each selection, (...,).
@@ -66,52 +63,52 @@ def keep_largest_of_all(codes: "Tensor", k: int) -> "tuple[Tensor, list[Tensor]]
     return torch.cat(parts, dim=-2), floors
 
 
-Params = dict[str, "Tensor"]  # W_enc, W_dec (..., dict_size, d_in), b (..., dict_size) ...
-Numbers = dict[str, "Tensor"]  # l1, aux_coefficient ..., (...,) each: one for each dictionary
+Params = dict[str, Tensor]  # W_enc, W_dec (..., dict_size, d_in), b (..., dict_size) ...
+Numbers = dict[str, Tensor]  # l1, aux_coefficient ..., (...,) each: one for each dictionary
 
 
 @dataclass
 class Encoded:
     """What an encoder makes of a batch."""
 
-    z: "Tensor"  # (..., batch, dict_size) pre-activations
-    codes: "Tensor"  # (..., batch, dict_size)
-    floors: "list[Tensor]" = field(default_factory=list)  # BatchTopK: the smallest code it kept
+    z: Tensor  # (..., batch, dict_size) pre-activations
+    codes: Tensor  # (..., batch, dict_size)
+    floors: list[Tensor] = field(default_factory=list)  # BatchTopK: the smallest code it kept
 
 
 @dataclass
 class Fit:
     """A batch, its reconstruction and the loss."""
 
-    loss: "Tensor"  # (...,) of each dictionary
+    loss: Tensor  # (...,) of each dictionary
     encoded: Encoded
-    x_hat: "Tensor"  # (..., batch, d_out)
+    x_hat: Tensor  # (..., batch, d_out)
 
 
 # What an intervention adds to the loss, (...,), given the parameters and what they made of a batch.
-Term = Callable[[Params, Fit, Numbers], "Tensor"]
+Term = Callable[[Params, Fit, Numbers], Tensor]
 
 
-def squared_error(x_hat: "Tensor", x: "Tensor") -> "Tensor":
+def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
     """Mean over rows and dimensions, (...,)."""
     return (x_hat - x).square().mean(dim=(-2, -1))
 
 
-def l1(codes: "Tensor") -> "Tensor":
+def l1(codes: Tensor) -> Tensor:
     """The sum of a row's codes, none of which is negative; mean over rows, (...,)."""
     return codes.sum(dim=-1).mean(dim=-1)
 
 
-def _through(threshold: "Tensor", near: "Tensor") -> "Tensor":
+def _through(threshold: Tensor, near: Tensor) -> Tensor:
     return near * (threshold - threshold.detach())
 
 
-def _near(z: "Tensor", threshold: "Tensor", bandwidth: "Tensor") -> "Tensor":
+def _near(z: Tensor, threshold: Tensor, bandwidth: Tensor) -> Tensor:
     bandwidth = bandwidth[..., None, None]
     return (((z - threshold).abs() < bandwidth / 2) / bandwidth).detach()
 
 
-def jump(z: "Tensor", threshold: "Tensor", bandwidth: "Tensor") -> "Tensor":
+def jump(z: Tensor, threshold: Tensor, bandwidth: Tensor) -> Tensor:
     """JumpReLU: z where it exceeds the threshold, else zero (arXiv 2407.14435, equations 1, 11).
 
     `z` (..., batch, dict_size), `threshold` (..., 1, dict_size); `bandwidth` (...,) is the width of
@@ -121,13 +118,13 @@ def jump(z: "Tensor", threshold: "Tensor", bandwidth: "Tensor") -> "Tensor":
     return z.relu() * (z > threshold) - _through(threshold, near)
 
 
-def l0(z: "Tensor", threshold: "Tensor", bandwidth: "Tensor") -> "Tensor":
+def l0(z: Tensor, threshold: Tensor, bandwidth: Tensor) -> Tensor:
     """How many of a row's features are active; mean over rows (arXiv 2407.14435, equation 12)."""
     on = (z > threshold).to(z.dtype) - _through(threshold, _near(z, threshold, bandwidth))
     return on.sum(dim=-1).mean(dim=-1)
 
 
-def auxiliary(p: Params, fit: Fit, y: "Tensor", inactive: "Tensor", k: int) -> "Tensor":
+def auxiliary(p: Params, fit: Fit, y: Tensor, inactive: Tensor, k: int) -> Tensor:
     """The error of reconstructing the residual from inactive features alone, (...,).
 
     The mean squared error with which the `k` largest codes of a row among the `inactive`, (...,

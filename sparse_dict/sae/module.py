@@ -1,14 +1,11 @@
 """A trained dictionary as a module of torch: for training on, for hooks, for a GPU."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.functional import linear
 
-if TYPE_CHECKING:
-    from sparse_dict.sae.folder import Dictionary
+from sparse_dict.sae.folder import Dictionary
 
 
 class TorchDictionary(torch.nn.Module):
@@ -21,7 +18,7 @@ class TorchDictionary(torch.nn.Module):
     threshold: Tensor | None
     W_skip: Tensor | None
 
-    def __init__(self, dictionary: "Dictionary") -> None:
+    def __init__(self, dictionary: Dictionary) -> None:
         super().__init__()
         self.k = dictionary.k
         for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip", "threshold"):

@@ -2,12 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from sparse_dict.activations.store import Activations
 from sparse_dict.config.sites import MODULE, SITES, Site, parse
-
-if TYPE_CHECKING:
-    from sparse_dict.activations.store import Activations
 
 UNKNOWN = "unknown"  # what SAELens' metadata say of a site that has no name
 BY_HOOK = {hook: name for name, hook in SITES.items()}
@@ -57,7 +54,7 @@ def _place(hook: str | None) -> tuple[int | None, str | None]:
     return None, None
 
 
-def of_activations(activations: "Activations", site: str | None = None) -> Origin:
+def of_activations(activations: Activations, site: str | None = None) -> Origin:
     """Where a harvest was taken, or the columns of one of its sites; nothing of arrays."""
     manifest = activations.manifest or {}
     lm = (manifest.get("config") or {}).get("lm") or {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from sparse_dict.config import SAEConfig
 from sparse_dict.sae.loss import (
@@ -16,11 +16,7 @@ from sparse_dict.sae.loss import (
     product,
     squared_error,
 )
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
-
-    from sparse_dict.sae.folder import Dictionary
+from sparse_dict.sae.types import Dictionary, Generator, Tensor
 
 C = TypeVar("C", bound=SAEConfig)
 
@@ -70,7 +66,7 @@ class Architecture(Generic[C]):
         """What `struct dictionary` of `dictionary.h` holds of a kind that is `fast`."""
         return {}
 
-    def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
+    def initial(self, d_in: int, d_out: int, generator: Generator) -> Params:
         """Random unit decoder rows; an encoder as `sae.init` says, drawn by the CPU's `generator`.
 
         ``independent``: encoder and bias uniform in +-1/sqrt(width), as `torch.nn.Linear` has them,
@@ -100,32 +96,32 @@ class Architecture(Generic[C]):
         """Whether ``b_dec`` is taken from the input, before it is added to the output."""
         return self.sae.target is None
 
-    def pre_activations(self, p: Params, x: "Tensor") -> "Tensor":
+    def pre_activations(self, p: Params, x: Tensor) -> Tensor:
         """(..., batch, dict_size) of a batch (..., batch, d_in)."""
         if "b_dec" in p and self.centres:
             x = x - p["b_dec"][..., None, :]
         return product(x, p["W_enc"].mT, self.sae.precision) + p["b"][..., None, :]
 
-    def encode(self, p: Params, x: "Tensor") -> Encoded:
+    def encode(self, p: Params, x: Tensor) -> Encoded:
         """Codes of a batch (..., batch, d_in), as in training."""
         z = self.pre_activations(p, x)
         return Encoded(z, z.relu())
 
-    def decode(self, p: Params, codes: "Tensor") -> "Tensor":
+    def decode(self, p: Params, codes: Tensor) -> Tensor:
         """What codes (..., batch, dict_size) reconstruct, (..., batch, d_out)."""
         x_hat = product(codes, p["W_dec"], self.sae.precision)
         return x_hat + p["b_dec"][..., None, :] if "b_dec" in p else x_hat
 
-    def skipped(self, p: Params, x: "Tensor") -> "Tensor | None":
+    def skipped(self, p: Params, x: Tensor) -> Tensor | None:
         """What reaches the output beside the features, (..., batch, d_out), if anything does."""
         return product(x, p["W_skip"].mT, self.sae.precision) if "W_skip" in p else None
 
-    def reconstruct(self, p: Params, x: "Tensor") -> "Tensor":
+    def reconstruct(self, p: Params, x: Tensor) -> Tensor:
         """What is made of a batch (..., batch, d_in) in all, (..., batch, d_out)."""
         made, skipped = self.decode(p, self.encode(p, x).codes), self.skipped(p, x)
         return made if skipped is None else made + skipped
 
-    def loss(self, p: Params, x: "Tensor", y: "Tensor", c: Numbers) -> Fit:
+    def loss(self, p: Params, x: Tensor, y: Tensor, c: Numbers) -> Fit:
         """What a batch x (batch, d_in) makes of y, and its loss, of each stacked dictionary."""
         encoded = self.encode(p, x)
         x_hat = self.decode(p, encoded.codes)
@@ -134,10 +130,10 @@ class Architecture(Generic[C]):
     def objective(
         self,
         p: Params,
-        x: "Tensor",
-        y: "Tensor",
+        x: Tensor,
+        y: Tensor,
         numbers: Numbers,
-        inactive: "Tensor | None" = None,
+        inactive: Tensor | None = None,
         terms: Sequence[Term] = (),
     ) -> Fit:
         """The whole loss of one dictionary on one batch, or of several that are stacked.
@@ -159,7 +155,7 @@ class Architecture(Generic[C]):
             fit.x_hat = fit.x_hat + skipped
         return fit
 
-    def export(self, p: Params, scale: float, floor: float) -> "Dictionary":
+    def export(self, p: Params, scale: float, floor: float) -> Dictionary:
         """The dictionary for activations that are not divided by `scale`, in SAELens' terms.
 
         relu(W x + s b) = s relu(W x / s + b): scaling the bias alone scales the codes by s, and

@@ -1,16 +1,11 @@
 """BatchTopK: k codes a row on average (Bussmann et al. 2024, arXiv 2412.06410)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sparse_dict.sae.architectures.base import Architecture
 from sparse_dict.sae.architectures.topk import TopK, TopKConfig
 from sparse_dict.sae.loss import SELECTION, Encoded, Params, keep_largest_of_all
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sparse_dict.sae.folder import Dictionary
+from sparse_dict.sae.types import Dictionary, Tensor
 
 
 @dataclass
@@ -29,10 +24,10 @@ class BatchTopK(Architecture[BatchTopKConfig]):
     def in_c(self) -> dict[str, float]:
         return {"k": self.sae.k, "together": SELECTION}
 
-    def encode(self, p: Params, x: "Tensor") -> Encoded:
+    def encode(self, p: Params, x: Tensor) -> Encoded:
         z = self.pre_activations(p, x)
         return Encoded(z, *keep_largest_of_all(z.relu(), self.sae.k))
 
-    def export(self, p: Params, scale: float, floor: float) -> "Dictionary":
+    def export(self, p: Params, scale: float, floor: float) -> Dictionary:
         """SAELens' ``jumprelu``, with one threshold: a row's codes must not depend on others'."""
         return super().export(p, scale, floor).with_threshold(floor * scale)

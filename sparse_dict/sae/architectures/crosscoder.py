@@ -1,15 +1,12 @@
 """Crosscoder: one dictionary of several sites, or of two models, whose L1 counts each site."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from sparse_dict.config import SAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.base import Architecture
 from sparse_dict.sae.loss import Fit, Numbers, Params, l1, squared_error
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
+from sparse_dict.sae.types import Generator, Tensor
 
 
 @dataclass
@@ -46,11 +43,11 @@ class Crosscoder(Architecture[CrosscoderConfig]):
     def centres(self) -> bool:
         return False
 
-    def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
+    def initial(self, d_in: int, d_out: int, generator: Generator) -> Params:
         p = super().initial(d_in, d_out, generator)
         return p | {"b_dec": p["b"].new_zeros(d_out)}
 
-    def norms(self, p: Params) -> "Tensor":
+    def norms(self, p: Params) -> Tensor:
         """The norms of a decoder row's parts, summed over the sites, (..., dict_size)."""
         widths = self.sae.widths
         assert widths is not None  # the stage has filled them in
@@ -58,7 +55,7 @@ class Crosscoder(Architecture[CrosscoderConfig]):
         norms = [(part.square().sum(dim=-1) + TINY).sqrt() for part in parts]
         return sum(norms[1:], start=norms[0])
 
-    def loss(self, p: Params, x: "Tensor", y: "Tensor", c: Numbers) -> Fit:
+    def loss(self, p: Params, x: Tensor, y: Tensor, c: Numbers) -> Fit:
         """Squared error, and L1 of codes times their norms."""
         encoded = self.encode(p, x)
         x_hat = self.decode(p, encoded.codes)

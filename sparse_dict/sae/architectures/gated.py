@@ -1,16 +1,11 @@
 """Gated: one encoder decides which features are active, a rescaled copy of it how strongly."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sparse_dict.config import SAEConfig
 from sparse_dict.sae.architectures.base import Architecture
 from sparse_dict.sae.loss import Encoded, Fit, Numbers, Params, l1, squared_error
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
-
-    from sparse_dict.sae.folder import Dictionary
+from sparse_dict.sae.types import Dictionary, Generator, Tensor
 
 
 @dataclass
@@ -28,18 +23,18 @@ class Gated(Architecture[GatedConfig]):
     Config = GatedConfig
     biases = ("b", "b_mag", "r_mag")
 
-    def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
+    def initial(self, d_in: int, d_out: int, generator: Generator) -> Params:
         p = super().initial(d_in, d_out, generator)
         p |= {"b_mag": p["b"].clone(), "r_mag": p["b"].new_zeros(p["b"].shape)}
         return p | {"b_dec": p["b"].new_zeros(d_out)}
 
-    def encode(self, p: Params, x: "Tensor") -> Encoded:
+    def encode(self, p: Params, x: Tensor) -> Encoded:
         gate = self.pre_activations(p, x)
         along = gate - p["b"][..., None, :]
         magnitude = along * p["r_mag"].exp()[..., None, :] + p["b_mag"][..., None, :]
         return Encoded(gate, magnitude.relu() * (gate > 0))
 
-    def loss(self, p: Params, x: "Tensor", y: "Tensor", c: Numbers) -> Fit:
+    def loss(self, p: Params, x: Tensor, y: Tensor, c: Numbers) -> Fit:
         """Squared error, L1 of the gates, and the error of what the gates alone would decode to.
 
         The latter, through a decoder that counts as constant, is what trains the gates to detect.
@@ -51,7 +46,7 @@ class Gated(Architecture[GatedConfig]):
         loss = squared_error(x_hat, y) + c["l1"] * l1(gates)
         return Fit(loss + squared_error(self.decode(fixed, gates), y.detach()), encoded, x_hat)
 
-    def export(self, p: Params, scale: float, floor: float) -> "Dictionary":
+    def export(self, p: Params, scale: float, floor: float) -> Dictionary:
         """SAELens' ``jumprelu``: a Gated SAE is a special case of it (section 3.2 of the paper)."""
         gain = p["r_mag"].exp()
         own = {"W_enc": gain[:, None] * p["W_enc"], "b": p["b_mag"]}

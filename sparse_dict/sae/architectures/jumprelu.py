@@ -2,18 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import coefficient, positive
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.base import Architecture, Axis
 from sparse_dict.sae.loss import Encoded, Fit, Numbers, Params, jump, l0, l1, squared_error
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
-
-    from sparse_dict.sae.folder import Dictionary
+from sparse_dict.sae.types import Dictionary, Generator, Tensor
 
 
 @dataclass
@@ -44,22 +39,22 @@ class JumpReLU(Architecture[JumpReLUConfig]):
     def in_c(self) -> dict[str, float]:
         return {"band": self.sae.bandwidth / 2}
 
-    def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
+    def initial(self, d_in: int, d_out: int, generator: Generator) -> Params:
         p = super().initial(d_in, d_out, generator)
         return p | {"log_threshold": p["b"].new_full(p["b"].shape, math.log(self.sae.threshold))}
 
-    def encode(self, p: Params, x: "Tensor") -> Encoded:
+    def encode(self, p: Params, x: Tensor) -> Encoded:
         z = self.pre_activations(p, x)
         return Encoded(z, z.relu() * (z > p["log_threshold"].exp()[..., None, :]))
 
-    def loss(self, p: Params, x: "Tensor", y: "Tensor", c: Numbers) -> Fit:
+    def loss(self, p: Params, x: Tensor, y: Tensor, c: Numbers) -> Fit:
         encoded = self.encode(p, x)
         threshold = p["log_threshold"].exp()[..., None, :]
         x_hat = self.decode(p, jump(encoded.z, threshold, c["bandwidth"]))
         loss = squared_error(x_hat, y) + c["l1"] * l1(encoded.codes)
         return Fit(loss + c["l0"] * l0(encoded.z, threshold, c["bandwidth"]), encoded, x_hat)
 
-    def export(self, p: Params, scale: float, floor: float) -> "Dictionary":
+    def export(self, p: Params, scale: float, floor: float) -> Dictionary:
         """SAELens' ``jumprelu``; thresholds scale as codes do."""
         return (
             super()

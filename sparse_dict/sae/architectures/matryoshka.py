@@ -1,16 +1,13 @@
 """Matryoshka BatchTopK: each prefix of the features must reconstruct by itself."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.batch_topk import BatchTopK, BatchTopKConfig
 from sparse_dict.sae.loss import Fit, Numbers, Params, l1, squared_error
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
+from sparse_dict.sae.types import Generator, Tensor
 
 
 @dataclass
@@ -38,11 +35,11 @@ class Matryoshka(BatchTopK):
     sae: MatryoshkaConfig
     fast = False
 
-    def initial(self, d_in: int, d_out: int, generator: "Generator") -> Params:
+    def initial(self, d_in: int, d_out: int, generator: Generator) -> Params:
         p = super().initial(d_in, d_out, generator)
         return p | {"b_dec": p["b"].new_zeros(d_out)}
 
-    def loss(self, p: Params, x: "Tensor", y: "Tensor", c: Numbers) -> Fit:
+    def loss(self, p: Params, x: Tensor, y: Tensor, c: Numbers) -> Fit:
         """The codes are chosen once, among all features; each prefix decodes its own."""
         encoded = self.encode(p, x)
         x_hat = p["b_dec"][..., None, :]

@@ -1,18 +1,13 @@
 """TopK: the k largest codes of each row (Makhzani and Frey 2013, Gao et al. 2024)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import positive
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.base import Architecture, Axis
 from sparse_dict.sae.loss import Encoded, Params, keep_largest
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sparse_dict.sae.folder import Dictionary
+from sparse_dict.sae.types import Dictionary, Tensor
 
 
 @dataclass
@@ -37,11 +32,11 @@ class TopK(Architecture[TopKConfig]):
     def in_c(self) -> dict[str, float]:
         return {"k": self.sae.k}
 
-    def encode(self, p: Params, x: "Tensor") -> Encoded:
+    def encode(self, p: Params, x: Tensor) -> Encoded:
         z = self.pre_activations(p, x)
         return Encoded(z, keep_largest(z.relu(), self.sae.k))
 
-    def export(self, p: Params, scale: float, floor: float) -> "Dictionary":
+    def export(self, p: Params, scale: float, floor: float) -> Dictionary:
         dictionary = super().export(p, scale, floor)
         dictionary.k = self.sae.k
         return dictionary

@@ -7,14 +7,12 @@ that it alone reads are there where ``intervention=NAME`` is chosen. Nothing els
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparse_dict.config import SAEConfig
 from sparse_dict.sae.discovery import subclasses
 from sparse_dict.sae.interventions.base import Intervention, Moment
-
-if TYPE_CHECKING:
-    from sparse_dict.activations.store import Activations
+from sparse_dict.sae.types import Activations
 
 __all__ = ["Intervention", "Moment", "asked", "keys", "known", "of"]
 
@@ -43,6 +41,6 @@ def asked(sae: SAEConfig) -> list[type[Intervention[Any]]]:
     )
 
 
-def of(sae: SAEConfig, lm_dir: Path, activations: "Activations") -> list[Intervention[Any]]:
+def of(sae: SAEConfig, lm_dir: Path, activations: Activations) -> list[Intervention[Any]]:
     """Those that a config asks for, for one dictionary; `activations` are what it reads."""
     return [kind(sae, lm_dir, activations) for kind in asked(sae)]

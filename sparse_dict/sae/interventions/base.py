@@ -3,16 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from sparse_dict.config import SAEConfig
 from sparse_dict.sae.loss import Params, Term
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
-
-    from sparse_dict.activations.store import Activations
-    from sparse_dict.sae.state import State
+from sparse_dict.sae.types import Activations, Generator, State, Tensor
 
 C = TypeVar("C", bound=SAEConfig)
 
@@ -24,9 +19,9 @@ class Moment:
     step: int  # counted from one
     last_step: int
     seen: int  # rows
-    x: "Tensor"  # the step's batch, (batch, d_in), scaled
-    y: "Tensor"  # what it was to become, (batch, d_out)
-    before: Callable[[int], "Iterator[Tensor]"]  # batches of at least the last so many rows read
+    x: Tensor  # the step's batch, (batch, d_in), scaled
+    y: Tensor  # what it was to become, (batch, d_out)
+    before: Callable[[int], Iterator[Tensor]]  # batches of at least the last so many rows read
 
 
 class Intervention(Generic[C]):
@@ -39,7 +34,7 @@ class Intervention(Generic[C]):
     others: ClassVar[int] = 0  # dictionaries that it trains beside the one it is for
     last: ClassVar[bool] = False  # whether it acts after all that are not
 
-    def __init__(self, sae: C, lm_dir: Path, activations: "Activations") -> None:
+    def __init__(self, sae: C, lm_dir: Path, activations: Activations) -> None:
         """`activations` are what the dictionary reads, of the language model in `lm_dir`."""
         self.sae, self.lm_dir, self.activations = sae, lm_dir, activations
 
@@ -50,7 +45,7 @@ class Intervention(Generic[C]):
     def check(self) -> None:
         """Raise `UserError` if it cannot be done; quick, without torch, writes nothing."""
 
-    def begin(self, p: Params, generator: "Generator") -> None:
+    def begin(self, p: Params, generator: Generator) -> None:
         """Change initial values `p` in place; the generator is the one they were drawn by."""
 
     @property
@@ -58,16 +53,16 @@ class Intervention(Generic[C]):
         """What it adds to the loss, which autograd then trains; equal ones are the same object."""
         return None
 
-    def beside(self, state: "State", begun: "Callable[[int], State]") -> "list[State]":
+    def beside(self, state: State, begun: Callable[[int], State]) -> list[State]:
         """The other dictionaries that it trains beside `state`; begun(seed) makes one like it."""
         return []
 
-    def after_step(self, states: "list[State]", at: Moment) -> None:
+    def after_step(self, states: list[State], at: Moment) -> None:
         """Change the dictionary and those trained beside it, in place."""
 
-    def tensors(self) -> "dict[str, Tensor]":
+    def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it."""
         return {}
 
-    def load(self, tensors: "dict[str, Tensor]") -> None:
+    def load(self, tensors: dict[str, Tensor]) -> None:
         """Take what `tensors` gave; the dictionary's own were taken before."""

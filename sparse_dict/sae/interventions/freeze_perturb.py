@@ -7,17 +7,12 @@ features of both. The companion doubles the cost.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import not_negative, one_of, positive
 from sparse_dict.errors import UserError
 from sparse_dict.sae.interventions.base import Intervention, Moment
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sparse_dict.sae.state import State
+from sparse_dict.sae.types import State, Tensor
 
 COMPANION_SEED = 1_000_003  # added to the seed
 
@@ -50,7 +45,7 @@ class FreezePerturb(Intervention[FreezePerturbConfig]):
     def asked(sae: FreezePerturbConfig) -> bool:
         return sae.strategy == "freeze_perturb"
 
-    def beside(self, state: "State", begun: "Callable[[int], State]") -> "list[State]":
+    def beside(self, state: State, begun: Callable[[int], State]) -> list[State]:
         self.pair = [state, begun(state.seed + COMPANION_SEED)]
         self.frozen = [(s.last_fired < 0) for s in self.pair]
         self._keep()
@@ -59,11 +54,11 @@ class FreezePerturb(Intervention[FreezePerturbConfig]):
     def _keep(self) -> None:
         self.kept = [{n: s.params[n].clone() for n in s.per_feature} for s in self.pair]
 
-    def tensors(self) -> "dict[str, Tensor]":
+    def tensors(self) -> dict[str, Tensor]:
         companion = {f"companion.{k}": v for k, v in self.pair[1].tensors().items()}
         return companion | {f"frozen.{i}": mask for i, mask in enumerate(self.frozen)}
 
-    def load(self, tensors: "dict[str, Tensor]") -> None:
+    def load(self, tensors: dict[str, Tensor]) -> None:
         prefix = "companion."
         self.pair[1].load(
             {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -72,7 +67,7 @@ class FreezePerturb(Intervention[FreezePerturbConfig]):
             mask.copy_(tensors[f"frozen.{i}"])
         self._keep()
 
-    def after_step(self, states: "list[State]", at: Moment) -> None:
+    def after_step(self, states: list[State], at: Moment) -> None:
         """Undo the step on frozen features; now and then, freeze and perturb anew."""
         import torch
 

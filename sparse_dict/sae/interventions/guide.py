@@ -4,10 +4,10 @@
 ``select`` keeps the features that act most and begins the others anew.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import between, not_negative, one_of
@@ -16,14 +16,7 @@ from sparse_dict.errors import UserError
 from sparse_dict.sae import architectures
 from sparse_dict.sae.interventions.base import Intervention, Moment
 from sparse_dict.sae.loss import Fit, Numbers, Params, Term
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch import Generator, Tensor
-
-    from sparse_dict.activations.store import Activations
-    from sparse_dict.sae.state import State
+from sparse_dict.sae.types import Activations, Generator, State, Tensor
 
 ROWS = 1 << 16  # the last ones seen, over which a selection averages codes
 
@@ -85,13 +78,13 @@ class Guide(Intervention[GuideConfig]):
         return site
 
     @property
-    def found(self) -> "Tensor":
+    def found(self) -> Tensor:
         """What the weights say: directions (n, d_in), or a metric (d_in, d_in)."""
         return _read(
             self.sae.guide, self.sae.guide_shuffled, self.site(), self.lm_dir, self.activations
         )
 
-    def begin(self, p: Params, generator: "Generator") -> None:
+    def begin(self, p: Params, generator: Generator) -> None:
         import torch
 
         if not self.sae.guide.startswith("init"):
@@ -107,13 +100,13 @@ class Guide(Intervention[GuideConfig]):
             return None
         return charge(self.sae.guide_strength, self.found)
 
-    def after_step(self, states: "list[State]", at: Moment) -> None:
+    def after_step(self, states: list[State], at: Moment) -> None:
         chosen_at = max(1, round(self.sae.guide_at * at.last_step))
         if self.sae.guide == "select" and at.step == chosen_at:
             for state in states:
                 self._select(state, at.before(ROWS), at.step)
 
-    def _select(self, state: "State", batches: "Iterable[Tensor]", step: int) -> None:
+    def _select(self, state: State, batches: Iterable[Tensor], step: int) -> None:
         import numpy as np
         import torch
 
@@ -128,9 +121,7 @@ class Guide(Intervention[GuideConfig]):
 
 
 @cache  # most dictionaries of a pass ask for the same
-def _read(
-    guide: str, shuffled: bool, site: Site, lm_dir: Path, activations: "Activations"
-) -> "Tensor":
+def _read(guide: str, shuffled: bool, site: Site, lm_dir: Path, activations: Activations) -> Tensor:
     import numpy as np
     import torch
 
@@ -148,11 +139,11 @@ def _read(
 
 
 @cache  # the same object for all that are charged alike: they share a stack
-def charge(strength: float, metric: "Tensor") -> Term:
+def charge(strength: float, metric: Tensor) -> Term:
     """The term of the loss by which L1 becomes 1 + `strength` / (1 + gain^2) times as much."""
     on = {metric.device: metric}
 
-    def term(p: Params, fit: Fit, numbers: Numbers) -> "Tensor":
+    def term(p: Params, fit: Fit, numbers: Numbers) -> Tensor:
         device = p["W_dec"].device
         on[device] = on.get(device, metric).to(device)
         return numbers["l1"] * strength * surcharge(fit.encoded.codes, p["W_dec"], on[device])
@@ -160,13 +151,13 @@ def charge(strength: float, metric: "Tensor") -> Term:
     return term
 
 
-def gain(W_dec: "Tensor", metric: "Tensor") -> "Tensor":
+def gain(W_dec: Tensor, metric: Tensor) -> Tensor:
     """How strongly directions W_dec (..., dict_size, d_in) act: root of d^T M d / d^T d."""
     squares = ((W_dec @ metric) * W_dec).sum(dim=-1) / W_dec.square().sum(dim=-1)
     return squares.clamp(min=0).sqrt()
 
 
-def surcharge(codes: "Tensor", W_dec: "Tensor", metric: "Tensor") -> "Tensor":
+def surcharge(codes: Tensor, W_dec: Tensor, metric: Tensor) -> Tensor:
     """What the codes of features with little effect cost beside their L1; mean over rows, (...,).
 
     A code costs 1 / (1 + gain^2): as much as its L1 in a direction without any effect, half of it
@@ -175,7 +166,7 @@ def surcharge(codes: "Tensor", W_dec: "Tensor", metric: "Tensor") -> "Tensor":
     return (codes.mean(dim=-2) / (1 + gain(W_dec, metric).square())).sum(dim=-1)
 
 
-def effects(state: "State", batches: "Iterable[Tensor]", metric: "Tensor") -> "Tensor":
+def effects(state: State, batches: Iterable[Tensor], metric: Tensor) -> Tensor:
     """Of each feature, (dict_size,): its mean code on batches (batch, d_in) times its gain."""
     import torch
 

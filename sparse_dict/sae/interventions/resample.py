@@ -1,15 +1,9 @@
 """Features that are no longer active get new directions: `sae.dead=resample`."""
 
-from typing import TYPE_CHECKING
-
 from sparse_dict.config import SAEConfig
 from sparse_dict.sae.interventions.base import Intervention, Moment
 from sparse_dict.sae.loss import SELECTION
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sparse_dict.sae.state import State
+from sparse_dict.sae.types import State, Tensor
 
 
 class Resample(Intervention[SAEConfig]):
@@ -21,13 +15,13 @@ class Resample(Intervention[SAEConfig]):
     def asked(sae: SAEConfig) -> bool:
         return sae.dead == "resample"
 
-    def after_step(self, states: "list[State]", at: Moment) -> None:
+    def after_step(self, states: list[State], at: Moment) -> None:
         if at.step % self.sae.resample_every == 0:
             for state in states:
                 resample(state, state.inactive(at.seen), at.x, at.y, at.step)
 
 
-def resample(state: "State", inactive: "Tensor", x: "Tensor", y: "Tensor", step: int) -> None:
+def resample(state: State, inactive: Tensor, x: Tensor, y: Tensor, step: int) -> None:
     """Give inactive features, (dict_size,) bool, new directions, in place.
 
     Rows of the batch x, y are drawn with probability proportional to their squared loss; the
