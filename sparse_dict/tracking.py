@@ -12,12 +12,12 @@ import re
 import secrets
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,7 @@ class Run(AbstractContextManager["Run"]):
     def __init__(
         self, run: Any | None = None, online: bool = False, id_file: Path | None = None
     ) -> None:
-        self._run = run
-        self.online = online
-        self._id_file = id_file
+        self._run, self.online, self._id_file = run, online, id_file
         self._made: dict[str, tuple[Path, ...]] = {}
         self._do("remember", self._remember)
 
@@ -82,19 +80,20 @@ class Run(AbstractContextManager["Run"]):
         if self._id_file is not None:
             files.write_text(self._id_file, f"{run.id}{state}\n")
 
-    def log(self, values: dict[str, Any]) -> None:
-        """Log one row; it should hold the step metric, if the run has one."""
-        self._do("log to", lambda run: run.log(values))
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Log one row, with the step metric, if the run has one; a path is a picture or a page."""
+
+        def shown(value: Any) -> Any:
+            if not isinstance(value, Path):
+                return value
+            wandb = _client()
+            return (wandb.Html if value.suffix == ".html" else wandb.Image)(str(value))
+
+        self._do("log to", lambda run: run.log({key: shown(v) for key, v in values.items()}))
 
     def summary(self, values: dict[str, Any]) -> None:
         """Set the run's end values."""
         self._do("write the summary of", lambda run: run.summary.update(values))
-
-    def image(self, key: str, path: Path) -> None:
-        self._do("log to", lambda run: run.log({key: _wandb().Image(str(path))}))
-
-    def page(self, key: str, path: Path) -> None:
-        self._do("log to", lambda run: run.log({key: _wandb().Html(str(path))}))
 
     def curves(self, values: dict[str, float], step: str) -> None:
         """Log one row whose horizontal axis is `step`, one of its values."""
@@ -120,15 +119,16 @@ class Run(AbstractContextManager["Run"]):
 
         def log(run: Any) -> None:
             cells = [[v.item() if hasattr(v, "item") else v for v in row] for row in rows]
-            table = _wandb().Table(list(columns), cells, allow_mixed_types=True)
-            drawn = chart and _wandb().plot_table(chart[0], table, chart[1], {"title": key})
+            wandb = _client()
+            table = wandb.Table(list(columns), cells, allow_mixed_types=True)
+            drawn = chart and wandb.plot_table(chart[0], table, chart[1], {"title": key})
             run.log({key: drawn or table})
 
         self._do("log to", log)
 
     def used(self, kind: str, source: Path | str, digest: str | None = None) -> None:
         """Say what the run was made from: the file that records it, or an address and a digest."""
-        self._do("log what was used by", lambda run: _artifact(run, kind, source, digest, True))
+        self._do("log what was used by", partial(_artifact, kind, source, digest, (), True))
 
     def made(self, kind: str, record: Path, *files: Path) -> None:
         """Say what the run has made, by the file that records it; sent when it finishes well."""
@@ -136,17 +136,15 @@ class Run(AbstractContextManager["Run"]):
 
     def _do(self, what: str, action: Callable[[Any], None]) -> None:
         if self._run is not None:
-            with _harmless(what):
+            try:
                 action(self._run)
+            except Exception as error:
+                _warn(what, error)
 
     def finish(self, exit_code: int = 0) -> None:
         """End the run; a second call does nothing."""
-
-        def made(run: Any) -> None:
-            for kind, (record, *sent) in self._made.items() if exit_code == 0 else ():
-                _artifact(run, kind, record, None, False, sent)
-
-        self._do("log what was made by", made)
+        for kind, (record, *sent) in self._made.items() if exit_code == 0 else ():
+            self._do("log what was made by", partial(_artifact, kind, record, None, sent, False))
         self._do("finish", lambda run: self._end(run, exit_code))
         self._run = None
 
@@ -156,12 +154,10 @@ class Run(AbstractContextManager["Run"]):
         except Exception as error:
             if not self.online:
                 raise
-            why = one_line(error, named=True)
-            _trouble.append(why)
             where = os.path.relpath(run.settings.wandb_dir)
             _say(
                 logging.WARNING,
-                f"the server is slow or gone ({why}); to send later what is missing: "
+                f"the server is slow or gone ({_met(error)}); to send later what is missing: "
                 f"wandb sync --include-online {where}",
             )
         else:
@@ -218,7 +214,7 @@ def open_run(
     look at.
     """
     tracking, wandb_dir = config.tracking, Path(config.study_dir) / "wandb"
-    mode, before = _mode(tracking), _remembered(folder / ID_FILE, finished is not None)
+    mode, before = _mode(tracking), remembered(folder, finished is not None)
     if mode == "disabled" or (finished is not None and before is None):
         return Run()
     check(tracking)
@@ -239,8 +235,7 @@ def open_run(
             run = _init("online", identity, wandb_dir, step_metric, "allow" if before else None)
             return Run(run, True, id_file)
         except Exception as error:
-            why_not = one_line(error, named=True)
-            _trouble.append(why_not)
+            why_not = _met(error)
             if mode == "online":
                 raise UserError(f"wandb cannot open a run online: {why_not}") from None
             # to wandb the one that failed is in use as long as this process lives
@@ -250,13 +245,15 @@ def open_run(
     if mode == "auto":
         how = f"to send the runs later: wandb sync {os.path.relpath(wandb_dir)}"
         _say(logging.INFO, f"offline ({why_not}); {how}")
-    with _harmless("open"):
+    try:
         for file in wandb_dir.glob(f"*run-*-{identity['id']}/*.wandb"):
             if file.stat().st_size <= HEADER:  # died without a record: stops `wandb sync` of others
                 shutil.rmtree(file.parent, ignore_errors=True)
         # "allow", so that `wandb sync` adds it to what the server has of the run by then
         return Run(_init("offline", identity, wandb_dir, step_metric, "allow"), False, id_file)
-    return Run()
+    except Exception as error:
+        _warn("open", error)
+        return Run()
 
 
 def _init(
@@ -278,7 +275,7 @@ def _init(
     settings = wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
     run = wandb.init(reinit="create_new", settings=settings, resume=resume, **identity)
     if mode == "online":
-        run._log_artifact = functools.partial(_deliver, run)
+        run._log_artifact = partial(_deliver, run)
     if metric is not None:
         run.define_metric(metric)
         run.define_metric("*", step_metric=metric)
@@ -293,12 +290,7 @@ def _deliver(run: Any, artifact: Any, use_after_commit: bool = False, **_: Any) 
 
 
 def _artifact(
-    run: Any,
-    kind: str,
-    source: Path | str,
-    digest: str | None,
-    used: bool,
-    uploaded: Sequence[Path] = (),
+    kind: str, source: Path | str, digest: str | None, sent: Sequence[Path], used: bool, run: Any
 ) -> None:
     """Log an artifact by reference: where it lies, and the SHA-256 of its record."""
     if isinstance(source, Path):
@@ -308,17 +300,13 @@ def _artifact(
     else:
         uri, sha256, name = source, str(digest), source.partition("//")[2]
     name = shortened(re.sub(r"[^\w.-]+", "-", name).lstrip("-."), NAME_BYTES)
-    artifact = _wandb().Artifact(name, kind, metadata={"sha256": sha256, "source": str(source)})
+    artifact = _client().Artifact(name, kind, metadata={"sha256": sha256, "source": str(source)})
     # The entry's name makes another content another version.
     artifact.add_reference(uri, name=sha256, checksum=False)
-    for file in uploaded:
+    for file in sent:
         artifact.add_file(str(file))
     # What `use_artifact` does with one that is not on the server; but it refuses offline.
     run._log_artifact(artifact, use_after_commit=used)
-
-
-def _wandb() -> Any:
-    return sys.modules["wandb"]  # it is there if a run is
 
 
 def _client() -> Any:
@@ -328,6 +316,11 @@ def _client() -> Any:
     import wandb
 
     return wandb
+
+
+def _met(error: Exception) -> str:
+    _trouble.append(one_line(error, named=True))
+    return _trouble[-1]
 
 
 def why_offline() -> str:
@@ -359,15 +352,10 @@ def _mode(tracking: TrackingConfig) -> str:
     return asked if asked in ("online", "offline", "disabled") else tracking.mode
 
 
-def unfinished(folder: Path) -> bool:
-    """Whether the run of the job in `folder` is known and did not finish well."""
-    return _remembered(folder / ID_FILE) is not None
-
-
-def _remembered(id_file: Path, finished: bool = False) -> str | None:
-    """The run that a job was logged to before: if it did not finish, or `finished` in any case."""
+def remembered(folder: Path, finished: bool = False) -> str | None:
+    """The run of the job in `folder`: if it did not finish well, or `finished` in any case."""
     with suppress(UserError, ValueError):
-        text = read_bytes(id_file).decode().strip()
+        text = read_bytes(folder / ID_FILE).decode().strip()
         found = re.fullmatch(f"([0-9a-f]{{16}})({DONE})?", text)
         return found[1] if found and (finished or not found[2]) else None
     return None
@@ -384,13 +372,8 @@ def _commit() -> str | None:
     return None
 
 
-@contextmanager
-def _harmless(action: str) -> Iterator[None]:
-    """Turn an exception into one warning."""
-    try:
-        yield
-    except Exception as error:
-        _say(logging.WARNING, f"could not {action} a run: {one_line(error, named=True)}")
+def _warn(what: str, error: Exception) -> None:
+    _say(logging.WARNING, f"could not {what} a run: {one_line(error, named=True)}")
 
 
 @functools.cache  # once in a process

@@ -213,7 +213,7 @@ def test_a_script_killed_at_random_moments_ends_as_if_undisturbed(
     assert -signal.SIGKILL in codes
     done = run_script(stage, copy, *more)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not [p for p in folder.rglob(tracking.ID_FILE) if tracking.unfinished(p.parent)]
+    assert not [p for p in folder.rglob(tracking.ID_FILE) if tracking.remembered(p.parent)]
     whole.equals(stage)
     assert verify.main([str(copy)]) == 0
 

@@ -71,10 +71,10 @@ import numpy
 with open_run("good") as run:
     run.log({"seen": 10, "loss": 0.5})
     run.log({"seen": 20, "loss": math.nan, "ratio": math.inf})
-    run.image("figure", Path("picture.png"))
+    run.log({"figure": Path("picture.png")})
     run.table("parts/table", ["name", "value"], [["a", numpy.float32(0.5)], ["b", None]])
     run.curves({"size": 64, "mmcs/l1 1": 0.5}, "size")
-    run.page("report", Path("report.html"))
+    run.log({"report": Path("report.html")})
     run.made("dictionary", Path("picture.png"), Path("report.html"))
     run.summary({"fvu": 0.125, "worst": -math.inf})
 run.finish(3)  # it has finished: nothing happens
@@ -116,7 +116,7 @@ run.finish(3)  # it has finished: nothing happens
     assert server.summary(run_id)["fvu"] == 0.125
     assert server.summary(run_id)["worst"] == -math.inf
     assert run["exit_code"] == 0
-    assert not tracking.unfinished(tmp_path / "jobs" / "good")
+    assert not tracking.remembered(tmp_path / "jobs" / "good")
     assert {p.name for p in tmp_path.iterdir()} == {"jobs", "picture.png", "report.html", "study"}
 
 
@@ -222,7 +222,7 @@ for name in ("job", "never seen"):
         assert (config["seed"], config["folder"]) == (7, "job")
         assert server.summary(run_id)["fvu"] == 0.1
         assert server.summary(run_id)["mmcs"] == 0.5
-    assert not tracking.unfinished(tmp_path / "jobs" / "job")
+    assert not tracking.remembered(tmp_path / "jobs" / "job")
 
 
 @pytest.mark.slow
@@ -260,10 +260,10 @@ def test_the_parts_of_a_job_that_was_stopped_offline_are_one_run_when_they_are_s
         stop, kill = "raise KeyboardInterrupt", "os.kill(os.getpid(), signal.SIGKILL)"
         for i, (part, end) in enumerate([("offline", stop), ("offline", kill), (mode, stop)], 1):
             child(tmp_path, PART.format(mode=part, seen=10 * i, end=end), **env)
-        assert tracking.unfinished(tmp_path / "jobs" / "job")
+        assert tracking.remembered(tmp_path / "jobs" / "job")
         last = "run.log({'seen': 40}); run.summary({'end': 4})"
         child(tmp_path, f"with open_run('job', 'offline') as run: {last}")
-        assert not tracking.unfinished(tmp_path / "jobs" / "job")
+        assert not tracking.remembered(tmp_path / "jobs" / "job")
         command_line(tmp_path, "wandb sync study/wandb", **env)
         (run_id,) = server.runs
         rows = [row["seen"] for row in metrics(server, run_id)]
@@ -279,12 +279,12 @@ def test_what_lies_where_a_runs_id_should_be_is_not_taken_for_one(tmp_path: Path
     id_file = tmp_path / "jobs" / "job" / tracking.ID_FILE
     for text in (b"../../x", b"\xff", b"*"):
         id_file.write_bytes(text)
-        assert tracking._remembered(id_file) is None
+        assert tracking.remembered(id_file.parent) is None
     id_file.write_text("0123456789abcdef\n")
-    assert tracking._remembered(id_file) == "0123456789abcdef"
+    assert tracking.remembered(id_file.parent) == "0123456789abcdef"
     id_file.write_text("0123456789abcdef finished\n")
-    assert tracking._remembered(id_file) is None
-    assert tracking._remembered(id_file, finished=True) == "0123456789abcdef"
+    assert tracking.remembered(id_file.parent) is None
+    assert tracking.remembered(id_file.parent, finished=True) == "0123456789abcdef"
 
 
 def test_a_signal_while_runs_are_opened_ends_those_that_are_open(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_disabled_writes_nothing_and_does_not_load_wandb(
 with open_run("run", mode={mode.get("mode", "auto")!r}) as run:
     run.log({{"seen": 1}})
     run.summary({{"end": 1}})
-    run.image("figure", Path("none.png"))
+    run.log({"figure": Path("none.png")})
 assert "wandb" not in sys.modules
 """
     process = child(tmp_path, code, **{k: v for k, v in mode.items() if k != "mode"})

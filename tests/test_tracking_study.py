@@ -245,7 +245,7 @@ if "DIE" in os.environ:
     urllib.request.urlopen(os.environ["WANDB_BASE_URL"] + "/die")
 for i, run in enumerate(runs):
     timed(run.log, {"seen": 2, "loss": i})
-    timed(run.image, "figure", Path("picture.png"))
+    timed(run.log, {"figure": Path("picture.png")})
     timed(run.table, "table", ["name", "value"], [["i", i]])
     timed(run.summary, {"end": i})
 timed(together.__exit__, None, None, None)

@@ -119,7 +119,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
 
     def draw(key: str, figure: "Figure", title: str, caption: str) -> "Picture":
         png = figures.save(figure, folder, key)
-        tracker.image(key, folder / f"{key}.png")
+        tracker.log({key: folder / f"{key}.png"})
         return page.Picture(key, title, caption, png)
 
     context = _loaded(config, draw)
@@ -167,7 +167,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
         _replace(home, folder, made, earlier.keys() - hashes.keys())
         tracker.made("analysis", home / MANIFEST)
         for path in _pages(home):
-            tracker.page(path.stem, path)
+            tracker.log({path.stem: path})
         tracked.charts(context, tracker)
         if tracker.online:
             tracked.agreement(context)

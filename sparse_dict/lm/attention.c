@@ -8,7 +8,6 @@
    heads [first, last) of batch * heads. */
 #include "simd.h"
 
-#include <math.h>
 
 /* out[d][lane] = in[lane * step + d] * scale, zero from `there` lanes on */
 static inline void columns(const float *in, int64_t step, int64_t there, float scale, vec out[D]) {
@@ -26,20 +25,12 @@ static inline void put_columns(const vec in[D], vec scale, int64_t step, int64_t
 }
 
 static inline vec add_dot(vec sum, const vec a[D], const float *b) {
-#pragma GCC unroll 16
-  for (int d = 0; d < D; d++) sum += a[d] * b[d];
+  EACH(d, D) sum += a[d] * b[d];
   return sum;
 }
 
 static inline void add_outer(vec out[D], vec a, const float *b) {
-#pragma GCC unroll 16
-  for (int d = 0; d < D; d++) out[d] += a * b[d];
-}
-
-static inline ivec lanes(void) {
-  ivec lane;
-  for (int i = 0; i < LANES; i++) lane[i] = i;
-  return lane;
+  EACH(d, D) out[d] += a * b[d];
 }
 
 void forward(const float *qkv, int64_t n, int64_t heads, int64_t first, int64_t last, float *y,
@@ -58,15 +49,9 @@ void forward(const float *qkv, int64_t n, int64_t heads, int64_t first, int64_t 
       for (int attempt = 0;; attempt++) {
         sum = all(0);
         for (int d = 0; d < D; d++) o[d] = all(0);
-        for (int64_t j = 0; j < i; j++) {
-          const vec e = exp2_of(add_dot(-reference, a, k + j * step));
-          sum += e;
-          add_outer(o, e, v + j * step);
-        }
-        for (int64_t j = i; j < i + LANES && j < n; j++) {
-          const ivec sees = lanes() >= (int32_t)(j - i);
-          const vec s = add_dot(-reference, a, k + j * step);
-          const vec e = choose(sees, exp2_of(s), all(0));
+        for (int64_t j = 0; j < i + LANES && j < n; j++) {
+          vec e = exp2_of(add_dot(-reference, a, k + j * step));
+          if (j > i) e = choose(lanes() >= (int32_t)(j - i), e, all(0));
           sum += e;
           add_outer(o, e, v + j * step);
         }

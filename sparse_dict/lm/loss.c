@@ -11,7 +11,6 @@
    On exponentials and flags see simd.h. */
 #include "simd.h"
 
-#include <math.h>
 #if BF16
 #define U 2 /* summands in one unit */
 #else
@@ -91,48 +90,34 @@ void pack(const float *W, int64_t V, int64_t first, int64_t last, uint32_t *by_c
 }
 
 /* Logits less `reference` of 4 rows and one tile. */
-static inline __attribute__((always_inline)) void logits(const uint32_t *h, const float *reference, const uint32_t *by_class,
-                          vec out[4][BLOCK]) {
+INLINED void logits(const uint32_t *h, const float *reference, const uint32_t *by_class,
+                    vec out[4][BLOCK]) {
   vec sum[4][BLOCK]; /* stays in registers */
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < BLOCK; j++) sum[i][j] = all(-reference[i]);
+  EACH(i, 4) EACH(j, BLOCK) sum[i][j] = all(-reference[i]);
   for (int k = 0; k < UNITS; k++) {
     vec w[BLOCK];
-#pragma GCC unroll 4
-    for (int j = 0; j < BLOCK; j++) w[j] = load(by_class + k * TILE + j * LANES);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++)
-#pragma GCC unroll 4
-      for (int j = 0; j < BLOCK; j++) sum[i][j] = multiply_add(sum[i][j], w[j], h[i * UNITS + k]);
+    EACH(j, BLOCK) w[j] = load(by_class + k * TILE + j * LANES);
+    EACH(i, 4) EACH(j, BLOCK) sum[i][j] = multiply_add(sum[i][j], w[j], h[i * UNITS + k]);
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < BLOCK; j++) out[i][j] = sum[i][j];
+  EACH(i, 4) EACH(j, BLOCK) out[i][j] = sum[i][j];
 }
 
 /* Lanes of vector j of a tile that are classes at all, all ones or zero. */
 static inline ivec present(int64_t classes, int j) {
-  ivec lane;
-  for (int i = 0; i < LANES; i++) lane[i] = j * LANES + i;
-  return lane < (ivec){0} + (int32_t)classes;
+  return lanes() < (ivec){0} + (int32_t)(classes - j * LANES);
 }
 
 /* Exponentials of a tile: to `sums` (CHUNK, SPAN), row-major in units along the classes to
    `by_row` (CHUNK, TILE / U), and in units along the rows to `kept` (CHUNK / U, TILE). In float32
    the last two are the same. */
-static inline __attribute__((always_inline)) void exponentials(
-    const uint32_t *h, const float *reference, const uint32_t *by_class, int64_t rows,
-    int64_t classes, int whole, vec *sums, uint32_t *by_row, uint32_t *kept) {
+INLINED void exponentials(const uint32_t *h, const float *reference, const uint32_t *by_class,
+                          int64_t rows, int64_t classes, int whole, vec *sums, uint32_t *by_row,
+                          uint32_t *kept) {
   for (int r = 0; r < rows; r += 4) for (int at = 0; at < TILE; at += BLOCK * LANES) {
     vec e[4][BLOCK];
     logits(h + r * UNITS, reference + r, by_class + at, e);
-#pragma GCC unroll 4
-    for (int j = 0; j < BLOCK; j++) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) {
+    EACH(j, BLOCK) {
+      EACH(i, 4) {
         e[i][j] = exp2_of(e[i][j]);
         if (!whole) e[i][j] = (vec)((ivec)e[i][j] & present(classes - at, j));
         sums[(r + i) * SPAN + (at / LANES + j) % SPAN] += e[i][j];
@@ -152,38 +137,26 @@ static inline __attribute__((always_inline)) void exponentials(
                             _mm512_permutexvar_epi16(mix, two));
       }
 #else
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) store(kept + (r + i) * TILE + at + j * LANES, e[i][j]);
+      EACH(i, 4) store(kept + (r + i) * TILE + at + j * LANES, e[i][j]);
 #endif
     }
   }
 }
 
 /* out (rows, P) += a (rows, K units, at a[row * row_step + k * unit_step]) b (K units, P) */
-static inline __attribute__((always_inline)) void add_product(
-    const uint32_t *a, int64_t row_step, int64_t unit_step, const uint32_t *b, int64_t rows,
-    int64_t K, float *out) {
+INLINED void add_product(const uint32_t *a, int64_t row_step, int64_t unit_step, const uint32_t *b,
+                         int64_t rows, int64_t K, float *out) {
   for (int64_t r = 0; r < rows; r += 8)
     for (int d = 0; d < P; d += WIDE * LANES) {
       vec sum[8][WIDE];
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; i++)
-#pragma GCC unroll 2
-        for (int j = 0; j < WIDE; j++) sum[i][j] = load(out + (r + i) * P + d + j * LANES);
+      EACH(i, 8) EACH(j, WIDE) sum[i][j] = load(out + (r + i) * P + d + j * LANES);
       for (int64_t k = 0; k < K; k++) {
         vec w[WIDE];
-#pragma GCC unroll 2
-        for (int j = 0; j < WIDE; j++) w[j] = load(b + k * P + d + j * LANES);
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++)
-#pragma GCC unroll 2
-          for (int j = 0; j < WIDE; j++)
+        EACH(j, WIDE) w[j] = load(b + k * P + d + j * LANES);
+        EACH(i, 8) EACH(j, WIDE)
             sum[i][j] = multiply_add(sum[i][j], w[j], a[(r + i) * row_step + k * unit_step]);
       }
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; i++)
-#pragma GCC unroll 2
-        for (int j = 0; j < WIDE; j++)
+      EACH(i, 8) EACH(j, WIDE)
           store(out + (r + i) * P + d + j * LANES, sum[i][j]);
     }
 }

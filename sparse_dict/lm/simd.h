@@ -1,29 +1,13 @@
-/* Vectors by GCC's and Clang's extensions, so that one source does for x86 and ARM. They are as wide
-   as the processor's registers: of wider ones GCC makes code that is twenty times slower.
-   Do not compile with -fassociative-math: `exp2_of` rounds by adding a large number. */
-#include <stdint.h>
-#include <string.h>
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+/* Exponentials of vectors. Do not compile with -fassociative-math: `exp2_of` rounds by adding a
+   large number. */
+#include "../machine/vectors.h"
 
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
 #define SPAN (16 / LANES) /* vectors in 16 numbers, by which sums are made on every processor */
 #define LOG2E 1.44269504f
 #define LN2 0.69314718f
 /* A softmax is taken relative to a logit of its own row, so that its sum is at least one; where
    the sum exceeds this it is taken again relative to the largest. */
 #define OVERFLOW 0x1p72f
-
-/* What `load` and `store` reach may be of any type, and lie at any float. */
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 static inline vec load(const void *at) { return *(const vec *)at; }
 
@@ -33,7 +17,11 @@ static inline vec choose(ivec condition, vec yes, vec no) {
   return (vec)((condition & (ivec)yes) | (~condition & (ivec)no));
 }
 
-static inline vec all(float value) { return (vec){0} + value; }
+static inline ivec lanes(void) {
+  ivec lane;
+  for (int i = 0; i < LANES; i++) lane[i] = i;
+  return lane;
+}
 
 /* 2^x, relative error 2e-7. Below 2^-126 it is that or less, above OVERFLOW that or more;
    not-a-number stays. */

@@ -57,7 +57,9 @@ def library(source: Path, flags: Sequence[str], **functions: str) -> ctypes.CDLL
     if compiler is None:
         return None
     command = [*compiler, *flags, "-march=native", "-shared", "-fPIC"]
-    texts = [path.read_bytes() for path in [source, *sorted(source.parent.glob("*.h"))]]
+    folders = dict.fromkeys([source.parent, Path(__file__).parent])
+    headers = [path for folder in folders for path in sorted(folder.glob("*.h"))]
+    texts = [path.read_bytes() for path in (source, *headers)]
     told = b"\0".join([*texts, " ".join(command).encode(), cpu().encode()])
     key = hashlib.sha256(told).hexdigest()[:16]
 

@@ -49,59 +49,29 @@ static void transpose(const float *X, int64_t rows, float *X_t) {
 
 static void round_panel(const float *X_t, int32_t *low) {
   const vec *x = (const vec *)X_t;
-  ints *to = (ints *)low;
+  ivec *to = (ivec *)low;
   for (int pair = 0; pair < D / 2; pair++)
     for (int u = 0; u < PANEL_VECS; u++)
       to[pair * PANEL_VECS + u] =
           bf16_pairs(x[2 * pair * PANEL_VECS + u], x[(2 * pair + 1) * PANEL_VECS + u]);
 }
 
-/* z (count, PANEL) = b + W X^T. Inlined with a constant `count`, the sums stay in registers. */
-static inline __attribute__((always_inline)) void multiply(const float *W, const float *b,
-                                                           const float *X_t, int count, float *z) {
+/* z (count, PANEL) = b + W X^T: of float32, or with `low` of pairs of dimensions in bfloat16, which
+   are summed in float32. With a constant `count`, the sums stay in registers. */
+INLINED void multiply(const void *W, const float *b, const void *X_t, int low, int count,
+                      float *z) {
+  const int units = low ? D / 2 : D;
   for (int at = 0; at < PANEL_VECS; at += ROW_VECS) {
     vec sum[AT_ONCE][ROW_VECS];
-#pragma GCC unroll 8
-    for (int f = 0; f < count; f++)
-#pragma GCC unroll 8
-      for (int u = 0; u < ROW_VECS; u++) sum[f][u] = (vec){0} + b[f];
-    for (int j = 0; j < D; j++) {
-      const vec *x = (const vec *)(X_t + j * PANEL) + at;
-#pragma GCC unroll 8
-      for (int f = 0; f < count; f++)
-#pragma GCC unroll 8
-        for (int u = 0; u < ROW_VECS; u++) sum[f][u] += W[f * D + j] * x[u];
+    EACH(f, count) EACH(u, ROW_VECS) sum[f][u] = all(b[f]);
+    for (int j = 0; j < units; j++) {
+      const vec *x = (const vec *)X_t + j * PANEL_VECS + at;
+      EACH(f, count) EACH(u, ROW_VECS)
+        if (low) sum[f][u] = add_bf16_products(
+              sum[f][u], (ivec){0} + ((const int32_t *)W)[f * units + j], (ivec)x[u]);
+        else sum[f][u] += ((const float *)W)[f * units + j] * x[u];
     }
-#pragma GCC unroll 8
-    for (int f = 0; f < count; f++)
-#pragma GCC unroll 8
-      for (int u = 0; u < ROW_VECS; u++) ((vec *)(z + f * PANEL))[at + u] = sum[f][u];
-  }
-}
-
-/* The same of values in bfloat16, summed in float32. */
-static inline __attribute__((always_inline)) void multiply_low(const int32_t *W, const float *b,
-                                                               const int32_t *X_t, int count,
-                                                               float *z) {
-  for (int at = 0; at < PANEL_VECS; at += ROW_VECS) {
-    vec sum[AT_ONCE][ROW_VECS];
-#pragma GCC unroll 8
-    for (int f = 0; f < count; f++)
-#pragma GCC unroll 8
-      for (int u = 0; u < ROW_VECS; u++) sum[f][u] = (vec){0} + b[f];
-    for (int j = 0; j < D / 2; j++) {
-      const ints *x = (const ints *)(X_t + j * PANEL) + at;
-#pragma GCC unroll 8
-      for (int f = 0; f < count; f++) {
-        const ints w = (ints){0} + W[f * (D / 2) + j];
-#pragma GCC unroll 8
-        for (int u = 0; u < ROW_VECS; u++) sum[f][u] = add_bf16_products(sum[f][u], w, x[u]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int f = 0; f < count; f++)
-#pragma GCC unroll 8
-      for (int u = 0; u < ROW_VECS; u++) ((vec *)(z + f * PANEL))[at + u] = sum[f][u];
+    EACH(f, count) EACH(u, ROW_VECS) ((vec *)(z + f * PANEL))[at + u] = sum[f][u];
   }
 }
 
@@ -117,7 +87,7 @@ static inline void round_rows(const float *W, int count, int32_t *low) {
       even[j] = j < LANES / 2 ? W[i + 2 * j] : 0;
       odd[j] = j < LANES / 2 ? W[i + 2 * j + 1] : 0;
     }
-    const ints pairs = bf16_pairs(even, odd);
+    const ivec pairs = bf16_pairs(even, odd);
     memcpy(low + i / 2, &pairs, sizeof pairs / 2);
 #endif
   }
@@ -132,57 +102,39 @@ static void products(const struct dictionary *d, int64_t first, int count, const
   if (d->bf16) {
     int32_t low[AT_ONCE * D / 2];
     round_rows(W, count, low);
-    if (count == AT_ONCE) multiply_low(low, b, p->low, AT_ONCE, z);
+    if (count == AT_ONCE) multiply(low, b, p->low, 1, AT_ONCE, z);
     else
       for (int f = 0; f < count; f++)
-        multiply_low(low + f * (D / 2), b + f, p->low, 1, z + f * PANEL);
+        multiply(low + f * (D / 2), b + f, p->low, 1, 1, z + f * PANEL);
   } else if (count == AT_ONCE) {
-    multiply(W, b, p->X_t, AT_ONCE, z);
+    multiply(W, b, p->X_t, 0, AT_ONCE, z);
   } else {
-    for (int f = 0; f < count; f++) multiply(W + f * D, b + f, p->X_t, 1, z + f * PANEL);
+    for (int f = 0; f < count; f++) multiply(W + f * D, b + f, p->X_t, 0, 1, z + f * PANEL);
   }
 }
 
-/* The rows r whose z[r] > least. */
-static inline uint64_t above(const float *z, float least) {
-  uint64_t mask = 0;
+/* A bit for each lane in which a > b, or if `equal` is set a >= b. */
+INLINED uint64_t lanes_above(vec a, vec b, int equal) {
 #if defined(__AVX512F__)
-  const __m512 limit = _mm512_set1_ps(least);
-  for (int u = 0; u < PANEL_VECS; u++)
-    mask |= (uint64_t)_mm512_cmp_ps_mask(_mm512_loadu_ps(z + u * LANES), limit, _CMP_GT_OQ)
-            << u * LANES;
+  return equal ? _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ)
+               : _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
 #elif defined(__AVX__)
-  const __m256 limit = _mm256_set1_ps(least);
-  for (int u = 0; u < PANEL_VECS; u++) {
-    const __m256 more = _mm256_cmp_ps(_mm256_loadu_ps(z + u * LANES), limit, _CMP_GT_OQ);
-    mask |= (uint64_t)_mm256_movemask_ps(more) << u * LANES;
-  }
+  return (uint64_t)_mm256_movemask_ps((__m256)(equal ? a >= b : a > b));
 #else
-  for (int r = 0; r < PANEL; r++) mask |= (uint64_t)(z[r] > least) << r;
-#endif
+  uint64_t mask = 0;
+  for (int i = 0; i < LANES; i++) mask |= (uint64_t)(equal ? a[i] >= b[i] : a[i] > b[i]) << i;
   return mask;
+#endif
 }
 
-/* The rows r whose z[r] > floors[r], or if `equal` is set z[r] >= floors[r]. */
-static inline uint64_t above_each(const float *z, const float *floors, int equal) {
+/* The rows r whose z[r] exceeds, or if `equal` is set reaches, its floor: floors[r], or where it is
+   not of `each`, one for all. */
+INLINED uint64_t above(const float *z, const float *floors, int each, int equal) {
   uint64_t mask = 0;
-#if defined(__AVX512F__)
   for (int u = 0; u < PANEL_VECS; u++) {
-    const __m512 a = _mm512_loadu_ps(z + u * LANES), b = _mm512_loadu_ps(floors + u * LANES);
-    mask |= (uint64_t)(equal ? _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ)
-                             : _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ))
-            << u * LANES;
+    const vec floor = each ? ((const vec *)floors)[u] : all(*floors);
+    mask |= lanes_above(((const vec *)z)[u], floor, equal) << u * LANES;
   }
-#elif defined(__AVX__)
-  for (int u = 0; u < PANEL_VECS; u++) {
-    const __m256 a = _mm256_loadu_ps(z + u * LANES), b = _mm256_loadu_ps(floors + u * LANES);
-    const __m256 more = equal ? _mm256_cmp_ps(a, b, _CMP_GE_OQ) : _mm256_cmp_ps(a, b, _CMP_GT_OQ);
-    mask |= (uint64_t)_mm256_movemask_ps(more) << u * LANES;
-  }
-#else
-  for (int r = 0; r < PANEL; r++)
-    mask |= (uint64_t)(z[r] > floors[r] || (equal && z[r] == floors[r])) << r;
-#endif
   return mask;
 }
 
@@ -231,7 +183,7 @@ static void find_active(const struct dictionary *d, const float *thresholds, con
     products(d, first, count, p, z);
     for (int f = 0; f < count; f++) {
       const float least = thresholds ? thresholds[first + f] - d->band : 0.0f;
-      const uint64_t on = above(z + f * PANEL, least) & valid;
+      const uint64_t on = above(z + f * PANEL, &least, 0, 0) & valid;
       end = list(d, first + f, p, z + f * PANEL, on, least, end, to);
     }
   }
@@ -259,7 +211,7 @@ static void row_floors(const float *z, int64_t size, int64_t rows, int64_t k, fl
   for (int64_t i = 0; i < PANEL * k; i++) heaps[i] = TINY;
   for (int r = 0; r < PANEL; r++) floors[r] = TINY;
   for (int64_t f = 0; f < size; f++, z += PANEL)
-    for (uint64_t on = above_each(z, floors, 0) & valid_rows(rows); on; on &= on - 1) {
+    for (uint64_t on = above(z, floors, 1, 0) & valid_rows(rows); on; on &= on - 1) {
       const int r = __builtin_ctzll(on);
       float *heap = heaps + r * k;
       heap[0] = z[r];
@@ -298,11 +250,12 @@ static float largest(float *values, int64_t count, int64_t keep) {
 /* BatchTopK's smallest code: of z (count, size, PANEL) the k * rows largest are kept. */
 static float batch_floor(const float *z, const struct dictionary *d, const struct panel *p,
                          int64_t count, float *positive) {
+  const float zero = 0.0f;
   int64_t found = 0, rows = 0;
   for (int64_t i = 0; i < count; i++) {
     rows += p[i].rows;
     for (int64_t f = 0; f < d->size; f++, z += PANEL)
-      found += compress(z, above(z, 0.0f) & valid_rows(p[i].rows), positive + found);
+      found += compress(z, above(z, &zero, 0, 0) & valid_rows(p[i].rows), positive + found);
   }
   const int64_t keep = d->k * rows < d->size * rows ? d->k * rows : d->size * rows;
   return largest(positive, found, keep);
@@ -330,7 +283,7 @@ static float choose(const struct dictionary *d, const struct panel *p, int64_t c
     if (!d->together) row_floors(own, d->size, p[i].rows, d->k, scratch, floors);
     int32_t end = 0;
     for (int64_t k = 0; k < d->size; k++) {
-      const uint64_t on = above_each(own + k * PANEL, floors, 1) & valid_rows(p[i].rows);
+      const uint64_t on = above(own + k * PANEL, floors, 1, 1) & valid_rows(p[i].rows);
       end = list(d, k, p + i, own + k * PANEL, on, 0.0f, end, to + i);
     }
   }

@@ -35,10 +35,10 @@ struct step {
   const struct numbers *numbers;
   int n_buffers; /* one set for each thread */
   struct buffers *buffers;
-  void **memory; /* of each set */
-  int low;       /* bfloat16 is needed */
+  void *memory;  /* of all sets and of the batch */
+  int64_t size;  /* features of the largest */
+  int low, choosing; /* bfloat16 is needed; some keep the largest codes */
   /* the batch */
-  void *batch_memory;
   struct panel *panels;
   int64_t n_panels, room; /* panels there are, panels there is memory for */
   float *X_t;
@@ -135,49 +135,33 @@ static void *take(uintptr_t *at, int64_t bytes) {
   return (void *)here;
 }
 
-/* Lay buffers for dictionaries of up to `size` features out from `at` on; returns their end. */
-static uintptr_t lay_out(struct buffers *b, uintptr_t at, int64_t size, int64_t choosing) {
-  const int64_t codes = sizeof(float) * (size * PANEL + LANES);
-  for (int p = 0; p < SLAB; p++) {
-    b->entries[p].rows = take(&at, size * sizeof(uint64_t));
-    b->entries[p].start = take(&at, size * sizeof(int32_t));
-    b->entries[p].codes = take(&at, codes);
-  }
-  b->R = take(&at, sizeof(float) * SLAB * PANEL * D);
-  b->thresholds = take(&at, sizeof(float) * size);
-  b->z = take(&at, choosing * SLAB * codes);
-  b->scratch = take(&at, choosing * SLAB * codes);
-  return at;
-}
-
-/* The same of what depends on the number of panels. */
-static uintptr_t lay_out_batch(struct step *s, uintptr_t at, int64_t panels) {
+/* Lay out what steps on so many panels need, from `at` on; returns its end. */
+static uintptr_t lay_out(struct step *s, uintptr_t at, int64_t panels) {
+  const int64_t codes = sizeof(float) * (s->size * PANEL + LANES);
   s->panels = take(&at, sizeof(struct panel) * panels);
   s->X_t = take(&at, sizeof(float) * panels * PANEL * D);
   s->X_low = take(&at, s->low * sizeof(int32_t) * panels * PANEL * D / 2);
-  for (int i = 0; i < s->n_buffers; i++)
-    s->buffers[i].sums = take(&at, sizeof(struct panel_sums) * panels);
+  for (struct buffers *b = s->buffers; b < s->buffers + s->n_buffers; b++) {
+    for (int p = 0; p < SLAB; p++) {
+      b->entries[p].rows = take(&at, s->size * sizeof(uint64_t));
+      b->entries[p].start = take(&at, s->size * sizeof(int32_t));
+      b->entries[p].codes = take(&at, codes);
+    }
+    b->R = take(&at, sizeof(float) * SLAB * PANEL * D);
+    b->thresholds = take(&at, sizeof(float) * s->size);
+    b->z = take(&at, s->choosing * SLAB * codes);
+    b->scratch = take(&at, s->choosing * SLAB * codes);
+    b->sums = take(&at, sizeof(struct panel_sums) * panels);
+  }
   return at;
 }
 
 void step_close(struct step *s) {
   if (s->threads) threads_close(s->threads);
-  for (int i = 0; s->memory && i < s->n_buffers; i++) free(s->memory[i]);
-  free(s->batch_memory);
   free(s->memory);
   free(s->buffers);
   free(s->live);
   free(s);
-}
-
-/* Memory for `size` features in every set of buffers; whether there was enough. */
-static int make_buffers(struct step *s, int64_t size, int choosing) {
-  for (int i = 0; i < s->n_buffers; i++) {
-    s->memory[i] = aligned_alloc(64, lay_out(s->buffers + i, 0, size, choosing));
-    if (!s->memory[i]) return 0;
-    lay_out(s->buffers + i, (uintptr_t)s->memory[i], size, choosing);
-  }
-  return 1;
 }
 
 /* Make ready for steps of `count` dictionaries, which stay where they are until `step_close`.
@@ -185,30 +169,27 @@ static int make_buffers(struct step *s, int64_t size, int choosing) {
 struct step *step_open(const struct dictionary *dictionaries, int64_t count, int n_threads) {
   struct step *s = calloc(1, sizeof *s);
   if (!s) return NULL;
-  int64_t size = 0;
-  int choosing = 0;
   for (int64_t i = 0; i < count; i++) {
-    if (dictionaries[i].size > size) size = dictionaries[i].size;
-    choosing |= dictionaries[i].k > 0;
+    if (dictionaries[i].size > s->size) s->size = dictionaries[i].size;
+    s->choosing |= dictionaries[i].k > 0;
     s->low |= dictionaries[i].bf16;
   }
   s->dictionaries = dictionaries;
   s->n_buffers = n_threads;
   s->buffers = calloc((size_t)n_threads, sizeof *s->buffers);
-  s->memory = calloc((size_t)n_threads, sizeof *s->memory);
   s->live = calloc((size_t)count, sizeof *s->live);
   s->threads = threads_open(n_threads, count, s, tasks, run);
-  if (s->buffers && s->memory && s->live && s->threads && make_buffers(s, size, choosing)) return s;
+  if (s->buffers && s->live && s->threads) return s;
   step_close(s);
   return NULL;
 }
 
 static int make_room(struct step *s, int64_t panels) {
   if (panels <= s->room) return 1;
-  free(s->batch_memory);
-  s->batch_memory = aligned_alloc(64, lay_out_batch(s, 0, panels));
-  s->room = s->batch_memory ? panels : 0;
-  lay_out_batch(s, (uintptr_t)s->batch_memory, panels);
+  free(s->memory);
+  s->memory = aligned_alloc(64, lay_out(s, 0, panels));
+  s->room = s->memory ? panels : 0;
+  lay_out(s, (uintptr_t)s->memory, panels);
   return s->room > 0;
 }
 

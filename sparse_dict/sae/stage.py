@@ -155,7 +155,7 @@ def train_many(configs: list[TrainSAEConfig], folders_: list[Path]) -> list[Outc
                 log.info("%s is already trained", folder)
                 # what was left when a process died after it had written a dictionary's last file
                 (folder / folders.CHECKPOINT).unlink(missing_ok=True)
-                if tracking.unfinished(folder):
+                if tracking.remembered(folder):
                     with passes.opened(job, activations) as run:
                         passes.ended(run, job, metrics)
             except UserError as error:

@@ -9,13 +9,10 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
-#if defined(__SSE__)
-#include <immintrin.h>
-#endif
+
+#include "../machine/vectors.h"
 
 #define SPINS 2000 /* some 20 to 50 microseconds until a thread that waits goes to sleep */
 

@@ -42,10 +42,8 @@ static inline void put(vec *to, const vec *sums, int added) {
 }
 
 /* Add CHUNK vectors, from the j-th on, of one share. */
-static inline __attribute__((always_inline)) void add_share(vec *enc, vec *dec,
-                                                            const struct share *of, int j) {
-#pragma GCC unroll 8
-  for (int i = 0; i < CHUNK; i++) {
+INLINED void add_share(vec *enc, vec *dec, const struct share *of, int j) {
+  EACH(i, CHUNK) {
     dec[i] += of->dec * of->r[j + i];
     enc[i] += of->enc * of->x[j + i];
   }
@@ -122,10 +120,7 @@ static inline void adam(float *w, const float *g, float *m, float *v, int64_t co
 /* Take out of rows of G (count, D) their parts along the unit rows of W (Bricken et al. 2023,
    "Towards Monosemanticity", appendix on the autoencoder's training). */
 static void project(const float *W, float *G, int64_t count) {
-  for (; count; count--, W += D, G += D) {
-    const float along = dot(G, W);
-    for (int j = 0; j < VECS; j++) ((vec *)G)[j] -= along * ((const vec *)W)[j];
-  }
+  for (; count; count--, W += D, G += D) add_row(G, -dot(G, W), W);
 }
 
 static void normalise(float *W, int64_t count) {
@@ -142,20 +137,15 @@ static void keep_aligned(const float *W, const float *enc, float *G_enc, float *
                          int64_t count) {
   for (; count; count--, W += D, enc += D, G_enc += D, G_dec += D) {
     const float along = dot(G_enc, W);
-    for (int j = 0; j < VECS; j++) {
-      ((vec *)G_enc)[j] -= along * ((const vec *)W)[j];
-      ((vec *)G_dec)[j] -= along * ((const vec *)enc)[j];
-    }
+    add_row(G_enc, -along, W);
+    add_row(G_dec, -along, enc);
   }
 }
 
 /* Move rows of `enc` (count, D) along the unit rows of W until each has a product of one with its
    own. */
 static void align(float *enc, const float *W, int64_t count) {
-  for (; count; count--, W += D, enc += D) {
-    const float missing = 1.0f - dot(enc, W);
-    for (int j = 0; j < VECS; j++) ((vec *)enc)[j] += missing * ((const vec *)W)[j];
-  }
+  for (; count; count--, W += D, enc += D) add_row(enc, 1.0f - dot(enc, W), W);
 }
 
 /* Adam on `count` features from `first` on, then their decoder rows back to unit norm. G is

@@ -1,26 +1,10 @@
-/* Vectors of floats in GCC's and Clang's own notation, which x86 and ARM both compile. They are as
-   wide as the processor's registers: of wider ones GCC makes slow code. */
+/* Rows of D floats, and pairs of values in bfloat16. */
 #ifndef VECTORS_H
 #define VECTORS_H
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-#if defined(__SSE__)
-#include <immintrin.h>
-#endif
+#include "../machine/vectors.h"
 
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
 #define SUMS (32 / LANES) /* of a dot product: two by 16, so that all processors add alike */
 #define VECS (D / LANES) /* of a row of D floats */
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 static inline float sum_lanes(vec a) {
 #if defined(__AVX512F__)
@@ -44,6 +28,10 @@ static inline float dot(const float *a, const float *b) {
   return sum_lanes(sum[0]);
 }
 
+static inline void add_row(float *to, float factor, const float *row) {
+  for (int j = 0; j < VECS; j++) ((vec *)to)[j] += factor * ((const vec *)row)[j];
+}
+
 /* Ask for `count` rows of D values that will be needed soon. */
 static inline void prefetch(const float *rows, int count) {
   for (int i = 0; i < count * D; i += LANES) __builtin_prefetch(rows + i);
@@ -62,18 +50,18 @@ static inline vec square_roots(vec a) {
 
 /* Two rows of floats rounded to bfloat16, nearest and ties to even: `low` into the lower halves
    of the lanes, `high` into the upper ones. */
-static inline ints bf16_pairs(vec low, vec high) {
-  const ints l = (ints)low, h = (ints)high;
-  const ints up_l = l + 0x7fff + (l >> 16 & 1), up_h = h + 0x7fff + (h >> 16 & 1);
+static inline ivec bf16_pairs(vec low, vec high) {
+  const ivec l = (ivec)low, h = (ivec)high;
+  const ivec up_l = l + 0x7fff + (l >> 16 & 1), up_h = h + 0x7fff + (h >> 16 & 1);
   return (up_l >> 16 & 0xffff) | (up_h & (int32_t)0xffff0000);
 }
 
 /* sum + the products of the pairs in each lane. */
-static inline vec add_bf16_products(vec sum, ints a, ints b) {
+static inline vec add_bf16_products(vec sum, ivec a, ivec b) {
 #if defined(__AVX512BF16__)
   return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 #else
-  const ints upper = (ints){0} + (int32_t)0xffff0000;
+  const ivec upper = (ivec){0} + (int32_t)0xffff0000;
   return sum + (vec)(a << 16) * (vec)(b << 16) + (vec)(a & upper) * (vec)(b & upper);
 #endif
 }
