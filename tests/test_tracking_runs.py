@@ -347,7 +347,7 @@ def test_disabled_writes_nothing_and_does_not_load_wandb(
 with open_run("run", mode={mode.get("mode", "auto")!r}) as run:
     run.log({{"seen": 1}})
     run.summary({{"end": 1}})
-    run.log({"figure": Path("none.png")})
+    run.log({{"figure": Path("none.png")}})
 assert "wandb" not in sys.modules
 """
     process = child(tmp_path, code, **{k: v for k, v in mode.items() if k != "mode"})
