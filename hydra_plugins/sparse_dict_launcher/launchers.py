@@ -140,11 +140,8 @@ def _failed(ret: JobReturn) -> bool:
 
 
 def _log_failures(jobs: list[Job], returns: list[JobReturn]) -> None:
-    failed = [
-        (job, str(ret._return_value))
-        for job, ret in zip(jobs, returns, strict=True)
-        if _failed(ret)
-    ]
+    pairs = zip(jobs, returns, strict=True)
+    failed = [(job, str(ret._return_value)) for job, ret in pairs if _failed(ret)]
     if 1 < len(failed) == len(jobs) and len({line for _, line in failed}) == 1:
         log.error("All %d jobs failed: %s", len(failed), failed[0][1])
     else:
@@ -245,16 +242,15 @@ class ShareLauncher(EnsembleLauncher):
                 numbers = visible.split(",") if visible else [str(n) for n in range(gpus)]
                 own = numbers[i % min(gpus, len(numbers))]
                 workers[i].environment = {"CUDA_VISIBLE_DEVICES": own}
-        return [
-            [_unfinished(job, result) for job in share] if isinstance(result, Exception) else result
-            for share, result in zip(shares, self._results(workers), strict=True)
-        ]
-
-
-def _unfinished(job: Job, error: Exception) -> JobReturn:
-    ret = JobReturn(overrides=list(job.overrides), cfg=job.config, status=JobStatus.FAILED)
-    ret.return_value = error
-    return ret
+        returns = []
+        for share, result in zip(shares, self._results(workers), strict=True):
+            if isinstance(result, Exception):
+                failed = [JobReturn(overrides=list(j.overrides), cfg=j.config) for j in share]
+                for ret in failed:
+                    ret.status, ret.return_value = JobStatus.FAILED, result
+                result = failed
+            returns.append(result)
+        return returns
 
 
 def _gathered(result: Callable[[], Result]) -> Result:

@@ -66,8 +66,15 @@ def harvest(
         origins = np.empty((n, n_ctx, 3), np.int32)
         for i, values in enumerate((documents, positions, tokens)):
             origins[:, :, i] = values.reshape(n, n_ctx)
-        on_cpu, copied = _to_cpu(rows.to(dtype))
-        return on_cpu, origins[:, skip:].reshape(-1, 3), finite, copied
+        rows = rows.to(dtype)
+        copied: torch.cuda.Event | None = None
+        if rows.is_cuda:  # the copy is valid once `copied` has occurred
+            with torch.cuda.device(rows.device):  # which is a setting of each thread
+                pinned = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+                rows = pinned.copy_(rows, non_blocking=True)
+                copied = torch.cuda.Event()
+                copied.record()
+        return rows, origins[:, skip:].reshape(-1, 3), finite, copied
 
     starts = range(0, n_contexts, config.batch_size)
     rank, size = distributed.rank(), distributed.size()
@@ -89,15 +96,3 @@ def harvest(
             if now >= next_log:
                 next_log = now + LOG_EVERY_S
                 run.log({"rows": done, "rows_per_second": done / (now - started)})
-
-
-def _to_cpu(rows: Tensor) -> "tuple[Tensor, torch.cuda.Event | None]":
-    """`rows` on the CPU, valid once the event, if there is one, has occurred."""
-    if not rows.is_cuda:
-        return rows.cpu(), None
-    with torch.cuda.device(rows.device):  # which is a setting of each thread
-        pinned = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-        pinned.copy_(rows, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-    return pinned, copied

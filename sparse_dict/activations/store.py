@@ -264,7 +264,7 @@ class Activations:
             for shard in self.manifest["shards"]:
                 for kind in ("", "origin_"):
                     path = self.folder / shard[f"{kind}file"]
-                    files.refuse_changed_file(path, shard[f"{kind}sha256"])
+                    files.refuse_change(path, shard[f"{kind}sha256"])
 
 
 def mean_to_spread(mean: NDArray[np.float64], rms: float) -> float:

@@ -12,17 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.activations.store import (
-    CACHE_ROWS,
-    FORMAT_VERSION,
-    MANIFEST,
-    OURS,
-    SPOOL,
-    Moments,
-    Origins,
-    Rows,
-    fingerprint_of,
-)
+from sparse_dict.activations import store
+from sparse_dict.activations.store import SPOOL, Moments, Origins, Rows
 from sparse_dict.errors import UserError
 from sparse_dict.machine import distributed
 from sparse_dict.storage import files
@@ -60,7 +51,12 @@ class Shuffle:
         while start < stop:
             number = start // self._cards
             while self._dealt <= number:
-                self._deal_piece()
+                n = min(self._cards, self.rows - self._dealt * self._cards)
+                counts = self._counts.multivariate_hypergeometric(self._free, n)
+                self._free -= counts
+                rng = np.random.Generator(np.random.Philox([self._seed, 1, self._dealt]))
+                self._piece = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+                self._dealt += 1
             first = number * self._cards
             parts.append(self._piece[start - first : stop - first])
             start = min(stop, first + self._cards)
@@ -70,14 +66,6 @@ class Shuffle:
         """The order in which a shard holds the rows dealt to it, (sizes[shard],)."""
         rng = np.random.Generator(np.random.Philox([self._seed, 2, shard]))
         return rng.permutation(int(self.sizes[shard]))
-
-    def _deal_piece(self) -> None:
-        n = min(self._cards, self.rows - self._dealt * self._cards)
-        counts = self._counts.multivariate_hypergeometric(self._free, n)
-        self._free -= counts
-        rng = np.random.Generator(np.random.Philox([self._seed, 1, self._dealt]))
-        self._piece = rng.permutation(np.repeat(np.arange(len(counts)), counts))
-        self._dealt += 1
 
 
 WRITERS = 2  # shards finished at a time: while one waits for the disk, another is sorted
@@ -125,7 +113,7 @@ class ShardWriter:
         if distributed.main():
             if (folder / SPOOL).is_dir():  # what an interrupted harvest left
                 for path in folder.glob("*.npy"):
-                    if OURS.fullmatch(path.name):
+                    if store.OURS.fullmatch(path.name):
                         path.unlink()
                 remove_spools(folder)
             (folder / SPOOL).mkdir(parents=True, exist_ok=True)
@@ -215,7 +203,7 @@ class ShardWriter:
         for place in fields.get("sites", []):
             place["rms"] = moments.rms(*place["columns"])
         manifest = fields | {
-            "format_version": FORMAT_VERSION,
+            "format_version": store.FORMAT_VERSION,
             "rows": self.rows,
             "d_in": self.d_in,
             "dtype": self.dtype.name,
@@ -223,9 +211,9 @@ class ShardWriter:
             "rms": moments.rms(),
             "shards": shards,
         }
-        own = fingerprint_of(manifest, inputs)
+        own = store.fingerprint_of(manifest, inputs)
         manifest["fingerprints"] = inputs | {"activations": own}
-        files.write_json(self.folder / MANIFEST, manifest)
+        files.write_json(self.folder / store.MANIFEST, manifest)
         remove_spools(self.folder)
 
     def _spool(self, shard: int, kind: str, rank: int) -> Path:
@@ -244,8 +232,8 @@ class ShardWriter:
         digest = hashlib.sha256(header.getvalue())
         with files.replacing(self.folder / name) as temporary, temporary.open("wb") as file:
             file.write(header.getvalue())
-            for start in range(0, len(order), CACHE_ROWS):
-                piece = np.take(values, order[start : start + CACHE_ROWS], axis=0)
+            for start in range(0, len(order), store.CACHE_ROWS):
+                piece = np.take(values, order[start : start + store.CACHE_ROWS], axis=0)
                 digest.update(piece.data)
                 file.write(piece.data)
                 if moments:

@@ -109,8 +109,7 @@ class ContextsConfig(Checked, section="contexts"):
         module, _, name = self.show.partition(":")
         sys.path.append(str(Path.cwd()))
         try:
-            found: Callable[[str, int], Any] = getattr(importlib.import_module(module), name)
-            return found
+            return getattr(importlib.import_module(module), name)
         except Exception as error:
             why = one_line(error, named=True)
             raise UserError(f"contexts.show={self.show}: {why}") from None

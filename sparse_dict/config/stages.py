@@ -392,8 +392,7 @@ class AnalyzeConfig(StudyConfig):
     def settings(self, kind: type[Settings]) -> Settings | None:
         """The settings of the analysis whose settings are of this type; None if it is off."""
         (name,) = (name for name, settings in ANALYSES.items() if settings is kind)
-        found: Settings | None = getattr(self, name)
-        return found
+        return getattr(self, name)
 
 
 def analyze_schema() -> type[AnalyzeConfig]:

@@ -31,10 +31,7 @@ class _Attention(torch.autograd.Function):
         parts = threads.number(b * heads)
 
         def task(part: int) -> None:
-            kernel.forward(
-                qkv.data_ptr(), n, heads, *threads.share(b * heads, part, parts), y.data_ptr(),
-                norm.data_ptr(),
-            )  # fmt: skip
+            kernel.forward(qkv, n, heads, *threads.share(b * heads, part, parts), y, norm)
 
         threads.each(task, parts)
         ctx.kernel = kernel
@@ -52,10 +49,8 @@ class _Attention(torch.autograd.Function):
         scratch = qkv.new_empty(parts, n)
 
         def task(part: int) -> None:
-            ctx.kernel.backward(
-                qkv.data_ptr(), y.data_ptr(), norm.data_ptr(), dy.data_ptr(), n, heads,
-                *threads.share(b * heads, part, parts), scratch[part].data_ptr(), dqkv.data_ptr(),
-            )  # fmt: skip
+            own = threads.share(b * heads, part, parts)
+            ctx.kernel.backward(qkv, y, norm, dy, n, heads, *own, scratch[part], dqkv)
 
         threads.each(task, parts)
         return dqkv, None
@@ -69,7 +64,6 @@ def causal(qkv: Tensor) -> Tensor:
     fits = qkv.device.type == "cpu" and qkv.dtype == torch.float32 and qkv.shape[-1] <= MAX_WIDTH
     kernel = _kernel(qkv.shape[-1]) if fits else None
     if kernel is not None:
-        y: Tensor = _Attention.apply(qkv.contiguous(), kernel)
-        return y
+        return _Attention.apply(qkv.contiguous(), kernel)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, n_ctx, d_head)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)

@@ -47,7 +47,11 @@ class Tokenizer:
         ids = {*tokenizer.get_vocab().values()}
         self.n_vocab = max(self.eot, *ids) + 1
         self.bos = tokenizer.bos_token_id
-        self.start = self._before("a")
+        plain, whole = (
+            self._backend.encode("a", add_special_tokens=added).ids for added in (False, True)
+        )
+        starts = (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+        self.start = tuple(whole[: next(starts, 0)])
         added = self._backend.get_added_tokens_decoder()
         unread = {i for i, token in added.items() if token.special}
         self.n_rows = max(self.eot, *self.start, *(ids - unread)) + 1
@@ -61,13 +65,6 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(item.ids, self.dtype) for item in encoded]
-
-    def _before(self, text: str) -> tuple[int, ...]:
-        plain, whole = (
-            self._backend.encode(text, add_special_tokens=added).ids for added in (False, True)
-        )
-        starts = (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
-        return tuple(whole[: next(starts, 0)])
 
     def token_bytes(self, token: int) -> bytes:
         text: str = self._backend.id_to_token(token) or f"[{token}]"  # ids may have gaps

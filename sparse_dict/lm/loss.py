@@ -67,36 +67,29 @@ def cross_entropy(
     losses = torch.empty(n)
     d_hidden = torch.empty_like(hidden) if wants_hidden else None
     d_weight = torch.empty_like(weight) if wants_weight else None
-    parts = torch.empty(count, tiles * TILE * padded) if wants_weight else None
-    kept = torch.empty(count, tiles * TILE * CHUNK) if wants_weight else None
+    parts: Any = torch.empty(count, tiles * TILE * padded) if wants_weight else [None] * count
+    kept: Any = torch.empty(count, tiles * TILE * CHUNK) if wants_weight else [None] * count
 
     def share(things: int, part: int) -> tuple[int, int]:
         return threads.share(things, part, count)
 
     def pack(part: int) -> None:
-        kernel.pack(
-            weight.data_ptr(), v, *share(tiles, part), by_class.data_ptr(), by_column.data_ptr()
-        )
-        if parts is not None:
+        kernel.pack(weight, v, *share(tiles, part), by_class, by_column)
+        if wants_weight:
             parts[part].zero_()
 
     def rows(part: int) -> None:
         first, last = (min(CHUNK * at, n) for at in share(-(-n // CHUNK), part))
         kernel.cross_entropy(
-            hidden.data_ptr(), targets.data_ptr(), weight.data_ptr(), by_class.data_ptr(),
-            by_column.data_ptr(), v, n, first, last, losses.data_ptr(),
-            None if d_hidden is None else d_hidden.data_ptr(),
-            None if parts is None else parts[part].data_ptr(),
-            None if kept is None else kept[part].data_ptr(),
+            hidden, targets, weight, by_class, by_column, v, n, first, last, losses, d_hidden,
+            parts[part], kept[part],
         )  # fmt: skip
 
     def add(part: int) -> None:
-        if parts is not None and d_weight is not None:
-            kernel.add_parts(parts.data_ptr(), count, v, *share(v, part), d_weight.data_ptr())
+        kernel.add_parts(parts, count, v, *share(v, part), d_weight)
 
-    threads.each(pack, count)
-    threads.each(rows, count)
-    threads.each(add, count)
+    for work in (pack, rows, *([add] if wants_weight else [])):
+        threads.each(work, count)
     return losses, d_hidden, d_weight
 
 
@@ -176,8 +169,7 @@ def linear_cross_entropy(
     """
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()  # else `forward` would compute gradients
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, bf16, rows)
-    return loss
+    return _LinearCrossEntropy.apply(hidden, weight, targets, bf16, rows)
 
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -28,6 +28,14 @@ TYPES: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "i": ctypes.
 WITHOUT = "dense products by torch instead of compiled loops, slower"
 
 
+class _Pointer:
+    """Where the values of a tensor, an array of ctypes or a pointer lie; None is NULL."""
+
+    @staticmethod
+    def from_param(value: Any) -> Any:
+        return ctypes.c_void_p.from_param(getattr(value, "data_ptr", lambda: value)())
+
+
 @cache
 def cpu() -> str:
     """The processor's features, which native code depends on."""
@@ -77,7 +85,7 @@ def library(source: Path, flags: Sequence[str], **functions: str) -> ctypes.CDLL
             for name, types in functions.items():
                 given, _, result = types.partition(">")
                 function = getattr(found, name)
-                function.argtypes = [TYPES[letter] for letter in given]
+                function.argtypes = [_Pointer if i == "p" else TYPES[i] for i in given]
                 function.restype = TYPES.get(result)
             return found
     except (OSError, UserError) as error:

@@ -195,6 +195,7 @@ def _log(part: _Part, seen: int, step: int, speed: float) -> None:
             "fvu": mse / variance,
             "l0": sums.active / sums.rows,
             "l1_norm": sums.l1 / sums.rows,
+            # on the last `dead_window` rows; "dead", in metrics.json, is on no evaluation row
             "inactive": int(state.inactive(seen).sum()),
             "lr": rate(trainee.config.optimizer, step, total_steps(trainee.config)),
             "activations_per_second": speed,

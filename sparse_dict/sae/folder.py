@@ -224,26 +224,20 @@ def read(folder: str | Path) -> Trained:
     if not (folder / METRICS).exists():
         raise UserError(f"{folder} holds no finished dictionary ({METRICS})")
     with _again(folder), reading(folder):
-        return _read(folder)
-
-
-def _read(folder: Path) -> Trained:
-    metrics = read_metrics(folder)
-    hashes = metrics.get("sha256") or {}
-    config = records.read(folder / CONFIG, _Kind, hashes.get(CONFIG))
-    weights = tensor_files.read(folder / WEIGHTS, hashes.get(WEIGHTS))
-    features = tensor_files.read(folder / FEATURES, hashes.get(FEATURES))
-    size = metrics["dict_size"]
-    W_skip = weights.get("W_skip")
-    known = {name: weights[name] for name in WEIGHT_NAMES[:4]}
-    dictionary = Dictionary(**known, threshold=weights.get("threshold"), k=config.get("k"))
-    if W_skip is not None:
-        dictionary.W_skip = np.ascontiguousarray(W_skip.T)
-    refuse_misfit(folder / WEIGHTS, dictionary, size, config.get("d_out"))
-    if (fire_count := features["fire_count"]).shape != (size,):
-        raise UserError(f"{folder / FEATURES}: fire_count is not {size} numbers")
-    site = site_of((config.get("metadata") or {}).get("hook_name"))
-    return Trained(folder, dictionary, fire_count, metrics, site)
+        metrics = read_metrics(folder)
+        hashes, size = metrics.get("sha256") or {}, metrics["dict_size"]
+        config = records.read(folder / CONFIG, _Kind, hashes.get(CONFIG))
+        weights = tensor_files.read(folder / WEIGHTS, hashes.get(WEIGHTS))
+        features = tensor_files.read(folder / FEATURES, hashes.get(FEATURES))
+        known = {name: weights[name] for name in WEIGHT_NAMES[:4]}
+        dictionary = Dictionary(**known, threshold=weights.get("threshold"), k=config.get("k"))
+        if (W_skip := weights.get("W_skip")) is not None:
+            dictionary.W_skip = np.ascontiguousarray(W_skip.T)
+        refuse_misfit(folder / WEIGHTS, dictionary, size, config.get("d_out"))
+        if (fire_count := features["fire_count"]).shape != (size,):
+            raise UserError(f"{folder / FEATURES}: fire_count is not {size} numbers")
+        site = site_of((config.get("metadata") or {}).get("hook_name"))
+        return Trained(folder, dictionary, fire_count, metrics, site)
 
 
 def refuse_misfit(path: Path, d: Dictionary, size: int, d_out: int | None = None) -> None:

@@ -119,8 +119,7 @@ class SparseStep:
         wide_x = self._widened("x", x)
         wide_y = wide_x if y is x else self._widened("y", y)
         done = self.library.step_run(
-            self._step, self._live, len(live), self._numbers, wide_x.data_ptr(), wide_y.data_ptr(),
-            len(x), seen,
+            self._step, self._live, len(live), self._numbers, wide_x, wide_y, len(x), seen
         )  # fmt: skip
         if not done:
             raise MemoryError("no room for a batch")

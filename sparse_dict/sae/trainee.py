@@ -18,12 +18,6 @@ from sparse_dict.sae.state import State, Stats
 from sparse_dict.storage import tensor_files
 from sparse_dict.tracking import Run
 
-# Columns of a dictionary's history. `inactive` counts features that the last `dead_window` training
-# rows did not activate; "dead" are those that no evaluation row activates, in metrics.json.
-HISTORY = (
-    "activations", "mse", "fvu", "l0", "l1_norm", "inactive", "lr", "activations_per_second",
-)  # fmt: skip
-
 
 @dataclass
 class Trainee:

@@ -24,7 +24,7 @@ def ensure_sealed(folder: Path, make: Callable[[Path], None]) -> None:
     if path.exists():  # not in the folders of earlier versions
         with advising(f"delete {folder} to have it made again"):
             for name, sha256 in records.read(path, records.Texts).items():
-                files.refuse_changed_file(folder / Path(name).name, sha256)
+                files.refuse_change(folder / Path(name).name, sha256)
     ensure(folder, make_and_seal)
 
 

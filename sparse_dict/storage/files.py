@@ -66,13 +66,14 @@ def read_json(path: Path, recorded: str | None = None) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {type(value).__name__}, not a JSON object")
-    refuse_change(path, data, recorded)
+    refuse_change(path, recorded, data)
     return value
 
 
-def refuse_change(path: Path, data: bytes, recorded: str | None) -> None:
-    """See that what was read from a file has the SHA-256 that was `recorded`, if one was."""
-    if recorded not in (None, hashlib.sha256(data).hexdigest()):
+def refuse_change(path: Path, recorded: str | None, data: bytes | None = None) -> None:
+    """See that a file, or what was read from it, has the SHA-256 that was `recorded`, if any."""
+    found = sha256_file(path) if data is None else hashlib.sha256(data).hexdigest()
+    if recorded not in (None, found):
         raise UserError(f"{path} has changed since it was written")
 
 
@@ -86,12 +87,6 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with untrusted.opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def refuse_changed_file(path: Path, recorded: str) -> None:
-    """See that a file has the SHA-256 that was `recorded`."""
-    if sha256_file(path) != recorded:
-        raise UserError(f"{path} has changed since it was written")
 
 
 def fingerprint(value: Any) -> str:

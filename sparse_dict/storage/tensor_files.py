@@ -44,7 +44,7 @@ def read(path: Path, recorded: str | None = None) -> Arrays:
         arrays = load(data)
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
-    files.refuse_change(path, data, recorded)
+    files.refuse_change(path, recorded, data)
     return arrays
 
 

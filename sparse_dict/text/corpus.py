@@ -29,8 +29,7 @@ def check(data: DataConfig, validated: bool = False) -> None:
 
 def describe(data: DataConfig, cache_dir: Path) -> dict[str, Any]:
     """What identifies the corpus, as JSON; two equal descriptions give the same documents."""
-    described: dict[str, Any] = _source(data).describe(data, cache_dir)
-    return described
+    return _source(data).describe(data, cache_dir)
 
 
 def refuse_change(described: dict[str, Any], now: dict[str, Any]) -> None:

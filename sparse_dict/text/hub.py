@@ -116,8 +116,7 @@ def _looked_up(data: HubData) -> str:
         # as HfApi.dataset_info asks, which does not wait where the hub says so
         answer = http_backoff("GET", url, headers=build_hf_headers(), timeout=ANSWER_S)
         hf_raise_for_status(answer)
-        found: dict[str, Any] = answer.json()
-        return found
+        return answer.json()
 
     try:
         info = look_up(data.revision)

@@ -32,7 +32,6 @@ SPLITS = ("train", "validation")
 SHARD_TOKENS = 2**24
 BATCH_DOCUMENTS = 2048
 BATCH_CHARS = 2**23
-NONE = np.empty(0, np.int64)
 
 _End = tuple[dict[str, Any] | None, int]  # a stream's state, and how many documents it gave
 
@@ -186,7 +185,7 @@ class TokenStore:
                 with ThreadPoolExecutor(available_cores()) as pool:
                     paths = [folder / file["name"] for file in recorded]
                     hashes = [file["sha256"] for file in recorded]
-                    list(pool.map(files.refuse_changed_file, paths, hashes))
+                    list(pool.map(files.refuse_change, paths, hashes))
         return cls(folder, manifest, streams)
 
     def split(self, name: str) -> TokenStream:
@@ -213,19 +212,24 @@ class _SplitWriter:
     """Writes one split's shards as they fill; `record` and `arrays` are what it takes to go on."""
 
     def __init__(
-        self, folder: Path, name: str, record: _WriterRecord | None, kept: Mapping[str, np.ndarray]
+        self,
+        folder: Path,
+        name: str,
+        end: np.ndarray,
+        record: _WriterRecord | None,
+        kept: Mapping[str, np.ndarray],
     ) -> None:
         self.folder, self.name = folder, name
+        self.end = end  # the end of text, (1,)
         self.record: _WriterRecord = record or {"shards": [], "tokens": 0, "bytes": 0}
-        self.starts = array("q", kept.get(f"{name}.starts", NONE).tolist())  # of each document
-        pending = kept.get(f"{name}.pending", NONE)  # what is in no shard yet
-        self.pending = [pending] if len(pending) else []
+        self.starts = array("q", kept.get(f"{name}.starts", end[:0]).tolist())  # of each document
+        self.pending = [kept.get(f"{name}.pending", end[:0])]  # what is in no shard yet
 
-    def add(self, ids: np.ndarray, eot: int, n_bytes: int) -> None:
+    def add(self, ids: np.ndarray, n_bytes: int) -> None:
         self.starts.append(self.record["tokens"])
         self.record["tokens"] += len(ids) + 1
         self.record["bytes"] += n_bytes
-        self.pending += [ids, np.array([eot], ids.dtype)]
+        self.pending += [ids, self.end]
         if self.record["tokens"] >= SHARD_TOKENS * (len(self.record["shards"]) + 1):
             self._flush()
 
@@ -239,14 +243,12 @@ class _SplitWriter:
         self.pending = [whole]
 
     def close(self) -> _SplitRecord:
-        if self.pending:
-            self._flush(last=True)
+        self._flush(last=True)
         starts = self._saved(f"{self.name}-documents.npy", np.array(self.starts, np.int64))
         return {**self.record, "documents": len(self.starts), "document_starts": starts}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        pending = np.concatenate(self.pending) if self.pending else NONE
-        starts = np.array(self.starts, np.int64)
+        starts, pending = np.array(self.starts, np.int64), np.concatenate(self.pending)
         return {f"{self.name}.starts": starts, f"{self.name}.pending": pending}
 
     def _saved(self, name: str, values: np.ndarray) -> _FileRecord:
@@ -260,11 +262,12 @@ def _encode(
     data: DataConfig, tokenizer: Encoder, cache_dir: Path, folder: Path
 ) -> dict[str, _SplitRecord]:
     """Write the corpus to `folder`; of a stream that breaks off what is done is kept."""
-    path, kept = folder / RESUME, {"keys": NONE}
+    path, end = folder / RESUME, np.array([tokenizer.eot], tokenizer.dtype)
+    kept: dict[str, np.ndarray] = {"keys": end[:0]}
     record: Any = {}
     if path.exists():
         kept, record = read_checkpoint(path), read_record(path, _Resume)
-    writers = {name: _SplitWriter(folder, name, record.get(name), kept) for name in SPLITS}
+    writers = {name: _SplitWriter(folder, name, end, record.get(name), kept) for name in SPLITS}
     documents = corpus.Documents(data, cache_dir, record.get("state"), kept["keys"].tolist())
 
     def n_shards() -> int:
@@ -284,7 +287,7 @@ def _encode(
     before = sum(len(writer.starts) for writer in writers.values())
     if before:
         log.info("going on behind %s documents", f"{before:,}")
-    end: _End = (None, 0)
+    last: _End = (None, 0)
     written = n_shards()
     with Progress("encode", None, "documents", before) as progress:
         try:
@@ -292,15 +295,15 @@ def _encode(
                 for text, ids in zip(texts, all_ids, strict=True):
                     held = in_validation(text, data.val_fraction)
                     writer = writers["validation" if held else "train"]
-                    writer.add(ids, tokenizer.eot, len(text.encode()))
-                end = after
+                    writer.add(ids, len(text.encode()))
+                last = after
                 if n_shards() > written:
                     written = n_shards()
-                    keep(*end)
+                    keep(*last)
                 tokens = sum(writer.record["tokens"] for writer in writers.values())
                 progress.advance(len(texts), Mtokens=tokens / 1e6)
         except UserError:
-            keep(*end)
+            keep(*last)
             raise
     if not progress.done:
         raise UserError("the corpus is empty: there is no document to encode")

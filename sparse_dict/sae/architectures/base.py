@@ -50,6 +50,7 @@ class Architecture(Generic[C]):
     # The coefficients of its loss. Dictionaries that differ in these alone share a stack.
     numbers: ClassVar[tuple[str, ...]] = ("l1", "aux_coefficient")
     biases: ClassVar[tuple[str, ...]] = ("b",)  # zero where a feature begins anew
+    has_b_dec: ClassVar[bool] = False  # of a transcoder's every kind has it
     # Whether `kernel.c` and `step_torch.closed_form` know it; autograd trains all others.
     fast: ClassVar[bool] = False
     keeps_floor: ClassVar[bool] = False  # follows the smallest code of each batch, as BatchTopK
@@ -84,11 +85,11 @@ class Architecture(Generic[C]):
             W_enc.uniform_(-bound, bound, generator=generator)
             b.uniform_(-bound, bound, generator=generator)
         p = {"W_dec": W_dec, "b": b} | ({} if self.sae.tied else {"W_enc": W_enc})
-        if self.sae.target is None:
-            return p
-        bound = d_in**-0.5
-        p["W_enc"] = torch.empty(size, d_in).uniform_(-bound, bound, generator=generator)
-        p["b_dec"] = torch.zeros(d_out)
+        if self.sae.target is not None:
+            bound = d_in**-0.5
+            p["W_enc"] = torch.empty(size, d_in).uniform_(-bound, bound, generator=generator)
+        if self.has_b_dec or self.sae.target is not None:
+            p["b_dec"] = torch.zeros(d_out)
         return p | ({"W_skip": torch.zeros(d_out, d_in)} if self.sae.skip else {})
 
     @property

@@ -6,7 +6,7 @@ from sparse_dict.config import SAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.base import Architecture
 from sparse_dict.sae.loss import Fit, Numbers, Params, l1, squared_error
-from sparse_dict.sae.types import Generator, Tensor
+from sparse_dict.sae.types import Tensor
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Crosscoder(Architecture[CrosscoderConfig]):
     """
 
     Config = CrosscoderConfig
+    has_b_dec = True
 
     @classmethod
     def settled(cls, sae: CrosscoderConfig, widths: list[int]) -> CrosscoderConfig:
@@ -42,10 +43,6 @@ class Crosscoder(Architecture[CrosscoderConfig]):
     @property
     def centres(self) -> bool:
         return False
-
-    def initial(self, d_in: int, d_out: int, generator: Generator) -> Params:
-        p = super().initial(d_in, d_out, generator)
-        return p | {"b_dec": p["b"].new_zeros(d_out)}
 
     def norms(self, p: Params) -> Tensor:
         """The norms of a decoder row's parts, summed over the sites, (..., dict_size)."""

@@ -22,11 +22,11 @@ class Gated(Architecture[GatedConfig]):
 
     Config = GatedConfig
     biases = ("b", "b_mag", "r_mag")
+    has_b_dec = True
 
     def initial(self, d_in: int, d_out: int, generator: Generator) -> Params:
         p = super().initial(d_in, d_out, generator)
-        p |= {"b_mag": p["b"].clone(), "r_mag": p["b"].new_zeros(p["b"].shape)}
-        return p | {"b_dec": p["b"].new_zeros(d_out)}
+        return p | {"b_mag": p["b"].clone(), "r_mag": p["b"].new_zeros(p["b"].shape)}
 
     def encode(self, p: Params, x: Tensor) -> Encoded:
         gate = self.pre_activations(p, x)

@@ -56,8 +56,5 @@ class JumpReLU(Architecture[JumpReLUConfig]):
 
     def export(self, p: Params, scale: float, floor: float) -> Dictionary:
         """SAELens' ``jumprelu``; thresholds scale as codes do."""
-        return (
-            super()
-            .export(p, scale, floor)
-            .with_threshold((p["log_threshold"].exp() * scale).numpy())
-        )
+        threshold = p["log_threshold"].exp() * scale
+        return super().export(p, scale, floor).with_threshold(threshold.numpy())

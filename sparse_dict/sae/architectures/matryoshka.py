@@ -7,7 +7,7 @@ from omegaconf import MISSING
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.batch_topk import BatchTopK, BatchTopKConfig
 from sparse_dict.sae.loss import Fit, Numbers, Params, l1, squared_error
-from sparse_dict.sae.types import Generator, Tensor
+from sparse_dict.sae.types import Tensor
 
 
 @dataclass
@@ -34,10 +34,7 @@ class Matryoshka(BatchTopK):
     Config = MatryoshkaConfig
     sae: MatryoshkaConfig
     fast = False
-
-    def initial(self, d_in: int, d_out: int, generator: Generator) -> Params:
-        p = super().initial(d_in, d_out, generator)
-        return p | {"b_dec": p["b"].new_zeros(d_out)}
+    has_b_dec = True
 
     def loss(self, p: Params, x: Tensor, y: Tensor, c: Numbers) -> Fit:
         """The codes are chosen once, among all features; each prefix decodes its own."""

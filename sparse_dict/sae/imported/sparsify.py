@@ -27,5 +27,5 @@ def read(path: Path, config: dict[str, Any]) -> Foreign:
     nothing_else(path, config, HARMLESS)
     nothing_else(path, p)
     hookpoint = path.parent.name  # its folders are named after it
-    named = IN_A_BLOCK.search(hookpoint) is not None
-    return Foreign("sparsify", "topk", dictionary, origin=Origin(hookpoint if named else None))
+    origin = Origin(hookpoint if IN_A_BLOCK.search(hookpoint) else None)
+    return Foreign("sparsify", "topk", dictionary, origin=origin)
