@@ -61,7 +61,7 @@ def harvest(
         contexts = torch.from_numpy(tokens).view(n, n_ctx).to(model.device, non_blocking=True)
         found = [part[:, skip:] for part in model.read(contexts, sites)]
         rows = (found[0] if len(found) == 1 else torch.cat(found, -1)).flatten(0, 1)
-        finite = rows.isfinite().all()
+        finite = torch.stack(rows.aminmax()).isfinite().all()  # a tenth of the time of all values'
         documents, positions = stream.origins(first * n_ctx, n * n_ctx)
         origins = np.empty((n, n_ctx, 3), np.int32)
         for i, values in enumerate((documents, positions, tokens)):

@@ -2,25 +2,23 @@
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
+from sparse_dict.lm.interface import LanguageModel
 from sparse_dict.machine.progress import Progress
 from sparse_dict.text.tokens import TokenStream
-
-if TYPE_CHECKING:
-    from sparse_dict.lm.interface import LanguageModel
 
 SAMPLE_TOKENS = 8_192
 
 
 @torch.inference_mode()
 def measure(
-    model: "LanguageModel",
+    model: LanguageModel,
     places: Iterable[Site],
     stream: TokenStream,
     n_ctx: int,

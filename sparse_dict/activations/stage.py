@@ -6,7 +6,7 @@ from dataclasses import fields as fields_of
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sparse_dict import tracking
 from sparse_dict.activations import store, toy
 from sparse_dict.activations.writer import ShardWriter, Source, remove_spools
+from sparse_dict.annotations import LanguageModel
 from sparse_dict.config import HarvestStageConfig, HFModel, ToyData, identity
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError
@@ -22,9 +23,6 @@ from sparse_dict.machine import distributed, runtime
 from sparse_dict.storage import files
 from sparse_dict.storage.output import Output
 from sparse_dict.text import corpus
-
-if TYPE_CHECKING:
-    from sparse_dict.lm.interface import LanguageModel
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +138,7 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
             settings.skip_first,
         )  # fmt: skip
 
-    def fill(writer: ShardWriter, run: "tracking.Run") -> dict[str, Any]:
+    def fill(writer: ShardWriter, run: tracking.Run) -> dict[str, Any]:
         harvest(model, stream, settings, n_ctx, writer, run)
         spreads = {
             f"{store.PRE_ACTIVATIONS}/{of_layer['layer']}/{key}": of_layer[key]
@@ -161,7 +159,7 @@ def _text(config: HarvestStageConfig, inputs: dict[str, Any]) -> Source:
     return Source(rows, sum(columns), fields, fill, lambda: prints)
 
 
-def _try(model: "LanguageModel", context: NDArray[np.int64]) -> None:
+def _try(model: LanguageModel, context: NDArray[np.int64]) -> None:
     """See that the model computes a loss on the first `context` (n_ctx,) of the text."""
     import torch
 

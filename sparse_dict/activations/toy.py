@@ -86,7 +86,7 @@ def source(config: HarvestStageConfig) -> Source:
     toy, rows = Toy(config.data, config.seed), config.harvest.n_tokens
     path = Path(config.activations_dir) / TRUTH
 
-    def fill(writer: ShardWriter, _run: "tracking.Run") -> dict[str, Any]:
+    def fill(writer: ShardWriter, _run: tracking.Run) -> dict[str, Any]:
         truth: dict[str, NDArray[Any]]
         truth = {"features": toy.features, "probabilities": toy.probabilities}
         tensor_files.write(path, truth)

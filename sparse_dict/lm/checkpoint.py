@@ -3,17 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import TypedDict
 
+from sparse_dict.annotations import GPT, Optimizer, Parameter
 from sparse_dict.storage import tensor_files
 from sparse_dict.storage.records import Amount, Count, Number
-
-if TYPE_CHECKING:
-    import torch
-
-    from sparse_dict.lm.model import GPT
 
 ADAMW = ("exp_avg", "exp_avg_sq")  # what a step leaves for the next one, besides its number
 MUON = ("momentum",)
@@ -55,8 +51,8 @@ def identity(path: Path) -> dict[str, Any] | None:
 
 def save(
     path: Path,
-    model: "GPT",
-    optimizer: "torch.optim.Optimizer",
+    model: GPT,
+    optimizer: Optimizer,
     state: State,
     identity: dict[str, Any],
 ) -> None:
@@ -70,7 +66,7 @@ def save(
     tensor_files.write_checkpoint(path, arrays, record)
 
 
-def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
+def load(path: Path, model: GPT, optimizer: Optimizer) -> State:
     """Put `model` and `optimizer` where the checkpoint at `path` was."""
     import torch
 
@@ -93,8 +89,8 @@ def load(path: Path, model: "GPT", optimizer: "torch.optim.Optimizer") -> State:
 
 
 def _parameters(
-    model: "GPT", optimizer: "torch.optim.Optimizer"
-) -> Iterator[tuple[str, "torch.nn.Parameter", tuple[str, ...]]]:
+    model: GPT, optimizer: Optimizer
+) -> Iterator[tuple[str, Parameter, tuple[str, ...]]]:
     names = {parameter: name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -6,22 +6,16 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from sparse_dict.annotations import GPT, Device, OpenLM, Tokenizer
 from sparse_dict.config import ModelConfig
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import MALFORMED, UserError, advising, one_line
 from sparse_dict.storage import files, records, tensor_files
 from sparse_dict.storage.records import Amount, Count, Line, Number
-
-if TYPE_CHECKING:
-    import torch
-
-    from sparse_dict.lm.interface import OpenLM
-    from sparse_dict.lm.model import GPT
-    from sparse_dict.text.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 RECORD = "lm.json"
@@ -59,8 +53,8 @@ class Record(TypedDict):
 class LoadedLM:
     """A finished language model."""
 
-    model: "GPT"
-    tokenizer: "Tokenizer"
+    model: GPT
+    tokenizer: Tokenizer
     record: Record
 
     @property
@@ -86,7 +80,7 @@ def _again(lm_dir: Path) -> AbstractContextManager[None]:
     return advising(f"delete {lm_dir / RECORD} and run train_lm.py again")
 
 
-def load(lm_dir: str | Path, device: "torch.device | str" = "cpu") -> LoadedLM:
+def load(lm_dir: str | Path, device: Device | str = "cpu") -> LoadedLM:
     """The language model in `lm_dir`, in evaluation mode on `device`."""
     import torch
 
@@ -142,7 +136,7 @@ def prints(lm_dir: Path) -> dict[str, str]:
     return {"model": found["model"], "tokenizer": found["tokenizer"]}
 
 
-def opened(lm_dir: Path, device: "torch.device | str" = "cpu") -> "OpenLM":
+def opened(lm_dir: Path, device: Device | str = "cpu") -> OpenLM:
     """The language model, with its tokenizer, as the harvest and the analyses ask of it."""
     from sparse_dict.lm.interface import OpenLM
 

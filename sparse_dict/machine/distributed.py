@@ -14,17 +14,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, open_dict, read_write
 
+from sparse_dict.annotations import Device, Module
 from sparse_dict.errors import UserError
 from sparse_dict.machine import runtime
 from sparse_dict.machine.background import in_background
 from sparse_dict.storage import lock
-
-if TYPE_CHECKING:
-    import torch
 
 # Others wait for as long as rank 0 tokenises a corpus; if it dies, their connection breaks at once.
 PATIENCE = timedelta(days=7)
@@ -131,7 +128,7 @@ def main_first() -> Iterator[None]:
         barrier()
 
 
-def device(name: str) -> "torch.device":
+def device(name: str) -> Device:
     """As `runtime.device`; of several processes each takes the GPU of its LOCAL_RANK."""
     import torch
 
@@ -145,7 +142,7 @@ def device(name: str) -> "torch.device":
     return own
 
 
-def averaging(module: "torch.nn.Module") -> "torch.nn.Module":
+def averaging(module: Module) -> Module:
     """`module`, whose gradients are averaged over all processes as they are computed."""
     if size() == 1:
         return module
@@ -154,6 +151,6 @@ def averaging(module: "torch.nn.Module") -> "torch.nn.Module":
     return DistributedDataParallel(module)
 
 
-def local(module: "torch.nn.Module", *, when: bool) -> AbstractContextManager[None]:
+def local(module: Module, *, when: bool) -> AbstractContextManager[None]:
     """Within it, if `when`, gradients of an `averaging` module are summed in this process only."""
     return module.no_sync() if when and size() > 1 else nullcontext()  # type: ignore[operator]

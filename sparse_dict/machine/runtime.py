@@ -4,12 +4,9 @@ import ctypes
 import os
 import platform
 import sys
-from typing import TYPE_CHECKING
 
+from sparse_dict.annotations import Device
 from sparse_dict.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 M_TRIM_THRESHOLD = -1  # from glibc's malloc.h
 M_MMAP_MAX = -4
@@ -44,7 +41,7 @@ def check_device(name: str) -> None:
         device(name)
 
 
-def device(name: str) -> "torch.device":
+def device(name: str) -> Device:
     """The device called `name`; ``auto`` takes cuda, else cpu."""
     import torch
 

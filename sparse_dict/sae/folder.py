@@ -4,12 +4,13 @@ import copy
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired
+from typing import Any, NotRequired
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import TypedDict
 
+from sparse_dict.annotations import TorchDictionary
 from sparse_dict.config.sites import Site
 from sparse_dict.errors import UserError, advising, reading
 from sparse_dict.sae.origin import UNKNOWN, site_of
@@ -17,9 +18,6 @@ from sparse_dict.storage import records, tensor_files
 from sparse_dict.storage.arrays import Rows, as_rows
 from sparse_dict.storage.files import sealed, sha256_of, write_json
 from sparse_dict.storage.records import Amount, Count, Number, Positive, Shown, Texts, Whole
-
-if TYPE_CHECKING:
-    from sparse_dict.sae.module import TorchDictionary
 
 Array = npt.NDArray[np.float32]
 
@@ -123,12 +121,12 @@ class Dictionary:
         made = self.decode(self.encode(x))
         return made if self.W_skip is None else made + as_rows(x, "activations") @ self.W_skip
 
-    def to_torch(self) -> "TorchDictionary":
+    def to_torch(self) -> TorchDictionary:
         """The same as a module of torch, whose parameters are copies."""
         return copy.deepcopy(self._module)
 
     @property
-    def _module(self) -> "TorchDictionary":
+    def _module(self) -> TorchDictionary:
         from sparse_dict.sae.module import TorchDictionary
 
         return TorchDictionary(self)

@@ -18,7 +18,7 @@ the config, so it imports no torch.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sparse_dict.sae.types import Tensor
+from sparse_dict.annotations import Tensor
 
 SELECTION = 256  # rows over which BatchTopK shares its budget
 

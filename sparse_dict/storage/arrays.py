@@ -4,18 +4,16 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_dict.annotations import Tensor
 from sparse_dict.errors import UserError, one_line
 from sparse_dict.storage.untrusted import opened
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Rows = Union[NDArray[np.floating[Any]], "Tensor"]  # what public functions take
+Rows = NDArray[np.floating[Any]] | Tensor  # what public functions take
 
 
 def as_rows(values: Any, what: str, width: int | None = None, dtype: Any = np.float32) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
+from sparse_dict.annotations import Dictionary, Generator, Tensor
 from sparse_dict.config import SAEConfig
 from sparse_dict.sae.loss import (
     Encoded,
@@ -16,7 +17,6 @@ from sparse_dict.sae.loss import (
     product,
     squared_error,
 )
-from sparse_dict.sae.types import Dictionary, Generator, Tensor
 
 C = TypeVar("C", bound=SAEConfig)
 

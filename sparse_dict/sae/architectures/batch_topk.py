@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from sparse_dict.annotations import Dictionary, Tensor
 from sparse_dict.sae.architectures.base import Architecture
 from sparse_dict.sae.architectures.topk import TopK, TopKConfig
 from sparse_dict.sae.loss import SELECTION, Encoded, Params, keep_largest_of_all
-from sparse_dict.sae.types import Dictionary, Tensor
 
 
 @dataclass

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from sparse_dict.annotations import Dictionary, Tensor
 from sparse_dict.sae.architectures.batch_topk import BatchTopK, BatchTopKConfig
 from sparse_dict.sae.architectures.crosscoder import Crosscoder, CrosscoderConfig
 from sparse_dict.sae.loss import Encoded, Params, keep_largest_of_all
-from sparse_dict.sae.types import Dictionary, Tensor
 
 
 @dataclass

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
+from sparse_dict.annotations import Tensor
 from sparse_dict.config import SAEConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.base import Architecture
 from sparse_dict.sae.loss import Fit, Numbers, Params, l1, squared_error
-from sparse_dict.sae.types import Tensor
 
 
 @dataclass

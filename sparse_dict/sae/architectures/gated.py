@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from sparse_dict.annotations import Dictionary, Generator, Tensor
 from sparse_dict.config import SAEConfig
 from sparse_dict.sae.architectures.base import Architecture
 from sparse_dict.sae.loss import Encoded, Fit, Numbers, Params, l1, squared_error
-from sparse_dict.sae.types import Dictionary, Generator, Tensor
 
 
 @dataclass

@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass
 
+from sparse_dict.annotations import Dictionary, Generator, Tensor
 from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import coefficient, positive
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.base import Architecture, Axis
 from sparse_dict.sae.loss import Encoded, Fit, Numbers, Params, jump, l0, l1, squared_error
-from sparse_dict.sae.types import Dictionary, Generator, Tensor
 
 
 @dataclass

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from sparse_dict.annotations import Tensor
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.batch_topk import BatchTopK, BatchTopKConfig
 from sparse_dict.sae.loss import Fit, Numbers, Params, l1, squared_error
-from sparse_dict.sae.types import Tensor
 
 
 @dataclass

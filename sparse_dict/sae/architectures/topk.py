@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
+from sparse_dict.annotations import Dictionary, Tensor
 from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import positive
 from sparse_dict.errors import UserError
 from sparse_dict.sae.architectures.base import Architecture, Axis
 from sparse_dict.sae.loss import Encoded, Params, keep_largest
-from sparse_dict.sae.types import Dictionary, Tensor
 
 
 @dataclass

@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sparse_dict.annotations import Activations
 from sparse_dict.config import SAEConfig
 from sparse_dict.sae.discovery import subclasses
 from sparse_dict.sae.interventions.base import Intervention, Moment
-from sparse_dict.sae.types import Activations
 
 __all__ = ["Intervention", "Moment", "asked", "keys", "known", "of"]
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
+from sparse_dict.annotations import Activations, Generator, State, Tensor
 from sparse_dict.config import SAEConfig
 from sparse_dict.sae.loss import Params, Term
-from sparse_dict.sae.types import Activations, Generator, State, Tensor
 
 C = TypeVar("C", bound=SAEConfig)
 

@@ -8,11 +8,11 @@ features of both. The companion doubles the cost.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sparse_dict.annotations import State, Tensor
 from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import not_negative, one_of, positive
 from sparse_dict.errors import UserError
 from sparse_dict.sae.interventions.base import Intervention, Moment
-from sparse_dict.sae.types import State, Tensor
 
 COMPANION_SEED = 1_000_003  # added to the seed
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from sparse_dict.annotations import Activations, Generator, State, Tensor
 from sparse_dict.config import SAEConfig
 from sparse_dict.config.ranges import between, not_negative, one_of
 from sparse_dict.config.sites import SITES, Site, parse
@@ -16,7 +17,6 @@ from sparse_dict.errors import UserError
 from sparse_dict.sae import architectures
 from sparse_dict.sae.interventions.base import Intervention, Moment
 from sparse_dict.sae.loss import Fit, Numbers, Params, Term
-from sparse_dict.sae.types import Activations, Generator, State, Tensor
 
 ROWS = 1 << 16  # the last ones seen, over which a selection averages codes
 

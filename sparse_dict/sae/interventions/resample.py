@@ -1,9 +1,9 @@
 """Features that are no longer active get new directions: `sae.dead=resample`."""
 
+from sparse_dict.annotations import State, Tensor
 from sparse_dict.config import SAEConfig
 from sparse_dict.sae.interventions.base import Intervention, Moment
 from sparse_dict.sae.loss import SELECTION
-from sparse_dict.sae.types import State, Tensor
 
 
 class Resample(Intervention[SAEConfig]):
