@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,9 @@ from sparse_dict.sae.folder import WEIGHTS
 from sparse_dict.storage import records
 from sparse_dict.storage.files import fingerprint, sha256_file, write_json
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 Rows = NDArray[np.float32]
 
 log = logging.getLogger(__name__)
@@ -55,10 +58,10 @@ def measure(
     was interrupted or reached `settings.minutes`.
     """
     assert source.lm is not None
-    encode, every = entry.trained.dictionary.encode, range(len(source.text))
-    active = np.stack(  # (contexts, size)
-        [(encode(source.rows(slice(i, i + 1))[0]) > 0).any(0) for i in every]
-    )
+    own = _codes(entry, range(entry.size), source)
+    feature, row = own.nonzero()
+    active = np.zeros((len(source.text), entry.size), bool)
+    active[row // (own.shape[1] // len(active)), feature] = True
     rng = np.random.default_rng(seed)
     features = np.flatnonzero(active.any(0))
     features = np.sort(rng.permutation(features)[: settings.features])
@@ -77,11 +80,7 @@ def measure(
     # in random order, so that those that there is time for are a sample
     order = np.random.default_rng(seed).permutation(len(features))
     todo = order[len(effects) :]
-    found = codes(
-        [Code(encode, entry.size, i) for i in features[todo].tolist()]
-        + [Code(other.trained.dictionary.encode, other.size, i) for i in partners[todo].tolist()],
-        source, "codes",
-    )  # fmt: skip
+    theirs = _codes(other, partners[todo].tolist(), source)
     model, started = source.lm.model, time.monotonic()
     saved = started
 
@@ -94,8 +93,11 @@ def measure(
             read = Read.of(source, used)
 
             def effect(at: int, used: Index = used, read: Read = read) -> list[float]:
-                i, both = todo[at], found[[at, at + len(todo)]].toarray()
-                ours, match = both.reshape(2, len(active), -1, 1)[:, chosen[i]]
+                i = todo[at]
+                ours, match = (
+                    row.toarray().reshape(len(active), -1, 1)[chosen[i]]
+                    for row in (own[[features[i]]], theirs[[at]])
+                )
                 without = -ours * entry.decoder[features[i]]
                 instead = without + match * other.decoder[partners[i]]
                 changed = read.changes(np.searchsorted(used, chosen[i]), [without, instead])
@@ -136,6 +138,12 @@ def _known(kept: Path, of: str) -> list[list[float]]:
     except UserError:
         return []
     return found["effects"] if found["of"] == of else []
+
+
+def _codes(entry: Entry, features: Sequence[int], source: Source) -> "csr_array":
+    """Codes of some features on all rows, (features, contexts * kept)."""
+    encode = entry.trained.dictionary.encode
+    return codes([Code(encode, entry.size, i) for i in features], source, entry.name)
 
 
 def _most_contexts(source: Source) -> int:
