@@ -40,7 +40,7 @@ from omegaconf import DictConfig, OmegaConf
 from sparse_dict.config import CONF_DIR
 from sparse_dict.errors import UserError
 from sparse_dict.launch.explain import in_one_line
-from sparse_dict.launch.jobs import MODULES, Job, compose_jobs, has_grid
+from sparse_dict.launch.jobs import Job, compose_jobs, has_grid, module
 from sparse_dict.launch.multirun import train_together
 from sparse_dict.machine import threads
 from sparse_dict.machine.interrupt import Interrupted
@@ -84,7 +84,7 @@ class EnsembleLauncher(Launcher):
             raise UserError(f"hydra/launcher={chosen} {wrong}")
         self.hydra_context = hydra_context
         self.config = config
-        self.stage = importlib.import_module(MODULES[config.hydra.job.name])
+        self.stage = module(config.hydra.job.name)
         if not hasattr(self.stage, "train_many"):
             raise UserError("hydra/launcher must be basic here: only train_sae.py has others")
 

@@ -181,10 +181,6 @@ def build(config: GPT2Tokenizer | BPETokenizer, data: DataConfig, cache_dir: Pat
     """The vocabulary that `config` asks for; a trained one is cached by corpus and settings."""
     if isinstance(config, GPT2Tokenizer):
         return _gpt2()
-    return _trained(config, data, cache_dir)
-
-
-def _trained(config: BPETokenizer, data: DataConfig, cache_dir: Path) -> Tokenizer:
     settings: dict[str, Any] = {
         "rules": BPE_RULES,
         "corpus": corpus.describe(data, cache_dir),
