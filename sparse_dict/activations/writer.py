@@ -255,12 +255,9 @@ def _read_whole(paths: list[Path], n: int, width: int, dtype: np.dtype[Any]) -> 
 
 def _refuse_unfit(rows: Rows, stored: Rows) -> None:
     """See that `rows` are finite as they are `stored`."""
-    if stored.dtype == np.float16:
-        # ten times as fast: exactly infinities and NaN have all bits of the exponent set
-        finite = not ((stored.view(np.int16) & 0x7C00) == 0x7C00).any()
-    else:
-        finite = bool(np.isfinite(stored).all())
-    if finite:
+    import torch  # ten times as fast as numpy with float16
+
+    if torch.stack(torch.from_numpy(stored).aminmax()).isfinite().all():
         return
     # of rows that are rounded already the harvest has seen that no value was infinite
     infinite = np.isinf(rows).any() and rows.dtype != np.float16

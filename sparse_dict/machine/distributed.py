@@ -67,9 +67,18 @@ def joined() -> Iterator[None]:
     if size() == 1:
         yield
         return
-    import torch.distributed
+    import torch
+    import torch.distributed as dist
 
-    _join()
+    # with NCCL, the default is gloo for tensors on the CPU and NCCL for those on the GPU
+    nccl = torch.cuda.is_available() and dist.is_nccl_available()
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    line = f"process {rank()}: waiting for {size()} processes at {where}\n"
+    in_background(  # the main thread handles signals and reports what it waits for
+        lambda: dist.init_process_group(None if nccl else "gloo", timeout=PATIENCE),
+        WAIT_S,
+        cache(lambda: sys.stderr.write(line)),
+    )
     try:
         yield
     except BaseException as error:
@@ -82,23 +91,7 @@ def joined() -> Iterator[None]:
     # DistributedDataParallel lies in reference cycles and holds the group; if that outlives the
     # interpreter, the group's threads abort the process after all its work is done.
     gc.collect()
-    torch.distributed.destroy_process_group()
-
-
-def _join() -> None:
-    """Join in another thread: the main one handles signals and reports what it waits for."""
-    import torch
-    import torch.distributed as dist
-
-    # with NCCL, the default is gloo for tensors on the CPU and NCCL for those on the GPU
-    nccl = torch.cuda.is_available() and dist.is_nccl_available()
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    line = f"process {rank()}: waiting for {size()} processes at {where}\n"
-    in_background(
-        lambda: dist.init_process_group(None if nccl else "gloo", timeout=PATIENCE),
-        WAIT_S,
-        cache(lambda: sys.stderr.write(line)),
-    )
+    dist.destroy_process_group()
 
 
 def barrier() -> None:
