@@ -84,7 +84,14 @@ def _of_hydra(error: Exception) -> str:
             "in quotes for the shell if it holds spaces, brackets or quotes"
         )
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
-        return _missing(str(error.missing_cfg_file), error.options)
+        path = str(error.missing_cfg_file)
+        group, _, choice = path.rpartition("/")
+        if path.startswith(SAMPLER) and not error.options:
+            return "hydra/sweeper=optuna needs Optuna: pip install -e '.[optuna]'"
+        # Hydra gives no options where a list names several choices of a group.
+        folder = f"{Path(sys.argv[0]).stem}/{group}" if group == "experiment" else group
+        there = sorted(error.options or choices(folder))
+        return f"no {group}={choice}{_did_you_mean(choice, there)} (choices: {', '.join(there)})"
     if isinstance(error, OmegaConfBaseException):
         return wrong_value(error)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
@@ -125,16 +132,6 @@ def _first_line(error: OmegaConfBaseException) -> str:
     if "missing mandatory value" in line:
         return f"no value: give {error.full_key}=..."
     return line
-
-
-def _missing(path: str, options: Iterable[str] | None) -> str:
-    group, _, choice = path.rpartition("/")
-    if path.startswith(SAMPLER) and not options:
-        return "hydra/sweeper=optuna needs Optuna: pip install -e '.[optuna]'"
-    # Hydra gives no options where a list names several choices of a group.
-    folder = f"{Path(sys.argv[0]).stem}/{group}" if group == "experiment" else group
-    there = sorted(options or choices(folder))
-    return f"no {group}={choice}{_did_you_mean(choice, there)} (choices: {', '.join(there)})"
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -64,10 +64,6 @@ def _damage(activations: Activations) -> UserError | None:
     return None
 
 
-def _open(config: TrainSAEConfig) -> Activations:
-    return _opened(*config.activations_dirs)
-
-
 def _record(config: TrainSAEConfig, activations: Activations) -> dict[str, Any]:
     return {"config": identity.record(config), "activations": activations.fingerprint}
 
@@ -78,7 +74,7 @@ def check(config: TrainSAEConfig, folder: Path) -> None:
     runtime.check_device(config.device)
     tracking.check(config.tracking)
     schedule.check(config)
-    activations = _open(config)
+    activations = _opened(*config.activations_dirs)
     config = settled(config, activations)
     training_rows(activations, config.training.eval_rows, config.training.batch_size)
     data = Data.of(config, activations)
@@ -139,7 +135,7 @@ def train_many(configs: list[TrainSAEConfig], folders_: list[Path]) -> list[Outc
         for i, (config, folder) in enumerate(zip(configs, folders_, strict=True)):
             try:
                 locks.enter_context(lock.holding(folder))
-                activations = _open(config)
+                activations = _opened(*config.activations_dirs)
                 config = settled(config, activations)
                 job = Job(config, folder, _record(config, activations))
                 if finished := OUTPUT.is_finished(folder, job.record, config):
@@ -164,7 +160,7 @@ def train_many(configs: list[TrainSAEConfig], folders_: list[Path]) -> list[Outc
         for number, group in enumerate(groups, start=1):
             if len(groups) > 1:
                 log.info("pass %d of %d: %d dictionaries", number, len(groups), len(group))
-            results = passes.train(group, _open(group[0].config))
+            results = passes.train(group, _opened(*group[0].config.activations_dirs))
             outcomes.update(zip(map(waiting.__getitem__, group), results, strict=True))
     return [outcomes[i] for i in range(len(configs))]
 

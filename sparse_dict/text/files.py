@@ -46,7 +46,11 @@ def documents(data: FilesData, _cache_dir: Path) -> Iterator[str]:
 def _documents(path: Path, column: str) -> Iterator[str]:
     match path.suffix.lower():
         case ".txt":
-            yield _read_txt(path)
+            try:
+                text = read_bytes(path, CUT).decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path} is not UTF-8 (byte {error.start})") from None
+            yield text.replace("\r\n", "\n").replace("\r", "\n")
         case ".jsonl":
             yield from read_jsonl(path, column)
         case ".parquet":
@@ -132,14 +136,6 @@ def _sha256(path: Path, _state: tuple[int, ...]) -> str:
     # A stage describes its corpus several times. The file is the same if its state is: the time of
     # the last change, unlike that of the last writing, cannot be set.
     return sha256_file(path)
-
-
-def _read_txt(path: Path) -> str:
-    try:
-        text = read_bytes(path, CUT).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start})") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
