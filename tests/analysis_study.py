@@ -53,7 +53,7 @@ def drawn(key: str, figure: Any, title: str, caption: str) -> page.Picture:
     """A figure that could be drawn, without its file."""
     figure.canvas.draw()
     figures.plt.close(figure)
-    return page.Picture(key, title, caption, b"")
+    return page.Picture(key, title, caption)
 
 
 def context_of(config: Any, draw: Any = drawn) -> Context:

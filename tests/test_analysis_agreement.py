@@ -7,7 +7,7 @@ from analysis_study import compared, directions, unit, write_dictionary, write_s
 from rounding import of_cosines
 
 from sparse_dict.analysis import frame, study
-from sparse_dict.analysis.claim import Sample, mean_of_means, over_pairs
+from sparse_dict.analysis.claim import Sample, estimates, mean_of_means
 from sparse_dict.analysis.measured import matched_pairs
 from sparse_dict.analysis.measures.two_dictionaries import match_features
 
@@ -66,7 +66,7 @@ def fake_pairs(rng: np.random.Generator, n_seeds: int, quality: float, noise: fl
 def test_intervals_over_seeds_hold_the_truth_though_pairs_have_seeds_in_common(n_seeds: int):
     rng, inside = np.random.default_rng(0), 0
     for _ in range(400):
-        found = over_pairs(fake_pairs(rng, n_seeds, 0.05, 0.01), mean_of_means)
+        found = estimates(fake_pairs(rng, n_seeds, 0.05, 0.01), mean_of_means)[0]
         inside += found.low < 0.5 < found.high
     assert found.over == f"{n_seeds} seeds"
     assert 0.92 < inside / 400 < 0.98

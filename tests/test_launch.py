@@ -181,7 +181,8 @@ def test_figures_do_not_depend_on_somebodys_matplotlib_settings(tmp_path: Path):
         "import hashlib, pathlib; from sparse_dict.launch import script\n"
         "def main():\n    from sparse_dict.analysis.report import figures\n"
         "    with figures.style():\n        figure, _ = figures.plt.subplots()\n"
-        "        print(hashlib.sha256(figures.save(figure, pathlib.Path(), 'x')).hexdigest())\n"
+        "        png = figures.save(figure, pathlib.Path(), 'x').read_bytes()\n"
+        "        print(hashlib.sha256(png).hexdigest())\n"
         "script.start(main)"
     )
     said = []

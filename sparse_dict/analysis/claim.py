@@ -348,13 +348,6 @@ def _numbers(number: Number, sizes: Sizes) -> list[float]:
     return np.ravel(number(sizes)).tolist()
 
 
-def over_pairs(
-    samples: Sequence[Sample], number: Callable[[Sizes], float], with_interval: bool = True
-) -> Estimate:
-    """A number of pairs of dictionaries, as `estimates` makes it."""
-    return estimates(samples, number, with_interval)[0]
-
-
 def estimates(
     samples: Sequence[Sample], number: Number, with_interval: bool = True
 ) -> list[Estimate]:

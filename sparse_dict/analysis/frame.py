@@ -218,5 +218,5 @@ def _part(context: Context, analysis: Analysis) -> Section | None:
         for half in context.made[name]:
             (context.folder / half).unlink()
         return section
-    context.parts[name] = Part(sorted(context.made[name]), section)
+    context.parts[name] = Part.of(context.made[name], section)
     return section

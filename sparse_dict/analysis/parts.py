@@ -4,22 +4,16 @@ A part holds as long as the dictionaries and how they are compared are the same;
 make it anew keeps it.
 """
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from sparse_dict.analysis.report import page
-from sparse_dict.analysis.report.page import Block, Section
+from sparse_dict.analysis.report.page import Block, Link, Markup, Section
 from sparse_dict.errors import MALFORMED, UserError
 from sparse_dict.storage import files
 
 RECORD = "sections.json"  # in the analysis' folder: all parts, and what they were made of
-KINDS = {kind.kind: kind for kind in (page.Picture, page.Table, page.Link, page.Notes, page.Code)}
 
 
 @dataclass(frozen=True)
@@ -27,7 +21,24 @@ class Part:
     """What one analysis made."""
 
     files: list[str]  # their names in the analysis' folder
-    section: Section | None
+    title: str | None  # of its section; None: it has none
+    html: str = ""  # of that section; pictures by their files' names
+
+    @classmethod
+    def of(cls, files: Iterable[str], section: Section | None) -> "Part":
+        """With a section; what a script draws is, when it is kept, a link to its page."""
+        if section is None:
+            return cls(sorted(files), None)
+        blocks: list[Block] = [
+            Link("The page that shows this part", b.page) if isinstance(b, Markup) else b
+            for b in section.blocks
+        ]
+        return cls(sorted(files), section.title, Section(section.title, blocks).html)
+
+    @property
+    def section(self) -> Section | None:
+        """Its section as it was."""
+        return None if self.title is None else Section(self.title, [Markup(self.html)])
 
 
 def files_in(folder: Path) -> set[str]:
@@ -37,56 +48,22 @@ def files_in(folder: Path) -> set[str]:
 
 def write(folder: Path, parts: Mapping[str, Part], of: str) -> None:
     """Write the parts that were made `of` this fingerprint."""
-    written = {
-        name: {
-            "files": part.files,
-            "title": part.section and part.section.title,
-            "blocks": [_plain(block) for block in part.section.blocks] if part.section else [],
-        }
-        for name, part in parts.items()
-    }
+    written = {name: asdict(part) for name, part in parts.items()}
     files.write_json(folder / RECORD, {"of": of, "parts": written})
 
 
-def kept(folder: Path, of: str, recorded: Collection[str]) -> dict[str, Part]:
-    """The parts of a finished analysis that were made of the same; without `recorded` files, none.
+def kept(folder: Path, of: str, recorded: Mapping[str, str]) -> dict[str, Part]:
+    """The parts of a finished analysis that were made of the same, all files of which are there.
 
-    What is damaged is made anew like the rest.
+    By the hashes that are `recorded`, without which there are none; what is damaged is made anew.
     """
-    found: dict[str, Part] = {}
     with suppress(UserError, OSError, *MALFORMED):
-        record = files.read_json(folder / RECORD)
-        for name, part in record["parts"].items() if record["of"] == of else ():
-            if all(file in recorded and (folder / file).is_file() for file in part["files"]):
-                blocks = [_block(folder, block) for block in part["blocks"]]
-                section = None if part["title"] is None else Section(part["title"], blocks)
-                found[name] = Part(part["files"], section)
-    return found
-
-
-def _plain(block: Block) -> Any:
-    """A block as JSON; what is drawn by a script is, when it is kept, a link to its page."""
-    if isinstance(block, str):
-        return block
-    if isinstance(block, page.Markup):
-        block = page.Link("The page that shows this part", block.page)
-    values = {"kind": block.kind, **vars(block)}
-    values.pop("png", None)
-    if isinstance(block, page.Table):
-        text = values.pop("frame").to_json(orient="split", index=False, double_precision=15)
-        values |= json.loads(text)
-    return values
-
-
-def _block(folder: Path, block: Any) -> Block:
-    """A block as it was; pictures are read from their files."""
-    if isinstance(block, str):
-        return block
-    values = dict(block)
-    kind: Any = KINDS[values.pop("kind")]
-    if kind is page.Picture:
-        values["png"] = (folder / f"{values['key']}.png").read_bytes()
-    if kind is page.Table:
-        values["frame"] = pd.DataFrame(values.pop("data"), columns=values.pop("columns"))
-    found: Block = kind(**values)
-    return found
+        record = files.read_json(path := folder / RECORD)
+        if record["of"] == of and recorded[RECORD] == files.sha256_file(path):
+            parts = {name: Part(**part) for name, part in record["parts"].items()}
+            return {
+                name: part
+                for name, part in parts.items()
+                if all(file in recorded and (folder / file).is_file() for file in part.files)
+            }
+    return {}

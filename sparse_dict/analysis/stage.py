@@ -118,9 +118,8 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
     earlier: Mapping[str, Any] = (_made_from(home) or {}).get("sha256") or {}
 
     def draw(key: str, figure: "Figure", title: str, caption: str) -> "Picture":
-        png = figures.save(figure, folder, key)
-        tracker.log({key: folder / f"{key}.png"})
-        return page.Picture(key, title, caption, png)
+        tracker.log({key: figures.save(figure, folder, key)})
+        return page.Picture(key, title, caption)
 
     context = _loaded(config, draw)
     study, compared = context.study, context.fingerprints
@@ -140,7 +139,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
         for key, table in tables.items():
             files.write_text(folder / f"{key}.csv", table.to_csv(index=False))
         for key, section in sections.items():
-            for shown in section.tables() if key in context.parts or key not in kept else ():
+            for shown in section.tables():
                 columns = [str(column) for column in shown.frame.columns]
                 tracker.table(f"{key}/{shown.key}", columns, shown.frame.itertuples(index=False))
         tracker.summary(tracked.summary(context))
@@ -151,7 +150,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
         )
         title = f"Sparse dictionaries of the study {config.name}"
         text = page.render(title, subtitle, list(sections.values()), sentences, alarm)
-        files.write_text(folder / "report.html", text)
+        files.write_text(folder / "report.html", page.embedded(text, folder, home))
         parts.write(folder, dict(sorted({**kept, **context.parts}.items())), of)
         still = [name for key in kept.keys() - context.parts.keys() for name in kept[key].files]
         made = sorted(parts.files_in(folder))

@@ -61,14 +61,14 @@ def style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, folder: Path, key: str) -> bytes:
-    """Write `key`.png (150 dpi) and `key`.svg atomically, close the figure, return the PNG."""
+def save(figure: Figure, folder: Path, key: str) -> Path:
+    """Write `key`.png (150 dpi), which is returned, and `key`.svg atomically; close the figure."""
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         with files.replacing(folder / f"{key}.{kind}") as temporary:
             figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
         figure.set_layout_engine("none")  # all stays where it is: laying out takes half the time
     plt.close(figure)
-    return (folder / f"{key}.png").read_bytes()
+    return folder / f"{key}.png"
 
 
 def titled(study: Tables) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -35,24 +36,12 @@ TEMPLATES = templates(FOLDER)
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the report; `png` is embedded, `key` names the files beside the report."""
+    """A figure of the report; `key` names the files beside it, of which the PNG is embedded."""
 
     kind: ClassVar = "picture"
     key: str
     title: str
     caption: str
-    png: bytes
-
-    @property
-    def data(self) -> str:
-        """The PNG in base64."""
-        return base64.b64encode(self.png).decode("ascii")
-
-    @property
-    def width(self) -> str:
-        """The share of the text's width that makes letters alike in all figures."""
-        pixels = int.from_bytes(self.png[16:20], "big")  # from the PNG's header
-        return f"{min(1.0, pixels / PAGE_PIXELS):.1%}"
 
 
 @dataclass(frozen=True)
@@ -134,9 +123,9 @@ class Markup:
 
     kind: ClassVar = "markup"
     html: str
-    style: str
-    script: str
-    page: str  # a file beside the report that shows the same
+    style: str = ""
+    script: str = ""
+    page: str = ""  # a file beside the report that shows the same
 
 
 Block = str | Picture | Table | Link | Notes | Code | Markup
@@ -158,6 +147,11 @@ class Section:
         """Its tables, in order."""
         return [block for block in self.blocks if isinstance(block, Table)]
 
+    @property
+    def html(self) -> Safe:
+        """What stands below the heading; of pictures the names alone."""
+        return Safe(TEMPLATES.get_template("section.html.jinja").render(blocks=self.blocks))
+
 
 def render(
     title: str,
@@ -171,9 +165,28 @@ def render(
     body = template.render(
         title=title, subtitle=subtitle, sections=sections, lead=lead, alarm=alarm
     )
-    drawn = [b for section in sections for b in section.blocks if isinstance(b, Markup)]
+    of = (block for section in sections for block in section.blocks)
+    drawn = [block for block in of if isinstance(block, Markup) and block.script]
     style = (FOLDER / "report.css").read_text(encoding="utf-8")
     return page(title, body, [style, *(d.style for d in drawn)], [d.script for d in drawn])
+
+
+def embedded(html: str, *folders: Path) -> str:
+    """A page with its pictures inside, numbered, of files in one of the folders.
+
+    Each has the share of the text's width that makes letters alike in all figures.
+    """
+    numbers = count(1)
+
+    def inside(found: re.Match[str]) -> str:
+        png = next(f / found[2] for f in folders if (f / found[2]).exists()).read_bytes()
+        pixels = int.from_bytes(png[16:20], "big")  # from the PNG's header
+        width, data = min(1.0, pixels / PAGE_PIXELS), base64.b64encode(png).decode("ascii")
+        image = f'<img width="{width:.1%}" {found[1]} src="data:image/png;base64,{data}">'
+        return f"{image}{found[3]} {next(numbers)}"
+
+    picture = r'<img (alt="[^"]*") src="(\w+\.png)">(\n<figcaption><b>Figure)'
+    return re.sub(picture, inside, html)
 
 
 def page(title: str, body: str, styles: Sequence[str], scripts: Sequence[str]) -> str:

@@ -106,7 +106,10 @@ def show(context: Context) -> Iterator[Block]:
     """Every site and the next; then other studies."""
     others = context.tables.others
     if context.study.beside:
-        every = of_sites(context)
+        every, order = context.tables.dictionaries, [one.at for one in everywhere(context.study)]
+        shown = every["site"].map({at: one.family for at, one in context.comparisons.items()})
+        every = every[every["family"] == shown]
+        every = every.sort_values("site", key=lambda at: at.map(order.index), kind="stable")
         larger = every[every["next_size"] > 0].assign(panel=every["site"])
         yield (
             f"All other sections are about {context.study.at}, one of {every['site'].nunique()} "
@@ -133,14 +136,6 @@ def show(context: Context) -> Iterator[Block]:
             yield context.figure("studies", draw_studies(maps, table))
             yield Table("Maps between activations", maps)
             yield Table("Agreement after each map", table, fold=len(table) > 24)
-
-
-def of_sites(context: Context) -> pd.DataFrame:
-    """The dictionaries of each site's main family, in the order of the sites."""
-    every, order = context.tables.dictionaries, [one.at for one in everywhere(context.study)]
-    shown = every["site"].map({at: one.family for at, one in context.comparisons.items()})
-    own = every[every["family"] == shown]
-    return own.sort_values("site", key=lambda at: at.map(order.index), kind="stable")
 
 
 def draw_sites(table: pd.DataFrame) -> Figure:

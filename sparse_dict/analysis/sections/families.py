@@ -14,7 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis.claim import Sizes, mean_of_means, over_pairs, samples
+from sparse_dict.analysis.claim import Sizes, estimates, mean_of_means, samples
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures.intervals import Estimate
@@ -74,7 +74,8 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
 
 def _over(pairs: pd.DataFrame, column: str, number: Callable[[Sizes], float]) -> Estimate:
     """A number of groups (family, level) of pairs, with L0 and a measure."""
-    return over_pairs(samples(pairs, pairs[["l0", column]], GROUP), number, column in OF_PAIRS)
+    of = samples(pairs, pairs[["l0", column]], GROUP)
+    return estimates(of, number, column in OF_PAIRS)[0]
 
 
 def read_off(family: str, l0: float, groups: Sizes) -> float:
@@ -100,7 +101,7 @@ def show(context: Context) -> Iterator[Block]:
     yield context.figure("families", panels(known, pairs, study.about.d_in))
     shares = []
     for kind, part in pairs.groupby("kind", sort=False):
-        found = over_pairs(samples(part, part["same"], "size"), mean_of_means)
+        found = estimates(samples(part, part["same"], "size"), mean_of_means)[0]
         shares.append(f"{kind!s}: {found:.0%} over {found.over}")
     means = "Features that another seed learned too, mean over sizes with a 95 % interval: "
     none = MISSING.format("each kind has one seed, so seeds are not compared")

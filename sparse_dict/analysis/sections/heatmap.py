@@ -15,7 +15,7 @@ from sparse_dict.analysis.claim import (
     Lies,
     Need,
     Sizes,
-    over_pairs,
+    estimates,
     samples,
 )
 from sparse_dict.analysis.comparison import GAUSSIAN, VARIANTS, Comparison, Variant
@@ -99,7 +99,7 @@ def _interior(study: Tables) -> Found:
         of = [[v.mean() for (level, _), v in groups.items() if level == at] for at in (best, end)]
         return float(np.mean(of[0]) - np.mean(of[1]))
 
-    found = over_pairs(samples(here, here["mcs"].dropna(), ["level", "size"]), less)
+    found = estimates(samples(here, here["mcs"].dropna(), ["level", "size"]), less)[0]
     told = f"best at {setting('l1', best)}, {found.value:+.3f} against the better end"
     return Found(told, estimate=found)
 

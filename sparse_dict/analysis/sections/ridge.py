@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need
@@ -15,6 +14,7 @@ from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import ridge
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.figures import RED
 from sparse_dict.analysis.report.page import MISSING, Block, Table
 from sparse_dict.analysis.sections.heatmap import by_family
 from sparse_dict.analysis.study import number
@@ -54,28 +54,25 @@ def show(context: Context) -> Iterator[Block]:
     yield Table("Peaks", table.rename(columns=names), fold=len(table) > 12)
 
 
-def _named(row: Any, none: str = "") -> str:
-    """A family, and the slope of its ridge, if it has one, in a line of its own."""
-    known = np.isfinite(row.slope)
-    slope = f"\nslope {row.slope:.2f} [{row.low:.2f}, {row.high:.2f}]" if known else ""
-    return f"{row.family or none}{slope}"
+def named(row: Any, none: str) -> str:
+    """A family, and the slope of its ridge, if it has one."""
+    slope = f"slope {row.slope:.2f} [{row.low:.2f}, {row.high:.2f}]"
+    return f"{row.family or none}{f'; {slope}' if np.isfinite(row.slope) else ''}"
 
 
 def best_l1(ridges: pd.DataFrame, peaks: pd.DataFrame, grid: list[float]) -> Figure:
     """Where MMCS peaks: L1 against dictionary size, with the fitted line (figs. 4 and 5)."""
-    figure, axes = figures.grid(1, 1, max(3.2, 0.6 + 0.34 * len(ridges)))
-    axis: Axes = axes[0, 0]
+    figure, ((axis,),) = figures.grid(1, 1, max(3.2, 0.6 + 0.34 * len(ridges)))
     # The colour-blind palette has ten colours.
     palette = sns.color_palette("colorblind" if len(ridges) <= 10 else "husl", len(ridges)).as_hex()
     rows: Iterable[Any] = ridges.itertuples()
     for row, colour in zip(rows, palette, strict=True):
         of = peaks[peaks["family"] == row.family]
-        if np.isfinite(row.slope):
-            axis.plot(of["size"], np.exp(row.intercept) * of["size"] ** row.slope, color=colour)
-        for inside, part in of.groupby("interior"):
-            axis.plot(part["size"], part["l1"], "o", color=colour, ms=5,
-                      mfc=colour if inside else "none")  # fmt: skip
-        axis.plot([], [], "o", color=colour, ms=5, label=_named(row, "best L1"))
+        axis.plot(of["size"], np.exp(row.intercept) * of["size"] ** row.slope, color=colour)
+        filled = np.where(of["interior"], colour, "none")
+        axis.scatter(of["size"], of["l1"], s=25, c=filled, edgecolors=colour, zorder=2)
+        label = named(row, "best L1").replace("; ", "\n")
+        axis.plot([], [], "o", color=colour, ms=5, label=label)
     figures.size_axis(axis, sorted(peaks["size"].unique()))
     ticks = grid[:: -(-len(grid) // 9)]
     axis.set(
@@ -92,31 +89,23 @@ def ridge_heatmaps(
     known: pd.DataFrame, ridges: pd.DataFrame, peaks: pd.DataFrame, shown: str
 ) -> Figure:
     """MMCS by size and L1, a panel per ridge, with its peaks and its line (figs. 4 and 5)."""
-    tables = [
-        known[known["family"] == family].pivot_table(index="size", columns="l1", values="mmcs")
-        for family in ridges["family"]
-    ]
-    widths = [len(table.columns) for table in tables]
-    figure, axes = figures.grid(1, len(tables), 1.7 + 0.42 * len(tables[0]), width_ratios=widths)
-    rows: Iterable[Any] = ridges.itertuples()
-    for axis, row, table in zip(axes[0], rows, tables, strict=True):
-        figures.heat(axis, table, ".2f")
+    rows: list[Any] = [*ridges.itertuples()]
+    parts = [known[known["family"] == row.family] for row in rows]
+    panels = [p.assign(panel=named(row, "plain")) for p, row in zip(parts, rows, strict=True)]
+    title = f"MMCS with larger dictionaries\n{shown}"
+    figure = figures.heatmaps(pd.concat(panels), "mmcs", title, "MMCS", ".2f")
+    for axis, row, part in zip(figure.axes, rows, parts, strict=False):
+        of = peaks[peaks["family"] == row.family]
+        sizes, levels = (np.unique(part[column]) for column in ("size", "level"))
         # Cells are one wide with their centres at .5, so logarithms become positions by rank.
-        ranks, places = np.arange(len(table.columns)) + 0.5, np.arange(len(table)) + 0.83
-        grid, look = np.log(table.columns.to_numpy(float)), {"color": figures.RED, "ms": 5}
-        for inside, of in peaks[peaks["family"] == row.family].groupby("interior"):
-            at = (
-                np.interp(np.log(of["l1"]), grid, ranks),
-                places[table.index.get_indexer(of["size"])],
-            )
-            axis.plot(*at, "o", mfc=figures.RED if inside else "none", clip_on=False, **look)
-        line = row.intercept + row.slope * np.log(table.index.to_numpy(float))
-        xs = np.interp(line, grid, ranks, left=np.nan, right=np.nan)
-        axis.plot(xs, places, color=figures.RED, lw=1.2)
-        axis.set(title=_named(row), xlabel="L1 coefficient")
-        axis.set_ylabel("dictionary size" if axis is axes[0, 0] else "")
-        axis.tick_params(axis="x", rotation=45)
-    figure.suptitle(f"MMCS with larger dictionaries\n{shown}")
+        ends = {"xp": np.log(levels), "fp": np.arange(len(levels)) + 0.5}
+        places = np.arange(len(sizes)) + 0.83
+        at, filled = np.interp(np.log(of["l1"]), **ends), np.where(of["interior"], RED, "none")
+        up = places[np.searchsorted(sizes, of["size"])]
+        axis.scatter(at, up, s=25, c=filled, edgecolors=RED, clip_on=False)
+        line = row.intercept + row.slope * np.log(sizes)
+        xs = np.interp(line, **ends, left=np.nan, right=np.nan)
+        axis.plot(xs, places, color=RED, lw=1.2)
     return figure
 
 

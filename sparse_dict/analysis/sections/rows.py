@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis.claim import TRAIN, Claim, Lies, Need, mean_of_means, over_pairs, samples
+from sparse_dict.analysis.claim import TRAIN, Claim, Lies, Need, estimates, mean_of_means, samples
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
@@ -37,7 +37,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         }  # fmt: skip
         before = context.at_step_0(one["dictionary"], one["second"])
         for (key, value), start in zip(MEASURES.items(), before, strict=True):
-            found = over_pairs(samples(group, group[value], "size"), mean_of_means)
+            found = estimates(samples(group, group[value], "size"), mean_of_means)[0]
             row |= found.columns(key) | {f"{key}_at_step_0": start}
         rows.append(row)
     return {"rows": pd.DataFrame(rows)}
@@ -67,8 +67,7 @@ def draw(study: Tables, table: pd.DataFrame) -> Figure:
         start = f"{name}_at_step_0"
         sns.scatterplot(table, x="size", y=start, marker="x", legend=False, ax=axis, **look)
         axis.set(ylim=(-0.03, 1.05), ylabel="")
-    random = random_pw_mcc(study.about.d_in, {*table["size"]})
-    figures.chance(axes[0], {"random": random})
+    figures.chance(axes[0], {"random": random_pw_mcc(study.about.d_in, {*table["size"]})})
     return figures.below(figure, axes[0], 4)
 
 

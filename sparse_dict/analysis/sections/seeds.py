@@ -8,16 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis.claim import (
-    TRAIN,
-    Claim,
-    Found,
-    Lies,
-    Need,
-    Sizes,
-    estimates,
-    samples,
-)
+from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need, Sizes, estimates, samples
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
 from sparse_dict.analysis.report import figures, frequency
@@ -49,15 +40,8 @@ def show(context: Context) -> Iterator[Block]:
             )
         return
     own = pairs[pairs["family"] == study.about.family]
-    shown = own if len(own) else pairs
-    several_families = known["family"].nunique() > 1
-    kind = f"Shown: {study.about.family}." if several_families else ""
-    yield context.figure("agreement_seeds", draw(study, shown), kind)
-    yield Table("Pairs of seeds", listed(pairs), fold=pairs["dictionary"].nunique() > 12)
-
-
-def listed(pairs: pd.DataFrame) -> pd.DataFrame:
-    """PW-MCC and shared fraction of each pair."""
+    kind = f"Shown: {study.about.family}." if known["family"].nunique() > 1 else ""
+    yield context.figure("agreement_seeds", draw(study, own if len(own) else pairs), kind)
     each = pairs.groupby(["dictionary", "second"], sort=False)
     ones, means = each.first(), each[["cosine", "same"]].mean()
     columns = {
@@ -66,7 +50,7 @@ def listed(pairs: pd.DataFrame) -> pd.DataFrame:
         "seeds": ones["seed"].astype(str) + ", " + ones["other_seed"].astype(str),
         "l0": ones["l0"], "pw_mcc": means["cosine"], "shared_fraction": means["same"],
     }  # fmt: skip
-    return pd.DataFrame(columns).reset_index(drop=True)
+    yield Table("Pairs of seeds", pd.DataFrame(columns), fold=pairs["dictionary"].nunique() > 12)
 
 
 def draw(study: Tables, pairs: pd.DataFrame) -> Figure:
@@ -81,8 +65,7 @@ def draw(study: Tables, pairs: pd.DataFrame) -> Figure:
     axes = figures.panels(left, rows, {"cosine": "PW-MCC", "same": "shared fraction"}, **look)
     for axis in left:
         axis.set_ylim(0, 1.03)
-    random = random_pw_mcc(study.about.d_in, {*rows["size"]})
-    figures.chance(axes["cosine"], {"random": random})
+    figures.chance(axes["cosine"], {"random": random_pw_mcc(study.about.d_in, {*rows["size"]})})
     frequency.draw(right, study.main_pairs if len(study.main_pairs) else pairs, "same", "plasma")
     right.set(xlabel="share of rows active", title="shared fraction by frequency")
     figures.below(figure, left[0], 3, f"{LABELS[pairs['axis'].iloc[0]]} (left and middle)", "left")
@@ -109,10 +92,6 @@ def _by_third(sizes: Sizes) -> list[float]:
     parts = [[v[v[:, 1] == often, 0] for v in sizes.values()] for often in (1, 0)]
     upper, lower = (np.mean([p.sum() / (len(p) or np.nan) for p in of]) for of in parts)
     return [upper - lower, upper, lower]
-
-
-def _fall(sizes: Sizes) -> float:
-    return float(sizes[min(sizes)].mean() - sizes[max(sizes)].mean())
 
 
 def _kinds(value: str, sign: int, form: str, study: Tables) -> Found:
@@ -166,9 +145,12 @@ OfKinds: Callable[..., Claim] = partial(
 ENDS = "size == size.min() or size == size.max()"
 CLAIMS = (
     OnPairs("shared_across_seeds", "same", Lies(0.5)),
-    OnPairs("shared_falls_with_size", "same", Lies(0), _fall, where=ENDS, sizes=2),
+    OnPairs(
+        "shared_falls_with_size", "same", Lies(0), where=ENDS, sizes=2,
+        number=lambda sizes: sizes[min(sizes)].mean() - sizes[max(sizes)].mean(),
+    ),
     OnPairs("shared_rises_with_frequency", _thirds, Lies(0), _by_third, bars={"fewest": FEWEST}),
     OfKinds("relu_steadier_than_topk", judge=partial(_kinds, "same", 1, "{:.0%}")),
     # Abstract of arXiv 2505.20254: about .80 for TopK, as the reward of the right architecture.
     OfKinds("topk_higher_pw_mcc", judge=partial(_kinds, "cosine", -1, "{:.2f}")),
-)
+)  # fmt: skip

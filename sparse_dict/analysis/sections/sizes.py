@@ -15,7 +15,6 @@ from sparse_dict.analysis.claim import LARGER, TRAIN, Claim, Lies, Need, Sizes, 
 from sparse_dict.analysis.comparison import MATCHING, Variant
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.tables import Tables
@@ -88,10 +87,6 @@ def _halves(sizes: Sizes) -> list[float]:
     return [*slopes, *(half[end] for half in halves for end in (0, -1))]
 
 
-def _level(level: Estimate, rises: Estimate, *_: Estimate) -> str:
-    return both(Lies(STEEP)(rises), Lies(-STEEP, STEEP)(level))
-
-
 def _powers(sizes: Sizes) -> list[float]:
     """Slopes of ln number on ln size: unrelated features less near ones, and both."""
     # Half a feature is added because a resample may hold none, which has no logarithm.
@@ -113,14 +108,6 @@ def _most(features: pd.DataFrame) -> "pd.Series[Any]":
     return (features["own"] / features["d_in"]).where(features["size"] == most)
 
 
-def _total(sizes: Sizes) -> float:
-    return sum(values.sum() for values in sizes.values())
-
-
-def _more(sizes: Sizes) -> float:
-    return sizes[max(sizes)].sum() - sizes[min(sizes)].sum()
-
-
 WIDER = Need(
     "dictionaries wider than the activations, and larger ones",
     f"{TRAIN}sae.dict_size=256,512,1024",
@@ -128,21 +115,25 @@ WIDER = Need(
 )
 IN_4096 = "next_size == 4096"
 CLAIMS = (
-    Claim("more_than_dimensions", _most, Lies(1), _total, needs=(LARGER, WIDER)),
-    Claim("mmcs_rises_then_level", "next_mcs", _level, _halves, sizes=3, bars={"steep": STEEP}),
+    Claim(
+        "more_than_dimensions", _most, Lies(1), needs=(LARGER, WIDER),
+        number=lambda sizes: sum(values.sum() for values in sizes.values()),
+    ),
+    Claim(
+        "mmcs_rises_then_level", "next_mcs", number=_halves, sizes=3, bars={"steep": STEEP},
+        rule=lambda level, up, *_: both(Lies(STEEP)(up), Lies(-STEEP, STEEP)(level)),
+    ),
     Claim("mmcs_falls_with_size", "next_mcs", Lies(high=0), slope, sizes=2),
     Claim("nearly_identical_at_512", "near", Lies(MOST), at=(512,)),
     Claim("no_analogue_at_2048", "unrelated", Lies(MOST), at=(2048,), where=IN_4096),
     Claim(
-        "no_analogue_dead_at_2048",
-        "~alive",
-        Lies(0.25),
-        at=(2048,),
-        where=f"unrelated and {IN_4096}",
-        fewest=20,
-        living=False,
+        "no_analogue_dead_at_2048", "~alive", Lies(0.25), at=(2048,),
+        where=f"unrelated and {IN_4096}", fewest=20, living=False,
     ),
-    Claim("more_similar_at_2048", "near", Lies(0), _more, at=(512, 2048)),
+    Claim(
+        "more_similar_at_2048", "near", Lies(0), at=(512, 2048),
+        number=lambda sizes: sizes[max(sizes)].sum() - sizes[min(sizes)].sum(),
+    ),
     Claim("similar_grow_slower", _both_sorts, Lies(0), _powers, sizes=3, bars={"fewest": FEWEST}),
-)
+)  # fmt: skip
 ANALYSIS = Analysis("sizes", show, CLAIMS, needs=(LARGER,))

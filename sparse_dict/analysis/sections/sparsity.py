@@ -14,7 +14,6 @@ from sparse_dict.analysis.claim import LARGER, Array, Claim, Lies, Sizes, verdic
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures.effective_neurons import outliers, random_simpson, random_spread
-from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Notes, Table
 
@@ -49,11 +48,12 @@ def show(context: Context) -> Iterator[Block]:
     }  # fmt: skip
     means = known.groupby(["size", "MCS"], sort=False).agg(**numbers)
     yield Table("Means", means.reset_index())
+    known = study.shown.assign(neurons=study.shown["neurons"].where(study.shown["mcs"].notna()))
     odd = [
         f"{name}, feature {row.feature}: {row.neurons:.1f} effective neurons, MCS {row.mcs:.2f}, "
         f"active on {row.frequency:.2%} of rows"
-        for name, part in study.shown.groupby("dictionary", sort=False)
-        for row in part.iloc[_outliers(part)].itertuples()
+        for name, part in known.groupby("dictionary", sort=False)
+        for row in part.iloc[outliers(part["neurons"].to_numpy())[:4]].itertuples()
     ]
     if odd:
         yield (
@@ -61,10 +61,6 @@ def show(context: Context) -> Iterator[Block]:
             "(the four most extreme of each):"
         )
         yield Notes(odd)
-
-
-def _outliers(part: pd.DataFrame) -> Array:
-    return outliers(part["neurons"].where(part["mcs"].notna()).to_numpy())[:4]
 
 
 def draw(known: pd.DataFrame, d: int) -> Figure:
@@ -134,20 +130,20 @@ def _on_few(sizes: Sizes) -> list[float]:
     return [_mean(found < FEW * random), (found < FEW * random).sum(), len(found)]
 
 
-def _a_few(share: Estimate, n: Estimate, _every: Estimate) -> str:
-    return verdict(bool(n.value) and share.high < RARE, not n.value or share.low > RARE)
-
-
-def _beyond(_less: Estimate, beyond: Estimate, *_: Estimate) -> str:
-    return Lies(0)(beyond)
-
-
 OfSorts: Callable[..., Claim] = partial(
     Claim, values=_known, bars={"margin": MARGIN, "few": FEW, "rare": RARE, "fewest": FEWEST}
 )
 CLAIMS = (
-    OfSorts("neurons_high_vs_random", rule=_beyond, number=_against_random),
+    OfSorts(
+        "neurons_high_vs_random", rule=lambda _, beyond, *__: Lies(0)(beyond),
+        number=_against_random,
+    ),
     OfSorts("neurons_high_vs_low", rule=Lies(0), number=_against_others),
-    OfSorts("neuron_outliers", rule=_a_few, number=_on_few),
-)
+    OfSorts(
+        "neuron_outliers", number=_on_few,
+        rule=lambda few, n, _: verdict(
+            bool(n.value) and few.high < RARE, not n.value or few.low > RARE
+        ),
+    ),
+)  # fmt: skip
 ANALYSIS = Analysis("sparsity", show, CLAIMS, needs=(LARGER,))

@@ -34,6 +34,8 @@ PANELS = {  # titles and formats of heat maps
     "dead": ("share of dead features", ".0%"),
 }
 
+COLUMNS = ["dictionary", "truth_mmcs", "truth_found", "larger_mmcs", "fvu", "l0", "dead"]
+
 
 def is_toy(context: Context) -> bool:
     """Whether the features of the study's activations are known."""
@@ -64,16 +66,9 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     decoders = {entry.name: entry.decoder for entry in context.study.entries}
     mcs = {name: max_cosine(true, rows, settings.block_rows) for name, rows in decoders.items()}
     each = pd.DataFrame(mcs, dtype=np.float64)  # a row a true feature, a column a dictionary
-    found = pd.DataFrame(
-        {
-            "truth_mmcs": each.mean(),
-            "truth_found": (each > settings.threshold).mean(),
-            "truth_gaussian": {
-                name: gaussian_rows.mmcs(true, rows, settings.block_rows)
-                for name, rows in decoders.items()
-            },
-        }
-    )
+    like = {n: gaussian_rows.mmcs(true, rows, settings.block_rows) for n, rows in decoders.items()}
+    columns = {"truth_mmcs": each.mean(), "truth_found": (each > settings.threshold).mean()}
+    found = pd.DataFrame(columns | {"truth_gaussian": like})
     found = found.rename_axis("dictionary").reset_index()
     beside = ["dictionary", "family", "axis", "level", "size", "seed", "mmcs", "fvu", "l0", "dead"]
     table = context.tables.dictionaries[beside].merge(found)
@@ -108,8 +103,7 @@ def show(context: Context) -> Iterator[Block]:
         yield context.figure("truth_predictor", figure)
         title = "Correlation of the two, with 95 % intervals over dictionaries"
         yield Table(title, predictions(frame, n))
-    columns = ["dictionary", "truth_mmcs", "truth_found", "mmcs", "fvu", "l0", "dead"]
-    table = frame[columns].rename(columns={"mmcs": "larger_mmcs"})
+    table = frame.rename(columns={"mmcs": "larger_mmcs"})[COLUMNS]
     yield Table("All dictionaries against the truth", table, fold=len(table) > 12)
 
 
@@ -199,12 +193,8 @@ ENOUGH = Need(
 CLAIMS = (
     Claim("truth_found", rule=Lies(0.9), judge=_found, needs=(), of_all=True),
     Claim(
-        "truth_predicted",
-        rule=Lies(0.5),
-        judge=_predicted,
-        needs=(ENOUGH,),
-        of_all=True,
+        "truth_predicted", rule=Lies(0.5), judge=_predicted, needs=(ENOUGH,), of_all=True,
         fewest=FEWEST,
     ),
-)
+)  # fmt: skip
 ANALYSIS = Analysis("truth", show, CLAIMS, measure, applies=is_toy)

@@ -65,15 +65,16 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         of |= {"size": entry.size, "next_size": larger.size, "seed": entry.seed}
         for seen in common:
             one, other = normalised(own[seen]), normalised(others[seen])
-            if comparison.shown.matching == "max":
-                mcs = max_cosine(one, other, block)
-            else:  # one to one; snapshots have no encoder, so no codes
-                mcs = match(one, other)[1]
-            steps = seen / entry.metrics["config"]["training"]["batch_size"]
-            numbers = {"seen": seen, "steps": steps, "mmcs": float(mcs.mean())}
-            numbers["random_mmcs"] = random_directions.max_mean(one.shape[1], larger.size)
-            numbers["gaussian_mmcs"] = gaussian_rows.mmcs(one, other, block)
-            numbers |= {"n_above": (mcs > bar).sum(), "share_above": (mcs > bar).mean()}
+            # one to one without codes: snapshots have no encoder
+            plain = comparison.shown.matching == "max"
+            mcs = max_cosine(one, other, block) if plain else match(one, other)[1]
+            numbers = {
+                "seen": seen, "steps": seen / entry.metrics["config"]["training"]["batch_size"],
+                "mmcs": float(mcs.mean()),
+                "random_mmcs": random_directions.max_mean(one.shape[1], larger.size),
+                "gaussian_mmcs": gaussian_rows.mmcs(one, other, block),
+                "n_above": (mcs > bar).sum(), "share_above": (mcs > bar).mean(),
+            }  # fmt: skip
             rows.append(of | numbers)
             if seen == half:
                 halves.append(entry.features(half_mcs=mcs, half_near=mcs > bar))
@@ -108,10 +109,7 @@ def show(context: Context) -> Iterator[Block]:
 
 def draw(points: pd.DataFrame, threshold: float) -> Figure:
     """MMCS and the share above the threshold against steps, a line per size."""
-    names = {
-        "mmcs": "MMCS with the next size",
-        "share_above": f"share above {threshold:g}",
-    }
+    names = {"mmcs": "MMCS with the next size", "share_above": f"share above {threshold:g}"}
     long = points.melt(["steps", "size"], [*names], "of").replace({"of": names})
     look: dict[str, Any] = {"hue": "size", "palette": figures.shades(points["size"].nunique())}
     grid = figures.facets(
@@ -179,15 +177,13 @@ SNAPSHOTS = Need(
     "snapshots at half and at the end of the training", f"{TRAIN}training.snapshots=8",
     lambda study: "snapshots" in study.others,
 )  # fmt: skip
+NEEDS = (LARGER, SNAPSHOTS)
 OfEnds: Callable[..., Claim] = partial(
-    Claim,
-    needs=(LARGER, SNAPSHOTS),
-    living=False,
+    Claim, needs=NEEDS, living=False,
     bars={"good_part": GOOD_PART, "little": LITTLE, "much": MUCH, "fewest": FEWEST},
-)
+)  # fmt: skip
 CLAIMS = (
     OfEnds("undertrained", COLUMNS, _grown, _more),
     OfEnds("training_raises_count", _several, _slowly, _growth),
 )
-NEEDS = (LARGER, SNAPSHOTS)
 ANALYSIS = Analysis("undertraining", show, CLAIMS, measure, needs=NEEDS, seconds=(1.3, 1))
