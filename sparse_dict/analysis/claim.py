@@ -60,11 +60,9 @@ class Lies:
 
     def __call__(self, *found: Estimate) -> str:
         """The verdict; undecided if the interval crosses a bar."""
-        return self.joined(*map(self._of_one, found[: self.n]))
-
-    def _of_one(self, found: Estimate) -> str:
-        inside = found.low > self.low and found.high < self.high
-        return verdict(inside, found.high < self.low or found.low > self.high)
+        inside = [e.low > self.low and e.high < self.high for e in found[: self.n]]
+        beyond = [e.high < self.low or e.low > self.high for e in found[: self.n]]
+        return self.joined(*map(verdict, inside, beyond))
 
     def __str__(self) -> str:
         bars = {f"above {self.low:g}": self.low, f"below {self.high:g}": self.high}

@@ -59,14 +59,11 @@ def measure(
 
 def _given(study: Study, name: str) -> list[str]:
     """The overrides that all dictionaries were trained with, as Hydra recorded them."""
-    common: list[str] | None = None
-    for entry in study.entries:
-        try:
-            given = records.overrides(entry.trained.folder / ".hydra")
-        except UserError:  # made elsewhere
-            given = []
-        common = given if common is None else [key for key in common if key in given]
-    return common or [f"name={name}"]
+    try:
+        first, *others = (records.overrides(e.trained.folder / ".hydra") for e in study.entries)
+    except UserError:  # made elsewhere
+        first, others = [], []
+    return [key for key in first if all(key in given for given in others)] or [f"name={name}"]
 
 
 def _features(comparison: Comparison, entry: Entry) -> pd.DataFrame:

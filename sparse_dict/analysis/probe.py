@@ -41,11 +41,10 @@ def level(m: Metrics) -> float:
 
 def at_targets(rungs: Sequence[Metrics]) -> list[float]:
     """FVU at the targets between the levels of a kind, along log L0; nan beyond them."""
-    living = [m for m in rungs if m["l0"] > 0][::-1]
-    l0s, fvus = (np.array([m[key] for m in living]) for key in ("l0", "fvu"))
-    order = np.argsort(l0s)
-    x = np.log(l0s[order])
-    return [*np.interp(np.log(TARGETS), x, fvus[order], np.nan, np.nan)] if len(x) else [np.nan] * 3
+    if not (living := sorted((m["l0"], m["fvu"]) for m in rungs if m["l0"] > 0)):
+        return [np.nan] * len(TARGETS)
+    l0s, fvus = np.array(living).T
+    return [*np.interp(np.log(TARGETS), np.log(l0s), fvus, np.nan, np.nan)]
 
 
 def simple_bases(m: Metrics) -> tuple[int, Bases]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sparse_dict.analysis.claim import LARGER, Claim, Lies, some_sizes
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.report import figures, frequency
+from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.sections import seeds
 from sparse_dict.analysis.study import Entry
@@ -67,7 +67,7 @@ def chains(study: Tables) -> pd.DataFrame:
 def draw(study: Tables, shares: pd.DataFrame) -> Figure:
     """Found again in larger dictionaries: by firing frequency, and along the chain of sizes."""
     figure, ((left, right),) = figures.grid(1, 2, 3.2)
-    frequency.draw(left, study.shown.dropna(subset="found"), "found")
+    figures.by_frequency(left, study.shown.dropna(subset="found"), "found")
     left.set_ylabel(f"features with MCS above {study.threshold:g}")
     left.set_title("Found again, by firing frequency")
     shades = figures.shades(shares["size"].nunique())

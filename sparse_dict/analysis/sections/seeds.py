@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need, Sizes, estimates, samples
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
-from sparse_dict.analysis.report import figures, frequency
+from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.study import LABELS, number, setting
 from sparse_dict.analysis.tables import Tables
@@ -66,7 +66,8 @@ def draw(study: Tables, pairs: pd.DataFrame) -> Figure:
     for axis in left:
         axis.set_ylim(0, 1.03)
     figures.chance(axes["cosine"], {"random": random_pw_mcc(study.about.d_in, {*rows["size"]})})
-    frequency.draw(right, study.main_pairs if len(study.main_pairs) else pairs, "same", "plasma")
+    at_level = study.main_pairs if len(study.main_pairs) else pairs
+    figures.by_frequency(right, at_level, "same", "plasma")
     right.set(xlabel="share of rows active", title="shared fraction by frequency")
     figures.below(figure, left[0], 3, f"{LABELS[pairs['axis'].iloc[0]]} (left and middle)", "left")
     return figures.below(figure, right, 2, "size (right)", "right")
