@@ -1,24 +1,25 @@
-"""What an analysis is given: the study, with the results that several analyses share."""
+"""What an analysis is, and what it is given: the study, with results that several share."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import harvested
-from sparse_dict.analysis.claim import Judged
+from sparse_dict.analysis.claim import Claim, Judged, Need
 from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.measures.two_dictionaries import match_features
 from sparse_dict.analysis.parts import Part
 from sparse_dict.analysis.report import texts
-from sparse_dict.analysis.report.page import Draw, Picture
+from sparse_dict.analysis.report.page import Block, Draw, Picture
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.analysis.tables import Tables, fingerprints
 from sparse_dict.config import AnalyzeConfig
@@ -28,8 +29,30 @@ from sparse_dict.sae import architectures, interventions, schema
 Settings = TypeVar("Settings")
 Result = TypeVar("Result")
 
+Blocks = Iterator[Block]  # what stands in a section, in order
+
 SAMPLE = 16_384  # evaluation rows, where a few are enough
 PARTIAL = "partial"  # in the analysis' folder, while it is made
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A section of the report, and the claims that belong to it.
+
+    What keeps it from being measured or shown it raises as a `UserError`; the section then says
+    that it is missing, and why, and its claims stay undecided for that reason.
+    """
+
+    name: str
+    show: Callable[["Context"], Blocks]  # what stands in the section, in order
+    claims: tuple[Claim, ...] = ()
+    # Further columns of the three tables, with their keys, or tables of its own, by name.
+    measure: Callable[["Context"], Mapping[str, pd.DataFrame]] | None = None
+    pairs: bool = False  # whether it needs `Tables.pairs`
+    applies: Callable[["Context"], bool] = lambda _: True  # whether this study can have it at all
+    needs: tuple[Need, ...] = ()  # without which there is nothing to show
+    # That measuring and showing it take in the demo: by these the time that is left is told.
+    seconds: tuple[float, float] = (0.3, 0.7)
 
 
 @dataclass(eq=False)

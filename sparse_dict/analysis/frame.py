@@ -5,9 +5,9 @@ whose `ANALYSIS` says what it measures, what it claims, and how it is shown.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 
 from sparse_dict.analysis import measured, sections, tables
-from sparse_dict.analysis.claim import Claim, Found, Judged, Need, judge, judged
+from sparse_dict.analysis.claim import Found, Judged, Need, judge, judged
 from sparse_dict.analysis.columns import COLUMNS
-from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.context import Analysis, Context
 from sparse_dict.analysis.parts import Part, files_in
 from sparse_dict.analysis.report import overview, texts
 from sparse_dict.analysis.report.page import MISSING, Block, Section
@@ -29,26 +29,6 @@ from sparse_dict.storage import files
 log = logging.getLogger(__name__)
 
 ALL = 3.0  # seconds that measuring what all analyses need takes in the demo
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """A section of the report, and the claims that belong to it.
-
-    What keeps it from being measured or shown it raises as a `UserError`; the section then says
-    that it is missing, and why, and its claims stay undecided for that reason.
-    """
-
-    name: str
-    show: Callable[[Context], Iterable[Block]]  # what stands in the section, in order
-    claims: tuple[Claim, ...] = ()
-    # Further columns of the three tables, with their keys, or tables of its own, by name.
-    measure: Callable[[Context], Mapping[str, pd.DataFrame]] | None = None
-    pairs: bool = False  # whether it needs `Tables.pairs`
-    applies: Callable[[Context], bool] = lambda _: True  # whether this study can have it at all
-    needs: tuple[Need, ...] = ()  # without which there is nothing to show
-    # That measuring and showing it take in the demo: by these the time that is left is told.
-    seconds: tuple[float, float] = (0.3, 0.7)
 
 
 def load() -> list[Analysis]:

@@ -1,17 +1,14 @@
 """Features found again in larger dictionaries, along chains of sizes, and by other seeds."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.claim import LARGER, Claim, Lies, some_sizes
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.report.page import Table
 from sparse_dict.analysis.sections import seeds
 from sparse_dict.analysis.study import Entry
 from sparse_dict.analysis.tables import Tables
@@ -42,7 +39,7 @@ def _run(context: Context, entry: Entry, features: str) -> NDArray[np.float64]:
     return np.where(np.isfinite(values).all(axis=1), run, np.nan)
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """Features found again across sizes and seeds."""
     study = context.tables
     if not study.shown.empty:

@@ -1,15 +1,14 @@
 """The claims, as a table at the top of the report: what the other analyses found of each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import pandas as pd
 
 from sparse_dict.analysis.claim import OPEN, Judged
-from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.features.page import PAGE
-from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.report.page import Block, Link, Table
+from sparse_dict.analysis.report.page import Link, Table
 from sparse_dict.analysis.study import LABELS
 
 COLUMNS = {
@@ -42,7 +41,7 @@ def lacking(claims: Sequence[Judged]) -> list[tuple[str, list[str]]]:
     return sorted(groups.items(), key=lambda group: -len(group[1]))
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """The table, what the study cannot answer, and the rules behind the verdicts."""
     found, shown = context.claims, context.comparison.main
     yield Table("Claims and verdicts", table(found))

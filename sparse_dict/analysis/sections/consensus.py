@@ -1,7 +1,7 @@
 """A dictionary of what recurs over seeds, and whether another half of the seeds gives the same."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,14 +10,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claim import SEVERAL_SEEDS
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.measures import Floats, consensus
 from sparse_dict.analysis.measures.consensus import POOLED, SINGLE, TOGETHER, Member
 from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.reconstruction_loss import MEAN, ORIGINAL, on_held_out, recovered
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import MISSING, Block, Table
+from sparse_dict.analysis.report.page import MISSING, Table
 from sparse_dict.analysis.sections import truth
 from sparse_dict.analysis.study import Entry, kin, rows, seed_groups
 from sparse_dict.config import ConsensusConfig
@@ -150,7 +149,7 @@ def _write(
     folders.write(home, found, fire_count, metrics, str(hook.get("hook_name", "unknown")))
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """What the dictionary of all seeds holds, and the split-half test."""
     others = context.tables.others
     if "consensus" not in others:

@@ -4,7 +4,6 @@ By the relative norms of their decoder rows at two sites (Lindsey et al. 2024), 
 those that look exclusive, for an L1 penalty makes shared features look so (Minder et al. 2025).
 """
 
-from collections.abc import Iterator
 from itertools import pairwise, product
 from typing import Any
 
@@ -15,10 +14,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sparse_dict.activations.store import MANIFEST
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.report.page import Table
 from sparse_dict.analysis.study import Entry, setting
 from sparse_dict.config import ActivationsConfig
 from sparse_dict.errors import UserError
@@ -116,7 +114,7 @@ def counts(context: Context, features: pd.DataFrame) -> pd.DataFrame:
     return table.join(sorts, on=by).join(tests, on=by).drop(columns="dictionary")
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """Relative norms, how many features are shared and exclusive, and whether they are."""
     others = context.tables.others
     table, features = others["crosscoders"], others["crosscoder_features"]

@@ -17,12 +17,11 @@ from matplotlib.figure import Figure
 from sparse_dict.activations.side_by_side import paired
 from sparse_dict.analysis import harvested
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.measures import Floats, alignment
 from sparse_dict.analysis.measures.two_dictionaries import of_codes, of_directions
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import MISSING, Block, Table
+from sparse_dict.analysis.report.page import MISSING, Table
 from sparse_dict.analysis.study import Entry, Study, everywhere, seed_groups, setting
 from sparse_dict.config.sites import RESIDUAL
 from sparse_dict.errors import UserError
@@ -102,7 +101,7 @@ def _compared(
         yield of | {"map": "codes"} | of_codes(one.encode(rows[0]), two.encode(rows[1]), bar)
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """Every site and the next; then other studies."""
     others = context.tables.others
     if context.study.beside:

@@ -6,7 +6,7 @@ so each measure is read off between the levels that a kind was trained at, along
 L0, and nowhere beyond them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -15,12 +15,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claim import Sizes, estimates, mean_of_means, samples
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import MISSING, Block, Table
+from sparse_dict.analysis.report.page import MISSING, Table
 from sparse_dict.analysis.study import setting
 from sparse_dict.analysis.tables import Tables
 
@@ -92,7 +91,7 @@ def _less(one: Callable[[Sizes], float], other: Callable[[Sizes], float], groups
     return one(groups) - other(groups)
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """Kinds at equal size and at equal L0; nothing if the study holds one kind only."""
     study = context.tables
     if len(context.study.families) < 2:

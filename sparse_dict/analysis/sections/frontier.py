@@ -1,14 +1,10 @@
 """Reconstruction against sparsity: FVU and L0 of every dictionary."""
 
-from collections.abc import Iterator
-
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.report.curves import curves
-from sparse_dict.analysis.report.page import Block
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """Reconstruction against sparsity."""
     known, site = context.tables.dictionaries, context.tables.about.site
     figure = curves(

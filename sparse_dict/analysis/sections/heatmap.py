@@ -1,7 +1,6 @@
 """MMCS with larger dictionaries by size and sparsity: the post's figure 1."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,17 +18,16 @@ from sparse_dict.analysis.claim import (
     samples,
 )
 from sparse_dict.analysis.comparison import GAUSSIAN, VARIANTS, Comparison, Variant
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.report.page import Table
 from sparse_dict.analysis.study import Chain, setting
 from sparse_dict.analysis.tables import Tables
 
 MATCH_TABLE_SIZE = 4096  # the table of all variants matches dictionaries up to this size
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """MMCS over size and sparsity, the number of high features, and a table of all variants."""
     comparison, chain, study = context.comparison, context.comparison.main, context.tables
     assert chain is not None  # LARGER is there

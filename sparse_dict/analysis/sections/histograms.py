@@ -1,6 +1,6 @@
 """MCS of each size: one hump or two, and where random directions lie (figures 2, 3 and 3.5)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise, product
 from typing import Any
 
@@ -12,13 +12,12 @@ from matplotlib.ticker import MaxNLocator
 
 from sparse_dict.analysis.claim import LARGER, Claim, Found, Lies, Need, Sizes, either, verdict
 from sparse_dict.analysis.comparison import GAUSSIAN, Comparison, Variant
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.measures import bimodality, random_directions
 from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.measures.random_directions import unit_vectors
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.report.page import Table
 from sparse_dict.analysis.study import LABELS, Entry
 from sparse_dict.analysis.tables import Tables
 
@@ -63,7 +62,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     return {"features": pd.concat(lows, ignore_index=True), "humps": humps}
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """MCS histograms under both nulls, tests of bimodality, and the simulation."""
     study, comparison, chain = context.tables, context.comparison, context.comparison.main
     assert chain is not None  # LARGER is there

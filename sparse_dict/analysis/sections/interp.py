@@ -1,6 +1,5 @@
 """Explanations of features by a chat model, where `interp.base_url` names one."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,13 @@ import numpy as np
 import pandas as pd
 
 from sparse_dict.analysis.claim import Claim, Found, Lies, Need
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.interp import questions
 from sparse_dict.analysis.interp.cases import cases, found_again
 from sparse_dict.analysis.interp.questions import UNREADABLE
 from sparse_dict.analysis.measures import bases
 from sparse_dict.analysis.measures.intervals import bootstrap
-from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.report.page import Table
 from sparse_dict.analysis.source import open_source
 from sparse_dict.analysis.tables import Tables
 from sparse_dict.config import InterpConfig
@@ -43,7 +41,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     return {KEY: pd.DataFrame(context.once(asked).results)}
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """Who was asked what, mean scores, and all explanations."""
     if KEY not in context.tables.others:
         return

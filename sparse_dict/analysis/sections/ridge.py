@@ -1,6 +1,6 @@
 """The best L1 by dictionary size, on the heat map of MMCS (the post's figures 4 and 5)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,12 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.measures import ridge
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.figures import RED
-from sparse_dict.analysis.report.page import MISSING, Block, Table
+from sparse_dict.analysis.report.page import MISSING, Table
 from sparse_dict.analysis.sections.heatmap import by_family
 from sparse_dict.analysis.study import number
 from sparse_dict.analysis.tables import Tables
@@ -36,7 +35,7 @@ def cells(context: Context) -> pd.DataFrame:
     return known.assign(mmcs=known["mmcs"].where(known["fvu"] < 1, known["random_mmcs"]))
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """Where MMCS peaks in L1, by size."""
     ridges, peaks = (context.tables.others[name] for name in ("ridges", "ridge_peaks"))
     if ridges.empty:

@@ -1,6 +1,5 @@
 """What agreement is due to: dictionaries of other initial values, of other rows, and of both."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -8,11 +7,10 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claim import TRAIN, Claim, Lies, Need, estimates, mean_of_means, samples
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.report.page import Table
 from sparse_dict.analysis.study import setting
 from sparse_dict.analysis.tables import BOTH, ROWS, SEED, Tables
 
@@ -43,7 +41,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     return {"rows": pd.DataFrame(rows)}
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """Agreement of other initial values, other rows and both, beside chance and step 0."""
     study = context.tables
     if "rows" not in study.others:

@@ -1,6 +1,6 @@
 """How much of what one dictionary learned another seed learned too: part of `agreement`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need, Sizes, estimates, samples
-from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.context import Blocks, Context
 from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.report.page import Table
 from sparse_dict.analysis.study import LABELS, number, setting
 from sparse_dict.analysis.tables import Tables
 
@@ -21,7 +21,7 @@ ALIKE_L0 = 1.5  # two kinds are compared if their L0 differ by at most this fact
 SETTING = ["family", "level", "size"]
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """PW-MCC and the shared fraction of pairs of seeds."""
     study = context.tables
     pairs = study.seed_pairs

@@ -4,7 +4,6 @@ Everything here compares with the next size and counts all features, even where
 `comparison.against` or `comparison.features` say otherwise: the post's claims are about these.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claim import LARGER, TRAIN, Claim, Lies, Need, Sizes, both
 from sparse_dict.analysis.comparison import MATCHING, Variant
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.report.page import Table
 from sparse_dict.analysis.tables import Tables
 
 STEEP = 0.02  # MMCS counts as rising if it grows by more than this per doubling of the size
@@ -24,7 +22,7 @@ MOST = 0.5  # larger shares of features count as most of them
 FEWEST = 5  # features of each sort that a size needs to count in a slope of counts
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """The curves, and the numbers behind them."""
     study, main = context.tables, context.comparison.main
     assert main is not None  # LARGER is there

@@ -1,6 +1,6 @@
 """How many neurons a feature is spread over: effective neurons of decoder rows (figure 6)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from sparse_dict.analysis.claim import LARGER, Array, Claim, Lies, Sizes, verdict
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.measures.effective_neurons import outliers, random_simpson, random_spread
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import Block, Notes, Table
+from sparse_dict.analysis.report.page import Notes, Table
 
 # A feature found again counts as sparser than random directions from this share of their effective
 # neurons on: the post's difference is 4 % in the other direction.
@@ -29,7 +28,7 @@ FEWEST = 5  # features above the threshold, and below it
 OTHERS = "the others"
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """Effective neurons by MCS, against random directions; outliers by name."""
     study, d = context.tables, context.tables.about.d_in
     sd, bits = random_spread(d)

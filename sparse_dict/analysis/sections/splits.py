@@ -1,6 +1,6 @@
 """How features split as dictionaries grow, what error that saves, and if another seed agrees."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise, permutations
 from typing import Any
 
@@ -9,15 +9,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claim import LARGER, SEVERAL_SEEDS, Claim, Found, Lies
-from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.features import tree
-from sparse_dict.analysis.frame import Analysis
 from sparse_dict.analysis.measures import splitting
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, over_seeds
 from sparse_dict.analysis.measures.splitting import BORN, FATES, KEPT, ORIGINS, Step
 from sparse_dict.analysis.measures.two_dictionaries import SHARED_ABOVE
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.report.page import Table
 from sparse_dict.analysis.study import Chain, Entry
 from sparse_dict.analysis.tables import FEWEST_SEEDS, MOST_SEEDS, Tables
 
@@ -77,7 +76,7 @@ def of_features(entries: Sequence[Entry], steps: Sequence[Step]) -> list[pd.Data
     return found
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """Fates of features from size to size, trees, and splits in another seed."""
     study = context.tables
     table, courses = study.others["splits"], study.others["split_courses"]

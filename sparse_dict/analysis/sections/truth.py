@@ -1,6 +1,5 @@
 """Dictionaries of toy activations against the features that made them."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
@@ -14,13 +13,12 @@ from numpy.typing import NDArray
 from sparse_dict.activations.toy import TRUTH
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need
 from sparse_dict.analysis.comparison import GAUSSIAN
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.measures import gaussian_rows, random_directions
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, pearson, spearman
 from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.report.page import Table
 from sparse_dict.analysis.study import NAMES, setting
 from sparse_dict.analysis.tables import Tables
 from sparse_dict.errors import UserError
@@ -83,7 +81,7 @@ def known(study: Tables) -> pd.DataFrame:
     return study.dictionaries.dropna(subset="truth_mmcs")
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """What was found of the known features."""
     study, d = context.tables, context.study.d_in
     frame, n = known(study), study.others["truth_best"]["true"].nunique()

@@ -4,7 +4,7 @@ Training keeps decoders on a log schedule (`training.snapshots`); those of a dic
 next larger one after the same number of rows are compared as finished dictionaries are.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -27,13 +27,12 @@ from sparse_dict.analysis.claim import (
     verdict,
 )
 from sparse_dict.analysis.comparison import GAUSSIAN
-from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.measures import gaussian_rows, random_directions
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.measures.mcs import match, max_cosine, normalised
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import Block, Table
+from sparse_dict.analysis.report.page import Table
 from sparse_dict.sae.folder import read_snapshots
 
 HALF = (0.4, 0.6)  # of the training: batches do not divide it exactly
@@ -88,7 +87,7 @@ def half_of(seen: Iterable[int]) -> int | None:
     return next((n for n in rows if low <= n <= high), None)
 
 
-def show(context: Context) -> Iterator[Block]:
+def show(context: Context) -> Blocks:
     """Agreement with the next size against the steps made."""
     study, chain = context.tables, context.comparison.main
     points = study.others["snapshots"]
