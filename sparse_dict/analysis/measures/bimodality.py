@@ -80,12 +80,6 @@ def fit_mixture(values: Floats, floor: float = 0.005) -> dict[str, float]:
     }
 
 
-def humps(values: Floats) -> dict[str, float]:
-    """The dip of a sample (n,), its p-value, and the fit of two Gaussians where there is one."""
-    dip, p = dip_test(values)
-    return {"dip": dip, "p": p, **fit_mixture(values)}
-
-
 def are_two(found: Mapping[str, float]) -> bool:
     """Whether the dip test rejects one hump, two Gaussians fit better, and they lie apart."""
     apart = found.get("BIC gain", 0) > 0 and found["separation"] > APART

@@ -117,10 +117,10 @@ def _encoded(
         yield wanted, smaller.encode(part), larger.encode(part)
 
 
-def lives(steps: list[Step]) -> tuple[NDArray[np.str_], Index]:
-    """What first happens to each feature of the first dictionary other than being kept.
+def course(steps: list[Step]) -> Iterator[dict[str, int]]:
+    """The first dictionary's living features, by what first happened to them up to each size.
 
-    Returns its fate, KEPT if it is kept to the end, and the step at which that happens, (n,) each.
+    Other than being kept: KEPT are those that are kept up to there.
     """
     n = len(steps[0].fate)
     fate, when, at = np.full(n, KEPT, "<U8"), np.full(n, len(steps)), np.arange(n)
@@ -132,7 +132,9 @@ def lives(steps: list[Step]) -> tuple[NDArray[np.str_], Index]:
         linked = np.flatnonzero(found.parent >= 0)
         child[found.parent[linked]] = linked
         at = child[at]
-    return fate, when
+    for number in range(len(steps) + 1):
+        so_far = np.where(when < number, fate, KEPT)[fate != DEAD]
+        yield {name: int((so_far == name).sum()) for name in FATES}
 
 
 def repeated(
@@ -184,11 +186,3 @@ def shares(found: Step, alive: Bools) -> dict[str, float]:
         "stays": (split["max"] > FOUND).mean(),
         "gain": pd.Series(found.gain).median(),
     }
-
-
-def course(steps: list[Step]) -> Iterator[dict[str, int]]:
-    """The first dictionary's living features, by what first happened to them up to each size."""
-    fate, when = lives(steps)
-    for number in range(len(steps) + 1):
-        so_far = np.where(when < number, fate, KEPT)[fate != DEAD]
-        yield {name: int((so_far == name).sum()) for name in FATES}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -38,7 +38,6 @@ TEMPLATES = templates(FOLDER)
 class Picture:
     """A figure of the report; `key` names the files beside it, of which the PNG is embedded."""
 
-    kind: ClassVar = "picture"
     key: str
     title: str
     caption: str
@@ -48,7 +47,6 @@ class Picture:
 class Table:
     """A table of the report; columns that are empty throughout are left out."""
 
-    kind: ClassVar = "table"
     title: str
     frame: pd.DataFrame
     fold: bool = False  # shown on demand
@@ -95,7 +93,6 @@ def _spec(values: list[object]) -> str:
 class Link:
     """A sentence that leads to a file beside the report."""
 
-    kind: ClassVar = "link"
     text: str
     href: str
 
@@ -104,7 +101,6 @@ class Link:
 class Notes:
     """A bulleted list."""
 
-    kind: ClassVar = "notes"
     items: list[str]
 
 
@@ -112,7 +108,6 @@ class Notes:
 class Code:
     """Preformatted text, shown on demand."""
 
-    kind: ClassVar = "code"
     title: str
     text: str
 
@@ -121,7 +116,6 @@ class Code:
 class Markup:
     """HTML as it stands, whose texts are escaped, with the style and the script that it needs."""
 
-    kind: ClassVar = "markup"
     html: str
     style: str = ""
     script: str = ""
@@ -150,7 +144,8 @@ class Section:
     @property
     def html(self) -> Safe:
         """What stands below the heading; of pictures the names alone."""
-        return Safe(TEMPLATES.get_template("section.html.jinja").render(blocks=self.blocks))
+        blocks = [(type(block).__name__, block) for block in self.blocks]
+        return Safe(TEMPLATES.get_template("section.html.jinja").render(blocks=blocks))
 
 
 def render(

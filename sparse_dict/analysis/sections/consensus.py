@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claim import SEVERAL_SEEDS
 from sparse_dict.analysis.context import Analysis, Blocks, Context
-from sparse_dict.analysis.measures import Floats, consensus
+from sparse_dict.analysis.measures import consensus
 from sparse_dict.analysis.measures.consensus import POOLED, SINGLE, TOGETHER, Member
 from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.reconstruction_loss import MEAN, ORIGINAL, on_held_out, recovered
@@ -93,12 +93,8 @@ def _numbers(context: Context) -> tuple[dict[str, Number], str]:
     found: dict[str, Number] = {"fvu": partial(consensus.fvu, x=context.evaluation_rows())}
     if truth.is_toy(context):
         true = truth.read(context)
-
-        def share(directions: Floats, others: Floats) -> float:
-            return float((max_cosine(directions, others) > TRUE).mean())
-
-        found["precision"] = lambda dictionary: share(dictionary.W_dec, true)
-        found["recall"] = lambda dictionary: share(true, dictionary.W_dec)
+        found["precision"] = lambda it: float((max_cosine(it.W_dec, true) > TRUE).mean())
+        found["recall"] = lambda it: float((max_cosine(true, it.W_dec) > TRUE).mean())
     elif context.activations.manifest is not None:
         try:
             take, _ = on_held_out(context, context.settings(ConsensusConfig).tokens)

@@ -42,7 +42,8 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         for column, variant in variants.items():
             mcs, of = comparison.mcs(entry, variant), comparison.numbers(entry, variant, True)
             values = mcs[np.isfinite(mcs)]
-            found = bimodality.humps(values)
+            dip, p = bimodality.dip_test(values)
+            found = {"dip": dip, "p": p, **bimodality.fit_mixture(values)}
             two = bimodality.are_two(found)
             row = {"dictionary": entry.name, "size": entry.size, "seed": entry.seed}
             row |= {"of": variant.features, "features": of["n"], "above": of["n_above"], **found}
@@ -157,11 +158,8 @@ def simulated(sizes: Sequence[int], d: int) -> Figure:
     rng, (figure, ((axis,),)) = np.random.default_rng(0), figures.grid(1, 1, 3.0)
     colours = figures.shades(len(sizes) - 1)
     for (n, m), colour in zip(pairwise(sizes), colours, strict=True):
-        draws = [
-            max_cosine(unit_vectors(n, d, rng), unit_vectors(m, d, rng))
-            for _ in range(-(-SIMULATED_ROWS // n))
-        ]
-        values = np.concatenate(draws)
+        pairs = ([unit_vectors(k, d, rng) for k in (n, m)] for _ in range(-(-SIMULATED_ROWS // n)))
+        values = np.concatenate([max_cosine(*pair) for pair in pairs])
         axis.hist(values, bins=40, density=True, color=colour, alpha=0.25, linewidth=0)
         t = np.linspace(max(values.min() - 0.03, -1), min(values.max() + 0.03, 1), 800)
         mean = f"{random_directions.max_mean(d, m):.3f} / {values.mean():.3f}"
