@@ -201,35 +201,17 @@ def by_frequency(axis: Axes, rows: pd.DataFrame, found: str, colours: str = "vir
     axis.set_xlabel("share of rows on which a feature is active")
 
 
-def heat(
-    axis: Axes,
-    cells: pd.DataFrame,
-    fmt: str,
-    ends: Sequence[Any] = (None, None),
-    letters: float = 8,
-) -> None:
-    """A heat map of `cells`, sizes by what was swept, with numbers; its colours end where they do.
-
-    `ends` are other ends of the colours, where several maps share them.
-    """
-    sns.heatmap(
-        cells, ax=axis, annot=True, fmt=fmt, annot_kws={"size": letters}, cmap="viridis",
-        vmin=ends[0], vmax=ends[1], linewidths=0.5, cbar=False,
-        xticklabels=[number(float(str(level))) for level in cells.columns],
-    )  # fmt: skip
-    axis.set_facecolor("0.9")
-    axis.set_ylabel("dictionary size")
-    axis.tick_params(axis="y", rotation=0)
-
-
 MOST_COLUMNS = 3  # heat maps side by side
 
 
-def heatmaps(cells: pd.DataFrame, value: str, title: str, label: str, fmt: str) -> Figure:
+def heatmaps(
+    cells: pd.DataFrame, value: str, title: str, label: str, fmt: str | Mapping[str, str]
+) -> Figure:
     """Heat maps of a column by size and level, a panel for each `panel` of the cells, in order.
 
-    Up to three stand side by side, as many as leave their numbers legible; means over seeds. MMCS
-    that random directions would have stands with the size.
+    Up to three stand side by side, as many as leave their numbers legible; means over seeds. All
+    have the same colours, of which a bar says what they are (`label`); without it each has its own.
+    Formats may be by panel. MMCS that random directions would have stands with the size.
     """
     panels = {str(name): part for name, part in cells.groupby("panel", sort=False)}
     tables = [p.pivot_table(index="size", columns="level", values=value) for p in panels.values()]
@@ -245,22 +227,33 @@ def heatmaps(cells: pd.DataFrame, value: str, title: str, label: str, fmt: str) 
     lines = 1 + max(text.count("\n") for text in titles)
     row = 0.38 * (max(len(table) for table in tables) + 1.1) + 0.17 * lines
     figure, axes = plt.subplots(rows, columns, figsize=(width, 0.8 + row * rows), squeeze=False)
-    ends = [table.min().min() for table in tables], [table.max().max() for table in tables]
+    ends: dict[str, Any] = {}
+    if label:
+        ends = {
+            "vmin": min(t.min().min() for t in tables),
+            "vmax": max(t.max().max() for t in tables),
+        }
     for axis in axes.flat[len(tables) :]:
         axis.set_visible(False)
     used = axes.flat[: len(tables)]
-    for axis, text, part, table in zip(used, titles, panels.values(), tables, strict=True):
-        heat(axis, table, fmt, (min(ends[0]), max(ends[1])))
-        axis.set_title(text)
+    for axis, text, (name, part), table in zip(used, titles, panels.items(), tables, strict=True):
+        sns.heatmap(
+            table, ax=axis, annot=True, fmt=fmt if isinstance(fmt, str) else fmt[name],
+            annot_kws={"size": 8}, cmap="viridis", linewidths=0.5, cbar=False, **ends,
+            xticklabels=[number(float(str(level))) for level in table.columns],
+        )  # fmt: skip
+        axis.set_facecolor("0.9")
         names = NAMES if columns == 1 else LABELS  # the longer ones need room
-        axis.set_xlabel(names[part["axis"].iloc[0]])
+        axis.set(title=text, xlabel=names[part["axis"].iloc[0]])
         size = "dictionary size"
         if value == "mmcs" and "random_mmcs" in part:
             random, size = part.groupby("size")["random_mmcs"].mean(), "size (random)"
             axis.set_yticklabels([f"{size} ({random[size]:.2f})" for size in table.index])
         axis.set_ylabel(size if axis in axes[:, 0] else "")
+        axis.tick_params(axis="y", rotation=0)
         axis.tick_params(axis="x", rotation=0 if widest <= 10 and columns == 1 else 45)
-    figure.colorbar(used[0].collections[0], ax=axes, label=label)
+    if label:
+        figure.colorbar(used[0].collections[0], ax=axes, label=label)
     figure.suptitle(title)
     return figure
 

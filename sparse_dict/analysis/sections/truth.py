@@ -19,7 +19,7 @@ from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, pearson
 from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Table
-from sparse_dict.analysis.study import NAMES, setting
+from sparse_dict.analysis.study import setting
 from sparse_dict.analysis.tables import Tables
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files, tensor_files
@@ -106,23 +106,13 @@ def show(context: Context) -> Blocks:
 
 
 def heatmaps(frame: pd.DataFrame) -> Figure:
-    """Agreement with the truth, FVU and dead features by size and L1; mean over seeds.
-
-    Each family has two rows of panels.
-    """
-    families = frame["family"].unique()
-    levels = int(frame.groupby("family")["level"].nunique().max())
-    height = (1.9 + 0.62 * frame["size"].nunique()) * len(families)
-    figure, axes = figures.grid(2 * len(families), 2, height)
-    panels = product(frame.groupby("family"), PANELS.items())
-    for axis, ((family, part), (value, (title, fmt))) in zip(axes.flat, panels, strict=True):
-        cells = part.pivot_table(index="size", columns="level", values=value)
-        figures.heat(axis, cells, fmt, letters=8 if levels <= 6 else 6)
-        axis.set(
-            title=f"{title}\n{family!s}" if family else title, xlabel=NAMES[part["axis"].iloc[0]]
-        )
-        axis.tick_params(axis="x", rotation=0 if levels <= 5 else 45)
-    return figure
+    """Agreement with the truth, FVU and dead features by size and L1, a panel of each a family."""
+    parts, formats = [], {}
+    for (family, part), (column, (title, fmt)) in product(frame.groupby("family"), PANELS.items()):
+        panel = f"{title}, {family}" if family else title
+        parts.append(part.assign(panel=panel, value=part[column]))
+        formats[panel] = fmt
+    return figures.heatmaps(pd.concat(parts), "value", "", "", formats)
 
 
 def predictor(frame: pd.DataFrame, shown: str) -> Figure:
