@@ -115,9 +115,9 @@ SEVERAL_SEEDS = Need(
 )
 
 
-def mean_of_means(sizes: Sizes) -> float:
-    """The mean at each size, averaged over sizes."""
-    return float(np.mean([values.mean() for values in sizes.values()]))
+def mean_of_means(sizes: Sizes) -> Any:
+    """The mean at each size, or that of each column, averaged over sizes."""
+    return np.mean([values.mean(0) for values in sizes.values()], axis=0)
 
 
 @dataclass(frozen=True)

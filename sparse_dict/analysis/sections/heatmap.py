@@ -15,6 +15,7 @@ from sparse_dict.analysis.claim import (
     Need,
     Sizes,
     estimates,
+    mean_of_means,
     samples,
 )
 from sparse_dict.analysis.comparison import GAUSSIAN, VARIANTS, Comparison, Variant
@@ -104,7 +105,7 @@ def _interior(study: Tables) -> Found:
 
 def _excess(sizes: Sizes) -> list[float]:
     """MMCS less what random directions and less what Gaussian rows reach; MMCS; over sizes."""
-    mmcs, *nulls = np.mean([values.mean(0) for values in sizes.values()], axis=0)
+    mmcs, *nulls = mean_of_means(sizes)
     return [*(mmcs - null for null in nulls), mmcs]
 
 

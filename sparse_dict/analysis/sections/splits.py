@@ -1,6 +1,6 @@
 """How features split as dictionaries grow, what error that saves, and if another seed agrees."""
 
-from collections.abc import Sequence
+from collections import defaultdict
 from itertools import pairwise, permutations
 from typing import Any
 
@@ -37,43 +37,34 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         return {}
     x = context.evaluation_rows()
     y = x if context.study.target is None else context.evaluation_rows(of=context.targets)
-    features, ends, courses, others = [], [], [], []
+    ends, courses, others = [], [], []
+    of: dict[Entry, dict[str, Any]] = defaultdict(dict)  # columns of features
     known: list[tuple[Chain, list[Step]]] = []
     for chain in context.comparison.same_but_seed(main)[:MOST_SEEDS]:
         steps, seed = [], {"seed": chain.seed}
         for small, large in pairwise(chain.entries):
             dictionaries = small.trained.dictionary, large.trained.dictionary
-            steps.append(splitting.step(*dictionaries, (small.alive, large.alive), x, y))
+            steps.append(step := splitting.step(*dictionaries, (small.alive, large.alive), x, y))
             sizes = {"from": small.size, "to": large.size}
-            ends.append(seed | sizes | splitting.shares(steps[-1], large.alive))
-        features += of_features(chain.entries, steps)
+            ends.append(seed | sizes | splitting.shares(step, large.alive))
+            children = np.bincount(step.parent[step.parent >= 0], minlength=small.size)
+            of[small] |= {"fate": step.fate, "children": children, "split_gain": step.gain}
+            of[large] |= {"parent": step.parent, "parent_cosine": step.cosine}
+            of[large] |= {"parent_active": step.given}
         course = zip(chain.entries, splitting.course(steps), strict=True)
         courses += [seed | {"size": entry.size} | counts for entry, counts in course]
         known.append((chain, steps))
     for (mine, steps), (theirs, their_steps) in permutations(known, 2):
-        own, other = ([entry.decoder for entry in of.entries] for of in (mine, theirs))
+        own, other = ([entry.decoder for entry in one.entries] for one in (mine, theirs))
         for k, both in enumerate(zip(steps, their_steps, strict=True)):
             parents, children = ((own[j], other[j]) for j in (k, k + 1))
-            of = {"seed": mine.seed, "other_seed": theirs.seed, "from": mine.entries[k].size}
-            others.append(of | splitting.repeated(*both, parents, children))
+            pair = {"seed": mine.seed, "other_seed": theirs.seed, "from": mine.entries[k].size}
+            others.append(pair | splitting.repeated(*both, parents, children))
+    features = [entry.features(**columns) for entry, columns in of.items()]
     return {
         "features": pd.concat(features, ignore_index=True), "splits": pd.DataFrame(ends),
         "split_courses": pd.DataFrame(courses), "split_replication": pd.DataFrame(others),
     }  # fmt: skip
-
-
-def of_features(entries: Sequence[Entry], steps: Sequence[Step]) -> list[pd.DataFrame]:
-    """The columns of the features table, for each dictionary of a chain."""
-    found = []
-    for entry, up, down in zip(entries, [None, *steps], [*steps, None], strict=True):
-        columns: dict[str, Any] = {"dictionary": entry.name, "feature": np.arange(entry.size)}
-        if up:
-            columns |= {"parent": up.parent, "parent_cosine": up.cosine, "parent_active": up.given}
-        if down:
-            children = np.bincount(down.parent[down.parent >= 0], minlength=entry.size)
-            columns |= {"fate": down.fate, "children": children, "split_gain": down.gain}
-        found.append(pd.DataFrame(columns))
-    return found
 
 
 def show(context: Context) -> Blocks:

@@ -24,6 +24,7 @@ from sparse_dict.analysis.claim import (
     Need,
     Sizes,
     both,
+    mean_of_means,
     verdict,
 )
 from sparse_dict.analysis.comparison import GAUSSIAN
@@ -142,13 +143,8 @@ def ends(points: pd.DataFrame) -> pd.DataFrame:
 # --- claims ---------------------------------------------------------------------------------------
 
 
-def _ends(sizes: Sizes) -> Any:
-    """The share above the threshold at half and at full training, and MMCS at these."""
-    return np.mean([values.mean(0) for values in sizes.values()], axis=0)
-
-
 def _more(sizes: Sizes) -> list[float]:
-    half, full, *_ = _ends(sizes)
+    half, full, *_ = mean_of_means(sizes)
     return [full - half, half, full]
 
 
@@ -157,7 +153,7 @@ def _grown(more: Estimate, _half: Estimate, full: Estimate) -> str:
 
 
 def _growth(sizes: Sizes) -> list[float]:
-    half, full, *mmcs = _ends(sizes)
+    half, full, *mmcs = mean_of_means(sizes)
     return [full / half - 1 if half else np.nan, mmcs[1] / mmcs[0] - 1, full]
 
 
@@ -171,6 +167,7 @@ def _several(features: pd.DataFrame) -> pd.DataFrame:
     return features[COLUMNS.split(", ")].astype(float).where(at_half >= FEWEST)
 
 
+# The share above the threshold at half and at full training, and MMCS at these
 COLUMNS = "half_near, near, half_mcs, next_mcs"
 SNAPSHOTS = Need(
     "snapshots at half and at the end of the training", f"{TRAIN}training.snapshots=8",
