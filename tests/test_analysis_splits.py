@@ -178,7 +178,7 @@ def test_planted_splits_replicate_and_are_counted(base, tmp_path):
 
     roots = tree.roots(context.tables, most=3, largest=5)
     nodes = [root.walk() for root in roots]
-    assert [[node.fate for node in of].count(SPLIT) for of in nodes] == [1] * 3
+    assert [[node.row.fate for node in of].count(SPLIT) for of in nodes] == [1] * 3
     assert [*map(len, nodes)] == [3] * 3
     texts = {roots[0]: [("before $x$ ", "token", " after")] * 2}
     figure = tree.picture(roots[0], [14, 28], texts)

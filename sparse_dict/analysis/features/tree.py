@@ -37,15 +37,10 @@ Line = tuple[str, str, str]  # text before the token, the token, text after it
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A feature in a tree, with the columns of the features table that it is made of."""
+    """A feature in a tree."""
 
     level: int  # which dictionary of the main chain
-    index: int
-    frequency: float  # share of the evaluation rows
-    cosine: float  # with its parent
-    given: float  # P(parent active | this active)
-    parent: int
-    fate: str  # in the next larger dictionary; nan in the largest
+    row: Any  # its row of the features table
     children: tuple["Node", ...]  # the nearest first
 
     def walk(self) -> list["Node"]:
@@ -62,21 +57,19 @@ def roots(study: Tables, most: int = TREES, largest: int = LARGEST) -> list[Node
     if "fate" not in study.features:
         return []
     main = study.level[study.level["seed"] == study.level["seed"].min()].sort_values("size")
-    columns = ["feature", "frequency", "parent_cosine", "parent_active", "parent", "fate"]
     nodes: list[Node] = []
     for level, name in reversed([*enumerate(main["dictionary"])]):
         of: dict[int, list[Node]] = defaultdict(list)
-        for node in sorted(nodes, key=lambda node: -node.cosine):
-            of[node.parent].append(node)
-        rows = study.features.loc[study.features["dictionary"] == name, columns]
+        for node in sorted(nodes, key=lambda node: -node.row.parent_cosine):
+            of[node.row.parent].append(node)
+        rows = study.features[study.features["dictionary"] == name]
         rows = rows[rows["parent"] >= 0] if level else rows
-        nodes = [
-            Node(level, index, frequency, cosine, given, parent, fate, tuple(of[index]))
-            for index, frequency, cosine, given, parent, fate in rows.to_numpy(object)
-        ]
-    sized = [(sum(n.fate == SPLIT for n in root.walk()), len(root.walk()), root) for root in nodes]
+        nodes = [Node(level, row, tuple(of[row.feature])) for row in rows.itertuples()]
+    sized = [
+        (sum(n.row.fate == SPLIT for n in root.walk()), len(root.walk()), root) for root in nodes
+    ]
     fitting = [one for one in sized if one[0] and one[1] <= largest]
-    fitting.sort(key=lambda one: (-one[0], -one[1], one[2].index))
+    fitting.sort(key=lambda one: (-one[0], -one[1], one[2].row.feature))
     return [root for *_, root in fitting[:most]]
 
 
@@ -85,8 +78,9 @@ def shown(context: Context) -> list[Chosen]:
     main = context.comparison.main
     entries, found = main.entries if main else (), []
     for root in roots(context.tables):
-        why = (f"tree of {entries[0].size}/{root.index}",)
-        found += [Chosen.of(context, entries[n.level], n.index, why) for n in root.walk()]
+        why = (f"tree of {entries[0].size}/{root.row.feature}",)
+        nodes = root.walk()
+        found += [Chosen.of(context, entries[n.level], n.row.feature, why) for n in nodes]
     return found
 
 
@@ -126,21 +120,22 @@ def picture(root: Node, sizes: list[int], texts: Mapping[Node, list[Line]]) -> F
     figure, axis = plt.subplots(figsize=(figures.WIDTH, 0.5 + LINE * sum(rows)))
     axis.set(xlim=(0, figures.WIDTH), ylim=(sum(rows) - 0.3, -0.9))
     axis.axis("off")
-    shades, top = figures.shades(len(sizes)), max(node.frequency for node in nodes)
+    shades, top = figures.shades(len(sizes)), max(node.row.frequency for node in nodes)
     start = 0.28 + 0.16 * (len(sizes) - 1)
     for node, y in at.items():
         x = 0.12 + 0.16 * node.level
-        area = 14 + 70 * np.sqrt(node.frequency / top)
+        area = 14 + 70 * np.sqrt(node.row.frequency / top)
         axis.scatter([x], [y], s=area, color=shades[node.level], zorder=3)
-        label = f"{sizes[node.level]}/{node.index}"
-        label += f" cos {node.cosine:.2f} P {node.given:.2f}" if node.level else ""
+        label = f"{sizes[node.level]}/{node.row.feature}"
+        if node.level:
+            label += f" cos {node.row.parent_cosine:.2f} P {node.row.parent_active:.2f}"
         axis.text(start, y, label, **LETTERS)
         for number, line in enumerate(texts.get(node, [])):
             _write(axis, line, start + 27 * LETTER, y + number)
         for child in node.children:
             places = [x, x, x + 0.16], [y, at[child], at[child]]
-            axis.plot(*places, color="0.6", zorder=1, lw=0.6 + 1.8 * child.given)
-    figure.suptitle(f"What feature {sizes[0]}/{root.index} becomes")
+            axis.plot(*places, color="0.6", zorder=1, lw=0.6 + 1.8 * child.row.parent_active)
+    figure.suptitle(f"What feature {sizes[0]}/{root.row.feature} becomes")
     return figure
 
 
