@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from sparse_dict.analysis import study
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measured import measure
-from sparse_dict.analysis.report import figures, page
+from sparse_dict.analysis.report import figures
 from sparse_dict.config import ComparisonConfig, NoSettings, TrackingConfig, analyze_schema
 
 EVAL_ROWS = 10_000
@@ -49,11 +49,10 @@ def config_of(base: Path, *chosen: str, **changes: Any) -> Any:
     return analyze_schema()(**values | changes)
 
 
-def drawn(key: str, figure: Any, title: str, caption: str) -> page.Picture:
+def drawn(_key: str, figure: Any) -> None:
     """A figure that could be drawn, without its file."""
     figure.canvas.draw()
     figures.plt.close(figure)
-    return page.Picture(key, title, caption)
 
 
 def context_of(config: Any, draw: Any = drawn) -> Context:

@@ -268,11 +268,10 @@ def test_a_single_dictionary_gives_a_report_that_says_what_is_missing(tmp_path: 
 def heat_map(context: Context) -> Figure:
     drawn = []
 
-    def draw(key: str, figure: Any, title: str, caption: str) -> report.Picture:
+    def draw(key: str, figure: Any) -> None:
         figure.canvas.draw()
         drawn.append(figure)
         figures.plt.close(figure)
-        return report.Picture(key, title, caption, b"")
 
     context.draw = draw
     frame.measure(context)
@@ -292,7 +291,7 @@ def test_every_text_of_every_figure_is_legible_in_print(tmp_path: Path):
     write_study(tmp_path, sizes=(8, 16, 32), l1s=(0.01, 0.03, 0.1), seeds=(0, 1), d=16)
     seen: list[str] = []
 
-    def draw(key: str, figure: Any, title: str, caption: str) -> report.Picture:
+    def draw(key: str, figure: Any) -> None:
         figure.canvas.draw()
         assert figure.get_figwidth() <= 7
         for text in figure.findobj(Text):
@@ -300,7 +299,6 @@ def test_every_text_of_every_figure_is_legible_in_print(tmp_path: Path):
                 assert text.get_fontsize() >= 7.99, (key, text.get_text())
         figures.plt.close(figure)
         seen.append(key)
-        return report.Picture(key, title, caption, b"")
 
     with figures.style():
         frame.make(compared(tmp_path, *ALONE, draw=draw))

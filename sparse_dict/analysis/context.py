@@ -19,7 +19,7 @@ from sparse_dict.analysis.comparison import Comparison
 from sparse_dict.analysis.measures.two_dictionaries import match_features
 from sparse_dict.analysis.parts import Part
 from sparse_dict.analysis.report import texts
-from sparse_dict.analysis.report.page import Block, Draw, Picture
+from sparse_dict.analysis.report.page import Block, Picture
 from sparse_dict.analysis.study import Entry, Study
 from sparse_dict.analysis.tables import Tables, fingerprints
 from sparse_dict.config import AnalyzeConfig
@@ -61,7 +61,7 @@ class Context:
 
     config: AnalyzeConfig
     study: Study
-    draw: Draw
+    draw: Callable[[str, Figure], object]  # writes a figure under a key
     others: tuple[Study, ...] = ()  # those that `sae_dir` names after the first
     kept: Mapping[str, Part] = field(default_factory=dict)  # earlier parts that still hold
     tables: Tables = field(init=False)  # what was measured, before anything is judged or shown
@@ -78,7 +78,8 @@ class Context:
         text = texts.figure(key)
         if not figure.get_suptitle():
             figure.suptitle(text.title)
-        return self.draw(key, figure, text.title, f"{text.caption} {note}".strip())
+        self.draw(key, figure)
+        return Picture(key, text.title, f"{text.caption} {note}".strip())
 
     def once(self, measure: Callable[["Context"], Result]) -> Result:
         """What `measure` returns, or raises as a `UserError`; it is called once.

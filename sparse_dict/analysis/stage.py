@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from sparse_dict.analysis.context import Context
-    from sparse_dict.analysis.report.page import Draw, Picture
     from sparse_dict.analysis.study import Study
 
 log = logging.getLogger(__name__)
@@ -117,9 +116,8 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
     started, home = time.monotonic(), folder.parent
     earlier: Mapping[str, Any] = (_made_from(home) or {}).get("sha256") or {}
 
-    def draw(key: str, figure: "Figure", title: str, caption: str) -> "Picture":
+    def draw(key: str, figure: "Figure") -> None:
         tracker.log({key: figures.save(figure, folder, key)})
-        return page.Picture(key, title, caption)
 
     context = _loaded(config, draw)
     study, compared = context.study, context.fingerprints
@@ -175,7 +173,7 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
     _say(context, home, sentences, alarm)
 
 
-def _loaded(config: AnalyzeConfig, draw: "Draw") -> "Context":
+def _loaded(config: AnalyzeConfig, draw: "Callable[[str, Figure], None]") -> "Context":
     from sparse_dict.analysis import study
     from sparse_dict.analysis.context import Context
 

@@ -3,18 +3,14 @@
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup as Safe
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).parent
 PAGE_PIXELS = 1050  # a figure of 7 inches at 150 dpi fills the text's width
@@ -123,9 +119,6 @@ class Markup:
 
 
 Block = str | Picture | Table | Link | Notes | Code | Markup
-
-# Writes a figure, given with its key, title and caption, and returns it for the report.
-Draw = Callable[[str, "Figure", str, str], Picture]
 
 MISSING = "This part is missing: {}."  # with the reason
 

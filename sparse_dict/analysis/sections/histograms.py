@@ -1,6 +1,7 @@
 """MCS of each size: one hump or two, and where random directions lie (figures 2, 3 and 3.5)."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
@@ -158,8 +159,8 @@ def simulated(sizes: Sequence[int], d: int) -> Figure:
     rng, (figure, ((axis,),)) = np.random.default_rng(0), figures.grid(1, 1, 3.0)
     colours = figures.shades(len(sizes) - 1)
     for (n, m), colour in zip(pairwise(sizes), colours, strict=True):
-        pairs = ([unit_vectors(k, d, rng) for k in (n, m)] for _ in range(-(-SIMULATED_ROWS // n)))
-        values = np.concatenate([max_cosine(*pair) for pair in pairs])
+        times, draw = range(-(-SIMULATED_ROWS // n)), partial(unit_vectors, d=d, rng=rng)
+        values = np.concatenate([max_cosine(draw(n), draw(m)) for _ in times])
         axis.hist(values, bins=40, density=True, color=colour, alpha=0.25, linewidth=0)
         t = np.linspace(max(values.min() - 0.03, -1), min(values.max() + 0.03, 1), 800)
         mean = f"{random_directions.max_mean(d, m):.3f} / {values.mean():.3f}"

@@ -47,8 +47,8 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
             steps.append(step := splitting.step(*dictionaries, (small.alive, large.alive), x, y))
             sizes = {"from": small.size, "to": large.size}
             ends.append(seed | sizes | splitting.shares(step, large.alive))
-            children = np.bincount(step.parent[step.parent >= 0], minlength=small.size)
-            of[small] |= {"fate": step.fate, "children": children, "split_gain": step.gain}
+            n = np.bincount(step.parent[step.parent >= 0], minlength=small.size)
+            of[small] |= {"fate": step.fate, "children": n, "split_gain": step.gain}
             of[large] |= {"parent": step.parent, "parent_cosine": step.cosine}
             of[large] |= {"parent_active": step.given}
         course = zip(chain.entries, splitting.course(steps), strict=True)

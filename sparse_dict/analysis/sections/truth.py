@@ -109,7 +109,7 @@ def heatmaps(frame: pd.DataFrame) -> Figure:
     """Agreement with the truth, FVU and dead features by size and L1, a panel of each a family."""
     parts, formats = [], {}
     for (family, part), (column, (title, fmt)) in product(frame.groupby("family"), PANELS.items()):
-        panel = f"{title}, {family}" if family else title
+        panel = f"{title}, {family!s}" if family else title
         parts.append(part.assign(panel=panel, value=part[column]))
         formats[panel] = fmt
     return figures.heatmaps(pd.concat(parts), "value", "", "", formats)
