@@ -16,7 +16,7 @@ from sparse_dict.analysis.measures.splitting import (
     LOST,
     SPLIT,
     Step,
-    lives,
+    course,
     repeated,
     step,
 )  # fmt: skip
@@ -109,10 +109,9 @@ def test_a_life_ends_with_the_first_thing_that_is_not_being_kept():
         made([KEPT, KEPT, SPLIT, LOST], [1, 0, 2, 2, -1], 5),
         made([DRIFTED, KEPT, KEPT, KEPT, LOST], [0, 1, 2, 3], 4),
     ]
-    fate, when = lives(steps)
     # the first is 1 in the second dictionary, which is kept; the second is 0, which drifts
-    assert fate.tolist() == [KEPT, DRIFTED, SPLIT, LOST]
-    assert when.tolist() == [2, 1, 0, 0]
+    of = [[counts[fate] for fate in (KEPT, DRIFTED, SPLIT, LOST)] for counts in course(steps)]
+    assert of == [[4, 0, 0, 0], [2, 0, 1, 1], [1, 1, 1, 1]]
 
 
 def test_the_same_split_needs_two_children_with_counterparts_of_their_own():

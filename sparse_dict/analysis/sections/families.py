@@ -21,6 +21,7 @@ from sparse_dict.analysis.measures.two_dictionaries import random_pw_mcc
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import MISSING, Table
 from sparse_dict.analysis.study import setting
+from sparse_dict.analysis.tables import Tables
 
 GROUP = ["family", "level"]
 REACH = 1.05  # factor beyond the lowest and the highest L0 of a kind that counts as the same
@@ -95,9 +96,7 @@ def show(context: Context) -> Blocks:
     study = context.tables
     if len(context.study.families) < 2:
         return
-    of, pairs = study.dictionaries, study.seed_pairs
-    known = of[(of["site"] == study.about.site) & of["chosen"]]
-    pairs = pairs[pairs["dictionary"].isin(known["dictionary"])]
+    known, pairs = at_level(study)
     yield context.figure("families", panels(known, pairs, study.about.d_in))
     shares = []
     for kind, part in pairs.groupby("kind", sort=False):
@@ -118,6 +117,13 @@ def show(context: Context) -> Blocks:
     yield context.figure("equal_l0", differences(others, plain), text)
     yield Table("At equal L0", cells(frame, "value"))
     yield Table("Difference at equal L0", cells(others, "change", "+"))
+
+
+def at_level(study: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The main site's dictionaries at the level chosen for their family, and pairs of these."""
+    of, pairs = study.dictionaries, study.seed_pairs
+    known = of[(of["site"] == study.about.site) & of["chosen"]]
+    return known, pairs[pairs["dictionary"].isin(known["dictionary"])]
 
 
 def at_equal_size(known: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:

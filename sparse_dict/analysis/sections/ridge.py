@@ -55,7 +55,7 @@ def show(context: Context) -> Blocks:
 
 def named(row: Any, none: str) -> str:
     """A family, and the slope of its ridge, if it has one."""
-    slope = f"slope {row.slope:.2f} [{row.low:.2f}, {row.high:.2f}]"
+    slope = f"slope\u00a0{row.slope:.2f}\u00a0[{row.low:.2f},\u00a0{row.high:.2f}]"
     return f"{row.family or none}{f'; {slope}' if np.isfinite(row.slope) else ''}"
 
 
@@ -92,7 +92,7 @@ def ridge_heatmaps(
     parts = [known[known["family"] == row.family] for row in rows]
     panels = [p.assign(panel=named(row, "plain")) for p, row in zip(parts, rows, strict=True)]
     title = f"MMCS with larger dictionaries\n{shown}"
-    figure = figures.heatmaps(pd.concat(panels), "mmcs", title, "MMCS", ".2f")
+    figure = figures.heatmaps(pd.concat(panels), "mmcs", title, "", ".2f")
     for axis, row, part in zip(figure.axes, rows, parts, strict=False):
         of = peaks[peaks["family"] == row.family]
         sizes, levels = (np.unique(part[column]) for column in ("size", "level"))
