@@ -60,10 +60,9 @@ def _variants(comparison: Comparison, chain: Chain) -> pd.DataFrame:
         for variant in VARIANTS:
             largest = max(p.size for p in comparison.partners(entry, variant.against))
             matched = variant.matching == "max" or variant == comparison.shown
-            if matched or largest <= MATCH_TABLE_SIZE:
-                table[str(variant)][size] = comparison.numbers(entry, variant)["mmcs"]
-            else:
-                table[str(variant)][size] = np.nan
+            known = matched or largest <= MATCH_TABLE_SIZE
+            mmcs = comparison.numbers(entry, variant)["mmcs"] if known else np.nan
+            table[str(variant)][size] = mmcs
         for against, label in (("next", "next size"), ("all_larger", "mean of all larger")):
             of = comparison.numbers(entry, Variant("max", against, "all"), gaussian=True)
             table[f"random directions, {label} (exact)"][size] = of["random_mmcs"]

@@ -119,15 +119,12 @@ def draw(
     """A histogram of MCS for each dictionary and variant, with its title, under both nulls."""
     height = 1.6 if levels else 1.8
     rows = pd.concat(
-        pd.DataFrame(
-            {
-                "panel": titled(comparison, entry, variant, levels),
-                "MCS": comparison.mcs(entry, variant),
-                "of": np.where(entry.alive, "alive", "dead"),
-            }
+        entry.features(
+            panel=titled(comparison, entry, variant, levels), MCS=comparison.mcs(entry, variant),
+            of=np.where(entry.alive, "alive", "dead"),
         )
         for entry, variant in panels
-    )
+    )  # fmt: skip
     grid = figures.facets(
         sns.displot, rows.dropna(), "", x="MCS", hue="of", palette=COLOURS,
         col="panel", col_wrap=columns, bins=BINS, multiple="stack", element="step", lw=0, alpha=1,
