@@ -126,11 +126,6 @@ class Chain:
     seed: int
     entries: tuple[Entry, ...]
 
-    @property
-    def setting(self) -> str:
-        """What makes them sparse, as text."""
-        return setting(self.axis, self.level)
-
 
 @dataclass(frozen=True)
 class Study:
