@@ -99,7 +99,7 @@ def test_features_are_followed_by_their_codes_and_in_the_residual_stream_by_dire
     assert first["above"] == first["above_alive"] == pytest.approx(0.5)
     assert first["mmcs"] > first["random_mmcs"]
     section = frame.shown(context, elsewhere.ANALYSIS)
-    pictures = [block.key for block in section.blocks if hasattr(block, "png")]
+    pictures = [block.key for block in section.blocks if hasattr(block, "caption")]
     assert pictures == ["sites_mmcs", "sites_agreement"]
     table, _ = section.tables()
     assert table.frame["site"].tolist() == [
