@@ -505,11 +505,11 @@ def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(
 def test_activations_are_those_of_the_dictionary_on_every_token(read):
     context, source = read
     candidates = list(interp_cases._features(context, context.study.entries[:1]))
-    codes = contexts.codes([c.code for c in candidates], source, "x").toarray()
+    codes = contexts.codes([code for *_, code in candidates], source, "x").toarray()
     rows = source.rows(slice(None)).reshape(-1, D)
-    for candidate, found in zip(candidates, codes, strict=True):
-        entry = next(e for e in context.study.entries if e.name == candidate.owner)
-        wanted = entry.trained.dictionary.encode(rows)[:, candidate.code.index]
+    for (_, owner, code), found in zip(candidates, codes, strict=True):
+        entry = next(e for e in context.study.entries if e.name == owner)
+        wanted = entry.trained.dictionary.encode(rows)[:, code.index]
         np.testing.assert_allclose(found.ravel(), wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -10,12 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.context import Blocks, Context
 from sparse_dict.analysis.features.chosen import Chosen
 from sparse_dict.analysis.features.contexts import describe
 from sparse_dict.analysis.measures.splitting import SPLIT
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.page import Picture
 from sparse_dict.analysis.source import open_source
 from sparse_dict.analysis.tables import Tables
 from sparse_dict.config import ContextsConfig
@@ -84,7 +83,7 @@ def shown(context: Context) -> list[Chosen]:
     return found
 
 
-def pictures(context: Context) -> Iterator[str | Picture]:
+def pictures(context: Context) -> Blocks:
     """The trees with the most splits, and what is missing where their text is not there."""
     if not (found := roots(context.tables)):
         return

@@ -5,7 +5,6 @@ token, of which the positive ones count; k is the dictionaries' L0, so that all 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,8 @@ from sparse_dict.analysis.study import Entry
 from sparse_dict.config import InterpConfig
 
 CANDIDATES = 3  # looked at for each one explained, since some are active in too few excerpts
-
-
-@dataclass(frozen=True, eq=False)
-class _Candidate:
-    """A feature or direction, whose codes are never negative."""
-
-    group: str
-    owner: str  # the dictionary or baseline
-    code: Code
+# A feature or direction: its group, its dictionary or baseline, and its codes, never negative
+Candidate = tuple[str, str, Code]
 
 
 def cases(context: Context, source: Source) -> list[Case]:
@@ -51,13 +43,13 @@ def cases(context: Context, source: Source) -> list[Case]:
     # the largest has no MCS
     entries = main.entries[:-1] if main else context.study.entries[:1]
     candidates = [*_features(context, entries), *_bases(settings, seed, entries, source)]
-    read = codes([c.code for c in candidates], source, "reading for interp")
+    read = codes([code for *_, code in candidates], source, "reading for interp")
     words = source.words(np.unique(windows).tolist())
     texts = {int(i): tuple(words[int(t)] for t in windows[i]) for i in fresh}
 
     found: list[Case] = []
     for row, candidate in enumerate(candidates):
-        if sum(case.group == candidate.group for case in found) == settings.per_group:
+        if sum(case.group == candidate[0] for case in found) == settings.per_group:
             continue
         rng = np.random.default_rng([seed, row])
         values = read[[row]].toarray().reshape(text.shape)[:, :kept].reshape(windows.shape)
@@ -68,7 +60,7 @@ def cases(context: Context, source: Source) -> list[Case]:
 
 
 def _case(
-    candidate: _Candidate,
+    candidate: Candidate,
     values: Floats,
     texts: dict[int, tuple[str, ...]],
     halves: tuple[NDArray[np.int64], NDArray[np.int64]],
@@ -76,7 +68,7 @@ def _case(
     rng: np.random.Generator,
 ) -> Case | None:
     """The excerpts to ask about, of `values` (windows, width); None if too few are active."""
-    peaks = values.max(1)
+    peaks, (group, owner, code) = values.max(1), candidate
     first, held = (half[np.argsort(-peaks[half], kind="stable")] for half in halves)
     active, idle = held[peaks[held] > 0], held[peaks[held] == 0]
     n, m = settings.detect // 2, settings.simulate // 2
@@ -93,8 +85,8 @@ def _case(
         return tuple(Excerpt(texts[int(i)], values[i].copy()) for i in places)
 
     return Case(
-        candidate.group,
-        f"{candidate.owner}/{candidate.code.index}",
+        group,
+        f"{owner}/{code.index}",
         largest=float(peaks[examples].max()),
         examples=excerpts(examples),
         simulate=excerpts(np.concatenate([active[:m], others])),
@@ -107,7 +99,7 @@ def found_again(threshold: float) -> str:
     return f"features, MCS above {threshold:g}"
 
 
-def _features(context: Context, entries: Sequence[Entry]) -> Iterator[_Candidate]:
+def _features(context: Context, entries: Sequence[Entry]) -> Iterator[Candidate]:
     """Candidates among the living features of some dictionaries: of high MCS, and others.
 
     In a study without larger dictionaries there is one group.
@@ -127,12 +119,12 @@ def _features(context: Context, entries: Sequence[Entry]) -> Iterator[_Candidate
         for name, column in zip(chosen["dictionary"], chosen["feature"].tolist(), strict=True):
             entry = named[name]
             code = Code(entry.trained.dictionary.encode, entry.size, column)
-            yield _Candidate(str(label), name, code)
+            yield str(label), name, code
 
 
 def _bases(
     settings: InterpConfig, seed: int, entries: Sequence[Entry], source: Source
-) -> Iterator[_Candidate]:
+) -> Iterator[Candidate]:
     """Candidates among the directions of each baseline, fitted on the text that is read here."""
     l0s = [float(entry.metrics["l0"]) for entry in entries]
     k, (n_contexts, n_ctx) = max(round(float(np.mean(l0s))), 1), source.text.shape
@@ -144,7 +136,7 @@ def _bases(
         encode, size = sparse(basis, k), len(basis.directions)
         drawn = np.random.default_rng(seed).permutation(size)[: CANDIDATES * settings.per_group]
         for column in drawn.tolist():
-            yield _Candidate(bases.LABELS[method], method, Code(encode, size, column))
+            yield bases.LABELS[method], method, Code(encode, size, column)
 
 
 def sparse(basis: bases.Basis, k: int) -> Encode:

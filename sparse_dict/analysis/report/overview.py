@@ -56,11 +56,11 @@ def left_out(study: Study) -> Section | None:
 
 def configs(study: Study, config: dict[str, Any]) -> Section:
     """The resolved configs: this stage's, and the main settings of each family of dictionaries."""
-    section = Section("Configs", ["The resolved configs that made this report."])
-    section.blocks.append(Code("analyze", json.dumps(config, indent=2, default=str)))
+    shown = {"analyze": config}
     for family in study.families:
         first = next(e for e in study.entries if e.family == family)
-        label = f"train_sae, {first.name}" + (f" ({family})" if family else "")
-        text = json.dumps(first.metrics["config"], indent=2, default=str)
-        section.blocks.append(Code(label, text))
-    return section
+        shown[f"train_sae, {first.name}" + (f" ({family})" if family else "")] = first.metrics[
+            "config"
+        ]
+    codes = [Code(name, json.dumps(of, indent=2, default=str)) for name, of in shown.items()]
+    return Section("Configs", ["The resolved configs that made this report.", *codes])
