@@ -59,8 +59,7 @@ def configs(study: Study, config: dict[str, Any]) -> Section:
     shown = {"analyze": config}
     for family in study.families:
         first = next(e for e in study.entries if e.family == family)
-        shown[f"train_sae, {first.name}" + (f" ({family})" if family else "")] = first.metrics[
-            "config"
-        ]
+        label = f"train_sae, {first.name}" + (f" ({family})" if family else "")
+        shown[label] = first.metrics["config"]
     codes = [Code(name, json.dumps(of, indent=2, default=str)) for name, of in shown.items()]
     return Section("Configs", ["The resolved configs that made this report.", *codes])
