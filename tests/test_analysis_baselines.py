@@ -1,10 +1,12 @@
 import json
 import shutil
+import threading
 
 import numpy as np
 import pandas as pd
 import pytest
 from analysis_study import config_of, context_of, unit, write_dictionary
+from conftest import torch_threads
 from rounding import of_cosines, rounding
 from scipy import stats
 
@@ -176,6 +178,20 @@ def test_baselines_are_measured_on_rows_that_they_were_not_fitted_to(made, measu
     assert list(front.index) == sorted({1, 4, D, 7, 8})  # the dictionaries' L0 is 7.5
     between = (front[7] + front[8]) / 2
     assert measured.dictionaries["fvu_pca"].to_numpy() == pytest.approx(between)
+
+
+def test_both_halves_are_fitted_at_the_same_time(made, monkeypatch):
+    both = threading.Barrier(2, timeout=60)
+
+    def fit(method, x, seed):
+        both.wait()  # breaks if the other half waits for this one
+        return bases.neurons(x.mean(0))
+
+    monkeypatch.setattr(bases, "fit", fit)
+    settings = BaselinesConfig(methods=["neurons"], rows=1500, ks=[1])
+    with torch_threads(2):
+        found = context_of(config_of(made, baselines=settings)).once(baselines.fitted)
+    assert [*found.bases] == ["neurons"]
 
 
 def test_a_dictionary_has_one_fvu_and_one_l0_in_a_report(made, measured):

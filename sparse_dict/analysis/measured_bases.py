@@ -63,8 +63,9 @@ def measure(
     )  # fmt: skip
     jobs = [(method, x, seed + i) for method in methods for i, x in enumerate(halves)]
     fits: list[Basis] = []
+    workers = threads.number(len(jobs))  # before each is kept to one
     with Progress("baselines", len(jobs), "fits") as progress, bases.on_one_thread():
-        for basis in mapped(lambda job: bases.fit(*job), jobs, threads.number(len(jobs))):
+        for basis in mapped(lambda job: bases.fit(*job), jobs, workers):
             fits.append(basis)
             progress.advance(1)
     of_dictionaries, rows = {}, []

@@ -200,6 +200,7 @@ def on_one_thread() -> Iterator[None]:
     FastICA's products of a few hundred columns are 2.4 times slower on two. Around several threads,
     each of which enters it, too.
     """
+    import sklearn.decomposition  # noqa: F401  # with the BLAS of scipy, which is limited as well
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), warnings.catch_warnings():

@@ -127,5 +127,5 @@ CLAIMS = (
     Claim("others_span_the_same", judge=_same_subspaces, needs=(PARTNERS,), living=False),
 )
 ANALYSIS = Analysis(
-    "effects", show, CLAIMS, measure, pairs=True, needs=(PARTNERS,), seconds=(26, 1.7)
+    "effects", show, CLAIMS, measure, pairs=True, needs=(PARTNERS,), seconds=(9, 1.5)
 )

@@ -120,4 +120,4 @@ def _recover(study: Tables) -> Found:
 
 
 CLAIMS = (Claim("recover_more", judge=_recover, needs=(), living=False),)
-ANALYSIS = Analysis(KEY, show, CLAIMS, measure, seconds=(10, 0.5))
+ANALYSIS = Analysis(KEY, show, CLAIMS, measure, seconds=(6.5, 0.4))
