@@ -87,7 +87,6 @@ def draw(table: pd.DataFrame) -> Figure:
     for axis in (left, right):
         axis.axhline(0, color="0.5", lw=0.8, zorder=0)
     figures.below(figure, right, 3, "firing frequency")
-    figure.suptitle("What single features do to the language model's loss")
     return figure
 
 
