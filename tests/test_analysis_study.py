@@ -55,7 +55,7 @@ def test_what_is_swept_is_what_makes_the_kind_sparse(
     assert loaded.families == ("",)
     assert {entry.axis for entry in loaded.entries} == {axis}
     assert {chain.level for chain in loaded.chains} == levels
-    assert loaded.chains[0].entries[0].setting == setting
+    assert loaded.chains[0].setting == setting
     assert all(len(chain.entries) == 2 for chain in loaded.chains)
 
 

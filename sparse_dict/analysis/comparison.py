@@ -213,8 +213,8 @@ class Comparison:
         """A sentence on how the main chain's level was chosen; there must be a main chain."""
         assert self.main is not None
         return (
-            f"The main figures show {self.main.entries[0].setting}, by a rule that does not look "
-            f"at agreement: {self._chosen(self.main.family)[1]}."
+            f"The main figures show {self.main.setting}, by a rule that does not look at "
+            f"agreement: {self._chosen(self.main.family)[1]}."
         )
 
     def _chosen(self, family: str) -> tuple[Chain, str]:

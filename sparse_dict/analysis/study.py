@@ -126,6 +126,11 @@ class Chain:
     seed: int
     entries: tuple[Entry, ...]
 
+    @property
+    def setting(self) -> str:
+        """What makes them sparse, as text."""
+        return setting(self.axis, self.level)
+
 
 @dataclass(frozen=True)
 class Study:

@@ -58,10 +58,10 @@ def _found(context: Context) -> str:
     every, alive = shown["found"].dropna(), shown.loc[shown["alive"], "mcs_alive"] > threshold
     fvu, l0 = (float(np.mean([e.metrics[key] for e in chain.entries])) for key in ("fvu", "l0"))
     text = (
-        f"At {context.tables.setting}, where {fvu:.0%} of the variance is left unexplained by "
-        f"{l0:.3g} active features a row, {every.sum():.0f} of {len(every)} features, "
-        f"{alive.sum()} of the {len(alive)} ever active, are found again in larger dictionaries, "
-        f"almost unchanged (cosine above {threshold:g})"
+        f"At {chain.setting}, where {fvu:.0%} of the variance is left unexplained by {l0:.3g} "
+        f"active features a row, {every.sum():.0f} of {len(every)} features, {alive.sum()} of the "
+        f"{len(alive)} ever active, are found again in larger dictionaries, almost unchanged "
+        f"(cosine above {threshold:g})"
     )
     claims = context.claims
     if claims:

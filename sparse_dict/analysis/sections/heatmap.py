@@ -42,7 +42,7 @@ def show(context: Context) -> Blocks:
             column = "n_above" if of == shown.features else "n_above_alive"
             title = f"Features with MCS above {bar:g}\n{shown.of(of)}"
             yield context.figure(key, figures.heatmaps(cells, column, title, "features", ".0f"))
-    yield Table(f"All variants, at {study.setting}", _variants(comparison, chain))
+    yield Table(f"All variants, at {chain.setting}", _variants(comparison, chain))
 
 
 def by_family(study: Tables, families: tuple[str, ...]) -> pd.DataFrame:
