@@ -1,4 +1,4 @@
-# make demo   the four stages on real text, five to eleven minutes on two cores
+# make demo   the four stages on real text, under seven minutes on two cores with AVX-512, eleven without
 # make test   what CI runs
 # make check  ruff and mypy
 # make docs   the documentation as a site with a search box, site/index.html

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -181,8 +182,9 @@ def test_an_error_within_a_part_is_told_and_ends_no_other(
 ):
     write_study(tmp_path / "sae", sizes=(8, 16))
 
-    def fails(context: Context) -> None:
+    def fails(context: Context) -> Iterator[report.Block]:
         (context.folder / "half.csv").write_text("half")
+        yield context.figure("ridge", figures.plt.figure())
         raise ValueError("two\nlines")
 
     broken = replace(ridge.ANALYSIS, show=fails)
@@ -194,7 +196,9 @@ def test_an_error_within_a_part_is_told_and_ends_no_other(
     assert "This part is missing: ValueError: two lines." in page
     assert (folder / "frontier.png").exists()
     assert (folder / "claims.json").exists()
+    assert re.search(r'id="ridge">\n<img width="[\d.]+%" alt="[^"]*" src="data:image/png', page)
     assert not (folder / "half.csv").exists()
+    assert not (folder / "ridge.png").exists()
     assert sum("ridge: this part is missing" in line for line in caplog.messages) == 1
 
 

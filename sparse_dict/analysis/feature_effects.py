@@ -6,8 +6,10 @@ What the dictionary does not explain stays in the activation: nothing but the fe
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -21,7 +23,7 @@ from sparse_dict.analysis.features.contexts import Code, codes
 from sparse_dict.analysis.measures import Index, alignment
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, spearman
 from sparse_dict.analysis.measures.mcs import normalised
-from sparse_dict.analysis.reconstruction_loss import Batch, Losses, batch_size, read
+from sparse_dict.analysis.reconstruction_loss import Batch, Losses, parts, read
 from sparse_dict.analysis.source import MEMORY, Source
 from sparse_dict.analysis.study import Entry
 from sparse_dict.analysis.tables import SEED, Tables
@@ -58,6 +60,7 @@ def measure(
     was interrupted or reached `settings.minutes`.
     """
     assert source.lm is not None
+    model = source.lm.model
     own = _codes(entry, range(entry.size), source)
     feature, row = own.nonzero()
     active = np.zeros((len(source.text), entry.size), bool)
@@ -81,46 +84,45 @@ def measure(
     order = np.random.default_rng(seed).permutation(len(features))
     todo = order[len(effects) :]
     theirs = _codes(other, partners[todo].tolist(), source)
-    model, started = source.lm.model, time.monotonic()
-    saved = started
+    saved = started = time.monotonic()
 
-    def late() -> bool:
-        return time.monotonic() - started > 60 * settings.minutes
+    def effect(at: int, used: Index, held: Read) -> list[float]:
+        i = todo[at]
+        ours, match = (
+            row.toarray().reshape(len(active), -1, 1)[chosen[i]]
+            for row in (own[[features[i]]], theirs[[at]])
+        )
+        without = -ours * entry.decoder[features[i]]
+        instead = without + match * other.decoder[partners[i]]
+        changed = held.changes(np.searchsorted(used, chosen[i]), [without, instead]).mean(1)
+        share = len(where[i]) / len(active)  # elsewhere nothing changes
+        return [float(value) for value in share * changed]
 
-    with Progress("effects", len(features), "features", len(effects)) as progress:
+    def each() -> Generator[list[float], None, None]:
         for group in _groups([chosen[i] for i in todo], _most_contexts(source)):
             used = np.unique(np.concatenate([chosen[todo[at]] for at in group]))
-            read = Read.of(source, used)
-
-            def effect(at: int, used: Index = used, read: Read = read) -> list[float]:
-                i = todo[at]
-                ours, match = (
-                    row.toarray().reshape(len(active), -1, 1)[chosen[i]]
-                    for row in (own[[features[i]]], theirs[[at]])
-                )
-                without = -ours * entry.decoder[features[i]]
-                instead = without + match * other.decoder[partners[i]]
-                changed = read.changes(np.searchsorted(used, chosen[i]), [without, instead])
-                share = len(where[i]) / len(active)  # elsewhere nothing changes
-                return [float(value) for value in share * changed.mean(1)]
-
+            measured = partial(effect, used=used, held=Read.of(source, used))
             with threads_to_share(model) as threads:
-                for change in mapped(effect, group, threads):
-                    effects.append(change)
-                    progress.advance(1)
-                    done = len(effects) == len(features)
-                    if late() or done or time.monotonic() - saved > SAVE_S:
-                        write_json(kept, {"of": of, "effects": effects})
-                        saved = time.monotonic()
-                    if late():
-                        break
-            if late():
+                yield from mapped(measured, group, threads)
+
+    with (
+        closing(each()) as found,
+        Progress("effects", len(features), "features", len(effects)) as progress,
+    ):
+        for change in found:
+            effects.append(change)
+            progress.advance(1)
+            now, done = time.monotonic(), len(effects) == len(features)
+            late = now - started > 60 * settings.minutes
+            if late or done or now - saved > SAVE_S:
+                write_json(kept, {"of": of, "effects": effects})
+                saved = now
+            if late and not done:
+                log.info(
+                    "effects of %d of %d features in effects.minutes=%g: the same command goes on",
+                    len(effects), len(features), settings.minutes,
+                )  # fmt: skip
                 break
-    if len(effects) < len(features):
-        log.info(
-            "effects of %d of %d features in effects.minutes=%g: the same command goes on",
-            len(effects), len(features), settings.minutes,
-        )  # fmt: skip
     table = pd.DataFrame({"feature": features, "cosine": cosines.max(axis=1, initial=-1)})
     table = table.iloc[order[: len(effects)]]
     table[["ablated", "substituted"]] = np.reshape(effects, (-1, 2))
@@ -183,14 +185,13 @@ class Read:
         model, skip = source.lm.model, source.place.skip_first
         batch = read(model, source.text[contexts], source.place)
         rows = batch.y.reshape(len(contexts), -1, batch.y.shape[1])
-        step = batch_size(source.text.shape[1])
-        parts = (np.arange(len(contexts))[i : i + step] for i in range(0, len(contexts), step))
+        places, every = np.arange(len(contexts)), parts(len(contexts), source.text.shape[1] - 1)
 
-        def losses(part: Index) -> Losses:
-            return batch.loss(rows[part].reshape(-1, rows.shape[2]), None, part)
+        def losses(part: slice) -> Losses:
+            return batch.loss(rows[part].reshape(-1, rows.shape[2]), None, places[part])
 
         with threads_to_share(model) as threads:
-            return cls(batch, rows, skip, np.concatenate([*mapped(losses, parts, threads)]))
+            return cls(batch, rows, skip, np.concatenate([*mapped(losses, every, threads)]))
 
     def changes(self, contexts: Index, of: Sequence[Rows]) -> Losses:
         """By how much the mean loss of each context rises with each change of its rows, in nats.
@@ -199,17 +200,15 @@ class Read:
         added to the rows; losses stay what they are up to the first row that is changed.
         """
         found = np.zeros((len(of), len(contexts)))
-        step = batch_size(self.before.shape[1])
         for i, change in enumerate(of):
-            for start in range(0, len(contexts), step):
-                some = contexts[start : start + step]
-                part = change[start : start + step, :-1]
-                behind = np.logical_or.accumulate(part.any(2), axis=1)
+            for part in parts(len(contexts), self.before.shape[1]):
+                some, added = contexts[part], change[part, :-1]
+                behind = np.logical_or.accumulate(added.any(2), axis=1)
                 mask = np.pad(behind, ((0, 0), (self.skip, 0)))  # (contexts, n_ctx - 1)
                 rises = np.zeros(mask.shape)
-                new = (self.rows[some] + part).reshape(-1, part.shape[2])
+                new = (self.rows[some] + added).reshape(-1, added.shape[2])
                 rises[mask] = self.batch.loss(new, mask, some) - self.before[some][mask]
-                found[i, start : start + step] = rises.mean(1)
+                found[i, part] = rises.mean(1)
         return found
 
 

@@ -194,9 +194,6 @@ def _part(context: Context, analysis: Analysis) -> Section | None:
     name = analysis.name
     with _making(context, name):
         section = shown(context, analysis)
-    if name in context.failed:
-        for half in context.made[name]:
-            (context.folder / half).unlink()
-        return section
-    context.parts[name] = Part.of(context.made[name], section)
+    if name not in context.failed:
+        context.parts[name] = Part.of(context.made[name], section)
     return section

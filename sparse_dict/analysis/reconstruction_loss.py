@@ -94,9 +94,10 @@ def _loss(
     return found
 
 
-def batch_size(n_ctx: int) -> int:
-    """How many contexts go through the model at a time."""
-    return max(1, BATCH_TOKENS // n_ctx)
+def parts(n: int, length: int) -> list[slice]:
+    """Those of `n` contexts of `length` tokens that go through the model at a time."""
+    step = max(1, BATCH_TOKENS // length)
+    return [slice(start, start + step) for start in range(0, n, step)]
 
 
 def losses(
@@ -112,10 +113,8 @@ def losses(
         threads_to_share(model) as threads,
         Progress("loss recovered", contexts[:, 1:].size, "tokens") as progress,
     ):
-        step = batch_size(contexts.shape[1] - 1)
-        for start in range(0, len(contexts), step):
-            some = contexts[start : start + step]
-            batch = read(model, some, place, target)
+        for part in parts(len(contexts), contexts.shape[1] - 1):
+            batch = read(model, contexts[part], place, target)
             y = batch.y
             ablated = np.broadcast_to(mean.astype(np.float32), y.shape).copy()
             simple: list[tuple[Label, Floats]] = [
@@ -125,7 +124,7 @@ def losses(
             news = chain(simple, reconstruct(batch.x))
             for label, values in mapped(batch.labelled, news, threads):
                 found.setdefault(label, []).append(values)
-            progress.advance(some[:, 1:].size)
+            progress.advance(contexts[part, 1:].size)
     return {label: np.concatenate(parts) for label, parts in found.items()}
 
 

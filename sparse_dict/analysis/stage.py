@@ -149,6 +149,8 @@ def _run(config: AnalyzeConfig, folder: Path) -> None:
         title = f"Sparse dictionaries of the study {config.name}"
         text = page.render(title, subtitle, list(sections.values()), sentences, alarm)
         files.write_text(folder / "report.html", page.embedded(text, folder, home))
+        for half in (name for part in {*context.failed} for name in context.made[part]):
+            (folder / half).unlink()  # after the report, which shows what there is of it
         parts.write(folder, dict(sorted({**kept, **context.parts}.items())), of)
         still = [name for key in kept.keys() - context.parts.keys() for name in kept[key].files]
         made = sorted(parts.files_in(folder))

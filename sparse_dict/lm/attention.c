@@ -8,7 +8,6 @@
    heads [first, last) of batch * heads. */
 #include "simd.h"
 
-
 /* out[d][lane] = in[lane * step + d] * scale, zero from `there` lanes on */
 static inline void columns(const float *in, int64_t step, int64_t there, float scale, vec out[D]) {
   for (int d = 0; d < D; d++) out[d] = all(0);

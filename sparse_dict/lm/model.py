@@ -18,7 +18,7 @@ from sparse_dict.lm.loss import linear_cross_entropy, token_losses
 
 Compute = Callable[[], Tensor]
 At = Callable[[Site, Compute], Tensor]  # what a site computes to what the model goes on with
-BEHIND = ("mlp_pre", "mlp_post", "mlp_out", "resid_post")  # sites behind the attention's output
+LATE = {*[*SITES][[*SITES].index("resid_mid") + 1 :]}  # sites behind the attention's output
 
 
 class Block(nn.Module):
@@ -127,7 +127,7 @@ class GPT(nn.Module):
     ) -> tuple[list[Tensor], Follow]:
         first = min((site.layer or 0 for site in sites), default=0)
         # what goes on from there: the attention is needed only if a site lies before its end
-        late = {*BEHIND} >= {site.name for site in sites if site.layer == first}
+        late = {site.name for site in sites if site.layer == first} <= LATE
         start = Site("resid_mid" if late else "resid_pre", first)
         *found, x = self.read(tokens, [*sites, start])
 
