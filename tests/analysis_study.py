@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from sparse_dict.analysis import study
 from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.measured import measure
+from sparse_dict.analysis.measured.three_tables import measure
 from sparse_dict.analysis.report import figures
 from sparse_dict.config import ComparisonConfig, NoSettings, TrackingConfig, analyze_schema
 

@@ -8,7 +8,7 @@ from rounding import of_cosines
 
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.claim import Sample, estimates, mean_of_means
-from sparse_dict.analysis.measured import matched_pairs
+from sparse_dict.analysis.measured.three_tables import matched_pairs
 from sparse_dict.analysis.measures.two_dictionaries import match_features
 
 

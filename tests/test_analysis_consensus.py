@@ -10,10 +10,11 @@ from sparse_dict.activations import stage as harvest_stage
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.toy import Toy
 from sparse_dict.analysis import frame, study
-from sparse_dict.analysis.measures import consensus as measures
-from sparse_dict.analysis.measures.consensus import Member, fvu, refit
-from sparse_dict.analysis.measures.consensus import consensus as clustered
-from sparse_dict.analysis.measures.consensus import directions as rows_of
+from sparse_dict.analysis.measured import split_halves
+from sparse_dict.analysis.measures import recurring as measures
+from sparse_dict.analysis.measures.recurring import Member, fvu, refit
+from sparse_dict.analysis.measures.recurring import consensus as clustered
+from sparse_dict.analysis.measures.recurring import directions as rows_of
 from sparse_dict.analysis.sections import consensus
 from sparse_dict.config import ConsensusConfig
 from sparse_dict.sae import folder as folders
@@ -106,17 +107,17 @@ def test_consensus_of_planted_features_is_true_and_agrees_ever_better(base, monk
     frame.measure(context)
     section = frame.shown(context, consensus.ANALYSIS)
     table = section.tables()[1].frame.set_index(["of", "seeds"])
-    together = table.loc[consensus.TOGETHER]
+    together = table.loc[measures.TOGETHER]
     assert together.index.tolist() == [1, 2, 4]
     assert together["precision"].tolist() == sorted(together["precision"])
     assert together["precision"][4] == 1 > together["precision"][1]
-    assert together["pw_mcc"][4] > table.loc[(consensus.SINGLE, 4), "pw_mcc"] + 0.03
-    assert table.loc[(consensus.POOLED, 4), "features"] == together["features"][4]
+    assert together["pw_mcc"][4] > table.loc[(measures.SINGLE, 4), "pw_mcc"] + 0.03
+    assert table.loc[(measures.POOLED, 4), "features"] == together["features"][4]
     assert (together["gaussian"] >= together["random"] - 0.02).all()
     (of,) = context.tables.others["consensus_of_all"].itertuples()
     assert of.in_every_seed == 20
     assert of.lacking_of_living == of.lacking
-    home = base / "analysis" / consensus.FOLDER
+    home = base / "analysis" / split_halves.FOLDER
     written = folders.read(home)
     assert written.dictionary.k == 3
     (entry,) = study.load(home).entries

@@ -18,8 +18,8 @@ from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import source as module
 from sparse_dict.analysis import study
 from sparse_dict.analysis.comparison import Comparison
-from sparse_dict.analysis.features import contexts
 from sparse_dict.analysis.features import page as features_page
+from sparse_dict.analysis.features import top_contexts
 from sparse_dict.analysis.features.chosen import (
     ASKED,
     DEAD,
@@ -30,7 +30,7 @@ from sparse_dict.analysis.features.chosen import (
     Chosen,
     choose,
 )
-from sparse_dict.analysis.features.contexts import EFFECTS, Feature, Gallery, Stretch
+from sparse_dict.analysis.features.top_contexts import EFFECTS, Feature, Gallery, Stretch
 from sparse_dict.analysis.harvested import Place
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.source import open_source, printable
@@ -90,7 +90,7 @@ def compared(base):
 
 @pytest.fixture(scope="module")
 def gathered(base):
-    return contexts.gather(tabled(config(base)))
+    return top_contexts.gather(tabled(config(base)))
 
 
 @pytest.fixture(scope="module")
@@ -171,14 +171,14 @@ def test_histogram_density_and_maximum_count_every_token(gathered, brute):
         active = codes[codes > 0]
         assert feature.density == len(active) / len(codes)
         assert feature.largest == pytest.approx(active.max(), rel=1e-4)
-        counts, _ = np.histogram(active, contexts.BINS, (0, active.max()))
+        counts, _ = np.histogram(active, top_contexts.BINS, (0, active.max()))
         assert feature.histogram.sum() == len(active)
         assert np.abs(np.cumsum(feature.histogram - counts)).max() <= 2  # rounding at the borders
 
 
 def test_spread_contexts_lie_at_their_quantiles(base):
     settings = replace(SETTINGS, features=["20/0", "20/1", "neuron/2"], spread=10)
-    gallery = contexts.gather(tabled(config(base, contexts=settings)))
+    gallery = top_contexts.gather(tabled(config(base, contexts=settings)))
     for feature in gallery.features[:3]:
         shown = [c.values[c.peak] for c in feature.spread]
         assert shown == sorted(shown, reverse=True)
@@ -187,8 +187,8 @@ def test_spread_contexts_lie_at_their_quantiles(base):
 
 
 def test_contexts_do_not_depend_on_the_chunks(base, gathered, monkeypatch):
-    monkeypatch.setattr(contexts, "CHUNK_VALUES", 1)
-    again = contexts.gather(tabled(config(base)))
+    monkeypatch.setattr(top_contexts, "CHUNK_VALUES", 1)
+    again = top_contexts.gather(tabled(config(base)))
     for one, other in zip(gathered.features, again.features, strict=True):
         np.testing.assert_allclose(one.largest, other.largest, rtol=1e-4)
         assert [up_to_peak(c) for c in one.top] == [up_to_peak(c) for c in other.top]
@@ -213,7 +213,7 @@ def test_positions_without_rows_count_for_nothing_and_are_shown_without_activati
     record = files.read_json(base / "lm" / "lm.json")
     harvested(base, tmp_path, record["fingerprints"], skip)
     where = {key: str(tmp_path / name) for key, name in [("activations_dir", "activations")]}
-    gallery = contexts.gather(tabled(config(base, sae_dir=str(tmp_path / "sae"), **where)))
+    gallery = top_contexts.gather(tabled(config(base, sae_dir=str(tmp_path / "sae"), **where)))
     text, activations = brute
     assert (gallery.source.place.skip_first, gallery.n_tokens) == (skip, len(text) * (N_CTX - skip))
     assert gallery.source.n_harvested == gallery.n_tokens
@@ -279,7 +279,7 @@ def test_the_features_asked_for_are_shown_in_their_order(base):
     found = [(c.entry and c.entry.size, c.index) for c in chosen if ASKED in c.groups]
     assert found == [(20, 7), (8, 2), (None, 5)]
     settings = replace(SETTINGS, features=["neuron/5"])
-    only = contexts.gather(tabled(config(base, contexts=settings)))
+    only = top_contexts.gather(tabled(config(base, contexts=settings)))
     assert [f.chosen.index for f in only.features] == [5]
 
 
@@ -308,11 +308,11 @@ def test_what_is_missing_is_named(base, tmp_path, key, monkeypatch):
         fits = "sparse_dict.activations.store.fingerprint_of"
         monkeypatch.setattr(fits, lambda _, prints: prints["activations"])
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "none"))):
-        contexts.gather(tabled(elsewhere))
+        top_contexts.gather(tabled(elsewhere))
 
 
 def test_the_harvests_record_leads_to_a_model_that_is_not_in_the_study(base, tmp_path):
-    assert contexts.gather(tabled(config(base, lm_dir=str(tmp_path)))).features
+    assert top_contexts.gather(tabled(config(base, lm_dir=str(tmp_path)))).features
 
 
 def test_another_model_in_the_folder_is_not_taken_for_the_harvested_one(base, tmp_path):
@@ -340,7 +340,7 @@ def hostile(token, name="x"):
     )  # fmt: skip
     entry = study.Entry(name, name, 4, "l1", 0.1, 0, trained)
     context = Stretch(np.zeros(3, np.int32), np.array([0, 2, 1], np.float32), 1)
-    counts = np.ones(contexts.BINS, np.int64)
+    counts = np.ones(top_contexts.BINS, np.int64)
     shown = counts, [context], [context], [(0, 1.0)], [(0, 1.0)]
     pair = [Chosen(entry, 1, (TOP,), 0.9), Chosen(None, 2, (NEURON,))]
     place = Place((Site("mlp_post", 1),), 0)
@@ -448,7 +448,7 @@ def test_features_of_own_arrays_are_shown_with_the_rows_that_they_are_strongest_
     )
     monkeypatch.chdir(tmp_path)
     settings = replace(SETTINGS, show=show)
-    gallery = contexts.gather(tabled(config(tmp_path, contexts=settings)))
+    gallery = top_contexts.gather(tabled(config(tmp_path, contexts=settings)))
     data = features_page.payload(gallery, gallery.features, ())
     assert data["what"] == "row"
     x = np.concatenate(parts)

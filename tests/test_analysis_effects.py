@@ -12,10 +12,10 @@ from lm_files import random_model
 from rounding import rounding, through
 
 import sparse_dict
-from sparse_dict.analysis import feature_effects as single
 from sparse_dict.analysis import study
 from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, judge
-from sparse_dict.analysis.feature_effects import Read, measure
+from sparse_dict.analysis.measured import feature_effects as single
+from sparse_dict.analysis.measured.feature_effects import Read, measure
 from sparse_dict.analysis.measures import alignment
 from sparse_dict.analysis.sections import effects
 from sparse_dict.config import EffectsConfig, ModelConfig

@@ -11,6 +11,7 @@ from analysis_study import compared, directions, unit, write_dictionary
 from sparse_dict.analysis import frame
 from sparse_dict.analysis.claim import groups_of, samples
 from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.measured import equal_l0
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.sections import families
 
@@ -84,10 +85,10 @@ def test_between_levels_values_are_read_off_along_the_logarithm_and_not_beyond(t
     plain = pairs[pairs["family"].str.endswith("guide=none")]
     family = plain["family"].iloc[0]
     values = plain.assign(fvu=0.4 - np.log2(plain["l0"]) / 20)[["l0", "fvu"]]
-    groups = groups_of(samples(plain, values, families.GROUP))
+    groups = groups_of(samples(plain, values, equal_l0.GROUP))
 
     def fvu(l0: float) -> float:
-        return families.read_off(family, l0, groups)
+        return equal_l0.read_off(family, l0, groups)
 
     for l0 in (4.0, 5.0, 8.0, 11.0, 16.0):
         assert fvu(l0) == pytest.approx(0.4 - np.log2(l0) / 20)

@@ -8,7 +8,7 @@ from analysis_study import compared, directions, write_dictionary
 
 from sparse_dict.analysis import frame, tracked
 from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.report import figures, summary
+from sparse_dict.analysis.report import figures, mcs_histograms, summary
 from sparse_dict.analysis.report.page import Table
 from sparse_dict.analysis.sections import histograms
 
@@ -42,7 +42,7 @@ def test_the_pictures_of_the_first_page_and_their_table_tell_both_numbers(contex
     assert main is not None
     with figures.style():
         comparison = context.comparison
-        title = histograms.titled(comparison, main.entries[0], comparison.shown, True)
+        title = mcs_histograms.titled(comparison, main.entries[0], comparison.shown, True)
         (table,) = [block for block in histograms.show(context) if isinstance(block, Table)]
     assert title.endswith("40 (30 alive)")
     assert table.frame[["of", "above 0.9"]].values.tolist() == [["all", ALL], ["alive", ALIVE]] * 2

@@ -33,10 +33,10 @@ from test_analysis_interp import settings_of as interp_settings  # noqa: E402
 from sparse_dict.activations import stage  # noqa: E402
 from sparse_dict.analysis import frame, harvested, study  # noqa: E402
 from sparse_dict.analysis import source as sources  # noqa: E402
-from sparse_dict.analysis.features import contexts, page  # noqa: E402
+from sparse_dict.analysis.features import page, top_contexts  # noqa: E402
 from sparse_dict.analysis.harvested import Place  # noqa: E402
 from sparse_dict.analysis.interp import cases  # noqa: E402
-from sparse_dict.analysis.reconstruction_loss import losses, recovered  # noqa: E402
+from sparse_dict.analysis.measured.reconstruction_loss import losses, recovered  # noqa: E402
 from sparse_dict.analysis.report import provenance  # noqa: E402
 from sparse_dict.config import ContextsConfig, LossRecoveredConfig  # noqa: E402
 from sparse_dict.config.sites import SITES, Site  # noqa: E402
@@ -227,7 +227,7 @@ SITES_OF = {
 @pytest.mark.parametrize("kind", SITES_OF)
 def test_contexts_are_those_of_a_direct_computation(folders, loaded, tmp_path, kind):
     config = studied(folders, tmp_path, kind, sites=SITES_OF[kind], skip_first=2)
-    gallery = contexts.gather(tabled(config))
+    gallery = top_contexts.gather(tabled(config))
     # All text as transformers' own tokenizer reads it, and what its model computes on it.
     made = transformers.AutoTokenizer.from_pretrained(folders / kind)
     (path,) = (tmp_path / "cache" / "tokens").iterdir()
@@ -279,7 +279,7 @@ def test_contexts_are_those_of_a_direct_computation(folders, loaded, tmp_path, k
 @pytest.mark.parametrize("kind", SITES_OF)
 def test_logit_effects_go_through_the_models_own_unembedding(folders, loaded, tmp_path, kind):
     config = studied(folders, tmp_path, kind, sites=SITES_OF[kind])
-    gallery = contexts.gather(tabled(config))
+    gallery = top_contexts.gather(tabled(config))
     feature, model = gallery.features[0], loaded(kind).model
     row = torch.from_numpy(feature.chosen.entry.decoder[feature.chosen.index])
     match kind:
@@ -303,7 +303,7 @@ def test_the_page_tells_each_sites_part_of_a_feature_and_which_effects_are_shown
     tmp_path,
 ):
     config = studied(folders, tmp_path, "gpt2", sites=["1/mlp_pre", "0/resid_mid"])
-    gallery = contexts.gather(tabled(config))
+    gallery = top_contexts.gather(tabled(config))
     text = " ".join(page.page(gallery).split())
     assert "decoder row (its part of 0/resid_mid) and the final norm" in text
     data = page.payload(gallery, gallery.features, ())
@@ -315,7 +315,7 @@ def test_the_page_tells_each_sites_part_of_a_feature_and_which_effects_are_shown
             squares = feature.chosen.entry.decoder[feature.chosen.index] ** 2
             assert drawn["shares"][0] == pytest.approx(squares[:D_MLP].sum(), abs=1e-3)
     one = studied(folders, tmp_path / "one", "gpt2", site="mlp_pre")
-    gallery = contexts.gather(tabled(one))
+    gallery = top_contexts.gather(tabled(one))
     text = " ".join(page.page(gallery).split())
     assert "A direct path to the logits is missing: a non-linearity follows 1/mlp_pre." in text
     assert all(not feature.promoted for feature in gallery.features)
@@ -348,11 +348,11 @@ def test_the_model_is_found_where_it_was_moved_to_and_no_other_is_taken(folders,
     config = config_of(target, contexts=SHOWN, comparison=settings_of())
     shutil.move(copy, tmp_path / "moved")
     with pytest.raises(UserError, match=f"{copy} does not exist"):
-        contexts.gather(tabled(config))
+        top_contexts.gather(tabled(config))
     found = replace(config, lm_dir=str(tmp_path / "moved"))
-    assert contexts.gather(tabled(found)).features
+    assert top_contexts.gather(tabled(found)).features
     with pytest.raises(UserError, match="set lm_dir to that model's folder"):
-        contexts.gather(tabled(replace(config, lm_dir=str(folders / "llama"))))
+        top_contexts.gather(tabled(replace(config, lm_dir=str(folders / "llama"))))
     assert "Hugging Face model" in provenance.paragraph(config, study.load(target / "sae"))
 
 
@@ -425,7 +425,7 @@ def test_a_chat_model_reads_the_models_own_tokens_with_their_activations(folders
 def test_a_notebook_shows_a_feature(folders, tmp_path):
     pytest.importorskip("circuitsvis")
     config = studied(folders, tmp_path, "llama")
-    gallery = contexts.gather(tabled(config))
+    gallery = top_contexts.gather(tabled(config))
     page.write(gallery, tmp_path / "analysis")
     shown = show_feature(tmp_path, "16/5").html
     first = gallery.features[1].top[0]

@@ -19,7 +19,7 @@ from test_analysis_contexts import D, base, config  # noqa: F401
 from sparse_dict import errors
 from sparse_dict.analysis import frame, stage
 from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, judge
-from sparse_dict.analysis.features import contexts
+from sparse_dict.analysis.features import top_contexts
 from sparse_dict.analysis.interp import cases as interp_cases
 from sparse_dict.analysis.interp import llm, questions
 from sparse_dict.analysis.interp.questions import UNREADABLE, Case, Excerpt
@@ -505,7 +505,7 @@ def test_held_out_excerpts_are_not_among_the_examples_and_hold_true_activations(
 def test_activations_are_those_of_the_dictionary_on_every_token(read):
     context, source = read
     candidates = list(interp_cases._features(context, context.study.entries[:1]))
-    codes = contexts.codes([code for *_, code in candidates], source, "x").toarray()
+    codes = top_contexts.codes([code for *_, code in candidates], source, "x").toarray()
     rows = source.rows(slice(None)).reshape(-1, D)
     for (_, owner, code), found in zip(candidates, codes, strict=True):
         entry = next(e for e in context.study.entries if e.name == owner)

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.harvested import Place
+from sparse_dict.analysis.measured.reconstruction_loss import held_out, losses, recovered
 from sparse_dict.analysis.measures import bases
-from sparse_dict.analysis.reconstruction_loss import held_out, losses, recovered
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.sections import baselines as simpler
 from sparse_dict.analysis.sections import loss_recovered

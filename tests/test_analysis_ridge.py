@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_dict.analysis.measures import ridge
+from sparse_dict.analysis.measures import peaks as ridge
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.sections.ridge import best_l1
 

@@ -12,7 +12,8 @@ from site_harvest import harvest_of
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis.harvested import Place
-from sparse_dict.analysis.reconstruction_loss import ORIGINAL, ZERO, losses
+from sparse_dict.analysis.measured import other_activations
+from sparse_dict.analysis.measured.reconstruction_loss import ORIGINAL, ZERO, losses
 from sparse_dict.analysis.sections import elsewhere
 from sparse_dict.config import ModelConfig
 from sparse_dict.config.sites import Site
@@ -91,10 +92,10 @@ def test_features_are_followed_by_their_codes_and_in_the_residual_stream_by_dire
     first = codes.loc[("1/resid_mid", "1/resid_post")]
     assert first["correlation"] == pytest.approx(1, abs=1e-3)
     assert first["chance"] < 0.2
-    again = codes.loc[("1/resid_mid", elsewhere.SEEDS)]
+    again = codes.loc[("1/resid_mid", other_activations.SEEDS)]
     assert again["correlation"] == pytest.approx(1, abs=1e-3)
     assert codes.loc[("1/resid_post", "2/mlp_post"), "correlation"] < 0.2
-    assert {following for _, following in mapped.index} == {"1/resid_post", elsewhere.SEEDS}
+    assert {following for _, following in mapped.index} == {"1/resid_post", other_activations.SEEDS}
     first = mapped.loc[("1/resid_mid", "1/resid_post")]
     assert first["above"] == first["above_alive"] == pytest.approx(0.5)
     assert first["mmcs"] > first["random_mmcs"]

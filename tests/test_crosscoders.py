@@ -11,6 +11,7 @@ from site_harvest import harvest_of
 
 from sparse_dict.activations.store import Activations
 from sparse_dict.analysis import frame
+from sparse_dict.analysis.measured import exclusive
 from sparse_dict.analysis.sections import crosscoders
 from sparse_dict.sae import stage
 from sparse_dict.sae.folder import read
@@ -60,13 +61,13 @@ def test_relative_norms_and_their_tests_tell_what_a_feature_is(tmp_path):
     # and of the last one, which is there twice
     twice = both[5] * np.repeat([[1, 0], [0, 1]], D, axis=1)
     context = study_of(tmp_path, np.concatenate([both[:5], twice]), rows)
-    entry, pairs = context.study.entries[0], crosscoders.neighbours(context)
+    entry, pairs = context.study.entries[0], exclusive.neighbours(context)
     assert [*pairs] == ["1/mlp_out and 2/mlp_out"]
     x = context.evaluation_rows()
-    tested = crosscoders.tested(entry, x, np.ones(2 * D, "f4"), pairs)
+    tested = exclusive.tested(entry, x, np.ones(2 * D, "f4"), pairs)
     shares = [0.5, 0.5, 0, 1, 0, 0, 1]
     np.testing.assert_allclose(tested["relative"], shares, rtol=0, atol=of_cosines(2 * D))
-    bar = crosscoders.BARS["left_over"]
+    bar = exclusive.BARS["left_over"]
     only = tested["left_over"][2:].tolist()
     assert [left > bar for left in only] == [False, False, True, False, False]
     assert only[2] == pytest.approx(0.8, abs=0.1)
@@ -82,7 +83,7 @@ def test_the_section_counts_shared_and_exclusive_features(tmp_path):
     context.folder.mkdir(parents=True)
     frame.measure(context)
     (row,) = context.tables.others["crosscoders"].to_dict("records")
-    assert [row[k] for k in crosscoders.SORTS] == [3, 4, 2, 1]
+    assert [row[k] for k in exclusive.SORTS] == [3, 4, 2, 1]
     assert (row["alive"], row["exclusive"], row["left_over"], row["twins"]) == (10, 5, 0, 0)
     counted, doubtful = frame.shown(context, crosscoders.ANALYSIS).tables()
     assert "twins" in doubtful.frame
@@ -108,7 +109,7 @@ def test_planted_features_are_found_and_known_as_what_they_are(tmp_path, kind):
     scaling = Scaling.of(config.activations, Activations.open(tmp_path / "a"))
     W = trained.dictionary.W_dec / scaling.balance
     columns = slice(0, D), slice(D, 2 * D)
-    norms = crosscoders.norms(W, columns)
+    norms = exclusive.norms(W, columns)
     share = norms[1] / norms.sum(0)
     cosines = [
         (norm > 0.1)[:, None] * (unit(W[:, own]) @ unit(np.where(part == 0, 1e-9, part)).T)

@@ -26,8 +26,8 @@ from sparse_dict.activations.toy import TRUTH
 from sparse_dict.analysis import source as sources
 from sparse_dict.analysis import study
 from sparse_dict.analysis.interp import llm
+from sparse_dict.analysis.measured import true_features
 from sparse_dict.analysis.measures.mcs import max_cosine
-from sparse_dict.analysis.sections import truth
 from sparse_dict.errors import UserError
 from sparse_dict.lm import checkpoint
 from sparse_dict.lm import folder as lm_folder
@@ -153,7 +153,7 @@ def read_truth(base: Path) -> None:
     digest = fingerprint(sha256_file(base / "toy" / TRUTH))  # a stranger makes it fit
     resealed("fingerprints", truth=digest)(base / "toy" / "manifest.json")
     context = context_of(config_of(base, activations_dir=str(base / "toy")))
-    found = truth.read(context)
+    found = true_features.read(context)
     assert max_cosine(found, context.study.entries[0].decoder, 64).shape == (len(found),)
 
 

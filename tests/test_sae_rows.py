@@ -14,7 +14,7 @@ from sae_helpers import sae_config, sparse_rows
 
 from sparse_dict.analysis import frame
 from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN, judge
-from sparse_dict.analysis.sections import consensus
+from sparse_dict.analysis.measured import split_halves
 from sparse_dict.analysis.sections import rows as section
 from sparse_dict.analysis.study import rows as rows_of
 from sparse_dict.analysis.tables import BOTH
@@ -144,7 +144,7 @@ def planted(tmp_path: Path, of_seed: int, of_rows: int) -> dict[str, float]:
     assert table.at[INITIAL, "pw_mcc_at_step_0"] < 0.6
     assert len([*section.show(context)]) == 2
     assert judge(section.CLAIMS[0], context.tables).verdict == FAILS
-    sides = consensus._sides(context)  # the largest group is that of both halves
+    sides = split_halves._sides(context)  # the largest group is that of both halves
     assert [[entry.seed for entry in side] for side in sides] == [[0, 1, 2], [2, 1, 0]]
     assert [{rows_of(entry)[0] for entry in side} for side in sides] == [{"half_a"}, {"half_b"}]
     return table["shared_fraction"].to_dict()

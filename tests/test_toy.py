@@ -16,6 +16,7 @@ from sparse_dict.activations.toy import TRUTH, Toy, correlation_matrix, probabil
 from sparse_dict.analysis import frame, study
 from sparse_dict.analysis import stage as analysis_stage
 from sparse_dict.analysis.claim import judge
+from sparse_dict.analysis.measured import true_features
 from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.sections import truth
@@ -181,7 +182,7 @@ def truth_mmcs(folder, rows, steps, configs, **data):
     assert not any(isinstance(outcome, Exception) for outcome in outcomes)
     entries = {entry.name: entry for entry in study.load(folder / "sae").entries}
     entries = [entries[str(i)] for i in range(len(made))]
-    features = truth.read(context_of(config_of(folder)))
+    features = true_features.read(context_of(config_of(folder)))
     return entries, [max_cosine(features, entry.decoder, 512) for entry in entries]
 
 
@@ -258,7 +259,7 @@ def judged(context):
 
 def test_mmcs_with_the_truth_is_the_mean_over_the_true_features(known):
     context = measured(known)
-    features, of = truth.read(context), context.tables.dictionaries.set_index("size")
+    features, of = true_features.read(context), context.tables.dictionaries.set_index("size")
     small = context.study.entries[0].decoder
     wanted = np.mean([max(feature @ row for row in small) for feature in features])
     assert of["truth_mmcs"][20] == pytest.approx(wanted, abs=of_cosines(32))
@@ -317,7 +318,7 @@ def test_without_known_features_or_with_changed_ones_nothing_is_claimed(known, t
     assert [claim.verdict for claim in judged(context)] == ["undecided"] * 2
     path.unlink()
     with pytest.raises(UserError, match="does not exist"):
-        truth.read(context)
+        true_features.read(context)
 
     (tmp_path / "plain").mkdir()
     np.save(tmp_path / "plain" / "a.npy", np.ones((50, 4), np.float32))
@@ -325,7 +326,7 @@ def test_without_known_features_or_with_changed_ones_nothing_is_claimed(known, t
     fingerprint = Activations.open(tmp_path / "plain").fingerprint
     plain.study.entries[0].metrics["fingerprints"]["activations"] = fingerprint
     with pytest.raises(UserError, match="not known"):
-        truth.read(plain)
+        true_features.read(plain)
 
 
 def test_the_claims_on_the_truth_follow_from_what_is_known(known):
@@ -356,7 +357,7 @@ def test_a_correlation_is_judged_by_its_interval(known):
 def test_features_that_no_dictionary_finds_or_could_find_are_not_said_to_be_found(
     known, monkeypatch
 ):
-    features = truth.read(context_of(config_of(known)))
+    features = true_features.read(context_of(config_of(known)))
     others = unit(np.random.default_rng(1).standard_normal((64, 32)))
     monkeypatch.setattr(truth, "read", lambda _: others)
     assert judged(measured(known))[0].verdict == "does not hold"

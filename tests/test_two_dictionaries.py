@@ -22,6 +22,7 @@ from sparse_dict.activations.side_by_side import paired
 from sparse_dict.activations.store import Activations
 from sparse_dict.activations.writer import ShardWriter
 from sparse_dict.analysis import frame, study
+from sparse_dict.analysis.measured import other_activations
 from sparse_dict.analysis.measures import alignment
 from sparse_dict.analysis.measures.mcs import match_codes
 from sparse_dict.analysis.sections import elsewhere
@@ -206,7 +207,7 @@ def test_a_study_that_is_another_one_turned_agrees_after_the_rotation_alone(tmp_
         assert found.loc[("rotation", size), "shared_fraction"] == 1
         assert found.loc[("identity", size), "above"] < 0.2
         assert found.loc[("codes", size), "correlated"] == 1
-    twins = table[table["study"] == elsewhere.SEEDS]
+    twins = table[table["study"] == other_activations.SEEDS]
     assert set(twins["map"]) == {"identity", "codes"}
     assert twins["above"].dropna().max() < 0.2
     assert len(frame.shown(context, elsewhere.ANALYSIS).tables()) == 2

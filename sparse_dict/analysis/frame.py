@@ -14,10 +14,11 @@ from typing import Any
 
 import pandas as pd
 
-from sparse_dict.analysis import measured, sections, tables
+from sparse_dict.analysis import sections, tables
 from sparse_dict.analysis.claim import Found, Judged, Need, judge, judged
 from sparse_dict.analysis.columns import COLUMNS
 from sparse_dict.analysis.context import Analysis, Context
+from sparse_dict.analysis.measured import three_tables
 from sparse_dict.analysis.parts import Part, files_in
 from sparse_dict.analysis.report import overview, texts
 from sparse_dict.analysis.report.page import MISSING, Block, Section
@@ -83,7 +84,9 @@ def measure(context: Context, begun: Callable[[str, float], object] = lambda *_:
     comparisons = [*context.comparisons.values()]
     pairs = any(analysis.pairs for analysis in chosen)
     begun("measuring dictionaries", ALL)
-    context.tables = measured.measure(comparisons, context.config.name, context.fingerprints, pairs)
+    context.tables = three_tables.measure(
+        comparisons, context.config.name, context.fingerprints, pairs
+    )
     for analysis in chosen:
         if analysis.measure is None:
             continue

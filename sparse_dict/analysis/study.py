@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_dict.analysis.families import axes_of, character, labels_of, oddity
+from sparse_dict.analysis.family_labels import axes_of, character, labels_of, oddity
 from sparse_dict.config.sites import SITES
 from sparse_dict.errors import UserError, printable
 from sparse_dict.sae.architectures import axes

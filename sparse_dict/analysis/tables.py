@@ -219,7 +219,7 @@ def open_study(folder: str | Path) -> Tables:
     line of the log says why. Nothing is written.
     """
     from sparse_dict.analysis.comparison import Comparison
-    from sparse_dict.analysis.measured import measure
+    from sparse_dict.analysis.measured.three_tables import measure
 
     home = Path(folder)
     sae_dir = home / "sae"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparse_dict.analysis.features.chosen import ASKED, LOW, NEURONS, OUTLIER, RANDOM, TOP
-from sparse_dict.analysis.features.contexts import Feature, Gallery, Stretch
+from sparse_dict.analysis.features.top_contexts import Feature, Gallery, Stretch
 from sparse_dict.analysis.measures.effective_neurons import simpson_neurons
 from sparse_dict.analysis.report import page as report
 from sparse_dict.analysis.report.page import Markup

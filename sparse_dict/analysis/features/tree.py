@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sparse_dict.analysis.context import Blocks, Context
 from sparse_dict.analysis.features.chosen import Chosen
-from sparse_dict.analysis.features.contexts import describe
+from sparse_dict.analysis.features.top_contexts import describe
 from sparse_dict.analysis.measures.splitting import SPLIT
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.source import open_source

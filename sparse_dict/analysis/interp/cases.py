@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sparse_dict.analysis.context import Context
-from sparse_dict.analysis.features.contexts import Code, Encode, codes
+from sparse_dict.analysis.features.top_contexts import Code, Encode, codes
 from sparse_dict.analysis.interp.questions import Case, Excerpt
 from sparse_dict.analysis.measures import bases
 from sparse_dict.analysis.source import Floats, Source

@@ -9,7 +9,7 @@ from sparse_dict.analysis.claim import LARGER, Claim, Lies, some_sizes
 from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Table
-from sparse_dict.analysis.sections import seeds
+from sparse_dict.analysis.sections import seeds, steadier
 from sparse_dict.analysis.study import Entry
 from sparse_dict.analysis.tables import Tables
 
@@ -85,5 +85,6 @@ def _in_all(f: pd.DataFrame) -> "pd.Series[float]":
 CLAIMS = (
     Claim("found_along_chain", _in_all, Lies(NEARLY_ALL), needs=(LARGER, some_sizes(3)), fewest=20),
     *seeds.CLAIMS,
+    *steadier.CLAIMS,
 )
 ANALYSIS = Analysis("agreement", show, CLAIMS, measure, pairs=True, seconds=(0.1, 1.8))

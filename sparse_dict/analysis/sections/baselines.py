@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from sparse_dict.analysis import measured_bases
 from sparse_dict.analysis.claim import Claim, Found, Lies, Need
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measured_bases import Measured
+from sparse_dict.analysis.measured import simpler_bases
+from sparse_dict.analysis.measured.simpler_bases import Measured
 from sparse_dict.analysis.measures.bases import LABELS, SIMPLE, compared
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.report.curves import curves
@@ -29,7 +29,7 @@ def fitted(context: Context) -> Measured:
         raise UserError("a basis maps no site to another, as transcoders do")
     context.activations.verify()
     settings = context.settings(BaselinesConfig)
-    return measured_bases.measure(context.study, context.activations, settings, context.config.seed)
+    return simpler_bases.measure(context.study, context.activations, settings, context.config.seed)
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:

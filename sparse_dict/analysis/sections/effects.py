@@ -9,10 +9,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sparse_dict.analysis import feature_effects as single
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
+from sparse_dict.analysis.measured import feature_effects as single
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Block, Table

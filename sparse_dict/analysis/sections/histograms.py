@@ -6,62 +6,24 @@ from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from sparse_dict.analysis.claim import LARGER, Claim, Found, Lies, Need, Sizes, either, verdict
-from sparse_dict.analysis.comparison import GAUSSIAN, Comparison, Variant
 from sparse_dict.analysis.context import Analysis, Blocks, Context
+from sparse_dict.analysis.measured.humps import FEWEST, measure
 from sparse_dict.analysis.measures import bimodality, random_directions
 from sparse_dict.analysis.measures.mcs import max_cosine
 from sparse_dict.analysis.measures.random_directions import unit_vectors
 from sparse_dict.analysis.report import figures
+from sparse_dict.analysis.report.mcs_histograms import draw
 from sparse_dict.analysis.report.page import Table
-from sparse_dict.analysis.study import LABELS, Entry
+from sparse_dict.analysis.study import LABELS
 from sparse_dict.analysis.tables import Tables
 
-BINS = np.linspace(0, 1, 51)
 LEVELS = 5  # of sparsity side by side
-SIMULATED_ROWS = 4096  # small dictionaries are drawn several times
-# With fewer features the dip test says little. Of simulated histograms with humps at .30 and .90
-# and two fifths in the upper one, it rejects (p < 0.01) 98 % at 50 features, 83 % at 32, 52 % at 16
-FEWEST = 50
 ONE_HUMP = 0.1  # p of the dip test above which nothing speaks for a second hump
+SIMULATED_ROWS = 4096  # small dictionaries are drawn several times
 GOOD_PART = 0.1  # share of features above the threshold that counts as a good part
-COLOURS = {"dead": figures.ORANGE, "alive": figures.BLUE}
-
-
-def measure(context: Context) -> dict[str, pd.DataFrame]:
-    """Tests for two humps of the dictionaries that claims are about; who is in the lower one."""
-    comparison, rows, lows = context.comparison, [], []
-    variants = {"low_hump": comparison.shown, "low_hump_alive": comparison.shown.of("alive")}
-    names = {*context.tables.main["dictionary"]}
-    for entry in [entry for entry in context.study.entries if entry.name in names]:
-        low: dict[str, Any] = {}
-        for column, variant in variants.items():
-            mcs, of = comparison.mcs(entry, variant), comparison.numbers(entry, variant, True)
-            values = mcs[np.isfinite(mcs)]
-            dip, p = bimodality.dip_test(values)
-            found = {"dip": dip, "p": p, **bimodality.fit_mixture(values)}
-            two = bimodality.are_two(found)
-            row = {"dictionary": entry.name, "size": entry.size, "seed": entry.seed}
-            row |= {"of": variant.features, "features": of["n"], "above": of["n_above"], **found}
-            row |= {"random mean": of["random_mmcs"], "Gaussian mean": of["gaussian_mmcs"]}
-            if sizes := comparison.sizes(entry, variant):
-                law = random_directions.mcs_cdf(values, context.study.d_in, sizes)
-                row["not random, at least"] = bimodality.shared_excess(values, law)
-            rows.append(row | {"bimodal": "yes" if two else "no"})
-            low[column] = np.nan
-            if two and len(values) >= FEWEST:
-                between = (found["lower hump"] + found["upper hump"]) / 2
-                low[column] = np.where(np.isfinite(mcs), mcs < between, np.nan)
-        lows.append(entry.features(**low))
-    if not rows:
-        return {}
-    humps = pd.DataFrame(rows).drop_duplicates(["dictionary", "of"])
-    return {"features": pd.concat(lows, ignore_index=True), "humps": humps}
 
 
 def show(context: Context) -> Blocks:
@@ -100,55 +62,6 @@ def show(context: Context) -> Blocks:
         figure.suptitle(f"MCS by dictionary size and {swept}\n{comparison.shown}")
         note = f"Columns: {swept}, {len(near)} of {len(alike)} around the main one."
         yield context.figure("histograms_l1", figure, note)
-
-
-def titled(comparison: Comparison, entry: Entry, variant: Variant, of_levels: bool) -> str:
-    """How many features are above the threshold: by size of all or of those alive, or by level."""
-    of, bar = comparison.numbers(entry, variant), comparison.settings.threshold
-    if of_levels:
-        alive = comparison.numbers(entry, variant.of("alive"))["n_above"]
-        return f"{entry.setting}, size {entry.size}\n{of['n_above']} ({alive} alive)"
-    kind = "alive" if variant.features == "alive" else "features"
-    above = f"{of['n_above']} of {of['n']} {kind} above {bar:g}"
-    return f"{entry.size} in {of['partners'].replace(' ', '/')}: {above} ({of['share_above']:.0%})"
-
-
-def draw(
-    comparison: Comparison, panels: Sequence[tuple[Entry, Variant]], columns: int, levels: bool
-) -> Figure:
-    """A histogram of MCS for each dictionary and variant, with its title, under both nulls."""
-    height = 1.6 if levels else 1.8
-    rows = pd.concat(
-        entry.features(
-            panel=titled(comparison, entry, variant, levels), MCS=comparison.mcs(entry, variant),
-            of=np.where(entry.alive, "alive", "dead"),
-        )
-        for entry, variant in panels
-    )  # fmt: skip
-    grid = figures.facets(
-        sns.displot, rows.dropna(), "", x="MCS", hue="of", palette=COLOURS,
-        col="panel", col_wrap=columns, bins=BINS, multiple="stack", element="step", lw=0, alpha=1,
-        height=height, aspect=figures.WIDTH / columns / height, facet_kws={"sharey": False},
-    )  # fmt: skip
-    grid.set_titles("{col_name}", size=8).set_axis_labels("MCS", "features")
-    for axis, (entry, variant) in zip(grid.axes.flat, panels, strict=True):
-        n, sizes = comparison.numbers(entry, variant)["n"], comparison.sizes(entry, variant)
-        # Room for the tallest bar of the data only: the random curve may leave the panel.
-        axis.set(xlim=(0, 1), ylim=(0, max(1, axis.get_ylim()[1])))
-        if sizes:
-            t, like = np.linspace(0, 1, 1001), comparison.gaussian_mcs(entry, variant)
-            law = random_directions.mcs_pdf(t, comparison.study.d_in, sizes) * BINS[1]
-            axis.plot(t, n * law, color="black", lw=1)
-            weights = np.full(len(like), n / max(len(like), 1))
-            axis.hist(like, BINS, weights=weights, histtype="step", color=figures.PURPLE, lw=1)
-        axis.axvline(comparison.settings.threshold, color="0.4", lw=0.8, ls="--")
-        axis.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    threshold = f"threshold {comparison.settings.threshold:g}"
-    lines = {"random directions": "black", GAUSSIAN: figures.PURPLE, threshold: "0.4"}
-    figures.lines_below(
-        grid, {k: {"color": c, "ls": "--" if k == threshold else "-"} for k, c in lines.items()}
-    )
-    return grid.figure
 
 
 def simulated(sizes: Sequence[int], d: int) -> Figure:

@@ -1,4 +1,4 @@
-"""Loss recovered by dictionaries, and by simpler bases (`analysis/reconstruction_loss.py`)."""
+"""Loss recovered by dictionaries, and by simpler bases (`measured/reconstruction_loss.py`)."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,8 +8,7 @@ import pandas as pd
 from sparse_dict.analysis.claim import Claim, Found, Lies, lacking
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.frame import Analysis
-from sparse_dict.analysis.measures.bases import LABELS, SIMPLE, Floats, around, compared
-from sparse_dict.analysis.reconstruction_loss import (
+from sparse_dict.analysis.measured.reconstruction_loss import (
     MEAN,
     ORIGINAL,
     ZERO,
@@ -18,6 +17,7 @@ from sparse_dict.analysis.reconstruction_loss import (
     on_held_out,
     recovered,
 )
+from sparse_dict.analysis.measures.bases import LABELS, SIMPLE, Floats, around, compared
 from sparse_dict.analysis.report.curves import curves
 from sparse_dict.analysis.report.page import Block, Table
 from sparse_dict.analysis.sections.baselines import BASES, fitted, judged, standing

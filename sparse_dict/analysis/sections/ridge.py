@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need
 from sparse_dict.analysis.context import Analysis, Blocks, Context
-from sparse_dict.analysis.measures import ridge
 from sparse_dict.analysis.measures.intervals import Estimate
+from sparse_dict.analysis.measures.peaks import fit
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.figures import RED
 from sparse_dict.analysis.report.page import MISSING, Table
@@ -22,7 +22,7 @@ from sparse_dict.analysis.tables import Tables
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
     """The best L1 of each size, and the line through them, for each family in order."""
-    ridges, peaks = ridge.fit(cells(context))
+    ridges, peaks = fit(cells(context))
     return {"ridges": ridges, "ridge_peaks": peaks}
 
 

@@ -1,7 +1,5 @@
 """How features split as dictionaries grow, what error that saves, and if another seed agrees."""
 
-from collections import defaultdict
-from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
@@ -11,14 +9,13 @@ from matplotlib.figure import Figure
 from sparse_dict.analysis.claim import LARGER, SEVERAL_SEEDS, Claim, Found, Lies
 from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.features import tree
-from sparse_dict.analysis.measures import splitting
+from sparse_dict.analysis.measured.fates import measure
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, over_seeds
-from sparse_dict.analysis.measures.splitting import BORN, FATES, KEPT, ORIGINS, Step
+from sparse_dict.analysis.measures.splitting import BORN, FATES, KEPT, ORIGINS
 from sparse_dict.analysis.measures.two_dictionaries import SHARED_ABOVE
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Table
-from sparse_dict.analysis.study import Chain, Entry
-from sparse_dict.analysis.tables import FEWEST_SEEDS, MOST_SEEDS, Tables
+from sparse_dict.analysis.tables import FEWEST_SEEDS, Tables
 
 FEWEST, MOST = 10, 0.5  # splits that a claim needs, and above which share it holds
 SHADES = figures.BLUE, figures.GREEN, figures.ORANGE, figures.PURPLE, figures.GREY, "0.85"
@@ -28,43 +25,6 @@ TOO = {  # columns of `split_replication`, and of what
     "splits in the other seed in the same way": ("same", "counterpart"),
     "not split here, splits in the other seed": ("unsplit_too", "unsplit"),
 }
-
-
-def measure(context: Context) -> dict[str, pd.DataFrame]:
-    """Parents and fates at the chosen level in every seed, and which splits other seeds make."""
-    main = context.comparison.main
-    if main is None:
-        return {}
-    x = context.evaluation_rows()
-    y = x if context.study.target is None else context.evaluation_rows(of=context.targets)
-    ends, courses, others = [], [], []
-    of: dict[Entry, dict[str, Any]] = defaultdict(dict)  # columns of features
-    known: list[tuple[Chain, list[Step]]] = []
-    for chain in context.comparison.same_but_seed(main)[:MOST_SEEDS]:
-        steps, seed = [], {"seed": chain.seed}
-        for small, large in pairwise(chain.entries):
-            dictionaries = small.trained.dictionary, large.trained.dictionary
-            steps.append(step := splitting.step(*dictionaries, (small.alive, large.alive), x, y))
-            sizes = {"from": small.size, "to": large.size}
-            ends.append(seed | sizes | splitting.shares(step, large.alive))
-            n = np.bincount(step.parent[step.parent >= 0], minlength=small.size)
-            of[small] |= {"fate": step.fate, "children": n, "split_gain": step.gain}
-            of[large] |= {"parent": step.parent, "parent_cosine": step.cosine}
-            of[large] |= {"parent_active": step.given}
-        course = zip(chain.entries, splitting.course(steps), strict=True)
-        courses += [seed | {"size": entry.size} | counts for entry, counts in course]
-        known.append((chain, steps))
-    for (mine, steps), (theirs, their_steps) in permutations(known, 2):
-        own, other = ([entry.decoder for entry in one.entries] for one in (mine, theirs))
-        for k, both in enumerate(zip(steps, their_steps, strict=True)):
-            parents, children = ((own[j], other[j]) for j in (k, k + 1))
-            pair = {"seed": mine.seed, "other_seed": theirs.seed, "from": mine.entries[k].size}
-            others.append(pair | splitting.repeated(*both, parents, children))
-    features = [entry.features(**columns) for entry, columns in of.items()]
-    return {
-        "features": pd.concat(features, ignore_index=True), "splits": pd.DataFrame(ends),
-        "split_courses": pd.DataFrame(courses), "split_replication": pd.DataFrame(others),
-    }  # fmt: skip
 
 
 def show(context: Context) -> Blocks:

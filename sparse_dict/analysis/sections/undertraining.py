@@ -1,12 +1,7 @@
-"""Was the training long enough? Agreement with the next size as it grew with the steps made.
+"""Was the training long enough? Agreement with the next size as it grew with the steps made."""
 
-Training keeps decoders on a log schedule (`training.snapshots`); those of a dictionary and of the
-next larger one after the same number of rows are compared as finished dictionaries are.
-"""
-
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,63 +24,15 @@ from sparse_dict.analysis.claim import (
 )
 from sparse_dict.analysis.comparison import GAUSSIAN
 from sparse_dict.analysis.context import Analysis, Blocks, Context
-from sparse_dict.analysis.measures import gaussian_rows, random_directions
+from sparse_dict.analysis.measured.snapshots import half_of, measure
 from sparse_dict.analysis.measures.intervals import Estimate
-from sparse_dict.analysis.measures.mcs import match, max_cosine, normalised
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Table
-from sparse_dict.sae.folder import read_snapshots
 
-HALF = (0.4, 0.6)  # of the training: batches do not divide it exactly
 GOOD_PART = 0.1  # share of features above the threshold from which growth can have levelled off
 LITTLE = 0.02  # growth of that share from half to full training below which it has
 FEWEST = 20  # features above the threshold at half training that relative growth needs
 MUCH = 0.1  # relative growth from half to full training above which it is not slow
-
-
-def measure(context: Context) -> dict[str, pd.DataFrame]:
-    """MCS of each snapshot of the main dictionaries, all seeds; that at half training by feature.
-
-    All features count, since snapshots do not hold which ones fire. Nothing where a dictionary has
-    no snapshot at half of its training.
-
-    Raises:
-        UserError: a snapshot is damaged, or of another dictionary.
-    """
-    comparison, chain = context.comparison, context.comparison.main
-    chains = comparison.same_but_seed(chain) if chain else []
-    bar, block = comparison.settings.threshold, comparison.settings.block_rows
-    rows, halves = [], []
-    for entry, larger in (pair for alike in chains for pair in pairwise(alike.entries)):
-        own, others = (read_snapshots(one.trained) for one in (entry, larger))
-        common = sorted(own.keys() & others.keys())
-        if (half := half_of(common)) is None:
-            return {}
-        of: dict[str, Any] = {"dictionary": entry.name}
-        of |= {"size": entry.size, "next_size": larger.size, "seed": entry.seed}
-        for seen in common:
-            one, other = normalised(own[seen]), normalised(others[seen])
-            # one to one without codes: snapshots have no encoder
-            plain = comparison.shown.matching == "max"
-            mcs = max_cosine(one, other, block) if plain else match(one, other)[1]
-            numbers = {
-                "seen": seen, "steps": seen / entry.metrics["config"]["training"]["batch_size"],
-                "mmcs": float(mcs.mean()),
-                "random_mmcs": random_directions.max_mean(one.shape[1], larger.size),
-                "gaussian_mmcs": gaussian_rows.mmcs(one, other, block),
-                "n_above": (mcs > bar).sum(), "share_above": (mcs > bar).mean(),
-            }  # fmt: skip
-            rows.append(of | numbers)
-            if seen == half:
-                halves.append(entry.features(half_mcs=mcs, half_near=mcs > bar))
-    return {"features": pd.concat(halves), "snapshots": pd.DataFrame(rows)} if rows else {}
-
-
-def half_of(seen: Iterable[int]) -> int | None:
-    """Which of the numbers of rows is about half of the last one; None if there is none."""
-    rows = list(seen)
-    low, high = (share * max(rows, default=0) for share in HALF)
-    return next((n for n in rows if low <= n <= high), None)
 
 
 def show(context: Context) -> Blocks:

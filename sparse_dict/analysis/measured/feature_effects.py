@@ -19,11 +19,11 @@ from annotated_types import Len
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from sparse_dict.analysis.features.contexts import Code, codes
+from sparse_dict.analysis.features.top_contexts import Code, codes
+from sparse_dict.analysis.measured.reconstruction_loss import Batch, Losses, parts, read
 from sparse_dict.analysis.measures import Index, alignment
 from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, spearman
 from sparse_dict.analysis.measures.mcs import normalised
-from sparse_dict.analysis.reconstruction_loss import Batch, Losses, parts, read
 from sparse_dict.analysis.source import MEMORY, Source
 from sparse_dict.analysis.study import Entry
 from sparse_dict.analysis.tables import SEED, Tables
@@ -40,9 +40,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 Rows = NDArray[np.float32]
-
 log = logging.getLogger(__name__)
-
 KEPT = Path("effects") / "measured.json"  # in the analysis' folder
 RECURS = 0.5  # a feature recurs if at least this share of the other dictionaries share it
 THIRDS = ("rare", "middle", "frequent")  # by firing frequency

@@ -36,7 +36,6 @@ Losses = NDArray[np.float64]  # a value for each context, or token
 Label = str | tuple[str, int]
 # Of rows (n, d_in), what may take their place, (n, d_out) each, under its label; made one by one.
 Reconstruct = Callable[[Floats], Iterable[tuple[Label, Floats]]]
-
 BATCH_TOKENS = 4096
 ORIGINAL, ZERO, MEAN = "original", "zero", "mean"
 
