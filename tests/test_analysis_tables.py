@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 from rounding import of_cosines, rounding
 
 import sparse_dict
-from sparse_dict.analysis import measured, tables
+from sparse_dict.analysis import tables
 from sparse_dict.analysis.columns import COLUMNS
 from sparse_dict.analysis.comparison import Variant
+from sparse_dict.analysis.measured import three_tables
 from sparse_dict.analysis.measures import random_directions
 from sparse_dict.analysis.measures.mcs import normalised
 from sparse_dict.analysis.tables import Tables
@@ -48,7 +49,7 @@ def test_every_listed_column_is_measured_in_its_order_and_no_other(study: Tables
 def test_columns_that_nobody_asked_for_are_absent(home: Path) -> None:
     context = compared(home / "sae")
     prints = tables.fingerprints(context.study)
-    found = measured.measure([context.comparison], "x", prints, with_pairs=False)
+    found = three_tables.measure([context.comparison], "x", prints, with_pairs=False)
     for name in ("dictionaries", "features"):
         always = [column for column, by in COLUMNS[name].items() if not by]
         assert list(getattr(found, name).columns) == always
@@ -144,7 +145,7 @@ def test_tables_are_read_as_they_were_written_and_not_measured_again(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, found = written(home, tmp_path)
-    monkeypatch.setattr(measured, "measure", None)
+    monkeypatch.setattr(three_tables, "measure", None)
     again = sparse_dict.open_study(folder)
     assert again.about == found.about
     for name in COLUMNS:

@@ -359,9 +359,9 @@ def test_features_that_no_dictionary_finds_or_could_find_are_not_said_to_be_foun
 ):
     features = true_features.read(context_of(config_of(known)))
     others = unit(np.random.default_rng(1).standard_normal((64, 32)))
-    monkeypatch.setattr(truth, "read", lambda _: others)
+    monkeypatch.setattr(true_features, "read", lambda _: others)
     assert judged(measured(known))[0].verdict == "does not hold"
-    monkeypatch.setattr(truth, "read", lambda _: np.concatenate([features, others]))
+    monkeypatch.setattr(true_features, "read", lambda _: np.concatenate([features, others]))
     assert "no dictionary has 104 features" in judged(measured(known))[0].ours
 
 

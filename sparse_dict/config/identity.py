@@ -1,7 +1,7 @@
 """Which keys decide a result: what is recorded of a config, and whether two records agree.
 
 `NEUTRAL` is the one list of the keys that do not change a result. Records and comparisons of all
-stages leave them out, and so do the names of a multirun's folders (``conf/hydra_common.yaml``).
+stages leave them out, and so do the names of a multirun's folders (`config._job_folder`).
 """
 
 from collections.abc import Mapping

@@ -27,7 +27,7 @@ struct dictionary {
 /* The numbers of one step of one dictionary. */
 struct numbers {
   float rate, beta1, beta2, root, eps; /* rate, root: of Adam, with its bias corrections */
-  float scale, penalty, l0; /* 2 / values of the batch; coefficients / rows of the batch */
+  float scale, penalty, l0; /* 2 / values of the batch; L1's and L0's coefficient / its rows */
   int32_t added;               /* G_* hold gradients that the step's own are added to */
 };
 

@@ -10,9 +10,9 @@ is the whole: it adds the auxiliary loss that `sae.dead=auxk` asks for, and the 
 interventions. The coefficients of each step come from `schedule.hyper`, and x is what
 `scaling.Scaling` makes of the activations.
 
-All is differentiable, for dictionaries stacked along leading axes too. The fast steps (`kernel.c`,
-`step_torch.closed_form`) compute the same gradients by hand. It is imported while Hydra composes
-the config, so it imports no torch.
+All is differentiable, for dictionaries stacked along leading axes too. The fast steps (`update.h`,
+where L1's coefficient is the `penalty`, and `step_torch.closed_form`) compute the same gradients by
+hand. It is imported while Hydra composes the config, so it imports no torch.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,7 @@
 #define BLOCK (D <= 128 ? 32 : D <= 2048 ? 4096 / D : 2)
 
 /* Panels whose inputs and residuals stay in the second-level cache; their rows are a multiple of
-   what BatchTopK chooses over (`codes.SELECTION`). */
+   what BatchTopK chooses over (`loss.SELECTION`). */
 #define SLAB 8
 
 /* Consecutive panels of a batch with what is known of them. */
