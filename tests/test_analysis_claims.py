@@ -24,7 +24,22 @@ def judged(context: Context) -> list[Judged]:
     return [claim for analysis in frame.load() for claim in frame.verdicts(context, analysis)]
 
 
+class Verdicts(dict[str, Judged]):
+    """The claims of a study: those of an analysis are judged when one of them is asked for."""
+
+    def __init__(self, folder: Path, **changes: object) -> None:
+        self.folder, self.changes = folder, changes
+
+    def __missing__(self, key: str) -> Judged:
+        (analysis,) = (a for a in frame.load() if key in {claim.key for claim in a.claims})
+        context = compared(self.folder, analysis.name, **self.changes)
+        frame.measure(context)
+        self.update({claim.key: claim for claim in frame.verdicts(context, analysis)})
+        return self[key]
+
+
 def assess(folder: Path, **changes: object) -> dict[str, Judged]:
+    """All claims of a study, judged at once."""
     chosen = {name for name in ANALYSES if ANALYSES[name] is NoSettings} - {"undertraining"}
     found = judged(compared(folder, *chosen, **changes))
     assert len({claim.key for claim in found}) == len(found)
@@ -76,7 +91,7 @@ def test_a_ridge_that_moves_with_the_size_is_told_from_one_that_does_not(tmp_pat
             tmp_path, sizes=(32, 64, 128, 256), l1s=grid, noise=0.02, d=64,
             extra={"l1_scaling": scaling}, prefix=f"{scaling},",
         )  # fmt: skip
-    found = assess(tmp_path)
+    found = Verdicts(tmp_path)
     assert found["ridge_vertical"].verdict == HOLDS
     assert found["ridge_diagonal"].verdict == HOLDS
 
@@ -113,7 +128,7 @@ def test_relu_and_topk_are_compared_at_the_same_size_and_sparsity(tmp_path: Path
         tmp_path, sizes=(64,), seeds=(0, 1), noise=0.3, d=64,
         extra={"activation": "topk"}, prefix="topk,",
     )  # fmt: skip
-    assert assess(tmp_path)["relu_steadier_than_topk"].verdict == HOLDS
+    assert Verdicts(tmp_path)["relu_steadier_than_topk"].verdict == HOLDS
 
 
 def test_analyses_that_are_off_leave_their_claims_undecided(tmp_path: Path):
@@ -149,7 +164,7 @@ def test_frequent_features_are_shared_more_or_less_than_rare_ones(
     tmp_path: Path, first: float, last: float, expected: str, seeds
 ):
     seeded(tmp_path, {n: [first] * (n // 2) + [last] * (n // 2) for n in (64, 128)}, seeds)
-    assert assess(tmp_path)["shared_rises_with_frequency"].verdict == expected
+    assert Verdicts(tmp_path)["shared_rises_with_frequency"].verdict == expected
 
 
 def test_frequency_is_not_mistaken_for_size(tmp_path: Path):
@@ -160,7 +175,7 @@ def test_frequency_is_not_mistaken_for_size(tmp_path: Path):
             save_file(
                 {"fire_count": np.full(size, often, np.int64)}, folder / "features.safetensors"
             )
-    assert assess(tmp_path)["shared_rises_with_frequency"].verdict != HOLDS
+    assert Verdicts(tmp_path)["shared_rises_with_frequency"].verdict != HOLDS
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (0, 1, 2)])
@@ -176,7 +191,7 @@ def test_relu_and_topk_are_ordered_by_shares_and_by_pw_mcc(
     seeded(tmp_path, {64: [topk]}, seeds, tied=True)
     seeded(tmp_path, {64: [topk]}, seeds, sae={"strategy": "freeze_perturb"})
     seeded(tmp_path, {64: [relu]}, seeds, activation="batch_topk", sae={"k": 4})
-    found = assess(tmp_path)
+    found = Verdicts(tmp_path)
     assert found["relu_steadier_than_topk"].verdict == steadier
     assert found["topk_higher_pw_mcc"].verdict == higher
     assert "; BatchTopK: " in found["topk_higher_pw_mcc"].ours
@@ -187,7 +202,7 @@ def test_relu_and_topk_are_ordered_by_shares_and_by_pw_mcc(
 def test_batch_topk_alone_gives_no_verdict_on_topk(tmp_path: Path):
     seeded(tmp_path, {64: [0.1]}, (0, 1))
     seeded(tmp_path, {64: [3.0]}, (0, 1), activation="batch_topk", sae={"k": 4})
-    found = assess(tmp_path)["relu_steadier_than_topk"]
+    found = Verdicts(tmp_path)["relu_steadier_than_topk"]
     assert found.verdict == OPEN
     assert "; BatchTopK: 100% against 0%" in found.ours
 
@@ -195,7 +210,7 @@ def test_batch_topk_alone_gives_no_verdict_on_topk(tmp_path: Path):
 def test_a_kind_that_is_matched_several_times_makes_no_interval_narrower(tmp_path: Path):
     seeded(tmp_path, {64: [0.1]}, (0, 1))
     seeded(tmp_path, {64: [0.1, 3.0]}, (0, 1), activation="topk", sae={"k": 4})
-    once = assess(tmp_path)["relu_steadier_than_topk"].interval
+    once = Verdicts(tmp_path)["relu_steadier_than_topk"].interval
     originals = list(tmp_path.glob("64,*"))
     for l1 in (0.031, 0.032, 0.033):
         for path in originals:
@@ -205,7 +220,7 @@ def test_a_kind_that_is_matched_several_times_makes_no_interval_narrower(tmp_pat
                 shutil.copytree(path, copy)
                 metrics["l1"] = metrics["config"]["sae"]["l1"] = l1
                 (copy / "metrics.json").write_text(json.dumps(metrics))
-    again = assess(tmp_path)["relu_steadier_than_topk"].interval
+    again = Verdicts(tmp_path)["relu_steadier_than_topk"].interval
     assert once is not None
     assert again is not None
     # All spread is TopK's one pair; four copies of it taken for independent would halve it.
@@ -214,9 +229,9 @@ def test_a_kind_that_is_matched_several_times_makes_no_interval_narrower(tmp_pat
 
 def test_sizes_too_large_to_match_are_named_in_the_claims(tmp_path: Path):
     seeded(tmp_path, {32: [0.1], 64: [0.1], 128: [0.1]}, (0, 1))
-    found = assess(tmp_path, match_limit=64)
+    found = Verdicts(tmp_path, match_limit=64)
     assert found["shared_across_seeds"].ours == "100% (100% at 32, 100% at 64)"
-    found = assess(tmp_path, match_limit=8)
+    found = Verdicts(tmp_path, match_limit=8)
     needs = "needs several seeds of sizes up to comparison.match_limit"
     assert found["shared_falls_with_size"].ours == needs
     context = compared(tmp_path, "agreement", match_limit=64)
@@ -252,7 +267,7 @@ def test_effective_neurons_are_judged_in_both_directions(
     tmp_path: Path, found, others, against_random: str, against_low: str
 ):
     neurons(tmp_path, found, others)
-    claims = assess(tmp_path)
+    claims = Verdicts(tmp_path)
     assert claims["neurons_high_vs_random"].verdict == against_random
     assert claims["neurons_high_vs_low"].verdict == against_low
 
@@ -262,7 +277,7 @@ def test_features_as_spread_as_random_ones_are_no_sparser(tmp_path: Path):
     for size in (300, 600):
         rows = np.concatenate([directions(300, 64, 0), directions(size - 300 + 8, 64, size)])
         write_dictionary(tmp_path / str(size + 8), rows, np.ones(size + 8, np.int64))
-    claim = assess(tmp_path)["neurons_high_vs_random"]
+    claim = Verdicts(tmp_path)["neurons_high_vs_random"]
     assert claim.interval is not None
     assert claim.interval[0] < 0 < claim.interval[1]
     assert claim.verdict == HOLDS
@@ -279,17 +294,17 @@ def test_a_few_features_on_one_neuron_are_outliers_and_many_are_not(
         write_dictionary(
             tmp_path / str(size), np.concatenate([rows, more]), np.ones(size, np.int64)
         )
-    claim = assess(tmp_path)["neuron_outliers"]
+    claim = Verdicts(tmp_path)["neuron_outliers"]
     assert (claim.verdict, claim.ours) == (expected, f"{lone} of 300 features above the threshold")
 
 
 @pytest.mark.parametrize(("dead", "expected"), [(1.0, HOLDS), (0.5, OPEN), (0.0, FAILS)])
 def test_the_lower_hump_is_made_of_dead_features_or_not(tmp_path: Path, dead: float, expected: str):
     grown(tmp_path, {128: 64, 256: 128, 512: 128}, dead=dead)
-    claim = assess(tmp_path)["low_hump_dead"]
+    claim = Verdicts(tmp_path)["low_hump_dead"]
     assert claim.verdict == expected
     assert claim.ours.startswith(f"{dead:.0%} never active")
-    alive = assess(tmp_path, features="alive")["low_hump_dead"]
+    alive = Verdicts(tmp_path, features="alive")["low_hump_dead"]
     assert alive.verdict == OPEN
 
 
@@ -299,7 +314,7 @@ def test_a_verdict_agrees_with_a_paper_that_says_the_same_be_it_that_a_claim_doe
     seeded(tmp_path / "alike", {64: [0.1]}, (0, 1))
     seeded(tmp_path / "apart", {64: [9.0]}, (0, 1))
     for name, held, agrees, shown in (("alike", HOLDS, False, "no"), ("apart", FAILS, True, "yes")):
-        found = assess(tmp_path / name)
+        found = Verdicts(tmp_path / name)
         claim = found["shared_across_seeds"]
         assert (claim.verdict, claim.agrees, claim.as_json()["agrees"]) == (held, agrees, agrees)
         assert found["found_along_chain"].agrees is None
@@ -313,20 +328,20 @@ def test_what_is_found_in_most_larger_dictionaries_is_not_found_in_every_one(tmp
     for size, known in ((100, 100), (120, 100), (140, 70)):
         rows = np.concatenate([truth[:known], directions(size - known, 64, size)])
         write_dictionary(tmp_path / str(size), rows, np.ones(size, np.int64))
-    claim = assess(tmp_path)["found_along_chain"]
+    claim = Verdicts(tmp_path)["found_along_chain"]
     assert (claim.verdict, claim.ours) == (FAILS, "70% (70 of 100)")
 
 
 def test_one_histogram_with_one_hump_is_enough_against_two_humps_in_every_one(tmp_path: Path):
     grown(tmp_path, {96: 0, 128: 64, 256: 128, 512: 128})
-    claim = assess(tmp_path)["bimodal"]
+    claim = Verdicts(tmp_path)["bimodal"]
     assert claim.ours.startswith("2 of 3 sizes")
     assert claim.verdict == FAILS
 
 
 def test_dictionaries_too_small_for_the_dip_test_leave_bimodality_open(tmp_path: Path):
     write_study(tmp_path, sizes=(8, 16, 32))
-    claim = assess(tmp_path)["bimodal"]
+    claim = Verdicts(tmp_path)["bimodal"]
     assert (claim.verdict, "too few" in claim.ours) == (OPEN, True)
 
 
@@ -340,7 +355,7 @@ def test_one_broad_hump_has_no_lower_one(tmp_path: Path):
     write_dictionary(tmp_path / "small", rows, np.ones(200, np.int64))
     more = np.concatenate([near, directions(8, 256, 2)])
     write_dictionary(tmp_path / "large", unit(more), np.ones(208, np.int64))
-    found = assess(tmp_path)
+    found = Verdicts(tmp_path)
     assert (found["bimodal"].verdict, found["low_hump_random"].verdict) == (FAILS, OPEN)
 
 
@@ -349,10 +364,10 @@ def test_the_value_beside_an_interval_over_seeds_is_the_mean_over_seeds(tmp_path
     comparison = compared(tmp_path).comparison
     chains = comparison.study.chains
     mean = np.mean([comparison.numbers(chain.entries[0])["mmcs"] for chain in chains])
-    assert f"MMCS {mean:.3f}" in assess(tmp_path)["mmcs_above_random"].ours
+    assert f"MMCS {mean:.3f}" in Verdicts(tmp_path)["mmcs_above_random"].ours
     counts = [comparison.mcs(chain.entries[0]) > 0.9 for chain in chains]
     shown = f"({np.sum(counts)} of {np.size(counts)} in 3 seeds)"
-    assert shown in assess(tmp_path)["share_above_threshold"].ours
+    assert shown in Verdicts(tmp_path)["share_above_threshold"].ours
 
 
 def test_the_slope_is_that_of_the_main_kind_which_is_named(tmp_path: Path):

@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,13 +46,30 @@ ALONE = ("claims", "heatmap", "histograms", "sizes", "agreement", "ridge", "spar
 
 
 @pytest.fixture(scope="module")
-def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def texts() -> dict[str, tuple[float, float]]:
+    """Of each figure of the study that is `analysed`, its width and its smallest text."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def analysed(
+    tmp_path_factory: pytest.TempPathFactory, texts: dict[str, tuple[float, float]]
+) -> Path:
     folder = tmp_path_factory.mktemp("study")
+    save = figures.save
+
+    def noted(figure: Figure, folder: Path, key: str) -> Path:
+        path = save(figure, folder, key)
+        shown = (t for t in figure.findobj(Text) if t.get_visible() and t.get_text())
+        texts[key] = figure.get_figwidth(), min(text.get_fontsize() for text in shown)
+        return path
+
     write_study(folder / "sae", sizes=(16, 32, 64), l1s=(0.01, 0.03, 0.1), seeds=(0, 1))
     broken = folder / "sae" / "<b>broken&"
     (broken / ".hydra").mkdir(parents=True)
     stage.check(config_of(folder, *ALONE))
-    stage.run(config_of(folder, *ALONE))
+    with mock.patch.object(figures, "save", noted):
+        stage.run(config_of(folder, *ALONE))
     return folder / "analysis"
 
 
@@ -121,10 +139,11 @@ def test_a_later_run_leaves_nothing_of_an_earlier_one_but_what_is_not_its_own(
     assert strays == [str(folder / name) for name in ("mine.csv", "stray.safetensors")]
 
 
-def test_a_part_is_made_anew_and_the_others_of_the_same_dictionaries_are_kept(tmp_path: Path):
-    write_study(tmp_path / "sae", sizes=(8, 16, 32), l1s=(0.01, 0.1), seeds=(0, 1))
+def test_a_part_is_made_anew_and_the_others_of_the_same_dictionaries_are_kept(
+    analysed: Path, tmp_path: Path
+):
+    shutil.copytree(analysed.parent, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "analysis"
-    stage.run(config_of(tmp_path, *ALONE))
     before = {name: (folder / name).read_bytes() for name in files_in(folder)}
     (folder / "heatmap_mmcs.png").write_bytes(b"")
     stage.run(config_of(tmp_path, "heatmap"))
@@ -144,10 +163,9 @@ def test_a_part_is_made_anew_and_the_others_of_the_same_dictionaries_are_kept(tm
     assert not any("analysis" in fault for fault in faults), faults
 
 
-def test_verdicts_of_parts_that_are_kept_are_kept_too(tmp_path: Path):
-    write_study(tmp_path / "sae", sizes=(8, 16, 32), l1s=(0.01, 0.1), seeds=(0, 1))
+def test_verdicts_of_parts_that_are_kept_are_kept_too(analysed: Path, tmp_path: Path):
+    shutil.copytree(analysed.parent, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "analysis" / "claims.json"
-    stage.run(config_of(tmp_path, *ALONE))
     before = json.loads(path.read_text())
     stage.run(config_of(tmp_path, "claims", "frontier"))
     assert json.loads(path.read_text()) == before
@@ -291,22 +309,11 @@ def test_every_variant_can_be_shown_and_is_named_on_the_heat_map(tmp_path: Path,
     assert str(variant) in figure.get_suptitle()
 
 
-def test_every_text_of_every_figure_is_legible_in_print(tmp_path: Path):
-    write_study(tmp_path, sizes=(8, 16, 32), l1s=(0.01, 0.03, 0.1), seeds=(0, 1), d=16)
-    seen: list[str] = []
-
-    def draw(key: str, figure: Any) -> None:
-        figure.canvas.draw()
-        assert figure.get_figwidth() <= 7
-        for text in figure.findobj(Text):
-            if text.get_visible() and text.get_text():
-                assert text.get_fontsize() >= 7.99, (key, text.get_text())
-        figures.plt.close(figure)
-        seen.append(key)
-
-    with figures.style():
-        frame.make(compared(tmp_path, *ALONE, draw=draw))
-    assert len(seen) == 12
+def test_every_text_of_every_figure_is_legible_in_print(
+    analysed: Path, texts: dict[str, tuple[float, float]]
+):
+    assert len(texts) == 12
+    assert all(width <= 7 and size >= 7.99 for width, size in texts.values()), texts
 
 
 def test_a_sweep_over_k_has_its_heat_map_over_k_and_one_over_l1_over_l1(tmp_path: Path):

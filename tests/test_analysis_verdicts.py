@@ -14,7 +14,7 @@ from analysis_study import (
     write_dictionary,
     write_study,
 )
-from test_analysis_claims import assess
+from test_analysis_claims import Verdicts, assess
 
 from sparse_dict.analysis import frame, stage
 from sparse_dict.analysis.claim import FAILS, HOLDS, OPEN
@@ -49,7 +49,7 @@ def write(folder: Path, sizes=(32, 64, 128), fvu=0.1, fires=9, rows=None, l1=0.0
 )
 def test_dictionaries_that_explain_nothing_decide_no_claim(tmp_path: Path, fault, reason: str):
     write(tmp_path / "well")
-    assert assess(tmp_path / "well")["mmcs_above_random"].verdict == HOLDS
+    assert Verdicts(tmp_path / "well")["mmcs_above_random"].verdict == HOLDS
     write(tmp_path / "not", **fault)
     found = assess(tmp_path / "not")
     assert {claim.verdict for claim in found.values()} == {OPEN}
@@ -64,7 +64,7 @@ def test_dictionaries_that_explain_nothing_decide_no_claim(tmp_path: Path, fault
 def test_one_that_is_dead_at_the_chosen_level_takes_the_claims_on_that_level(tmp_path: Path):
     write(tmp_path, sizes=(32, 64))
     write(tmp_path, sizes=(128,), fires=0, fvu=1.2)
-    found = assess(tmp_path)
+    found = Verdicts(tmp_path)
     assert found["share_above_threshold"].verdict == OPEN
     assert "1 of 3 dictionaries at L1 0.03 explain nothing (1 dead)" in found["bimodal"].ours
 
@@ -72,24 +72,24 @@ def test_one_that_is_dead_at_the_chosen_level_takes_the_claims_on_that_level(tmp
 def test_a_level_at_which_all_is_dead_does_not_spoil_the_one_that_is_shown(tmp_path: Path):
     write(tmp_path)
     write(tmp_path, fires=0, fvu=2.1, l1=0.3)
-    assert assess(tmp_path)["mmcs_above_random"].verdict == HOLDS
+    assert Verdicts(tmp_path)["mmcs_above_random"].verdict == HOLDS
     assert summary.alarm(measured(tmp_path)) is None
 
 
 def test_the_best_l1_of_a_size_is_none_at_which_its_dictionary_explains_nothing(tmp_path: Path):
     """Without the faults the middle L1 is the best of all three sizes, and the ridge vertical."""
     write_study(tmp_path, sizes=(32, 64, 128, 256), l1s=(0.01, 0.03, 0.1), d=64)
-    assert assess(tmp_path)["ridge_vertical"].verdict == HOLDS
+    assert Verdicts(tmp_path)["ridge_vertical"].verdict == HOLDS
     for path in tmp_path.glob("*l1=0.03*/metrics.json"):
         metrics = json.loads(path.read_text())
         path.write_text(json.dumps(metrics | {"fvu": 1.5}))
-    assert assess(tmp_path)["ridge_vertical"].verdict == OPEN
+    assert Verdicts(tmp_path)["ridge_vertical"].verdict == OPEN
 
 
 def test_random_dictionaries_that_do_reconstruct_still_fail(tmp_path: Path):
     for size in (32, 64, 128):
         write_dictionary(tmp_path / str(size), directions(size, 64, size), np.full(size, 9))
-    assert assess(tmp_path)["share_above_threshold"].verdict == FAILS
+    assert Verdicts(tmp_path)["share_above_threshold"].verdict == FAILS
 
 
 def test_the_log_ends_and_the_report_begins_with_what_was_trained_found_and_left_open(

@@ -93,7 +93,11 @@ def test_the_workspace_shows_the_studys_pictures_scatter_coordinates_and_curves(
     ("key", "line"),
     [
         ({}, r"no API key for {url}: a workspace needs an account; run `wandb login`"),
-        (KEY, r"wandb did not take the workspace: .*{url}.*"),
+        pytest.param(
+            KEY,
+            r"wandb did not take the workspace: .*{url}.*",
+            marks=pytest.mark.slow,  # it tries for twenty seconds
+        ),
     ],
 )
 def test_without_a_key_or_a_server_it_ends_with_one_line(
