@@ -192,7 +192,7 @@ def test_a_failed_compilation_is_told_once_and_trains_without(monkeypatch, caplo
 def test_the_compiled_step_is_one_graph_and_computes_the_same(variant, caplog):
     rows = list(sparse_rows(4 * 300, D_IN).split(300))
     configs = alike(variant)
-    states = [State.initial(config, D_IN, D_IN, CPU) for config in configs]
+    states = [begun(config, D_IN) for config in configs]
     step = DenseStep(states, compiled=True, max_features=EVERYTHING)
     for t, x in enumerate(rows, start=1):
         take(step, configs, t, x)

@@ -200,6 +200,7 @@ def test_a_dictionary_of_the_true_size_finds_the_true_features(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_authors_settings_give_what_their_code_gave(tmp_path):
     """d = 64, G = 128, correlated, value U*U, 8,000 steps; their code's numbers in the comments."""
     divided = dict(l1_scaling="dict_size")

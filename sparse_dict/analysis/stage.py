@@ -211,7 +211,7 @@ def restate(study: "Study", config: AnalyzeConfig) -> None:
             y = targets_of(one, config)
         except UserError:
             continue
-        last = cache(lambda rows, y=y: moments_of(y, y.rows - rows, y.rows).variance)
+        last = cache(lambda rows, y=y: moments_of(y, max(y.rows - rows, 0), y.rows).variance)
         for metrics in old:
             seen = ActivationsConfig(**(metrics["config"].get("activations") or NEITHER))
             variance = last(int(metrics["eval_rows"])) / Scaling.of(seen, y).scale ** 2

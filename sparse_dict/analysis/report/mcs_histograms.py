@@ -32,17 +32,17 @@ def draw(
     comparison: Comparison, panels: Sequence[tuple[Entry, Variant]], columns: int, levels: bool
 ) -> Figure:
     """A histogram of MCS for each dictionary and variant, with its title, under both nulls."""
-    height = 1.6 if levels else 1.8
+    height, titles = 1.6 if levels else 1.8, [titled(comparison, *of, levels) for of in panels]
     rows = pd.concat(
         entry.features(
-            panel=titled(comparison, entry, variant, levels), MCS=comparison.mcs(entry, variant),
+            panel=title, MCS=comparison.mcs(entry, variant),
             of=np.where(entry.alive, "alive", "dead"),
         )
-        for entry, variant in panels
+        for title, (entry, variant) in zip(titles, panels, strict=True)
     )  # fmt: skip
     grid = figures.facets(
         sns.displot, rows.dropna(), "", x="MCS", hue="of", palette=COLOURS,
-        col="panel", col_wrap=columns, bins=BINS, multiple="stack", element="step", lw=0, alpha=1,
+        col="panel", col_order=titles, col_wrap=columns, bins=BINS, multiple="stack", element="step", lw=0, alpha=1,
         height=height, aspect=figures.WIDTH / columns / height, facet_kws={"sharey": False},
     )  # fmt: skip
     grid.set_titles("{col_name}", size=8).set_axis_labels("MCS", "features")

@@ -44,7 +44,9 @@ def show(context: Context) -> Blocks:
     study = context.tables
     if not study.shown.empty:
         shares = chains(study)
-        yield context.figure("agreement_sizes", draw(study, shares))
+        none = study.shown.groupby("size")["found"].count().loc[lambda n: n == 0].index
+        note = f"No feature counts at size {', '.join(map(str, none))}." if len(none) else ""
+        yield context.figure("agreement_sizes", draw(study, shares), note)
         table = shares.pivot(index=["size", "features"], columns="up to", values="share")
         yield Table("Found in every dictionary up to each size", table.reset_index())
     yield from seeds.show(context)
