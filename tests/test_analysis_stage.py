@@ -279,6 +279,15 @@ def test_a_dictionary_without_a_feature_that_counts_is_left_out_and_said(
         assert "16,0: none of its features is active, and comparison.features=alive" in page
 
 
+def test_parts_of_a_study_of_which_no_feature_counts_say_so(tmp_path: Path):
+    for size, alive in ((8, 8), (16, 2)):  # too few to match
+        count = np.where(np.arange(size) < alive, 100, 0)
+        write_dictionary(tmp_path / "sae" / str(size), directions(size, 8, 0), count)
+    comparison = settings_of(features="alive", matching="hungarian")
+    stage.run(config_of(tmp_path, "histograms", "agreement", comparison=comparison))
+    assert "No feature counts at size 8." in (tmp_path / "analysis" / "report.html").read_text()
+
+
 def test_a_single_dictionary_gives_a_report_that_says_what_is_missing(tmp_path: Path):
     write_dictionary(tmp_path / "sae" / "one", directions(8, 4, 0), np.full(8, 1, np.int64))
     stage.run(config_of(tmp_path, *ALONE))

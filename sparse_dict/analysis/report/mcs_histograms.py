@@ -23,9 +23,10 @@ def titled(comparison: Comparison, entry: Entry, variant: Variant, of_levels: bo
     if of_levels:
         alive = comparison.numbers(entry, variant.of("alive"))["n_above"]
         return f"{entry.setting}, size {entry.size}\n{of['n_above']} ({alive} alive)"
-    kind = "alive" if variant.features == "alive" else "features"
-    above = f"{of['n_above']} of {of['n']} {kind} above {bar:g}"
-    return f"{entry.size} in {of['partners'].replace(' ', '/')}: {above} ({of['share_above']:.0%})"
+    kind, where = "alive" if variant.features == "alive" else "features", of["partners"]
+    above = f"{of['n_above']} of {of['n']} {kind} above {bar:g} ({of['share_above']:.0%})"
+    told = above if of["n"] else "no feature counts"
+    return f"{entry.size} in {where.replace(' ', '/')}: {told}"
 
 
 def draw(
@@ -41,9 +42,10 @@ def draw(
         for title, (entry, variant) in zip(titles, panels, strict=True)
     )  # fmt: skip
     grid = figures.facets(
-        sns.displot, rows.dropna(), "", x="MCS", hue="of", palette=COLOURS,
-        col="panel", col_order=titles, col_wrap=columns, bins=BINS, multiple="stack", element="step", lw=0, alpha=1,
-        height=height, aspect=figures.WIDTH / columns / height, facet_kws={"sharey": False},
+        sns.displot, rows.dropna(), "", x="MCS", hue="of", palette=COLOURS, col="panel",
+        col_order=titles, col_wrap=columns, bins=BINS, multiple="stack", element="step", lw=0,
+        alpha=1, height=height, aspect=figures.WIDTH / columns / height,
+        facet_kws={"sharey": False},
     )  # fmt: skip
     grid.set_titles("{col_name}", size=8).set_axis_labels("MCS", "features")
     for axis, (entry, variant) in zip(grid.axes.flat, panels, strict=True):

@@ -42,11 +42,12 @@ def _run(context: Context, entry: Entry, features: str) -> NDArray[np.float64]:
 def show(context: Context) -> Blocks:
     """Features found again across sizes and seeds."""
     study = context.tables
-    if not study.shown.empty:
+    counted = {*study.shown.dropna(subset="found")["size"]}
+    if none := sorted({*study.shown["size"]} - counted):
+        yield f"No feature counts at size {', '.join(map(str, none))}."
+    if counted:
         shares = chains(study)
-        none = study.shown.groupby("size")["found"].count().loc[lambda n: n == 0].index
-        note = f"No feature counts at size {', '.join(map(str, none))}." if len(none) else ""
-        yield context.figure("agreement_sizes", draw(study, shares), note)
+        yield context.figure("agreement_sizes", draw(study, shares.dropna()))
         table = shares.pivot(index=["size", "features"], columns="up to", values="share")
         yield Table("Found in every dictionary up to each size", table.reset_index())
     yield from seeds.show(context)
