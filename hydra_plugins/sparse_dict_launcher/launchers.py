@@ -276,6 +276,7 @@ class JoblibLauncher(ShareLauncher):
         # a pool each, because one whose worker dies kills all its others
         pools = [ProcessPoolExecutor(1) for _ in workers]
         futures = [pool.submit(worker) for pool, worker in zip(pools, workers, strict=True)]
+        late = False
         try:
             return [_gathered(future.result) for future in futures]
         except (KeyboardInterrupt, Interrupted) as stop:
@@ -283,11 +284,11 @@ class JoblibLauncher(ShareLauncher):
                 for pid in [pid for pool in pools for pid in pool._processes]:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGTERM)
-            wait(futures, timeout=GRACE)
+            late = bool(wait(futures, timeout=GRACE).not_done)
             raise
         finally:
             for pool in pools:
-                pool.shutdown(kill_workers=True)
+                pool.shutdown(kill_workers=late)  # to kill takes pgrep, which containers may lack
 
 
 class RayLauncher(ShareLauncher):
