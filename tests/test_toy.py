@@ -277,7 +277,7 @@ def test_correlations_of_the_two_mmcs_are_scipys():
     table = pd.DataFrame({"mmcs": larger, "truth_mmcs": larger + rng.random(12)})
     table.loc[12] = [np.nan, 0.5]
     known = table.dropna()
-    pearson, spearman = truth.correlations(table)
+    pearson, spearman = true_features.correlations(table)
     x, y = known.iloc[:, 0], known.iloc[:, 1]
     assert pearson.value == pytest.approx(stats.pearsonr(x, y)[0])
     assert spearman.value == pytest.approx(stats.spearmanr(x, y)[0])
@@ -298,7 +298,7 @@ def test_predictions_are_listed_for_all_for_each_kind_and_for_those_large_enough
     found = truth.predictions(table, 16)
     assert found["of"].tolist() == ["all", "a", "b", "16 features or more"]
     assert found["dictionaries"].tolist() == [16, 8, 8, 6]
-    one, _ = truth.correlations(table[table["size"] == 16])
+    one, _ = true_features.correlations(table[table["size"] == 16])
     assert found["Pearson"].iloc[-1] == f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
 
 

@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 from sparse_dict.activations.toy import TRUTH
 from sparse_dict.analysis.context import Context
 from sparse_dict.analysis.measures import gaussian_rows
+from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, pearson, spearman
 from sparse_dict.analysis.measures.mcs import max_cosine
+from sparse_dict.analysis.tables import Tables
 from sparse_dict.errors import UserError
 from sparse_dict.storage import files, tensor_files
 
@@ -51,3 +53,14 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     long = each.rename_axis("true").reset_index().melt("true", None, "dictionary", "mcs")
     best = best.merge(long)
     return {"dictionaries": found, "truth": table, "truth_best": best}
+
+
+def known(study: Tables) -> pd.DataFrame:
+    """The dictionaries that were compared with the truth."""
+    return study.dictionaries.dropna(subset="truth_mmcs")
+
+
+def correlations(frame: pd.DataFrame) -> tuple[Estimate, Estimate]:
+    """Pearson's and Spearman's correlation of the two MMCS, bootstrap over dictionaries."""
+    pair = frame[["mmcs", "truth_mmcs"]].dropna().to_numpy(float)
+    return bootstrap([pair], lambda s: pearson(s[0])), bootstrap([pair], lambda s: spearman(s[0]))

@@ -82,9 +82,6 @@ def simulated(sizes: Sequence[int], d: int) -> Figure:
     return figure
 
 
-# --- claims ---------------------------------------------------------------------------------------
-
-
 def _bimodal(study: Tables) -> Found:
     """Of the lowest seed's sizes, how many are bimodal."""
     humps = study.others["humps"]

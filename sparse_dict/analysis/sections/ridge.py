@@ -13,7 +13,6 @@ from sparse_dict.analysis.context import Analysis, Blocks, Context
 from sparse_dict.analysis.measures.intervals import Estimate
 from sparse_dict.analysis.measures.peaks import fit
 from sparse_dict.analysis.report import figures
-from sparse_dict.analysis.report.figures import RED
 from sparse_dict.analysis.report.page import MISSING, Table
 from sparse_dict.analysis.sections.heatmap import by_family
 from sparse_dict.analysis.study import number
@@ -22,15 +21,11 @@ from sparse_dict.analysis.tables import Tables
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
     """The best L1 of each size, and the line through them, for each family in order."""
-    ridges, peaks = fit(cells(context))
-    return {"ridges": ridges, "ridge_peaks": peaks}
+    return dict(zip(("ridges", "ridge_peaks"), fit(cells(context)), strict=True))
 
 
 def cells(context: Context) -> pd.DataFrame:
-    """The dictionaries of the main site that have a larger one.
-
-    One that explains nothing counts as random directions, so that it makes no peak.
-    """
+    """The main site's dictionaries that have a larger one; a useless one makes no peak."""
     known = by_family(context.tables, context.study.families)
     return known.assign(mmcs=known["mmcs"].where(known["fvu"] < 1, known["random_mmcs"]))
 
@@ -70,8 +65,7 @@ def best_l1(ridges: pd.DataFrame, peaks: pd.DataFrame, grid: list[float]) -> Fig
         axis.plot(of["size"], np.exp(row.intercept) * of["size"] ** row.slope, color=colour)
         filled = np.where(of["interior"], colour, "none")
         axis.scatter(of["size"], of["l1"], s=25, c=filled, edgecolors=colour, zorder=2)
-        label = named(row, "best L1").replace("; ", "\n")
-        axis.plot([], [], "o", color=colour, ms=5, label=label)
+        axis.plot([], [], "o", color=colour, ms=5, label=named(row, "best L1").replace("; ", "\n"))
     figures.size_axis(axis, sorted(peaks["size"].unique()))
     ticks = grid[:: -(-len(grid) // 9)]
     axis.set(
@@ -99,12 +93,12 @@ def ridge_heatmaps(
         # Cells are one wide with their centres at .5, so logarithms become positions by rank.
         ends = {"xp": np.log(levels), "fp": np.arange(len(levels)) + 0.5}
         places = np.arange(len(sizes)) + 0.83
-        at, filled = np.interp(np.log(of["l1"]), **ends), np.where(of["interior"], RED, "none")
-        up = places[np.searchsorted(sizes, of["size"])]
-        axis.scatter(at, up, s=25, c=filled, edgecolors=RED, clip_on=False)
+        at, red = np.interp(np.log(of["l1"]), **ends), figures.RED
+        look = {"c": np.where(of["interior"], red, "none"), "edgecolors": red, "clip_on": False}
+        axis.scatter(at, places[np.searchsorted(sizes, of["size"])], s=25, **look)
         line = row.intercept + row.slope * np.log(sizes)
-        xs = np.interp(line, **ends, left=np.nan, right=np.nan)
-        axis.plot(xs, places, color=RED, lw=1.2)
+        at = np.interp(line, **ends, left=np.nan, right=np.nan)
+        axis.plot(at, places, color=red, lw=1.2)
     return figure
 
 

@@ -72,9 +72,6 @@ def draw(study: Tables, pairs: pd.DataFrame) -> Figure:
     return figures.below(figure, right, 2, "size (right)", "right")
 
 
-# --- claims ---------------------------------------------------------------------------------------
-
-
 def _thirds(f: pd.DataFrame) -> pd.DataFrame:
     """Whether features are shared, and whether they are of the upper third by frequency, or lower.
 

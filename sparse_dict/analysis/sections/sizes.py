@@ -4,6 +4,7 @@ Everything here compares with the next size and counts all features, even where
 `comparison.against` or `comparison.features` say otherwise: the post's claims are about these.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,9 @@ FEWEST = 5  # features of each sort that a size needs to count in a slope of cou
 
 def show(context: Context) -> Blocks:
     """The curves, and the numbers behind them."""
-    study, main = context.tables, context.comparison.main
-    assert main is not None  # LARGER is there
-    table = counts(study)
-    nexts = Variant("max", "next", "all")
-    of = [context.comparison.numbers(entry, nexts, gaussian=True) for entry in main.entries[:-1]]
+    study, table = context.tables, counts(context.tables)
+    numbers = partial(context.comparison.numbers, variant=Variant("max", "next", "all"))
+    of = [numbers(entry, gaussian=True) for entry in context.comparison.shown_of()[:-1]]
     nulls = pd.DataFrame(of, index=table["size"])[["random_mmcs", "gaussian_mmcs"]]
     yield context.figure("sizes", draw(study, table, nulls))
     yield Table("Numbers of features by size", table, fold=len(table) > 12)
@@ -63,13 +62,9 @@ def draw(study: Tables, table: pd.DataFrame, nulls: pd.DataFrame) -> Figure:
     )  # fmt: skip
     right.axhline(study.about.d_in, color="0.4", ls=":", lw=1.2)
     figures.size_axis(right, [*sorts.index])
-    matching = MATCHING[study.about.comparison["matching"]]
-    title = f"What larger dictionaries add, {figures.titled(study)}"
-    figure.suptitle(f"{title}\n{matching}, next size, all features")
+    how = f"{MATCHING[study.about.comparison['matching']]}, next size, all features"
+    figure.suptitle(f"What larger dictionaries add, {figures.titled(study)}\n{how}")
     return figures.below(figure, right, columns=3)
-
-
-# --- claims ---------------------------------------------------------------------------------------
 
 
 def slope(sizes: Sizes) -> float:

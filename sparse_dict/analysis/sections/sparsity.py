@@ -89,9 +89,6 @@ def draw(known: pd.DataFrame, d: int) -> Figure:
     return figures.below(figure, left, 3)
 
 
-# --- claims ---------------------------------------------------------------------------------------
-
-
 def _known(features: pd.DataFrame) -> pd.DataFrame:
     """Effective neurons, of a feature that is found or not, and of random directions.
 

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from sparse_dict.analysis.claim import TRAIN, Claim, Found, Lies, Need
 from sparse_dict.analysis.comparison import GAUSSIAN
 from sparse_dict.analysis.context import Analysis, Blocks, Context
-from sparse_dict.analysis.measured.true_features import is_toy, measure
+from sparse_dict.analysis.measured.true_features import correlations, is_toy, known, measure
 from sparse_dict.analysis.measures import random_directions
-from sparse_dict.analysis.measures.intervals import Estimate, bootstrap, pearson, spearman
+from sparse_dict.analysis.measures.intervals import bootstrap
 from sparse_dict.analysis.report import figures
 from sparse_dict.analysis.report.page import Table
 from sparse_dict.analysis.study import setting
@@ -29,11 +29,6 @@ PANELS = {  # titles and formats of heat maps
 }
 
 COLUMNS = ["dictionary", "truth_mmcs", "truth_found", "larger_mmcs", "fvu", "l0", "dead"]
-
-
-def known(study: Tables) -> pd.DataFrame:
-    """The dictionaries that were compared with the truth."""
-    return study.dictionaries.dropna(subset="truth_mmcs")
 
 
 def show(context: Context) -> Blocks:
@@ -85,12 +80,6 @@ def predictor(frame: pd.DataFrame, shown: str) -> Figure:
     return figure
 
 
-def correlations(frame: pd.DataFrame) -> tuple[Estimate, Estimate]:
-    """Pearson's and Spearman's correlation of the two MMCS, bootstrap over dictionaries."""
-    pair = frame[["mmcs", "truth_mmcs"]].dropna().to_numpy(float)
-    return bootstrap([pair], lambda s: pearson(s[0])), bootstrap([pair], lambda s: spearman(s[0]))
-
-
 def predictions(frame: pd.DataFrame, n_features: int) -> pd.DataFrame:
     """`correlations` of all dictionaries, of each family, and of those that can hold the truth."""
     of_kind = frame.groupby("family") if frame["family"].nunique() > 1 else ()
@@ -102,9 +91,6 @@ def predictions(frame: pd.DataFrame, n_features: int) -> pd.DataFrame:
         if part["mmcs"].count() > 2
     ]
     return pd.DataFrame(rows, columns=["of", "dictionaries", "Pearson", "Spearman"])
-
-
-# --- claims ---------------------------------------------------------------------------------------
 
 
 def _found(study: Tables) -> Found:

@@ -87,9 +87,6 @@ def ends(points: pd.DataFrame) -> pd.DataFrame:
     return means[ends]
 
 
-# --- claims ---------------------------------------------------------------------------------------
-
-
 def _more(sizes: Sizes) -> list[float]:
     half, full, *_ = mean_of_means(sizes)
     return [full - half, half, full]
