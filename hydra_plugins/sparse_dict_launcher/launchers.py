@@ -280,6 +280,7 @@ class JoblibLauncher(ShareLauncher):
         try:
             return [_gathered(future.result) for future in futures]
         except (KeyboardInterrupt, Interrupted) as stop:
+            late = True  # a second signal does not wait
             if isinstance(stop, Interrupted):  # SIGTERM; Ctrl-C the workers have got themselves
                 for pid in [pid for pool in pools for pid in pool._processes]:
                     with suppress(ProcessLookupError):

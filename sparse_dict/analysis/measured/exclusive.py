@@ -5,21 +5,19 @@ those that look exclusive, for an L1 penalty makes shared features look so (Mind
 """
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sparse_dict.activations.store import MANIFEST
 from sparse_dict.analysis.context import Context
+from sparse_dict.analysis.measures import Floats
 from sparse_dict.analysis.study import Entry, setting
 from sparse_dict.config import ActivationsConfig
 from sparse_dict.errors import UserError
 from sparse_dict.sae.scaling import Scaling
 from sparse_dict.storage import files
 
-Floats = NDArray[np.floating[Any]]
 Pairs = dict[str, tuple[slice, slice]]  # columns of two sites of a row, one beside the other
 EXCLUSIVE, SHARED = 0.1, (0.4, 0.6)  # relative norms: up to the first from either end; within
 BARS = {"left_over": 0.2, "left_over_chance": 0.2, "twin": 0.7}  # above which it is not exclusive
